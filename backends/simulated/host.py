@@ -1,0 +1,76 @@
+"""What the CPU phases of a step cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from workbench.scheduler.batch import ModelWorkerBatch
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """Seconds of CPU per phase, as a function of the batch.
+
+    The defaults are an assumption, not a measurement: they put the CPU share of a decode step of an 8B model on a fast
+    GPU near the tenth that engines report to gain by overlapping it. Calibration replaces them.
+    """
+
+    receive_s: float = 10e-6
+    receive_message_s: float = 15e-6
+    """Per message: unpacking and queueing it."""
+    schedule_s: float = 60e-6
+    schedule_request_s: float = 0.5e-6
+    schedule_prefill_s: float = 20e-6
+    """Per request that is prefilled: prefix look-up, row and pages."""
+    prepare_s: float = 150e-6
+    """First part of launch: staging the inputs."""
+    prepare_request_s: float = 0.5e-6
+    graph_s: float = 60e-6
+    """Second part of launch: replaying a captured graph. The GPU starts after it."""
+    eager_s: float = 100e-6
+    """Second part of launch without a graph. The GPU starts with its first kernel and cannot end before its last."""
+    eager_layer_s: float = 35e-6
+    process_s: float = 60e-6
+    process_token_s: float = 2e-6
+    """Per sampled token: appending, checking, handing it on."""
+    process_ended_s: float = 30e-6
+    """Per request that ends: cache insertion and release."""
+    graph_max_batch: int = 256
+    """Decode batches up to this size replay a graph; 0 when graphs are off."""
+    layers: int = 32
+    """Layers that one worker launches: the stage's."""
+    _eager_s: float = field(init=False, repr=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_eager_s", self.eager_s + self.eager_layer_s * self.layers)
+
+    def receive(self, messages: int) -> float:
+        return self.receive_s + self.receive_message_s * messages
+
+    def schedule(self, batch: ModelWorkerBatch) -> float:
+        return (
+            self.schedule_s
+            + self.schedule_request_s * (batch.num_prefill + batch.decode_tokens)
+            + self.schedule_prefill_s * batch.num_prefill
+        )
+
+    def prepare(self, batch: ModelWorkerBatch) -> float:
+        """The part of launch that comes before the first kernel."""
+        return self.prepare_s + self.prepare_request_s * (batch.num_prefill + batch.decode_tokens)
+
+    def replays_graph(self, batch: ModelWorkerBatch) -> bool:
+        return not batch.num_prefill and batch.decode_tokens <= self.graph_max_batch
+
+    def issue(self, batch: ModelWorkerBatch) -> float:
+        """The part of launch that issues kernels."""
+        return self.graph_s if self.replays_graph(batch) else self._eager_s
+
+    def process(self, batch: ModelWorkerBatch, ended: int) -> float:
+        return self.process_s + self.process_token_s * batch.num_samples + self.process_ended_s * ended
+
+
+FREE_HOST = HostModel(
+    receive_s=0, receive_message_s=0, schedule_s=0, schedule_request_s=0, schedule_prefill_s=0, prepare_s=0,
+    prepare_request_s=0, graph_s=0, eager_s=0, eager_layer_s=0, process_s=0, process_token_s=0, process_ended_s=0,
+)  # fmt: skip
+"""A CPU that costs nothing: what a step takes without it."""

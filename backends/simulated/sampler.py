@@ -1,0 +1,50 @@
+"""Samples by script: every request writes what its trace says it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from workbench.scheduler.batch import ModelWorkerBatch
+
+END_OF_SEQUENCE = -2
+"""Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
+
+
+class ScriptedSampler:
+    """Returns each request's next scripted token, for all rows of a batch at once.
+
+    ``script(request_id)`` gives the prompt length and int32[n] output tokens; the caller ends them with
+    :data:`END_OF_SEQUENCE` where the model would stop.
+    """
+
+    def __init__(self, script: Callable[[str], tuple[int, np.ndarray]], rows: int) -> None:
+        self._script = script
+        self._tokens = np.zeros((rows, 1024), np.int32)
+        self._prompt_lens = np.zeros(rows, np.int64)
+        self._rows: np.ndarray | None = None
+        self._offsets = np.empty(0, np.int64)
+
+    def load(self, batch: ModelWorkerBatch) -> None:
+        """Take in the scripts of the requests that start in a batch."""
+        for row, request_id in batch.new_requests:
+            prompt_len, tokens = self._script(request_id)
+            # One more than the script: an overlapped step after the stop samples once more, and is dropped.
+            if len(tokens) + 1 > self._tokens.shape[1]:
+                grown = np.zeros((len(self._tokens), 2 * len(tokens)), np.int32)
+                grown[:, : self._tokens.shape[1]] = self._tokens
+                self._tokens = grown
+            self._tokens[row, : len(tokens)] = tokens
+            self._prompt_lens[row] = prompt_len
+            self._rows = None
+
+    def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
+        """int32[n]: output number ``seq_len - prompt_len`` of each row."""
+        if batch.rows is not self._rows:
+            self._rows = batch.rows
+            self._offsets = batch.rows * self._tokens.shape[1] - self._prompt_lens[batch.rows]
+        index = self._offsets + batch.seq_lens
+        if batch.unsampled is not None:
+            index[batch.unsampled] = 0  # inside the prompt: there is no output to take
+        return self._tokens.reshape(-1)[index]

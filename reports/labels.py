@@ -1,0 +1,167 @@
+"""How a metric is named, written and judged: shared by the terminal table, the verdict and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+Summaries = Mapping[str, Mapping[str, float | int | None]]
+
+
+class Unit(Enum):
+    """What a number counts."""
+
+    COUNT = ""
+    SECONDS = "s"
+    SHARE = "%"
+    REQUESTS_PER_S = "req/s"
+    TOKENS_PER_S = "tok/s"
+    TOKENS = "tok"
+
+
+class Better(Enum):
+    """Which of two values of a metric one would rather have."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    NEITHER = "neither"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of a comparison."""
+
+    name: str  # as in metrics.summarise
+    label: str
+    unit: Unit
+    better: Better = Better.NEITHER
+
+
+def _spread(name: str, label: str) -> list[Metric]:
+    parts = [("mean", "mean"), ("p50", "p50"), ("p90", "p90"), ("p99", "p99")]
+    return [Metric(f"{name}_{part}_s", f"{label} {shown}", Unit.SECONDS, Better.LOWER) for part, shown in parts]
+
+
+GROUPS: dict[str, list[Metric]] = {
+    "Requests": [
+        Metric("duration_s", "Duration", Unit.SECONDS),
+        Metric("requests_total", "Requests", Unit.COUNT),
+        Metric("requests_finished", "Finished", Unit.COUNT, Better.HIGHER),
+        Metric("requests_aborted", "Aborted", Unit.COUNT, Better.LOWER),
+        Metric("requests_rejected", "Rejected", Unit.COUNT, Better.LOWER),
+        Metric("requests_unfinished", "Unfinished", Unit.COUNT, Better.LOWER),
+    ],
+    "Throughput": [
+        Metric("request_throughput", "Requests", Unit.REQUESTS_PER_S, Better.HIGHER),
+        Metric("input_throughput", "Input tokens", Unit.TOKENS_PER_S, Better.HIGHER),
+        Metric("output_throughput", "Output tokens", Unit.TOKENS_PER_S, Better.HIGHER),
+        Metric("total_throughput", "All tokens", Unit.TOKENS_PER_S, Better.HIGHER),
+        Metric("goodput_rps", "Goodput in SLO", Unit.REQUESTS_PER_S, Better.HIGHER),
+        Metric("goodput_share", "Share in SLO", Unit.SHARE, Better.HIGHER),
+    ],
+    "Latency": [
+        *_spread("ttft", "TTFT"),
+        *_spread("tpot", "TPOT"),
+        *_spread("itl", "ITL"),
+        *_spread("e2e", "E2E"),
+        *_spread("queue", "Queueing"),
+    ],
+    "Use of time": [
+        Metric("gpu_busy_share", "GPU busy", Unit.SHARE, Better.HIGHER),
+        Metric("cpu_exposed_share", "CPU exposed", Unit.SHARE, Better.LOWER),
+        Metric("bubble_share", "Bubbles", Unit.SHARE, Better.LOWER),
+        Metric("no_work_share", "No work", Unit.SHARE),
+        Metric("host_cpu_share", "Host CPU", Unit.SHARE, Better.LOWER),
+        Metric("gpu_prefill_s", "GPU in prefill", Unit.SECONDS),
+        Metric("gpu_decode_s", "GPU in decode", Unit.SECONDS),
+        Metric("gpu_mixed_s", "GPU in mixed", Unit.SECONDS),
+    ],
+    "Scheduling": [
+        Metric("cache_hit_rate", "Cache hits", Unit.SHARE, Better.HIGHER),
+        Metric("retractions", "Retractions", Unit.COUNT, Better.LOWER),
+        Metric("iterations", "Iterations", Unit.COUNT),
+        Metric("iterations_prefill", "Prefill its.", Unit.COUNT),
+        Metric("iterations_decode", "Decode its.", Unit.COUNT),
+        Metric("iterations_mixed", "Mixed its.", Unit.COUNT),
+        Metric("mean_decode_batch", "Decode batch", Unit.COUNT),
+        Metric("peak_kv_used_tokens", "Peak KV", Unit.TOKENS),
+        Metric("peak_running", "Peak running", Unit.COUNT),
+        Metric("peak_waiting", "Peak waiting", Unit.COUNT),
+    ],
+}
+
+METRICS = {metric.name: metric for metrics in GROUPS.values() for metric in metrics}
+
+_QUIET_WHEN_ZERO = frozenset({"requests_aborted", "requests_rejected", "requests_unfinished", "gpu_mixed_s",
+                              "iterations_mixed", "iterations_prefill"})  # fmt: skip
+
+
+def shown_metrics(summaries: Summaries) -> dict[str, list[Metric]]:
+    """The groups without rows that would say nothing: no value in any run, or nobody aborted, or no mixed batch."""
+    groups = {
+        title: [metric for metric in metrics if _says_something(metric, values_of(metric, summaries))]
+        for title, metrics in GROUPS.items()
+    }
+    return {title: metrics for title, metrics in groups.items() if metrics}
+
+
+def _says_something(metric: Metric, values: Iterable[float | int | None]) -> bool:
+    known = [value for value in values if value is not None]
+    return any(known) if metric.name in _QUIET_WHEN_ZERO else bool(known)
+
+
+def values_of(metric: Metric, summaries: Summaries) -> list[float | int | None]:
+    """The metric in each run, in their order."""
+    return [summary.get(metric.name) for summary in summaries.values()]
+
+
+def best_of(metric: Metric, summaries: Summaries) -> list[bool]:
+    """Which runs have the best value; nobody has when there is no choice or all are alike."""
+    values = values_of(metric, summaries)
+    known = [value for value in values if value is not None]
+    if metric.better is Better.NEITHER or len(known) < 2 or min(known) == max(known):
+        return [False] * len(values)
+    best = max(known) if metric.better is Better.HIGHER else min(known)
+    return [value == best for value in values]
+
+
+def difference(value: float | int | None, base: float | int | None) -> float | None:
+    """`value` relative to `base`: 0.25 is 25 % more. None where there is nothing to compare with."""
+    if value is None or base is None or base == 0:
+        return None
+    return value / base - 1
+
+
+def percent(share: float | None, signed: bool = False) -> str:
+    """0.1234 as "12.3%"; with `signed` as "+12.3%"; ten times and more as a factor."""
+    if share is None:
+        return ""
+    if signed and share >= 9:
+        return f"x{share + 1:,.0f}"
+    if abs(share) < 0.0005:
+        return "±0%" if signed else "0.0%" if share == 0 else "<0.1%"
+    return f"{share * 100:+.1f}%" if signed else f"{share * 100:.1f}%"
+
+
+def written(values: list[float | int | None], unit: Unit) -> list[str]:
+    """The values of one row as text with units; seconds all in the unit (s, ms, µs) that suits the largest."""
+    factor, name, digits = _seconds_scale(values) if unit is Unit.SECONDS else (1.0, unit.value, None)
+    return ["-" if value is None else _one(value * factor, name, digits, unit) for value in values]
+
+
+def _seconds_scale(values: list[float | int | None]) -> tuple[float, str, int | None]:
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    if largest >= 1:
+        return 1.0, "s", 3 if largest < 100 else 1
+    return (1e3, "ms", 2 if largest < 0.1 else 1) if largest >= 1e-3 else (1e6, "µs", 1)
+
+
+def _one(value: float, name: str, digits: int | None, unit: Unit) -> str:
+    if unit is Unit.SHARE:
+        return f"{value * 100:.1f}%"
+    if digits is None:
+        digits = 0 if isinstance(value, int) or float(value).is_integer() or abs(value) >= 1000 else 1
+        if abs(value) < 10 and not float(value).is_integer():
+            digits = 2
+    return f"{value:,.{digits}f} {name}".rstrip()

@@ -1,0 +1,160 @@
+"""What the numbers say, in sentences: which run wins on what, by how much, and what in the records explains it.
+
+Everything is derived from the summaries of `metrics.summarise`. A sentence is written only when the number behind it is
+big enough to matter; the thresholds stand at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reports.labels import METRICS, Better, Summaries, percent, written
+
+ALIKE = 0.02
+"""Runs whose values differ by less than this are called equal."""
+NOTICEABLE_SHARE = 0.02
+"""A share of time or of tokens (or a difference of two) below this explains nothing."""
+QUEUE_BOUND = 0.5
+"""With more than this share of its TTFT spent queueing, a run is short of capacity rather than slow."""
+
+_Summary = Mapping[str, float | int | None]
+
+
+def verdict(summaries: Summaries) -> list[str]:
+    """Plain sentences: first the outcome, then the reasons. Never empty for at least one run."""
+    return [*_incomplete(summaries), *_winners(summaries), *_reasons(summaries)]
+
+
+def _incomplete(summaries: Summaries) -> list[str]:
+    lines = []
+    for name, summary in summaries.items():
+        finished, total = _number(summary, "requests_finished"), _number(summary, "requests_total")
+        if finished < total:
+            lost = [
+                f"{_number(summary, f'requests_{outcome}'):.0f} {outcome}"
+                for outcome in ("aborted", "rejected", "unfinished")
+                if _number(summary, f"requests_{outcome}")
+            ]
+            lines.append(
+                f"{name} finished {finished:,.0f} of {total:,.0f} requests ({', '.join(lost)});"
+                " its latencies and throughput count the finished ones."
+            )
+    return lines
+
+
+def _winners(summaries: Summaries) -> list[str]:
+    chosen = [
+        ("output_throughput", "output throughput"),
+        ("goodput_rps", "goodput within the SLO"),
+        ("ttft_p99_s", "p99 TTFT"),
+        ("tpot_mean_s", "mean TPOT"),
+    ]
+    lines = [_winner(name, label, summaries) for name, label in chosen]
+    return [line for line in lines if line]
+
+
+def _winner(name: str, label: str, summaries: Summaries) -> str:
+    metric = METRICS[name]
+    known = {run: value for run, summary in summaries.items() if (value := summary.get(name)) is not None}
+    if not known:
+        return ""
+    texts = dict(zip(known, written(list(known.values()), metric.unit), strict=True))
+    if len(known) == 1:
+        (run,) = known
+        return f"{run}: {label} {texts[run]}."
+    ranked = sorted(known, key=lambda run: known[run], reverse=metric.better is Better.HIGHER)
+    best, second, last = ranked[0], ranked[1], ranked[-1]
+    apart = abs(known[best] - known[last]) / (abs(known[last]) or 1.0)
+    if apart < ALIKE:
+        return f"{_capital(label)} is the same in all runs to within {percent(ALIKE)}: {texts[best]} in {best}."
+    word = "highest" if metric.better is Better.HIGHER else "lowest"
+    line = f"{best} has the {word} {label}: {texts[best]}"
+    against = [second] if second == last else [second, last]
+    return f"{line}, {' and '.join(_against(known, texts, best, other) for other in against)}."
+
+
+def _against(known: Mapping[str, float | int], texts: Mapping[str, str], best: str, other: str) -> str:
+    if not known[other]:
+        return f"against {texts[other]} in {other}"
+    share = known[best] / known[other] - 1
+    size = f"{abs(share) * 100:.1f}%" if abs(share) < 1 else f"{share + 1:.1f} times, or {share * 100:.0f}%"
+    return f"{size} {'above' if share > 0 else 'below'} {other} ({texts[other]})"
+
+
+def _reasons(summaries: Summaries) -> list[str]:
+    return [*_cpu(summaries), *_bubbles(summaries), *_cache(summaries), *_retraction(summaries), *_queueing(summaries)]
+
+
+def _cpu(summaries: Summaries) -> list[str]:
+    # With several stages the first one also idles in bubbles, so there the exposed share says nothing about the CPU.
+    single = {run: summary for run, summary in summaries.items() if summary.get("bubble_share") is None}
+    exposed = _known(single, "cpu_exposed_share")
+    if not exposed:
+        return []
+    most, least = max(exposed, key=exposed.__getitem__), min(exposed, key=exposed.__getitem__)
+    if exposed[most] - exposed[least] >= NOTICEABLE_SHARE:
+        return [
+            f"In {most} the GPU stands idle {percent(exposed[most])} of the time with requests at hand, waiting for the"
+            f" CPU; in {least} {percent(exposed[least])}, as the CPU works while the GPU does"
+            f" (its own work takes {percent(single[least].get('host_cpu_share'))} of the time)."
+        ]
+    if exposed[least] >= NOTICEABLE_SHARE:
+        return [f"Every run leaves the GPU idle at least {percent(exposed[least])} of the time, waiting for the CPU."]
+    return []
+
+
+def _bubbles(summaries: Summaries) -> list[str]:
+    return [
+        f"In {run} the stages idle {percent(share)} of the time in which there is work: pipeline bubbles and CPU waits."
+        for run, share in _known(summaries, "bubble_share").items()
+        if share >= NOTICEABLE_SHARE
+    ]
+
+
+def _cache(summaries: Summaries) -> list[str]:
+    rates = _known(summaries, "cache_hit_rate")
+    if not rates or max(rates.values()) < NOTICEABLE_SHARE:
+        return []
+    best, worst = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
+    if rates[best] - rates[worst] < NOTICEABLE_SHARE:
+        return [f"The prefix cache spares {percent(rates[best])} of the input tokens" + _everywhere(rates)]
+    return [
+        f"The prefix cache spares {best} {percent(rates[best])} of its input tokens, {worst} {percent(rates[worst])}."
+    ]
+
+
+def _everywhere(values: Mapping[str, float]) -> str:
+    return ", in every run alike." if len(values) > 1 else "."
+
+
+def _retraction(summaries: Summaries) -> list[str]:
+    counts = {run: count for run, count in _known(summaries, "retractions").items() if count}
+    if not counts:
+        return []
+    listed = ", ".join(f"{count:,.0f} times in {run}" for run, count in counts.items())
+    return [f"KV memory ran out: requests were retracted and computed again {listed}."]
+
+
+def _queueing(summaries: Summaries) -> list[str]:
+    bound = {}
+    for run, summary in summaries.items():
+        ttft_s, queue_s = summary.get("ttft_mean_s"), summary.get("queue_mean_s")
+        if ttft_s and queue_s is not None and queue_s / ttft_s > QUEUE_BOUND:
+            bound[run] = f"{percent(queue_s / ttft_s)} in {run}"
+    if not bound:
+        return []
+    return [
+        f"Most of the mean TTFT is queueing before the first batch ({', '.join(bound.values())}): capacity is short."
+    ]
+
+
+def _known(summaries: Summaries, name: str) -> dict[str, float]:
+    return {run: value for run, summary in summaries.items() if (value := summary.get(name)) is not None}
+
+
+def _number(summary: _Summary, name: str) -> float:
+    return summary.get(name) or 0
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,249 @@
+"""The HTML page: what its charts are given, that it is safe and repeatable, and that a browser draws it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reports.errors import RecordError
+from reports.metrics import latency_samples, summarise
+from reports.page import MOST_BYTES, write_report
+from reports.record import RunRecord
+from reports.series import latency_cdfs, over_time, run_over_time
+from reports.settings import compare_settings, notes
+from reports.timeline import Bar, busiest_windows
+from tests.reports.records import iteration_row, record_of, request_row, toy_run
+
+COMMAND = 'workbench simulate trace.jsonl --note "</script><b>x"'
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, RunRecord]:
+    return {
+        loop: toy_run(loop, number=60, pp=2 if loop == "pipeline" else 1) for loop in ("normal", "overlap", "pipeline")
+    }
+
+
+@pytest.fixture(scope="module")
+def page_path(runs: dict[str, RunRecord], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(runs, path, "Toy runs <compared>", COMMAND, slo_ttft_s=0.1)
+    return path
+
+
+def test_a_page_is_one_small_file_and_the_same_every_time(
+    runs: dict[str, RunRecord], page_path: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "sub/again.html"
+    write_report(runs, again, "Toy runs <compared>", COMMAND, slo_ttft_s=0.1)
+    assert again.read_bytes() == page_path.read_bytes()
+    assert len(page_path.read_bytes()) < MOST_BYTES
+    assert [path.name for path in again.parent.iterdir()] == ["again.html"]
+
+
+def test_nothing_on_the_page_points_outside_of_it(page_path: Path) -> None:
+    text = page_path.read_text()
+    assert not re.search(r"(src|href)\s*=|@import|url\(|fetch\(|XMLHttpRequest", text)
+
+
+def test_names_and_commands_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    record = toy_run(number=5)
+    path = tmp_path / "report.html"
+    write_report({"</script><script>alert(1)</script>": record}, path, "<i>", COMMAND)
+    text = path.read_text()
+    assert "<script>alert" not in text and "<i>" not in text.split("<body>")[0] and "</script><b>" not in text
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert data and json.loads(data[1])["runs"] == ["</script><script>alert(1)</script>"]
+
+
+def test_the_table_of_the_page_holds_every_metric(runs: dict[str, RunRecord], page_path: Path) -> None:
+    text = page_path.read_text()
+    for name, value in summarise(runs["pipeline"], slo_ttft_s=0.1).items():
+        assert (f'data-metric="{name}"' in text) or not value
+
+
+def test_many_long_runs_stay_below_two_megabytes(tmp_path: Path) -> None:
+    record = toy_run(number=100)
+    write_report({f"run {i}": record for i in range(24)}, tmp_path / "r.html", "t", "c")
+    assert (tmp_path / "r.html").stat().st_size < MOST_BYTES
+
+
+def test_a_page_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no run"):
+        write_report({}, tmp_path / "r.html", "t", "c")
+
+
+def test_a_run_in_which_nothing_happened_still_makes_a_page(tmp_path: Path) -> None:
+    record = record_of([request_row(request_id="a", arrival_s=0.0, status="unfinished")])
+    write_report({"a": record}, tmp_path / "r.html", "t", "c")
+    assert "a finished 0 of 1 requests" in (tmp_path / "r.html").read_text()
+
+
+def test_cdf_charts_are_exact_at_their_points(runs: dict[str, RunRecord]) -> None:
+    charts = latency_cdfs(runs)
+    for latency, chart in charts.items():
+        assert len(chart["x"]) <= 2000 and chart["x"] == sorted(chart["x"])
+        for name, shares in chart["runs"].items():
+            values = np.repeat(*latency_samples(runs[name])[latency])
+            for x, share in list(zip(chart["x"], shares, strict=True))[::20]:
+                assert share == pytest.approx((values <= x * (1 + 1e-5)).mean(), abs=0.02)
+            assert shares[-1] == 1
+
+
+def test_charts_over_time_add_up_to_the_whole_run(runs: dict[str, RunRecord]) -> None:
+    charts = over_time(runs)
+    assert len(charts["t"]) <= 1000
+    for name, record in runs.items():
+        column, series = record.iterations, charts["runs"][name]
+        last = column["stage"] == column["stage"].max()
+        assert sum(series["decode_tokens"]) * charts["bucket_s"] == pytest.approx(
+            column["decode_tokens"][last].sum(), rel=1e-3
+        )
+        busy_s = (column["end_s"] - column["start_s"]).sum() / (column["stage"].max() + 1)
+        assert sum(series["busy"]) * charts["bucket_s"] == pytest.approx(busy_s, rel=1e-3)
+        assert max(series["busy"]) <= 1.0001
+
+
+def test_counts_over_time_are_means_that_fall_to_zero_when_work_is_done() -> None:
+    request = request_row(request_id="a", arrival_s=0.0, scheduled_s=1.0, first_token_s=3.0, finish_s=3.5)
+    rows = [
+        iteration_row(start_s=1.0, end_s=2.0, running=2, waiting=4, kv_used_tokens=10, requests=2, prefill_tokens=8),
+        iteration_row(iteration=1, mode=1, start_s=2.0, end_s=3.0, running=1, kv_used_tokens=12, requests=1,
+                      decode_tokens=1),
+    ]  # fmt: skip
+    series = run_over_time(record_of([request], rows), np.array([0.0, 1.5, 3.0, 4.0]))
+    assert series["running"].tolist() == pytest.approx([2 * 0.5 / 1.5, (0.5 * 2 + 1) / 1.5, 0.5])
+    assert series["waiting"].tolist() == pytest.approx([4 * 0.5 / 1.5, 4 * 0.5 / 1.5, 0])
+    assert series["kv"].tolist() == pytest.approx([10 * 0.5 / 1.5, (10 * 0.5 + 12) / 1.5, 12])  # the cache keeps it
+    assert series["busy"].tolist() == pytest.approx([0.5 / 1.5, 1, 0])
+    assert series["prefill"].tolist() == pytest.approx([0.5 / 1.5, 0.5 / 1.5, 0])
+    assert series["prefill_tokens"].tolist() == pytest.approx([0, 8 / 1.5, 0])
+    assert series["batch"].tolist()[:2] == [2, 1] and np.isnan(series["batch"][2])
+
+
+def disjoint(bars: list[Bar]) -> bool:
+    return all(later.begin_s >= earlier.end_s - 1e-9 for earlier, later in pairwise(bars))
+
+
+def test_no_lane_of_the_timeline_does_two_things_at_once(runs: dict[str, RunRecord]) -> None:
+    windows = busiest_windows(runs)
+    assert len({round(window.end_s - window.begin_s, 9) for window in windows.values()}) == 1
+    assert list(windows["normal"].lanes) == ["CPU", "GPU"]
+    assert list(windows["pipeline"].lanes) == ["CPU", "GPU 0", "GPU 1"]
+    for window in windows.values():
+        for bars in window.lanes.values():
+            assert 10 < len(bars) < 500 and disjoint(bars)
+
+
+def test_the_timeline_shows_the_cpu_beside_the_gpu_only_where_the_loop_overlaps(runs: dict[str, RunRecord]) -> None:
+    hidden_s = {}
+    for name in ("normal", "overlap"):
+        lanes = busiest_windows(runs)[name].lanes
+        hidden_s[name] = sum(
+            max(0.0, min(cpu.end_s, gpu.end_s) - max(cpu.begin_s, gpu.begin_s))
+            for cpu in lanes["CPU"]
+            for gpu in lanes["GPU"]
+        )
+    assert hidden_s["normal"] == pytest.approx(0, abs=1e-9)
+    assert hidden_s["overlap"] > 0.005
+
+
+def test_a_record_without_iterations_has_latencies_and_no_made_up_zeros(tmp_path: Path) -> None:
+    measured = toy_run(number=20)
+    record = RunRecord(measured.meta, measured.requests, record_of([]).iterations, measured.itl)
+    series = over_time({"theirs": record})["runs"]["theirs"]
+    assert all(value is None for values in series.values() for value in values)
+    found = summarise(record)
+    assert found["ttft_p99_s"] is not None and found["peak_running"] is None and found["gpu_decode_s"] is None
+    write_report({"theirs": record}, tmp_path / "r.html", "t", "c")
+    assert 'id="timeline"' not in (tmp_path / "r.html").read_text()
+
+
+def test_settings_are_split_into_shared_and_differing(runs: dict[str, RunRecord]) -> None:
+    differing, shared = compare_settings(runs)
+    assert differing["settings.loop"] == ["normal", "overlap", "pipeline"]
+    assert shared["model"] == "toy/model-1B" and shared["settings.chunk"] == "8192"
+    assert notes(runs) == ["made up by tests/reports/records.py"]
+
+
+def chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light")])
+def test_a_browser_draws_the_page_without_errors_or_requests(
+    browser: Any, page_path: Path, width: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    problems: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_path.as_uri())
+    assert problems == [] and requests == [page_path.as_uri()]
+    colours = page.evaluate(
+        """() => [...document.querySelectorAll("canvas")].map((canvas) => {
+            const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            return new Set(new Uint32Array(image.data.buffer)).size;
+        })"""
+    )
+    assert len(colours) == 4 + 8 + 3 and min(colours) > 10
+    assert page.evaluate("document.querySelectorAll('svg rect').length") > 100
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_charts_over_time_zoom_together_and_reset_together(browser: Any, page_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(page_path.as_uri())
+    ranges = "() => workbenchCharts.slice(4).map(({chart}) => [chart.scales.x.min, chart.scales.x.max])"
+    whole = page.evaluate(ranges)
+    first = page.locator("#times .u-over").first
+    first.scroll_into_view_if_needed()
+    box = first.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * 0.25, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, y, steps=4)
+    page.mouse.up()
+    zoomed = page.evaluate(ranges)
+    span = whole[0][1] - whole[0][0]
+    assert zoomed[0][1] - zoomed[0][0] == pytest.approx(span / 4, rel=0.05)
+    assert all(bounds == zoomed[0] for bounds in zoomed)
+    page.mouse.dblclick(box["x"] + box["width"] * 0.5, y)
+    assert page.evaluate(ranges) == whole
+    page.mouse.move(box["x"] + box["width"] * 0.5, y)
+    legends = page.locator("#times .u-legend").all_inner_texts()
+    assert all(re.search(r"\d", legend) for legend in legends)  # hovering one shows values in all
+    page.close()
+
+
+def test_charts_take_the_colours_of_the_scheme_when_it_changes(browser: Any, page_path: Path) -> None:
+    page = browser.new_page(color_scheme="light")
+    page.goto(page_path.as_uri())
+    stroke = "() => workbenchCharts[0].chart.series[1].stroke()"
+    light = page.evaluate(stroke)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"({stroke})() !== '{light}'")
+    page.close()

@@ -1,0 +1,149 @@
+"""A small simulated world for tests: an instance, its loop, and requests that arrive when a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import simpy
+
+from backends.simulated.backend import SimulatedBackend, SimulatedInbox
+from backends.simulated.host import FREE_HOST, HostModel
+from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from workbench.loops import LOOPS
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import Req, SamplingParams
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+
+
+@dataclass
+class LinearCost:
+    """A step costs a constant and so much a prompt token and a decode: times a reader can add up."""
+
+    step_s: float = 0.010
+    prefill_token_s: float = 0.0001
+    decode_s: float = 0.0
+    link_s: float = 0.0
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return self.step_s + self.prefill_token_s * batch.prefill_tokens + self.decode_s * batch.decode_tokens
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return self.link_s
+
+
+@dataclass
+class Job:
+    """A request of a test. ``writes`` is where the model would stop; ``bound`` is what the scheduler knows."""
+
+    rid: str
+    prompt: Sequence[int]
+    writes: int
+    bound: int | None = None
+    arrival_s: float = 0.0
+    priority: int = 0
+    namespace: str = ""
+    slo_ttft_s: float | None = None
+    eos: bool = True
+    output: Sequence[int] | None = None
+
+    def script(self) -> tuple[int, np.ndarray]:
+        tokens = np.array(self.output or [900_000 + i for i in range(self.writes)], np.int32)
+        if self.eos:
+            tokens[-1] = END_OF_SEQUENCE
+        return len(self.prompt), tokens
+
+    def message(self) -> Generate:
+        bound = self.bound if self.bound is not None else self.writes
+        return Generate(
+            self.rid, np.array(self.prompt, np.int32), SamplingParams(bound, ignore_eos=not self.eos), self.arrival_s,
+            self.priority, self.namespace, self.slo_ttft_s,
+        )  # fmt: skip
+
+
+class Rows(list):
+    """The rows a backend logs."""
+
+    def append(self, *values: float) -> None:  # type: ignore[override]
+        super().append(values)
+
+
+@dataclass
+class Run:
+    """What a test looks at afterwards."""
+
+    scheduler: Scheduler
+    rows: Rows = field(default_factory=Rows)
+    first_s: dict[str, float] = field(default_factory=dict)
+    end_s: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    ended: dict[str, Req] = field(default_factory=dict)
+    batches: list[ScheduleBatch] = field(default_factory=list)
+    scheduled_s: dict[str, float] = field(default_factory=dict)
+
+
+class _Outbox:
+    def __init__(self, env: simpy.Environment, run: Run, check: bool, on_step: Callable[[Run, float], None] | None):
+        self.env, self.run, self.check, self.on_step = env, run, check, on_step
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        self.run.batches.append(batch)
+        for _, rid in batch.worker.new_requests:
+            self.run.scheduled_s.setdefault(rid, self.env.now)
+        if self.check:
+            self.run.scheduler.check()
+
+    def send(self, result: StepResult) -> None:
+        run = self.run
+        if result.batch is not None:
+            assert result.tokens is not None
+            silent = set(result.batch.dropped or ())
+            if result.batch.worker.unsampled is not None:
+                silent |= set(result.batch.worker.unsampled.tolist())
+            for i, req in enumerate(result.batch.reqs):
+                if i not in silent:
+                    run.outputs.setdefault(req.rid, []).append(int(result.tokens[i]))
+        for req in result.first:
+            assert req.rid not in run.first_s
+            run.first_s[req.rid] = self.env.now
+        for req in result.ended:
+            assert req.rid not in run.ended, f"{req.rid} ended twice"
+            run.ended[req.rid] = req
+            run.end_s[req.rid] = self.env.now
+        if self.check:
+            run.scheduler.check()
+        if self.on_step:
+            self.on_step(run, self.env.now)
+
+
+def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None = None, host: HostModel = FREE_HOST,
+             messages: Sequence[tuple[float, object]] = (), check: bool = True,
+             on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None,
+             loop_options: dict[str, object] | None = None, **settings: object) -> Run:  # fmt: skip
+    """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
+    env = simpy.Environment()
+    config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]
+    scripts = {job.rid: job.script() for job in jobs}
+    sampler = ScriptedSampler(scripts.__getitem__, config.max_running_per_slot * config.slots)
+    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
+    run = Run(scheduler)
+    backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, run.rows, stages=config.slots)  # type: ignore[arg-type]
+    scheduler.state.clock = backend.now_s
+    inbox = SimulatedInbox(env)
+    env.process(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, check, on_step), **(loop_options or {})))
+
+    def deliver():
+        todo = sorted([(job.arrival_s, job.message()) for job in jobs] + list(messages), key=lambda item: item[0])
+        for at, message in todo:
+            if at > env.now:
+                yield env.timeout(at - env.now)
+            inbox.put(message)
+        yield env.timeout(0)
+
+    env.process(deliver())
+    env.run(until=until_s)
+    return run

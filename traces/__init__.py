@@ -1,0 +1,16 @@
+"""Traces: requests read from files of many formats, reshaped, described and generated.
+
+from traces import open_trace
+for request in open_trace("mooncake_conversation.jsonl.gz"):
+    request.arrival_s, request.prompt_tokens(vocab_size=128_256)
+"""
+
+from __future__ import annotations
+
+from traces.content import Content
+from traces.errors import TraceError
+from traces.formats import FORMATS
+from traces.request import TraceRequest
+from traces.trace import Trace, TraceInfo, open_trace, sample_path
+
+__all__ = ["FORMATS", "Content", "Trace", "TraceError", "TraceInfo", "TraceRequest", "open_trace", "sample_path"]

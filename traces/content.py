@@ -1,0 +1,167 @@
+"""Where a request's tokens come from.
+
+A request is one sequence of tokens, the prompt at positions [0, input_length) and the output right behind it. Its
+content says what stands at each position without holding the tokens:
+
+* `TokenIds`: the trace has the ids themselves.
+* `Synthetic`: a hash of (seed, key, position). Blocks with equal ids in the same scope have equal keys, hence equal
+  tokens: that is how a trace without text still has real shared prefixes. Positions no block covers take the key of the
+  span they fall in, which belongs to one request or one session alone.
+
+Synthetic ids lie in [3, vocab_size): 0, 1 and 2 are never synthesised, so that they can stand for padding, beginning and
+end of sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+
+from traces.errors import TraceError
+
+FIRST_SYNTHETIC_ID = 3
+"""Smallest token id that is ever synthesised."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+_PIECE = 16_384  # Elements hashed at a time: the working arrays then stay in a core's L2 cache.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenIds:
+    """Token ids given by the trace. `path` and the field names are for the error on an id outside the vocabulary."""
+
+    prompt: np.ndarray
+    """int32[input_length]."""
+    output: np.ndarray | None
+    """int32[output_length], or None where the trace has only the prompt."""
+    path: str
+    prompt_field: str = "prompt_token_ids"
+    output_field: str = "output_token_ids"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Ids of the leading blocks of a sequence: block b covers positions [b * size, (b + 1) * size)."""
+
+    ids: np.ndarray
+    """int64[blocks]."""
+    size: int
+    """Tokens in a block."""
+    scope: str = ""
+    """Equal ids mean equal tokens only within a scope; the empty one is shared by the whole trace."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Synthetic:
+    """Tokens made by hashing: blocks first, then spans."""
+
+    spans: tuple[tuple[int, str], ...]
+    """(first position, key), ascending, the first at 0; a span reaches to the next one's start."""
+    blocks: Blocks | None = None
+    inherited: bool = False
+    """Follows from the session's earlier turns, so that writing the lengths alone says it again."""
+
+
+Content = TokenIds | Synthetic
+
+
+def unique(key: str) -> Synthetic:
+    """Content that no request with another key shares."""
+    return Synthetic(spans=((0, key),))
+
+
+@lru_cache(maxsize=4096)
+def key_of(text: str) -> int:
+    """A 64-bit key for a name, the same in every process."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int, seed: int = 0) -> np.ndarray:
+    """Tokens at positions [start, stop) of a sequence: int32, the same whatever slice they are asked for in.
+
+    Raises ValueError when the vocabulary has no id left to synthesise.
+    """
+    if vocab_size <= FIRST_SYNTHETIC_ID:
+        raise ValueError(f"synthetic tokens need a vocabulary of more than {FIRST_SYNTHETIC_ID} ids, not {vocab_size}")
+    tokens = np.empty(stop - start, dtype=np.int32)
+    at = start
+    if content.blocks is not None:
+        covered = min(stop, len(content.blocks.ids) * content.blocks.size)
+        if at < covered:
+            _fill_blocks(tokens[: covered - start], content.blocks, at, covered, vocab_size, seed)
+            at = covered
+    for number, (_, key) in enumerate(content.spans):
+        end = min(stop, content.spans[number + 1][0]) if number + 1 < len(content.spans) else stop
+        if at < end:
+            base = _mix_one(key_of("span:" + key) + seed * _GOLDEN)
+            for piece in range(at, end, _PIECE):
+                piece_end = min(piece + _PIECE, end)
+                state = np.arange(piece + 1, piece_end + 1, dtype=np.uint64)
+                state *= np.uint64(_GOLDEN)
+                state += np.uint64(base)
+                tokens[piece - start : piece_end - start] = _to_ids(_mix(state), vocab_size)
+            at = end
+    return tokens
+
+
+def _fill_blocks(tokens: np.ndarray, blocks: Blocks, start: int, stop: int, vocab_size: int, seed: int) -> None:
+    """Write the tokens of positions [start, stop), all of them inside `blocks`."""
+    size = blocks.size
+    scope = np.uint64(_mix_one(key_of("scope:" + blocks.scope) + seed * _GOLDEN))
+    first, last = start // size, -(-stop // size)
+    ids = blocks.ids[first:last].astype(np.uint64)  # Negative ids wrap: still one key an id.
+    ids *= np.uint64(_GOLDEN)
+    ids += scope
+    bases = _mix(ids)
+    steps = np.arange(1, size + 1, dtype=np.uint64)
+    steps *= np.uint64(_GOLDEN)
+    rows = max(1, _PIECE // size)
+    for row in range(0, len(bases), rows):
+        state = (bases[row : row + rows, None] + steps[None, :]).reshape(-1)
+        at = (first + row) * size
+        low, high = max(start, at), min(stop, at + len(state))
+        tokens[low - start : high - start] = _to_ids(_mix(state[low - at : high - at]), vocab_size)
+
+
+def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, field: str) -> np.ndarray:
+    """The ids as they are.
+
+    Raises TraceError when one is outside the vocabulary.
+    """
+    if len(ids) and int(ids.max()) >= vocab_size:
+        raise TraceError(path, line, field, f"'{int(ids.max())}' is outside the model's vocabulary of {vocab_size}")
+    return ids
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser, in place."""
+    shifted = state >> np.uint64(30)
+    state ^= shifted
+    state *= np.uint64(0xBF58476D1CE4E5B9)
+    np.right_shift(state, np.uint64(27), out=shifted)
+    state ^= shifted
+    state *= np.uint64(0x94D049BB133111EB)
+    np.right_shift(state, np.uint64(31), out=shifted)
+    state ^= shifted
+    return state
+
+
+def _mix_one(state: int) -> int:
+    """The splitmix64 finaliser of one number."""
+    state &= _MASK
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
+    return state ^ (state >> 31)
+
+
+def _to_ids(state: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Map 64-bit hashes onto [3, vocab_size), in place: a multiply and a shift cost a fifth of a modulo."""
+    state >>= np.uint64(32)
+    state *= np.uint64(vocab_size - FIRST_SYNTHETIC_ID)
+    state >>= np.uint64(32)
+    state += np.uint64(FIRST_SYNTHETIC_ID)
+    return state

@@ -1,0 +1,46 @@
+"""Qwen-Bailian: chat_id, parent_chat_id, timestamp (s), input_length, output_length, type, turn, hash_ids (16 tokens)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from traces.content import Blocks, Synthetic
+from traces.fields import MISSING, id_array, length, parse_json, seconds, text
+from traces.formats.base import Format, Head, Reading
+from traces.request import TraceRequest
+
+BLOCK_TOKENS = 16
+
+
+def _sniff(head: Head) -> bool:
+    return head.has("chat_id", "timestamp", "hash_ids")
+
+
+def _read(reading: Reading) -> Iterator[TraceRequest]:
+    """Turns keep the arrivals they were logged with, so they are no session here; what they share is in the hash ids."""
+    source = reading.source
+    for line, row in source.lines():
+        record = parse_json(source, line, row)
+        request_id = "chat" + text(source, line, "chat_id", record.get("chat_id", MISSING))
+        ids = id_array(source, line, "hash_ids", record.get("hash_ids", MISSING), np.int64)
+        yield TraceRequest(
+            request_id=request_id,
+            arrival_s=seconds(source, line, "timestamp", record.get("timestamp", MISSING)),
+            input_length=length(source, line, "input_length", record.get("input_length", MISSING)),
+            output_length=length(source, line, "output_length", record.get("output_length", MISSING)),
+            content=Synthetic(spans=((0, request_id),), blocks=Blocks(ids, BLOCK_TOKENS)),
+            line=line,
+        )
+
+
+FORMAT = Format(
+    name="bailian",
+    about="Qwen-Bailian, JSON lines with hash ids of 16-token blocks",
+    sniff=_sniff,
+    read=_read,
+    closed_loop=False,
+    ids_from_file=True,
+    notes=("open loop: the turns of a chat keep their logged arrivals and do not wait for each other",),
+)

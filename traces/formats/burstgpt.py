@@ -1,0 +1,46 @@
+"""BurstGPT: Timestamp, Session ID, Elapsed time, Model, Request tokens, Response tokens, Total tokens, Log Type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from traces.fields import count, length, seconds
+from traces.formats.base import Format, Head, Reading
+from traces.formats.table import rows
+from traces.request import TraceRequest
+
+_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
+
+
+def _sniff(head: Head) -> bool:
+    return set(_COLUMNS) <= set(head.columns)
+
+
+def _read(reading: Reading) -> Iterator[TraceRequest]:
+    """The sessions of later releases only group rows: every row keeps the arrival it was logged with."""
+    source = reading.source
+    failed = 0
+    for line, (stamp, prompt, response) in rows(source, *_COLUMNS):
+        output_length = count(source, line, "Response tokens", response)
+        if output_length == 0:
+            failed += 1
+            continue
+        yield TraceRequest(
+            request_id=f"r{line}",
+            arrival_s=seconds(source, line, "Timestamp", stamp),
+            input_length=length(source, line, "Request tokens", prompt),
+            output_length=output_length,
+            line=line,
+        )
+    if failed:
+        reading.note(f"{failed} failed requests (0 response tokens) were skipped")
+
+
+FORMAT = Format(
+    name="burstgpt",
+    about="BurstGPT, CSV",
+    sniff=_sniff,
+    read=_read,
+    closed_loop=False,
+    ids_from_file=False,
+)

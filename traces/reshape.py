@@ -1,0 +1,100 @@
+"""The same trace at another rate, speed or length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, partial
+from itertools import islice
+
+import numpy as np
+
+from traces.request import TraceRequest
+from traces.trace import Trace, TraceInfo
+
+
+def reshape(
+    trace: Trace,
+    rate: float | None = None,
+    speedup: float | None = None,
+    requests: int | None = None,
+    seed: int = 0,
+) -> Trace:
+    """A view of `trace`; nothing is read until it is iterated.
+
+    `requests` keeps the first so many requests of the file: a session may lose later turns, never earlier ones.
+
+    `rate` stretches the arrivals so that they come at this many a second on average ((arrivals - 1) / (last - first)) and
+    begin at 0; bursts keep their shape. A session counts once, by its start. It takes one pass over the file to know the
+    trace's own rate. Arrivals that are all equal have no shape to keep: they become Poisson, drawn with `seed`.
+
+    `speedup` divides the arrivals. Neither touches think times.
+
+    Raises ValueError for values that are not positive, or for a rate together with a speedup.
+    """
+    if rate is not None and speedup is not None:
+        raise ValueError("a rate and a speedup cannot be given together")
+    for name, value in (("rate", rate), ("speedup", speedup), ("requests", requests)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be positive and finite, not {value}")
+    info = replace(trace.info, notes=list(trace.info.notes))
+    if requests is not None:
+        info.note(f"only the first {requests} requests")
+    if speedup is not None:
+        info.note(f"arrivals {speedup:g} times as fast")
+    # Read once a view, not once a pass.
+    measure = cache(partial(_measure, trace, requests))
+    return Trace(info, trace.source, partial(_read, trace, info, measure, rate, speedup, requests, seed))
+
+
+def _measure(trace: Trace, requests: int | None) -> tuple[int, float, float]:
+    """(arrivals, first, last)."""
+    arrivals, first_s, last_s = 0, 0.0, 0.0
+    for request in islice(trace, requests):
+        if request.arrival_s is not None:
+            if not arrivals:
+                first_s = request.arrival_s
+            last_s = request.arrival_s
+            arrivals += 1
+    return arrivals, first_s, last_s
+
+
+def _read(
+    trace: Trace,
+    info: TraceInfo,
+    measure: Callable[[], tuple[int, float, float]],
+    rate: float | None,
+    speedup: float | None,
+    requests: int | None,
+    seed: int,
+) -> Iterator[TraceRequest]:
+    first_s, stretch = 0.0, 1.0 / (speedup or 1.0)
+    poisson: Iterator[float] | None = None
+    if rate is not None:
+        arrivals, first_s, last_s = measure()
+        span_s = last_s - first_s
+        if span_s > 0:
+            stretch = (arrivals - 1) / span_s / rate
+            info.note(f"arrivals stretched from {(arrivals - 1) / span_s:.4g}/s to {rate:g}/s")
+        else:
+            poisson = _poisson_s(rate, seed)
+            info.note(f"arrivals were all equal: now Poisson at {rate:g}/s, seed {seed}")
+    for request in islice(trace, requests):
+        if request.arrival_s is not None:
+            if poisson is not None:
+                request.arrival_s = next(poisson)
+            elif stretch != 1.0 or first_s:
+                request.arrival_s = (request.arrival_s - first_s) * stretch
+        yield request
+    for note in trace.info.notes:
+        info.note(note)
+
+
+def _poisson_s(rate: float, seed: int) -> Iterator[float]:
+    """Arrival times, the first at 0."""
+    rng = np.random.default_rng(seed)
+    at_s = 0.0
+    while True:
+        for gap_s in rng.exponential(1 / rate, 1024).tolist():
+            yield at_s
+            at_s += gap_s

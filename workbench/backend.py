@@ -1,0 +1,78 @@
+"""The contract between an event loop and what runs its batches.
+
+A loop is a generator. It calls the backend, and yields a :class:`Wait` wherever the CPU has to wait; a driver sends it on
+when that is over. Simulated, the loop is a SimPy process and a wait is a SimPy event. Live, the driver is a few lines and a
+wait blocks on a device event or a socket.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from workbench.scheduler.batch import ModelWorkerBatch
+
+Phase = Literal["receive", "schedule", "launch", "process"]
+Wait = Any
+"""Whatever the driver of a loop can wait for; a loop only hands it on."""
+
+
+class Forward(Protocol):
+    """A launched batch."""
+
+    batch: ModelWorkerBatch
+
+    def tokens(self) -> np.ndarray:
+        """int[n], one sampled token a row, once the wait of :meth:`Backend.done` is over. The values at
+        ``batch.unsampled`` mean nothing. Valid until the next forward's are asked for."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs batches in the order of their launch."""
+
+    def host(self, phase: Phase, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        """Note that a CPU phase has just been done for ``batch`` (None: there was none); ``count`` is the number of
+        messages received or of requests that ended.
+
+        Live, this reads the clock: the notes are what calibrates a model. Simulated, it charges the phase's modelled cost
+        to the CPU, to pass with the next wait.
+        """
+        ...
+
+    def launch(self, batch: ModelWorkerBatch) -> Forward:
+        """Start a batch behind those launched before; returns at once."""
+        ...
+
+    def done(self, forward: Forward) -> Wait:
+        """Until the result of ``forward`` is on the host and the CPU phases noted so far have passed."""
+        ...
+
+    def cpu(self) -> Wait:
+        """Until the CPU phases noted so far have passed."""
+        ...
+
+
+class Inbox(Protocol):
+    """Messages to a scheduler."""
+
+    def drain(self) -> list[object]:
+        """Everything that has arrived since the last call, in order; never waits."""
+        ...
+
+    def arrival(self) -> Wait:
+        """Until there is something to drain."""
+        ...
+
+
+class Outbox(Protocol):
+    """Where a loop reports. Implementations must not keep references into the batch's arrays."""
+
+    def scheduled(self, batch: Any) -> None:
+        """A ``ScheduleBatch`` has been launched."""
+        ...
+
+    def send(self, result: Any) -> None:
+        """A ``StepResult``, once the CPU work that made it is over."""
+        ...

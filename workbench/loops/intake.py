@@ -1,0 +1,20 @@
+"""What every loop does before it chooses a batch."""
+
+from __future__ import annotations
+
+from workbench.backend import Backend, Inbox, Outbox
+from workbench.scheduler.scheduler import Scheduler, StepResult
+
+
+def take_in(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox) -> None:
+    """Drain the inbox into the scheduler, and report at once what that ended."""
+    messages = inbox.drain()
+    scheduler.receive(messages)
+    backend.host("receive", None, len(messages))
+    report_ended(scheduler, outbox)
+
+
+def report_ended(scheduler: Scheduler, outbox: Outbox) -> None:
+    """Report requests that ended without a batch being processed."""
+    if scheduler.state.ended:
+        outbox.send(StepResult(None, None, ended=scheduler.take_ended()))

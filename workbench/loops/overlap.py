@@ -1,0 +1,55 @@
+"""The overlap loop: the CPU works on one batch while the GPU runs another."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from workbench.backend import Backend, Forward, Inbox, Outbox, Wait
+from workbench.loops.intake import report_ended, take_in
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler
+
+
+def overlap_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox, *,
+                 overlap_prefills: bool = True) -> Generator[Wait, None, None]:  # fmt: skip
+    """Launch batch n+1, then process the result of n while n+1 runs.
+
+    A batch is chosen with the results of the one before the last: its input tokens that are still to be sampled stay on the
+    device, and a request that stops costs one slot more. ``overlap_prefills=False`` waits between two consecutive prefills,
+    so that the first one's tokens go out without waiting for the second to be chosen and launched.
+    """
+    last: tuple[ScheduleBatch, Forward] | None = None
+    while True:
+        if last is None and scheduler.idle:
+            scheduler.rest()
+            yield inbox.arrival()
+        take_in(scheduler, backend, inbox, outbox)
+        batch = scheduler.next_batch()
+        if batch is None and last is None:
+            report_ended(scheduler, outbox)
+            yield backend.cpu()
+            if not scheduler.idle:
+                yield inbox.arrival()  # paused: nothing but a message changes that
+            continue
+        launched: tuple[ScheduleBatch, Forward] | None = None
+        if batch is not None:
+            backend.host("schedule", batch.worker)
+            if last is not None and not overlap_prefills and last[0].worker.num_prefill and batch.worker.num_prefill:
+                yield from _process(scheduler, backend, outbox, last)
+                last = None
+            launched = batch, backend.launch(batch.worker)
+            backend.host("launch", batch.worker)
+            outbox.scheduled(batch)
+        if last is not None:
+            yield from _process(scheduler, backend, outbox, last)
+        last = launched
+
+
+def _process(scheduler: Scheduler, backend: Backend, outbox: Outbox,
+             last: tuple[ScheduleBatch, Forward]) -> Generator[Wait, None, None]:  # fmt: skip
+    batch, forward = last
+    yield backend.done(forward)
+    result = scheduler.process(batch, forward.tokens())
+    backend.host("process", batch.worker, len(result.ended))
+    yield backend.cpu()
+    outbox.send(result)

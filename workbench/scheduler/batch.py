@@ -1,0 +1,76 @@
+"""The compact batch that crosses from the scheduler to a backend.
+
+Three layers of batch exist. :class:`~workbench.scheduler.state.ScheduleBatch` belongs to the scheduler and knows
+requests. :class:`ModelWorkerBatch` below is frozen and holds arrays and numbers only: the one thing a backend is
+given, be it a modelled GPU, a thread, or a process on another GPU. A ``ForwardBatch`` of device tensors lives in
+``backends/torch`` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Mode = Literal["prefill", "decode", "mixed"]
+
+
+class PageWrite(NamedTuple):
+    """Consecutive entries of one page-table row, to be written before the batch runs."""
+
+    row: int
+    first_page: int
+    """Index into the row: the entry for page ``first_page`` of that request."""
+    pages: np.ndarray
+    """int32[k], ids of KV pages."""
+
+
+class ModelWorkerBatch(NamedTuple):
+    """One forward step as a backend sees it.
+
+    Rows are ordered: the ``num_prefill`` rows that extend a prompt come first, then rows that decode one token. A named
+    tuple, because it is made on every step and takes a tenth of the time of a frozen dataclass. The arrays are never
+    written after the batch is made: several batches may be in flight.
+    """
+
+    step: int
+    """Counts the batches of this scheduler from 0."""
+    mode: Mode
+    rows: np.ndarray
+    """int64[n], row of each request in the page table and the token pool."""
+    seq_lens: np.ndarray
+    """int64[n], tokens in each request's KV after this step, the new ones included."""
+    extend_lens: np.ndarray | None
+    """int64[num_prefill], prompt tokens computed in this step per prefill row; None in a pure decode batch."""
+    num_prefill: int
+    """Number of leading rows that extend a prompt (the rest decode one token each)."""
+    num_samples: int
+    """Rows that emit a token in this step: decodes, and prefills whose prompt is complete after it."""
+    prefill_tokens: int
+    """Sum of ``extend_lens``."""
+    decode_tokens: int
+    """Number of decode rows."""
+    context_tokens: int
+    """Sum of ``seq_lens``: KV tokens that attention reads in this step."""
+    input_ids: np.ndarray | None
+    """int32[prefill_tokens], the prompt tokens to compute, concatenated. A decode row's input is the last token sampled
+    for that row; it may not be known on the host yet and is gathered on the device."""
+    unsampled: np.ndarray | None
+    """int64[k], indices of prefill rows whose prompt is not complete after this step (a chunk that is not the last):
+    their sample is never used. None when every row samples."""
+    new_requests: tuple[tuple[int, str], ...]
+    """(row, request_id) for every row that starts, or starts again after a retraction, in this batch."""
+    decode_page_rows: np.ndarray | None
+    """int64[m], decode rows that get a new page in this step, or None when no row does."""
+    decode_pages: np.ndarray | None
+    """int32[m], the page each of ``decode_page_rows`` gets; it becomes page ``(seq_len - 1) // page_size``."""
+    page_writes: tuple[PageWrite, ...]
+    """Every other change of the page table since the last batch, in order."""
+    kv_used_tokens: int
+    """Tokens of KV capacity held by requests when the batch was formed (cached, unlocked tokens are not counted)."""
+    waiting: int
+    """Requests in the waiting queue after the batch was formed."""
+    running: int
+    """Requests that hold KV after the batch was formed: decoding, chunked, or in this prefill."""
+    next_chunk_tokens: int = 0
+    """Prompt tokens still to compute of the request this batch left unfinished."""

@@ -1,0 +1,217 @@
+"""Two ways to compose a batch, one interface: ``compose(slot) -> ScheduleBatch | None``."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from workbench.scheduler.admission import (
+    PrefillManager,
+    computed_in_batch,
+    continue_prefill,
+    leave_queue,
+    ordered_queue,
+    start_prefill,
+)
+from workbench.scheduler.batch import Mode, ModelWorkerBatch
+from workbench.scheduler.decode import DecodeManager
+from workbench.scheduler.policy import Policy
+from workbench.scheduler.request import Req
+from workbench.scheduler.running import stop_table
+from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
+from workbench.scheduler.state import SchedulerState, Slot
+
+
+class Composer(Protocol):
+    """Decides what a slot runs next; None when it has nothing to run."""
+
+    def compose(self, slot: Slot) -> ScheduleBatch | None: ...
+
+
+class PrefillFirst:
+    """SGLang's way: prefill whenever admission allows, else decode."""
+
+    def __init__(self, state: SchedulerState, policy: Policy) -> None:
+        self.state = state
+        self.prefill = PrefillManager(state, policy)
+        self.decode = DecodeManager(state, newest_first=False)
+
+    def compose(self, slot: Slot) -> ScheduleBatch | None:
+        state, config, running = self.state, self.state.config, slot.running
+        if state.chunked is not None or (state.waiting and not slot.full):
+            starved = config.max_prefill_streak is not None and slot.prefill_streak >= config.max_prefill_streak
+            if not (starved and running.count):
+                batch = self._prefill(slot)
+                if batch is not None:
+                    return batch
+        if not running.count:
+            return None
+        before = len(state.retracted)
+        ready, needing = self.decode.make_room(slot)
+        if not ready:
+            return None
+        if len(state.retracted) == before:
+            state.decay_ratio()
+        slot.prefill_streak = 0
+        return build(state, slot, [], True, needing)
+
+    def _prefill(self, slot: Slot) -> ScheduleBatch | None:
+        state, running = self.state, slot.running
+        # Decodes join only if each could take a page without anyone being retracted for it.
+        joins = state.config.mixed_chunk and 0 < running.count <= state.cache.available_pages
+        rows = self.prefill.form(slot, running.count if joins else 0)
+        if not rows:
+            return None
+        slot.prefill_streak = 0 if joins else slot.prefill_streak + 1
+        return build(state, slot, rows, joins, running.needing_page() if joins else None)
+
+
+class DecodeFirstMixed:
+    """vLLM v1's and Sarathi's way: one token budget, first for the running requests, then for waiting ones."""
+
+    def __init__(self, state: SchedulerState, policy: Policy) -> None:
+        self.state = state
+        self.policy = policy
+        self.decode = DecodeManager(state, newest_first=True)
+
+    def compose(self, slot: Slot) -> ScheduleBatch | None:
+        state, running = self.state, slot.running
+        needing = None
+        before = len(state.retracted)
+        if running.count:
+            need = running.needing_page()
+            if (running.count if need is None else len(need)) > state.cache.available_pages:
+                # The newest request of all is the one whose prompt is unfinished, if there is one.
+                if state.chunked is not None:
+                    state.retract_chunked()
+                ready, needing = self.decode.make_room(slot)
+                if not ready and running.count:
+                    return None
+            else:
+                needing = need
+        decodes = running.count > 0
+        held = 0 if not decodes else running.count if needing is None else len(needing)
+        rows: list[PrefillRow] = []
+        if len(state.retracted) == before and (state.chunked is not None or state.waiting):
+            rows = self._prefill(slot, state.config.max_batch_tokens - running.count, held)
+        if not decodes and not rows:
+            return None
+        return build(state, slot, rows, decodes, needing)
+
+    def _prefill(self, slot: Slot, budget: int, held_pages: int) -> list[PrefillRow]:
+        """Rows for at most ``budget`` prompt tokens, leaving ``held_pages`` pages to the decodes of this step."""
+        state, cache, config = self.state, self.state.cache, self.state.config
+        rows: list[PrefillRow] = []
+        req = state.chunked
+        if req is not None:
+            end = min(len(req.tokens), req.kv_len + budget)
+            if end == req.kv_len:
+                return []
+            if end == len(req.tokens) and slot.running.count >= config.max_running_per_slot:
+                return []
+            if cache.pages_for(end) - cache.pages_for(req.kv_len) > cache.available_pages - held_pages:
+                # Someone else holds the rest: a prompt that is alone always fits, or it would have been refused.
+                state.retract_chunked()
+                return []
+            row = continue_prefill(state, slot, req, end)
+            rows.append(row)
+            budget -= row.end - row.start
+            if not row.last:
+                return rows
+            state.chunked = None
+        admitted: list[Req] = []
+        for req in ordered_queue(state, self.policy) if not slot.full else ():
+            if budget <= 0:
+                break
+            if slot.running.count + len(rows) >= config.max_running_per_slot or not state.table.free_rows:
+                slot.full = True
+                break
+            assert not req.pending_token, "a request cannot be admitted before its last token is known"
+            node, cached = cache.match(req)
+            if req.passed_over < (config.max_passed_over or 1 << 62) and computed_in_batch(state, req, cached, rows):
+                continue
+            end = min(len(req.tokens), cached + budget)
+            cache.lock(node)
+            if cache.pages_for(end - cached) > cache.available_pages - held_pages:
+                cache.unlock(node)
+                slot.full = True
+                break
+            row = start_prefill(state, slot, req, node, cached, end)
+            rows.append(row)
+            admitted.append(req)
+            budget -= end - cached
+            if not row.last:
+                state.chunked = req
+                break
+        leave_queue(state, admitted)
+        return rows
+
+
+COMPOSERS = {"prefill-first": PrefillFirst, "mixed": DecodeFirstMixed}
+
+
+def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes: bool,
+          needing: np.ndarray | None) -> ScheduleBatch:  # fmt: skip
+    """Make the batch: advance the running set if ``decodes``, add the prefilled requests to it, and freeze the arrays."""
+    running = slot.running
+    rows = seq_lens = page_rows = pages = None
+    reqs: list[Req] = []
+    stops: list[int] = []
+    decode_tokens = context_tokens = 0
+    if decodes:
+        rows, reqs, decode_tokens = running.rows, running.reqs, running.count
+        token_offset, stop_ids = running.token_offset, running.stop_ids
+        page_rows = rows if needing is None else rows[needing]
+        pages = state.cache.allocate(len(page_rows))
+        stops = running.advance(needing, pages)
+        seq_lens, context_tokens = running.lens, running.context_tokens
+        if stops:
+            running.remove(stops)
+    mode: Mode = "decode"
+    extend_lens = input_ids = unsampled = None
+    new_requests: tuple[tuple[int, str], ...] = ()
+    prefill_tokens = 0
+    left = 0
+    if prefill:
+        mode = "mixed" if decodes else "prefill"
+        rows, seq_lens, reqs = _join(prefill, rows, seq_lens, reqs)
+        token_offset, stop_ids = rows * state.table.width, stop_table(reqs)
+        context_tokens += sum(row.end for row in prefill)
+        extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
+        prefill_tokens = int(extend_lens.sum())
+        input_ids = np.concatenate([row.req.tokens[row.start : row.end] for row in prefill])
+        new_requests = tuple((row.req.row, row.req.rid) for row in prefill if row.start == row.cached)
+        if state.chunked is not None:
+            left = len(state.chunked.tokens) - state.chunked.kv_len
+            unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)
+        done = [row.req.kv_len == row.req.end_len for row in prefill]
+        stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
+        running.add([row.req for row, end in zip(prefill, done, strict=True) if row.last and not end])
+        state.computed = [row.req for row in prefill]
+    assert rows is not None and seq_lens is not None
+    # Positional: this runs on every step, and keywords would double its cost.
+    worker = ModelWorkerBatch(
+        state.step, mode, rows, seq_lens, extend_lens, len(prefill),
+        len(rows) - (0 if unsampled is None else len(unsampled)), prefill_tokens, decode_tokens, context_tokens,
+        input_ids, unsampled, new_requests, page_rows, pages, state.table.take_writes(), state.cache.used_tokens,
+        len(state.waiting), state.table.rows - state.table.free_rows, left,
+    )  # fmt: skip
+    state.step += 1
+    batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, state.retracted, token_offset, stop_ids)
+    state.retracted = []
+    state.in_flight.append(batch)
+    return batch
+
+
+def _join(prefill: list[PrefillRow], rows: np.ndarray | None, seq_lens: np.ndarray | None,
+          reqs: list[Req]) -> tuple[np.ndarray, np.ndarray, list[Req]]:  # fmt: skip
+    first_rows = np.array([row.req.row for row in prefill], np.int64)
+    first_lens = np.array([row.end for row in prefill], np.int64)
+    if rows is None or seq_lens is None:
+        return first_rows, first_lens, [row.req for row in prefill]
+    return (
+        np.concatenate((first_rows, rows)),
+        np.concatenate((first_lens, seq_lens)),
+        [row.req for row in prefill] + reqs,
+    )

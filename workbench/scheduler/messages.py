@@ -1,0 +1,49 @@
+"""What the outside says to a scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.scheduler.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generate:
+    """A new request."""
+
+    rid: str
+    prompt: np.ndarray
+    """int32[input tokens]."""
+    params: SamplingParams
+    arrival_s: float = 0.0
+    priority: int = 0
+    namespace: str = ""
+    slo_ttft_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """End a request wherever it is. Unknown and finished ids are ignored: the client cannot know."""
+
+    rid: str
+    why: str = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class FlushCache:
+    """Forget every prefix that no running request uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Form no new batches; what is in flight is processed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Undo :class:`Pause`."""
+
+
+Message = Generate | Abort | FlushCache | Pause | Resume

@@ -1,0 +1,151 @@
+"""Orders of the waiting queue.
+
+A policy sees the queue in order of arrival and returns it in the order of service. One of your own subclasses
+:class:`Policy`, and ``--policy mypackage:MyPolicy`` runs it in simulation and live alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.scheduler.cache import CacheManager
+from workbench.scheduler.config import ConfigError
+from workbench.scheduler.radix import Node
+from workbench.scheduler.request import Req
+
+PREFIX_LIMIT = 128
+"""Above this many waiting requests, policies that look up prefixes do without: each look-up walks the tree."""
+
+
+@dataclass(frozen=True)
+class PolicyView:
+    """What a policy may look at beside the requests."""
+
+    cache: CacheManager
+    now_s: float
+    rng: random.Random
+    """Seeded by the scheduler: a policy that draws from it is reproducible."""
+
+
+class Policy:
+    """Base class and first-come-first-served. ``order`` returns a permutation of ``waiting``."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        return waiting
+
+
+class LongestPrefixMatch(Policy):
+    """Longest cached prefix first; fcfs above ``PREFIX_LIMIT`` waiting requests."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
+            return waiting
+        return sorted(waiting, key=lambda req: -view.cache.measure(req)[1])
+
+
+class DepthFirstWeight(Policy):
+    """Depth first over the prefix tree, the subtree with the most waiting requests first; fcfs above ``PREFIX_LIMIT``."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
+            return waiting
+        at: dict[Node | None, list[Req]] = {}
+        weight: dict[Node | None, int] = {}
+        below: dict[Node | None, list[Node]] = {}
+        for req in waiting:
+            node, _ = view.cache.measure(req)
+            at.setdefault(node, []).append(req)
+            while node is not None:
+                if node not in weight and node.parent is not None:
+                    below.setdefault(node.parent, []).append(node)
+                weight[node] = weight.get(node, 0) + 1
+                node = node.parent
+        ordered: list[Req] = []
+        # Roots, one a namespace, by weight; a request whose namespace has no root yet shares nothing and goes last.
+        stack: list[Node | None] = [None]
+        stack += sorted((n for n in weight if n is not None and n.parent is None), key=lambda n: weight[n])
+        while stack:
+            node = stack.pop()
+            # A node's own requests go after its subtrees: what is cached deepest is used before it can be evicted.
+            if node is not None and (children := below.pop(node, None)):
+                stack.append(node)
+                stack += sorted(children, key=lambda n: weight[n])
+                continue
+            ordered += at.pop(node, [])
+        return ordered
+
+
+class LongestOutputFirst(Policy):
+    """Largest output bound first."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        return sorted(waiting, key=lambda req: -req.max_new)
+
+
+class ShortestPromptFirst(Policy):
+    """Fewest tokens to compute first: the uncached prompt, or all of it above ``PREFIX_LIMIT`` waiting requests."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
+            return sorted(waiting, key=lambda req: len(req.tokens))
+        return sorted(waiting, key=lambda req: len(req.tokens) - view.cache.measure(req)[1])
+
+
+class EarliestDeadlineFirst(Policy):
+    """Earliest deadline of the first token first; requests already late go last, since nothing saves them."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        return sorted(waiting, key=lambda req: (req.deadline_s < view.now_s, req.deadline_s))
+
+
+class Random(Policy):
+    """A new random order at every look."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        shuffled = list(waiting)
+        view.rng.shuffle(shuffled)
+        return shuffled
+
+
+class PriorityFirst(Policy):
+    """Highest priority first, then arrival."""
+
+    def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        return sorted(waiting, key=lambda req: -req.priority)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "fcfs": Policy,
+    "lpm": LongestPrefixMatch,
+    "dfs-weight": DepthFirstWeight,
+    "lof": LongestOutputFirst,
+    "sjf": ShortestPromptFirst,
+    "edf": EarliestDeadlineFirst,
+    "random": Random,
+    "priority": PriorityFirst,
+}
+
+
+def load_policy(name: str) -> Policy:
+    """A policy by name, or by ``module:Class``. Raises :class:`ConfigError` when there is none or it is no policy."""
+    if name in POLICIES:
+        return POLICIES[name]()
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ConfigError(f"policy: {name!r} is not one of {', '.join(POLICIES)}, nor module:Class")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"policy: cannot load {name!r}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        raise ConfigError(f"policy: {name!r} is not a subclass of workbench.scheduler.policy.Policy")
+    return cls()
+
+
+def check_permutation(ordered: Sequence[Req], waiting: Sequence[Req], policy: Policy) -> None:
+    """A policy that loses or repeats a request would lose it for good: refuse the order instead."""
+    if len(ordered) != len(waiting) or {id(req) for req in ordered} != {id(req) for req in waiting}:
+        raise ConfigError(f"policy: {type(policy).__name__}.order did not return a permutation of the waiting queue")

@@ -1,0 +1,194 @@
+"""A radix tree over token sequences whose nodes own KV pages.
+
+Keys are cut into pages: an edge holds whole pages of tokens, a child is found by the tokens of its first page, and every
+namespace has a root of its own. Counters are in pages; the cache around it speaks of tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+
+class Node:
+    """An edge and its end: the tokens from the parent to here and the pages that hold their KV."""
+
+    __slots__ = ("children", "created", "hits", "key", "last_access", "locks", "pages", "parent", "queued")
+
+    def __init__(self, key: np.ndarray, pages: np.ndarray, parent: Node | None, tick: int) -> None:
+        self.key = key
+        self.pages = pages
+        self.parent = parent
+        self.children: dict[int | bytes, Node] = {}
+        self.locks = 0
+        self.hits = 0
+        self.created = tick
+        self.last_access = tick
+        self.queued = False
+        """Has an entry in the eviction heap."""
+
+
+Priority = tuple[int, ...]
+EVICTION: dict[str, Callable[[Node], Priority]] = {
+    "lru": lambda node: (node.last_access,),
+    "lfu": lambda node: (node.hits, node.last_access),
+    "fifo": lambda node: (node.created,),
+}
+"""Lowest goes first."""
+
+
+class RadixTree:
+    """Matching, insertion, locks and eviction. It never allocates or frees a page: callers do, with what it returns."""
+
+    def __init__(self, page_size: int, evict: str = "lru") -> None:
+        self.page_size = page_size
+        self.evictable_pages = 0
+        self.protected_pages = 0
+        self._roots: dict[str, Node] = {}
+        self._priority = EVICTION[evict]
+        self._heap: list[tuple[Priority, int, Node]] = []
+        self._entry = 0
+        self._tick = 0
+
+    def match(self, tokens: np.ndarray, namespace: str = "", *, touch: bool = True) -> tuple[Node | None, int]:
+        """Walk down as far as ``tokens`` (whole pages of them) agree.
+
+        Returns the node reached, split so that it ends where the match does, and the matched length in tokens; (None, 0)
+        for a namespace never seen. ``touch=False`` changes nothing, neither recency nor shape: it only measures, and then
+        the node may extend past the match.
+        """
+        node = self._roots.get(namespace)
+        if node is None:
+            return None, 0
+        size = self.page_size
+        length = len(tokens) // size * size
+        if touch:
+            self._tick += 1
+        at = 0
+        while at < length:
+            child = node.children.get(self._child_key(tokens, at))
+            if child is None:
+                break
+            same = self._common(child.key, tokens, at, length)
+            if touch:
+                child.last_access = self._tick
+                child.hits += 1
+            at += same
+            if same < len(child.key):
+                node = self._split(child, same) if touch else child
+                break
+            node = child
+        return node, at
+
+    def path_pages(self, node: Node | None) -> np.ndarray:
+        """int32: pages from the root down to ``node``."""
+        parts = []
+        while node is not None and node.parent is not None:
+            parts.append(node.pages)
+            node = node.parent
+        return np.concatenate(parts[::-1]) if parts else np.empty(0, np.int32)
+
+    def insert(self, tokens: np.ndarray, pages: np.ndarray, namespace: str = "") -> tuple[Node, int]:
+        """Add a sequence of whole pages. Returns its last node and how many leading pages the tree already had.
+
+        The tree takes over ``pages[had:]``; ``pages[:had]`` stay the caller's (they may be the tree's own or duplicates).
+        """
+        if namespace not in self._roots:
+            self._roots[namespace] = Node(np.empty(0, np.int32), np.empty(0, np.int32), None, 0)
+        node, matched = self.match(tokens, namespace)
+        assert node is not None
+        had = matched // self.page_size
+        if matched < len(tokens):
+            # Copies: a view would keep the whole row of the caller alive, and see it change.
+            leaf = Node(tokens[matched:].copy(), pages[had:].copy(), node, self._tick)
+            node.children[self._child_key(tokens, matched)] = leaf
+            self.evictable_pages += len(leaf.pages)
+            node = leaf
+            self._queue(leaf)
+        return node, had
+
+    def lock(self, node: Node | None) -> None:
+        """Protect ``node`` and its ancestors from eviction."""
+        while node is not None:
+            if node.locks == 0:
+                self.evictable_pages -= len(node.pages)
+                self.protected_pages += len(node.pages)
+            node.locks += 1
+            node = node.parent
+
+    def unlock(self, node: Node | None) -> None:
+        """Undo one :meth:`lock`."""
+        leaf = node
+        while node is not None:
+            node.locks -= 1
+            assert node.locks >= 0, "a node was unlocked more often than locked"
+            if node.locks == 0:
+                self.evictable_pages += len(node.pages)
+                self.protected_pages -= len(node.pages)
+            node = node.parent
+        if leaf is not None:
+            self._queue(leaf)
+
+    def evict(self, count: int) -> list[np.ndarray]:
+        """Drop unlocked leaves until ``count`` pages are free or none is left; returns the dropped leaves' pages.
+
+        A heap with stale entries: a node has at most one, and one whose priority has changed since it was pushed is pushed
+        again when it comes up. So a hit costs nothing here and an eviction costs a logarithm, whatever the tree's size.
+        """
+        freed: list[np.ndarray] = []
+        heap = self._heap
+        while count > 0 and heap:
+            priority, _, node = heapq.heappop(heap)
+            node.queued = False
+            if node.locks or node.children or node.parent is None:
+                continue  # it is queued again when it is unlocked, or loses its last child
+            if priority != self._priority(node):
+                self._queue(node)
+                continue
+            freed.append(node.pages)
+            count -= len(node.pages)
+            self.evictable_pages -= len(node.pages)
+            parent = node.parent
+            del parent.children[self._child_key(node.key, 0)]
+            node.parent = None
+            self._queue(parent)
+        return freed
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node except the roots."""
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            if node.parent is not None:
+                yield node
+
+    def _queue(self, node: Node) -> None:
+        if not node.queued and not node.locks and not node.children and node.parent is not None:
+            node.queued = True
+            self._entry += 1  # breaks ties by age, and keeps nodes from being compared
+            heapq.heappush(self._heap, (self._priority(node), self._entry, node))
+
+    def _child_key(self, tokens: np.ndarray, at: int) -> int | bytes:
+        return int(tokens[at]) if self.page_size == 1 else tokens[at : at + self.page_size].tobytes()
+
+    def _common(self, key: np.ndarray, tokens: np.ndarray, at: int, length: int) -> int:
+        """Length of the common run of ``key`` and ``tokens[at:length]``, in whole pages."""
+        span = min(len(key), length - at)
+        differs = (key[:span] != tokens[at : at + span]).nonzero()[0]
+        same = int(differs[0]) if len(differs) else span
+        return same // self.page_size * self.page_size
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut a node in two after ``at`` tokens and return the upper part, which inherits the locks and the past."""
+        parent = node.parent
+        assert parent is not None
+        pages = at // self.page_size
+        upper = Node(node.key[:at].copy(), node.pages[:pages].copy(), parent, node.created)
+        upper.locks, upper.hits, upper.last_access = node.locks, node.hits, node.last_access
+        parent.children[self._child_key(node.key, 0)] = upper
+        node.key, node.pages, node.parent = node.key[at:].copy(), node.pages[pages:].copy(), upper
+        upper.children[self._child_key(node.key, 0)] = node
+        return upper

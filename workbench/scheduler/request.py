@@ -1,0 +1,96 @@
+"""A request and how it is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from workbench.scheduler.radix import Node
+
+FinishKind = Literal["length", "stop", "aborted", "rejected"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a request's tokens are chosen and when it stops."""
+
+    max_new_tokens: int = 4096
+    ignore_eos: bool = False
+    """Stop by length alone: end-of-sequence and stop tokens are emitted like any other."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Stops beside the model's end-of-sequence tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why a request ended."""
+
+    kind: FinishKind
+    detail: str = ""
+
+    @property
+    def status(self) -> str:
+        """The word of the run record: ``finished``, or ``aborted``/``rejected`` and why."""
+        return "finished" if self.kind in ("length", "stop") else f"{self.kind}:{self.detail}"
+
+
+@dataclass(slots=True, eq=False)
+class Req:
+    """One request inside the scheduler.
+
+    What changes on every decode step (length, pages, last token) is not here but in the arrays of the running set; the
+    fields below are brought up to date when a request enters or leaves it.
+    """
+
+    rid: str
+    prompt: np.ndarray
+    """int32[input tokens]."""
+    params: SamplingParams
+    max_new: int
+    """Output bound after clamping to the context."""
+    seq: int
+    """Arrival number: orders requests whose arrival times are equal."""
+    arrival_s: float = 0.0
+    priority: int = 0
+    """Higher goes first."""
+    namespace: str = ""
+    """Prefixes are shared only within a namespace (an adapter, a salt)."""
+    deadline_s: float = float("inf")
+    """When its first token is due, on the scheduler's clock."""
+    stop_ids: tuple[int, ...] = ()
+    """Every token id that ends it; empty when it ignores them."""
+
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32: what must be in KV before it decodes: the prompt and, after a retraction, its output so far."""
+    row: int = -1
+    """Row of the page table and token pool, -1 without one."""
+    slot: int = 0
+    node: Node | None = None
+    """Deepest locked node of the prefix cache."""
+    shared_pages: int = 0
+    """Leading pages of its row that belong to the prefix cache; the rest are its own."""
+    kv_len: int = 0
+    """Tokens whose KV is computed or launched (outside the running set)."""
+    output_len: int = 0
+    """Tokens emitted, as of the last event that touched this request."""
+    cached_tokens: int = 0
+    """Prompt tokens its first admission took from the prefix cache."""
+    scheduled: bool = False
+    retractions: int = 0
+    passed_over: int = 0
+    """Prefill batches that admitted a later arrival while this one waited."""
+    pending_token: bool = False
+    """Retracted while a batch in flight still samples for it."""
+    finish: Finish | None = None
+
+    @property
+    def input_len(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def end_len(self) -> int:
+        """KV length at which it stops by length: the last token is never an input."""
+        return len(self.prompt) + self.max_new - 1

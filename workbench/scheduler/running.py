@@ -1,0 +1,121 @@
+"""The running set: requests that decode, one row of arrays each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench.scheduler.request import Req
+from workbench.scheduler.table import TableManager
+
+
+class RunningSet:
+    """State that a decode step touches, as arrays aligned with ``reqs``.
+
+    ``advance`` makes new arrays instead of writing the old ones, because batches in flight hold them. Membership changes
+    replace ``rows`` and ``reqs`` as well, so "the same object" means "the same members in the same order".
+    """
+
+    def __init__(self, table: TableManager, page_size: int) -> None:
+        self._table = table
+        self._page_size = page_size
+        self.reqs: list[Req] = []
+        self._set(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), None)
+
+    def _set(self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, stop_ids: np.ndarray | None) -> None:
+        self.rows = rows
+        """int64[n], table rows."""
+        self.lens = lens
+        """int64[n], tokens in KV, launched steps included."""
+        self.ends = ends
+        """int64[n], KV length at which each stops by length."""
+        self.count = len(rows)
+        self.context_tokens = int(lens.sum())
+        self.steps_to_stop = int((ends - lens).min()) if len(rows) else 0
+        """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
+        self._page_offset = rows * self._table.page_width
+        self.token_offset = rows * self._table.width
+        """int64[n], where each row starts in ``table.tokens_flat``."""
+        self.stop_ids = stop_ids
+        """int64[n] token id that ends each request, int64[n, k] where one has several, padded with -1; None where
+        nothing but length ends any of them."""
+
+    @property
+    def remaining(self) -> np.ndarray:
+        """int64[n], most tokens each may still generate."""
+        return self.ends - self.lens
+
+    def add(self, reqs: Sequence[Req]) -> None:
+        """Admit requests whose prompt is in KV."""
+        if not reqs:
+            return
+        self.reqs = [*self.reqs, *reqs]
+        self._set(
+            np.concatenate((self.rows, np.array([r.row for r in reqs], np.int64))),
+            np.concatenate((self.lens, np.array([r.kv_len for r in reqs], np.int64))),
+            np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
+            _stack(self.stop_ids, stop_table(reqs), self.count, len(reqs)),
+        )
+
+    def remove(self, indices: Sequence[int]) -> list[Req]:
+        """Take requests out, with their ``kv_len`` brought up to date."""
+        gone = [self.reqs[i] for i in indices]
+        for i, req in zip(indices, gone, strict=True):
+            req.kv_len = int(self.lens[i])
+        keep = np.ones(self.count, bool)
+        keep[list(indices)] = False
+        self.reqs = [req for req, kept in zip(self.reqs, keep.tolist(), strict=True) if kept]
+        stop_ids = None if self.stop_ids is None else self.stop_ids[keep]
+        self._set(self.rows[keep], self.lens[keep], self.ends[keep], stop_ids)
+        return gone
+
+    def index_of(self, req: Req) -> int | None:
+        """Position of a request, or None."""
+        at = (self.rows == req.row).nonzero()[0]
+        return int(at[0]) if len(at) and self.reqs[at[0]] is req else None
+
+    def needing_page(self) -> np.ndarray | None:
+        """Indices whose next token starts a page; None means all of them (page size 1)."""
+        if self._page_size == 1:
+            return None
+        return (self.lens % self._page_size == 0).nonzero()[0]
+
+    def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> list[int]:
+        """One decode step: every request grows by a token, those in ``needing`` into the next of ``pages``.
+
+        Returns the indices of requests that stop by length with this step.
+        """
+        if needing is None:
+            self._table.pages_flat[self._page_offset + self.lens] = pages
+        elif len(needing):
+            self._table.pages_flat[self._page_offset[needing] + self.lens[needing] // self._page_size] = pages
+        self.lens = self.lens + 1
+        self.context_tokens += self.count
+        self.steps_to_stop -= 1
+        return [] if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
+
+
+def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
+    """int64[n] or int64[n, k]: the token ids that end each request, padded with -1; None when there are none."""
+    width = max((len(r.stop_ids) for r in reqs), default=0)
+    if width == 0:
+        return None
+    table = np.full((len(reqs), width), -1, np.int64)
+    for i, req in enumerate(reqs):
+        table[i, : len(req.stop_ids)] = req.stop_ids
+    return table[:, 0].copy() if width == 1 else table
+
+
+def _stack(upper: np.ndarray | None, lower: np.ndarray | None, upper_count: int, lower_count: int) -> np.ndarray | None:
+    """One stop table over another, the narrower one padded."""
+    if upper is None and lower is None:
+        return None
+    parts = [
+        np.full((count, 1), -1, np.int64) if part is None else part if part.ndim == 2 else part[:, None]
+        for part, count in ((upper, upper_count), (lower, lower_count))
+    ]
+    width = max(part.shape[1] for part in parts)
+    parts = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts]
+    table = np.concatenate(parts)
+    return table[:, 0].copy() if width == 1 else table

@@ -1,0 +1,57 @@
+"""The scheduler's own view of a batch: the requests in it and what is known about them while it is in flight."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.request import Req
+
+
+class ScheduleBatch:
+    """A batch between launch and processing.
+
+    ``reqs`` is aligned with ``worker.rows`` and may be shared with the running set: neither changes it in place.
+    """
+
+    __slots__ = ("dropped", "late", "length_stops", "prefill", "release", "release_rows", "reqs", "retracted", "slot",
+                 "stop_ids", "token_offset", "worker")  # fmt: skip
+
+    def __init__(self, worker: ModelWorkerBatch, reqs: list[Req], slot: int, prefill: list[PrefillRow],
+                 length_stops: list[int], retracted: list[Req], token_offset: np.ndarray,
+                 stop_ids: np.ndarray | None) -> None:  # fmt: skip
+        self.worker = worker
+        self.reqs = reqs
+        self.slot = slot
+        self.prefill = prefill
+        self.length_stops = length_stops
+        """Indices of requests known at launch to reach their output bound in this step."""
+        self.retracted = retracted
+        """Requests that lost their KV so that this batch could be formed."""
+        self.token_offset = token_offset
+        """int64[n], where each row starts in the flat token pool."""
+        self.stop_ids = stop_ids
+        """The running set's ``stop_ids``, for the rows of this batch."""
+        self.dropped: set[int] | None = None
+        """Indices of requests that ended while the batch was in flight: their result is not used."""
+        self.late: dict[int, Req] | None = None
+        """Requests retracted while the batch was in flight: they still get their token."""
+        self.release: list[tuple[Req, int, int]] = []
+        """(request, valid tokens, held tokens) whose KV and row are given back once this batch is processed."""
+        self.release_rows: list[int] = []
+        """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
+
+
+class PrefillRow:
+    """A request's part in a prefill: tokens ``start`` to ``end`` of ``req.tokens`` are computed."""
+
+    __slots__ = ("cached", "end", "last", "req", "start")
+
+    def __init__(self, req: Req, start: int, end: int, cached: int) -> None:
+        self.req = req
+        self.start = start
+        self.end = end
+        self.cached = cached
+        """Tokens found in the prefix cache at this admission; 0 for a later chunk."""
+        self.last = end == len(req.tokens)
+        """The prompt is complete after it, so it samples."""

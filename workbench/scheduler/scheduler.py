@@ -1,0 +1,292 @@
+"""The scheduler: messages in, batches out, results back in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import singledispatchmethod
+
+import numpy as np
+
+from workbench.scheduler import messages
+from workbench.scheduler.compose import COMPOSERS
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.policy import load_policy
+from workbench.scheduler.request import Finish, Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.state import SchedulerState, remove_from
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one processed batch has brought."""
+
+    batch: ScheduleBatch | None
+    tokens: np.ndarray | None
+    """int[n], the batch's samples; those of ``batch.worker.unsampled`` and ``batch.dropped`` mean nothing."""
+    first: list[Req] = field(default_factory=list)
+    """Requests that got their first token."""
+    ended: list[Req] = field(default_factory=list)
+    """Requests that ended, in this batch or since the last result."""
+
+
+class Scheduler:
+    """The state machine between an inbox and a backend. It neither waits nor knows what time is, beside ``clock``.
+
+    A loop calls, in its own order, :meth:`receive`, :meth:`next_batch` and, for every batch once and in order,
+    :meth:`process`. Several batches may be formed before the first is processed.
+    """
+
+    def __init__(self, config: SchedulerConfig, *, eos_token_ids: tuple[int, ...] = (),
+                 clock: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
+        self.config = config
+        self.eos_token_ids = eos_token_ids
+        self.state = SchedulerState(config, clock)
+        self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
+        self.paused = False
+        self._seq = 0
+        self._queue_deadlines: deque[Req] = deque()
+        self._deadlines: deque[Req] = deque()
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def receive(self, inbox: Iterable[object]) -> None:
+        """Handle messages in order, then timeouts. Raises TypeError for a message of an unknown type."""
+        for message in inbox:
+            self._handle(message)
+        if self._queue_deadlines or self._deadlines:
+            self._time_out()
+
+    @singledispatchmethod
+    def _handle(self, message: object) -> None:
+        raise TypeError(f"the scheduler has no handler for a message of type {type(message).__name__}")
+
+    @_handle.register
+    def _(self, message: messages.Generate) -> None:
+        config, state = self.config, self.state
+        params = message.params
+        stop_ids = () if params.ignore_eos else (*self.eos_token_ids, *params.stop_token_ids)
+        max_new = min(params.max_new_tokens, config.max_context - len(message.prompt) - 1)
+        due_s = float("inf") if message.slo_ttft_s is None else message.arrival_s + message.slo_ttft_s
+        req = Req(
+            message.rid, message.prompt, params, max_new, self._seq, message.arrival_s, message.priority,
+            message.namespace, due_s, stop_ids, message.prompt,
+        )  # fmt: skip
+        self._seq += 1
+        reason = None
+        if message.rid in state.by_id:
+            reason = "duplicate_id"
+        elif not len(message.prompt):
+            reason = "empty_prompt"
+        elif params.max_new_tokens < 1:
+            reason = "no_output_asked"
+        elif max_new < 1:
+            reason = "prompt_exceeds_context"
+        elif state.cache.pages_for(len(message.prompt) + (max_new > 1)) > config.pages:
+            reason = "prompt_exceeds_kv"
+        if reason is not None:
+            req.finish = Finish("rejected", reason)
+            state.ended.append(req)
+            return
+        state.by_id[req.rid] = req
+        state.enqueue(req)
+        if config.queue_timeout_s is not None:
+            self._queue_deadlines.append(req)
+        if config.request_timeout_s is not None:
+            self._deadlines.append(req)
+
+    @_handle.register
+    def _(self, message: messages.Abort) -> None:
+        req = self.state.by_id.get(message.rid)
+        if req is not None:
+            self._abort(req, message.why)
+
+    @_handle.register
+    def _(self, message: messages.FlushCache) -> None:
+        self.state.cache.flush()
+
+    @_handle.register
+    def _(self, message: messages.Pause) -> None:
+        self.paused = True
+
+    @_handle.register
+    def _(self, message: messages.Resume) -> None:
+        self.paused = False
+
+    def _abort(self, req: Req, why: str) -> None:
+        state = self.state
+        finish = Finish("aborted", why)
+        if req.row < 0:
+            remove_from(state.waiting, [req])
+            state.end(req, finish)
+        else:
+            running = state.slots[req.slot].running
+            index = running.index_of(req)
+            if index is not None:
+                running.remove([index])
+            if req is state.chunked:
+                state.chunked = None
+            else:
+                # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
+                req.output_len = req.kv_len + 1 - req.input_len - state.samples_in_flight(req)
+            state.end(req, finish, req.kv_len, req.kv_len)
+        state.ended.append(req)
+
+    def _time_out(self) -> None:
+        now = self.state.clock()
+        for queue, limit_s, why, applies in (
+            (self._queue_deadlines, self.config.queue_timeout_s, "queue_timeout", lambda req: not req.scheduled),
+            (self._deadlines, self.config.request_timeout_s, "request_timeout", lambda req: True),
+        ):
+            while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= limit_s):
+                req = queue.popleft()
+                if req.finish is None and applies(req):
+                    self._abort(req, why)
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def next_batch(self, slot: int = 0) -> ScheduleBatch | None:
+        """Form the next batch of a slot, or None when it has nothing to run."""
+        state = self.state
+        if self.paused:
+            return None
+        if state.computed:
+            state.insert_computed()
+        return self.composer.compose(state.slots[slot])
+
+    def process(self, batch: ScheduleBatch, tokens: np.ndarray) -> StepResult:
+        """Take the result of the oldest batch in flight: ``tokens`` int[n], one sample a row.
+
+        Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
+        flight reads it.
+        """
+        state = self.state
+        assert state.in_flight[0] is batch, "batches are processed in the order in which they were formed"
+        state.in_flight.popleft()
+        worker = batch.worker
+        offsets = batch.token_offset + worker.seq_lens
+        hits = self._stops(batch, tokens)
+        if worker.unsampled is None:
+            state.table.tokens_flat[offsets] = tokens
+        else:
+            sampled = np.ones(len(tokens), bool)
+            sampled[worker.unsampled] = False
+            state.table.tokens_flat[offsets[sampled]] = tokens[sampled]
+            hits = [i for i in hits if sampled[i]]
+        result = StepResult(batch, tokens)
+        if batch.late:
+            self._give_late_tokens(batch, tokens)
+        for row in batch.prefill:
+            req = row.req
+            if row.last and req.output_len == 0 and req.finish is None:
+                req.output_len = 1
+                result.first.append(req)
+        if batch.length_stops or hits:
+            self._finish(batch, hits, result)
+        if batch.release:
+            for req, valid, held in batch.release:
+                state.give_back(req, valid, held)
+        if batch.release_rows:
+            for row_index in batch.release_rows:
+                state.table.give_row(row_index)
+            state.memory_freed()
+        if state.ended:
+            result.ended += self.take_ended()
+        return result
+
+    def _stops(self, batch: ScheduleBatch, tokens: np.ndarray) -> list[int]:
+        """Indices whose sample is one of their stop ids."""
+        table = batch.stop_ids
+        if table is None:
+            return []
+        same = tokens == table if table.ndim == 1 else (tokens[:, None] == table).any(1)
+        hits = same.nonzero()[0]
+        return hits.tolist() if len(hits) else []
+
+    def _give_late_tokens(self, batch: ScheduleBatch, tokens: np.ndarray) -> None:
+        """A request retracted while this batch was in flight waits in the queue: its token joins what it re-prefills."""
+        for index, req in (batch.late or {}).items():
+            req.pending_token = False
+            if req.finish is None:
+                req.tokens = np.append(req.tokens, np.int32(tokens[index]))
+                output_len = len(req.tokens) - req.input_len
+                # A first token is left at zero for `process` to announce it like anyone's.
+                req.output_len = output_len if output_len > 1 else 0
+
+    def _finish(self, batch: ScheduleBatch, hits: list[int], result: StepResult) -> None:
+        state = self.state
+        running = state.slots[batch.slot].running
+        ending: dict[int, Finish] = {i: Finish("length") for i in batch.length_stops}
+        for i in hits:
+            ending.setdefault(i, Finish("stop"))
+        leaving: list[int] = []
+        done: list[tuple[int, Req]] = []
+        for i in sorted(ending):
+            req = batch.reqs[i]
+            if req.finish is not None:
+                continue
+            done.append((i, req))
+            if req.row < 0:
+                remove_from(state.waiting, [req])
+                continue
+            index = running.index_of(req)
+            if index is not None:
+                leaving.append(index)
+        if leaving:
+            running.remove(leaving)
+        for i, req in done:
+            valid = int(batch.worker.seq_lens[i])
+            req.output_len = valid + 1 - req.input_len
+            state.end(req, ending[i], valid, req.kv_len)
+            result.ended.append(req)
+
+    def take_ended(self) -> list[Req]:
+        """Requests that ended outside the processing of a batch, since the last call."""
+        ended, self.state.ended = self.state.ended, []
+        return ended
+
+    # -- at rest -----------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do before a message comes."""
+        state = self.state
+        if state.in_flight or state.chunked is not None:
+            return False
+        return (self.paused or not state.waiting) and not any(slot.running.count for slot in state.slots)
+
+    def rest(self) -> None:
+        """Called when idle: nothing may be lost by now, and expectations start afresh."""
+        state = self.state
+        state.insert_computed()
+        if not self.paused:
+            assert state.cache.available_pages == state.cache.pool.total, "KV pages are missing at rest"
+            assert state.table.free_rows == state.table.rows, "table rows are missing at rest"
+        state.reset_ratio()
+
+    def check(self) -> None:
+        """Assert that every page has exactly one owner. For tests: it walks everything."""
+        state = self.state
+        size = self.config.page_size
+        owners = [state.cache.pool.free_pages()]
+        owners += [node.pages for node in state.cache.tree.nodes()]
+        holders: list[tuple[Req, int]] = []
+        for slot in state.slots:
+            holders += [(req, int(n)) for req, n in zip(slot.running.reqs, slot.running.lens, strict=True)]
+        if state.chunked is not None:
+            holders.append((state.chunked, state.chunked.kv_len))
+        seen = {id(req) for req, _ in holders}
+        for batch in state.in_flight:
+            holders += [(req, held) for req, _, held in batch.release]
+            seen |= {id(req) for req, _, _ in batch.release}
+            for i in batch.length_stops:
+                if id(batch.reqs[i]) not in seen and batch.reqs[i].finish is None and batch.reqs[i].row >= 0:
+                    holders.append((batch.reqs[i], int(batch.worker.seq_lens[i])))
+        for req, held in holders:
+            owners.append(state.table.pages[req.row, req.shared_pages : -(-held // size)])
+        pages = np.concatenate(owners)
+        assert len(pages) == state.cache.pool.total, f"{len(pages)} of {state.cache.pool.total} pages have an owner"
+        assert len(np.unique(pages)) == len(pages), "a page has two owners"
+        unlocked = sum(len(node.pages) for node in state.cache.tree.nodes() if not node.locks)
+        assert unlocked == state.cache.tree.evictable_pages, "evictable pages are miscounted"
