@@ -20,8 +20,8 @@ def normal_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Ou
         if batch is None:
             report_ended(scheduler, outbox)
             yield backend.cpu()
-            if not scheduler.idle:
-                yield inbox.arrival()  # paused: nothing but a message changes that
+            if scheduler.paused and not scheduler.idle:
+                yield inbox.arrival()  # nothing but a message changes that
             continue
         backend.host("schedule", batch.worker)
         forward = backend.launch(batch.worker)

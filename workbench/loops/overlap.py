@@ -28,8 +28,8 @@ def overlap_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: O
         if batch is None and last is None:
             report_ended(scheduler, outbox)
             yield backend.cpu()
-            if not scheduler.idle:
-                yield inbox.arrival()  # paused: nothing but a message changes that
+            if scheduler.paused and not scheduler.idle:
+                yield inbox.arrival()  # nothing but a message changes that
             continue
         launched: tuple[ScheduleBatch, Forward] | None = None
         if batch is not None:

@@ -56,5 +56,5 @@ def pipeline_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: 
             continue
         report_ended(scheduler, outbox)
         yield backend.cpu()
-        if not scheduler.idle:
-            yield inbox.arrival()  # paused: nothing but a message changes that
+        if scheduler.paused and not scheduler.idle:
+            yield inbox.arrival()  # nothing but a message changes that

@@ -46,6 +46,7 @@ class Scheduler:
         self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
         self.paused = False
         self._seq = 0
+        self._fruitless = 0
         self._queue_deadlines: deque[Req] = deque()
         self._deadlines: deque[Req] = deque()
 
@@ -153,7 +154,14 @@ class Scheduler:
             return None
         if state.computed:
             state.insert_computed()
-        return self.composer.compose(state.slots[slot])
+        batch = self.composer.compose(state.slots[slot])
+        if batch is not None or state.in_flight or self.idle:
+            self._fruitless = 0
+        else:
+            # Ending or retracting a request may take a step of its own; more in a row would be for ever.
+            self._fruitless += 1
+            assert self._fruitless <= 4 * self.config.slots, "requests wait, nothing runs and nothing can be formed"
+        return batch
 
     def process(self, batch: ScheduleBatch, tokens: np.ndarray) -> StepResult:
         """Take the result of the oldest batch in flight: ``tokens`` int[n], one sample a row.
