@@ -45,8 +45,8 @@ class Backend(Protocol):
         """Start a batch behind those launched before; returns at once."""
         ...
 
-    def done(self, forward: Forward) -> Wait:
-        """Until the result of ``forward`` is on the host and the CPU phases noted so far have passed."""
+    def done(self, forward: Any) -> Wait:
+        """Until the result of ``forward``, one of its own, is on the host and the CPU phases noted so far have passed."""
         ...
 
     def cpu(self) -> Wait:

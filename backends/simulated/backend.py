@@ -11,6 +11,7 @@ clock (it has drained its inbox already), so this equals waiting after every pha
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
 class IterationSink(Protocol):
     """Takes one row of iterations.csv, in the order of its columns."""
 
-    def append(self, *values: float) -> None: ...
+    append: Callable[..., None]
 
 
 class SimulatedForward:

@@ -152,10 +152,10 @@ class PrefillManager:
         state = self.state
         admitted: list[Req] = []
         for req in ordered_queue(state, self.policy):
-            if slot.running.count + len(rows) >= state.config.max_running_per_slot or not state.table.free_rows:
-                if rows or not self._preempt_for(req, slot, budget):
-                    slot.full = True
-                    break
+            crowded = slot.running.count + len(rows) >= state.config.max_running_per_slot or not state.table.free_rows
+            if crowded and (rows or not self._preempt_for(req, slot, budget)):
+                slot.full = True
+                break
             verdict = self._admit(req, slot, budget, rows)
             if verdict == "no_kv" and not rows and self._preempt_for(req, slot, budget):
                 verdict = self._admit(req, slot, budget, rows)

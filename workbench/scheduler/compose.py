@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -148,7 +149,10 @@ class DecodeFirstMixed:
         return rows
 
 
-COMPOSERS = {"prefill-first": PrefillFirst, "mixed": DecodeFirstMixed}
+COMPOSERS: dict[str, Callable[[SchedulerState, Policy], Composer]] = {
+    "prefill-first": PrefillFirst,
+    "mixed": DecodeFirstMixed,
+}
 
 
 def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes: bool,

@@ -140,7 +140,7 @@ class Scheduler:
             (self._queue_deadlines, self.config.queue_timeout_s, "queue_timeout", lambda req: not req.scheduled),
             (self._deadlines, self.config.request_timeout_s, "request_timeout", lambda req: True),
         ):
-            while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= limit_s):
+            while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= (limit_s or 0.0)):
                 req = queue.popleft()
                 if req.finish is None and applies(req):
                     self._abort(req, why)

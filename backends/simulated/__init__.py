@@ -1,0 +1,1 @@
+"""The modelled GPU: a SimPy world, cost models, and catalogues of hardware and models."""

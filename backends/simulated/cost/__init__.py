@@ -1,0 +1,19 @@
+"""How long a batch takes on a modelled GPU."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from workbench.scheduler.batch import ModelWorkerBatch
+
+
+class CostModel(Protocol):
+    """Times of one pipeline stage (a tensor-parallel group counts as one)."""
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds of GPU time."""
+        ...
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds to send the activations from ``stage`` to the next one."""
+        ...

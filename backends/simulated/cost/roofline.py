@@ -1,0 +1,223 @@
+"""The roofline cost model: every operator takes the longer of its arithmetic and its memory traffic.
+
+For an operator with F FLOPs and B bytes: ``max(F / (peak * efficiency), B / (bandwidth * efficiency)) + kernel overhead``
+(Williams, Waterman and Patterson, "Roofline", 2009). Weights are read once a step; activations are 2 bytes an element.
+Decode steps depend on three numbers (padded batch, samples, context) and are a look-up and a multiplication.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+
+from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
+from backends.simulated.hardware import GPU
+from backends.simulated.models import DTYPE_BYTES, ModelSpec
+from workbench.scheduler.batch import ModelWorkerBatch
+
+ACTIVATION_BYTES = 2
+GEMM_TILE_ROWS = 64
+"""Tensor-core kernels compute whole tiles: token counts round up to this for arithmetic, not for traffic."""
+ELEMENTWISE_PASSES = 10
+"""Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
+ATTENTION_COMPUTE_SHARE = 0.75
+"""Of the matrix efficiency, what prefill attention reaches: softmax runs beside the tensor cores."""
+
+
+def default_capture_sizes(max_batch: int = 256) -> list[int]:
+    """Batch sizes for which decode graphs are captured: 1, 2, 4 and multiples of 8."""
+    return [size for size in [1, 2, 4, *range(8, max_batch + 8, 8)] if size < max_batch + 8]
+
+
+class RooflineCost:
+    """Roofline times of a model on a GPU under TP, PP and EP.
+
+    ``capture_sizes`` pads decode batches to captured graphs; empty runs them at their own size.
+    """
+
+    def __init__(self, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16", tp: int = 1,
+                 pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] | None = None) -> None:  # fmt: skip
+        self.model, self.gpu = model, gpu
+        self.dtype, self.tp, self.pp, self.ep = dtype, tp, pp, ep
+        self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
+        self._flops = gpu.flops_for(dtype) * gpu.compute_efficiency
+        self._attention_flops = gpu.flops_for("bf16") * gpu.compute_efficiency * ATTENTION_COMPUTE_SHARE
+        self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
+        self._weight_bytes = DTYPE_BYTES[dtype]
+        self._stages = [_Stage(self, stage, kv_dtype) for stage in range(pp)]
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds of GPU time of one stage."""
+        at = self._stages[stage]
+        if not batch.num_prefill and at.full_attention_only:
+            tokens = self._padded(batch.decode_tokens)
+            fixed = at.fixed.get(tokens)
+            if fixed is None:
+                fixed = at.fixed[tokens] = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
+            return fixed + at.context_s * batch.context_tokens
+        return sum(self.explain(batch, stage).values())
+
+    def explain(self, batch: ModelWorkerBatch, stage: int = 0) -> dict[str, float]:
+        """Seconds by group of operators; they add up to :meth:`forward`."""
+        at = self._stages[stage]
+        tokens = batch.prefill_tokens + batch.decode_tokens
+        samples = batch.num_samples
+        if not batch.num_prefill:
+            tokens = samples = self._padded(tokens)
+        parts = dict(at.linear(tokens, samples))
+        parts["attention"] = at.attention_s(batch)
+        return parts
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds to send hidden states (and residuals) to the next stage."""
+        tokens = batch.prefill_tokens + batch.decode_tokens
+        return send_s(2 * tokens * self.model.hidden * ACTIVATION_BYTES / self.tp, self.gpu)
+
+    def _padded(self, requests: int) -> int:
+        at = bisect.bisect_left(self._capture, requests)
+        return self._capture[at] if at < len(self._capture) else requests
+
+    def matrix_s(self, tokens: float, parameters: float, width: float) -> float:
+        """A matrix product: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row."""
+        rows = math.ceil(tokens / GEMM_TILE_ROWS) * GEMM_TILE_ROWS
+        traffic = parameters * self._weight_bytes + tokens * width * ACTIVATION_BYTES
+        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + self.gpu.kernel_overhead_s
+
+    def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
+        """Operators that only move memory."""
+        return traffic_bytes / self._bandwidth + kernels * self.gpu.kernel_overhead_s
+
+
+class _Stage:
+    """One stage's layers, with everything that does not depend on the batch worked out."""
+
+    def __init__(self, cost: RooflineCost, stage: int, kv_dtype: str) -> None:
+        model, tp = cost.model, cost.tp
+        self._cost = cost
+        self._layers = list(model.stage_layers(cost.pp, stage))
+        self._first, self._last = stage == 0, stage == cost.pp - 1
+        self.fixed: dict[int, float] = {}
+        self._linear: dict[tuple[int, int], dict[str, float]] = {}
+        windows: dict[int | None, int] = {}
+        for layer in self._layers:
+            windows[model.windows[layer]] = windows.get(model.windows[layer], 0) + 1
+        self._windows = windows
+        """Layers by attention window."""
+        self.full_attention_only = set(windows) <= {None}
+        kv_bytes = DTYPE_BYTES[kv_dtype]
+        heads = max(model.heads / tp, 1)
+        if model.mla is not None:
+            latent = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+            self._kv_layer_bytes = latent * kv_bytes
+            # Absorbed decode: scores against the latent and rotary parts, values out of the latent (DeepSeek-V2, 2.1).
+            self._decode_pair_flops = 2 * heads * (latent + model.mla.kv_lora_rank)
+            qk = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
+            self._prefill_pair_flops = 2 * heads * (qk + model.mla.v_head_dim)
+        else:
+            self._kv_layer_bytes = 2 * max(model.kv_heads / tp, 1) * model.head_dim * kv_bytes
+            self._decode_pair_flops = self._prefill_pair_flops = 4 * heads * model.head_dim
+        per_context_s = max(self._kv_layer_bytes / cost._bandwidth, self._decode_pair_flops / cost._attention_flops)
+        self.context_s = per_context_s * len(self._layers)
+        self.attention_overhead_s = cost.gpu.kernel_overhead_s * len(self._layers)
+
+    def linear(self, tokens: int, samples: int) -> dict[str, float]:
+        """Everything but attention, for ``tokens`` computed and ``samples`` of them sampled."""
+        key = (tokens, samples)
+        parts = self._linear.get(key)
+        if parts is None:
+            parts = self._linear[key] = self._work_out(tokens, samples)
+        return parts
+
+    def _work_out(self, tokens: int, samples: int) -> dict[str, float]:
+        cost, model, gpu, tp, ep = self._cost, self._cost.model, self._cost.gpu, self._cost.tp, self._cost.ep
+        count = len(self._layers)
+        moe = sum(model.moe_layers[layer] for layer in self._layers)
+        dense = count - moe
+        hidden = model.hidden
+        # Two products around attention (QKV in, O out) share its parameters.
+        projections = model.attention_parameters() / tp
+        parts = {"projections": count * (cost.matrix_s(tokens, projections, 4 * hidden) + gpu.kernel_overhead_s)}
+        if dense:
+            gate = 3 if model.gated_mlp else 2
+            parameters = gate * hidden * model.intermediate / tp
+            width = 2 * hidden + gate * model.intermediate / tp
+            parts["mlp"] = dense * (cost.matrix_s(tokens, parameters, width) + gpu.kernel_overhead_s)
+        if moe:
+            parts["experts"] = moe * self._experts_s(tokens)
+        kv_write = tokens * self._kv_layer_bytes
+        elementwise = ELEMENTWISE_PASSES * tokens * hidden * ACTIVATION_BYTES
+        parts["elementwise"] = count * cost.traffic_s(elementwise + kv_write, kernels=4)
+        message = tokens * hidden * ACTIVATION_BYTES
+        reduced = count + (dense if ep > 1 else count)
+        parts["all_reduce"] = reduced * all_reduce_s(message, tp, gpu)
+        if moe and ep > 1:
+            sent = tokens * model.experts_per_token * hidden * ACTIVATION_BYTES / ep
+            parts["all_to_all"] = moe * 2 * all_to_all_s(sent, ep, gpu)
+        if self._first:
+            parts["embedding"] = cost.traffic_s(2 * message)
+        if self._last and samples:
+            # Kept in 2 bytes whatever the weights are.
+            head = hidden * model.vocab / tp
+            flops_s = 2 * math.ceil(samples / GEMM_TILE_ROWS) * GEMM_TILE_ROWS * head / cost._flops
+            parts["lm_head"] = max(flops_s, head * 2 / cost._bandwidth) + gpu.kernel_overhead_s
+            # Logits in fp32: written, scaled, and read for the choice.
+            parts["sampler"] = cost.traffic_s(3 * 4 * samples * model.vocab / tp, kernels=4)
+            if tp > 1:
+                parts["all_reduce"] += all_to_all_s(4 * samples * model.vocab / tp, tp, gpu)
+        return parts
+
+    def _experts_s(self, tokens: int) -> float:
+        """Router, the experts that ``tokens`` draws touch, and shared experts; load is taken as even over ranks."""
+        cost, model, gpu = self._cost, self._cost.model, self._cost.gpu
+        per_token = model.experts_per_token
+        # Expected distinct experts when every token picks `per_token` of them at random.
+        touched = model.experts * (1 - (1 - per_token / model.experts) ** tokens)
+        ranks = max(cost.tp, cost.ep)
+        parameters = model.expert_parameters() / ranks
+        traffic = touched * parameters * cost._weight_bytes
+        traffic += tokens * per_token * (2 * model.hidden + 3 * model.expert_intermediate) / ranks * ACTIVATION_BYTES
+        # Each touched expert computes whole tiles of its own few rows (small tiles: grouped kernels use 16 rows).
+        rows = touched * math.ceil(tokens * per_token / max(touched, 1) / 16) * 16
+        flops = 2 * rows * parameters
+        router = cost.matrix_s(tokens, model.hidden * model.experts, model.hidden + model.experts)
+        seconds = max(flops / cost._flops, traffic / cost._bandwidth) + 2 * gpu.kernel_overhead_s + router
+        if model.shared_expert_intermediate:
+            shared = 3 * model.hidden * model.shared_expert_intermediate / cost.tp
+            seconds += cost.matrix_s(tokens, shared, 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp)
+        return seconds
+
+    def attention_s(self, batch: ModelWorkerBatch) -> float:
+        """Attention of all layers: prefill rows causally over their prefix, decode rows over their context."""
+        cost = self._cost
+        total = self.attention_overhead_s
+        count = batch.num_prefill
+        for window, layers in self._windows.items():
+            seconds = 0.0
+            if count:
+                new = batch.extend_lens
+                assert new is not None
+                context = batch.seq_lens[:count]
+                if window is None:
+                    pairs = float((new * (context - new) + new * (new + 1) / 2).sum())
+                    read = float(context.sum())
+                else:
+                    # Position p sees min(p + 1, window) tokens.
+                    pairs = float((_triangle(context, window) - _triangle(context - new, window)).sum())
+                    read = float((new + (context - new).clip(max=window)).sum())
+                flops_s = self._prefill_pair_flops * pairs / cost._attention_flops
+                seconds += max(flops_s, read * self._kv_layer_bytes / cost._bandwidth)
+            if batch.decode_tokens:
+                if window is None:
+                    seen = batch.context_tokens - (float(batch.seq_lens[:count].sum()) if count else 0.0)
+                else:
+                    seen = float(batch.seq_lens[count:].clip(max=window).sum())
+                seconds += seen * self.context_s / len(self._layers)
+            total += layers * seconds
+        return total
+
+
+def _triangle(length, window: int):  # type: ignore[no-untyped-def]
+    """Sum over positions p < length of min(p + 1, window), elementwise."""
+    head = length.clip(max=window)
+    return head * (head + 1) / 2 + (length - head) * window

@@ -1,0 +1,28 @@
+"""Bad input as one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the project's own errors, and the system's about files, into ``error: ...`` and exit code 2."""
+    from reports.record import RecordError
+
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}")
+    except (ValueError, RecordError) as error:  # every error of bad input here is one of the two
+        _fail(str(error))
+
+
+def _fail(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(2)

@@ -1,0 +1,34 @@
+"""``workbench``: the entry point."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from workbench.cli import simulate, trace
+
+app = typer.Typer(
+    name="workbench",
+    help="Simulate and compare event loops, batching policies and layouts for LLM serving.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("simulate")(simulate.simulate)
+app.add_typer(trace.app, name="trace")
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps `workbench` a group of commands."""
+
+
+def main() -> None:
+    """Run the command line. A closed pipe (``| head``) ends it quietly."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)

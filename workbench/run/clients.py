@@ -1,0 +1,107 @@
+"""Simulated clients: they deliver a trace's requests at their times, or as earlier ones end."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import simpy
+
+from traces import TraceRequest
+
+Deliver = Callable[[TraceRequest, float], None]
+"""Takes a request and its arrival time."""
+
+
+@dataclass
+class _Session:
+    turns: deque[TraceRequest] = field(default_factory=deque)
+    """Read and not started."""
+    running: bool = True
+    ended_s: float = 0.0
+
+
+class Clients:
+    """Replays a trace: open loop at its arrivals, or ``concurrency`` at a time. Later turns of a session start when the
+    turn before has ended and the user has thought, in either case."""
+
+    def __init__(self, env: simpy.Environment, trace: Iterable[TraceRequest], deliver: Deliver,
+                 concurrency: int | None = None) -> None:  # fmt: skip
+        self._env = env
+        self._deliver = deliver
+        self._sessions: dict[str, _Session] = {}
+        self._session_of: dict[str, str] = {}
+        self._concurrency = concurrency
+        self._stream: Iterator[TraceRequest] = iter(trace)
+        self._ahead: TraceRequest | None = None
+        if concurrency is None:
+            env.process(self._replay())
+        else:
+            for _ in range(concurrency):
+                self._start_next()
+
+    def ended(self, request_id: str) -> None:
+        """A delivered request has ended, however."""
+        name = self._session_of.pop(request_id, None)
+        if name is None:
+            if self._concurrency is not None:
+                self._start_next()
+            return
+        session = self._sessions[name]
+        session.running = False
+        session.ended_s = self._env.now
+        if self._concurrency is not None:
+            self._read_turns()
+        if session.turns:
+            self._env.process(self._next_turn(name, session))
+        elif self._concurrency is not None:
+            self._start_next()
+
+    def _replay(self) -> Generator[simpy.Event, None, None]:
+        for request in self._stream:
+            if request.arrival_s is None:
+                self._later_turn(request)
+                continue
+            if request.arrival_s > self._env.now:
+                yield self._env.timeout(request.arrival_s - self._env.now)
+            self._start(request, request.arrival_s)
+
+    def _start(self, request: TraceRequest, arrival_s: float) -> None:
+        if request.session_id is not None:
+            self._session_of[request.request_id] = request.session_id
+            self._sessions.setdefault(request.session_id, _Session()).running = True
+        self._deliver(request, arrival_s)
+
+    def _later_turn(self, request: TraceRequest) -> None:
+        session = self._sessions[request.session_id or ""]
+        session.turns.append(request)
+        if not session.running and len(session.turns) == 1:
+            self._env.process(self._next_turn(request.session_id or "", session))
+
+    def _next_turn(self, name: str, session: _Session) -> Generator[simpy.Event, None, None]:
+        session.running = True
+        due_s = session.ended_s + session.turns[0].think_time_s
+        yield self._env.timeout(max(due_s - self._env.now, 0.0))
+        self._start(session.turns.popleft(), self._env.now)
+
+    def _start_next(self) -> None:
+        """Closed loop: deliver the next request or first turn of the trace now."""
+        self._read_turns()
+        request, self._ahead = self._ahead, None
+        if request is not None:
+            self._start(request, self._env.now)
+
+    def _read_turns(self) -> None:
+        """Read up to the next request that starts something new."""
+        while self._ahead is None:
+            request = next(self._stream, None)
+            if request is None:
+                return
+            if request.arrival_s is None:
+                self._later_turn_closed(request)
+            else:
+                self._ahead = request
+
+    def _later_turn_closed(self, request: TraceRequest) -> None:
+        self._sessions[request.session_id or ""].turns.append(request)

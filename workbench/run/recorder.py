@@ -1,0 +1,200 @@
+"""Turning what the loops report into a run record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from reports.record import IterationLog
+from traces import TraceRequest
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import StepResult
+
+NAN = float("nan")
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """One line of requests.csv in the making."""
+
+    request_id: str
+    session_id: str
+    instance: int
+    arrival_s: float
+    input_tokens: int
+    slo_ttft_s: float
+    slo_tpot_s: float
+    priority: int
+    turn: int
+    scheduled_s: float = NAN
+    first_token_s: float = NAN
+    finish_s: float = NAN
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    retractions: int = 0
+    status: str = "unfinished"
+    last_token_s: float = NAN
+
+
+class Recorder:
+    """Collects requests, iterations and inter-token gaps of all instances of a run."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self.now_s = now_s
+        self.iterations = IterationLog()
+        self.rows: list[RequestRow] = []
+        self.by_id: dict[str, RequestRow] = {}
+        self.done = 0
+        self.gaps_s: list[float] = []
+        self.gap_counts: list[int] = []
+        self.gap_arrays: list[np.ndarray] = []
+
+    def arrived(self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int) -> None:
+        row = RequestRow(
+            request.request_id, request.session_id or "", instance, arrival_s, input_tokens,
+            NAN if request.slo_ttft_s is None else request.slo_ttft_s,
+            NAN if request.slo_tpot_s is None else request.slo_tpot_s, request.priority, request.turn,
+        )  # fmt: skip
+        self.rows.append(row)
+        self.by_id[request.request_id] = row
+
+    def request_columns(self) -> dict[str, np.ndarray | list]:
+        """Columns of requests.csv, in order of arrival."""
+        rows = self.rows
+
+        def floats(name: str) -> np.ndarray:
+            return np.array([getattr(row, name) for row in rows], np.float64)
+
+        def ints(name: str) -> np.ndarray:
+            return np.array([getattr(row, name) for row in rows], np.int64)
+
+        return {
+            "request_id": [row.request_id for row in rows],
+            "session_id": [row.session_id for row in rows],
+            "instance": ints("instance"),
+            "arrival_s": floats("arrival_s"),
+            "queued_s": floats("arrival_s"),
+            "scheduled_s": floats("scheduled_s"),
+            "first_token_s": floats("first_token_s"),
+            "finish_s": floats("finish_s"),
+            "input_tokens": ints("input_tokens"),
+            "output_tokens": ints("output_tokens"),
+            "cached_tokens": ints("cached_tokens"),
+            "retractions": ints("retractions"),
+            "status": [row.status for row in rows],
+            "slo_ttft_s": floats("slo_ttft_s"),
+            "slo_tpot_s": floats("slo_tpot_s"),
+            "priority": ints("priority"),
+            "turn": ints("turn"),
+        }
+
+    def inter_token_gaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """(gap in seconds, how many tokens had it)."""
+        singles = np.concatenate(self.gap_arrays) if self.gap_arrays else np.empty(0)
+        return (
+            np.concatenate((np.array(self.gaps_s), singles)),
+            np.concatenate((np.array(self.gap_counts, np.int64), np.ones(len(singles), np.int64))),
+        )
+
+
+class RecordingOutbox:
+    """The outbox of one instance. ``on_end`` is told the id of every request that ends."""
+
+    def __init__(self, recorder: Recorder, table_rows: int, on_end: Callable[[str], None],
+                 decisions: IO[str] | None = None, instance: int = 0) -> None:  # fmt: skip
+        self._recorder = recorder
+        self._on_end = on_end
+        self._decisions = decisions
+        self._instance = instance
+        self._last_token_s = np.full(table_rows, NAN)
+        self._table_row: dict[str, int] = {}
+        self._steady: dict[int, tuple[np.ndarray, float]] = {}
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        if batch.retracted:
+            self._settle()
+            for req in batch.retracted:
+                self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
+        if batch.prefill:
+            now = self._recorder.now_s()
+            for row, request_id in batch.worker.new_requests:
+                self._table_row[request_id] = row
+                record = self._recorder.by_id[request_id]
+                if record.scheduled_s != record.scheduled_s:
+                    record.scheduled_s = now
+        if self._decisions is not None:
+            self._decisions.write(decision_line(batch, self._instance))
+
+    def send(self, result: StepResult) -> None:
+        recorder = self._recorder
+        now = recorder.now_s()
+        if result.batch is not None:
+            self._gaps(result.batch, now)
+        for req in result.first:
+            recorder.by_id[req.rid].first_token_s = now
+        for req in result.ended:
+            assert req.finish is not None
+            row = recorder.by_id.pop(req.rid)
+            row.finish_s = now
+            row.output_tokens = req.output_len
+            row.cached_tokens = req.cached_tokens
+            row.retractions = req.retractions
+            row.status = req.finish.status
+            self._table_row.pop(req.rid, None)
+            recorder.done += 1
+            self._on_end(req.rid)
+
+    def _gaps(self, batch: ScheduleBatch, now: float) -> None:
+        """Gaps between tokens. While the same requests decode, the gap is one number for all of them."""
+        rows = batch.worker.rows
+        steady = self._steady.get(batch.slot)
+        if steady is not None and steady[0] is rows and not batch.dropped and not batch.late:
+            self._recorder.gaps_s.append(now - steady[1])
+            self._recorder.gap_counts.append(len(rows))
+            self._steady[batch.slot] = (rows, now)
+            return
+        self._settle()
+        emits = np.ones(len(rows), bool)
+        if batch.worker.unsampled is not None:
+            emits[batch.worker.unsampled] = False
+        if batch.dropped:
+            emits[list(batch.dropped)] = False
+        before = self._last_token_s[rows]
+        for i, part in enumerate(batch.prefill):
+            # A row starts afresh; a request retracted before has been silent since its last token.
+            record = self._recorder.by_id.get(part.req.rid)
+            before[i] = record.last_token_s if record is not None and part.last else NAN
+        for req in (batch.late or {}).values():
+            if req.rid in self._recorder.by_id:
+                self._recorder.by_id[req.rid].last_token_s = now
+        gaps = (now - before)[emits]
+        self._recorder.gap_arrays.append(gaps[gaps == gaps])
+        self._last_token_s[rows[emits]] = now
+        if not batch.prefill:
+            self._steady[batch.slot] = (rows, now)
+
+    def _settle(self) -> None:
+        for rows, at in self._steady.values():
+            self._last_token_s[rows] = at
+        self._steady.clear()
+
+
+def decision_line(batch: ScheduleBatch, instance: int) -> str:
+    """One line of decisions.jsonl: what the scheduler chose, without times."""
+    worker = batch.worker
+    line = {
+        "instance": instance,
+        "step": worker.step,
+        "slot": batch.slot,
+        "mode": worker.mode,
+        "prefill": [[part.req.rid, part.start, part.end, part.cached] for part in batch.prefill],
+        "decode": [req.rid for req in batch.reqs[worker.num_prefill :]],
+        "retracted": [req.rid for req in batch.retracted],
+        "kv_used_tokens": worker.kv_used_tokens,
+        "waiting": worker.waiting,
+    }
+    return json.dumps(line, separators=(",", ":")) + "\n"

@@ -1,0 +1,223 @@
+"""What a run is made of, from the command line or a TOML file, checked and resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends.simulated.hardware import GPU, load_gpu
+from backends.simulated.memory import kv_capacity
+from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
+
+from backends.simulated.cost.roofline import default_capture_sizes
+from workbench.run.router import ROUTERS
+from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.policy import load_policy
+
+LOOP_NAMES = ("normal", "overlap", "pipeline")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Every setting of a simulated run, under the names of the flags. None means: found from the others."""
+
+    model: str = "meta-llama/Llama-3.1-8B"
+    gpu: str = "h100"
+    loop: str | None = None
+    batching: str = "prefill-first"
+    policy: str = "fcfs"
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+    router: str = "round_robin"
+    page_size: int = 1
+    cache: str = "radix"
+    evict: str = "lru"
+    chunk: int | None = 8192
+    max_prefill_tokens: int = 16384
+    max_batch_tokens: int = 2048
+    max_running: int = 256
+    mixed_chunk: bool = False
+    mem_fraction: float = 0.9
+    kv_tokens: int | None = None
+    max_context: int | None = None
+    dtype: str = "bf16"
+    kv_dtype: str = "bf16"
+    cost: str = "roofline"
+    cuda_graphs: bool = True
+    ignore_eos: bool = False
+    max_tokens: int = 4096
+    preempt_threshold: int | None = None
+    conservativeness: float = 1.0
+    max_passed_over: int | None = 64
+    max_prefill_streak: int | None = None
+    queue_timeout: float | None = None
+    request_timeout: float | None = None
+    overlap_prefills: bool = True
+    overlap: bool = True
+    seed: int = 0
+    requests: int | None = None
+    rate: float | None = None
+    speedup: float | None = None
+    concurrency: int | None = None
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "dp", "ep", "max_tokens", "max_running"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
+        for name in ("requests", "concurrency", "kv_tokens", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} is less than 1")
+        for name in ("rate", "speedup", "slo_ttft", "slo_tpot"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: {value} is not positive")
+        if not 0 < self.mem_fraction <= 1:
+            raise ConfigError(f"mem_fraction: {self.mem_fraction} is not between 0 and 1")
+        for name, allowed in (
+            ("router", ROUTERS),
+            ("dtype", tuple(DTYPE_BYTES)),
+            ("kv_dtype", ("bf16", "fp16", "fp8")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        if self.cost != "roofline":
+            raise ConfigError(f"cost: {self.cost!r} is not available; this version has 'roofline'")
+        if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
+            raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
+        for loop in self.loops:
+            if loop not in LOOP_NAMES:
+                raise ConfigError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
+            if loop != "pipeline" and "pipeline" not in self.loops and self.pp > 1:
+                raise ConfigError(f"loop: {loop!r} runs one stage, but pp is {self.pp}; use pipeline")
+        if len(set(self.loops)) != len(self.loops):
+            raise ConfigError(f"loop: {self.loop!r} names a loop twice")
+        if self.loops == ["pipeline"] and self.pp == 1:
+            raise ConfigError("loop: pipeline needs pp of 2 or more")
+
+    @property
+    def loops(self) -> list[str]:
+        """The loops to run: those named, else the one the settings imply."""
+        if self.loop is not None:
+            return [part.strip() for part in self.loop.split(",")]
+        return ["pipeline" if self.pp > 1 else "overlap" if self.overlap else "normal"]
+
+    def layout(self, loop: str) -> tuple[int, int]:
+        """(tp, pp) that a loop runs with. All compared loops get the same GPUs: the pipeline loop cuts its ``tp * pp``
+        GPUs into stages, the others use them as one tensor-parallel group. Asked for pipeline beside others without a
+        ``pp``, two of the ``tp`` GPUs' ways become stages."""
+        if loop == "pipeline":
+            if self.pp > 1:
+                return self.tp, self.pp
+            return self.tp // 2, 2
+        return self.tp * self.pp, 1
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What one instance of a run is built from."""
+
+    model: ModelSpec
+    gpu: GPU
+    loop: str
+    tp: int
+    pp: int
+    scheduler: SchedulerConfig
+    capture_sizes: list[int]
+    kv_budget: dict[str, Any]
+
+
+def resolve(settings: RunSettings, loop: str) -> Instance:
+    """Look up model and GPU, find the KV capacity, and check that the settings go together.
+
+    Raises ConfigError, CatalogueError or ModelDoesNotFit, each with one line.
+    """
+    model, gpu = load_model(settings.model), load_gpu(settings.gpu)
+    tp, pp = settings.layout(loop)
+    if loop == "pipeline" and tp < 1:
+        raise ConfigError(
+            "loop: pipeline beside other loops needs 2 GPUs for the same comparison: give --tp 2 or --pp 2"
+        )
+    if pp > model.layers:
+        raise ConfigError(f"pp: {pp} stages for the {model.layers} layers of {model.name}")
+    if tp > 1 and model.heads % tp:
+        raise ConfigError(f"tp: {tp} does not divide the {model.heads} attention heads of {model.name}")
+    if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
+        raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
+    if settings.ep > 1 and settings.ep != tp:
+        raise ConfigError(f"ep: {settings.ep} must equal tp ({tp}): experts are spread over the GPUs of an instance")
+    max_context = settings.max_context or model.max_context
+    load_policy(settings.policy)
+    budget: dict[str, Any] = {}
+    kv_tokens = settings.kv_tokens
+    if kv_tokens is None:
+        found = kv_capacity(
+            model, gpu, dtype=settings.dtype, kv_dtype=settings.kv_dtype, tp=tp, pp=pp, ep=settings.ep,
+            mem_fraction=settings.mem_fraction, max_prefill_tokens=_largest_step(settings), max_running=settings.max_running,
+        )  # fmt: skip
+        budget = dataclasses.asdict(found)
+        kv_tokens = found.kv_tokens
+    scheduler = SchedulerConfig(
+        kv_tokens=kv_tokens, max_context=min(max_context, kv_tokens + 1), page_size=settings.page_size,
+        max_running=settings.max_running, slots=pp, batching=settings.batching,  # type: ignore[arg-type]
+        chunk=settings.chunk, max_prefill_tokens=settings.max_prefill_tokens, mixed_chunk=settings.mixed_chunk,
+        max_batch_tokens=settings.max_batch_tokens, cache=settings.cache,  # type: ignore[arg-type]
+        evict=settings.evict, policy=settings.policy,  # type: ignore[arg-type]
+        preempt_threshold=settings.preempt_threshold, conservativeness=settings.conservativeness,
+        max_passed_over=settings.max_passed_over, max_prefill_streak=settings.max_prefill_streak,
+        queue_timeout_s=settings.queue_timeout, request_timeout_s=settings.request_timeout, seed=settings.seed,
+    )  # fmt: skip
+    sizes = default_capture_sizes(scheduler.max_running_per_slot) if settings.cuda_graphs else []
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, budget)
+
+
+def _largest_step(settings: RunSettings) -> int:
+    """Most prompt tokens a step may compute: what activations are sized for."""
+    if settings.batching == "mixed":
+        return settings.max_batch_tokens
+    return settings.chunk or settings.max_prefill_tokens
+
+
+def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
+    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them.
+
+    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings.
+    """
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text())
+        except OSError as error:
+            raise ConfigError(f"{config}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{config}: {error}") from error
+        fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
+        values = {name.replace("-", "_"): value for name, value in values.items()}
+        for name, value in values.items():
+            if name not in fields:
+                raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")
+            if not _fits(value, fields[name]):
+                raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
+        if values.get("chunk") == 0:
+            values["chunk"] = None
+    return RunSettings(**{**values, **{name: value for name, value in flags.items() if value is not None}})
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    kind = annotation.replace(" | None", "")
+    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    return isinstance(value, allowed[kind]) and (kind == "bool" or not isinstance(value, bool))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, 3)
+    return f"; nearest: {', '.join(near)}" if near else ""
