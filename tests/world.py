@@ -131,7 +131,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     sampler = ScriptedSampler(scripts.__getitem__, config.max_running_per_slot * config.slots)
     scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
     run = Run(scheduler)
-    backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, run.rows, stages=config.slots)  # type: ignore[arg-type]
+    backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, run.rows.append, stages=config.slots)  # type: ignore[arg-type]
     scheduler.state.clock = backend.now_s
     inbox = SimulatedInbox(env)
     env.process(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, check, on_step), **(loop_options or {})))

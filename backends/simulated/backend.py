@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simpy
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
 
 MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
-
-
-class IterationSink(Protocol):
-    """Takes one row of iterations.csv, in the order of its columns."""
-
-    append: Callable[..., None]
 
 
 class SimulatedForward:
@@ -51,15 +45,18 @@ class SimulatedForward:
 
 
 class SimulatedBackend:
-    """One instance: a CPU, ``stages`` GPUs in a row (each standing for its tensor-parallel group), and links."""
+    """One instance: a CPU, ``stages`` GPUs in a row (each standing for its tensor-parallel group), and links.
+
+    ``log_iteration`` takes one row of iterations.csv, positional, in the order of its columns.
+    """
 
     def __init__(self, env: simpy.Environment, cost: CostModel, host: HostModel, sampler: ScriptedSampler,
-                 log: IterationSink, instance: int = 0, stages: int = 1) -> None:  # fmt: skip
+                 log_iteration: Callable[..., None], instance: int = 0, stages: int = 1) -> None:  # fmt: skip
         self._env = env
         self._cost = cost
         self._host = host
         self._sampler = sampler
-        self._log = log
+        self._log = log_iteration
         self._instance = instance
         self._stage_free_s = [0.0] * stages
         self._link_free_s = [0.0] * (stages - 1)
@@ -132,7 +129,7 @@ class SimulatedBackend:
         for stage, start in enumerate(forward.starts_s):
             # The CPU's phases belong to the iteration, not to each stage of it.
             own = (forward.receive_s, forward.schedule_s, forward.launch_host_s, process_s) if stage == 0 else _NO_CPU
-            self._log.append(
+            self._log(
                 batch.step, self._instance, stage, MODE_CODES[batch.mode], forward.launch_s, start,
                 forward.ends_s[stage], batch.num_prefill + batch.decode_tokens, batch.prefill_tokens,
                 batch.decode_tokens, batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, *own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 
@@ -80,13 +81,10 @@ class Router:
 
 def _block_keys(prompt: np.ndarray, namespace: str) -> list[int]:
     """A key for every whole block, chained so that it stands for the prefix up to there."""
-    # crc32, not hash(): the latter differs from process to process.
-    from zlib import crc32
-
     keys = []
     key = crc32(namespace.encode())
     for at in range(0, len(prompt) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        block = np.ascontiguousarray(prompt[at : at + BLOCK_TOKENS])
+        block = prompt[at : at + BLOCK_TOKENS].tobytes()
         key = (crc32(block, key & 0xFFFFFFFF) << 32) | crc32(block, (key >> 32) ^ 0x9E3779B9)
         keys.append(key)
     return keys

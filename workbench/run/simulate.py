@@ -84,7 +84,7 @@ class SimulatedWorld:
         )
         rows = config.max_running_per_slot * config.slots
         sampler = ScriptedSampler(self._script, rows)
-        backend = SimulatedBackend(self.env, cost, host, sampler, self.recorder.iterations, number, built.pp)
+        backend = SimulatedBackend(self.env, cost, host, sampler, self.recorder.iterations.append, number, built.pp)
         scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
         outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
         options: dict[str, Any] = {}
