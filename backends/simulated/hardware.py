@@ -1,0 +1,96 @@
+"""GPUs: datasheet figures and what of them is achievable."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CATALOGUE = Path(__file__).parent / "gpus.toml"
+
+
+class CatalogueError(ValueError):
+    """Something that is in no catalogue, or a file that cannot be read as one, in one line."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One accelerator. Rates are per second; peaks are dense, without sparsity."""
+
+    name: str
+    memory_bytes: float
+    memory_bandwidth: float
+    """Bytes/s."""
+    bf16_flops: float
+    link_bandwidth: float
+    """Bytes/s to a peer in the node, one direction."""
+    source: str
+    fp8_flops: float = 0.0
+    """0: no such units; fp8 weights are then converted and computed in bf16."""
+    fp32_flops: float = 0.0
+    int8_flops: float = 0.0
+    memory_efficiency: float = 0.82
+    """Share of the bandwidth that streaming kernels reach."""
+    compute_efficiency: float = 0.70
+    """Share of the matrix rate that large products reach."""
+    kernel_overhead_s: float = 2e-6
+    """Start and drain of a kernel inside a graph or a full launch queue."""
+    link_latency_s: float = 8e-6
+    gpus_per_node: int = 8
+
+    def flops_for(self, dtype: str) -> float:
+        """Peak FLOP/s of matrix products. Weights narrower than the hardware computes are converted to bf16 on the way."""
+        native = {"fp8": self.fp8_flops, "int8": self.int8_flops, "fp32": self.fp32_flops}.get(dtype, 0.0)
+        return native or self.bf16_flops
+
+
+def load_gpu(name: str) -> GPU:
+    """A GPU of the catalogue, or of a TOML file with the same fields. Raises :class:`CatalogueError` in one line."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            fields = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise CatalogueError(f"{path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise CatalogueError(f"{path}: {error}") from error
+        return _gpu({"name": path.stem, "source": str(path), **fields}, str(path))
+    catalogue = _catalogue()
+    key = name.lower()
+    if key not in catalogue:
+        near = difflib.get_close_matches(key, catalogue, 3, 0.4)
+        hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(catalogue)}"
+        raise CatalogueError(f"unknown GPU {name!r}; {hint} (or a TOML file)")
+    return _gpu({"name": key, **catalogue[key]}, CATALOGUE.name)
+
+
+def gpu_names() -> list[str]:
+    """Names of the catalogue."""
+    return list(_catalogue())
+
+
+def _gpu(values: dict[str, Any], where: str) -> GPU:
+    known = {field.name: field for field in dataclasses.fields(GPU)}
+    for name, value in values.items():
+        if name not in known:
+            raise CatalogueError(f"{where}: {name}: no such field")
+        if name in ("name", "source"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise CatalogueError(f"{where}: {name}: {value!r} is not a number of 0 or more")
+    for name, field in known.items():
+        if field.default is dataclasses.MISSING and not values.get(name):
+            raise CatalogueError(f"{where}: {name}: missing")
+    for name in ("memory_efficiency", "compute_efficiency"):
+        if name in values and not 0 < values[name] <= 1:
+            raise CatalogueError(f"{where}: {name}: {values[name]} is not between 0 and 1")
+    return GPU(**values)
+
+
+@cache
+def _catalogue() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(CATALOGUE.read_text())

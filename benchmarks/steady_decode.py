@@ -1,0 +1,77 @@
+"""Scheduler iterations per second in steady decode, at 16 and 256 running requests, and the ratio of the two.
+
+    python benchmarks/steady_decode.py
+
+Prints counts and a ratio; nothing is asserted. The whole path is in it: loop, scheduler, modelled GPU and CPU, record.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from backends.simulated.backend import SimulatedBackend, SimulatedInbox
+from backends.simulated.host import HostModel
+from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from reports.record import IterationLog
+from traces import TraceRequest
+from workbench.loops import LOOPS
+from workbench.run.recorder import Recorder, RecordingOutbox
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.scheduler import Scheduler
+
+STEPS = 6000
+PROMPT_TOKENS = 40
+
+
+@dataclass
+class ConstantCost:
+    """The cost model is not what is measured here."""
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return 0.01
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return 0.0
+
+
+def iterations_per_second(running: int, loop: str) -> float:
+    """Iterations a second while ``running`` requests decode ``STEPS`` tokens each, page size 1, radix cache on."""
+    env = simpy.Environment()
+    config = SchedulerConfig(
+        kv_tokens=running * (STEPS + 100), max_context=STEPS + 100, max_running=running, conservativeness=0.1
+    )
+    script = np.arange(3, STEPS + 3, dtype=np.int32)
+    script[-1] = END_OF_SEQUENCE
+    log = IterationLog()
+    sampler = ScriptedSampler(lambda rid: (PROMPT_TOKENS, script), running)
+    backend = SimulatedBackend(env, ConstantCost(), HostModel(), sampler, log.append)
+    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
+    inbox = SimulatedInbox(env)
+    recorder = Recorder(lambda: env.now)
+    outbox = RecordingOutbox(recorder, running, lambda rid: None)
+    for i in range(running):
+        request = TraceRequest(f"r{i}", 0.0, PROMPT_TOKENS, STEPS)
+        recorder.arrived(request, 0, 0.0, PROMPT_TOKENS)
+        prompt = np.arange(1000 * i, 1000 * i + PROMPT_TOKENS, dtype=np.int32)
+        inbox.put(Generate(f"r{i}", prompt, SamplingParams(STEPS + 10)))
+    env.process(LOOPS[loop](scheduler, backend, inbox, outbox))
+    began = time.perf_counter()
+    env.run()
+    return len(log) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    for loop in ("normal", "overlap"):
+        few, many = iterations_per_second(16, loop), iterations_per_second(256, loop)
+        print(f"{loop}: {few:,.0f} iterations/s at 16 running, {many:,.0f} at 256; a step costs {few / many:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
