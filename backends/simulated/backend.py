@@ -72,14 +72,13 @@ class SimulatedBackend:
         if phase == "receive":
             cost = self._host.receive(count)
             self._receive_s += cost
-        elif batch is None:
-            return
         elif phase == "schedule":
-            cost = self._host.schedule(batch)
-            self._schedule_s += cost
+            assert batch is not None
+            self._schedule_s = cost = self._host.schedule(batch)
         elif phase == "launch":
             cost = self._launch_host_s
         elif phase == "process":
+            assert batch is not None
             cost = self._host.process(batch, count)
             self._write(self._pending.popleft(), cost)
         else:
@@ -91,11 +90,11 @@ class SimulatedBackend:
         forward = SimulatedForward(batch, self._sampler)
         if batch.new_requests:
             self._sampler.load(batch)
-        prepare_s = host.prepare(batch)
-        issue_s = host.issue(batch)
+        prepare_s, issue_s, graph = host.launch(batch)
         now = self._env.now + self._debt_s
         issued = now + prepare_s + issue_s
-        forward.launch_s = at = issued if host.replays_graph(batch) else now + prepare_s
+        forward.launch_s = issued
+        at = issued if graph else now + prepare_s
         free = self._stage_free_s
         for stage in range(len(free)):
             start = free[stage] if free[stage] > at else at

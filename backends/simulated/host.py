@@ -54,16 +54,11 @@ class HostModel:
             + self.schedule_prefill_s * batch.num_prefill
         )
 
-    def prepare(self, batch: ModelWorkerBatch) -> float:
-        """The part of launch that comes before the first kernel."""
-        return self.prepare_s + self.prepare_request_s * (batch.num_prefill + batch.decode_tokens)
-
-    def replays_graph(self, batch: ModelWorkerBatch) -> bool:
-        return not batch.num_prefill and batch.decode_tokens <= self.graph_max_batch
-
-    def issue(self, batch: ModelWorkerBatch) -> float:
-        """The part of launch that issues kernels."""
-        return self.graph_s if self.replays_graph(batch) else self._eager_s
+    def launch(self, batch: ModelWorkerBatch) -> tuple[float, float, bool]:
+        """(seconds before the first kernel, seconds that issue kernels, whether a graph is replayed)."""
+        graph = not batch.num_prefill and batch.decode_tokens <= self.graph_max_batch
+        prepare_s = self.prepare_s + self.prepare_request_s * (batch.num_prefill + batch.decode_tokens)
+        return prepare_s, self.graph_s if graph else self._eager_s, graph
 
     def process(self, batch: ModelWorkerBatch, ended: int) -> float:
         return self.process_s + self.process_token_s * batch.num_samples + self.process_ended_s * ended

@@ -55,7 +55,7 @@ def kv_capacity(model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: st
             break
         size *= 2
     raise ModelDoesNotFit(
-        f"{model.name} in {dtype} does not fit {gpu.name} with tp {tp}, pp {pp}: {needed / 2**30:.1f} GiB needed without KV, "
+        f"{model.name} in {dtype} does not fit {gpu.name} with tp {tp}, pp {pp}: needs {needed / 2**30:.1f} GiB before KV, "
         f"{budget.usable_bytes / 2**30:.1f} GiB usable a GPU; {fits}"
     )
 

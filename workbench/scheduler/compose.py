@@ -158,6 +158,8 @@ COMPOSERS: dict[str, Callable[[SchedulerState, Policy], Composer]] = {
 def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes: bool,
           needing: np.ndarray | None) -> ScheduleBatch:  # fmt: skip
     """Make the batch: advance the running set if ``decodes``, add the prefilled requests to it, and freeze the arrays."""
+    if not prefill:
+        return _build_decode(state, slot, needing)
     running = slot.running
     rows = seq_lens = page_rows = pages = None
     reqs: list[Req] = []
@@ -165,36 +167,29 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     decode_tokens = context_tokens = 0
     if decodes:
         rows, reqs, decode_tokens = running.rows, running.reqs, running.count
-        token_offset, stop_ids = running.token_offset, running.stop_ids
         page_rows = rows if needing is None else rows[needing]
         pages = state.cache.allocate(len(page_rows))
         stops = running.advance(needing, pages)
         seq_lens, context_tokens = running.lens, running.context_tokens
         if stops:
             running.remove(stops)
-    mode: Mode = "decode"
-    extend_lens = input_ids = unsampled = None
-    new_requests: tuple[tuple[int, str], ...] = ()
-    prefill_tokens = 0
+    unsampled = None
     left = 0
-    if prefill:
-        mode = "mixed" if decodes else "prefill"
-        rows, seq_lens, reqs = _join(prefill, rows, seq_lens, reqs)
-        token_offset, stop_ids = rows * state.table.width, stop_table(reqs)
-        context_tokens += sum(row.end for row in prefill)
-        extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
-        prefill_tokens = int(extend_lens.sum())
-        input_ids = np.concatenate([row.req.tokens[row.start : row.end] for row in prefill])
-        new_requests = tuple((row.req.row, row.req.rid) for row in prefill if row.start == row.cached)
-        if state.chunked is not None:
-            left = len(state.chunked.tokens) - state.chunked.kv_len
-            unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)
-        done = [row.req.kv_len == row.req.end_len for row in prefill]
-        stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
-        running.add([row.req for row, end in zip(prefill, done, strict=True) if row.last and not end])
-        state.computed = [row.req for row in prefill]
-    assert rows is not None and seq_lens is not None
-    # Positional: this runs on every step, and keywords would double its cost.
+    mode: Mode = "mixed" if decodes else "prefill"
+    rows, seq_lens, reqs = _join(prefill, rows, seq_lens, reqs)
+    token_offset, stop_ids = rows * state.table.width, stop_table(reqs)
+    context_tokens += sum(row.end for row in prefill)
+    extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
+    prefill_tokens = int(extend_lens.sum())
+    input_ids = np.concatenate([row.req.tokens[row.start : row.end] for row in prefill])
+    new_requests = tuple((row.req.row, row.req.rid) for row in prefill if row.start == row.cached)
+    if state.chunked is not None:
+        left = len(state.chunked.tokens) - state.chunked.kv_len
+        unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)
+    done = [row.req.kv_len == row.req.end_len for row in prefill]
+    stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
+    running.add([row.req for row, end in zip(prefill, done, strict=True) if row.last and not end])
+    state.computed = [row.req for row in prefill]
     worker = ModelWorkerBatch(
         state.step, mode, rows, seq_lens, extend_lens, len(prefill),
         len(rows) - (0 if unsampled is None else len(unsampled)), prefill_tokens, decode_tokens, context_tokens,
@@ -204,6 +199,29 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     state.step += 1
     batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, state.retracted, token_offset, stop_ids)
     state.retracted = []
+    state.in_flight.append(batch)
+    return batch
+
+
+def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
+    """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs."""
+    running = slot.running
+    cache, table = state.cache, state.table
+    rows, reqs, count = running.rows, running.reqs, running.count
+    token_offset, stop_ids = running.token_offset, running.stop_ids
+    page_rows = rows if needing is None else rows[needing]
+    pages = cache.allocate(len(page_rows))
+    stops = running.advance(needing, pages)
+    # Positional: keywords would double the cost.
+    worker = ModelWorkerBatch(
+        state.step, "decode", rows, running.lens, None, 0, count, 0, count, running.context_tokens, None, None, (),
+        page_rows, pages, table.take_writes(), cache.used_tokens, len(state.waiting), table.rows - table.free_rows,
+    )  # fmt: skip
+    if stops:
+        running.remove(stops)
+    state.step += 1
+    retracted, state.retracted = state.retracted, []
+    batch = ScheduleBatch(worker, reqs, slot.index, [], stops, retracted, token_offset, stop_ids)
     state.in_flight.append(batch)
     return batch
 

@@ -111,11 +111,17 @@ def _stack(upper: np.ndarray | None, lower: np.ndarray | None, upper_count: int,
     """One stop table over another, the narrower one padded."""
     if upper is None and lower is None:
         return None
-    parts = [
-        np.full((count, 1), -1, np.int64) if part is None else part if part.ndim == 2 else part[:, None]
-        for part, count in ((upper, upper_count), (lower, lower_count))
-    ]
-    width = max(part.shape[1] for part in parts)
-    parts = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1) for part in parts]
+    if upper_count == 0:
+        return lower
+    if upper is not None and lower is not None and upper.ndim == lower.ndim == 1:
+        return np.concatenate((upper, lower))
+    parts = []
+    width = max(part.shape[1] if part is not None and part.ndim == 2 else 1 for part in (upper, lower))
+    for part, count in ((upper, upper_count), (lower, lower_count)):
+        padded = np.full((count, width), -1, np.int64)
+        if part is not None:
+            part = part if part.ndim == 2 else part[:, None]
+            padded[:, : part.shape[1]] = part
+        parts.append(padded)
     table = np.concatenate(parts)
     return table[:, 0].copy() if width == 1 else table

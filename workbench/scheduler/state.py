@@ -60,6 +60,8 @@ class SchedulerState:
     new_token_ratio: float = 0.0
     step: int = 0
     rng: random.Random = field(init=False)
+    _ratio_least: float = field(init=False)
+    _ratio_step: float = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -67,6 +69,8 @@ class SchedulerState:
         self.cache = CacheManager(config.pages, config.page_size, self.table, config.cache, config.evict)
         self.slots = [Slot(i, RunningSet(self.table, config.page_size)) for i in range(config.slots)]
         self.rng = random.Random(config.seed)
+        self._ratio_least = 0.14 * self.initial_ratio
+        self._ratio_step = (self.initial_ratio - self._ratio_least) / RATIO_DECAY_STEPS
         self.reset_ratio()
 
     # -- the estimate of how much of their output bound requests use ------------------------------------------------
@@ -80,9 +84,8 @@ class SchedulerState:
 
     def decay_ratio(self) -> None:
         """After a decode step without retraction: fall in equal steps towards 14 % of the initial value."""
-        least = 0.14 * self.initial_ratio
-        step = (self.initial_ratio - least) / RATIO_DECAY_STEPS
-        self.new_token_ratio = max(self.new_token_ratio - step, least)
+        ratio = self.new_token_ratio - self._ratio_step
+        self.new_token_ratio = ratio if ratio > self._ratio_least else self._ratio_least
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 
