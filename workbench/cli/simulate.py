@@ -97,7 +97,11 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
         trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
     folder = out if out is not None else _free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
-    records, interrupted = _simulate_all(trace, settings, folder, decisions, quiet=as_json)
+    try:
+        records, interrupted = _simulate_all(trace, settings, folder, decisions, quiet=as_json)
+    except Exception:
+        _clear_leftovers(folder)
+        raise
     _report(records, folder, settings, as_json)
     if interrupted:
         print(f"interrupted: what was simulated is in {folder}", file=sys.stderr)
@@ -192,6 +196,15 @@ def _free_folder(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """After a failure: no half-written file, and no folder that holds nothing."""
+    if folder.is_dir():
+        for file in folder.glob(".*.decisions.jsonl"):
+            file.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _rejected(records: dict[str, RunRecord]) -> str | None:

@@ -35,6 +35,8 @@ class Clients:
         self._concurrency = concurrency
         self._stream: Iterator[TraceRequest] = iter(trace)
         self._ahead: TraceRequest | None = None
+        self.fault: Exception | None = None
+        """What reading the trace ran into. Kept for the run to raise: SimPy would rebuild it from its text."""
         if concurrency is None:
             env.process(self._replay())
         else:
@@ -59,13 +61,20 @@ class Clients:
             self._start_next()
 
     def _replay(self) -> Generator[simpy.Event, None, None]:
-        for request in self._stream:
+        while (request := self._read()) is not None:
             if request.arrival_s is None:
                 self._later_turn(request)
                 continue
             if request.arrival_s > self._env.now:
                 yield self._env.timeout(request.arrival_s - self._env.now)
             self._start(request, request.arrival_s)
+
+    def _read(self) -> TraceRequest | None:
+        try:
+            return next(self._stream, None)
+        except Exception as error:
+            self.fault = error
+            return None
 
     def _start(self, request: TraceRequest, arrival_s: float) -> None:
         if request.session_id is not None:
@@ -95,7 +104,7 @@ class Clients:
     def _read_turns(self) -> None:
         """Read up to the next request that starts something new."""
         while self._ahead is None:
-            request = next(self._stream, None)
+            request = self._read()
             if request is None:
                 return
             if request.arrival_s is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 import simpy
 
-import workbench
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.cost.roofline import RooflineCost
 from backends.simulated.host import HostModel
@@ -64,7 +64,11 @@ class SimulatedWorld:
                 if progress is not None and clock() >= due:
                     progress(self.env.now, self.recorder.done, len(self.recorder.iterations))
                     due = clock() + PROGRESS_EVERY_S
+                if self._clients.fault is not None:
+                    raise self._clients.fault
         except simpy.core.EmptySchedule:
+            if self._clients.fault is not None:
+                raise self._clients.fault from None
             return True
         except KeyboardInterrupt:
             return False
@@ -155,7 +159,7 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
         },
         "kv_budget": instance.kv_budget,
         "host_model": {f.name: getattr(HostModel(), f.name) for f in dataclasses.fields(HostModel) if f.init},
-        "versions": {"workbench": workbench.__version__, "python": platform.python_version(),
+        "versions": {"workbench": importlib.metadata.version("llm-workbench"), "python": platform.python_version(),
                      "numpy": np.__version__, "simpy": simpy.__version__},
         "interrupted": not finished,
         "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),

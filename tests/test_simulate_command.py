@@ -1,0 +1,202 @@
+"""`workbench simulate` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
+SHARED = ROOT.parent / "shared" / "data" / "traces"
+RECORD = ("requests.csv", "iterations.csv", "itl.csv")
+
+
+def workbench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from workbench.cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def run(out: Path, *arguments: object) -> dict[str, dict]:
+    """Simulate, and return the numbers of each loop."""
+    done = workbench("simulate", *arguments, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    return {name: each["metrics"] for name, each in json.loads(done.stdout)["runs"].items()}
+
+
+def test_three_loops_on_the_same_gpus_leave_records_and_a_page(tmp_path):
+    numbers = run(
+        tmp_path / "o", SAMPLE, "--loop", "normal,overlap,pipeline", "--tp", 2, "--requests", 60, "--decisions"
+    )
+    assert list(numbers) == ["normal", "overlap", "pipeline"]
+    for loop, metrics in numbers.items():
+        assert metrics["requests_finished"] == 60
+        for file in (*RECORD, "meta.json", "decisions.jsonl"):
+            assert (tmp_path / "o" / loop / file).stat().st_size > 0
+        meta = json.loads((tmp_path / "o" / loop / "meta.json").read_text())
+        assert meta["hardware"]["gpus"] == 2
+    assert numbers["overlap"]["tpot_mean_s"] < numbers["normal"]["tpot_mean_s"]
+    assert numbers["overlap"]["cpu_exposed_share"] < numbers["normal"]["cpu_exposed_share"]
+    assert "<html" in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_the_same_command_twice_writes_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        run(tmp_path / name, SAMPLE, "--requests", 80, "--policy", "random", "--seed", 7)
+    for file in RECORD:
+        assert (tmp_path / "one/overlap" / file).read_bytes() == (tmp_path / "two/overlap" / file).read_bytes()
+
+
+def test_printed_numbers_are_those_of_the_csv_files(tmp_path):
+    metrics = run(tmp_path / "o", SAMPLE, "--requests", 100)["overlap"]
+    requests = pd.read_csv(tmp_path / "o/overlap/requests.csv")
+    assert metrics["ttft_mean_s"] == pytest.approx((requests.first_token_s - requests.arrival_s).mean(), rel=1e-9)
+    assert metrics["e2e_p99_s"] == pytest.approx((requests.finish_s - requests.arrival_s).quantile(0.99), rel=1e-9)
+
+
+def test_overlap_hides_no_more_than_the_cpu_time_of_normal(tmp_path):
+    run(tmp_path / "o", SAMPLE, "--loop", "normal,overlap", "--requests", 100, "--ignore-eos", "--concurrency", 16)
+    ends = {}
+    cpu_s = 0.0
+    for loop in ("normal", "overlap"):
+        steps = pd.read_csv(tmp_path / "o" / loop / "iterations.csv")
+        ends[loop] = steps.end_s.max()
+        if loop == "normal":
+            cpu_s = steps[["receive_s", "schedule_s", "launch_host_s", "process_s"]].to_numpy().sum()
+    assert 0 < ends["normal"] - ends["overlap"] <= cpu_s
+
+
+def test_known_lengths_waste_no_slot_and_unknown_ones_do_under_overlap(tmp_path):
+    tokens = {}
+    for name, flags in (("known", ["--ignore-eos"]), ("unknown", [])):
+        run(tmp_path / name, SAMPLE, "--requests", 60, *flags)
+        steps = pd.read_csv(tmp_path / name / "overlap" / "iterations.csv")
+        requests = pd.read_csv(tmp_path / name / "overlap" / "requests.csv")
+        tokens[name] = steps.decode_tokens.sum() - (requests.output_tokens - 1).sum()
+    assert tokens["known"] == 0
+    assert 0 < tokens["unknown"] <= 60
+
+
+def test_an_idle_server_answers_in_prefill_time_plus_cpu_phases(tmp_path):
+    trace = tmp_path / "slow.jsonl"
+    lines = [{"arrival_s": 100.0 * i, "input_length": 500, "output_length": 2} for i in range(3)]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tmp_path / "o", trace, "--loop", "normal", "--cache", "none")
+    requests = pd.read_csv(tmp_path / "o/normal/requests.csv")
+    steps = pd.read_csv(tmp_path / "o/normal/iterations.csv")
+    prefills = steps[steps["mode"] == "prefill"]
+    assert len(prefills) == 3
+    ttft = (requests.first_token_s - requests.arrival_s).to_numpy()
+    cpu = prefills[["receive_s", "schedule_s", "launch_host_s", "process_s"]].sum(axis=1).to_numpy()
+    gpu = (prefills.end_s - prefills.start_s).to_numpy()
+    # The kernels of an eager prefill are issued while the first of them run: launch and GPU time overlap in part.
+    assert (ttft < gpu + cpu + 1e-9).all()
+    assert (ttft > gpu + prefills[["receive_s", "schedule_s", "process_s"]].sum(axis=1).to_numpy() - 1e-9).all()
+
+
+def test_data_parallel_routers_use_every_instance(tmp_path):
+    for router in ("round_robin", "least_requests", "least_tokens", "cache_aware"):
+        run(tmp_path / router, SAMPLE, "--dp", 2, "--router", router, "--requests", 80)
+        requests = pd.read_csv(tmp_path / router / "overlap" / "requests.csv")
+        assert set(requests.instance) == {0, 1}
+
+
+def test_a_config_file_sets_what_flags_do_not(tmp_path):
+    (tmp_path / "run.toml").write_text('model = "Qwen/Qwen3-8B"\nmax-running = 8\nchunk = 512\n')
+    done = workbench("simulate", SAMPLE, "--requests", 20, "--config", tmp_path / "run.toml", "--chunk", 256, "--out",
+                     tmp_path / "o")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "o/overlap/meta.json").read_text())["settings"]
+    assert (settings["model"], settings["max_running"], settings["chunk"]) == ("Qwen/Qwen3-8B", 8, 256)
+
+
+def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
+    command = [sys.executable, "-c", "from workbench.cli.main import main; main()", "trace", "generate", "long.jsonl",
+               "--requests", "20000", "--rate", "3"]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    command[3:] = ["simulate", "long.jsonl", "--loop", "normal,overlap", "--out", "o"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    meta = json.loads((tmp_path / "o/normal/meta.json").read_text())
+    assert meta["interrupted"] and meta["totals"]["ended"] > 0
+    assert (tmp_path / "o/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nope.jsonl"], "error: nope.jsonl: no such file"),
+        ([SAMPLE, "--gpu", "h1000"], "error: unknown GPU 'h1000'; nearest: h100, v100, h200 (or a TOML file)"),
+        ([SAMPLE, "--model", "Llama-3.1-9B"], "error: unknown model 'Llama-3.1-9B'; nearest: "),
+        ([SAMPLE, "--model", "Llama-3.1-70B"], "error: meta-llama/Llama-3.1-70B in bf16 does not fit h100 with "),
+        ([SAMPLE, "--loop", "foo"], "error: loop: 'foo' is not one of normal, overlap, pipeline"),
+        ([SAMPLE, "--policy", "nosuch:Thing"], "error: policy: cannot load 'nosuch:Thing': No module named 'nosuch'"),
+        ([SAMPLE, "--page-size", "0"], "error: page_size: 0 is less than 1"),
+        ([SAMPLE, "--kv-tokens", "500"], "error: 400 of 400 requests can never be served under overlap: s0.0 with 785 "
+         "input tokens is prompt_exceeds_kv (kv_tokens 500, "),
+        ([SAMPLE, "--config", "missing.toml"], "error: missing.toml: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(arguments, line, tmp_path):
+    done = workbench("simulate", *arguments, "--out", tmp_path / "o")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(line)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):
+    trace = tmp_path / "t.jsonl"
+    good = json.dumps({"arrival_s": 0.0, "input_length": 5, "output_length": 3})
+    trace.write_text(good + "\n" + good.replace("5", "-5") + "\n")
+    done = workbench("simulate", trace, "--out", tmp_path / "o")
+    assert done.returncode == 2
+    assert "line 2, input_length" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_existing_output_folder_is_kept_unless_forced(tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "precious.txt").write_text("mine")
+    for flags in ([], ["--force"]):
+        done = workbench("simulate", SAMPLE, "--requests", 5, "--out", tmp_path / "o", *flags)
+        assert done.returncode == 2
+        assert (tmp_path / "o" / "precious.txt").read_text() == "mine"
+
+
+def test_simulate_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; import workbench.run.simulate, workbench.cli.simulate, reports.page;"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_commands_of_the_readme_run(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    commands = [line.strip() for line in readme.splitlines() if line.startswith("    workbench ")]
+    assert len(commands) >= 4
+    for command in commands:
+        words = [word.replace("traces/samples", str(SAMPLE.parent)) for word in command.split()[1:]]
+        done = subprocess.run([sys.executable, "-c", "from workbench.cli.main import main; main()", *words],
+                              capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the reference traces are not here")
+@pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED.is_dir() else [])
+def test_a_slice_of_each_real_trace_runs_to_the_end(name, tmp_path):
+    metrics = run(tmp_path / "o", SHARED / name, "--requests", 60)["overlap"]
+    assert metrics["requests_finished"] == metrics["requests_total"] == 60
