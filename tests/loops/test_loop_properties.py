@@ -178,7 +178,7 @@ def composition(run: Run) -> list[tuple]:
     return [tuple(row[:4]) + tuple(row[7:11]) for row in run.rows]
 
 
-@thorough(80)
+@thorough(60)
 @given(st.data())
 def test_overlap_saves_at_most_the_cpu_time_it_can_hide(data):
     # Everyone is there from the start, has room, and stops by length: both loops run the same batches.
@@ -187,7 +187,7 @@ def test_overlap_saves_at_most_the_cpu_time_it_can_hide(data):
     chunk = data.draw(st.sampled_from([16, 64, 8192]))
     page_size = data.draw(st.sampled_from([1, 4]))
     normal, overlap = (
-        simulate(jobs, loop, host=host, chunk=chunk, page_size=page_size, max_running=64, kv_tokens=1 << 16)
+        simulate(jobs, loop, host=host, chunk=chunk, page_size=page_size, max_running=64, kv_tokens=2048)
         for loop in ("normal", "overlap")
     )
     assert composition(normal) == composition(overlap)
@@ -213,10 +213,10 @@ def test_no_stage_runs_two_batches_at_a_time_and_no_batch_starts_before_the_stag
     assert [row[0] for row in run.rows if row[2] == 0] == list(range(len(run.batches)))
 
 
-@thorough(60)
+@thorough(40)
 @given(st.data())
 def test_a_free_cpu_leaves_nothing_for_overlap_to_hide(data):
     jobs = data.draw(some_jobs(at_once=True, by_eos=False))
-    normal, overlap = (simulate(jobs, loop, max_running=64, kv_tokens=1 << 16) for loop in ("normal", "overlap"))
+    normal, overlap = (simulate(jobs, loop, max_running=64, kv_tokens=2048) for loop in ("normal", "overlap"))
     assert composition(normal) == composition(overlap)
     assert normal.end_s == overlap.end_s and normal.first_s == overlap.first_s

@@ -1,0 +1,82 @@
+"""The roofline: parts add up, more work never takes less time, and the figures are of the right size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.simulated.cost.roofline import RooflineCost, default_capture_sizes
+from backends.simulated.hardware import load_gpu
+from backends.simulated.models import load_model
+from workbench.scheduler.batch import ModelWorkerBatch
+
+
+def batch(prefill: list[tuple[int, int]] = (), decode: list[int] = ()) -> ModelWorkerBatch:  # type: ignore[assignment]
+    """``prefill``: (cached, new) tokens of each row; ``decode``: context after the step of each row."""
+    lens = np.array([cached + new for cached, new in prefill] + list(decode), np.int64)
+    new = np.array([n for _, n in prefill], np.int64)
+    mode = "mixed" if len(prefill) and len(decode) else "prefill" if len(prefill) else "decode"
+    return ModelWorkerBatch(
+        0, mode, np.arange(len(lens)), lens, new if len(prefill) else None, len(prefill), len(lens), int(new.sum()),
+        len(decode), int(lens.sum()), None, None, (), None, None, (), 0, 0, 0,
+    )  # fmt: skip
+
+
+MODELS = ["Llama-3.1-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-20b", "Mistral-7B-v0.1"]
+decodes = st.lists(st.integers(1, 20_000), min_size=1, max_size=40)
+prefills = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 5000)), max_size=4)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(MODELS), prefills, decodes, st.sampled_from([(1, 1), (2, 1), (2, 2)]))
+def test_the_parts_add_up_to_the_whole(name, prefill, decode, layout):
+    cost = RooflineCost(load_model(name), load_gpu("h100"), tp=layout[0], pp=layout[1])
+    for stage in range(layout[1]):
+        for each in (batch(prefill, decode), batch([], decode)):
+            assert cost.forward(each, stage) == pytest.approx(sum(cost.explain(each, stage).values()), rel=1e-12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(MODELS), prefills, decodes, st.integers(1, 3000))
+def test_more_work_never_takes_less_time(name, prefill, decode, more):
+    cost = RooflineCost(load_model(name), load_gpu("h100"))
+    here = cost.forward(batch(prefill, decode))
+    assert cost.forward(batch(prefill, [decode[0] + more, *decode[1:]])) >= here
+    assert cost.forward(batch([*prefill, (0, more)], decode)) >= here
+
+
+def test_decode_of_an_8b_model_takes_the_time_to_read_its_weights():
+    gpu = load_gpu("h100")
+    seconds = RooflineCost(load_model("Llama-3.1-8B"), gpu).forward(batch([], [1000]))
+    weights = 8.03e9 * 2 / (gpu.memory_bandwidth * gpu.memory_efficiency)
+    assert weights * 0.9 < seconds < weights * 1.25  # the embedding table is not read; kernels have overheads
+
+
+def test_a_long_prefill_takes_the_time_of_its_arithmetic():
+    gpu = load_gpu("h100")
+    seconds = RooflineCost(load_model("Llama-3.1-8B"), gpu).forward(batch([(0, 8192)]))
+    arithmetic = 2 * 7.5e9 * 8192 / (gpu.bf16_flops * gpu.compute_efficiency)
+    assert arithmetic < seconds < arithmetic * 1.4
+
+
+def test_decode_batches_cost_what_their_graph_costs():
+    cost = RooflineCost(load_model("Llama-3.1-8B"), load_gpu("h100"), capture_sizes=default_capture_sizes(64))
+    eight = cost.forward(batch([], [100] * 8))
+    five = cost.forward(batch([], [160] * 5))
+    assert five == pytest.approx(eight), "padded to 8, same context in all"
+
+
+def test_a_sliding_window_bounds_what_attention_reads():
+    cost = RooflineCost(load_model("mistralai/Mistral-7B-v0.1"), load_gpu("h100"))
+    at_window, beyond = (cost.explain(batch([], [n] * 8))["attention"] for n in (4096, 16_000))
+    assert beyond == pytest.approx(at_window)
+
+
+def test_tensor_parallelism_pays_on_large_batches_and_costs_communication():
+    model, gpu = load_model("Llama-3.1-70B"), load_gpu("h100")
+    one, four = (RooflineCost(model, gpu, tp=tp) for tp in (1, 4))
+    step = batch([], [1000] * 64)
+    assert four.forward(step) < one.forward(step) / 2.5
+    assert four.explain(step)["all_reduce"] > 0 == one.explain(step)["all_reduce"]
