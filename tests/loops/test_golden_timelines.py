@@ -235,7 +235,6 @@ def test_two_prefills_in_a_row_may_be_kept_from_overlapping():
     assert milliseconds(run.first_s) == {"a": 41, "b": 89}
 
 
-@pytest.mark.xfail(strict=True, reason="overlap drains its inbox before the CPU time of the first launch has passed")
 def test_a_request_that_comes_while_the_first_batch_is_launched_is_in_the_second():
     # The CPU is busy with a until 10; b comes at 5 and must be found by the look at the inbox that follows.
     run = world([job("a", A_PROMPT, 1), job("b", B_PROMPT, 1, arrival_ms=5)], "overlap")

@@ -42,6 +42,8 @@ def overlap_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: O
             outbox.scheduled(batch)
         if last is not None:
             yield from _process(scheduler, backend, outbox, last)
+        else:
+            yield backend.cpu()  # nothing to process yet: the next look at the inbox comes after the launch all the same
         last = launched
 
 
