@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
-
-from backends.simulated.cost.roofline import default_capture_sizes
 from workbench.run.router import ROUTERS
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.policy import load_policy
