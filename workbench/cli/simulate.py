@@ -116,7 +116,7 @@ def _simulate_all(trace: Trace, settings: RunSettings, folder: Path, decisions: 
                   quiet: bool) -> tuple[dict[str, RunRecord], bool]:  # fmt: skip
     """Run every loop and write its record. Stops after an interrupt, keeping what there is."""
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from reports.record import write_record
     from workbench.run.simulate import simulate_loop
@@ -125,8 +125,8 @@ def _simulate_all(trace: Trace, settings: RunSettings, folder: Path, decisions: 
     sha256 = trace.sha256()
     records: dict[str, RunRecord] = {}
     columns = (
-        SpinnerColumn(), TextColumn("{task.description:9}"), TextColumn("{task.fields[done]:,} requests"),
-        TextColumn("simulated {task.fields[simulated]}"), TextColumn("{task.fields[speed]}"), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn("{task.description:8}"), TextColumn("{task.fields[done]:,} requests"),
+        TextColumn("{task.fields[simulated]} simulated"), TextColumn("{task.fields[speed]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         for name in settings.loops:
@@ -158,7 +158,7 @@ def _progress(bar: Any, task: Any) -> Any:
 
     def update(simulated_s: float, done: int, iterations: int) -> None:
         wall_s = max(time.monotonic() - began, 1e-9)
-        speed = f"{simulated_s / wall_s:,.0f}x real time, {iterations / wall_s:,.0f} iterations/s"
+        speed = f"{simulated_s / wall_s:,.0f}x real time, {iterations / wall_s:,.0f} its/s"
         bar.update(task, done=done, simulated=f"{simulated_s:,.1f} s", speed=speed)
 
     return update
