@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -223,12 +224,17 @@ class PrefillManager:
         total = budget.total()
         rows_free = min(state.table.free_rows, state.config.max_running_per_slot - running.count)
         victims: list[int] = []
+        unlocked: dict[Node, int] = {}
         for _, _, index, victim in sorted(candidates, key=lambda c: c[:2]):
             if need < total and rows_free > 0:
                 break
             own = state.cache.pages_for(int(running.lens[index])) - victim.shared_pages
+            shared = [node for node in _path(victim.node) if node.locks == unlocked.get(node, 0) + 1]
+            own += sum(len(node.pages) for node in shared)  # nobody else needs them: eviction could free them
             if own == 0 and rows_free > 0:
                 continue  # it would lose its place for nothing
+            for node in _path(victim.node):
+                unlocked[node] = unlocked.get(node, 0) + 1
             if state.last_flight(victim) is None:
                 rows_free += 1  # otherwise its row is free only after that batch
             victims.append(index)
@@ -240,6 +246,12 @@ class PrefillManager:
             state.retract(victim, victim.kv_len)
         budget.reserved = reserved_tokens(state)
         return True
+
+
+def _path(node: Node | None) -> Iterator[Node]:
+    while node is not None:
+        yield node
+        node = node.parent
 
 
 class _Budget:

@@ -82,10 +82,12 @@ class Scheduler:
             reason = "empty_prompt"
         elif params.max_new_tokens < 1:
             reason = "no_output_asked"
-        elif state.cache.pages_for(len(message.prompt) + (params.max_new_tokens > 1)) > config.pages:
+        elif state.cache.pages_for(len(message.prompt)) > config.pages:
             reason = "prompt_exceeds_kv"
         elif max_new < 1:
             reason = "prompt_exceeds_context"
+        elif state.cache.pages_for(len(message.prompt) + (max_new > 1)) > config.pages:
+            reason = "prompt_exceeds_kv"
         if reason is not None:
             req.finish = Finish("rejected", reason)
             state.ended.append(req)
