@@ -22,6 +22,7 @@ class ScriptedSampler:
     def __init__(self, script: Callable[[str], tuple[int, np.ndarray]], rows: int) -> None:
         self._script = script
         self._tokens = np.zeros((rows, 1024), np.int32)
+        self._flat = self._tokens.reshape(-1)
         self._prompt_lens = np.zeros(rows, np.int64)
         self._rows: np.ndarray | None = None
         self._offsets = np.empty(0, np.int64)
@@ -34,7 +35,7 @@ class ScriptedSampler:
             if len(tokens) + 1 > self._tokens.shape[1]:
                 grown = np.zeros((len(self._tokens), 2 * len(tokens)), np.int32)
                 grown[:, : self._tokens.shape[1]] = self._tokens
-                self._tokens = grown
+                self._tokens, self._flat = grown, grown.reshape(-1)
             self._tokens[row, : len(tokens)] = tokens
             self._prompt_lens[row] = prompt_len
             self._rows = None
@@ -47,4 +48,4 @@ class ScriptedSampler:
         index = self._offsets + batch.seq_lens
         if batch.unsampled is not None:
             index[batch.unsampled] = 0  # inside the prompt: there is no output to take
-        return self._tokens.reshape(-1)[index]
+        return self._flat[index]

@@ -184,7 +184,7 @@ class Scheduler:
             sampled[worker.unsampled] = False
             state.table.tokens_flat[offsets[sampled]] = tokens[sampled]
             hits = [i for i in hits if sampled[i]]
-        result = StepResult(batch, tokens)
+        result = StepResult(batch, tokens, [], [])
         if batch.late:
             self._give_late_tokens(batch, tokens)
         for row in batch.prefill:
