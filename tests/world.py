@@ -92,12 +92,12 @@ class _Outbox:
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         self.run.batches.append(batch)
-        for _, rid in batch.worker.new_requests:
+        for _, rid, *_ in batch.worker.new_requests:
             self.run.scheduled_s.setdefault(rid, self.env.now)
         if self.check:
             self.run.scheduler.check()
 
-    def send(self, result: StepResult) -> None:
+    def send(self, result: StepResult, forward: object | None = None) -> None:
         run = self.run
         if result.batch is not None:
             assert result.tokens is not None

@@ -73,6 +73,6 @@ class Outbox(Protocol):
         """A ``ScheduleBatch`` has been launched."""
         ...
 
-    def send(self, result: Any) -> None:
-        """A ``StepResult``, once the CPU work that made it is over."""
+    def send(self, result: Any, forward: Forward | None = None) -> None:
+        """A ``StepResult``, once the CPU work that made it is over, and the forward it comes from, if from one."""
         ...

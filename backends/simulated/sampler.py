@@ -29,7 +29,7 @@ class ScriptedSampler:
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the scripts of the requests that start in a batch."""
-        for row, request_id in batch.new_requests:
+        for row, request_id, *_ in batch.new_requests:
             prompt_len, tokens = self._script(request_id)
             # One more than the script: an overlapped step after the stop samples once more, and is dropped.
             if len(tokens) + 1 > self._tokens.shape[1]:

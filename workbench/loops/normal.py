@@ -31,4 +31,4 @@ def normal_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Ou
         result = scheduler.process(batch, forward.tokens())
         backend.host("process", batch.worker, len(result.ended))
         yield backend.cpu()
-        outbox.send(result)
+        outbox.send(result, forward)

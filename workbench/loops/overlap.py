@@ -54,4 +54,4 @@ def _process(scheduler: Scheduler, backend: Backend, outbox: Outbox,
     result = scheduler.process(batch, forward.tokens())
     backend.host("process", batch.worker, len(result.ended))
     yield backend.cpu()
-    outbox.send(result)
+    outbox.send(result, forward)

@@ -52,7 +52,7 @@ def pipeline_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: 
             result = scheduler.process(batch, forward.tokens())
             backend.host("process", batch.worker, len(result.ended))
             yield backend.cpu()
-            outbox.send(result)
+            outbox.send(result, forward)
             continue
         report_ended(scheduler, outbox)
         yield backend.cpu()

@@ -121,7 +121,7 @@ class RecordingOutbox:
                 self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
         if batch.prefill:
             now = self._recorder.now_s()
-            for row, request_id in batch.worker.new_requests:
+            for row, request_id, *_ in batch.worker.new_requests:
                 self._table_row[request_id] = row
                 record = self._recorder.by_id[request_id]
                 if record.scheduled_s != record.scheduled_s:
@@ -129,7 +129,7 @@ class RecordingOutbox:
         if self._decisions is not None:
             self._decisions.write(decision_line(batch, self._instance))
 
-    def send(self, result: StepResult) -> None:
+    def send(self, result: StepResult, forward: object | None = None) -> None:
         recorder = self._recorder
         now = recorder.now_s()
         if result.batch is not None:

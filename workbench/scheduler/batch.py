@@ -1,6 +1,6 @@
 """The compact batch that crosses from the scheduler to a backend.
 
-Three layers of batch exist. :class:`~workbench.scheduler.state.ScheduleBatch` belongs to the scheduler and knows
+Three layers of batch exist. :class:`~workbench.scheduler.schedule_batch.ScheduleBatch` belongs to the scheduler and knows
 requests. :class:`ModelWorkerBatch` below is frozen and holds arrays and numbers only: the one thing a backend is
 given, be it a modelled GPU, a thread, or a process on another GPU. A ``ForwardBatch`` of device tensors lives in
 ``backends/torch`` alone.
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
+
+from workbench.scheduler.request import SamplingParams
 
 Mode = Literal["prefill", "decode", "mixed"]
 
@@ -23,6 +25,18 @@ class PageWrite(NamedTuple):
     """Index into the row: the entry for page ``first_page`` of that request."""
     pages: np.ndarray
     """int32[k], ids of KV pages."""
+
+
+class NewRequest(NamedTuple):
+    """A row that starts, or starts again after a retraction: what a backend needs to know of its request, once."""
+
+    row: int
+    request_id: str
+    input_len: int
+    """Tokens of the prompt; ``tokens`` beyond them are output from before a retraction."""
+    tokens: np.ndarray
+    """int32[n], all it computes before it decodes, those found in the prefix cache included."""
+    params: SamplingParams
 
 
 class ModelWorkerBatch(NamedTuple):
@@ -58,8 +72,8 @@ class ModelWorkerBatch(NamedTuple):
     unsampled: np.ndarray | None
     """int64[k], indices of prefill rows whose prompt is not complete after this step (a chunk that is not the last):
     their sample is never used. None when every row samples."""
-    new_requests: tuple[tuple[int, str], ...]
-    """(row, request_id) for every row that starts, or starts again after a retraction, in this batch."""
+    new_requests: tuple[NewRequest, ...]
+    """Every row that starts, or starts again after a retraction, in this batch."""
     decode_page_rows: np.ndarray | None
     """int64[m], decode rows that get a new page in this step, or None when no row does."""
     decode_pages: np.ndarray | None

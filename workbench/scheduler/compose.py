@@ -15,7 +15,7 @@ from workbench.scheduler.admission import (
     ordered_queue,
     start_prefill,
 )
-from workbench.scheduler.batch import Mode, ModelWorkerBatch
+from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
 from workbench.scheduler.decode import DecodeManager
 from workbench.scheduler.policy import Policy
 from workbench.scheduler.request import Req
@@ -182,7 +182,11 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
     prefill_tokens = int(extend_lens.sum())
     input_ids = np.concatenate([row.req.tokens[row.start : row.end] for row in prefill])
-    new_requests = tuple((row.req.row, row.req.rid) for row in prefill if row.start == row.cached)
+    new_requests = tuple(
+        NewRequest(row.req.row, row.req.rid, row.req.input_len, row.req.tokens, row.req.params)
+        for row in prefill
+        if row.start == row.cached
+    )
     if state.chunked is not None:
         left = len(state.chunked.tokens) - state.chunked.kv_len
         unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)

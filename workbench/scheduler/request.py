@@ -22,6 +22,28 @@ class SamplingParams:
     """Stop by length alone: end-of-sequence and stop tokens are emitted like any other."""
     stop_token_ids: tuple[int, ...] = ()
     """Stops beside the model's end-of-sequence tokens."""
+    min_new_tokens: int = 0
+    """No stop token is sampled before this many tokens are out."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together reach this probability."""
+    min_p: float = 0.0
+    """Only tokens at least this probable relative to the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, multiplies negative ones, of tokens in the prompt or the output."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the output, once for each occurrence."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added to its logit)."""
+    seed: int | None = None
+    """Same seed, same tokens, whatever else is in the batch. None: the engine draws one."""
+    logprobs: int | None = None
+    """Report the sampled token's log probability and those of this many alternatives; None: neither."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,184 @@
+"""Every operator in plain torch: the definition that the kernels are tested against, and what runs on a CPU.
+
+Shapes: ``n`` tokens, ``b`` requests, ``h`` query heads, ``hk`` KV heads, ``d`` head size, ``s`` KV slots. A KV slot
+holds one token: slot ``page * page_size + offset``. ``page_table`` is int32[rows, pages a row]; a request's pages are
+those of its row. Statistics are computed in float32 and results are returned in the dtype of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / rms(x) * weight`` over the last axis. x: [..., d]; weight: [d]."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual). x, residual: [n, d]; either may be overwritten."""
+    residual = x + residual
+    return rms_norm(residual, weight, eps), residual
+
+
+def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate halves by position. q: [n, h, d]; k: [n, hk, d]; positions: int64[n]; cos_sin: float32[max, r], the cosines
+    of r/2 angles, then the sines; the first r <= d elements of a head are rotated. q and k may be overwritten."""
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
+
+    def rotate(x: Tensor) -> Tensor:
+        width = cos_sin.shape[-1]
+        first, second = x[..., :width].float().chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+        return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+
+    return rotate(q), rotate(k)
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """``silu(x[:, :m]) * x[:, m:]``. x: [n, 2m] -> [n, m]."""
+    gate, up = x.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write each token's keys and values to its slot. k, v: [n, hk, d]; caches: [s, hk, d]; slots: int64[n]."""
+    k_cache[slots] = k
+    v_cache[slots] = v
+
+
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,
+                     page_size: int, scale: float, window: int | None = None) -> Tensor:  # fmt: skip
+    """One query a request over its whole context, its own token included (already stored).
+
+    q: [b, h, d]; rows: int64[b]; seq_lens: int32[b] >= 1; ``window``: only the last so many tokens. Returns [b, h, d].
+    """
+    starts = torch.arange(len(rows) + 1, device=q.device)
+    return prefill_attention(
+        q, k_cache, v_cache, page_table, rows, starts, seq_lens, max_extend=1, page_size=page_size, scale=scale,
+        window=window,
+    )  # fmt: skip
+
+
+def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
+                      seq_lens: Tensor, *, max_extend: int, page_size: int, scale: float,
+                      window: int | None = None) -> Tensor:  # fmt: skip
+    """Causal attention of several requests' new tokens over their cached prefix and themselves (already stored).
+
+    q: [n, h, d], the requests' new tokens one after another; q_starts: int32[b + 1], where each request's begin;
+    seq_lens: int32[b], context after them; ``max_extend``: the longest extension, for the launch grid. The token at
+    position p sees positions ``p - window + 1 .. p`` (all up to p without a window). Returns [n, h, d].
+    """
+    out = torch.empty_like(q)
+    group = q.shape[1] // k_cache.shape[1]
+    bounds, lengths = q_starts.tolist(), seq_lens.tolist()
+    for i, row in enumerate(rows.tolist()):
+        begin, end, length = bounds[i], bounds[i + 1], lengths[i]
+        at = torch.arange(length, device=q.device)
+        slots = page_table[row, at // page_size].long() * page_size + at % page_size
+        keys = k_cache[slots].float().repeat_interleave(group, dim=1)
+        values = v_cache[slots].float().repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q[begin:end].float(), keys) * scale
+        positions = torch.arange(length - (end - begin), length, device=q.device)
+        hidden = at[None, :] > positions[:, None]
+        if window is not None:
+            hidden |= at[None, :] <= positions[:, None] - window
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out[begin:end] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+    return out
+
+
+def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
+    """Mixture of gated experts. x: [n, c]; router_logits: [n, e]; gate_up: [e, 2m, c]; down: [e, c, m].
+
+    Each token goes to the ``top_k`` experts of the largest softmax weight; ``renormalize`` makes the chosen weights add up
+    to one. Returns [n, c].
+    """
+    weights, experts = router_logits.float().softmax(-1).topk(top_k, dim=-1)
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    out = torch.zeros_like(x, dtype=torch.float32)
+    for expert in experts.unique().tolist():
+        tokens, nth = (experts == expert).nonzero(as_tuple=True)
+        inner = silu_and_mul(torch.nn.functional.linear(x[tokens], gate_up[expert]))
+        result = torch.nn.functional.linear(inner, down[expert]).float()
+        out.index_add_(0, tokens, result * weights[tokens, nth, None])
+    return out.to(x.dtype)
+
+
+def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
+             frequency: Tensor) -> None:  # fmt: skip
+    """Apply the three penalties to float32 logits [n, v] in place.
+
+    output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n]. Repetition first
+    (over prompt and output), then frequency and presence (over the output), as transformers and vLLM do.
+    """
+    seen = in_prompt | (output_counts > 0)
+    scaled = torch.where(logits > 0, logits / repetition[:, None], logits * repetition[:, None])
+    logits.copy_(torch.where(seen, scaled, logits))
+    logits.sub_(frequency[:, None] * output_counts).sub_(presence[:, None] * (output_counts > 0))
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+           positions: Tensor) -> Tensor:  # fmt: skip
+    """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
+
+    logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
+    positions: int64[n], the index of the sampled token in its sequence. Filters apply one after another to the softmax of
+    logits / temperature: top_k, then top_p of what is left (renormalised), then min_p relative to the largest. Ties at a
+    threshold are all kept. The draw is an argmax over Gumbel noise that depends on (seed, position, token) alone, so a
+    request's tokens do not depend on its batch. Returns int64[n].
+    """
+    greedy = logits.argmax(-1)
+    if not bool((temperature > 0).any()):
+        return greedy
+    scaled = logits / temperature.clamp(min=1e-6)[:, None]
+    kept = keep_mask(scaled.softmax(-1), top_k, top_p, min_p)
+    noise = gumbel(seeds, positions, logits.shape[1])
+    drawn = (scaled + noise).masked_fill(~kept, float("-inf")).argmax(-1)
+    return torch.where(temperature > 0, drawn, greedy)
+
+
+def keep_mask(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """bool[n, v]: the tokens that top-k, top-p and min-p leave. Arguments as in :func:`sample`."""
+    ordered = probabilities.sort(-1, descending=True).values
+    vocab = probabilities.shape[1]
+    last = torch.where(top_k > 0, top_k.clamp(max=vocab), vocab).long() - 1
+    kept = probabilities >= ordered.gather(1, last[:, None])
+    ordered = torch.where(ordered >= ordered.gather(1, last[:, None]), ordered, 0.0)
+    share = ordered / ordered.sum(-1, keepdim=True)
+    # A token stays while those before it have not yet reached top_p.
+    reached = (share.cumsum(-1) - share) >= top_p[:, None]
+    floor = ordered.masked_fill(reached, float("inf")).amin(-1, keepdim=True)
+    floor = torch.where(top_p[:, None] >= 1, 0.0, floor)
+    kept &= probabilities >= floor
+    return kept & (probabilities >= min_p[:, None] * ordered[:, :1])
+
+
+def gumbel(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """float32[n, vocab] of standard Gumbel noise from a counter-based generator: a function of (seed, position, token)."""
+    token = torch.arange(vocab, device=seeds.device)
+    state = _mix((seeds ^ _mix(positions))[:, None] ^ _mix(token + 0x9E3779B9)[None, :])
+    uniform = ((state & 0xFFFFFF).float() + 0.5) / 0x1000000
+    return -torch.log(-torch.log(uniform))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (two rounds of multiply and shift, as in lowbias32), in int64 arithmetic."""
+    x = x & 0xFFFFFFFF
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & 0xFFFFFFFF
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probabilities before temperature and filters: (of ``tokens``, float32[n]; the ``top`` largest, float32[n, top];
+    their ids, int64[n, top]). logits: float32[n, v]; tokens: int64[n]."""
+    log = logits.log_softmax(-1)
+    values, ids = log.topk(top, dim=-1) if top else (log[:, :0], tokens.new_empty((len(tokens), 0)))
+    return log.gather(1, tokens[:, None])[:, 0], values, ids

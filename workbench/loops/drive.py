@@ -1,0 +1,15 @@
+"""Running a loop in real time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from workbench.backend import Wait
+
+
+def drive(loop: Generator[Wait, None, None]) -> None:
+    """Send a loop on for ever. Live, a wait is a function that blocks until it is over, or None when there is nothing to
+    wait for; what it raises ends the loop and reaches the caller."""
+    for wait in loop:
+        if wait is not None:
+            wait()
