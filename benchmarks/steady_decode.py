@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
+from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import IterationLog
@@ -43,7 +43,7 @@ class ConstantCost:
 
 def iterations_per_second(running: int, loop: str) -> float:
     """Iterations a second while ``running`` requests decode ``STEPS`` tokens each, page size 1, radix cache on."""
-    env = simpy.Environment()
+    env = Clock()
     config = SchedulerConfig(
         kv_tokens=running * (STEPS + 100), max_context=STEPS + 100, max_running=running, conservativeness=0.1
     )
@@ -54,14 +54,14 @@ def iterations_per_second(running: int, loop: str) -> float:
     backend = SimulatedBackend(env, ConstantCost(), HostModel(), sampler, log.append)
     scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
     inbox = SimulatedInbox(env)
-    recorder = Recorder(lambda: env.now)
+    recorder = Recorder(env.now_s)
     outbox = RecordingOutbox(recorder, running, lambda rid: None)
     for i in range(running):
         request = TraceRequest(f"r{i}", 0.0, PROMPT_TOKENS, STEPS)
         recorder.arrived(request, 0, 0.0, PROMPT_TOKENS)
         prompt = np.arange(1000 * i, 1000 * i + PROMPT_TOKENS, dtype=np.int32)
         inbox.put(Generate(f"r{i}", prompt, SamplingParams(STEPS + 10)))
-    env.process(LOOPS[loop](scheduler, backend, inbox, outbox))
+    env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox))
     began = time.perf_counter()
     env.run()
     return len(log) / (time.perf_counter() - began)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
+from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from workbench.loops import LOOPS
@@ -87,7 +87,7 @@ class Run:
 
 
 class _Outbox:
-    def __init__(self, env: simpy.Environment, run: Run, check: bool, on_step: Callable[[Run, float], None] | None):
+    def __init__(self, env: Clock, run: Run, check: bool, on_step: Callable[[Run, float], None] | None):
         self.env, self.run, self.check, self.on_step = env, run, check, on_step
 
     def scheduled(self, batch: ScheduleBatch) -> None:
@@ -125,7 +125,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
              on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None,
              loop_options: dict[str, object] | None = None, **settings: object) -> Run:  # fmt: skip
     """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
-    env = simpy.Environment()
+    env = Clock()
     config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]
     scripts = {job.rid: job.script() for job in jobs}
     sampler = ScriptedSampler(scripts.__getitem__, config.max_running_per_slot * config.slots)
@@ -134,7 +134,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, run.rows.append, stages=config.slots)  # type: ignore[arg-type]
     scheduler.state.clock = backend.now_s
     inbox = SimulatedInbox(env)
-    env.process(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, check, on_step), **(loop_options or {})))
+    env.run_loop(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, check, on_step), **(loop_options or {})))
 
     def deliver():
         todo = sorted([(job.arrival_s, job.message()) for job in jobs] + list(messages), key=lambda item: item[0])

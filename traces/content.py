@@ -100,9 +100,7 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
             base = _mix_one(key_of("span:" + key) + seed * _GOLDEN)
             for piece in range(at, end, _PIECE):
                 piece_end = min(piece + _PIECE, end)
-                state = np.arange(piece + 1, piece_end + 1, dtype=np.uint64)
-                state *= np.uint64(_GOLDEN)
-                state += np.uint64(base)
+                state = _steps(piece, piece_end) + np.uint64(base)
                 tokens[piece - start : piece_end - start] = _to_ids(_mix(state), vocab_size)
             at = end
     return tokens
@@ -135,6 +133,16 @@ def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, fiel
     if len(ids) and int(ids.max()) >= vocab_size:
         raise TraceError(path, line, field, f"'{int(ids.max())}' is outside the model's vocabulary of {vocab_size}")
     return ids
+
+
+_STEPS = np.arange(1, 1 << 14, dtype=np.uint64) * np.uint64(_GOLDEN)
+
+
+def _steps(start: int, stop: int) -> np.ndarray:
+    """Positions [start, stop), counted from 1, times the golden ratio; kept for the positions that most prompts have."""
+    if stop < len(_STEPS):
+        return _STEPS[start:stop]
+    return np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The modelled GPU behind an event loop: stages and links in SimPy time.
 
 A stage runs the batches it is given in order, and so does a link; both are queues with one server whose service times are
-known at arrival. So a batch's start and end on every stage follow at launch from when each becomes free, and one SimPy
-event, at the end, is all a loop waits for.
+known at arrival. So a batch's start and end on every stage follow at launch from when each becomes free, and one moment,
+its end, is all a loop waits for.
 
 CPU phases are charged to a debt that passes with the loop's next wait. Nothing the loop does in between depends on the
 clock (it has drained its inbox already), so this equals waiting after every phase, at a fraction of the events.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import simpy
 
+from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -30,15 +31,19 @@ MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
 class SimulatedForward:
     """A batch on its way through the stages."""
 
-    __slots__ = ("_sampler", "batch", "cost_s", "end_s", "ends_s", "launch_host_s", "launch_s", "receive_s",
-                 "schedule_s", "starts_s")  # fmt: skip
+    __slots__ = ("_sampler", "batch", "cpu_s", "end_s", "ends_s", "launch_s", "starts_s")
 
-    def __init__(self, batch: ModelWorkerBatch, sampler: ScriptedSampler) -> None:
+    def __init__(self, batch: ModelWorkerBatch, sampler: ScriptedSampler, launch_s: float, starts_s: list[float],
+                 ends_s: list[float], cpu_s: tuple[float, float, float]) -> None:  # fmt: skip
         self.batch = batch
         self._sampler = sampler
-        self.starts_s: list[float] = []
-        self.ends_s: list[float] = []
-        self.receive_s = self.schedule_s = self.launch_host_s = self.launch_s = self.end_s = 0.0
+        self.launch_s = launch_s
+        """When its last kernel was issued to the first stage."""
+        self.starts_s = starts_s
+        self.ends_s = ends_s
+        self.end_s = ends_s[-1]
+        self.cpu_s = cpu_s
+        """What receiving, scheduling and launching it took."""
 
     def tokens(self) -> np.ndarray:
         return self._sampler.sample(self.batch)
@@ -47,12 +52,13 @@ class SimulatedForward:
 class SimulatedBackend:
     """One instance: a CPU, ``stages`` GPUs in a row (each standing for its tensor-parallel group), and links.
 
-    ``log_iteration`` takes one row of iterations.csv, positional, in the order of its columns.
+    Its waits are moments of the clock. ``log_iteration`` takes one row of iterations.csv, positional, in the order of its
+    columns.
     """
 
-    def __init__(self, env: simpy.Environment, cost: CostModel, host: HostModel, sampler: ScriptedSampler,
+    def __init__(self, clock: Clock, cost: CostModel, host: HostModel, sampler: ScriptedSampler,
                  log_iteration: Callable[..., None], instance: int = 0, stages: int = 1) -> None:  # fmt: skip
-        self._env = env
+        self._clock = clock
         self._cost = cost
         self._host = host
         self._sampler = sampler
@@ -66,17 +72,17 @@ class SimulatedBackend:
 
     def now_s(self) -> float:
         """The CPU's clock: simulated time and the phases that have yet to pass."""
-        return self._env.now + self._debt_s
+        return self._clock.now_s() + self._debt_s
 
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
         if phase == "receive":
             cost = self._host.receive(count)
             self._receive_s += cost
+        elif phase == "launch":
+            cost = self._launch_host_s
         elif phase == "schedule":
             assert batch is not None
             self._schedule_s = cost = self._host.schedule(batch)
-        elif phase == "launch":
-            cost = self._launch_host_s
         elif phase == "process":
             assert batch is not None
             cost = self._host.process(batch, count)
@@ -86,53 +92,62 @@ class SimulatedBackend:
         self._debt_s += cost
 
     def launch(self, batch: ModelWorkerBatch) -> SimulatedForward:
-        host = self._host
-        forward = SimulatedForward(batch, self._sampler)
         if batch.new_requests:
             self._sampler.load(batch)
-        prepare_s, issue_s, graph = host.launch(batch)
-        now = self._env.now + self._debt_s
-        issued = now + prepare_s + issue_s
-        forward.launch_s = issued
-        at = issued if graph else now + prepare_s
+        prepare_s, issue_s, graph = self._host.launch(batch)
+        prepared = self._clock.now_s() + self._debt_s + prepare_s
+        issued = prepared + issue_s
         free = self._stage_free_s
-        for stage in range(len(free)):
-            start = free[stage] if free[stage] > at else at
-            end = start + self._cost.forward(batch, stage)
+        if len(free) == 1:
+            start = issued if graph else prepared
+            if free[0] > start:
+                start = free[0]
+            end = start + self._cost.forward(batch)
             if end < issued:
                 end = issued  # kernels issued one by one: the last cannot end before it was issued
-            free[stage] = end
-            forward.starts_s.append(start)
-            forward.ends_s.append(end)
-            if stage < len(self._link_free_s):
-                begin = max(end, self._link_free_s[stage])
-                self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage)
-        forward.end_s = end
-        forward.receive_s, forward.schedule_s = self._receive_s, self._schedule_s
-        forward.launch_host_s = self._launch_host_s = prepare_s + issue_s
+            free[0] = end
+            starts, ends = [start], [end]
+        else:
+            starts, ends = self._through_stages(batch, issued if graph else prepared, issued)
+        self._launch_host_s = prepare_s + issue_s
+        cpu_s = self._receive_s, self._schedule_s, self._launch_host_s
         self._receive_s = self._schedule_s = 0.0
+        forward = SimulatedForward(batch, self._sampler, issued, starts, ends, cpu_s)
         self._pending.append(forward)
         return forward
 
-    def done(self, forward: SimulatedForward) -> simpy.Event:
-        debt, self._debt_s = self._debt_s, 0.0
-        left = forward.end_s - self._env.now
-        return self._env.timeout(left if left > debt else debt)
+    def _through_stages(self, batch: ModelWorkerBatch, at: float, issued: float) -> tuple[list[float], list[float]]:
+        starts, ends = [], []
+        for stage, free in enumerate(self._stage_free_s):
+            start = max(free, at)
+            end = max(start + self._cost.forward(batch, stage), issued)
+            self._stage_free_s[stage] = end
+            starts.append(start)
+            ends.append(end)
+            if stage < len(self._link_free_s):
+                begin = max(end, self._link_free_s[stage])
+                self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage)
+        return starts, ends
 
-    def cpu(self) -> simpy.Event:
-        debt, self._debt_s = self._debt_s, 0.0
-        return self._env.timeout(debt)
+    def done(self, forward: SimulatedForward) -> float:
+        paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        end = forward.end_s
+        return end if end > paid else paid
+
+    def cpu(self) -> float:
+        paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        return paid
 
     def _write(self, forward: SimulatedForward, process_s: float) -> None:
         batch = forward.batch
+        own = (*forward.cpu_s, process_s)
         for stage, start in enumerate(forward.starts_s):
-            # The CPU's phases belong to the iteration, not to each stage of it.
-            own = (forward.receive_s, forward.schedule_s, forward.launch_host_s, process_s) if stage == 0 else _NO_CPU
             self._log(
                 batch.step, self._instance, stage, MODE_CODES[batch.mode], forward.launch_s, start,
                 forward.ends_s[stage], batch.num_prefill + batch.decode_tokens, batch.prefill_tokens,
                 batch.decode_tokens, batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, *own,
             )  # fmt: skip
+            own = _NO_CPU  # the CPU's phases belong to the iteration, not to each stage of it
 
 
 _NO_CPU = (0.0, 0.0, 0.0, 0.0)
@@ -141,8 +156,8 @@ _NO_CPU = (0.0, 0.0, 0.0, 0.0)
 class SimulatedInbox:
     """Messages between simulated clients and a loop."""
 
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._messages: list[object] = []
         self._waiting: simpy.Event | None = None
 
@@ -159,9 +174,9 @@ class SimulatedInbox:
             self._messages = []
         return messages
 
-    def arrival(self) -> simpy.Event:
+    def arrival(self) -> simpy.Event | float:
         if self._messages:
-            return self._env.timeout(0)
+            return self._clock.now_s()
         if self._waiting is None:
-            self._waiting = self._env.event()
+            self._waiting = self._clock.event()
         return self._waiting

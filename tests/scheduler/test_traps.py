@@ -112,7 +112,7 @@ def test_a_request_that_finishes_in_the_batch_before_is_dropped_from_the_one_in_
     ended = process(s, first, EOS).ended
     assert [req.rid for req in ended] == ["a"] and ended[0].output_len == 1
     assert s.next_batch() is None and not s.idle
-    assert process(s, second).ended == []
+    assert not process(s, second).ended
     assert second.dropped == {0}
     s.rest()
 
@@ -144,7 +144,7 @@ def test_an_abort_between_launch_and_result_drops_the_result_and_frees_once():
     s.receive([Abort("a")])
     (ended,) = s.take_ended()
     assert ended.finish.status == "aborted:client" and ended.output_len == 1
-    assert process(s, second).ended == [] and process(s, third).ended == []
+    assert not process(s, second).ended and not process(s, third).ended
     assert second.dropped == third.dropped == {0}
     assert s.idle
     s.rest()
@@ -191,7 +191,7 @@ def test_a_chunk_that_is_not_the_last_emits_nothing():
         assert (None if batch.worker.unsampled is None else batch.worker.unsampled.tolist()) == expected
         # Even a sample that looks like a stop.
         result = process(s, batch, EOS if expected else 7)
-        assert result.ended == [] and [r.rid for r in result.first] == ([] if expected else ["a"])
+        assert not result.ended and [r.rid for r in result.first] == ([] if expected else ["a"])
 
 
 @pytest.mark.parametrize("in_flight", [False, True])
@@ -338,7 +338,7 @@ def test_the_one_that_has_written_least_is_retracted_and_of_equals_the_longest_p
     s.receive([generate("b", words(100, 12), 100), generate("c", words(200, 10), 100)])
     step(s)
     for _ in range(69):  # 32 + 3 * 69 = 239 of 240
-        assert step(s).retracted == []
+        assert not step(s).retracted
     batch = step(s)
     assert [req.rid for req in batch.retracted] == ["b"]
     # The two that are left have written 70 each, and are expected to need 20 more each, of 200 in all.
@@ -392,7 +392,7 @@ def test_nobody_is_preempted_for_one_that_would_still_not_fit():
     low_and_high(s)
     s.receive([generate("c", words(300, 40), 10, priority=4)])
     batch = step(s)
-    assert batch.worker.mode == "decode" and batch.retracted == []
+    assert batch.worker.mode == "decode" and not batch.retracted
 
 
 @pytest.mark.parametrize("cache", ["none", "radix"])
@@ -411,7 +411,7 @@ def test_a_difference_below_the_threshold_preempts_nobody():
     s = preempting()
     low_and_high(s)
     s.receive([generate("c", words(300, 20), 5, priority=1)])
-    assert step(s).retracted == []
+    assert not step(s).retracted
 
 
 def test_a_victim_that_frees_nothing_is_left_alone():
@@ -424,7 +424,7 @@ def test_a_victim_that_frees_nothing_is_left_alone():
     s.receive([generate("c", words(300, 60), 5, priority=5)])
     for _ in range(3):
         batch = step(s)
-        assert batch.retracted == [] and rids(batch) == ["high", "low"]
+        assert not batch.retracted and rids(batch) == ["high", "low"]
 
 
 def test_one_is_preempted_for_its_row_alone():

@@ -132,8 +132,17 @@ class RecordingOutbox:
     def send(self, result: StepResult, forward: object | None = None) -> None:
         recorder = self._recorder
         now = recorder.now_s()
-        if result.batch is not None:
-            self._gaps(result.batch, now)
+        batch = result.batch
+        if batch is not None:
+            rows = batch.worker.rows
+            steady = self._steady.get(batch.slot)
+            if steady is not None and steady[0] is rows and not batch.dropped and not batch.late:
+                # While the same requests decode, the gap is one number for all of them.
+                recorder.gaps_s.append(now - steady[1])
+                recorder.gap_counts.append(len(rows))
+                self._steady[batch.slot] = (rows, now)
+            else:
+                self._gaps(batch, now)
         for req in result.first:
             recorder.by_id[req.rid].first_token_s = now
         for req in result.ended:
@@ -149,21 +158,21 @@ class RecordingOutbox:
             self._on_end(req.rid)
 
     def _gaps(self, batch: ScheduleBatch, now: float) -> None:
-        """Gaps between tokens. While the same requests decode, the gap is one number for all of them."""
+        """Gaps between tokens where the requests are not those of the step before."""
         rows = batch.worker.rows
-        steady = self._steady.get(batch.slot)
-        if steady is not None and steady[0] is rows and not batch.dropped and not batch.late:
-            self._recorder.gaps_s.append(now - steady[1])
-            self._recorder.gap_counts.append(len(rows))
+        if self._steady:
+            self._settle()
+        before = self._last_token_s[rows]
+        if not (batch.prefill or batch.dropped or batch.late):
+            self._recorder.gap_arrays.append(now - before)
+            self._last_token_s[rows] = now
             self._steady[batch.slot] = (rows, now)
             return
-        self._settle()
         emits = np.ones(len(rows), bool)
         if batch.worker.unsampled is not None:
             emits[batch.worker.unsampled] = False
         if batch.dropped:
             emits[list(batch.dropped)] = False
-        before = self._last_token_s[rows]
         for i, part in enumerate(batch.prefill):
             # A row starts afresh; a request retracted before has been silent since its last token.
             record = self._recorder.by_id.get(part.req.rid)

@@ -15,6 +15,7 @@ import numpy as np
 import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
+from backends.simulated.clock import Clock
 from backends.simulated.cost.roofline import RooflineCost
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
@@ -39,13 +40,13 @@ class SimulatedWorld:
 
     def __init__(self, settings: RunSettings, instance: Instance, trace: Trace,
                  decisions: IO[str] | None = None) -> None:  # fmt: skip
-        self.env = simpy.Environment()
+        self.env = Clock()
         self.settings = settings
         self.instance = instance
         self._open: dict[str, TraceRequest] = {}
         self._instance_of: dict[str, tuple[int, int]] = {}
         self._router = Router(settings.router, settings.dp)
-        self.recorder = Recorder(lambda: self.env.now)
+        self.recorder = Recorder(self.env.now_s)
         self._inboxes = [SimulatedInbox(self.env) for _ in range(settings.dp)]
         for number, inbox in enumerate(self._inboxes):
             self._start_instance(number, inbox, decisions)
@@ -59,7 +60,7 @@ class SimulatedWorld:
         gc.disable()
         try:
             while True:
-                for _ in range(2000):
+                for _ in range(200):
                     step()
                 if progress is not None and clock() >= due:
                     progress(self.env.now, self.recorder.done, len(self.recorder.iterations))
@@ -94,7 +95,7 @@ class SimulatedWorld:
         options: dict[str, Any] = {}
         if built.loop == "overlap":
             options["overlap_prefills"] = settings.overlap_prefills
-        self.env.process(LOOPS[built.loop](scheduler, backend, inbox, outbox, **options))
+        self.env.run_loop(LOOPS[built.loop](scheduler, backend, inbox, outbox, **options))
 
     def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
         settings = self.settings

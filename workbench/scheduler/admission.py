@@ -35,7 +35,9 @@ def output_estimate(req: Req) -> int:
 
 def reserved_tokens(state: SchedulerState) -> int:
     """KV that the running requests are expected to need yet."""
-    expected = sum(int(np.minimum(s.running.remaining, OUTPUT_ESTIMATE_LIMIT).sum()) for s in state.slots)
+    expected = sum(
+        int(s.running.remaining.clip(max=OUTPUT_ESTIMATE_LIMIT).sum()) for s in state.slots if s.running.count
+    )
     return math.ceil(expected * state.new_token_ratio)
 
 

@@ -111,7 +111,10 @@ class CacheManager:
         """Insert the first ``count`` pages of a row and free the duplicates among those it owned."""
         tokens = self.table.tokens[req.row, : count * self.page_size]
         pages = self.table.pages[req.row, :count]
-        node, had = self.tree.insert(tokens, pages, req.namespace)
+        if req.node is None:
+            node, had = self.tree.insert(tokens, pages, req.namespace)
+        else:
+            node, had = self.tree.extend(req.node, req.shared_pages * self.page_size, tokens, pages)
         if had > req.shared_pages:
             self.pool.give(pages[req.shared_pages : had])
         return node, had

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
 from workbench.scheduler.decode import DecodeManager
 from workbench.scheduler.policy import Policy
 from workbench.scheduler.request import Req
-from workbench.scheduler.running import stop_table
+from workbench.scheduler.running import stack_stops, stop_table
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.state import SchedulerState, Slot
 
@@ -48,14 +48,18 @@ class PrefillFirst:
                     return batch
         if not running.count:
             return None
-        before = len(state.retracted)
-        ready, needing = self.decode.make_room(slot)
-        if not ready:
-            return None
-        if len(state.retracted) == before:
+        needing = running.needing_page()
+        if (running.count if needing is None else len(needing)) > state.cache.available_pages:
+            before = len(state.retracted)
+            ready, needing = self.decode.make_room(slot)
+            if not ready:
+                return None
+            if len(state.retracted) == before:
+                state.decay_ratio()
+        else:
             state.decay_ratio()
         slot.prefill_streak = 0
-        return build(state, slot, [], True, needing)
+        return _build_decode(state, slot, needing)
 
     def _prefill(self, slot: Slot) -> ScheduleBatch | None:
         state, running = self.state, slot.running
@@ -161,12 +165,12 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     if not prefill:
         return _build_decode(state, slot, needing)
     running = slot.running
-    rows = seq_lens = page_rows = pages = None
+    rows = seq_lens = page_rows = pages = decode_stops = None
     reqs: list[Req] = []
     stops: list[int] = []
     decode_tokens = context_tokens = 0
     if decodes:
-        rows, reqs, decode_tokens = running.rows, running.reqs, running.count
+        rows, reqs, decode_tokens, decode_stops = running.rows, running.reqs, running.count, running.stop_ids
         page_rows = rows if needing is None else rows[needing]
         pages = state.cache.allocate(len(page_rows))
         stops = running.advance(needing, pages)
@@ -177,7 +181,9 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     left = 0
     mode: Mode = "mixed" if decodes else "prefill"
     rows, seq_lens, reqs = _join(prefill, rows, seq_lens, reqs)
-    token_offset, stop_ids = rows * state.table.width, stop_table(reqs)
+    token_at = rows * state.table.width + seq_lens
+    prefill_stops = stop_table([row.req for row in prefill])
+    stop_ids = stack_stops(prefill_stops, decode_stops, len(prefill), decode_tokens)
     context_tokens += sum(row.end for row in prefill)
     extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
     prefill_tokens = int(extend_lens.sum())
@@ -192,7 +198,10 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
         unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)
     done = [row.req.kv_len == row.req.end_len for row in prefill]
     stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
-    running.add([row.req for row, end in zip(prefill, done, strict=True) if row.last and not end])
+    joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]
+    if prefill_stops is not None and len(joining) < len(prefill):
+        prefill_stops = prefill_stops[joining]
+    running.add([prefill[i].req for i in joining], prefill_stops)
     state.computed = [row.req for row in prefill]
     worker = ModelWorkerBatch(
         state.step, mode, rows, seq_lens, extend_lens, len(prefill),
@@ -201,7 +210,7 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
         len(state.waiting), state.table.rows - state.table.free_rows, left,
     )  # fmt: skip
     state.step += 1
-    batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, state.retracted, token_offset, stop_ids)
+    batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, state.retracted, token_at, stop_ids)
     state.retracted = []
     state.in_flight.append(batch)
     return batch
@@ -211,21 +220,22 @@ def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None)
     """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs."""
     running = slot.running
     cache, table = state.cache, state.table
-    rows, reqs, count = running.rows, running.reqs, running.count
-    token_offset, stop_ids = running.token_offset, running.stop_ids
+    rows, reqs, count, stop_ids = running.rows, running.reqs, running.count, running.stop_ids
     page_rows = rows if needing is None else rows[needing]
-    pages = cache.allocate(len(page_rows))
+    pages = cache.allocate(count if needing is None else len(page_rows))
     stops = running.advance(needing, pages)
     # Positional: keywords would double the cost.
     worker = ModelWorkerBatch(
         state.step, "decode", rows, running.lens, None, 0, count, 0, count, running.context_tokens, None, None, (),
-        page_rows, pages, table.take_writes(), cache.used_tokens, len(state.waiting), table.rows - table.free_rows,
+        page_rows, pages, table.take_writes(), cache.used_tokens, len(state.waiting), table.rows - len(table.free),
     )  # fmt: skip
+    retracted: Sequence[Req] = ()
+    if state.retracted:
+        retracted, state.retracted = state.retracted, []
+    batch = ScheduleBatch(worker, reqs, slot.index, (), stops, retracted, running.token_at, stop_ids)
     if stops:
         running.remove(stops)
     state.step += 1
-    retracted, state.retracted = state.retracted, []
-    batch = ScheduleBatch(worker, reqs, slot.index, [], stops, retracted, token_offset, stop_ids)
     state.in_flight.append(batch)
     return batch
 

@@ -19,18 +19,14 @@ class DecodeManager:
     def make_room(self, slot: Slot) -> tuple[bool, np.ndarray | None]:
         """Whether the running set can decode a step now, and the indices that need a page (None: all of them).
 
-        Evicts, then retracts. The last request of all is not retracted for itself: if nothing else holds KV it can never
-        fit and is ended; if something in flight may give KV back, the step has to wait.
+        Called when eviction cannot meet the need: retracts. The last request of all is not retracted for itself: if nothing
+        else holds KV it can never fit and is ended; if something in flight may give KV back, the step has to wait.
         """
-        cache, running = self.state.cache, slot.running
-        needing = running.needing_page()
-        need = running.count if needing is None else len(needing)
-        if need <= cache.pool.free or need <= cache.available_pages:
-            return running.count > 0, needing
         self._retract(slot)
+        running = slot.running
         needing = running.needing_page()
         need = running.count if needing is None else len(needing)
-        return running.count > 0 and need <= cache.available_pages, needing
+        return running.count > 0 and need <= self.state.cache.available_pages, needing
 
     def _retract(self, slot: Slot) -> None:
         state, running, cache = self.state, slot.running, self.state.cache

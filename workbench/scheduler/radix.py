@@ -62,25 +62,9 @@ class RadixTree:
         node = self._roots.get(namespace)
         if node is None:
             return None, 0
-        size = self.page_size
-        length = len(tokens) // size * size
         if touch:
             self._tick += 1
-        at = 0
-        while at < length:
-            child = node.children.get(self._child_key(tokens, at))
-            if child is None:
-                break
-            same = self._common(child.key, tokens, at, length)
-            if touch:
-                child.last_access = self._tick
-                child.hits += 1
-            at += same
-            if same < len(child.key):
-                node = self._split(child, same) if touch else child
-                break
-            node = child
-        return node, at
+        return self._descend(node, 0, tokens, touch)
 
     def path_pages(self, node: Node | None) -> np.ndarray:
         """int32: pages from the root down to ``node``."""
@@ -95,10 +79,20 @@ class RadixTree:
 
         The tree takes over ``pages[had:]``; ``pages[:had]`` stay the caller's (they may be the tree's own or duplicates).
         """
-        if namespace not in self._roots:
-            self._roots[namespace] = Node(np.empty(0, np.int32), np.empty(0, np.int32), None, 0)
-        node, matched = self.match(tokens, namespace)
-        assert node is not None
+        root = self._roots.get(namespace)
+        if root is None:
+            root = self._roots[namespace] = Node(np.empty(0, np.int32), np.empty(0, np.int32), None, 0)
+        return self.extend(root, 0, tokens, pages)
+
+    def extend(self, node: Node, depth: int, tokens: np.ndarray, pages: np.ndarray) -> tuple[Node, int]:
+        """:meth:`insert` of a sequence whose first ``depth`` tokens end at ``node``: only what follows is compared."""
+        self._tick += 1
+        above = node
+        while above.parent is not None:
+            above.last_access = self._tick
+            above.hits += 1
+            above = above.parent
+        node, matched = self._descend(node, depth, tokens, True)
         had = matched // self.page_size
         if matched < len(tokens):
             # Copies: a view would keep the whole row of the caller alive, and see it change.
@@ -164,6 +158,24 @@ class RadixTree:
             stack.extend(node.children.values())
             if node.parent is not None:
                 yield node
+
+    def _descend(self, node: Node, at: int, tokens: np.ndarray, touch: bool) -> tuple[Node, int]:
+        """Walk down from ``node``, where ``at`` tokens have matched; returns where the match ends and its length."""
+        length = len(tokens) // self.page_size * self.page_size
+        while at < length:
+            child = node.children.get(self._child_key(tokens, at))
+            if child is None:
+                break
+            same = self._common(child.key, tokens, at, length)
+            if touch:
+                child.last_access = self._tick
+                child.hits += 1
+            at += same
+            if same < len(child.key):
+                node = self._split(child, same) if touch else child
+                break
+            node = child
+        return node, at
 
     def _queue(self, node: Node) -> None:
         if not node.queued and not node.locks and not node.children and node.parent is not None:

@@ -35,8 +35,8 @@ class RunningSet:
         self.steps_to_stop = int((ends - lens).min()) if len(rows) else 0
         """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
         self._page_offset = rows * self._table.page_width
-        self.token_offset = rows * self._table.width
-        """int64[n], where each row starts in ``table.tokens_flat``."""
+        self.token_at = rows * self._table.width + lens
+        """int64[n], index in ``table.tokens_flat`` of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids
         """int64[n] token id that ends each request, int64[n, k] where one has several, padded with -1; None where
         nothing but length ends any of them."""
@@ -46,8 +46,8 @@ class RunningSet:
         """int64[n], most tokens each may still generate."""
         return self.ends - self.lens
 
-    def add(self, reqs: Sequence[Req]) -> None:
-        """Admit requests whose prompt is in KV."""
+    def add(self, reqs: Sequence[Req], stop_ids: np.ndarray | None) -> None:
+        """Admit requests whose prompt is in KV; ``stop_ids`` is their :func:`stop_table`."""
         if not reqs:
             return
         self.reqs = [*self.reqs, *reqs]
@@ -55,7 +55,7 @@ class RunningSet:
             np.concatenate((self.rows, np.array([r.row for r in reqs], np.int64))),
             np.concatenate((self.lens, np.array([r.kv_len for r in reqs], np.int64))),
             np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
-            _stack(self.stop_ids, stop_table(reqs), self.count, len(reqs)),
+            stack_stops(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
 
     def remove(self, indices: Sequence[int]) -> list[Req]:
@@ -81,19 +81,20 @@ class RunningSet:
             return None
         return (self.lens % self._page_size == 0).nonzero()[0]
 
-    def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> list[int]:
+    def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token, those in ``needing`` into the next of ``pages``.
 
         Returns the indices of requests that stop by length with this step.
         """
-        if needing is None:
-            self._table.pages_flat[self._page_offset + self.lens] = pages
+        if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
+            self._table.pages_flat[self.token_at] = pages
         elif len(needing):
             self._table.pages_flat[self._page_offset[needing] + self.lens[needing] // self._page_size] = pages
         self.lens = self.lens + 1
+        self.token_at = self.token_at + 1
         self.context_tokens += self.count
         self.steps_to_stop -= 1
-        return [] if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
+        return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
 
 
 def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
@@ -107,12 +108,14 @@ def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
     return table[:, 0].copy() if width == 1 else table
 
 
-def _stack(upper: np.ndarray | None, lower: np.ndarray | None, upper_count: int, lower_count: int) -> np.ndarray | None:
+def stack_stops(
+    upper: np.ndarray | None, lower: np.ndarray | None, upper_count: int, lower_count: int
+) -> np.ndarray | None:
     """One stop table over another, the narrower one padded."""
     if upper is None and lower is None:
         return None
-    if upper_count == 0:
-        return lower
+    if upper_count == 0 or lower_count == 0:
+        return lower if upper_count == 0 else upper
     if upper is not None and lower is not None and upper.ndim == lower.ndim == 1:
         return np.concatenate((upper, lower))
     parts = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -15,10 +17,10 @@ class ScheduleBatch:
     """
 
     __slots__ = ("dropped", "late", "length_stops", "prefill", "release", "release_rows", "reqs", "retracted", "slot",
-                 "stop_ids", "token_offset", "worker")  # fmt: skip
+                 "stop_ids", "token_at", "worker")  # fmt: skip
 
-    def __init__(self, worker: ModelWorkerBatch, reqs: list[Req], slot: int, prefill: list[PrefillRow],
-                 length_stops: list[int], retracted: list[Req], token_offset: np.ndarray,
+    def __init__(self, worker: ModelWorkerBatch, reqs: list[Req], slot: int, prefill: Sequence[PrefillRow],
+                 length_stops: Sequence[int], retracted: Sequence[Req], token_at: np.ndarray,
                  stop_ids: np.ndarray | None) -> None:  # fmt: skip
         self.worker = worker
         self.reqs = reqs
@@ -28,17 +30,17 @@ class ScheduleBatch:
         """Indices of requests known at launch to reach their output bound in this step."""
         self.retracted = retracted
         """Requests that lost their KV so that this batch could be formed."""
-        self.token_offset = token_offset
-        """int64[n], where each row starts in the flat token pool."""
+        self.token_at = token_at
+        """int64[n], where each row's sample goes in the flat token pool."""
         self.stop_ids = stop_ids
         """The running set's ``stop_ids``, for the rows of this batch."""
         self.dropped: set[int] | None = None
         """Indices of requests that ended while the batch was in flight: their result is not used."""
         self.late: dict[int, Req] | None = None
         """Requests retracted while the batch was in flight: they still get their token."""
-        self.release: list[tuple[Req, int, int]] = []
+        self.release: Sequence[tuple[Req, int, int]] = ()
         """(request, valid tokens, held tokens) whose KV and row are given back once this batch is processed."""
-        self.release_rows: list[int] = []
+        self.release_rows: Sequence[int] = ()
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
 

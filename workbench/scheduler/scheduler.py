@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import singledispatchmethod
 
 import numpy as np
@@ -25,9 +25,9 @@ class StepResult:
     batch: ScheduleBatch | None
     tokens: np.ndarray | None
     """int[n], the batch's samples; those of ``batch.worker.unsampled`` and ``batch.dropped`` mean nothing."""
-    first: list[Req] = field(default_factory=list)
+    first: Sequence[Req] = ()
     """Requests that got their first token."""
-    ended: list[Req] = field(default_factory=list)
+    ended: Sequence[Req] = ()
     """Requests that ended, in this batch or since the last result."""
 
 
@@ -174,24 +174,25 @@ class Scheduler:
         state = self.state
         assert state.in_flight[0] is batch, "batches are processed in the order in which they were formed"
         state.in_flight.popleft()
-        worker = batch.worker
-        offsets = batch.token_offset + worker.seq_lens
-        hits = self._stops(batch, tokens)
-        if worker.unsampled is None:
-            state.table.tokens_flat[offsets] = tokens
+        unsampled = batch.worker.unsampled
+        hits: Sequence[int] = ()
+        if batch.stop_ids is not None:
+            hits = _stops(batch.stop_ids, tokens)
+        if unsampled is None:
+            state.table.tokens_flat[batch.token_at] = tokens
         else:
             sampled = np.ones(len(tokens), bool)
-            sampled[worker.unsampled] = False
-            state.table.tokens_flat[offsets[sampled]] = tokens[sampled]
+            sampled[unsampled] = False
+            state.table.tokens_flat[batch.token_at[sampled]] = tokens[sampled]
             hits = [i for i in hits if sampled[i]]
-        result = StepResult(batch, tokens, [], [])
+        result = StepResult(batch, tokens)
         if batch.late:
             self._give_late_tokens(batch, tokens)
         for row in batch.prefill:
             req = row.req
             if row.last and req.output_len == 0 and req.finish is None:
                 req.output_len = 1
-                result.first.append(req)
+                result.first = [*result.first, req]
         if batch.length_stops or hits:
             self._finish(batch, hits, result)
         if batch.release:
@@ -202,17 +203,8 @@ class Scheduler:
                 state.table.give_row(row_index)
             state.memory_freed()
         if state.ended:
-            result.ended += self.take_ended()
+            result.ended = [*result.ended, *self.take_ended()]
         return result
-
-    def _stops(self, batch: ScheduleBatch, tokens: np.ndarray) -> list[int]:
-        """Indices whose sample is one of their stop ids."""
-        table = batch.stop_ids
-        if table is None:
-            return []
-        same = tokens == table if table.ndim == 1 else (tokens[:, None] == table).any(1)
-        hits = same.nonzero()[0]
-        return hits.tolist() if len(hits) else []
 
     def _give_late_tokens(self, batch: ScheduleBatch, tokens: np.ndarray) -> None:
         """A request retracted while this batch was in flight waits in the queue: its token joins what it re-prefills."""
@@ -224,7 +216,7 @@ class Scheduler:
                 # A first token is left at zero for `process` to announce it like anyone's.
                 req.output_len = output_len if output_len > 1 else 0
 
-    def _finish(self, batch: ScheduleBatch, hits: list[int], result: StepResult) -> None:
+    def _finish(self, batch: ScheduleBatch, hits: Sequence[int], result: StepResult) -> None:
         state = self.state
         running = state.slots[batch.slot].running
         ending: dict[int, Finish] = {i: Finish("length") for i in batch.length_stops}
@@ -249,7 +241,7 @@ class Scheduler:
             valid = int(batch.worker.seq_lens[i])
             req.output_len = valid + 1 - req.input_len
             state.end(req, ending[i], valid, req.kv_len)
-            result.ended.append(req)
+        result.ended = [req for _, req in done]
 
     def take_ended(self) -> list[Req]:
         """Requests that ended outside the processing of a batch, since the last call."""
@@ -300,3 +292,10 @@ class Scheduler:
         assert len(np.unique(pages)) == len(pages), "a page has two owners"
         unlocked = sum(len(node.pages) for node in state.cache.tree.nodes() if not node.locks)
         assert unlocked == state.cache.tree.evictable_pages, "evictable pages are miscounted"
+
+
+def _stops(stop_ids: np.ndarray, tokens: np.ndarray) -> Sequence[int]:
+    """Indices whose sample is one of their stop ids."""
+    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
+    hits = same.nonzero()[0]
+    return hits.tolist() if len(hits) else ()

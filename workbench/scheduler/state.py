@@ -151,7 +151,7 @@ class SchedulerState:
             self.table.give_row(req.row)
         else:
             batch, index = flight
-            batch.release_rows.append(req.row)
+            batch.release_rows = [*batch.release_rows, req.row]
             if samples:
                 req.pending_token = True
                 batch.late = {**(batch.late or {}), index: req}
@@ -182,7 +182,8 @@ class SchedulerState:
         for batch, index in flights:
             batch.dropped = {*(batch.dropped or ()), index}
         if flights:
-            flights[-1][0].release.append((req, valid_tokens, held_tokens))
+            newest = flights[-1][0]
+            newest.release = [*newest.release, (req, valid_tokens, held_tokens)]
         else:
             self.give_back(req, valid_tokens, held_tokens)
 

@@ -22,18 +22,19 @@ class TableManager:
         # Flat views of the same memory: one index array instead of two halves the cost of a scatter.
         self.tokens_flat = self.tokens.reshape(-1)
         self.pages_flat = self.pages.reshape(-1)
-        self._free = list(range(rows - 1, -1, -1))
+        self.free = list(range(rows - 1, -1, -1))
+        """Rows that nobody has."""
         self._writes: list[PageWrite] = []
 
     @property
     def free_rows(self) -> int:
-        return len(self._free)
+        return len(self.free)
 
     def take_row(self) -> int:
-        return self._free.pop()
+        return self.free.pop()
 
     def give_row(self, row: int) -> None:
-        self._free.append(row)
+        self.free.append(row)
 
     def write_pages(self, row: int, first_page: int, pages: np.ndarray) -> None:
         """Set entries of a row and note the change for the backend's own copy of the table."""

@@ -1,0 +1,52 @@
+"""Simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from heapq import heappush
+from typing import Any
+
+import simpy
+from simpy.events import NORMAL
+
+HOPS = 4096
+"""Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress."""
+
+
+class Clock(simpy.Environment):
+    """SimPy's environment, in which an event loop waits for moments.
+
+    A loop yields a float, the moment until which it waits, or an event. Most moments come before anything else happens:
+    then the clock is simply set, which gives the same times as a SimPy event at a fraction of its cost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def now_s(self) -> float:
+        """Seconds since the simulation began."""
+        return self._now
+
+    def at(self, moment_s: float) -> simpy.Event:
+        """An event at an absolute time (a SimPy timeout adds a delay to now, and rounds)."""
+        event = simpy.Event(self)
+        event._ok, event._value = True, None
+        heappush(self._queue, (moment_s, NORMAL, next(self._eid), event))
+        return event
+
+    def run_loop(self, loop: Generator[Any, None, None]) -> simpy.Process:
+        """Start an event loop as a process of this environment."""
+        return self.process(self._send_on(loop))
+
+    def _send_on(self, loop: Generator[Any, None, None]) -> Generator[simpy.Event, None, None]:
+        queue = self._queue
+        hops = 0
+        for wait in loop:
+            if wait.__class__ is not float:
+                yield wait
+            elif hops < HOPS and (not queue or wait < queue[0][0]):
+                self._now = wait
+                hops += 1
+            else:
+                hops = 0
+                yield self.at(wait)
