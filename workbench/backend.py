@@ -25,7 +25,7 @@ class Forward(Protocol):
 
     def tokens(self) -> np.ndarray:
         """int[n], one sampled token a row, once the wait of :meth:`Backend.done` is over. The values at
-        ``batch.unsampled`` mean nothing. Valid until the next forward's are asked for."""
+        ``batch.unsampled`` mean nothing. The array is the caller's to keep: it is not written again."""
         ...
 
 

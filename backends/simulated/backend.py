@@ -140,17 +140,16 @@ class SimulatedBackend:
 
     def _write(self, forward: SimulatedForward, process_s: float) -> None:
         batch = forward.batch
-        own = (*forward.cpu_s, process_s)
+        (step, mode, _, _, _, num_prefill, _, prefill_tokens, decode_tokens, context_tokens, _, _, _, _, _, _,
+         kv_used_tokens, waiting, running, _) = batch  # fmt: skip
+        receive_s, schedule_s, launch_s = forward.cpu_s
         for stage, start in enumerate(forward.starts_s):
             self._log(
-                batch.step, self._instance, stage, MODE_CODES[batch.mode], forward.launch_s, start,
-                forward.ends_s[stage], batch.num_prefill + batch.decode_tokens, batch.prefill_tokens,
-                batch.decode_tokens, batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, *own,
+                step, self._instance, stage, MODE_CODES[mode], forward.launch_s, start, forward.ends_s[stage],
+                num_prefill + decode_tokens, prefill_tokens, decode_tokens, context_tokens, kv_used_tokens, waiting,
+                running, receive_s, schedule_s, launch_s, process_s,
             )  # fmt: skip
-            own = _NO_CPU  # the CPU's phases belong to the iteration, not to each stage of it
-
-
-_NO_CPU = (0.0, 0.0, 0.0, 0.0)
+            receive_s = schedule_s = launch_s = process_s = 0.0  # they belong to the iteration, not to each stage of it
 
 
 class SimulatedInbox:

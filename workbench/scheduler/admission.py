@@ -48,7 +48,7 @@ def start_prefill(state: SchedulerState, slot: Slot, req: Req, node: Node | None
     req.slot = slot.index
     req.node = node
     req.shared_pages = cached // size
-    state.table.tokens[row, : len(req.tokens)] = req.tokens
+    state.table.write_tokens(row, req.tokens)
     new = state.cache.allocate(state.cache.pages_for(end) - req.shared_pages)
     state.table.write_pages(row, 0, np.concatenate((state.cache.tree.path_pages(node), new)) if cached else new)
     if not req.scheduled:

@@ -97,7 +97,7 @@ class CacheManager:
                 self._insert(req, count)
                 keep = count
         if held > keep:
-            self.pool.give(self.table.pages[req.row, keep:held])
+            self.pool.give(self.table.pages(req.row, keep, held))
         self.tree.unlock(req.node)
         req.node = None
         req.shared_pages = 0
@@ -109,8 +109,8 @@ class CacheManager:
 
     def _insert(self, req: Req, count: int) -> tuple[Node, int]:
         """Insert the first ``count`` pages of a row and free the duplicates among those it owned."""
-        tokens = self.table.tokens[req.row, : count * self.page_size]
-        pages = self.table.pages[req.row, :count]
+        tokens = self.table.tokens(req.row, count * self.page_size)
+        pages = self.table.pages(req.row, 0, count)
         if req.node is None:
             node, had = self.tree.insert(tokens, pages, req.namespace)
         else:

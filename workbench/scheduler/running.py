@@ -36,7 +36,7 @@ class RunningSet:
         """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
         self._page_offset = rows * self._table.page_width
         self.token_at = rows * self._table.width + lens
-        """int64[n], index in ``table.tokens_flat`` of each one's newest token: the one its last launched step samples."""
+        """int64[n], index in the token table of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids
         """int64[n] token id that ends each request, int64[n, k] where one has several, padded with -1; None where
         nothing but length ends any of them."""
@@ -87,9 +87,9 @@ class RunningSet:
         Returns the indices of requests that stop by length with this step.
         """
         if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
-            self._table.pages_flat[self.token_at] = pages
+            self._table.add_pages(self.token_at, pages)
         elif len(needing):
-            self._table.pages_flat[self._page_offset[needing] + self.lens[needing] // self._page_size] = pages
+            self._table.add_pages(self._page_offset[needing] + self.lens[needing] // self._page_size, pages)
         self.lens = self.lens + 1
         self.token_at = self.token_at + 1
         self.context_tokens += self.count

@@ -31,7 +31,7 @@ class ScheduleBatch:
         self.retracted = retracted
         """Requests that lost their KV so that this batch could be formed."""
         self.token_at = token_at
-        """int64[n], where each row's sample goes in the flat token pool."""
+        """int64[n], where each row's sample goes in the token table (flat)."""
         self.stop_ids = stop_ids
         """The running set's ``stop_ids``, for the rows of this batch."""
         self.dropped: set[int] | None = None

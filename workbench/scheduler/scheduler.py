@@ -179,11 +179,11 @@ class Scheduler:
         if batch.stop_ids is not None:
             hits = _stops(batch.stop_ids, tokens)
         if unsampled is None:
-            state.table.tokens_flat[batch.token_at] = tokens
+            state.table.add_tokens(batch.token_at, tokens)
         else:
             sampled = np.ones(len(tokens), bool)
             sampled[unsampled] = False
-            state.table.tokens_flat[batch.token_at[sampled]] = tokens[sampled]
+            state.table.add_tokens(batch.token_at[sampled], tokens[sampled])
             hits = [i for i in hits if sampled[i]]
         result = StepResult(batch, tokens)
         if batch.late:
@@ -286,7 +286,7 @@ class Scheduler:
                 if id(batch.reqs[i]) not in seen and batch.reqs[i].finish is None and batch.reqs[i].row >= 0:
                     holders.append((batch.reqs[i], int(batch.worker.seq_lens[i])))
         for req, held in holders:
-            owners.append(state.table.pages[req.row, req.shared_pages : -(-held // size)])
+            owners.append(state.table.pages(req.row, req.shared_pages, -(-held // size)))
         pages = np.concatenate(owners)
         assert len(pages) == state.cache.pool.total, f"{len(pages)} of {state.cache.pool.total} pages have an owner"
         assert len(np.unique(pages)) == len(pages), "a page has two owners"

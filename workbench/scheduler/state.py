@@ -144,7 +144,7 @@ class SchedulerState:
         samples = flight is not None and not _unsampled(flight[0], flight[1])
         if kv_len >= len(req.tokens):
             known = kv_len if samples else kv_len + 1
-            req.tokens = self.table.tokens[req.row, :known].copy()
+            req.tokens = self.table.tokens(req.row, known).copy()
             req.output_len = known - req.input_len
         self.cache.release(req, 0, kv_len, insert=False)
         if flight is None:

@@ -8,20 +8,17 @@ from workbench.scheduler.batch import PageWrite
 
 
 class TableManager:
-    """Owns ``pages`` (which KV page holds a request's n-th page) and ``tokens`` (its prompt and output).
+    """Which KV page holds a request's n-th page, and its prompt and output.
 
-    Both are allocated zeroed and untouched memory costs nothing, so the width can be the longest context.
+    Both tables are allocated zeroed and untouched memory costs nothing, so the width can be the longest context.
     """
 
     def __init__(self, rows: int, max_context: int, page_size: int) -> None:
         self.rows = rows
         self.width = max_context + 1
         self.page_width = -(-self.width // page_size)
-        self.tokens = np.zeros((rows, self.width), np.int32)
-        self.pages = np.zeros((rows, self.page_width), np.int32)
-        # Flat views of the same memory: one index array instead of two halves the cost of a scatter.
-        self.tokens_flat = self.tokens.reshape(-1)
-        self.pages_flat = self.pages.reshape(-1)
+        self._tokens = _Table(rows, self.width)
+        self._pages = _Table(rows, self.page_width)
         self.free = list(range(rows - 1, -1, -1))
         """Rows that nobody has."""
         self._writes: list[PageWrite] = []
@@ -36,10 +33,32 @@ class TableManager:
     def give_row(self, row: int) -> None:
         self.free.append(row)
 
+    def tokens(self, row: int, count: int) -> np.ndarray:
+        """int32[count], a view of a row's first tokens, to be read before anything else is written."""
+        return self._tokens.settled()[row, :count]
+
+    def pages(self, row: int, first: int, end: int) -> np.ndarray:
+        """int32[end - first], a view of a row's pages, to be read before anything else is written."""
+        return self._pages.settled()[row, first:end]
+
+    def write_tokens(self, row: int, tokens: np.ndarray) -> None:
+        """Set a row's first tokens."""
+        self._tokens.settled()[row, : len(tokens)] = tokens
+
     def write_pages(self, row: int, first_page: int, pages: np.ndarray) -> None:
         """Set entries of a row and note the change for the backend's own copy of the table."""
-        self.pages[row, first_page : first_page + len(pages)] = pages
+        self._pages.settled()[row, first_page : first_page + len(pages)] = pages
         self._writes.append(PageWrite(row, first_page, pages))
+
+    def add_tokens(self, at: np.ndarray, tokens: np.ndarray) -> None:
+        """Set one token each of several rows: int64[n] indices ``row * width + position``. Both arrays are kept for a while
+        and must not change."""
+        self._tokens.scatter(at, tokens)
+
+    def add_pages(self, at: np.ndarray, pages: np.ndarray) -> None:
+        """Set one page each of several rows: int64[n] indices ``row * page_width + page``, as for :meth:`add_tokens`. The
+        backend learns of it from the batch."""
+        self._pages.scatter(at, pages)
 
     def take_writes(self) -> tuple[PageWrite, ...]:
         """The changes since the last call, in order."""
@@ -48,3 +67,31 @@ class TableManager:
         writes = tuple(self._writes)
         self._writes.clear()
         return writes
+
+
+class _Table:
+    """int32[rows, width] with scattered writes that wait until somebody reads: every step writes a little to every row, and
+    one large write costs a fraction of many small ones."""
+
+    WAITING = 256
+
+    def __init__(self, rows: int, width: int) -> None:
+        self._values = np.zeros((rows, width), np.int32)
+        # A flat view: one index array instead of two halves the cost of a scatter.
+        self._flat = self._values.reshape(-1)
+        self._at: list[np.ndarray] = []
+        self._new: list[np.ndarray] = []
+
+    def scatter(self, at: np.ndarray, values: np.ndarray) -> None:
+        self._at.append(at)
+        self._new.append(values)
+        if len(self._at) >= self.WAITING:
+            self.settled()
+
+    def settled(self) -> np.ndarray:
+        """The table with everything written."""
+        if self._at:
+            self._flat[np.concatenate(self._at)] = np.concatenate(self._new)
+            self._at.clear()
+            self._new.clear()
+        return self._values

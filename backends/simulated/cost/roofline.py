@@ -51,10 +51,11 @@ class RooflineCost:
         """Seconds of GPU time of one stage."""
         at = self._stages[stage]
         if not batch.num_prefill and at.full_attention_only:
-            tokens = self._padded(batch.decode_tokens)
-            fixed = at.fixed.get(tokens)
+            fixed = at.fixed.get(batch.decode_tokens)
             if fixed is None:
-                fixed = at.fixed[tokens] = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
+                tokens = self._padded(batch.decode_tokens)
+                fixed = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
+                at.fixed[batch.decode_tokens] = fixed
             return fixed + at.context_s * batch.context_tokens
         return sum(self.explain(batch, stage).values())
 
