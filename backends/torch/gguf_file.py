@@ -1,0 +1,185 @@
+"""GGUF files of the supported families: their metadata as the fields of a config.json, their tensors one at a time.
+
+Quantised tensors are dequantised as they are read, so a model takes as much memory as its dtype says. Needs the
+package ``gguf``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.torch.config import Fields, UnsupportedModel
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+}
+"""``general.architecture`` and who runs it. Mistral is stored as llama; llama with experts is Mixtral."""
+
+TOP = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+IGNORED = ("rope_freqs.weight",)
+"""Read into the configuration, not into a parameter."""
+
+
+class GGUFFile:
+    """One open GGUF file, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError when the package ``gguf`` is missing or the file is not a GGUF file."""
+        try:
+            from gguf import GGUFReader
+        except ImportError:
+            raise ValueError(f"{path}: reading GGUF needs the package gguf (pip install gguf)") from None
+        self.path = path
+        try:
+            reader = GGUFReader(path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise ValueError(f"{path}: not a GGUF file that can be read ({error})") from None
+        self.raw = reader.fields
+        self.stored = {tensor.name: tensor for tensor in reader.tensors}
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """One metadata value, or ``default`` where there is none."""
+        field = self.raw.get(key)
+        return default if field is None else field.contents()
+
+    def fields(self) -> Fields:
+        """The metadata under the names of config.json. Raises UnsupportedModel."""
+        name = str(self.path)
+        arch = self.value("general.architecture")
+        if arch not in ARCHITECTURES:
+            raise UnsupportedModel(
+                f"{name}: general.architecture is {arch!r}; supported: {', '.join(ARCHITECTURES)}"
+            )  # fmt: skip
+        if "token_embd.weight" not in self.stored:
+            raise UnsupportedModel(f"{name}: tensor token_embd.weight is missing")
+
+        def own(key: str) -> Any:
+            return self.value(f"{arch}.{key}")
+
+        experts = own("expert_count") or 0
+        heads, hidden = own("attention.head_count"), own("embedding_length")
+        if not isinstance(heads, int) or not isinstance(own("attention.head_count_kv") or heads, int):
+            raise UnsupportedModel(f"{name}: {arch}.attention.head_count must be one number for all layers")
+        if own("attention.sliding_window"):
+            raise UnsupportedModel(f"{name}: {arch}.attention.sliding_window in a GGUF file is not supported")
+        head_dim = own("attention.key_length") or (hidden // heads if hidden else None)
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if own(key) not in (None, head_dim):
+                raise UnsupportedModel(f"{name}: {arch}.{key} is {own(key)}, supported: the head size, {head_dim}")
+        eos = [self.value(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+        values = {
+            "architectures": ["MixtralForCausalLM" if arch == "llama" and experts else ARCHITECTURES[arch]],
+            "hidden_size": hidden,
+            "num_hidden_layers": own("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": own("attention.head_count_kv") or heads,
+            "head_dim": head_dim,
+            "intermediate_size": own("feed_forward_length") or own("expert_feed_forward_length"),
+            "vocab_size": int(self.stored["token_embd.weight"].shape[1]),
+            "max_position_embeddings": own("context_length"),
+            "rms_norm_eps": own("attention.layer_norm_rms_epsilon"),
+            "rope_theta": own("rope.freq_base") or 10_000.0,
+            "rope_scaling": self._rope_scaling(str(arch)),
+            "sliding_window": None,
+            "tie_word_embeddings": "output.weight" not in self.stored,
+            "attention_bias": "blk.0.attn_q.bias" in self.stored,
+            "mlp_bias": "blk.0.ffn_up.bias" in self.stored,
+            "num_experts": experts or None,
+            "num_local_experts": experts or None,
+            "num_experts_per_tok": own("expert_used_count"),
+            "moe_intermediate_size": own("expert_feed_forward_length"),
+            "norm_topk_prob": True,  # llama.cpp has no key for it: it always renormalises these families
+            "eos_token_id": [i for i in eos if i is not None],
+        }
+        return Fields(values, name)
+
+    def _rope_scaling(self, arch: str) -> dict[str, Any] | None:
+        name = str(self.path)
+        kind = self.value(f"{arch}.rope.scaling.type", "none")
+        factor = self.value(f"{arch}.rope.scaling.factor", self.value(f"{arch}.rope.scale_linear", 1.0))
+        if "rope_freqs.weight" in self.stored:
+            if kind != "none":
+                raise UnsupportedModel(f"{name}: rope_freqs.weight together with rope scaling {kind!r} is not supported")
+            return {"rope_type": "divisors", "divisors": self._dequantized("rope_freqs.weight").tolist()}
+        if kind == "yarn":
+            if self.value(f"{arch}.rope.scaling.attn_factor", 1.0) != 1.0:
+                raise UnsupportedModel(f"{name}: {arch}.rope.scaling.attn_factor is not supported")
+            original = self.value(f"{arch}.rope.scaling.original_context_length")
+            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        if kind not in ("none", "linear"):
+            raise UnsupportedModel(f"{name}: {arch}.rope.scaling.type is {kind!r}; supported: none, linear, yarn")
+        return {"rope_type": "linear", "factor": factor} if factor not in (0, 1) else None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, float32 tensor), one at a time; an expert is a tensor of its own.
+
+        Raises UnsupportedModel for a tensor of a name or a quantisation that is not known.
+        """
+        arch, heads = self.value("general.architecture"), 0
+        if arch == "llama":
+            heads = self.value("llama.attention.head_count")
+        kv_heads = self.value("llama.attention.head_count_kv") or heads
+        for name in self.stored:
+            if name in IGNORED:
+                continue
+            tensor = self._dequantized(name)
+            stem, _, kind = name.rpartition(".")
+            if stem in TOP:
+                yield f"{TOP[stem]}.{kind}", tensor
+                continue
+            match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+            if match is None or (match[2] not in BLOCK and match[2] not in EXPERTS):
+                raise UnsupportedModel(f"{self.path}: tensor {name} is not known")
+            layer, part = f"model.layers.{match[1]}", match[2]
+            if part in EXPERTS:
+                for i, expert in enumerate(tensor):
+                    yield f"{layer}.mlp.experts.{i}.{EXPERTS[part]}.{kind}", expert
+                continue
+            if heads and part in ("attn_q", "attn_k"):
+                tensor = _unpermute(tensor, heads if part == "attn_q" else kv_heads)
+            yield f"{layer}.{BLOCK[part]}.{kind}", tensor
+
+    def _dequantized(self, name: str) -> Tensor:
+        from gguf import dequantize
+
+        stored = self.stored[name]
+        try:
+            array = dequantize(stored.data, stored.tensor_type)
+        except NotImplementedError:
+            raise UnsupportedModel(f"{self.path}: tensor {name} is quantised as {stored.tensor_type.name}") from None
+        # The file may be mapped read-only; a tensor over it is only ever read.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _unpermute(tensor: Tensor, heads: int) -> Tensor:
+    """llama.cpp stores Llama's queries and keys for rotation of neighbouring pairs; Hugging Face rotates halves."""
+    rows = tensor.shape[0]
+    return tensor.view(heads, rows // heads // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
