@@ -1,16 +1,18 @@
 """GGUF files of the supported families: their metadata as the fields of a config.json, their tensors one at a time.
 
-Quantised tensors are dequantised as they are read, so a model takes as much memory as its dtype says. Needs the
-package ``gguf``.
+The header is parsed here: the package ``gguf`` builds an object for every token of the vocabulary, which takes seconds.
+Quantised tensors are dequantised by that package as they are read, so a model takes as much memory as its dtype says.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,27 +50,100 @@ IGNORED = ("rope_freqs.weight",)
 """Read into the configuration, not into a parameter."""
 
 
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Types of metadata values, as letters of :mod:`struct`."""
+STRING, ARRAY = 8, 9
+PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 28: np.dtype("<f8")}
+"""Types of tensors that are not quantised."""
+BF16 = 30
+
+
+class Stored(NamedTuple):
+    """One tensor of the file."""
+
+    shape: tuple[int, ...]
+    """As torch has it, rows first."""
+    kind: int
+    """Of ``GGMLQuantizationType``."""
+    offset: int
+    """Bytes from the start of the data."""
+
+
+class _Header:
+    """Reads the header of a mapped file from front to back."""
+
+    def __init__(self, data: np.memmap) -> None:
+        self.data, self.at = data, 0
+
+    def scalar(self, letter: str) -> Any:
+        """One little-endian number."""
+        size = struct.calcsize(letter)
+        (value,) = struct.unpack_from("<" + letter, self.data, self.at)
+        self.at += size
+        return value
+
+    def text(self) -> str:
+        size = self.scalar("Q")
+        self.at += size
+        return self.data[self.at - size : self.at].tobytes().decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        """A metadata value; an array as its length alone: the arrays are the tokenizer's, which transformers reads."""
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.scalar(SCALARS[kind])
+        inner, count = self.scalar("I"), self.scalar("Q")
+        if inner in SCALARS:
+            self.at += count * struct.calcsize(SCALARS[inner])
+        elif inner == STRING:
+            at = self.at
+            for _ in range(count):
+                at += 8 + struct.unpack_from("<Q", self.data, at)[0]
+            self.at = at
+        else:
+            for _ in range(count):
+                self.value(inner)
+        return Array(count)
+
+
+class Array(NamedTuple):
+    """A metadata array that was passed over."""
+
+    length: int
+
+
 class GGUFFile:
     """One open GGUF file, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError when the package ``gguf`` is missing or the file is not a GGUF file."""
-        try:
-            from gguf import GGUFReader
-        except ImportError:
-            raise ValueError(f"{path}: reading GGUF needs the package gguf (pip install gguf)") from None
+        """Raises UnsupportedModel when the file is not a GGUF file of version 2 or 3."""
         self.path = path
+        self.values: dict[str, Any] = {}
+        self.stored: dict[str, Stored] = {}
         try:
-            reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{path}: not a GGUF file that can be read ({error})") from None
-        self.raw = reader.fields
-        self.stored = {tensor.name: tensor for tensor in reader.tensors}
+            self.data = np.memmap(path, mode="r")
+            header = _Header(self.data)
+            magic, version = header.data[:4].tobytes(), struct.unpack_from("<I", header.data, 4)[0]
+            if magic != b"GGUF" or version not in (2, 3):
+                raise ValueError(f"it begins with {magic!r}, version {version}")
+            header.at = 8
+            tensors, values = header.scalar("Q"), header.scalar("Q")
+            for _ in range(values):
+                key = header.text()
+                self.values[key] = header.value(header.scalar("I"))
+            for _ in range(tensors):
+                name = header.text()
+                shape = [header.scalar("Q") for _ in range(header.scalar("I"))]
+                self.stored[name] = Stored(tuple(reversed(shape)), header.scalar("I"), header.scalar("Q"))
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            raise UnsupportedModel(f"{path}: not a GGUF file that can be read ({error})") from None
+        alignment = self.value("general.alignment", 32)
+        self.start = -(-header.at // alignment) * alignment
 
     def value(self, key: str, default: Any = None) -> Any:
         """One metadata value, or ``default`` where there is none."""
-        field = self.raw.get(key)
-        return default if field is None else field.contents()
+        return self.values.get(key, default)
 
     def fields(self) -> Fields:
         """The metadata under the names of config.json. Raises UnsupportedModel."""
@@ -103,7 +178,7 @@ class GGUFFile:
             "num_key_value_heads": own("attention.head_count_kv") or heads,
             "head_dim": head_dim,
             "intermediate_size": own("feed_forward_length") or own("expert_feed_forward_length"),
-            "vocab_size": int(self.stored["token_embd.weight"].shape[1]),
+            "vocab_size": self.stored["token_embd.weight"].shape[0],
             "max_position_embeddings": own("context_length"),
             "rms_norm_eps": own("attention.layer_norm_rms_epsilon"),
             "rope_theta": own("rope.freq_base") or 10_000.0,
@@ -168,15 +243,33 @@ class GGUFFile:
             yield f"{layer}.{BLOCK[part]}.{kind}", tensor
 
     def _dequantized(self, name: str) -> Tensor:
-        from gguf import dequantize
-
+        """A tensor of the file, in float32. Raises UnsupportedModel."""
         stored = self.stored[name]
+        begin, count = self.start + stored.offset, int(np.prod(stored.shape))
+        if stored.kind in PLAIN or stored.kind == BF16:
+            dtype = PLAIN.get(stored.kind, np.dtype("<u2"))
+            raw = self._bytes(name, begin, count * dtype.itemsize).view(dtype)
+            if stored.kind == BF16:  # the upper half of a float32
+                raw = (raw.astype(np.uint32) << 16).view(np.float32)
+            return torch.from_numpy(raw.astype(np.float32)).view(stored.shape)
         try:
-            array = dequantize(stored.data, stored.tensor_type)
-        except NotImplementedError:
-            raise UnsupportedModel(f"{self.path}: tensor {name} is quantised as {stored.tensor_type.name}") from None
-        # The file may be mapped read-only; a tensor over it is only ever read.
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+            from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+        except ImportError:
+            raise UnsupportedModel(
+                f"{self.path}: quantised tensors need the package gguf (pip install gguf)"
+            ) from None  # fmt: skip
+        try:
+            kind = GGMLQuantizationType(stored.kind)
+            block, size = GGML_QUANT_SIZES[kind]
+            rows = self._bytes(name, begin, count // block * size).reshape(-1, stored.shape[-1] // block * size)
+            return torch.from_numpy(dequantize(rows, kind)).view(stored.shape)
+        except (NotImplementedError, KeyError, ValueError) as error:
+            raise UnsupportedModel(f"{self.path}: tensor {name} cannot be dequantised ({error})") from None
+
+    def _bytes(self, name: str, begin: int, size: int) -> np.ndarray:
+        if begin + size > len(self.data):
+            raise UnsupportedModel(f"{self.path}: ends before tensor {name} does")
+        return np.asarray(self.data[begin : begin + size])
 
 
 def _unpermute(tensor: Tensor, heads: int) -> Tensor:

@@ -19,7 +19,9 @@ class Qwen3MoeForCausalLM(Model):
             num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
         )  # fmt: skip
         bias = bool(fields.get("attention_bias", bool))
-        experts, step = fields.size("num_experts"), fields.size("decoder_sparse_step", 1)
+        # transformers 5 writes num_local_experts; the published checkpoints have num_experts.
+        experts = fields.size("num_local_experts" if "num_local_experts" in fields.values else "num_experts")
+        step = fields.size("decoder_sparse_step", 1)
         dense = fields.values.get("mlp_only_layers") or []
         layers = range(fields.size("num_hidden_layers"))
         windows = fields.same_window() if fields.get("use_sliding_window", bool) else fields.no_windows()
