@@ -143,7 +143,11 @@ class Fields:
             method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
             raise self.error("quantization_config", f"({method}) is not supported; use the unquantised weights")
         self.must_be("hidden_act", "silu", "swish")
-        layers, hidden, heads = self.size("num_hidden_layers"), self.size("hidden_size"), self.size("num_attention_heads")
+        layers, hidden, heads = (
+            self.size("num_hidden_layers"),
+            self.size("hidden_size"),
+            self.size("num_attention_heads"),
+        )
         kv_heads = self.size("num_key_value_heads", heads)
         if heads % kv_heads:
             raise self.error("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} attention heads")

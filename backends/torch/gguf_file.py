@@ -6,6 +6,7 @@ Quantised tensors are dequantised by that package as they are read, so a model t
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ IGNORED = ("rope_freqs.weight",)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of metadata values, as letters of :mod:`struct`."""
 STRING, ARRAY = 8, 9
-PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 28: np.dtype("<f8")}
+PLAIN: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 28: np.dtype("<f8")}
 """Types of tensors that are not quantised."""
 BF16 = 30
 
@@ -72,7 +73,7 @@ class Stored(NamedTuple):
 class _Header:
     """Reads the header of a mapped file from front to back."""
 
-    def __init__(self, data: np.memmap) -> None:
+    def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
     def scalar(self, letter: str) -> Any:
@@ -85,7 +86,7 @@ class _Header:
     def text(self) -> str:
         size = self.scalar("Q")
         self.at += size
-        return self.data[self.at - size : self.at].tobytes().decode("utf-8", "replace")
+        return self.data[self.at - size : self.at].decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
         """A metadata value; an array as its length alone: the arrays are the tokenizer's, which transformers reads."""
@@ -122,9 +123,10 @@ class GGUFFile:
         self.values: dict[str, Any] = {}
         self.stored: dict[str, Stored] = {}
         try:
-            self.data = np.memmap(path, mode="r")
+            with path.open("rb") as file:
+                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             header = _Header(self.data)
-            magic, version = header.data[:4].tobytes(), struct.unpack_from("<I", header.data, 4)[0]
+            magic, version = header.data[:4], struct.unpack_from("<I", header.data, 4)[0]
             if magic != b"GGUF" or version not in (2, 3):
                 raise ValueError(f"it begins with {magic!r}, version {version}")
             header.at = 8
@@ -202,7 +204,9 @@ class GGUFFile:
         factor = self.value(f"{arch}.rope.scaling.factor", self.value(f"{arch}.rope.scale_linear", 1.0))
         if "rope_freqs.weight" in self.stored:
             if kind != "none":
-                raise UnsupportedModel(f"{name}: rope_freqs.weight together with rope scaling {kind!r} is not supported")
+                raise UnsupportedModel(
+                    f"{name}: rope_freqs.weight together with rope scaling {kind!r} is not supported"
+                )
             return {"rope_type": "divisors", "divisors": self._dequantized("rope_freqs.weight").tolist()}
         if kind == "yarn":
             if self.value(f"{arch}.rope.scaling.attn_factor", 1.0) != 1.0:
@@ -218,29 +222,30 @@ class GGUFFile:
 
         Raises UnsupportedModel for a tensor of a name or a quantisation that is not known.
         """
-        arch, heads = self.value("general.architecture"), 0
-        if arch == "llama":
-            heads = self.value("llama.attention.head_count")
-        kv_heads = self.value("llama.attention.head_count_kv") or heads
         for name in self.stored:
-            if name in IGNORED:
-                continue
-            tensor = self._dequantized(name)
-            stem, _, kind = name.rpartition(".")
-            if stem in TOP:
-                yield f"{TOP[stem]}.{kind}", tensor
-                continue
-            match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-            if match is None or (match[2] not in BLOCK and match[2] not in EXPERTS):
-                raise UnsupportedModel(f"{self.path}: tensor {name} is not known")
-            layer, part = f"model.layers.{match[1]}", match[2]
-            if part in EXPERTS:
-                for i, expert in enumerate(tensor):
-                    yield f"{layer}.mlp.experts.{i}.{EXPERTS[part]}.{kind}", expert
-                continue
-            if heads and part in ("attn_q", "attn_k"):
-                tensor = _unpermute(tensor, heads if part == "attn_q" else kv_heads)
-            yield f"{layer}.{BLOCK[part]}.{kind}", tensor
+            if name not in IGNORED:
+                yield from self._converted(name)
+
+    def _converted(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """One tensor of the file as the tensors it is in a Hugging Face checkpoint."""
+        stem, _, kind = name.rpartition(".")
+        if stem in TOP:
+            yield f"{TOP[stem]}.{kind}", self._dequantized(name)
+            return
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+        if match is None or (match[2] not in BLOCK and match[2] not in EXPERTS):
+            raise UnsupportedModel(f"{self.path}: tensor {name} is not known")
+        layer, part = f"model.layers.{match[1]}", match[2]
+        if part in EXPERTS:
+            for i, expert in enumerate(self._dequantized(name)):
+                yield f"{layer}.mlp.experts.{i}.{EXPERTS[part]}.{kind}", expert
+        elif part in ("attn_q", "attn_k") and self.value("general.architecture") == "llama":
+            heads = self.value("llama.attention.head_count")
+            if part == "attn_k":
+                heads = self.value("llama.attention.head_count_kv", heads)
+            yield f"{layer}.{BLOCK[part]}.{kind}", _unpermute(self._dequantized(name), heads)
+        else:
+            yield f"{layer}.{BLOCK[part]}.{kind}", self._dequantized(name)
 
     def _dequantized(self, name: str) -> Tensor:
         """A tensor of the file, in float32. Raises UnsupportedModel."""
@@ -269,7 +274,7 @@ class GGUFFile:
     def _bytes(self, name: str, begin: int, size: int) -> np.ndarray:
         if begin + size > len(self.data):
             raise UnsupportedModel(f"{self.path}: ends before tensor {name} does")
-        return np.asarray(self.data[begin : begin + size])
+        return np.frombuffer(self.data, np.uint8, size, begin)
 
 
 def _unpermute(tensor: Tensor, heads: int) -> Tensor:

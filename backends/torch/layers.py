@@ -39,12 +39,12 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A checkpoint tensor of ``rows`` rows, of which a rank takes ``count`` from ``start``."""
+    """A checkpoint tensor of ``rows`` rows, of which a rank takes ``share`` from ``start``."""
 
     name: str
     rows: int
     start: int
-    count: int
+    share: int
 
 
 def even_share(total: int, parallel: Parallel, what: str, config: ModelConfig) -> tuple[int, int]:
@@ -98,7 +98,7 @@ class ColumnLinear(nn.Module):
     def __init__(self, inputs: int, parts: list[Part], bias: bool = False) -> None:
         super().__init__()
         self.parts = parts
-        outputs = sum(part.count for part in parts)
+        outputs = sum(part.share for part in parts)
         self.weight = _empty(outputs, inputs)
         self.bias = _empty(outputs) if bias else None
 
@@ -110,17 +110,19 @@ class ColumnLinear(nn.Module):
         """``name``: what comes before the parts' own names in the checkpoint."""
         at, inputs = 0, self.weight.shape[1]
         for part in self.parts:
-            rows = slice(at, at + part.count)
+            rows = slice(at, at + part.share)
             yield Source(f"{name}.{part.name}.weight", (part.rows, inputs), self.weight[rows], 0, part.start)
             if self.bias is not None:
                 yield Source(f"{name}.{part.name}.bias", (part.rows,), self.bias[rows], 0, part.start)
-            at += part.count
+            at += part.share
 
 
 class RowLinear(nn.Module):
     """A projection whose inputs are split: each rank's product is a summand of the result."""
 
-    def __init__(self, inputs: int, share: tuple[int, int], outputs: int, parallel: Parallel, bias: bool = False) -> None:
+    def __init__(
+        self, inputs: int, share: tuple[int, int], outputs: int, parallel: Parallel, bias: bool = False
+    ) -> None:
         super().__init__()
         self.inputs, self.start, self.parallel = inputs, share[0], parallel
         self.weight = _empty(outputs, share[1])

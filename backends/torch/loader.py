@@ -6,9 +6,9 @@ time, read from mapped files: at no moment are there two copies of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -234,7 +234,8 @@ def _fill_dummy(model: Model, seed: int) -> None:
 
 
 def _seed(seed: int, name: str) -> int:
-    return ((seed << 32) ^ zlib.crc32(name.encode())) & 0x7FFF_FFFF_FFFF_FFFF
+    # The CPU's generator looks at 32 bits only: all of them have to depend on both.
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=4).digest(), "little")
 
 
 def _first_line(error: BaseException) -> str:

@@ -122,10 +122,10 @@ def test_a_stage_says_what_it_cannot_do(tmp_path):
     first, last = (
         load_model(str(tmp_path), device="cpu", ops=OPS, parallel=Parallel(pp=2, stage=i))[0] for i in (0, 1)
     )
-    with pytest.raises(ValueError, match="^stage 0 of 2 has no output projection$"):
+    with pytest.raises(ValueError, match=r"^stage 0 of 2 has no output projection$"):
         first.logits(torch.zeros(1, 64))
     driver = Driver([last], 1)
-    with pytest.raises(ValueError, match="^stage 1 needs the hidden states of the stage before it$"):
+    with pytest.raises(ValueError, match=r"^stage 1 needs the hidden states of the stage before it$"):
         driver.run(driver.batch([(0, 0, [5])], []))
 
 
@@ -145,9 +145,7 @@ def _rank(rank, folders, results, rendezvous):
         for folder in folders:
             for load_format in ("auto", "dummy"):
                 parallel = Parallel(tp=2, tp_rank=rank)
-                model, _ = load_model(
-                    folder, device="cpu", ops=OPS, parallel=parallel, load_format=load_format
-                )
+                model, _ = load_model(folder, device="cpu", ops=OPS, parallel=parallel, load_format=load_format)
                 outputs, logits = Driver([model], 3).generate(prompts(), 8)
                 results.put((folder, load_format, rank, outputs, [part.numpy() for part in logits]))
     finally:

@@ -120,7 +120,9 @@ class Driver:
         assert hidden is not None
         return self.stages[-1].logits(hidden)
 
-    def generate(self, inputs: list[list[int]], new_tokens: int, chunk: int = 8) -> tuple[list[list[int]], list[Tensor]]:
+    def generate(
+        self, inputs: list[list[int]], new_tokens: int, chunk: int = 8
+    ) -> tuple[list[list[int]], list[Tensor]]:
         """Greedy continuations and the logits at every computed position.
 
         Request i joins at step i, prompts are computed in chunks, and whoever is past its prompt decodes meanwhile.

@@ -178,6 +178,8 @@ class Model(nn.Module):
                     tied_head = tensor
                 elif not self._of_another_stage(name):
                     unexpected.append(name)
+                del tensor
+            del whole  # before the next one is made
         for what, names in (("missing", sorted(missing)), ("unexpected", sorted(unexpected))):
             if names:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -192,7 +194,9 @@ class Model(nn.Module):
         share = torch.empty_like(source.into)
         source._replace(into=share).fill(tensor)
         if tuple(tensor.shape) != source.shape or not torch.equal(share, source.into):
-            raise BadCheckpoint("tensor lm_head.weight differs from model.embed_tokens.weight, yet tie_word_embeddings")
+            raise BadCheckpoint(
+                "tensor lm_head.weight differs from model.embed_tokens.weight, yet tie_word_embeddings is true"
+            )
 
     def _of_another_stage(self, name: str) -> bool:
         if name.endswith(".rotary_emb.inv_freq"):
