@@ -1,0 +1,19 @@
+"""Llama 2, 3, 3.1 and 3.2, and what shares their architecture (SmolLM2, Yi, TinyLlama, ...)."""
+
+from __future__ import annotations
+
+from backends.torch.config import Fields, ModelConfig
+from backends.torch.models.decoder import Model
+
+
+class LlamaForCausalLM(Model):
+    """The plain decoder; attention and MLP may have biases."""
+
+    architectures = ("LlamaForCausalLM",)
+
+    @classmethod
+    def read_config(cls, fields: Fields) -> ModelConfig:
+        """Raises UnsupportedModel."""
+        fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0)
+        bias = bool(fields.get("attention_bias", bool))
+        return fields.model_config(qkv_bias=bias, o_bias=bias, mlp_bias=bool(fields.get("mlp_bias", bool)))

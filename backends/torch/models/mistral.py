@@ -1,0 +1,20 @@
+"""Mistral 7B and its successors of the same architecture."""
+
+from __future__ import annotations
+
+from backends.torch.config import Fields, ModelConfig
+from backends.torch.models.decoder import Model
+
+
+class MistralForCausalLM(Model):
+    """Llama without biases, and with one sliding window in every layer where the configuration has one."""
+
+    architectures = ("MistralForCausalLM",)
+
+    @classmethod
+    def read_config(cls, fields: Fields) -> ModelConfig:
+        """Raises UnsupportedModel."""
+        fields = fields.with_defaults(
+            rms_norm_eps=1e-6, rope_theta=10_000.0, num_key_value_heads=8, sliding_window=4096
+        )  # fmt: skip
+        return fields.model_config(windows=fields.same_window())
