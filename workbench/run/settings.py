@@ -159,13 +159,20 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     if kv_tokens is None:
         found = kv_capacity(
             model, gpu, dtype=settings.dtype, kv_dtype=settings.kv_dtype, tp=tp, pp=pp, ep=settings.ep,
-            mem_fraction=settings.mem_fraction, max_prefill_tokens=_largest_step(settings), max_running=settings.max_running,
+            mem_fraction=settings.mem_fraction, max_prefill_tokens=largest_step(settings), max_running=settings.max_running,
         )  # fmt: skip
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
-    scheduler = SchedulerConfig(
+    scheduler = scheduler_config(settings, kv_tokens, max_context, pp)
+    sizes = default_capture_sizes(scheduler.max_running_per_slot) if settings.cuda_graphs else []
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, budget)
+
+
+def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
+    """The scheduler's part of the settings, for a KV pool of that many tokens. Raises ConfigError."""
+    return SchedulerConfig(
         kv_tokens=kv_tokens, max_context=min(max_context, kv_tokens + 1), page_size=settings.page_size,
-        max_running=settings.max_running, slots=pp, batching=settings.batching,  # type: ignore[arg-type]
+        max_running=settings.max_running, slots=slots, batching=settings.batching,  # type: ignore[arg-type]
         chunk=settings.chunk, max_prefill_tokens=settings.max_prefill_tokens, mixed_chunk=settings.mixed_chunk,
         max_batch_tokens=settings.max_batch_tokens, cache=settings.cache,  # type: ignore[arg-type]
         evict=settings.evict, policy=settings.policy,  # type: ignore[arg-type]
@@ -173,11 +180,9 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         max_passed_over=settings.max_passed_over, max_prefill_streak=settings.max_prefill_streak,
         queue_timeout_s=settings.queue_timeout, request_timeout_s=settings.request_timeout, seed=settings.seed,
     )  # fmt: skip
-    sizes = default_capture_sizes(scheduler.max_running_per_slot) if settings.cuda_graphs else []
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, budget)
 
 
-def _largest_step(settings: RunSettings) -> int:
+def largest_step(settings: RunSettings) -> int:
     """Most prompt tokens a step may compute: what activations are sized for."""
     if settings.batching == "mixed":
         return settings.max_batch_tokens

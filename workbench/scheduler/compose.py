@@ -167,7 +167,7 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     running = slot.running
     rows = seq_lens = page_rows = pages = decode_stops = None
     reqs: list[Req] = []
-    stops: list[int] = []
+    stops: Sequence[int] = ()
     decode_tokens = context_tokens = 0
     if decodes:
         rows, reqs, decode_tokens, decode_stops = running.rows, running.reqs, running.count, running.stop_ids

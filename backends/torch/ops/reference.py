@@ -123,22 +123,24 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
 
 
 def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-           positions: Tensor) -> Tensor:  # fmt: skip
+           positions: Tensor, *, all_greedy: bool = False, filtered: bool = True) -> Tensor:  # fmt: skip
     """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
 
     logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
     positions: int64[n], the index of the sampled token in its sequence. Filters apply one after another to the softmax of
     logits / temperature: top_k, then top_p of what is left (renormalised), then min_p relative to the largest. Ties at a
     threshold are all kept. The draw is an argmax over Gumbel noise that depends on (seed, position, token) alone, so a
-    request's tokens do not depend on its batch. Returns int64[n].
+    request's tokens do not depend on its batch. ``all_greedy`` promises that every temperature is 0, ``filtered=False`` that
+    no row has a filter: the caller knows without asking the device. Returns int64[n].
     """
     greedy = logits.argmax(-1)
-    if not bool((temperature > 0).any()):
+    if all_greedy:
         return greedy
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
-    kept = keep_mask(scaled.softmax(-1), top_k, top_p, min_p)
-    noise = gumbel(seeds, positions, logits.shape[1])
-    drawn = (scaled + noise).masked_fill(~kept, float("-inf")).argmax(-1)
+    noisy = scaled + gumbel(seeds, positions, logits.shape[1])
+    if filtered:
+        noisy = noisy.masked_fill(~keep_mask(scaled.softmax(-1), top_k, top_p, min_p), float("-inf"))
+    drawn = noisy.argmax(-1)
     return torch.where(temperature > 0, drawn, greedy)
 
 

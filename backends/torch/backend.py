@@ -1,0 +1,125 @@
+"""The real backend behind an event loop: it launches batches on a model and reads the clock where a simulation adds up."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from backends.torch.workers import RunnerOptions, StepOutput, Workers, start_workers
+from workbench.scheduler.batch import ModelWorkerBatch
+
+MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
+LogIteration = Callable[..., None]
+
+
+class TorchForward:
+    """A batch that has been launched."""
+
+    __slots__ = ("_output", "_result", "batch", "cpu_s", "launch_s")
+
+    def __init__(self, batch: ModelWorkerBatch, result: Callable[[], StepOutput], launch_s: float) -> None:
+        self.batch = batch
+        self._result = result
+        self._output: StepOutput | None = None
+        self.launch_s = launch_s
+        self.cpu_s = (0.0, 0.0, 0.0)
+        """What receiving, scheduling and launching it took."""
+
+    def output(self) -> StepOutput:
+        """The result; blocks until it is there."""
+        if self._output is None:
+            self._output = self._result()
+        return self._output
+
+    def tokens(self) -> np.ndarray:
+        return self.output().tokens
+
+    @property
+    def logprobs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """(float32[n] of the samples, float32[n, k] the largest, int64[n, k] their ids), or None when nobody asked."""
+        return self.output().logprobs
+
+
+class TorchBackend:
+    """One instance. Its waits are functions that block, or None.
+
+    A CPU phase is the time between the note before, or the end of the last wait, and its own note. ``log_iteration`` takes
+    one row of iterations.csv, positional, in the order of its columns; times are seconds since ``began_s``.
+    """
+
+    def __init__(self, workers: Workers, log_iteration: LogIteration, instance: int = 0,
+                 began_s: float | None = None) -> None:  # fmt: skip
+        self.workers = workers
+        self.kv_tokens, self.max_context = workers.kv_tokens, workers.max_context
+        self.eos_token_ids, self.vocab = workers.eos_token_ids, workers.vocab
+        self.began_s = time.monotonic() if began_s is None else began_s
+        self._log, self._instance = log_iteration, instance
+        self._mark = time.perf_counter()
+        self._phases = {"receive": 0.0, "schedule": 0.0, "launch": 0.0}
+        self._pending: deque[TorchForward] = deque()
+
+    def now_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.began_s
+
+    def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        now = time.perf_counter()
+        spent, self._mark = now - self._mark, now
+        if phase == "process":
+            self._write(self._pending.popleft(), spent)
+            self._mark = time.perf_counter()
+        elif phase == "receive":
+            self._phases["receive"] += spent
+        elif phase == "schedule":
+            self._phases["schedule"] = spent
+        elif phase == "launch":
+            phases = self._phases
+            self._pending[-1].cpu_s = phases["receive"], phases["schedule"], spent
+            phases["receive"] = 0.0
+        else:
+            raise ValueError(f"unknown CPU phase {phase!r}")
+
+    def launch(self, batch: ModelWorkerBatch) -> TorchForward:
+        result = self.workers.submit(batch)
+        forward = TorchForward(batch, result, self.now_s())
+        self._pending.append(forward)
+        return forward
+
+    def done(self, forward: TorchForward) -> Callable[[], None]:
+        def wait() -> None:
+            forward.output()
+            self._mark = time.perf_counter()
+
+        return wait
+
+    def cpu(self) -> None:
+        """CPU phases have passed when they are noted."""
+        return None
+
+    def rested(self) -> None:
+        """The CPU has waited for something else than a batch: that time is no phase's."""
+        self._mark = time.perf_counter()
+
+    def close(self) -> None:
+        self.workers.close()
+
+    def _write(self, forward: TorchForward, process_s: float) -> None:
+        batch = forward.batch
+        receive_s, schedule_s, launch_s = forward.cpu_s
+        for stage, (start, end) in enumerate(forward.output().stages):
+            self._log(
+                batch.step, self._instance, stage, MODE_CODES[batch.mode], forward.launch_s, start - self.began_s,
+                end - self.began_s, batch.num_prefill + batch.decode_tokens, batch.prefill_tokens, batch.decode_tokens,
+                batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, receive_s, schedule_s, launch_s,
+                process_s,
+            )  # fmt: skip
+            receive_s = schedule_s = launch_s = process_s = 0.0  # they belong to the iteration, not to each stage of it
+
+
+def make_backend(options: RunnerOptions, log_iteration: LogIteration, instance: int = 0,
+                 began_s: float | None = None) -> TorchBackend:  # fmt: skip
+    """Load a model and be ready to serve it. Raises what :func:`backends.torch.workers.start_workers` raises."""
+    return TorchBackend(start_workers(options), log_iteration, instance, began_s)

@@ -1,0 +1,250 @@
+"""ModelRunner: one rank's model, KV pool and sampler; runs batches one after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.torch.config import ModelConfig
+from backends.torch.cuda_graphs import DecodeGraphs
+from backends.torch.forward_batch import ForwardBatch, KVPool
+from backends.torch.models.decoder import Model
+from backends.torch.sampler import Logprobs, Sampler
+from workbench.scheduler.batch import ModelWorkerBatch
+
+
+class NoRoomForKV(ValueError):
+    """Weights and working memory leave no room for keys and values, in one line."""
+
+
+@dataclass(slots=True)
+class Output:
+    """What a rank has computed of one batch, still on the device."""
+
+    hidden: Tensor | None
+    """[n, hidden] for the next stage; None on the last."""
+    tokens: Tensor | None
+    """int64[b], one sample a row; None before the last stage."""
+    logprobs: Logprobs | None = None
+
+
+class ModelRunner:
+    """Turns a scheduler's batches into forward steps.
+
+    The device keeps its own page table and each row's last token, so a decode step needs nothing from the host but which
+    rows run and how long they are, and a batch can be started before the tokens it continues are known to the host.
+    """
+
+    def __init__(self, model: Model, config: ModelConfig, ops: ModuleType, device: torch.device, *, rows: int,
+                 max_context: int, page_size: int, seed: int = 0) -> None:  # fmt: skip
+        self.model, self.config, self.ops, self.device = model, config, ops, device
+        self.page_size, self.rows, self.max_context = page_size, rows, max_context
+        self.parallel = model.parallel
+        # One row more than the scheduler has, and one page: where the padding of a captured batch reads and writes.
+        self.page_table = torch.zeros((rows + 1, -(-(max_context + 1) // page_size)), dtype=torch.int32, device=device)
+        self.last_token = torch.zeros(rows + 1, dtype=torch.int64, device=device)
+        self.kv: KVPool | None = None
+        self.graphs: DecodeGraphs | None = None
+        self.sampler = Sampler(rows + 1, config.vocab, config.eos_token_ids, device, ops, seed)
+
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in this rank's layers."""
+        dtype = self.config.dtype or torch.float32
+        return 2 * len(self.model.layers) * self.model.kv_heads * self.config.head_dim * dtype.itemsize
+
+    def allocate(self, pages: int) -> None:
+        """Make the KV pool. Raises NoRoomForKV when the device has not enough memory for it."""
+        try:
+            self.kv = KVPool.allocate(
+                len(self.model.layers), (pages + 1) * self.page_size, self.model.kv_heads, self.config.head_dim,
+                self.config.dtype or torch.float32, self.device,
+            )  # fmt: skip
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            needed = (pages + 1) * self.page_size * self.kv_bytes_per_token
+            raise NoRoomForKV(
+                f"kv_tokens: {pages * self.page_size} tokens need {needed / 2**30:.1f} GiB, more than {self.device} has left"
+            ) from error
+        self.page_table[self.rows].fill_(pages)
+
+    @torch.inference_mode()
+    def measure_kv_tokens(self, mem_fraction: float, step_tokens: int) -> int:
+        """Tokens of KV that fit a CUDA device: ``mem_fraction`` of its memory less what is in use at the peak of the
+        largest prefill. Runs one of ``step_tokens`` tokens against a pool of their size.
+
+        Raises NoRoomForKV.
+        """
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.allocate(-(-step_tokens // self.page_size))
+        tokens = min(step_tokens, self.max_context)
+        table = torch.arange(self.page_table.shape[1], dtype=torch.int32, device=self.device)
+        self.page_table[0] = table.clamp(max=-(-step_tokens // self.page_size))
+        step = self._assemble(_prefill_inputs(tokens), self.device)
+        hidden = None if self.parallel.first_stage else self._hidden_like(tokens)
+        assert self.kv is not None
+        out = self.model.forward(step, self.kv, hidden)
+        if self.parallel.last_stage:
+            # Sampling works on the logits of as many requests as may run.
+            logits = self.model.logits(out[:1].expand(self.rows, -1))
+            logits.softmax(-1)
+            del logits
+        torch.cuda.synchronize(self.device)
+        stats = torch.cuda.memory_stats(self.device)
+        peak = stats["allocated_bytes.all.peak"] - self.kv_bytes_per_token * (step_tokens + self.page_size)
+        self.kv = None
+        del out, step, hidden
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        elsewhere = total - free - torch.cuda.memory_reserved(self.device)
+        room = total * mem_fraction - elsewhere - peak
+        found = int(room // self.kv_bytes_per_token)
+        if found < self.page_size * 16:
+            raise NoRoomForKV(
+                f"{self.config.source}: {(elsewhere + peak) / 2**30:.1f} GiB of {total / 2**30:.1f} are needed before KV; "
+                f"raise mem_fraction ({mem_fraction:g}) or tp"
+            )
+        return found
+
+    def _hidden_like(self, tokens: int) -> Tensor:
+        return torch.zeros((tokens, self.config.hidden), dtype=self.config.dtype, device=self.device)
+
+    def capture(self, sizes: list[int]) -> None:
+        """Record decode steps of these batch sizes as CUDA graphs."""
+        assert self.kv is not None
+        if sizes and self.device.type == "cuda" and self.parallel.pp == 1:
+            self.graphs = DecodeGraphs(self, sizes)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, batch: ModelWorkerBatch, hidden: Tensor | None = None, known: np.ndarray | None = None) -> Output:
+        """Run one batch on this rank. Batches come in the order of their launch.
+
+        ``hidden``: from the stage before. ``known``: int64[decodes], the decode rows' inputs, given where another rank
+        samples; else the last tokens sampled here are used.
+        """
+        assert self.kv is not None, "allocate before running"
+        self.sampler.start(batch.new_requests)
+        self._write_pages(batch)
+        if known is not None and len(known):
+            rows = torch.from_numpy(batch.rows[batch.num_prefill :]).to(self.device)
+            self.last_token[rows] = torch.from_numpy(known).to(self.device)
+        if self.graphs is not None and not batch.num_prefill and batch.decode_tokens <= self.graphs.largest:
+            rows, seq_lens, logits = self.graphs.replay(batch)
+        else:
+            step = self._assemble(_Inputs.of(batch), self.device)
+            out = self.model.forward(step, self.kv, hidden)
+            if not self.parallel.last_stage:
+                return Output(out, None)
+            rows, seq_lens = step.rows, step.seq_lens
+            logits = self.model.logits(out if step.sample_at is None else out[step.sample_at])
+        tokens, logprobs = self.sampler.sample(logits, batch, rows, seq_lens)
+        if batch.unsampled is None:
+            self.last_token[rows] = tokens
+        else:
+            # A chunk that is not the last has no sample.
+            keep = np.ones(len(batch.rows), bool)
+            keep[batch.unsampled] = False
+            index = torch.from_numpy(keep.nonzero()[0]).to(self.device)
+            self.last_token[rows[index]] = tokens[index]
+        return Output(None, tokens, logprobs)
+
+    def _write_pages(self, batch: ModelWorkerBatch) -> None:
+        """Bring the device's page table up to date, in one scatter."""
+        width = self.page_table.shape[1]
+        at, pages = [], []
+        for write in batch.page_writes:
+            at.append(write.row * width + write.first_page + np.arange(len(write.pages)))
+            pages.append(write.pages)
+        if batch.decode_page_rows is not None and batch.decode_pages is not None and len(batch.decode_pages):
+            lens = batch.seq_lens[batch.num_prefill :]
+            if len(batch.decode_pages) < len(lens):
+                lens = lens[lens % self.page_size == 1]
+            at.append(batch.decode_page_rows * width + (lens - 1) // self.page_size)
+            pages.append(batch.decode_pages)
+        if not at:
+            return
+        where, what = np.concatenate(at), np.concatenate(pages)
+        if len(batch.page_writes) > 1:
+            # A later write of the same entry wins: a scatter promises no order.
+            where, last = np.unique(where[::-1], return_index=True)
+            what = what[::-1][last]
+        flat = self.page_table.view(-1)
+        flat[_to_device(where.astype(np.int64), self.device)] = _to_device(what.astype(np.int32), self.device)
+
+    def _assemble(self, inputs: _Inputs, device: torch.device) -> ForwardBatch:
+        """Tensors of a step from one packed transfer."""
+        packed = _to_device(np.concatenate(inputs), device)
+        rows, seq_lens, q_starts, token_rows, positions, input_ids = packed.split([len(part) for part in inputs])
+        num_prefill, prefill_tokens = max(len(inputs.q_starts) - 1, 0), len(inputs.token_rows)
+        decode_rows = rows[num_prefill:]
+        if len(decode_rows):
+            token_rows = torch.cat((token_rows, decode_rows))
+            positions = torch.cat((positions, seq_lens[num_prefill:] - 1))
+            input_ids = torch.cat((input_ids, self.last_token[decode_rows]))
+        sample_at = None
+        if num_prefill:
+            ends = torch.arange(prefill_tokens, len(positions), device=device)
+            sample_at = torch.cat((q_starts[1:] - 1, ends))
+        extends = np.diff(inputs.q_starts)
+        return ForwardBatch(
+            input_ids, positions, self.slots(token_rows, positions), rows, seq_lens.int(), self.page_table, self.page_size,
+            num_prefill, prefill_tokens, q_starts.int() if num_prefill else None,
+            int(extends.max()) if num_prefill else 1, sample_at,
+        )  # fmt: skip
+
+    def slots(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """int64[n], the KV slot of each (table row, position)."""
+        size = self.page_size
+        return self.page_table[rows, positions // size].long() * size + positions % size
+
+
+class _Inputs(tuple):
+    """int64 arrays that the host sends for a step: rows and seq_lens of the requests, then of the prefills: where each
+    begins, and row, position and id of every token."""
+
+    __slots__ = ()
+
+    @property
+    def q_starts(self) -> np.ndarray:
+        return self[2]
+
+    @property
+    def token_rows(self) -> np.ndarray:
+        return self[3]
+
+    @classmethod
+    def of(cls, batch: ModelWorkerBatch) -> _Inputs:
+        rows, seq_lens = batch.rows.astype(np.int64), batch.seq_lens.astype(np.int64)
+        empty = np.empty(0, np.int64)
+        if not batch.num_prefill:
+            return cls((rows, seq_lens, empty, empty, empty, empty))
+        assert batch.extend_lens is not None and batch.input_ids is not None
+        extend = batch.extend_lens
+        q_starts = np.concatenate(([0], np.cumsum(extend)))
+        first = seq_lens[: batch.num_prefill] - extend
+        positions = np.arange(q_starts[-1]) + np.repeat(first - q_starts[:-1], extend)
+        token_rows = np.repeat(rows[: batch.num_prefill], extend)
+        return cls((rows, seq_lens, q_starts, token_rows, positions, batch.input_ids.astype(np.int64)))
+
+
+def _prefill_inputs(tokens: int) -> _Inputs:
+    """One prompt of so many tokens in row 0."""
+    zeros = np.zeros(tokens, np.int64)
+    return _Inputs((np.zeros(1, np.int64), np.array([tokens]), np.array([0, tokens]), zeros, np.arange(tokens), zeros))
+
+
+def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device; on CUDA through pinned memory, without waiting (the caching allocator keeps the staging buffer
+    until the copy is done)."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor

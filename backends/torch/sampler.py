@@ -1,0 +1,152 @@
+"""From logits to tokens: every request's sampling parameters in device arrays, one row a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
+
+
+@dataclass(slots=True)
+class Logprobs:
+    """Log probabilities of one batch's samples, before temperature and filters. On the host once the forward is done."""
+
+    sampled: Tensor
+    """float32[n]."""
+    top: Tensor
+    """float32[n, k], the largest, in order; k is the most that any request of the batch asked for."""
+    top_ids: Tensor
+    """int64[n, k]."""
+
+
+class Sampler:
+    """Samples a batch in a handful of operators, whatever its requests ask for.
+
+    What every request asks for lives on the device, indexed by its table row. The host keeps the few facts that decide
+    which operators are needed at all, so that a batch of greedy requests costs one argmax and nothing waits for the device.
+    """
+
+    def __init__(self, rows: int, vocab: int, eos_token_ids: tuple[int, ...], device: torch.device, ops: ModuleType,
+                 seed: int = 0) -> None:  # fmt: skip
+        self._vocab, self._eos, self._device, self._ops, self._seed = vocab, eos_token_ids, device, ops, seed
+        self._temperature = torch.zeros(rows, device=device)
+        self._top_k = torch.zeros(rows, dtype=torch.int32, device=device)
+        self._top_p = torch.ones(rows, device=device)
+        self._min_p = torch.zeros(rows, device=device)
+        self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._penalties = torch.tensor([1.0, 0.0, 0.0], device=device).repeat(rows, 1)
+        """float32[rows, 3]: repetition, presence, frequency."""
+        self._rows = rows
+        self._counts: Tensor | None = None
+        """int32[rows, vocab], occurrences in the output; made when the first request with penalties comes."""
+        self._in_prompt: Tensor | None = None
+        # The same facts on the host.
+        self._random = np.zeros(rows, bool)
+        self._filtered = np.zeros(rows, bool)
+        self._penalised = np.zeros(rows, bool)
+        self._logprobs = np.full(rows, -1)
+        self._input_lens = np.zeros(rows, np.int64)
+        self._min_new = np.zeros(rows, np.int64)
+        self._bias: dict[int, tuple[Tensor, Tensor]] = {}
+        self._stops: dict[int, Tensor] = {}
+
+    def start(self, requests: tuple[NewRequest, ...]) -> None:
+        """Take in the parameters of the requests that start in a batch."""
+        if not requests:
+            return
+        rows = torch.tensor([request.row for request in requests], device=self._device)
+        params = [request.params for request in requests]
+        floats = torch.tensor(
+            [(p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
+             for p in params], dtype=torch.float32, device=self._device,
+        )  # fmt: skip
+        self._temperature[rows], self._top_p[rows], self._min_p[rows] = floats[:, 0], floats[:, 1], floats[:, 2]
+        self._penalties[rows] = floats[:, 3:]
+        self._top_k[rows] = torch.tensor([p.top_k for p in params], dtype=torch.int32, device=self._device)
+        self._seeds[rows] = torch.tensor([self._seed_of(request) for request in requests], device=self._device)
+        for request in requests:
+            self._start_one(request)
+
+    def _start_one(self, request: NewRequest) -> None:
+        row, p = request.row, request.params
+        self._random[row] = p.temperature > 0
+        self._filtered[row] = p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0)
+        self._logprobs[row] = -1 if p.logprobs is None else p.logprobs
+        self._input_lens[row], self._min_new[row] = request.input_len, p.min_new_tokens
+        self._bias.pop(row, None)
+        self._stops.pop(row, None)
+        if p.logit_bias:
+            ids, values = zip(*p.logit_bias, strict=True)
+            self._bias[row] = torch.tensor(ids, device=self._device), torch.tensor(values, device=self._device)
+        if p.min_new_tokens:
+            stops = sorted({*self._eos, *p.stop_token_ids})
+            self._stops[row] = torch.tensor(stops, dtype=torch.int64, device=self._device)
+        penalised = (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
+        self._penalised[row] = penalised
+        if penalised:
+            counts, in_prompt = self._history()
+            tokens = torch.from_numpy(request.tokens.astype(np.int64)).to(self._device)
+            in_prompt[row].zero_()[tokens[: request.input_len]] = True
+            counts[row] = torch.bincount(tokens[request.input_len :], minlength=self._vocab)
+
+    def _history(self) -> tuple[Tensor, Tensor]:
+        if self._counts is None or self._in_prompt is None:
+            shape = (self._rows, self._vocab)
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        return self._counts, self._in_prompt
+
+    def _seed_of(self, request: NewRequest) -> int:
+        """A request's own seed, or one drawn from its name: the same request samples the same on every run."""
+        seed = request.params.seed
+        return (crc32(request.request_id.encode()) ^ self._seed) if seed is None else seed & 0x7FFFFFFF
+
+    def sample(self, logits: Tensor, batch: ModelWorkerBatch, rows: Tensor,
+               seq_lens: Tensor) -> tuple[Tensor, Logprobs | None]:  # fmt: skip
+        """int64[n], a token for every row of the batch (those of ``batch.unsampled`` mean nothing), and their log
+        probabilities if a request asks for them.
+
+        logits: float32[n, vocab], may be overwritten; rows, seq_lens: the batch's, on the device.
+        """
+        host_rows = batch.rows
+        top = int(self._logprobs[host_rows].max())
+        raw = logits.clone() if top >= 0 else logits
+        if self._bias or self._stops:
+            self._adjust(logits, batch)
+        penalised = bool(self._penalised[host_rows].any())
+        if penalised:
+            counts, in_prompt = self._history()
+            repetition, presence, frequency = self._penalties[rows].unbind(1)
+            self._ops.penalize(logits, counts[rows], in_prompt[rows], repetition, presence, frequency)
+        tokens = self._ops.sample(
+            logits, self._temperature[rows], self._top_k[rows], self._top_p[rows], self._min_p[rows], self._seeds[rows],
+            seq_lens.long(), all_greedy=not self._random[host_rows].any(), filtered=bool(self._filtered[host_rows].any()),
+        )  # fmt: skip
+        if penalised:
+            self._count(batch, rows, tokens)
+        return tokens, None if top < 0 else Logprobs(*self._ops.logprobs(raw, tokens, top))
+
+    def _adjust(self, logits: Tensor, batch: ModelWorkerBatch) -> None:
+        """Biases, and stop tokens that may not come yet."""
+        early = batch.seq_lens - self._input_lens[batch.rows] < self._min_new[batch.rows]
+        for index, row in enumerate(batch.rows.tolist()):
+            if row in self._bias:
+                ids, values = self._bias[row]
+                logits[index].index_add_(0, ids, values)
+            if early[index] and row in self._stops:
+                logits[index, self._stops[row]] = float("-inf")
+
+    def _count(self, batch: ModelWorkerBatch, rows: Tensor, tokens: Tensor) -> None:
+        """Add what was sampled to the histories of the requests that need one."""
+        wanted = self._penalised[batch.rows]
+        if batch.unsampled is not None:
+            wanted[batch.unsampled] = False
+        index = torch.from_numpy(wanted.nonzero()[0]).to(self._device)
+        counts, _ = self._history()
+        counts.index_put_((rows[index], tokens[index]), torch.ones_like(index, dtype=torch.int32), accumulate=True)

@@ -1,0 +1,376 @@
+"""Who runs a batch: this process, or one process for each rank of a tensor- and pipeline-parallel group.
+
+Either way batches run in the order in which they were submitted, and the scheduler waits for nothing but results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from backends.torch.loader import load_model
+from backends.torch.ops import load_ops
+from backends.torch.parallel import SINGLE, Parallel
+from backends.torch.runner import ModelRunner, NoRoomForKV
+from backends.torch.sampler import Logprobs
+from workbench.scheduler.batch import ModelWorkerBatch
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """What a rank needs to know to load its share of a model and run it."""
+
+    model: str
+    device: str = "cpu"
+    """``cpu`` or ``cuda``; rank r of several takes GPU r."""
+    dtype: str | None = None
+    load_format: str = "auto"
+    ops: str | None = None
+    tp: int = 1
+    pp: int = 1
+    rows: int = 256
+    """Requests that hold KV at a time."""
+    max_context: int | None = None
+    page_size: int = 1
+    mem_fraction: float = 0.9
+    kv_tokens: int | None = None
+    """KV capacity; None finds it from memory."""
+    step_tokens: int = 8192
+    """Most prompt tokens of one batch: what working memory is measured with."""
+    capture_sizes: tuple[int, ...] = ()
+    """Decode batch sizes to capture as CUDA graphs."""
+    seed: int = 0
+    cpu_kv_bytes: int = 4 * 2**30
+    """On a CPU: bytes of KV unless ``kv_tokens`` says how many tokens."""
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """The result of a batch on the host."""
+
+    tokens: np.ndarray
+    """int64[n]."""
+    logprobs: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    """(float32[n] of the samples, float32[n, k] the largest, int64[n, k] their ids)."""
+    stages: list[tuple[float, float]]
+    """(start, end) on each stage, in seconds of the monotonic clock."""
+
+
+class Workers(Protocol):
+    """Runs batches. ``submit`` returns a function that blocks until that batch's result is there."""
+
+    kv_tokens: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    vocab: int
+
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
+
+    def close(self) -> None: ...
+
+
+class WorkerDied(RuntimeError):
+    """A rank's process ended or failed; the message says which and why, in one line."""
+
+
+def start_workers(options: RunnerOptions) -> Workers:
+    """Load the model, find the KV capacity, and be ready to run batches.
+
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, or ValueError for a device that is not there.
+    """
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device: cuda was asked for and torch sees no GPU")
+        if torch.cuda.device_count() < options.tp * options.pp:
+            raise ValueError(
+                f"tp {options.tp} x pp {options.pp} needs {options.tp * options.pp} GPUs, there are "
+                f"{torch.cuda.device_count()}"
+            )
+    if options.tp * options.pp > 1:
+        return ManyWorkers(options)
+    return CudaWorker(options) if device.type == "cuda" else CpuWorker(options)
+
+
+def _load(options: RunnerOptions, parallel: Parallel, device: torch.device) -> ModelRunner:
+    ops = load_ops(options.ops, device)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    model, config = load_model(
+        options.model, dtype=dtype, device=device, ops=ops, parallel=parallel, load_format=options.load_format,  # type: ignore[arg-type]
+        seed=options.seed,
+    )  # fmt: skip
+    context = min(options.max_context or config.max_context, config.max_context)
+    return ModelRunner(
+        model,
+        config,
+        ops,
+        device,
+        rows=options.rows,
+        max_context=context,
+        page_size=options.page_size,
+        seed=options.seed,
+    )
+
+
+def _capacity(runner: ModelRunner, options: RunnerOptions) -> int:
+    if options.kv_tokens is not None:
+        return options.kv_tokens
+    if runner.device.type == "cuda":
+        return runner.measure_kv_tokens(options.mem_fraction, options.step_tokens)
+    tokens = min(options.cpu_kv_bytes // runner.kv_bytes_per_token, options.rows * runner.max_context)
+    if tokens < options.page_size:
+        raise NoRoomForKV(f"kv_tokens: {options.cpu_kv_bytes} bytes hold no page of {options.page_size} tokens")
+    return tokens
+
+
+class _OneProcess:
+    """A single rank in this process."""
+
+    def __init__(self, options: RunnerOptions, device: torch.device) -> None:
+        self.runner = _load(options, SINGLE, device)
+        self.kv_tokens = _capacity(self.runner, options)
+        self.max_context = self.runner.max_context
+        self.eos_token_ids = self.runner.config.eos_token_ids
+        self.vocab = self.runner.config.vocab
+        self.runner.allocate(self.kv_tokens // options.page_size)
+        self.runner.capture(list(options.capture_sizes))
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
+
+class CpuWorker(_OneProcess):
+    """A thread that computes while the scheduler's thread goes on: torch lets the interpreter go meanwhile."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        super().__init__(options, torch.device("cpu"))
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+        future: Future[StepOutput] = self._thread.submit(self._run, batch)
+        return future.result
+
+    def _run(self, batch: ModelWorkerBatch) -> StepOutput:
+        start = time.monotonic()
+        out = self.runner.run(batch)
+        assert out.tokens is not None
+        return StepOutput(out.tokens.numpy(), _host(out.logprobs), [(start, time.monotonic())])
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+class CudaWorker(_OneProcess):
+    """Launches from the caller's thread, asynchronously; results come back through pinned memory and an event."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        super().__init__(options, torch.device("cuda", 0))
+        self._began = torch.cuda.Event(enable_timing=True)
+        self._began.record()
+        self._began.synchronize()
+        self._began_s = time.monotonic()
+
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        out = self.runner.run(batch)
+        assert out.tokens is not None
+        tokens = _to_host(out.tokens)
+        logprobs = None if out.logprobs is None else Logprobs(
+            _to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids)
+        )  # fmt: skip
+        end.record()
+
+        def result() -> StepOutput:
+            end.synchronize()
+            times = tuple(self._began_s + self._began.elapsed_time(event) / 1e3 for event in (start, end))
+            return StepOutput(tokens.numpy().copy(), _host(logprobs), [(times[0], times[1])])
+
+        return result
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy into pinned memory that is done when the stream is."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _host(logprobs: Logprobs | None) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    if logprobs is None:
+        return None
+    return logprobs.sampled.numpy().copy(), logprobs.top.numpy().copy(), logprobs.top_ids.numpy().copy()
+
+
+# -- several ranks -----------------------------------------------------------------------------------------------------
+
+
+class ManyWorkers:
+    """One process a rank. Each gets every batch; hidden states go from stage to stage, the last stage answers."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        self._options = options
+        world = options.tp * options.pp
+        context = torch.multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory(prefix="workbench-")
+        rendezvous = Path(self._folder.name) / "rendezvous"
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_rank_main, args=(rank, options, str(rendezvous), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        try:
+            facts = [self._receive(rank) for rank in range(world)]
+            # Every rank holds part of every token: the one with least room decides.
+            self.kv_tokens = min(fact["kv_tokens"] for fact in facts)
+            self.max_context, self.vocab = facts[0]["max_context"], facts[0]["vocab"]
+            self.eos_token_ids = tuple(facts[0]["eos_token_ids"])
+            for pipe in self._pipes:
+                pipe.send(self.kv_tokens // options.page_size)
+            for rank in range(world):
+                self._receive(rank)
+        except BaseException:
+            self.close()
+            raise
+        self._last_token = np.zeros(options.rows + 1, np.int64)
+        self._submitted: deque[_Pending] = deque()
+
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+        # With several stages the first one does not see what the last one samples, so the host passes it on; the pipeline
+        # loop has it by then. With one, every rank samples the same tokens itself.
+        known = self._last_token[batch.rows[batch.num_prefill :]] if self._options.pp > 1 else None
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                pipe.send((batch, known))
+            except OSError:
+                raise WorkerDied(self._epitaph(rank)) from None
+        pending = _Pending(batch)
+        self._submitted.append(pending)
+        return lambda: self._result(pending)
+
+    def _result(self, wanted: _Pending) -> StepOutput:
+        while wanted.output is None:
+            pending = self._submitted.popleft()
+            answers = [self._receive(rank) for rank in range(len(self._pipes))]
+            tokens, logprobs, _ = answers[-self._options.tp]  # the first rank of the last stage
+            stages = [answers[stage * self._options.tp][2] for stage in range(self._options.pp)]
+            pending.output = StepOutput(tokens, logprobs, stages)
+            keep = np.ones(len(tokens), bool)
+            if pending.batch.unsampled is not None:
+                keep[pending.batch.unsampled] = False
+            self._last_token[pending.batch.rows[keep]] = tokens[keep]
+        return wanted.output
+
+    def _receive(self, rank: int) -> Any:
+        try:
+            answer = self._pipes[rank].recv()
+        except (EOFError, OSError):
+            raise WorkerDied(self._epitaph(rank)) from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _epitaph(self, rank: int) -> str:
+        process = self._processes[rank]
+        process.join(timeout=5)
+        return f"rank {rank} of the model ended with exit code {process.exitcode}"
+
+    def close(self) -> None:
+        """End the ranks."""
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # it may be gone already
+                pipe.send(None)
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._folder.cleanup()
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    batch: ModelWorkerBatch
+    output: StepOutput | None = None
+
+
+def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
+    """The life of one rank's process."""
+    try:
+        _serve_rank(rank, options, rendezvous, pipe)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass  # the scheduler's process is gone
+    except Exception as error:
+        try:
+            pipe.send(error)
+        except Exception:
+            pipe.send(WorkerDied(f"rank {rank}: {type(error).__name__}: {str(error).splitlines()[0]}"))
+    finally:
+        pipe.close()
+        if dist.is_initialized():
+            os._exit(0)  # leaving the group waits for ranks that may be gone
+
+
+def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
+    device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank,
+        world_size=options.tp * options.pp,
+    )  # fmt: skip
+    groups = [dist.new_group(list(range(s * options.tp, (s + 1) * options.tp))) for s in range(options.pp)]
+    stage, tp_rank = divmod(rank, options.tp)
+    parallel = Parallel(options.tp, tp_rank, options.pp, stage, groups[stage])
+    runner = _load(options, parallel, device)
+    pipe.send({
+        "kv_tokens": _capacity(runner, options), "max_context": runner.max_context, "vocab": runner.config.vocab,
+        "eos_token_ids": runner.config.eos_token_ids,
+    })  # fmt: skip
+    runner.allocate(pipe.recv())
+    runner.capture(list(options.capture_sizes))
+    pipe.send("ready")
+    sending: deque[tuple[Any, Tensor]] = deque()
+    while (work := pipe.recv()) is not None:
+        batch, known = work
+        hidden = None
+        if not parallel.first_stage:
+            tokens = batch.prefill_tokens + batch.decode_tokens
+            hidden = torch.empty((tokens, runner.config.hidden), dtype=runner.config.dtype, device=device)
+            dist.recv(hidden, src=rank - options.tp)
+        start = time.monotonic()
+        out = runner.run(batch, hidden, known)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        end = time.monotonic()
+        if out.hidden is not None:
+            # The tensor is kept until it has been sent.
+            sending.append((dist.isend(out.hidden.contiguous(), dst=rank + options.tp), out.hidden))
+            while sending and sending[0][0].is_completed():
+                sending.popleft()
+            pipe.send((None, None, (start, end)))
+        elif tp_rank == 0:
+            assert out.tokens is not None
+            logprobs = None if out.logprobs is None else Logprobs(
+                out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu()
+            )  # fmt: skip
+            pipe.send((out.tokens.cpu().numpy(), _host(logprobs), (start, end)))
+        else:
+            pipe.send((None, None, (start, end)))

@@ -1,0 +1,225 @@
+"""One replayed run: a trace through the scheduler and a real model runner, in real time, to a run record.
+
+Clients and router are those of a simulated run, on a clock that follows the real one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends.simulated.backend import SimulatedInbox
+from backends.simulated.clock import Clock
+from backends.simulated.sampler import END_OF_SEQUENCE
+from reports.record import RunRecord
+from traces import Trace, TraceRequest
+from workbench.loops import LOOPS
+from workbench.loops.drive import drive
+from workbench.run.clients import Clients
+from workbench.run.recorder import Recorder, RecordingOutbox
+from workbench.run.settings import RunSettings, largest_step, scheduler_config
+from workbench.run.simulate import PROGRESS_EVERY_S, Progress
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.scheduler import Scheduler, StepResult
+
+if TYPE_CHECKING:
+    from backends.torch.backend import TorchBackend, TorchForward
+
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class ReplayOver(Exception):
+    """Every request of the trace has ended."""
+
+
+class ReplayInbox(SimulatedInbox):
+    """Delivers what simulated clients send, when the real clock gets there."""
+
+    def __init__(self, clock: Clock, now_s: Callable[[], float], rested: Callable[[], None]) -> None:
+        super().__init__(clock)
+        self._now_s, self._rested = now_s, rested
+
+    def drain(self) -> list[object]:
+        self._clock.advance_to(self._now_s())
+        return super().drain()
+
+    def arrival(self) -> Callable[[], None]:  # type: ignore[override]
+        return self._wait
+
+    def _wait(self) -> None:
+        while not self._messages:
+            due_s = self._clock.peek()
+            if due_s == float("inf"):
+                raise ReplayOver
+            time.sleep(max(due_s - self._now_s(), 0.0))
+            self._clock.advance_to(self._now_s())
+        self._rested()
+
+
+class TraceStops:
+    """Ends every request where the trace says, as a simulated model does: the token there becomes the end of sequence.
+
+    A backend around another one; ``output_length(request_id)`` is the trace's.
+    """
+
+    def __init__(self, backend: TorchBackend, rows: int, output_length: Callable[[str], int]) -> None:
+        self._backend = backend
+        self._output_length = output_length
+        self._last_len = np.zeros(rows, np.int64)
+        """KV length at which each row samples its last token."""
+        self.host, self.cpu = backend.host, backend.cpu
+
+    def launch(self, batch: ModelWorkerBatch) -> _StoppedForward:
+        for request in batch.new_requests:
+            self._last_len[request.row] = request.input_len + self._output_length(request.request_id) - 1
+        return _StoppedForward(self._backend.launch(batch), self._last_len[batch.rows])
+
+    def done(self, forward: _StoppedForward) -> Callable[[], None]:
+        return self._backend.done(forward.inner)
+
+
+class _StoppedForward:
+    def __init__(self, inner: TorchForward, last_lens: np.ndarray) -> None:
+        self.inner, self.batch = inner, inner.batch
+        self._last_lens = last_lens
+
+    def tokens(self) -> np.ndarray:
+        return np.where(self.batch.seq_lens >= self._last_lens, END_OF_SEQUENCE, self.inner.tokens())
+
+
+class _Outbox(RecordingOutbox):
+    """Records, and shows how far the run is."""
+
+    progress: Progress | None = None
+    due_s = 0.0
+
+    def send(self, result: StepResult, forward: object | None = None) -> None:
+        super().send(result, forward)
+        recorder = self._recorder
+        now = recorder.now_s()
+        if self.progress is not None and now >= self.due_s:
+            self.progress(now, recorder.done, len(recorder.iterations))
+            self.due_s = now + PROGRESS_EVERY_S
+
+
+def start_backend(settings: RunSettings, loop: str, device: str, load_format: str, recorder: Recorder) -> TorchBackend:
+    """Load the model that ``settings`` name and be ready to run it under ``loop``.
+
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, ConfigError, or ValueError for a missing device.
+    """
+    from backends.simulated.cost.roofline import default_capture_sizes
+    from backends.torch.backend import make_backend
+    from backends.torch.workers import RunnerOptions
+    from workbench.scheduler.config import ConfigError
+
+    if settings.dp > 1 or settings.ep > 1:
+        raise ConfigError("dp, ep: a real run has one instance without expert parallelism; give 1")
+    tp, pp = settings.layout(loop)
+    if settings.dtype not in ("auto", *TORCH_DTYPES):
+        raise ConfigError(f"dtype: {settings.dtype!r} is not one of {', '.join(TORCH_DTYPES)} on a real runner")
+    per_slot = max(settings.max_running // pp, 1)
+    options = RunnerOptions(
+        settings.model, device, TORCH_DTYPES.get(settings.dtype), load_format, None, tp, pp, per_slot * pp,
+        settings.max_context, settings.page_size, settings.mem_fraction, settings.kv_tokens, largest_step(settings),
+        tuple(default_capture_sizes(per_slot)) if settings.cuda_graphs and device == "cuda" else (), settings.seed,
+    )  # fmt: skip
+    return make_backend(options, recorder.iterations.append)
+
+
+def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, load_format: str, trace_sha256: str,
+                command: str, progress: Progress | None = None,
+                decisions: Path | None = None) -> RunRecord:  # fmt: skip
+    """Run a trace on a real runner under one loop and return its record; ``meta['interrupted']`` tells whether it was
+    stopped early.
+
+    Raises what :func:`start_backend` raises, and TraceError.
+    """
+    recorder = Recorder(lambda: 0.0)
+    backend = start_backend(settings, loop, device, load_format, recorder)
+    try:
+        if decisions is None:
+            return _run(settings, loop, trace, backend, recorder, trace_sha256, command, progress, None, device)
+        with decisions.open("w", encoding="utf-8") as file:
+            return _run(settings, loop, trace, backend, recorder, trace_sha256, command, progress, file, device)
+    finally:
+        backend.close()
+
+
+def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, recorder: Recorder, trace_sha256: str,
+         command: str, progress: Progress | None, decisions: IO[str] | None, device: str) -> RunRecord:  # fmt: skip
+    tp, pp = settings.layout(loop)
+    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, pp)
+    rows = config.max_running_per_slot * pp
+    clock = Clock()
+    open_requests: dict[str, TraceRequest] = {}
+    recorder.now_s = backend.now_s
+    inbox = ReplayInbox(clock, backend.now_s, backend.rested)
+
+    def deliver(request: TraceRequest, arrival_s: float) -> None:
+        prompt = request.prompt_tokens(backend.vocab, settings.seed)
+        open_requests[request.request_id] = request
+        recorder.arrived(request, 0, arrival_s, len(prompt))
+        bound = request.max_tokens or settings.max_tokens
+        if settings.ignore_eos:
+            bound = min(bound, request.output_length) if request.max_tokens else request.output_length
+        params = SamplingParams(bound, settings.ignore_eos, temperature=0.0)
+        slo = request.slo_ttft_s if request.slo_ttft_s is not None else settings.slo_ttft
+        namespace = request.adapter or ""
+        inbox.put(Generate(request.request_id, prompt, params, arrival_s, request.priority, namespace, slo))
+
+    def ended(request_id: str) -> None:
+        del open_requests[request_id]
+        clock.advance_to(backend.now_s())
+        clients.ended(request_id)
+
+    stops = TraceStops(backend, rows, lambda request_id: open_requests[request_id].output_length)
+    outbox = _Outbox(recorder, rows, ended, decisions)
+    outbox.progress = progress
+    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
+    options: dict[str, Any] = {"overlap_prefills": settings.overlap_prefills} if loop == "overlap" else {}
+    backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
+    clients = Clients(clock, trace, deliver, settings.concurrency)
+    finished = True
+    try:
+        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options))
+    except ReplayOver:
+        if clients.fault is not None:
+            raise clients.fault from None
+    except KeyboardInterrupt:
+        finished = False
+    meta = {
+        "name": loop,
+        "command": command,
+        "trace": {"name": trace.info.name, "format": trace.info.format, "sha256": trace_sha256,
+                  "notes": list(trace.info.notes)},
+        "model": settings.model,
+        "hardware": {"gpu": device_name(device), "gpus": tp * pp, "simulated": False},
+        "settings": {
+            **dataclasses.asdict(settings), "loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None,
+            "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device,
+        },
+        "versions": {name: importlib.metadata.version(name) for name in ("llm-workbench", "numpy", "torch")}
+        | {"python": platform.python_version()},
+        "interrupted": not finished,
+        "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                   "wall_s": round(backend.now_s(), 6)},
+    }  # fmt: skip
+    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps())
+
+
+def device_name(device: str) -> str:
+    """What the record calls the hardware."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(0)
+    return f"cpu:{platform.processor() or platform.machine()}"
