@@ -289,3 +289,20 @@ def test_the_worked_example_of_the_documentation(tmp_path, monkeypatch):
         "logits_scaling": 2.5,
     }
     check("GraniteForCausalLM", factors, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["Llama with biases everywhere", "Qwen3-MoE"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_transformers_in_the_same_precision(family, dtype, tmp_path):
+    architecture, changes = FAMILIES[family]
+    theirs = make(architecture, tmp_path, **changes)
+    model, config = load_model(str(tmp_path), device="cpu", ops=OPS, dtype=dtype)
+    assert config.dtype == dtype
+    (prompt,) = prompts((30,))
+    driver = Driver([model], 1)
+    logits = driver.run(driver.batch([(0, 0, prompt)], []))
+    with torch.no_grad():
+        exact = theirs(torch.tensor([prompt])).logits[0]
+        rounded = theirs.to(dtype)(torch.tensor([prompt])).logits[0].float()
+    # No farther from the float32 answer than twice what transformers' own rounding is.
+    assert (logits - exact).norm() <= 2 * (rounded - exact).norm()
