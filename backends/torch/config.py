@@ -7,7 +7,7 @@ Nothing is guessed: a field that a model needs and does not have, or a value tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +66,8 @@ class ModelConfig:
     """Tokens that end an answer."""
     dtype: torch.dtype | None = None
     """What the weights were saved in, or, from ``load_model``, what they are held in."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What one family alone reads."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -133,6 +135,7 @@ class Fields:
         renormalize: bool = True,
         expert_intermediate: int = 0,
         mixture: Iterable[bool] | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> ModelConfig:
         """A configuration with the fields that every supported model has, and these that vary.
 
@@ -187,6 +190,7 @@ class Fields:
             mixture=(bool(experts),) * layers if mixture is None else tuple(mixture),
             eos_token_ids=self.token_ids("eos_token_id"),
             dtype=self.dtype(),
+            extra=extra or {},
         )
 
     def no_windows(self) -> tuple[None, ...]:

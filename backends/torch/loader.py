@@ -53,12 +53,15 @@ def load_model(
     parallel: Parallel = SINGLE,
     load_format: LoadFormat = "auto",
     seed: int = 0,
+    max_context: int | None = None,
 ) -> tuple[Model, ModelConfig]:
     """This rank's share of a model, filled and on ``device``, and its configuration with the dtype it is held in.
 
     ``dtype`` None: as saved; where no file says, float32 on a CPU and bfloat16 on a GPU. ``load_format`` "auto" takes the
     weights that are there; "dummy" needs a configuration alone and draws weights from ``seed``: the same for every split
     of the model, on devices of the same kind.
+
+    ``max_context``: tokens a sequence may have, if fewer than the model allows; the rotary table is made for so many.
 
     Raises ModelNotFound, UnsupportedModel, BadCheckpoint, or ValueError for an unknown ``load_format``.
     """
@@ -69,6 +72,13 @@ def load_model(
     if dtype is None:
         dtype = config.dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     config = replace(config, dtype=dtype)
+    if max_context is not None:
+        if not 1 <= max_context <= config.max_context:
+            raise UnsupportedModel(
+                f"{config.source}: a context of {max_context} tokens is not within 1 to {config.max_context}, what the "
+                "model allows"
+            )
+        config = replace(config, max_context=max_context)
     if load_format == "safetensors" and gguf is not None:
         raise ModelNotFound(f"{path}: is a GGUF file; load_format says safetensors")
     if load_format == "gguf" and gguf is None:

@@ -135,13 +135,25 @@ def test_fields_left_out_mean_what_they_mean_to_transformers(architecture):
     mine, complete = (Fields(values, "config.json") for values in (bare, full))
     family = model_class(mine)
     ours, expected = family.read_config(mine), family.read_config(complete)
-    for field in ModelFields:
+    for field in LEFT_OUT:
         assert getattr(ours, field) == getattr(expected, field), field
 
 
 # Not the token that ends an answer: a file without one has none here.
-ModelFields = ("kv_heads", "head_dim", "rms_eps", "rope", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias",
+LEFT_OUT = ("kv_heads", "head_dim", "rms_eps", "rope", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias",
                "windows", "experts", "top_k", "renormalize", "expert_intermediate", "mixture")  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize("changes", [{"max_window_layers": 2}, {"max_window_layers": 0}, {}, {"sliding_window": None}])
+def test_windows_of_files_without_layer_types_are_where_transformers_has_them(architecture, changes):
+    import transformers
+
+    changes = {"use_sliding_window": True, "sliding_window": 9, "num_hidden_layers": 30, **changes}
+    theirs = getattr(transformers, architecture).config_class(**{**COMMON, **changes})
+    fields = Fields({"architectures": [architecture], **COMMON, **changes}, "config.json")
+    expected = [theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types]
+    assert list(model_class(fields).read_config(fields).windows) == expected
 
 
 def test_the_old_and_the_new_form_of_rope_parameters_mean_the_same(tmp_path):
@@ -267,6 +279,17 @@ def test_weights_are_held_in_the_dtype_asked_for_or_saved(tmp_path):
     assert load_config(str(tmp_path)).dtype is None
     assert load(tmp_path, load_format="dummy")[1].dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_shorter_context_can_be_asked_for_and_a_longer_one_not(tmp_path):
+    file = write(tmp_path)
+    model, config = load(tmp_path, load_format="dummy", max_context=100)
+    assert config.max_context == len(model.cos_sin) == 100
+    says(
+        UnsupportedModel,
+        lambda: load(tmp_path, load_format="dummy", max_context=257),
+        f"{file}: a context of 257 tokens is not within 1 to 256, what the model allows",
+    )
 
 
 def test_dummy_weights_depend_on_the_seed_alone(tmp_path):

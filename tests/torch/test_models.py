@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 import torch.distributed as dist
 
 from backends.torch.config import Fields, UnsupportedModel
+from backends.torch.layers import even_share, kv_head_share
 from backends.torch.loader import load_model
+from backends.torch.models import MODELS
 from backends.torch.models.llama import LlamaForCausalLM
 from backends.torch.ops import load_ops
 from backends.torch.parallel import Parallel
@@ -184,6 +188,21 @@ def test_two_ranks_equal_one_for_checkpoints_and_for_dummy_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("heads", "kv_heads", "tp"), [(8, 8, 4), (8, 4, 2), (8, 2, 2), (8, 2, 4), (8, 2, 8), (8, 1, 8)]
+)
+def test_every_rank_holds_the_kv_heads_that_its_queries_read(heads, kv_heads, tp):
+    values = {"architectures": ["LlamaForCausalLM"], **COMMON}
+    values |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    config = LlamaForCausalLM.read_config(Fields(values, "config.json"))
+    for rank in range(tp):
+        parallel = Parallel(tp=tp, tp_rank=rank)
+        first, count = even_share(heads, parallel, "attention heads", config)
+        first_kv, count_kv = kv_head_share(config, parallel)
+        for local in range(count):
+            assert first_kv + local // (count // count_kv) == (first + local) // (heads // kv_heads)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({}, "4 attention heads cannot be split over 3 GPUs (tp)"),
@@ -255,3 +274,35 @@ def _forbidden(method):
         raise AssertionError(f"Tensor.{method} waits for the device")
 
     return raises
+
+
+def test_the_worked_example_of_the_documentation(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "docs/models.md", "exec"), names)
+    monkeypatch.setitem(MODELS, "GraniteForCausalLM", names["GraniteForCausalLM"])
+    factors = {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.4,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+    }
+    check("GraniteForCausalLM", factors, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["Llama with biases everywhere", "Qwen3-MoE"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_transformers_in_the_same_precision(family, dtype, tmp_path):
+    architecture, changes = FAMILIES[family]
+    theirs = make(architecture, tmp_path, **changes)
+    model, config = load_model(str(tmp_path), device="cpu", ops=OPS, dtype=dtype)
+    assert config.dtype == dtype
+    (prompt,) = prompts((30,))
+    driver = Driver([model], 1)
+    logits = driver.run(driver.batch([(0, 0, prompt)], []))
+    with torch.no_grad():
+        exact = theirs(torch.tensor([prompt])).logits[0]
+        rounded = theirs.to(dtype)(torch.tensor([prompt])).logits[0].float()
+    # No farther from the float32 answer than twice what transformers' own rounding is.
+    assert (logits - exact).norm() <= 2 * (rounded - exact).norm()

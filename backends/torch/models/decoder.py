@@ -102,8 +102,8 @@ class Model(nn.Module):
         ``hidden``: what the stage before returned, None on the first; it may be overwritten. ``kv.keys[i]`` belongs to
         this stage's i-th layer. A batch of decodes alone is computed without waiting for the device.
         """
-        if self.embedding is not None and self.parallel.first_stage:
-            x = self.embedding.embed(batch.input_ids)
+        if self.parallel.first_stage:
+            x = self.embed(batch.input_ids)
         elif hidden is not None:
             x = hidden
         else:
@@ -114,6 +114,11 @@ class Model(nn.Module):
         if self.parallel.last_stage:
             return self.norm(x) if residual is None else self.norm.add(x, residual)[0]
         return x if residual is None else x + residual
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """int64[n] -> [n, hidden], what the first layer gets. On the first stage alone."""
+        assert self.embedding is not None
+        return self.embedding.embed(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden] of the last stage -> float32[m, vocab], the same on every rank.
