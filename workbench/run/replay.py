@@ -23,8 +23,9 @@ from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.run.clients import Clients
+from workbench.run.real import device_name, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
-from workbench.run.settings import RunSettings, largest_step, scheduler_config
+from workbench.run.settings import RunSettings, scheduler_config
 from workbench.run.simulate import PROGRESS_EVERY_S, Progress
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.messages import Generate
@@ -33,8 +34,6 @@ from workbench.scheduler.scheduler import Scheduler, StepResult
 
 if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend, TorchForward
-
-TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 class ReplayOver(Exception):
@@ -111,40 +110,19 @@ class _Outbox(RecordingOutbox):
             self.due_s = now + PROGRESS_EVERY_S
 
 
-def start_backend(settings: RunSettings, loop: str, device: str, load_format: str, recorder: Recorder) -> TorchBackend:
-    """Load the model that ``settings`` name and be ready to run it under ``loop``.
-
-    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, ConfigError, or ValueError for a missing device.
-    """
-    from backends.simulated.cost.roofline import default_capture_sizes
-    from backends.torch.backend import make_backend
-    from backends.torch.workers import RunnerOptions
-    from workbench.scheduler.config import ConfigError
-
-    if settings.dp > 1 or settings.ep > 1:
-        raise ConfigError("dp, ep: a real run has one instance without expert parallelism; give 1")
-    tp, pp = settings.layout(loop)
-    if settings.dtype not in ("auto", *TORCH_DTYPES):
-        raise ConfigError(f"dtype: {settings.dtype!r} is not one of {', '.join(TORCH_DTYPES)} on a real runner")
-    per_slot = max(settings.max_running // pp, 1)
-    options = RunnerOptions(
-        settings.model, device, TORCH_DTYPES.get(settings.dtype), load_format, None, tp, pp, per_slot * pp,
-        settings.max_context, settings.page_size, settings.mem_fraction, settings.kv_tokens, largest_step(settings),
-        tuple(default_capture_sizes(per_slot)) if settings.cuda_graphs and device == "cuda" else (), settings.seed,
-    )  # fmt: skip
-    return make_backend(options, recorder.iterations.append)
-
-
 def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, load_format: str, trace_sha256: str,
                 command: str, progress: Progress | None = None,
                 decisions: Path | None = None) -> RunRecord:  # fmt: skip
     """Run a trace on a real runner under one loop and return its record; ``meta['interrupted']`` tells whether it was
     stopped early.
 
-    Raises what :func:`start_backend` raises, and TraceError.
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, ConfigError, ValueError for a missing device, and
+    TraceError.
     """
+    from backends.torch.backend import make_backend
+
     recorder = Recorder(lambda: 0.0)
-    backend = start_backend(settings, loop, device, load_format, recorder)
+    backend = make_backend(runner_options(settings, loop, device, load_format), recorder.iterations.append)
     try:
         if decisions is None:
             return _run(settings, loop, trace, backend, recorder, trace_sha256, command, progress, None, device)
@@ -214,12 +192,3 @@ def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, 
                    "wall_s": round(backend.now_s(), 6)},
     }  # fmt: skip
     return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps())
-
-
-def device_name(device: str) -> str:
-    """What the record calls the hardware."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(0)
-    return f"cpu:{platform.processor() or platform.machine()}"

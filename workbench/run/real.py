@@ -1,0 +1,67 @@
+"""The settings of a run on a real model runner."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+from backends.simulated.cost.roofline import default_capture_sizes
+from workbench.run.settings import RunSettings, largest_step
+from workbench.scheduler.config import ConfigError
+
+if TYPE_CHECKING:
+    from backends.torch.workers import RunnerOptions
+
+TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def choose_device(backend: str) -> str:
+    """``cpu`` or ``cuda`` for a ``--backend``; ``auto`` takes a GPU where torch sees one.
+
+    Raises ConfigError for another name and for a GPU that is not there.
+    """
+    import torch
+
+    if backend not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"backend: {backend!r} is not one of auto, cpu, cuda")
+    if backend == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("backend: cuda was asked for, and torch sees no GPU here")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if backend == "auto" else backend
+
+
+def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto",
+                   dtype_given: bool = True) -> RunnerOptions:  # fmt: skip
+    """What the runner has to know to run ``settings`` under ``loop``. ``dtype_given=False``: as the model was saved.
+
+    Raises ConfigError for what a real runner does not do.
+    """
+    from backends.torch.workers import RunnerOptions
+
+    for name in ("dp", "ep"):
+        if getattr(settings, name) > 1:
+            raise ConfigError(
+                f"{name}: {getattr(settings, name)} is for simulation; a real runner is one instance without it"
+            )
+    if dtype_given and settings.dtype not in TORCH_DTYPES:
+        raise ConfigError(f"dtype: {settings.dtype!r} is not one of {', '.join(TORCH_DTYPES)} on a real runner")
+    if settings.kv_dtype != "bf16":
+        raise ConfigError(f"kv_dtype: {settings.kv_dtype!r}: a real runner keeps KV in the dtype of the weights")
+    tp, pp = settings.layout(loop)
+    per_slot = max(settings.max_running // pp, 1)
+    graphs = settings.cuda_graphs and device == "cuda" and pp == 1
+    return RunnerOptions(
+        model=settings.model, device=device, dtype=TORCH_DTYPES[settings.dtype] if dtype_given else None,
+        load_format=load_format, tp=tp, pp=pp, rows=per_slot * pp, max_context=settings.max_context,
+        page_size=settings.page_size, mem_fraction=settings.mem_fraction, kv_tokens=settings.kv_tokens,
+        step_tokens=largest_step(settings), capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),
+        seed=settings.seed,
+    )  # fmt: skip
+
+
+def device_name(device: str) -> str:
+    """What a record calls the hardware."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(0)
+    return f"cpu {platform.machine()}"
