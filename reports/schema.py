@@ -14,6 +14,8 @@ ITL_FILE = "itl.csv"
 DECISIONS_FILE = "decisions.jsonl"
 RECORD_FILES = frozenset({META_FILE, REQUESTS_FILE, ITERATIONS_FILE, ITL_FILE, DECISIONS_FILE})
 PAGE_FILE = "report.html"
+TRACE_FILE = "trace.jsonl"
+"""Beside the run of a server: what came, as a trace."""
 
 MODES = ("prefill", "decode", "mixed")
 """Words of the `mode` column; in memory a mode is its place in this tuple."""
