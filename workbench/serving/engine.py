@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 
+from reports.record import RecordError
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.scheduler.scheduler import Scheduler
@@ -30,14 +31,20 @@ def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticTex
     begin_child()
     context: Any = zmq.Context()
     http = push_socket(context, addresses.http)
+    failed = None
     try:
         _run(settings, addresses, text, context, http)
     except _BadStart as error:
-        http.send(encode(Failed(str(error), True)))
+        failed = Failed(str(error), True)
+    except RecordError as error:
+        failed = Failed(f"the record is not complete: {error}", False)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        http.send(encode(Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)))
+        failed = Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)
+    if failed is not None:
+        http.send(encode(failed))
     context.destroy(linger=1000)
+    sys.exit(failed is not None)
 
 
 def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None, context: Any, http: Any) -> None:

@@ -278,4 +278,6 @@ class EngineClient:
         self._scheduler.send(encode(Shutdown()))
 
     def destroy(self) -> None:
+        """Close the sockets; what has not left by now is not sent."""
+        self._scheduler.close(0)
         self._context.destroy(linger=0)

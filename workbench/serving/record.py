@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from reports.record import RecordError, RunRecord, write_record
-from reports.schema import TRACE_FILE
+from reports.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
 from traces.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
@@ -32,7 +32,6 @@ from workbench.serving.settings import ServeSettings
 
 BLOCK_TOKENS = 16
 """Without content, prompts are told apart in blocks of this many tokens."""
-_SPOOL = ".trace.partial"
 
 
 class LiveRecord:
@@ -51,8 +50,9 @@ class LiveRecord:
         self._recorder = Recorder(now_s)
         self._outbox = RecordingOutbox(self._recorder, scheduler.state.table.rows, on_end=lambda request_id: None)
         self._tokens = RequestTokens(scheduler)
-        self._spool = TraceSpool(self._folder / _SPOOL, settings.record_content)
-        self._arrivals: dict[str, Generate] = {}
+        self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
+        self._arrivals: dict[str, tuple[int, Generate]] = {}
+        self._count = 0
         self._now_s = now_s
 
     def arrived(self, message: Generate) -> None:
@@ -60,7 +60,8 @@ class LiveRecord:
         request = TraceRequest(
             message.rid, message.arrival_s, len(message.prompt), 1, message.params.max_new_tokens, priority=message.priority
         )  # fmt: skip
-        self._arrivals[message.rid] = message
+        self._arrivals[message.rid] = self._count, message
+        self._count += 1
         self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
 
     def log_iteration(self, *row: Any) -> None:
@@ -72,32 +73,44 @@ class LiveRecord:
 
     def send(self, result: StepResult, forward: object | None = None) -> None:
         for req in result.ended:
-            arrival = self._arrivals.pop(req.rid)
+            number, arrival = self._arrivals.pop(req.rid)
             tokens = self._tokens.ended(req)
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
-                self._spool.write(arrival, tokens)
+                self._spool.write(number, arrival, tokens)
         self._outbox.send(result, forward)
 
     def close(self) -> None:
-        """Write everything. Nothing was served: nothing is written, and that is said."""
+        """Write everything. Nothing was served: nothing is written, and that is said.
+
+        Raises RecordError for what cannot be written.
+        """
         if not self._recorder.rows:
             self._spool.discard()
             print(f"record: no request came, so {self._folder} stays empty", file=sys.stderr)
             return
         trace = self._folder / TRACE_FILE
-        requests = self._spool.close(trace)
+        try:
+            requests = self._spool.close(trace)
+        except OSError as error:
+            raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
         loop = self._settings.loop
         record = RunRecord(
             self._meta(trace, requests), self._recorder.request_columns(), self._recorder.iterations.columns(),
             self._recorder.inter_token_gaps(),
         )  # fmt: skip
-        try:
-            write_record(record, self._folder / loop)
-        except RecordError as error:
-            print(f"error: the record is lost: {error}", file=sys.stderr)
-            return
+        write_record(record, self._folder / loop)
+        if len(self._recorder.iterations):
+            self._write_page(record)
         print(f"record: {self._folder / loop}, {requests} requests in {trace}", file=sys.stderr)
+
+    def _write_page(self, record: RunRecord) -> None:
+        from reports.page import write_report
+
+        title = f"Live traffic: {record.meta['model']} on {record.meta['hardware']['gpu']}"
+        run = self._settings.run
+        page = self._folder / PAGE_FILE
+        write_report({record.name: record}, page, title, self._settings.command, run.slo_ttft, run.slo_tpot)
 
     def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
         settings, built, recorder = self._settings, self._built, self._recorder
@@ -157,12 +170,12 @@ class TraceSpool:
         self._path = path
         self._file: IO[bytes] = path.open("w+b")
         self._hash = None if content else BlockHash()
-        self._lines: list[tuple[float, int, int]] = []
-        """(arrival, offset in the file, length)."""
+        self._lines: list[tuple[float, int, int, int]] = []
+        """(arrival, number, offset in the file, length)."""
         self._encode = msgspec.json.Encoder().encode
 
-    def write(self, arrival: Generate, tokens: np.ndarray) -> None:
-        """Add a request with ``tokens`` int32: prompt and output."""
+    def write(self, number: int, arrival: Generate, tokens: np.ndarray) -> None:
+        """Add request ``number`` with ``tokens`` int32: prompt and output."""
         inputs = len(arrival.prompt)
         content: TokenIds | Synthetic
         if self._hash is None:
@@ -173,14 +186,15 @@ class TraceSpool:
             arrival.rid, arrival.arrival_s, inputs, len(tokens) - inputs, arrival.params.max_new_tokens,
             priority=arrival.priority, content=content,
         )  # fmt: skip
-        self._lines.append((arrival.arrival_s, self._file.tell(), self._file.write(self._encode(record_of(request)))))
+        at = self._file.tell()
+        self._lines.append((arrival.arrival_s, number, at, self._file.write(self._encode(record_of(request)))))
 
     def close(self, path: Path) -> int:
         """Write the trace, its first request at 0, and return how many requests it has."""
         self._lines.sort()
         begin_s = self._lines[0][0] if self._lines else 0.0
         with path.open("wb") as out:
-            for arrival_s, offset, length in self._lines:
+            for arrival_s, _, offset, length in self._lines:
                 self._file.seek(offset)
                 line = msgspec.json.decode(self._file.read(length))
                 line["arrival_s"] = round(arrival_s - begin_s, 6)

@@ -204,6 +204,9 @@ class _Supervisor:
         if line is None:
             engine.shut_down()
             await self._children_end()
+            failed = [child for child in self._children if child.exitcode]
+            if failed:
+                raise ServerFailed(await self._why(engine, failed[0]))
             return 0
         raise ServerFailed(line)
 
