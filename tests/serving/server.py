@@ -41,7 +41,11 @@ class Server:
         if "--time-scale" not in flags:
             flags = (*flags, "--time-scale", "0")
         self.process = subprocess.Popen(
-            command(*flags, model=model), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**env)
+            command(*flags, model=model),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**env),
         )
         assert self.process.stdout is not None and self.process.stderr is not None
         line = self.process.stdout.readline()

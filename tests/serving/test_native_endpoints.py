@@ -146,4 +146,6 @@ def test_an_id_cannot_be_used_twice_at_a_time(server):
     assert response.status_code == 400
     assert server.http.post("/abort", json={"request_id": "twice"}).json() == {"aborted": 1}
     asked.join()
-    until(lambda: generate(server, text="x", request_id="twice", sampling_params={"max_tokens": 1}).is_success, "free id")
+    until(
+        lambda: generate(server, text="x", request_id="twice", sampling_params={"max_tokens": 1}).is_success, "free id"
+    )

@@ -134,7 +134,9 @@ def test_a_stop_string_ends_the_text_before_it(client, stream, width):
     whole = answer("stop here", 40)
     stop = whole[20 : 20 + width]
     cut = whole[: whole.index(stop)]
-    made = client.completions.create(model=MODEL, prompt="stop here", max_tokens=40, stop=["never!", stop], stream=stream)
+    made = client.completions.create(
+        model=MODEL, prompt="stop here", max_tokens=40, stop=["never!", stop], stream=stream
+    )
     text, reason = joined(made) if stream else (made.choices[0].text, made.choices[0].finish_reason)
     assert (text, reason) == (cut, "stop")
 

@@ -40,6 +40,8 @@ class Metrics:
             "workbench:request_success", "Sequences ended, by reason.", ["model_name", "finished_reason"],
             registry=self._registry,
         )  # fmt: skip
+        for reason in ("length", "stop", "aborted", "rejected"):
+            self._finished.labels(model_name, reason)  # there from the start, at 0
         self._refused = Counter(
             "workbench:request_refused", "Requests answered with an error, by HTTP status.", ["model_name", "status"],
             registry=self._registry,
