@@ -19,7 +19,7 @@ from workbench.serving.messages import Addresses, Failed, Ready, Shutdown, encod
 from workbench.serving.process import begin_child
 from workbench.serving.record import LiveRecord
 from workbench.serving.settings import ServeSettings
-from workbench.serving.vitals import Vitals, start_heartbeat
+from workbench.serving.vitals import Vitals, heartbeat
 
 
 class _BadStart(Exception):
@@ -67,9 +67,9 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
         options["overlap_prefills"] = settings.run.overlap_prefills
     loop = LOOPS[settings.loop](scheduler, built.backend, inbox, outbox, **options)
     http.send(encode(_ready(settings, built)))
-    start_heartbeat(vitals, context, addresses.http)
     try:
-        drive(loop)
+        with heartbeat(vitals, context, addresses.http):
+            drive(loop)
     except Ending:
         pass
     finally:

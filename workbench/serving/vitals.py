@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import zmq
@@ -58,16 +60,21 @@ class Vitals:
         )  # fmt: skip
 
 
-def start_heartbeat(vitals: Vitals, context: zmq.Context[Any], address: str) -> None:
-    """Send a :class:`Beat` every tenth of a second from now on."""
+@contextmanager
+def heartbeat(vitals: Vitals, context: zmq.Context[Any], address: str) -> Iterator[None]:
+    """Send a :class:`Beat` every tenth of a second while the body runs."""
+    over = threading.Event()
 
     def run() -> None:
         socket = push_socket(context, address)
-        try:
-            while True:
-                socket.send(encode(vitals.beat()))
-                time.sleep(BEAT_EVERY_S)
-        except zmq.ContextTerminated:
-            socket.close(0)
+        while not over.wait(BEAT_EVERY_S):
+            socket.send(encode(vitals.beat()))
+        socket.close(0)
 
-    threading.Thread(target=run, name="heartbeat", daemon=True).start()
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
