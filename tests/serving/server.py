@@ -86,12 +86,12 @@ class Server:
             self.await_metric("open_streams", lambda value: value == 0, process=process)
 
     def children(self) -> dict[str, int]:
-        """Process ids of the scheduler and the detokenizer: started in this order."""
+        """Process ids of the scheduler and the detokenizer: started in this order, in which the kernel lists them."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         pids = [int(pid) for pid in path.read_text().split()]
         spawned = [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert len(spawned) == 2, spawned
-        return dict(zip(("scheduler", "detokenizer"), sorted(spawned), strict=True))
+        return dict(zip(("scheduler", "detokenizer"), spawned, strict=True))
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
