@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from reports.errors import RecordError
-from reports.schema import FORMAT, META_FILE, PAGE_FILE, RECORD_FILES
+from reports.schema import FORMAT, META_FILE, PAGE_FILE, RECORD_FILES, TRACE_FILE, TRACE_PARTIAL
 
 PAGE_MARK = b'<meta name="generator" content="workbench'
 """Stands near the top of every page we write: how we know one again."""
@@ -58,7 +58,7 @@ def _strangers(folder: Path, entries: list[Path]) -> list[Path]:
     for path in entries:
         if _is_run(path):
             strangers += [child for child in sorted(path.iterdir()) if not (_is_record_file(child) or _is_page(child))]
-        elif not (_is_page(path) or _is_leftover(path)):
+        elif not (_is_page(path) or _is_leftover(path) or _is_recorded_trace(path)):
             strangers.append(path)
     return strangers
 
@@ -89,3 +89,10 @@ def _is_leftover(path: Path) -> bool:
     if not (path.name.startswith(".") and path.name.endswith(_PARTIAL) and path.is_dir() and not path.is_symlink()):
         return False
     return all(_is_record_file(child) for child in path.iterdir())
+
+
+def _is_recorded_trace(path: Path) -> bool:
+    """The trace beside the run of a server, or what a server that died had written of it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.name == TRACE_PARTIAL or (path.name == TRACE_FILE and any(_is_run(p) for p in path.parent.iterdir()))

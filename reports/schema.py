@@ -14,6 +14,10 @@ ITL_FILE = "itl.csv"
 DECISIONS_FILE = "decisions.jsonl"
 RECORD_FILES = frozenset({META_FILE, REQUESTS_FILE, ITERATIONS_FILE, ITL_FILE, DECISIONS_FILE})
 PAGE_FILE = "report.html"
+TRACE_FILE = "trace.jsonl"
+"""Beside the run of a server: what came, as a trace."""
+TRACE_PARTIAL = ".trace.partial"
+"""That trace while the server runs: one line for each request that has ended."""
 
 MODES = ("prefill", "decode", "mixed")
 """Words of the `mode` column; in memory a mode is its place in this tuple."""

@@ -8,63 +8,62 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from workbench.cli import options
+
 if TYPE_CHECKING:
     from reports.record import RunRecord
     from traces import Trace
     from workbench.run.settings import RunSettings
 
-_RUN, _SCHED, _GPU, _SHAPE = "Run", "Scheduler", "Model and hardware", "Trace"
-
-
-def _option(*names: str, help: str, panel: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+_RUN, _GPU, _SHAPE = options.RUN, options.GPU, options.SHAPE
+_option = options.option
 
 
 def simulate(
     trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
-    loop: Annotated[Optional[str], _option("--loop", help="normal, overlap, pipeline, or a comma list to compare. Default: pipeline if pp > 1, else overlap.", panel=_RUN)] = None,
+    loop: options.Loop = None,
     out: Annotated[Optional[Path], _option("--out", help="Output folder. Default: runs/<trace>, numbered if taken.", panel=_RUN)] = None,
     force: Annotated[bool, _option("--force", help="Replace an earlier run in the output folder.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the numbers as JSON.", panel=_RUN)] = False,
     decisions: Annotated[bool, _option("--decisions", help="Also write decisions.jsonl.", panel=_RUN)] = False,
-    config: Annotated[Optional[Path], _option("--config", help="TOML file of settings; flags win.", panel=_RUN)] = None,
+    config: options.Config = None,
     slo_ttft: Annotated[Optional[float], _option("--slo-ttft", help="Seconds; goodput counts requests within it.", panel=_RUN)] = None,
     slo_tpot: Annotated[Optional[float], _option("--slo-tpot", help="Seconds a token; goodput counts requests within it.", panel=_RUN)] = None,
-    seed: Annotated[Optional[int], _option("--seed", help="Seed of everything random. Default 0.", panel=_RUN)] = None,
-    model: Annotated[Optional[str], _option("--model", help="Hugging Face id of the catalogue, folder, or config.json. Default meta-llama/Llama-3.1-8B.", panel=_GPU)] = None,
-    gpu: Annotated[Optional[str], _option("--gpu", help="GPU of the catalogue or a TOML file. Default h100.", panel=_GPU)] = None,
-    tp: Annotated[Optional[int], _option("--tp", help="Tensor parallel GPUs. Default 1.", panel=_GPU)] = None,
-    pp: Annotated[Optional[int], _option("--pp", help="Pipeline stages. Default 1.", panel=_GPU)] = None,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    gpu: options.Gpu = None,
+    tp: options.Tp = None,
+    pp: options.Pp = None,
     dp: Annotated[Optional[int], _option("--dp", help="Instances behind a router. Default 1.", panel=_GPU)] = None,
-    ep: Annotated[Optional[int], _option("--ep", help="Expert parallel GPUs (equal to tp). Default 1.", panel=_GPU)] = None,
+    ep: options.Ep = None,
     router: Annotated[Optional[str], _option("--router", help="round_robin | least_requests | least_tokens | cache_aware.", panel=_GPU)] = None,
-    dtype: Annotated[Optional[str], _option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4. Default bf16.", panel=_GPU)] = None,
-    kv_dtype: Annotated[Optional[str], _option("--kv-dtype", help="KV cache: bf16 | fp16 | fp8. Default bf16.", panel=_GPU)] = None,
-    mem_fraction: Annotated[Optional[float], _option("--mem-fraction", help="Share of GPU memory to use. Default 0.9.", panel=_GPU)] = None,
-    kv_tokens: Annotated[Optional[int], _option("--kv-tokens", help="KV capacity in tokens. Default: found from memory.", panel=_GPU)] = None,
-    max_context: Annotated[Optional[int], _option("--max-context", help="Longest sequence. Default: the model's.", panel=_GPU)] = None,
-    cuda_graphs: Annotated[Optional[bool], _option("--cuda-graphs/--no-cuda-graphs", help="Decode in captured graphs. Default on.", panel=_GPU)] = None,
-    cost: Annotated[Optional[str], _option("--cost", help="Cost model: roofline.", panel=_GPU)] = None,
-    batching: Annotated[Optional[str], _option("--batching", help="prefill-first | mixed. Default prefill-first.", panel=_SCHED)] = None,
-    policy: Annotated[Optional[str], _option("--policy", help="fcfs | lpm | dfs-weight | lof | sjf | edf | random | priority | module:Class. Default fcfs.", panel=_SCHED)] = None,
-    page_size: Annotated[Optional[int], _option("--page-size", help="Tokens a KV page. Default 1.", panel=_SCHED)] = None,
-    cache: Annotated[Optional[str], _option("--cache", help="Prefix cache: radix | none. Default radix.", panel=_SCHED)] = None,
-    evict: Annotated[Optional[str], _option("--evict", help="lru | lfu | fifo. Default lru.", panel=_SCHED)] = None,
-    chunk: Annotated[Optional[int], _option("--chunk", help="Prompt tokens of a prefill batch; 0: prompts whole. Default 8192.", panel=_SCHED)] = None,
-    max_prefill_tokens: Annotated[Optional[int], _option("--max-prefill-tokens", help="Default 16384.", panel=_SCHED)] = None,
-    max_batch_tokens: Annotated[Optional[int], _option("--max-batch-tokens", help="Token budget of a step (mixed). Default 2048.", panel=_SCHED)] = None,
-    max_running: Annotated[Optional[int], _option("--max-running", help="Requests running at a time. Default 256.", panel=_SCHED)] = None,
-    mixed_chunk: Annotated[Optional[bool], _option("--mixed-chunk/--no-mixed-chunk", help="Decodes join prefill batches (prefill-first).", panel=_SCHED)] = None,
-    preempt_threshold: Annotated[Optional[int], _option("--preempt-threshold", help="Priority difference that preempts. Default: none does.", panel=_SCHED)] = None,
-    conservativeness: Annotated[Optional[float], _option("--conservativeness", help="Scales the expected output share. Default 1.", panel=_SCHED)] = None,
-    max_passed_over: Annotated[Optional[int], _option("--max-passed-over", help="Aging bound, in prefill batches. Default 64.", panel=_SCHED)] = None,
-    max_prefill_streak: Annotated[Optional[int], _option("--max-prefill-streak", help="Prefills in a row while decodes wait. Default: no bound.", panel=_SCHED)] = None,
-    queue_timeout: Annotated[Optional[float], _option("--queue-timeout", help="Seconds a request may wait unscheduled.", panel=_SCHED)] = None,
-    request_timeout: Annotated[Optional[float], _option("--request-timeout", help="Seconds a request may take.", panel=_SCHED)] = None,
-    overlap: Annotated[Optional[bool], _option("--overlap/--no-overlap", help="Whether the loop chosen without --loop overlaps.", panel=_SCHED)] = None,
-    overlap_prefills: Annotated[Optional[bool], _option("--overlap-prefills/--no-overlap-prefills", help="Overlap two prefills in a row. Default on.", panel=_SCHED)] = None,
-    ignore_eos: Annotated[Optional[bool], _option("--ignore-eos/--no-ignore-eos", help="Output lengths are known to the scheduler.", panel=_SHAPE)] = None,
-    max_tokens: Annotated[Optional[int], _option("--max-tokens", help="Output bound of requests that have none. Default 4096.", panel=_SHAPE)] = None,
+    dtype: options.Dtype = None,
+    kv_dtype: options.KvDtype = None,
+    mem_fraction: options.MemFraction = None,
+    kv_tokens: options.KvTokens = None,
+    max_context: options.MaxContext = None,
+    cuda_graphs: options.CudaGraphs = None,
+    cost: options.Cost = None,
+    batching: options.Batching = None,
+    policy: options.Policy = None,
+    page_size: options.PageSize = None,
+    cache: options.Cache = None,
+    evict: options.Evict = None,
+    chunk: options.Chunk = None,
+    max_prefill_tokens: options.MaxPrefillTokens = None,
+    max_batch_tokens: options.MaxBatchTokens = None,
+    max_running: options.MaxRunning = None,
+    mixed_chunk: options.MixedChunk = None,
+    preempt_threshold: options.PreemptThreshold = None,
+    conservativeness: options.Conservativeness = None,
+    max_passed_over: options.MaxPassedOver = None,
+    max_prefill_streak: options.MaxPrefillStreak = None,
+    queue_timeout: options.QueueTimeout = None,
+    request_timeout: options.RequestTimeout = None,
+    overlap: options.Overlap = None,
+    overlap_prefills: options.OverlapPrefills = None,
+    ignore_eos: options.IgnoreEos = None,
+    max_tokens: options.MaxTokens = None,
     requests: Annotated[Optional[int], _option("--requests", help="Only the first N requests.", panel=_SHAPE)] = None,
     rate: Annotated[Optional[float], _option("--rate", help="Rescale arrivals to this mean rate, requests/s.", panel=_SHAPE)] = None,
     speedup: Annotated[Optional[float], _option("--speedup", help="Divide arrival times by this.", panel=_SHAPE)] = None,

@@ -32,6 +32,13 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """End a request as finished: its text holds a stop string, which only the outside can see."""
+
+    rid: str
+
+
+@dataclass(frozen=True, slots=True)
 class FlushCache:
     """Forget every prefix that no running request uses."""
 
@@ -46,4 +53,4 @@ class Resume:
     """Undo :class:`Pause`."""
 
 
-Message = Generate | Abort | FlushCache | Pause | Resume
+Message = Generate | Abort | Stop | FlushCache | Pause | Resume

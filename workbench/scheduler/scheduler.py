@@ -103,7 +103,13 @@ class Scheduler:
     def _(self, message: messages.Abort) -> None:
         req = self.state.by_id.get(message.rid)
         if req is not None:
-            self._abort(req, message.why)
+            self._cut(req, Finish("aborted", message.why))
+
+    @_handle.register
+    def _(self, message: messages.Stop) -> None:
+        req = self.state.by_id.get(message.rid)
+        if req is not None:
+            self._cut(req, Finish("stop"))
 
     @_handle.register
     def _(self, message: messages.FlushCache) -> None:
@@ -117,9 +123,9 @@ class Scheduler:
     def _(self, message: messages.Resume) -> None:
         self.paused = False
 
-    def _abort(self, req: Req, why: str) -> None:
+    def _cut(self, req: Req, finish: Finish) -> None:
+        """End a request between batches, wherever it is."""
         state = self.state
-        finish = Finish("aborted", why)
         if req.row < 0:
             remove_from(state.waiting, [req])
             state.end(req, finish)
@@ -145,7 +151,7 @@ class Scheduler:
             while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= (limit_s or 0.0)):
                 req = queue.popleft()
                 if req.finish is None and applies(req):
-                    self._abort(req, why)
+                    self._cut(req, Finish("aborted", why))
 
     # -- out ---------------------------------------------------------------------------------------------------------
 

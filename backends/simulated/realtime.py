@@ -1,0 +1,117 @@
+"""The modelled GPU in real time: the same stages, links and costs as in simulation, against the monotonic clock.
+
+The scheduler's CPU time is real here and passes by itself, so only GPU and link times are modelled, stretched by
+``time_scale``. CPU phases are measured (this thread's CPU time, waits not counted) and logged as in any live run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backends.simulated.backend import MODE_CODES
+from backends.simulated.synthetic import SyntheticSampler
+from workbench.backend import Wait
+from workbench.scheduler.batch import ModelWorkerBatch
+
+if TYPE_CHECKING:
+    from backends.simulated.cost import CostModel
+
+_NO_CPU = (0.0, 0.0, 0.0, 0.0)
+
+
+class RealtimeForward:
+    """A batch on its way through the stages. Times are seconds of the backend's clock."""
+
+    __slots__ = ("_sampler", "batch", "end_s", "ends_s", "launch_s", "logprobs", "phases_s", "starts_s")
+
+    def __init__(self, batch: ModelWorkerBatch, sampler: SyntheticSampler, launch_s: float) -> None:
+        self.batch = batch
+        self._sampler = sampler
+        self.launch_s = self.end_s = launch_s
+        self.starts_s: list[float] = []
+        self.ends_s: list[float] = []
+        self.phases_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+        self.logprobs = None
+
+    def tokens(self) -> np.ndarray:
+        return self._sampler.sample(self.batch)
+
+
+class RealtimeBackend:
+    """The one instance of a server, in real time.
+
+    ``now_s`` is the clock of the iteration log; ``time_scale`` is real seconds per modelled second: 1 is the modelled
+    GPU's own speed, 0.1 is ten times as fast, 0 does not wait at all. ``log_iteration`` takes one row of iterations.csv.
+    """
+
+    def __init__(self, cost: CostModel, sampler: SyntheticSampler, log_iteration: Callable[..., None],
+                 now_s: Callable[[], float], time_scale: float = 1.0, stages: int = 1) -> None:  # fmt: skip
+        self._cost = cost
+        self._sampler = sampler
+        self._log = log_iteration
+        self._now_s = now_s
+        self._scale = time_scale
+        self._stage_free_s = [0.0] * stages
+        self._link_free_s = [0.0] * (stages - 1)
+        self._cpu_mark_s = time.thread_time()
+        self._receive_s = self._schedule_s = 0.0
+        self._pending: deque[RealtimeForward] = deque()
+
+    def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        now = time.thread_time()
+        spent, self._cpu_mark_s = now - self._cpu_mark_s, now
+        if phase == "receive":
+            self._receive_s += spent
+        elif phase == "schedule":
+            self._schedule_s = spent
+        elif phase == "launch":
+            self._pending[-1].phases_s = self._receive_s, self._schedule_s, spent
+            self._receive_s = self._schedule_s = 0.0
+        elif phase == "process":
+            self._write(self._pending.popleft(), spent)
+        else:
+            raise ValueError(f"unknown CPU phase {phase!r}")
+
+    def launch(self, batch: ModelWorkerBatch) -> RealtimeForward:
+        if batch.new_requests:
+            self._sampler.load(batch)
+        at = self._now_s()
+        forward = RealtimeForward(batch, self._sampler, at)
+        for stage, free_s in enumerate(self._stage_free_s):
+            start = max(free_s, at)
+            end = start + self._cost.forward(batch, stage) * self._scale
+            self._stage_free_s[stage] = end
+            forward.starts_s.append(start)
+            forward.ends_s.append(end)
+            if stage < len(self._link_free_s):
+                begin = max(end, self._link_free_s[stage])
+                self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage) * self._scale
+        forward.end_s = forward.ends_s[-1]
+        self._pending.append(forward)
+        return forward
+
+    def done(self, forward: RealtimeForward) -> Wait:
+        def wait() -> None:
+            while (left_s := forward.end_s - self._now_s()) > 0:
+                time.sleep(left_s)
+            self._cpu_mark_s = time.thread_time()
+
+        return wait
+
+    def cpu(self) -> Wait:
+        return None  # real CPU time has passed already
+
+    def _write(self, forward: RealtimeForward, process_s: float) -> None:
+        batch = forward.batch
+        for stage, start in enumerate(forward.starts_s):
+            own = (*forward.phases_s, process_s) if stage == 0 else _NO_CPU
+            self._log(
+                batch.step, 0, stage, MODE_CODES[batch.mode], forward.launch_s, start,
+                forward.ends_s[stage], batch.num_prefill + batch.decode_tokens, batch.prefill_tokens,
+                batch.decode_tokens, batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, *own,
+            )  # fmt: skip

@@ -1,0 +1,170 @@
+"""What --record leaves: a run record, and a trace that simulate takes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from reports.record import read_record
+from tests.serving.server import MODEL, Server, answer
+from traces import open_trace
+from workbench.cli.main import app
+from workbench.serving.record import BLOCK_TOKENS, BlockHash
+from workbench.serving.tokenizer import ByteTokenizer
+
+SHARED = "a system prompt that every request begins with, long enough to be shared; "
+
+
+def served(folder, *flags: str) -> None:
+    """A server that has recorded six requests: four that finish, one of them by a stop string, one that its client
+    leaves, and one that is aborted while it waits."""
+    server = Server("--record", str(folder), "--time-scale", "0.05", "--max-running", "8", *flags)
+    client = server.openai()
+    threads = [
+        threading.Thread(
+            target=client.completions.create, kwargs={"model": MODEL, "prompt": f"{SHARED}{i}", "max_tokens": 20}
+        )
+        for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    whole = answer("stop me", 50)
+    client.completions.create(model=MODEL, prompt="stop me", max_tokens=50, stop=whole[10:14])
+    stream = client.completions.create(model=MODEL, prompt="leave", max_tokens=5000, stream=True)
+    next(iter(stream))
+    stream.close()
+    server.await_rest()
+    server.http.post("/pause")
+    waiting = threading.Thread(
+        target=server.http.post, args=("/generate",), kwargs={"json": {"text": "waits", "request_id": "waits"}}
+    )
+    waiting.start()
+    server.await_metric("num_requests_waiting", lambda value: value == 1)
+    server.http.post("/abort", json={"request_id": "waits"})
+    waiting.join()
+    server.http.post("/resume")
+    code, said = server.stop()
+    assert code == 0
+    assert said.startswith("record: ")
+
+
+@pytest.fixture(scope="module", params=["content", "no content"])
+def recorded(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("record") / "live"
+    served(folder, "--record-content" if request.param == "content" else "--no-record-content")
+    return request.param == "content", folder
+
+
+def test_the_run_record_has_every_request_and_its_times(recorded):
+    _, folder = recorded
+    record = read_record(folder / "overlap")
+    requests = record.requests
+    assert requests["status"] == ["finished"] * 4 + ["aborted:disconnected", "aborted:client"]
+    assert requests["output_tokens"].tolist()[:3] == [20, 20, 20]
+    assert requests["cached_tokens"].tolist()[:3] == [0, len(SHARED), len(SHARED)]
+    finished = slice(0, 4)
+    for earlier, later in (
+        ("arrival_s", "scheduled_s"),
+        ("scheduled_s", "first_token_s"),
+        ("first_token_s", "finish_s"),
+    ):
+        assert np.all(requests[earlier][finished] <= requests[later][finished])
+    assert record.meta["hardware"] == {"gpu": "h100", "gpus": 1, "simulated": True}
+    assert record.meta["totals"]["requests"] == 6
+    iterations = record.iterations
+    assert iterations["decode_tokens"].sum() + 5 >= requests["output_tokens"].sum()
+    assert np.all(iterations["end_s"] >= iterations["start_s"])
+    assert iterations["schedule_s"].min() > 0
+    assert (folder / "report.html").is_file()
+
+
+def test_the_trace_says_what_was_served_and_no_more_than_it_may(recorded):
+    content, folder = recorded
+    lines = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+    assert len(lines) == 5, "what gave no token is no load"
+    assert lines[0]["arrival_s"] == 0
+    assert [line["output_length"] for line in lines[:3]] == [20, 20, 20]
+    assert [line["max_tokens"] for line in lines] == [20, 20, 20, 50, 5000]
+    if content:
+        assert bytes(lines[1]["prompt_token_ids"]).decode() == f"{SHARED}1"
+        assert bytes(lines[1]["output_token_ids"]).decode() == answer(f"{SHARED}1", 20)
+    else:
+        assert not any("token_ids" in field for line in lines for field in line)
+        assert all(line["block_size"] == BLOCK_TOKENS for line in lines)
+        common = len(SHARED) // BLOCK_TOKENS
+        first, second = lines[0]["hash_ids"], lines[1]["hash_ids"]
+        assert first[:common] == second[:common]
+        assert not set(first[common:]) & set(second[common:])
+
+
+def test_simulate_takes_the_trace_and_finds_the_shared_prefixes(recorded, tmp_path):
+    content, folder = recorded
+    ran = CliRunner().invoke(
+        app, ["simulate", str(folder / "trace.jsonl"), "--model", MODEL, "--out", str(tmp_path / "sim"), "--json"]
+    )
+    assert ran.exit_code == 0, ran.output
+    record = read_record(tmp_path / "sim" / "overlap")
+    assert record.requests["status"] == ["finished"] * 5
+    live = read_record(folder / "overlap").requests
+    assert record.requests["input_tokens"].tolist() == live["input_tokens"].tolist()[:5]
+    cached = live["cached_tokens"] if content else live["cached_tokens"] // BLOCK_TOKENS * BLOCK_TOKENS
+    assert record.requests["cached_tokens"].tolist()[:3] == cached.tolist()[:3]
+
+
+def test_the_trace_tools_read_the_trace(recorded):
+    content, folder = recorded
+    requests = list(open_trace(folder / "trace.jsonl"))
+    assert len(requests) == 5
+    if content:
+        assert requests[3].prompt_tokens(128_256).tolist() == ByteTokenizer().encode("stop me")
+
+
+def test_force_replaces_a_record_and_nothing_else_is_replaced(recorded, tmp_path):
+    from reports.record import RecordError, prepare_out
+
+    _, folder = recorded
+    with pytest.raises(RecordError, match="not empty"):
+        prepare_out(folder)
+    stranger = tmp_path / "mine"
+    stranger.mkdir()
+    (stranger / "trace.jsonl").write_text("{}")
+    with pytest.raises(RecordError, match="no workbench run wrote"):
+        prepare_out(stranger, force=True)
+
+
+def test_a_server_that_served_nothing_leaves_an_empty_folder(tmp_path):
+    server = Server("--record", str(tmp_path / "none"))
+    code, said = server.stop()
+    assert (code, "no request came" in said) == (0, True)
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_requests_cut_off_by_the_end_are_in_the_record(tmp_path):
+    folder = tmp_path / "cut"
+    server = Server("--record", str(folder), "--time-scale", "2", "--drain-timeout", "0")
+    stream = server.openai().completions.create(model=MODEL, prompt="x", max_tokens=5000, stream=True)
+    next(iter(stream))
+    server.signal(signal.SIGTERM)
+    code, _ = server.wait()
+    assert code == 0
+    record = read_record(folder / "overlap")
+    assert len(record.requests["status"]) == 1
+    assert record.requests["status"][0] in ("unfinished", "aborted:disconnected")
+
+
+def test_block_ids_tell_prefixes_apart_and_cannot_be_recomputed():
+    tokens = np.arange(100, dtype=np.int32)
+    other = tokens.copy()
+    other[40] = 7
+    hashes = BlockHash()
+    assert len(hashes.ids(tokens)) == 100 // BLOCK_TOKENS
+    same = hashes.ids(tokens) == hashes.ids(other)
+    assert same.tolist() == [True, True, False, False, False, False]
+    assert not set(hashes.ids(tokens)) & set(BlockHash().ids(tokens)), "another run, other ids"
+    assert (hashes.ids(tokens) >= 0).all()

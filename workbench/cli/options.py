@@ -1,0 +1,120 @@
+"""The flags that several commands share: one vocabulary, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+RUN, SCHED, GPU, SHAPE = "Run", "Scheduler", "Model and hardware", "Trace"
+
+
+def option(*names: str, help: str, panel: str) -> Any:
+    """A flag in a panel of the help page; defaults are said in its text, for they may come from a file."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+Loop = Annotated[
+    Optional[str],
+    option(
+        "--loop",
+        help="normal, overlap, pipeline, or a comma list to compare. Default: pipeline if pp > 1, else overlap.",
+        panel=RUN,
+    ),
+]
+Config = Annotated[Optional[Path], option("--config", help="TOML file of settings; flags win.", panel=RUN)]
+Seed = Annotated[Optional[int], option("--seed", help="Seed of everything random. Default 0.", panel=RUN)]
+Model = Annotated[
+    Optional[str],
+    option(
+        "--model",
+        help="Hugging Face id of the catalogue, folder, or config.json. Default meta-llama/Llama-3.1-8B.",
+        panel=GPU,
+    ),
+]
+Gpu = Annotated[Optional[str], option("--gpu", help="GPU of the catalogue or a TOML file. Default h100.", panel=GPU)]
+Tp = Annotated[Optional[int], option("--tp", help="Tensor parallel GPUs. Default 1.", panel=GPU)]
+Pp = Annotated[Optional[int], option("--pp", help="Pipeline stages. Default 1.", panel=GPU)]
+Ep = Annotated[Optional[int], option("--ep", help="Expert parallel GPUs (equal to tp). Default 1.", panel=GPU)]
+Dtype = Annotated[
+    Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4. Default bf16.", panel=GPU)
+]
+KvDtype = Annotated[Optional[str], option("--kv-dtype", help="KV cache: bf16 | fp16 | fp8. Default bf16.", panel=GPU)]
+MemFraction = Annotated[
+    Optional[float], option("--mem-fraction", help="Share of GPU memory to use. Default 0.9.", panel=GPU)
+]
+KvTokens = Annotated[
+    Optional[int], option("--kv-tokens", help="KV capacity in tokens. Default: found from memory.", panel=GPU)
+]
+MaxContext = Annotated[
+    Optional[int], option("--max-context", help="Longest sequence. Default: the model's.", panel=GPU)
+]
+CudaGraphs = Annotated[
+    Optional[bool], option("--cuda-graphs/--no-cuda-graphs", help="Decode in captured graphs. Default on.", panel=GPU)
+]
+Cost = Annotated[Optional[str], option("--cost", help="Cost model: roofline.", panel=GPU)]
+Batching = Annotated[
+    Optional[str], option("--batching", help="prefill-first | mixed. Default prefill-first.", panel=SCHED)
+]
+Policy = Annotated[
+    Optional[str],
+    option(
+        "--policy",
+        help="fcfs | lpm | dfs-weight | lof | sjf | edf | random | priority | module:Class. Default fcfs.",
+        panel=SCHED,
+    ),
+]
+PageSize = Annotated[Optional[int], option("--page-size", help="Tokens a KV page. Default 1.", panel=SCHED)]
+Cache = Annotated[Optional[str], option("--cache", help="Prefix cache: radix | none. Default radix.", panel=SCHED)]
+Evict = Annotated[Optional[str], option("--evict", help="lru | lfu | fifo. Default lru.", panel=SCHED)]
+Chunk = Annotated[
+    Optional[int],
+    option("--chunk", help="Prompt tokens of a prefill batch; 0: prompts whole. Default 8192.", panel=SCHED),
+]
+MaxPrefillTokens = Annotated[Optional[int], option("--max-prefill-tokens", help="Default 16384.", panel=SCHED)]
+MaxBatchTokens = Annotated[
+    Optional[int], option("--max-batch-tokens", help="Token budget of a step (mixed). Default 2048.", panel=SCHED)
+]
+MaxRunning = Annotated[
+    Optional[int], option("--max-running", help="Requests running at a time. Default 256.", panel=SCHED)
+]
+MixedChunk = Annotated[
+    Optional[bool],
+    option("--mixed-chunk/--no-mixed-chunk", help="Decodes join prefill batches (prefill-first).", panel=SCHED),
+]
+PreemptThreshold = Annotated[
+    Optional[int],
+    option("--preempt-threshold", help="Priority difference that preempts. Default: none does.", panel=SCHED),
+]
+Conservativeness = Annotated[
+    Optional[float], option("--conservativeness", help="Scales the expected output share. Default 1.", panel=SCHED)
+]
+MaxPassedOver = Annotated[
+    Optional[int], option("--max-passed-over", help="Aging bound, in prefill batches. Default 64.", panel=SCHED)
+]
+MaxPrefillStreak = Annotated[
+    Optional[int],
+    option("--max-prefill-streak", help="Prefills in a row while decodes wait. Default: no bound.", panel=SCHED),
+]
+QueueTimeout = Annotated[
+    Optional[float], option("--queue-timeout", help="Seconds a request may wait unscheduled.", panel=SCHED)
+]
+RequestTimeout = Annotated[
+    Optional[float], option("--request-timeout", help="Seconds a request may take.", panel=SCHED)
+]
+Overlap = Annotated[
+    Optional[bool],
+    option("--overlap/--no-overlap", help="Whether the loop chosen without --loop overlaps.", panel=SCHED),
+]
+OverlapPrefills = Annotated[
+    Optional[bool],
+    option("--overlap-prefills/--no-overlap-prefills", help="Overlap two prefills in a row. Default on.", panel=SCHED),
+]
+IgnoreEos = Annotated[
+    Optional[bool],
+    option("--ignore-eos/--no-ignore-eos", help="Output lengths are known to the scheduler.", panel=SHAPE),
+]
+MaxTokens = Annotated[
+    Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default 4096.", panel=SHAPE)
+]

@@ -1,0 +1,109 @@
+"""``workbench serve``: a model behind an HTTP API, under the scheduler and loops that ``simulate`` runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.options import RUN, option
+
+_SERVER, _MODELLED = "Server", "Simulated backend"
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder, GGUF file or id; simulated: also any model of the catalogue.", show_default=False)],
+    backend: Annotated[str, option("--backend", help="auto | cpu | cuda | simulated. Default auto: cuda if there is a GPU, else cpu.", panel=_SERVER)] = "auto",
+    host: Annotated[str, option("--host", help="Address to listen on. Default 127.0.0.1: this machine only.", panel=_SERVER)] = "127.0.0.1",
+    port: Annotated[int, option("--port", help="Port; 0 takes a free one. Default 8000.", panel=_SERVER)] = 8000,
+    api_key: Annotated[Optional[str], typer.Option("--api-key", envvar="WORKBENCH_API_KEY", help="Key that clients must send as a bearer token.", rich_help_panel=_SERVER, show_default=False, show_envvar=True)] = None,
+    served_model_name: Annotated[Optional[str], option("--served-model-name", help="What clients call the model. Default: MODEL.", panel=_SERVER)] = None,
+    tokenizer: Annotated[Optional[str], option("--tokenizer", help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.", panel=_SERVER)] = None,
+    max_queue: Annotated[int, option("--max-queue", help="Sequences that may queue; more are answered 503. Default 1000.", panel=_SERVER)] = 1000,
+    max_body_bytes: Annotated[int, option("--max-body-bytes", help="Largest request body. Default 16 MiB.", panel=_SERVER)] = 16 << 20,
+    stuck_after: Annotated[float, option("--stuck-after", help="Seconds without progress after which /health fails. Default 60.", panel=_SERVER)] = 60.0,
+    drain_timeout: Annotated[float, option("--drain-timeout", help="Seconds that requests have to finish after SIGTERM. Default 300.", panel=_SERVER)] = 300.0,
+    record: Annotated[Optional[Path], option("--record", help="Folder for a run record and a trace of the traffic.", panel=RUN)] = None,
+    record_content: Annotated[bool, option("--record-content/--no-record-content", help="Token ids in the trace, or lengths and prefix hashes only. Default: ids.", panel=RUN)] = True,
+    force: Annotated[bool, option("--force", help="Replace an earlier run in the record's folder.", panel=RUN)] = False,
+    time_scale: Annotated[float, option("--time-scale", help="Real seconds per modelled second; 0 does not wait. Default 1.", panel=_MODELLED)] = 1.0,
+    simulated_output_tokens: Annotated[Optional[str], option("--simulated-output-tokens", help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.", panel=_MODELLED)] = None,
+    loop: options.Loop = None,
+    config: options.Config = None,
+    seed: options.Seed = None,
+    gpu: options.Gpu = None,
+    tp: options.Tp = None,
+    pp: options.Pp = None,
+    ep: options.Ep = None,
+    dtype: options.Dtype = None,
+    kv_dtype: options.KvDtype = None,
+    mem_fraction: options.MemFraction = None,
+    kv_tokens: options.KvTokens = None,
+    max_context: options.MaxContext = None,
+    cuda_graphs: options.CudaGraphs = None,
+    cost: options.Cost = None,
+    batching: options.Batching = None,
+    policy: options.Policy = None,
+    page_size: options.PageSize = None,
+    cache: options.Cache = None,
+    evict: options.Evict = None,
+    chunk: options.Chunk = None,
+    max_prefill_tokens: options.MaxPrefillTokens = None,
+    max_batch_tokens: options.MaxBatchTokens = None,
+    max_running: options.MaxRunning = None,
+    mixed_chunk: options.MixedChunk = None,
+    preempt_threshold: options.PreemptThreshold = None,
+    conservativeness: options.Conservativeness = None,
+    max_passed_over: options.MaxPassedOver = None,
+    max_prefill_streak: options.MaxPrefillStreak = None,
+    queue_timeout: options.QueueTimeout = None,
+    request_timeout: options.RequestTimeout = None,
+    overlap: options.Overlap = None,
+    overlap_prefills: options.OverlapPrefills = None,
+    ignore_eos: options.IgnoreEos = None,
+    max_tokens: options.MaxTokens = None,
+) -> None:  # fmt: skip
+    """Serve MODEL over an OpenAI-compatible HTTP API."""
+    flags = dict(locals())
+    server = {
+        name: flags.pop(name)
+        for name in (
+            "backend", "host", "port", "api_key", "served_model_name", "tokenizer", "max_queue", "max_body_bytes", "record",
+            "record_content", "time_scale", "simulated_output_tokens",
+        )
+    }  # fmt: skip
+    server["stuck_after_s"] = flags.pop("stuck_after")
+    server["drain_timeout_s"] = flags.pop("drain_timeout")
+    del flags["force"], flags["config"]
+    from workbench.cli.errors import one_line_errors
+
+    with one_line_errors():
+        code = _run(config, flags, server, force)
+    raise typer.Exit(code)
+
+
+def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
+    from workbench.run.settings import settings_from
+    from workbench.scheduler.config import ConfigError
+
+    try:
+        from workbench.serving.settings import ServeSettings
+        from workbench.serving.supervisor import serve as run_server
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
+    settings = ServeSettings(settings_from(config, flags), command=_command(), **server)
+    return run_server(settings, force)
+
+
+def _command() -> str:
+    """The command line for the record, without its secret."""
+    words = ["workbench", *sys.argv[1:]]
+    for i, word in enumerate(words):
+        if word.startswith("--api-key="):
+            words[i] = "--api-key=***"
+        elif i and words[i - 1] == "--api-key":
+            words[i] = "***"
+    return " ".join(words)

@@ -1,0 +1,145 @@
+"""The detokenizer process: token ids to text, and stop strings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import zmq
+
+from workbench.serving.messages import (
+    Addresses,
+    Chunk,
+    Chunks,
+    Ended,
+    LogprobText,
+    Opened,
+    Shutdown,
+    Step,
+    StopFound,
+    TokenLogprob,
+    decode_to_detokenizer,
+    encode,
+    pull_socket,
+    push_socket,
+)
+from workbench.serving.process import begin_child
+from workbench.serving.text_stream import StopMatcher
+from workbench.serving.tokenizer import Decoder, load_decoder
+
+
+class _Stream:
+    """One sequence on its way to text."""
+
+    __slots__ = ("cached_tokens", "matcher", "opened", "text", "tokens")
+
+    def __init__(self, opened: Opened, decoder: Decoder) -> None:
+        self.opened = opened
+        self.text = decoder.stream(opened.skip_special_tokens)
+        self.matcher = StopMatcher(opened.stop)
+        self.tokens = 0
+        self.cached_tokens = 0
+
+
+class Detokenizer:
+    """What the process does, without its sockets."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._streams: dict[int, _Stream] = {}
+
+    @property
+    def open_streams(self) -> int:
+        return len(self._streams)
+
+    def open(self, message: Opened) -> None:
+        """Tokens of a new sequence will follow."""
+        self._streams[message.stream] = _Stream(message, self._decoder)
+
+    def step(self, message: Step) -> tuple[list[Chunk], list[StopFound]]:
+        """The text of a step, and the sequences that the scheduler should stop.
+
+        Tokens of a sequence that has ended here already, by a stop string, are dropped.
+        """
+        chunks: list[Chunk] = []
+        found: list[StopFound] = []
+        for number, cached_tokens in message.first:
+            if number in self._streams:
+                self._streams[number].cached_tokens = cached_tokens
+        ended = {end.stream: end for end in message.ended}
+        streams = np.frombuffer(message.streams, np.int64).tolist()
+        tokens = np.frombuffer(message.tokens, np.int32).tolist()
+        logprobs = message.logprobs or {}
+        for number, token in zip(streams, tokens, strict=True):
+            stream = self._streams.get(number)
+            if stream is None:
+                continue
+            end = ended.pop(number, None)
+            chunk = self._take(stream, token, end)
+            if number in logprobs:
+                chunk.logprobs = [self._spell(token, logprobs[number])]
+            chunks.append(chunk)
+            if chunk.kind:
+                del self._streams[number]
+                if end is None:
+                    found.append(StopFound(stream.opened.request_id))
+        for end in ended.values():
+            stream = self._streams.pop(end.stream, None)
+            if stream is not None:
+                chunks.append(self._end(stream, end, "", []))
+        return chunks, found
+
+    def _take(self, stream: _Stream, token: int, end: Ended | None) -> Chunk:
+        opened = stream.opened
+        stream.tokens += 1
+        if end is not None and end.kind == "stop" and token in opened.stop_token_ids:
+            return self._end(stream, end, "", [token])
+        text = stream.text.push((token,))
+        if end is not None:
+            return self._end(stream, end, text, [token])
+        if stream.tokens <= opened.min_new_tokens:
+            # Text before the least length ends nothing, so it is not looked at.
+            return Chunk(opened.stream, text, [token])
+        text, stop = stream.matcher.push(text)
+        if stop is not None:
+            return Chunk(opened.stream, text, [token], "stop", "", stop, stream.cached_tokens)
+        return Chunk(opened.stream, text, [token])
+
+    def _end(self, stream: _Stream, end: Ended, text: str, tokens: list[int]) -> Chunk:
+        opened = stream.opened
+        text, stop = text + stream.text.finish(), None
+        if stream.tokens > opened.min_new_tokens:
+            text, stop = stream.matcher.push(text)
+        if stop is not None:
+            return Chunk(opened.stream, text, tokens, "stop", "", stop, stream.cached_tokens)
+        text += stream.matcher.finish()
+        reason = tokens[-1] if end.kind == "stop" and tokens else None
+        return Chunk(opened.stream, text, tokens, end.kind, end.detail, reason, stream.cached_tokens)
+
+    def _spell(self, token: int, logprob: TokenLogprob) -> LogprobText:
+        top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, logprob.top_logprobs, strict=True)]
+        return LogprobText(*self._decoder.token(token), logprob.logprob, top)
+
+
+def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
+    """The process: from the first token to :class:`Shutdown`."""
+    begin_child()
+    context: Any = zmq.Context()
+    inbox = pull_socket(context, addresses.detokenizer)
+    http = push_socket(context, addresses.http)
+    scheduler = push_socket(context, addresses.scheduler)
+    detokenizer = Detokenizer(load_decoder(serialised))
+    while True:
+        message = decode_to_detokenizer(inbox.recv())
+        if isinstance(message, Opened):
+            detokenizer.open(message)
+        elif isinstance(message, Step):
+            chunks, found = detokenizer.step(message)
+            for stop in found:
+                scheduler.send(encode(stop))
+            if chunks:
+                http.send(encode(Chunks(chunks, detokenizer.open_streams)))
+        else:
+            assert isinstance(message, Shutdown)
+            break
+    context.destroy(linger=1000)

@@ -1,0 +1,100 @@
+"""The scheduler process: the scheduler, its loop and its backend, driven in real time."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from typing import Any
+
+import zmq
+
+from reports.record import RecordError
+from workbench.loops import LOOPS
+from workbench.loops.drive import drive
+from workbench.scheduler.scheduler import Scheduler
+from workbench.serving.backends import LiveBackend, SyntheticText, make_backend
+from workbench.serving.live import Ending, LiveInbox, LiveOutbox, monotonic_since
+from workbench.serving.messages import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
+from workbench.serving.process import begin_child
+from workbench.serving.record import LiveRecord
+from workbench.serving.settings import ServeSettings
+from workbench.serving.vitals import Vitals, heartbeat
+
+
+class _BadStart(Exception):
+    """The settings cannot be served."""
+
+
+def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None) -> None:
+    """The process: from building the backend to :class:`Shutdown`. What it cannot survive it says before it ends."""
+    begin_child()
+    context: Any = zmq.Context()
+    http = push_socket(context, addresses.http)
+    failed = None
+    try:
+        _run(settings, addresses, text, context, http)
+    except _BadStart as error:
+        failed = Failed(str(error), True)
+    except RecordError as error:
+        failed = Failed(f"the record is not complete: {error}", False)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        failed = Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)
+    if failed is not None:
+        http.send(encode(failed))
+    context.destroy(linger=1000)
+    sys.exit(failed is not None)
+
+
+def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None, context: Any, http: Any) -> None:
+    epoch_s = time.monotonic()
+    now_s = monotonic_since(epoch_s)
+    log = _IterationTee()
+    try:
+        built = make_backend(settings, text, log, now_s)
+        scheduler = Scheduler(built.scheduler, eos_token_ids=built.eos_token_ids, clock=now_s)
+    except ValueError as error:  # every error of bad input is one
+        raise _BadStart(str(error)) from error
+    record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
+    vitals = Vitals(scheduler)
+    log.vitals, log.record = vitals, record
+    detokenizer = push_socket(context, addresses.detokenizer)
+    outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s)
+    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals)
+    options: dict[str, Any] = {}
+    if settings.loop == "overlap":
+        options["overlap_prefills"] = settings.run.overlap_prefills
+    loop = LOOPS[settings.loop](scheduler, built.backend, inbox, outbox, **options)
+    http.send(encode(_ready(settings, built)))
+    try:
+        with heartbeat(vitals, context, addresses.http):
+            drive(loop)
+    except Ending:
+        pass
+    finally:
+        detokenizer.send(encode(Shutdown()))
+        if record is not None:
+            record.close()
+
+
+def _ready(settings: ServeSettings, built: LiveBackend) -> Ready:
+    config = built.scheduler
+    return Ready(
+        config.max_context, config.kv_tokens, config.max_running, built.vocab, built.logprobs, built.name, built.device,
+        settings.loop,
+    )  # fmt: skip
+
+
+class _IterationTee:
+    """Takes the backend's rows of iterations.csv, which may come before anybody listens."""
+
+    def __init__(self) -> None:
+        self.vitals: Vitals | None = None
+        self.record: LiveRecord | None = None
+
+    def __call__(self, *row: Any) -> None:
+        if self.vitals is not None:
+            self.vitals.note_iteration(row)
+        if self.record is not None:
+            self.record.log_iteration(*row)

@@ -1,0 +1,283 @@
+"""The HTTP process's side of the engine: sequences out, chunks back, and how the other processes stand."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from workbench.serving.messages import (
+    Addresses,
+    Beat,
+    Cancel,
+    Chunk,
+    Chunks,
+    Control,
+    ControlAction,
+    Done,
+    Failed,
+    Ready,
+    Shutdown,
+    Submit,
+    decode_to_http,
+    encode,
+    pull_socket,
+    push_socket,
+)
+from workbench.serving.metrics import Metrics
+from workbench.serving.protocol import ApiError, Sequences
+
+
+class ClientGone(Exception):
+    """Whoever asked has disconnected."""
+
+
+class _Sequence:
+    """One sequence of a call."""
+
+    __slots__ = ("call", "index", "last_s", "prompt_tokens", "request_id", "stream", "tokens")
+
+    def __init__(self, call: Call, index: int, stream: int, request_id: str, prompt_tokens: int) -> None:
+        self.call = call
+        self.index = index
+        self.stream = stream
+        self.request_id = request_id
+        self.prompt_tokens = prompt_tokens
+        self.tokens = 0
+        self.last_s = 0.0
+
+
+class Call:
+    """One request of a client: its sequences, and what has come for them. Ends with :meth:`close`."""
+
+    def __init__(self, engine: EngineClient, request_id: str, prompts: int, n: int) -> None:
+        self._engine = engine
+        self.id = request_id
+        self.prompts = prompts
+        self.n = n
+        self.created_s = int(time.time())
+        self.arrival_s = time.monotonic()
+        self.open: dict[int, _Sequence] = {}
+        """Sequences that have not ended, by stream."""
+        self._queue: asyncio.Queue[tuple[int, Chunk] | Exception] = asyncio.Queue()
+
+    async def events(self) -> AsyncIterator[tuple[int, Chunk]]:
+        """(index of the choice, what is new) until every sequence has ended.
+
+        Raises ClientGone, or ApiError for what no answer can be given after.
+        """
+        left = self.prompts * self.n
+        while left:
+            event = await self._queue.get()
+            if isinstance(event, Exception):
+                raise event
+            left -= bool(event[1].kind)
+            yield event
+
+    def put(self, event: tuple[int, Chunk] | Exception) -> None:
+        self._queue.put_nowait(event)
+
+    def disconnected(self) -> None:
+        """The client has gone: nobody needs what is still to come."""
+        self._engine.abort(self, "disconnected")
+        self.put(ClientGone())
+
+    def close(self) -> None:
+        """Forget the call; what has not ended is aborted."""
+        self._engine.close(self)
+
+
+class EngineClient:
+    """Owns the sockets of the HTTP process."""
+
+    def __init__(self, addresses: Addresses, metrics: Metrics, max_queue: int) -> None:
+        self._context: Any = zmq.asyncio.Context()
+        self._inbox = pull_socket(self._context, addresses.http)
+        plain: Any = zmq.Context.shadow(self._context.underlying)
+        self._scheduler = push_socket(plain, addresses.scheduler)
+        self._metrics = metrics
+        self._max_queue = max_queue
+        self._numbers = itertools.count(1)
+        self._sequences: dict[int, _Sequence] = {}
+        self._calls: dict[str, Call] = {}
+        self._controls: dict[int, asyncio.Future[None]] = {}
+        self._without_token = 0
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.beat: Beat | None = None
+        self.failure: Failed | None = None
+        """What a child said before it ended."""
+        self._refusal: ApiError | None = None
+
+    async def run(self) -> None:
+        """Take in what the other processes say, for ever."""
+        while True:
+            message = decode_to_http(await self._inbox.recv())
+            if isinstance(message, Chunks):
+                now = time.monotonic()
+                self._metrics.detokenizer_streams = message.open_streams
+                for chunk in message.chunks:
+                    self._deliver(chunk, now)
+            elif isinstance(message, Beat):
+                self.beat = self._metrics.beat = message
+            elif isinstance(message, Done):
+                waiter = self._controls.pop(message.number, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(None)
+            elif isinstance(message, Ready):
+                self._metrics.ready = message
+                if not self.ready.done():
+                    self.ready.set_result(message)
+            else:
+                self.failure = message
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(self, wanted: Sequences, prefix: str) -> Call:
+        """Start the sequences of a request. Raises ApiError when the server cannot take it now."""
+        count = len(wanted.prompts) * wanted.n
+        self._admit(count)
+        request_id = wanted.request_id or f"{prefix}{uuid.uuid4().hex}"
+        if request_id in self._calls:
+            raise ApiError(400, f"request_id: {request_id!r} is being served already", param="request_id",
+                           code="invalid_value")  # fmt: skip
+        call = Call(self, request_id, len(wanted.prompts), wanted.n)
+        self._calls[request_id] = call
+        self.idle.clear()
+        for index in range(count):
+            stream = next(self._numbers)
+            # The number makes it the scheduler's only one, also when a client uses an id again.
+            name = f"{request_id}-{stream}" if wanted.request_id or count > 1 else request_id
+            prompt = wanted.prompts[index // wanted.n]
+            params = wanted.params
+            if params.seed is not None and index % wanted.n:
+                params = dataclasses.replace(params, seed=params.seed + index % wanted.n)
+            sequence = _Sequence(call, index, stream, name, len(prompt))
+            call.open[stream] = self._sequences[stream] = sequence
+            self._without_token += 1
+            self._scheduler.send(encode(Submit(
+                stream, name, np.array(prompt, np.int32).tobytes(), params, call.arrival_s, wanted.priority, wanted.stop,
+                wanted.skip_special_tokens,
+            )))  # fmt: skip
+        self._metrics.open_streams = len(self._sequences)
+        return call
+
+    def _admit(self, count: int) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        ready = self.ready.result()
+        waiting = self._without_token
+        running = len(self._sequences) - waiting
+        # Those the scheduler can admit at once do not queue; when KV has run out, it can admit none.
+        room = 0 if self.beat is not None and self.beat.kv_full else max(ready.max_running - running, 0)
+        if waiting + count > self._max_queue + room:
+            raise ApiError(503, f"overloaded: {waiting} sequences wait for their first token (--max-queue "
+                           f"{self._max_queue})", kind="overloaded_error", code="overloaded", retry_after_s=1)  # fmt: skip
+
+    def abort(self, call: Call, why: str) -> None:
+        """Ask the scheduler to end every open sequence of a call."""
+        for sequence in call.open.values():
+            self._scheduler.send(encode(Cancel(sequence.request_id, why)))
+
+    def abort_id(self, request_id: str | None) -> int:
+        """Abort a call by its id, or all (None); returns how many calls that were."""
+        calls = [call for call in self._calls.values() if request_id in (None, call.id)]
+        for call in calls:
+            self.abort(call, "client")
+        return len(calls)
+
+    def close(self, call: Call) -> None:
+        """The call has been answered, or cannot be."""
+        if self._calls.pop(call.id, None) is None:
+            return
+        self.abort(call, "disconnected")
+        for stream in call.open:
+            self._forget(self._sequences.pop(stream))
+        call.open.clear()
+        self._metrics.open_streams = len(self._sequences)
+        if not self._calls:
+            self.idle.set()
+
+    def _forget(self, sequence: _Sequence) -> None:
+        if not sequence.tokens:
+            self._without_token -= 1
+
+    def _deliver(self, chunk: Chunk, now: float) -> None:
+        sequence = self._sequences.get(chunk.stream)
+        if sequence is None:
+            return  # closed in the meantime
+        metrics, call = self._metrics, sequence.call
+        for _ in chunk.token_ids:
+            if sequence.tokens:
+                metrics.itl_s.observe(now - sequence.last_s)
+            else:
+                metrics.ttft_s.observe(now - call.arrival_s)
+                self._without_token -= 1
+            sequence.tokens += 1
+            sequence.last_s = now
+        if chunk.kind:
+            del self._sequences[chunk.stream], call.open[chunk.stream]
+            self._forget(sequence)
+            metrics.open_streams = len(self._sequences)
+            metrics.finished(chunk.kind)
+            metrics.e2e_s.observe(now - call.arrival_s)
+            metrics.prompt_tokens.observe(sequence.prompt_tokens)
+            metrics.output_tokens.observe(sequence.tokens)
+        call.put((sequence.index, chunk))
+
+    # -- the whole ---------------------------------------------------------------------------------------------------
+
+    @property
+    def refusal(self) -> ApiError | None:
+        """Why no request is taken any more, if so."""
+        return self._refusal
+
+    async def control(self, action: ControlAction, timeout_s: float = 30.0) -> None:
+        """Have the scheduler do something. Raises ApiError 503 when it does not answer."""
+        if self._refusal is not None:
+            raise self._refusal
+        number = next(self._numbers)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._controls[number] = waiter
+        self._scheduler.send(encode(Control(number, action)))
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            raise ApiError(503, f"the scheduler has not answered within {timeout_s:g} s", kind="server_error") from None
+        finally:
+            self._controls.pop(number, None)
+
+    def refuse_new(self, why: ApiError) -> None:
+        """From now on every new request gets this error."""
+        self._refusal = why
+
+    def resume_for_drain(self) -> None:
+        """A paused scheduler would never finish."""
+        self._scheduler.send(encode(Control(next(self._numbers), "resume")))
+
+    def fail_all(self, why: ApiError) -> None:
+        """The engine is gone: so does every open call learn."""
+        self.refuse_new(why)
+        for call in self._calls.values():
+            call.put(why)
+        for waiter in self._controls.values():
+            if not waiter.done():
+                waiter.set_exception(why)
+
+    def shut_down(self) -> None:
+        """Tell the scheduler to end; it tells the detokenizer."""
+        self._scheduler.send(encode(Shutdown()))
+
+    def destroy(self) -> None:
+        """Close the sockets; what has not left by now is not sent."""
+        self._scheduler.close(0)
+        self._context.destroy(linger=0)

@@ -1,0 +1,317 @@
+"""The HTTP endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from workbench.serving import protocol
+from workbench.serving.engine_client import Call, ClientGone, EngineClient
+from workbench.serving.messages import ControlAction
+from workbench.serving.metrics import CONTENT_TYPE, Metrics
+from workbench.serving.openai_api import ChatShape, CompletionShape, GenerateShape, Shape, error_event
+from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
+from workbench.serving.settings import ServeSettings
+from workbench.serving.tokenizer import ChatTemplateError, Tokenizer
+
+Endpoint = Callable[[Request], Awaitable[Any]]
+_LONG_TEXT = 4000
+"""Characters from which on encoding leaves the event loop to others."""
+
+
+class Answer:
+    """The answer of a generation endpoint, as an ASGI application.
+
+    Nothing is sent before the first event, so that a request which turns out not to be servable gets its status. Meanwhile
+    the connection is watched: a client that goes takes its sequences with it.
+    """
+
+    def __init__(self, shape: Shape, stream: bool, metrics: Metrics) -> None:
+        self._shape = shape
+        self._stream = stream
+        self._metrics = metrics
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = self._shape.call
+        watcher = asyncio.create_task(_watch(call, receive))
+        try:
+            if self._stream:
+                await self._send_events(send)
+            else:
+                await Response(await self._shape.whole(), media_type="application/json")(scope, receive, send)
+        except ClientGone:
+            pass
+        except ApiError as error:
+            self._metrics.refused(error.status)
+            if self._begun:
+                await send({"type": "http.response.body", "body": error_event(error)})
+            else:
+                await error_response(error)(scope, receive, send)
+        finally:
+            watcher.cancel()
+            call.close()
+
+    async def _send_events(self, send: Send) -> None:
+        events = self._shape.stream()
+        async for event in events:
+            if not self._begun:
+                self._begun = True
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _watch(call: Call, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.disconnected()
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return json_response(error.body, error.status, headers)
+
+
+class Api:
+    """The endpoints of one server."""
+
+    def __init__(self, settings: ServeSettings, engine: EngineClient, tokenizer: Tokenizer, metrics: Metrics) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._created_s = int(time.time())
+        ready = engine.ready.result()
+        self._limits = Limits(
+            ready.max_context,
+            ready.kv_tokens,
+            ready.vocab,
+            ready.logprobs,
+            ready.backend,
+            settings.run.max_tokens,
+            settings.run.ignore_eos,
+        )
+
+    def app(self) -> Starlette:
+        """The application."""
+
+        def route(path: str, method: str, endpoint: Endpoint, guarded: bool = True) -> Route:
+            async def run(request: Request) -> Any:
+                if guarded:
+                    self._check_key(request)
+                return await endpoint(request)
+
+            return Route(path, run, methods=[method])
+
+        routes = [
+            route("/v1/models", "GET", self.models),
+            route("/v1/models/{model:path}", "GET", self.model),
+            route("/v1/completions", "POST", self.completions),
+            route("/v1/chat/completions", "POST", self.chat),
+            route("/generate", "POST", self.generate),
+            route("/abort", "POST", self.abort),
+            route("/health", "GET", self.health, guarded=False),
+            route("/metrics", "GET", self.metrics, guarded=False),
+            *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
+        ]
+        handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault,
+                         ClientDisconnect: self._on_disconnect}  # fmt: skip
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    async def completions(self, request: Request) -> Answer:
+        asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
+        self._check_model(asked.model)
+        prompts = [await self._prompt(prompt, "prompt") for prompt in protocol.prompt_list(asked.prompt)]
+        n = protocol.choices(asked.n, len(prompts))
+        bound = protocol.COMPLETION_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
+        wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id)
+        return self._answer(asked, wanted, CompletionShape, "cmpl-")
+
+    async def chat(self, request: Request) -> Answer:
+        asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
+        self._check_model(asked.model)
+        messages = protocol.chat_messages(asked.messages)
+        try:
+            prompt = await asyncio.to_thread(self._tokenizer.chat, messages, asked.chat_template_kwargs or {})
+        except ChatTemplateError as error:
+            raise ApiError(400, str(error), param="messages", code="chat_template") from error
+        protocol.check_prompt(prompt, self._limits, "messages")
+        if asked.max_tokens is not None and asked.max_completion_tokens is not None:
+            raise ApiError(400, "max_tokens: is the old name of max_completion_tokens; give one of them",
+                           param="max_tokens", code="invalid_value")  # fmt: skip
+        given = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        bound = self._limits.default_max_tokens if given is None else given
+        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs", code="invalid_value")
+        n = protocol.choices(asked.n, 1)
+        wanted = self._wanted(asked, [prompt], bound, logprobs, n, asked.priority, asked.request_id)
+        return self._answer(asked, wanted, ChatShape, "chatcmpl-")
+
+    async def generate(self, request: Request) -> Answer:
+        asked: protocol.GenerateRequest = await self._parse(request, protocol.GenerateRequest)
+        if (asked.input_ids is None) == (asked.text is None):
+            raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
+                           code="invalid_value")  # fmt: skip
+        if asked.text is not None:
+            prompt = await self._prompt(asked.text, "text")
+        else:
+            prompt = await self._prompt(asked.input_ids or [], "input_ids")
+        sampling = asked.sampling_params
+        bound = self._limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
+        wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id)
+        call = self._engine.submit(wanted, "gen-")
+        shape = GenerateShape(call, self._settings.model_name, len(prompt))
+        return Answer(shape, asked.stream, self._metrics)
+
+    def _wanted(self, asked: Sampling, prompts: list[list[int]], bound: int, logprobs: int | None, n: int,
+                priority: int | None, request_id: str | None) -> Sequences:  # fmt: skip
+        if request_id is not None and not 0 < len(request_id) <= 200:
+            raise ApiError(400, "request_id: must have between 1 and 200 characters", param="request_id",
+                           code="invalid_value")  # fmt: skip
+        return Sequences(
+            prompts, protocol.sampling_params(asked, self._limits, bound, logprobs), protocol.stop_strings(asked.stop), n,
+            protocol.check_priority(priority), asked.skip_special_tokens is not False, request_id,
+        )  # fmt: skip
+
+    def _answer(self, asked: protocol.OpenAISampling, wanted: Sequences, shape: type[Shape], prefix: str) -> Answer:
+        if asked.stream_options is not None and not asked.stream:
+            raise ApiError(400, "stream_options: only with stream set to true", param="stream_options",
+                           code="invalid_value")  # fmt: skip
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        call = self._engine.submit(wanted, prefix)
+        prompt_tokens = sum(map(len, wanted.prompts))
+        made = shape(call, self._settings.model_name, prompt_tokens, include_usage=usage)
+        return Answer(made, bool(asked.stream), self._metrics)
+
+    async def _prompt(self, prompt: str | list[int], param: str) -> list[int]:
+        if isinstance(prompt, str):
+            if len(prompt) > _LONG_TEXT:
+                prompt = await asyncio.to_thread(self._tokenizer.encode, prompt)
+            else:
+                prompt = self._tokenizer.encode(prompt)
+        protocol.check_prompt(prompt, self._limits, param)
+        return prompt
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model_card()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return json_response(self._model_card())
+
+    def _model_card(self) -> dict[str, Any]:
+        return {
+            "id": self._settings.model_name, "object": "model", "created": self._created_s, "owned_by": "workbench",
+            "max_model_len": self._limits.max_context,
+        }  # fmt: skip
+
+    async def health(self, request: Request) -> Response:
+        refusal = self._engine.refusal
+        if refusal is not None:
+            return error_response(refusal)
+        beat, now = self._engine.beat, time.monotonic()
+        limit_s = self._settings.stuck_after_s
+        why = None
+        if beat is not None and now - beat.sent_s > limit_s:
+            why = f"the scheduler process has not been heard of for {now - beat.sent_s:.0f} s"
+        elif beat is not None and beat.pending and now - beat.progress_s > limit_s:
+            why = f"the loop is stuck: no progress for {now - beat.progress_s:.0f} s with work pending"
+        if why is not None:
+            return error_response(ApiError(503, why, kind="server_error", code="stuck"))
+        return json_response({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def abort(self, request: Request) -> Response:
+        asked: protocol.AbortRequest = await self._parse(request, protocol.AbortRequest)
+        if (asked.request_id is None) != asked.all:
+            raise ApiError(400, "request_id: give it, or all set to true", param="request_id", code="invalid_value")
+        return json_response({"aborted": self._engine.abort_id(asked.request_id)})
+
+    def _control(self, action: ControlAction) -> Endpoint:
+        async def run(request: Request) -> Response:
+            await self._engine.control(action)
+            return json_response({"status": "ok"})
+
+        return run
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def _check_key(self, request: Request) -> None:
+        key = self._settings.api_key
+        if key is None:
+            return
+        given = request.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise ApiError(401, "wrong or missing API key", code="invalid_api_key")
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._settings.model_name:
+            raise ApiError(404, f"the model {name!r} does not exist; this server has {self._settings.model_name!r}",
+                           param="model", code="model_not_found")  # fmt: skip
+
+    async def _parse(self, request: Request, kind: Any) -> Any:
+        return protocol.parse(await self._body(request), kind)
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._settings.max_body_bytes
+        too_large = ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
+        body = bytearray()
+        async for piece in _pieces(request):
+            body += piece
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
+        self._metrics.refused(error.status)
+        return error_response(error)
+
+    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
+        self._metrics.refused(error.status_code)
+        made = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        response = error_response(made)
+        response.headers.update(error.headers or {})
+        return response
+
+    async def _on_fault(self, request: Request, error: Exception) -> Response:
+        self._metrics.refused(500)
+        return error_response(ApiError(500, "internal error", kind="server_error"))
+
+    async def _on_disconnect(self, request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    async for piece in request.stream():
+        yield piece

@@ -1,0 +1,211 @@
+"""The scheduler process's inbox and outbox: sockets on one side, a loop on the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zmq
+
+from workbench.backend import Forward, Wait
+from workbench.scheduler.messages import Abort, FlushCache, Generate, Pause, Resume, Stop
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.serving.messages import (
+    Cancel,
+    Control,
+    Done,
+    Ended,
+    Opened,
+    Shutdown,
+    Step,
+    StopFound,
+    Submit,
+    TokenLogprob,
+    decode_to_scheduler,
+    encode,
+)
+from workbench.serving.record import LiveRecord
+from workbench.serving.vitals import Vitals
+
+_CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
+
+
+class Ending(Exception):
+    """The server is told to end: leaves the loop through its driver."""
+
+
+class LiveInbox:
+    """What other processes send, as messages of the scheduler. ``socket`` is this process's PULL socket."""
+
+    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals) -> None:
+        self._socket = socket
+        self._outbox = outbox
+        self._http = http
+        self._vitals = vitals
+        self._done: list[Done] = []
+
+    def drain(self) -> list[object]:
+        """Everything that has come. Raises :class:`Ending` when that includes a :class:`Shutdown`."""
+        self._vitals.moved()
+        self.confirm()
+        found: list[object] = []
+        while True:
+            try:
+                data = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            message = decode_to_scheduler(data)
+            if isinstance(message, Submit):
+                found.append(self._outbox.admit(message))
+            elif isinstance(message, Cancel):
+                found.append(Abort(message.request_id, message.why))
+            elif isinstance(message, StopFound):
+                found.append(Stop(message.request_id))
+            elif isinstance(message, Control):
+                found.append(_CONTROLS[message.action]())
+                self._done.append(Done(message.number))
+            else:
+                assert isinstance(message, Shutdown)
+                raise Ending
+
+    def arrival(self) -> Wait:
+        self.confirm()
+        return self._wait
+
+    def confirm(self) -> None:
+        """Answer the controls of the last drain: the scheduler has handled them by now."""
+        for done in self._done:
+            self._http.send(encode(done))
+        self._done.clear()
+
+    def _wait(self) -> None:
+        self._vitals.resting()
+        self._socket.poll()
+        self._vitals.moved()
+
+
+class LiveOutbox:
+    """Sends what each step has brought to the detokenizer, and keeps the counts.
+
+    Which stream a token belongs to is looked up by table row, for a whole batch at once.
+    """
+
+    def __init__(self, scheduler: Scheduler, socket: Any, vitals: Vitals, record: LiveRecord | None,
+                 epoch_s: float) -> None:  # fmt: skip
+        self._scheduler = scheduler
+        self._socket = socket
+        self._vitals = vitals
+        self._record = record
+        self._epoch_s = epoch_s
+        self._streams: dict[str, int] = {}
+        self._logprobs: dict[int, int] = {}
+        """By stream, how many alternatives were asked for."""
+        self._stream_of_row = np.zeros(scheduler.state.table.rows, np.int64)
+        self._rows: np.ndarray | None = None
+        self._row_streams = b""
+
+    def admit(self, message: Submit) -> Generate:
+        """Note a new sequence; returns it as the scheduler takes it."""
+        params = message.params
+        stop_ids = () if params.ignore_eos else (*self._scheduler.eos_token_ids, *params.stop_token_ids)
+        self._streams[message.request_id] = message.stream
+        if params.logprobs is not None:
+            self._logprobs[message.stream] = params.logprobs
+        self._socket.send(encode(
+            Opened(message.stream, message.request_id, message.stop, params.min_new_tokens, stop_ids,
+                   message.skip_special_tokens)
+        ))  # fmt: skip
+        generate = Generate(
+            message.request_id, np.frombuffer(message.prompt, np.int32), params, message.arrival_s - self._epoch_s,
+            message.priority,
+        )  # fmt: skip
+        if self._record is not None:
+            self._record.arrived(generate)
+        return generate
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        for new in batch.worker.new_requests:
+            self._stream_of_row[new.row] = self._streams[new.request_id]
+        if batch.worker.new_requests:
+            self._rows = None
+        self._vitals.retractions += len(batch.retracted)
+        if self._record is not None:
+            self._record.scheduled(batch)
+
+    def send(self, result: StepResult, forward: Forward | None = None) -> None:
+        streams, tokens, count = b"", b"", 0
+        logprobs = None
+        if result.batch is not None and result.tokens is not None:
+            emits = _emitting(result.batch)
+            logprobs = self._asked_logprobs(result.batch, emits, forward)
+            streams, tokens, count = self._pairs(result.batch.worker.rows, result.tokens, emits)
+        first = [(self._streams[req.rid], req.cached_tokens) for req in result.first]
+        ended = [self._forget(req) for req in result.ended]
+        if count or ended:
+            self._socket.send(encode(Step(streams, tokens, first, ended, logprobs)))
+        vitals = self._vitals
+        vitals.generated_tokens += count
+        for req in result.first:
+            vitals.prompt_tokens += req.input_len
+            vitals.cached_prompt_tokens += req.cached_tokens
+        if self._record is not None:
+            self._record.send(result, forward)
+
+    def _pairs(self, rows: np.ndarray, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
+        if emits is not None:
+            return (
+                self._stream_of_row[rows[emits]].tobytes(),
+                tokens[emits].astype(np.int32).tobytes(),
+                int(emits.sum()),
+            )
+        if rows is not self._rows:
+            # While the same requests decode, the scheduler hands out the same array of rows.
+            self._rows, self._row_streams = rows, self._stream_of_row[rows].tobytes()
+        return self._row_streams, tokens.astype(np.int32, copy=False).tobytes(), len(rows)
+
+    def _forget(self, req: Req) -> Ended:
+        assert req.finish is not None
+        stream = self._streams.pop(req.rid)
+        self._logprobs.pop(stream, None)
+        return Ended(stream, req.finish.kind, req.finish.detail)
+
+    def _asked_logprobs(self, batch: ScheduleBatch, emits: np.ndarray | None,
+                        forward: Any) -> dict[int, TokenLogprob] | None:  # fmt: skip
+        values = getattr(forward, "logprobs", None)
+        if values is None or not self._logprobs:
+            return None
+        chosen, top_values, top_ids = values
+        found = {}
+        for i, stream in enumerate(self._stream_of_row[batch.worker.rows].tolist()):
+            count = self._logprobs.get(stream)
+            if count is not None and (emits is None or emits[i]):
+                found[stream] = TokenLogprob(
+                    float(chosen[i]),
+                    [int(t) for t in top_ids[i][:count]],
+                    [float(v) for v in top_values[i][:count]],
+                )
+        return found
+
+
+def _emitting(batch: ScheduleBatch) -> np.ndarray | None:
+    """bool[n]: rows whose sample is a token of their sequence; None when all are."""
+    if batch.worker.unsampled is None and not batch.dropped:
+        return None
+    emits = np.ones(len(batch.worker.rows), bool)
+    if batch.worker.unsampled is not None:
+        emits[batch.worker.unsampled] = False
+    if batch.dropped:
+        emits[list(batch.dropped)] = False
+    return emits
+
+
+Now = Callable[[], float]
+
+
+def monotonic_since(epoch_s: float) -> Now:
+    """The monotonic clock counted from ``epoch_s`` of it."""
+    return lambda: time.monotonic() - epoch_s

@@ -1,0 +1,231 @@
+"""What the three processes of a server say to each other, as msgpack over ZeroMQ.
+
+    HTTP ──Submit, Cancel, Control, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
+                                                    ^ <──────StopFound──────────┘
+                                                    └──Ready, Beat, Done, Failed──> HTTP
+
+Every process owns one PULL socket. A *stream* is a number the HTTP process gives to each sequence it asks for: what a step
+says about 256 sequences is then two small arrays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import zmq
+
+from workbench.scheduler.request import SamplingParams
+
+ControlAction = Literal["flush_cache", "pause", "resume"]
+
+
+class Submit(msgspec.Struct, tag="submit", array_like=True):
+    """A new sequence."""
+
+    stream: int
+    request_id: str
+    prompt: bytes
+    """int32 token ids."""
+    params: SamplingParams
+    arrival_s: float
+    """``time.monotonic()`` when the HTTP process took the request: the same clock in every process of a machine."""
+    priority: int
+    stop: tuple[str, ...]
+    """Texts that end it. The scheduler does not look at them; the detokenizer does."""
+    skip_special_tokens: bool
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True):
+    """End a sequence: its client has gone, or somebody asked."""
+
+    request_id: str
+    why: str
+
+
+class Control(msgspec.Struct, tag="control", array_like=True):
+    """Something to do to the scheduler as a whole; answered by :class:`Done` with the same number."""
+
+    number: int
+    action: ControlAction
+
+
+class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
+    """Finish at once and in order."""
+
+
+class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
+    """The text of a sequence holds one of its stop strings."""
+
+    request_id: str
+
+
+ToScheduler = Submit | Cancel | Control | Shutdown | StopFound
+
+
+class Opened(msgspec.Struct, tag="opened", array_like=True):
+    """A sequence whose tokens will follow."""
+
+    stream: int
+    request_id: str
+    stop: tuple[str, ...]
+    min_new_tokens: int
+    stop_token_ids: tuple[int, ...]
+    """Every token that ends it: not part of its text."""
+    skip_special_tokens: bool
+
+
+class TokenLogprob(msgspec.Struct, array_like=True):
+    """How probable a sampled token was, and what else might have come."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Ended(msgspec.Struct, array_like=True):
+    """A sequence that has ended in the scheduler."""
+
+    stream: int
+    kind: str
+    """``length``, ``stop``, ``aborted`` or ``rejected``."""
+    detail: str
+
+
+class Step(msgspec.Struct, tag="step", array_like=True):
+    """What a processed batch has brought: ``tokens[i]`` is the next token of ``streams[i]``."""
+
+    streams: bytes
+    """int64."""
+    tokens: bytes
+    """int32."""
+    first: list[tuple[int, int]]
+    """(stream, prompt tokens found in the cache) of those that got their first token."""
+    ended: list[Ended]
+    logprobs: dict[int, TokenLogprob] | None = None
+    """By stream, for those that asked."""
+
+
+ToDetokenizer = Opened | Step | Shutdown
+
+
+class LogprobText(msgspec.Struct, array_like=True):
+    """A token's log probability with the tokens as text."""
+
+    token: str
+    token_bytes: bytes
+    logprob: float
+    top: list[tuple[str, bytes, float]]
+
+
+class Chunk(msgspec.Struct, array_like=True):
+    """Something new about a sequence."""
+
+    stream: int
+    text: str
+    token_ids: list[int]
+    kind: str = ""
+    """Why it ended, as in :class:`Ended`; empty while it goes on."""
+    detail: str = ""
+    stop_reason: str | int | None = None
+    """The stop string or stop token that ended it."""
+    cached_tokens: int = 0
+    logprobs: list[LogprobText] | None = None
+
+
+class Chunks(msgspec.Struct, tag="chunks", array_like=True):
+    """What a step has brought, as text."""
+
+    chunks: list[Chunk]
+    open_streams: int
+    """Sequences the detokenizer holds state for."""
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True):
+    """The scheduler process can take requests."""
+
+    max_context: int
+    kv_tokens: int
+    max_running: int
+    vocab: int
+    logprobs: bool
+    """The backend can report log probabilities."""
+    backend: str
+    device: str
+    loop: str
+
+
+class Beat(msgspec.Struct, tag="beat", array_like=True):
+    """The scheduler process is alive, and how it stands. Counts are since its start."""
+
+    sent_s: float
+    progress_s: float
+    """``time.monotonic()`` when the loop last moved."""
+    pending: bool
+    """It has something to do."""
+    paused: bool
+    waiting: int
+    running: int
+    kv_used_tokens: int
+    kv_cached_tokens: int
+    kv_full: bool
+    """Admission has failed for want of KV or rows since something was last given back."""
+    iterations: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    retractions: int
+    phase_s: tuple[float, float, float, float]
+    """CPU seconds of receive, schedule, launch and process."""
+
+
+class Done(msgspec.Struct, tag="done", array_like=True):
+    """A :class:`Control` has been carried out."""
+
+    number: int
+
+
+class Failed(msgspec.Struct, tag="failed", array_like=True):
+    """A process cannot go on, in one line; it ends now."""
+
+    line: str
+    bad_input: bool
+    """The settings are at fault, not the program."""
+
+
+ToHttp = Chunks | Ready | Beat | Done | Failed
+
+encode: Any = msgspec.msgpack.Encoder().encode
+decode_to_scheduler: Any = msgspec.msgpack.Decoder(ToScheduler).decode
+decode_to_detokenizer: Any = msgspec.msgpack.Decoder(ToDetokenizer).decode
+decode_to_http: Any = msgspec.msgpack.Decoder(ToHttp).decode
+
+
+class Addresses(msgspec.Struct, frozen=True):
+    """Where each process listens: sockets in a private folder."""
+
+    scheduler: str
+    detokenizer: str
+    http: str
+
+    @staticmethod
+    def within(folder: Path) -> Addresses:
+        return Addresses(*(f"ipc://{folder}/{name}" for name in ("scheduler", "detokenizer", "http")))
+
+
+def pull_socket(context: zmq.Context[Any], address: str) -> Any:
+    """The socket a process listens on. Nothing is ever dropped: what may pile up is bounded by ``--max-queue``."""
+    socket = context.socket(zmq.PULL)
+    socket.set_hwm(0)
+    socket.bind(address)
+    return socket
+
+
+def push_socket(context: zmq.Context[Any], address: str) -> Any:
+    """A socket to another process; sending never blocks. Not to be shared between threads."""
+    socket = context.socket(zmq.PUSH)
+    socket.set_hwm(0)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.connect(address)
+    return socket

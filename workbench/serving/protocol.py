@@ -1,0 +1,373 @@
+"""What clients may say, and the checks before anything of it reaches the scheduler."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from workbench.scheduler.request import SamplingParams
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
+MAX_SEQUENCES = 256
+"""Prompts times choices of one request."""
+MAX_LOGPROBS = 20
+COMPLETION_MAX_TOKENS = 16
+"""Output bound of /v1/completions when none is given: OpenAI's."""
+
+
+class ApiError(Exception):
+    """An answer other than success, in the shape of OpenAI's errors."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
+                 kind: str = "invalid_request_error", retry_after_s: int | None = None) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool = False
+
+
+class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields that all generation endpoints share. None means: not given."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: bool | None = None
+
+
+class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
+    """Fields that both OpenAI endpoints share."""
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    # Known, and refused unless they ask for nothing:
+    service_tier: Any = None
+    store: Any = None
+
+
+class CompletionRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions."""
+
+    prompt: Any
+    logprobs: int | None = None
+    best_of: Any = None
+    echo: Any = None
+    suffix: Any = None
+
+
+class ChatRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+
+class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
+    """``sampling_params`` of /generate."""
+
+    logprobs: int | None = None
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate."""
+
+    input_ids: list[int] | None = None
+    text: str | None = None
+    sampling_params: GenerateSampling = msgspec.field(default_factory=GenerateSampling)
+    stream: bool = False
+    priority: int = 0
+    request_id: str | None = None
+
+
+class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /abort."""
+
+    request_id: str | None = None
+    all: bool = False
+
+
+ACCEPTED: dict[str, tuple[Any, ...]] = {
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's that this server does not have, and the values that ask for nothing it lacks."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can take."""
+
+    max_context: int
+    kv_tokens: int
+    vocab: int
+    logprobs: bool
+    backend: str
+    default_max_tokens: int
+    ignore_eos: bool
+    """Of requests that do not say."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A checked request: every prompt, ``n`` times."""
+
+    prompts: list[list[int]]
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    priority: int = 0
+    skip_special_tokens: bool = True
+    request_id: str | None = None
+
+
+def parse(body: bytes, kind: Any) -> Any:
+    """A body as ``kind``. Raises ApiError 400 that names what is wrong."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    for name, values in ACCEPTED.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in values:
+            raise ApiError(400, f"{name}: not supported by this server", param=name, code="unsupported_parameter")
+    return request
+
+
+def _invalid(message: str) -> ApiError:
+    unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$", message)
+    if unknown:
+        name = ".".join(part for part in (unknown[2], unknown[1]) if part)
+        return ApiError(400, f"{name}: unknown field", param=name, code="unknown_parameter")
+    missing = re.match(r"Object missing required field `(.*?)`", message)
+    if missing:
+        return ApiError(400, f"{missing[1]}: is required", param=missing[1], code="missing_required_parameter")
+    at = re.search(r" - at `\$\.?(.*)`$", message)
+    if at:
+        text = message[: at.start()]
+        return ApiError(
+            400, f"{at[1] or 'body'}: {text[0].lower()}{text[1:]}", param=at[1] or None, code="invalid_type"
+        )
+    return ApiError(400, message, code="invalid_type")
+
+
+def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    """Check values and fill in what was not given. ``max_tokens`` is the bound that applies."""
+    temperature = _number("temperature", given.temperature, 1.0, 0, 100)
+    top_k = given.top_k if given.top_k is not None else 0
+    if top_k < -1:
+        raise _bad("top_k", f"{top_k} is less than 1 (0 or -1: all tokens)")
+    min_tokens = given.min_tokens or 0
+    if not 1 <= max_tokens < 1 << 31:
+        raise _bad("max_tokens", f"{max_tokens} is less than 1" if max_tokens < 1 else f"{max_tokens} is too large")
+    if not 0 <= min_tokens <= max_tokens:
+        raise _bad("min_tokens", f"{min_tokens} is not between 0 and max_tokens ({max_tokens})")
+    if given.seed is not None and not -(1 << 63) <= given.seed < 1 << 63:
+        raise _bad("seed", f"{given.seed} does not fit 64 bits")
+    stop_token_ids = tuple(given.stop_token_ids or ())
+    for token in stop_token_ids:
+        _token("stop_token_ids", token, limits)
+    if logprobs is not None:
+        if not 0 <= logprobs <= MAX_LOGPROBS:
+            raise _bad("logprobs", f"{logprobs} is not between 0 and {MAX_LOGPROBS}")
+        if not limits.logprobs:
+            raise ApiError(400, f"logprobs: the {limits.backend} backend has no probabilities to report",
+                           param="logprobs", code="unsupported_parameter")  # fmt: skip
+    return SamplingParams(
+        max_new_tokens=max_tokens,
+        ignore_eos=limits.ignore_eos if given.ignore_eos is None else given.ignore_eos,
+        stop_token_ids=stop_token_ids,
+        min_new_tokens=min_tokens,
+        temperature=temperature,
+        top_k=max(top_k, 0),
+        top_p=_number("top_p", given.top_p, 1.0, 0, 1, above=True),
+        min_p=_number("min_p", given.min_p, 0.0, 0, 1),
+        repetition_penalty=_number("repetition_penalty", given.repetition_penalty, 1.0, 0, 100, above=True),
+        presence_penalty=_number("presence_penalty", given.presence_penalty, 0.0, -2, 2),
+        frequency_penalty=_number("frequency_penalty", given.frequency_penalty, 0.0, -2, 2),
+        logit_bias=_logit_bias(given.logit_bias, limits),
+        seed=given.seed,
+        logprobs=logprobs,
+    )
+
+
+def _number(name: str, value: float | None, default: float, low: float, high: float, *, above: bool = False) -> float:
+    if value is None:
+        return default
+    if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+        raise _bad(name, f"{value:g} is not {'above' if above else 'between'} {low:g} and {'at most ' * above}{high:g}")
+    return float(value)
+
+
+def _logit_bias(given: dict[str, float] | None, limits: Limits) -> tuple[tuple[int, float], ...]:
+    biases = []
+    for key, value in (given or {}).items():
+        if not key.isascii() or not key.isdigit():
+            raise _bad("logit_bias", f"{key!r} is not a token id")
+        _token("logit_bias", int(key), limits)
+        biases.append((int(key), _number("logit_bias", value, 0.0, -100, 100)))
+    return tuple(biases)
+
+
+def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
+    """Stop strings as a tuple, checked."""
+    stops = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(stops) > MAX_STOPS:
+        raise _bad("stop", f"{len(stops)} strings are more than {MAX_STOPS}")
+    for stop in stops:
+        if not stop:
+            raise _bad("stop", "an empty string would stop at once")
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise _bad("stop", f"a string of {len(stop)} characters is longer than {MAX_STOP_CHARACTERS}")
+    return stops
+
+
+def choices(n: int | None, prompts: int) -> int:
+    """Choices a prompt, checked."""
+    n = 1 if n is None else n
+    if n < 1:
+        raise _bad("n", f"{n} is less than 1")
+    if n * prompts > MAX_SEQUENCES:
+        raise _bad("n", f"{prompts} prompts times n of {n} are more than {MAX_SEQUENCES} sequences")
+    return n
+
+
+def check_priority(value: int | None) -> int:
+    value = value or 0
+    if not -(1 << 31) <= value < 1 << 31:
+        raise _bad("priority", f"{value} does not fit 32 bits")
+    return value
+
+
+def check_prompt(prompt: list[int], limits: Limits, param: str) -> None:
+    """Raise ApiError for a prompt that can never be served."""
+    if not prompt:
+        raise _bad(param, "is empty")
+    # The context holds the prompt, at least one new token, and the position after it.
+    longest = min(limits.max_context - 2, limits.kv_tokens - 1)
+    if len(prompt) > longest:
+        message = f"{param}: {len(prompt)} tokens are more than the {longest} that fit the context with an answer"
+        raise ApiError(400, message, param=param, code="context_length_exceeded")
+    if min(prompt) < 0 or max(prompt) >= limits.vocab:
+        bad = next(token for token in prompt if not 0 <= token < limits.vocab)
+        _token(param, bad, limits)
+
+
+def prompt_list(prompt: Any) -> list[str | list[int]]:
+    """The four shapes of ``prompt`` as a list of texts and token lists."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list) and prompt:
+        if all(_is_token(item) for item in prompt):
+            return [prompt]
+        if all(isinstance(item, str) for item in prompt):
+            return list(prompt)
+        if all(isinstance(item, list) and item and all(_is_token(token) for token in item) for item in prompt):
+            return list(prompt)
+    raise _bad("prompt", "must be text, a list of texts, a list of token ids, or a list of such lists, and not empty")
+
+
+def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with their content as plain text, for a chat template."""
+    if not messages:
+        raise _bad("messages", "is empty")
+    plain = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        for name, value in message.items():
+            if name not in ("role", "content", "name") and value not in (None, []):
+                param = f"{where}.{name}"
+                if name in ("tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations"):
+                    what, code = "not supported by this server", "unsupported_parameter"
+                else:
+                    what, code = "unknown field", "unknown_parameter"
+                raise ApiError(400, f"{param}: {what}", param=param, code=code)
+        role = message.get("role")
+        if role not in ("system", "developer", "user", "assistant"):
+            raise _bad(f"{where}.role", f"{role!r} is not one of system, developer, user, assistant")
+        plain.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
+    return plain
+
+
+def _content(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and content:
+        texts = []
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise _bad(where, "only parts of type text are supported")
+            texts.append(part["text"])
+        return "\n".join(texts)
+    raise _bad(where, "must be text or a list of text parts")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _token(param: str, token: int, limits: Limits) -> None:
+    if not 0 <= token < limits.vocab:
+        raise _bad(param, f"{token} is not a token of the vocabulary of {limits.vocab}")
+
+
+def _bad(param: str, what: str) -> ApiError:
+    return ApiError(400, f"{param}: {what}", param=param, code="invalid_value")

@@ -1,0 +1,79 @@
+"""What a server is told on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.run.settings import RunSettings
+from workbench.scheduler.config import ConfigError
+
+BACKENDS = ("auto", "cpu", "cuda", "simulated")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Everything beside the scheduler's own settings, which are in ``run`` under the names ``simulate`` has for them.
+
+    Raises ConfigError for what cannot work.
+    """
+
+    run: RunSettings
+    backend: str = "auto"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    served_model_name: str | None = None
+    tokenizer: str | None = None
+    time_scale: float = 1.0
+    """Real seconds per modelled second (simulated)."""
+    simulated_output_tokens: str | None = None
+    """Distribution of output lengths (simulated); None: as long as the client allows."""
+    max_queue: int = 1000
+    """Sequences that may wait for their first token before new ones are refused."""
+    max_body_bytes: int = 16 << 20
+    stuck_after_s: float = 60.0
+    """No progress for so long with work pending means unhealthy."""
+    drain_timeout_s: float = 300.0
+    record: Path | None = None
+    record_content: bool = True
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port: {self.port} is not between 0 and 65535")
+        for name, value in (("time_scale", self.time_scale), ("drain_timeout", self.drain_timeout_s)):
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{name}: {value} is negative or not a number")
+        if not 0 < self.stuck_after_s < float("inf"):
+            raise ConfigError(f"stuck_after: {self.stuck_after_s} is not positive")
+        if self.max_queue < 0:
+            raise ConfigError(f"max_queue: {self.max_queue} is less than 0")
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes: {self.max_body_bytes} is less than 1")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
+            raise ConfigError("api_key: is empty or not ASCII")
+        if self.backend != "simulated":
+            for name, given in (
+                ("time_scale", self.time_scale != 1.0),
+                ("simulated_output_tokens", self.simulated_output_tokens is not None),
+            ):
+                if given:
+                    raise ConfigError(f"{name}: is for --backend simulated")
+        if self.run.dp != 1:
+            raise ConfigError(
+                f"dp: {self.run.dp}; a server is one instance, so start one for each and a router before them"
+            )
+        if len(self.run.loops) != 1:
+            raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
+
+    @property
+    def loop(self) -> str:
+        return self.run.loops[0]
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.served_model_name or self.run.model

@@ -1,0 +1,254 @@
+"""Starts the processes of a server, watches them, drains and ends them. Runs in the HTTP process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import uvicorn
+
+from reports.record import prepare_out
+from workbench.scheduler.config import ConfigError
+from workbench.serving.backends import SyntheticText
+from workbench.serving.detokenizer import run_detokenizer
+from workbench.serving.engine import run_engine
+from workbench.serving.engine_client import EngineClient
+from workbench.serving.http import Api
+from workbench.serving.messages import Addresses, Ready
+from workbench.serving.metrics import Metrics
+from workbench.serving.protocol import ApiError
+from workbench.serving.settings import ServeSettings
+from workbench.serving.tokenizer import Tokenizer, load_tokenizer
+
+FLUSH_S = 5.0
+"""How long answers may take to leave once nothing more will come."""
+CHILD_END_S = 60.0
+"""How long the children may take to end in order: a long record has to be written."""
+
+
+class ServerFailed(Exception):
+    """A process of the server has ended by itself; in one line."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are the supervisor's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: ServeSettings, force: bool = False) -> int:
+    """Run a server to its end and return the exit code: 0 drained, 1 a process died.
+
+    Raises ValueError, RecordError or OSError for settings that cannot be served.
+    """
+    listener = _listen(settings.host, settings.port)
+    if settings.record is not None:
+        prepare_out(settings.record, force)
+    tokenizer = load_tokenizer(_tokenizer_path(settings))
+    folder = Path(tempfile.mkdtemp(prefix="workbench-"))
+    try:
+        return asyncio.run(_Supervisor(settings, tokenizer, listener, folder).run())
+    except ServerFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        listener.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises ConfigError in one line when the address cannot be had."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def _tokenizer_path(settings: ServeSettings) -> str | None:
+    """The tokenizer to load: the one named, else the model's. A simulated model need not have one."""
+    if settings.tokenizer is not None:
+        return settings.tokenizer
+    model = Path(settings.run.model)
+    if settings.backend != "simulated":
+        return settings.run.model
+    return str(model) if (model / "tokenizer.json").is_file() else None
+
+
+class _Supervisor:
+    """One server's life."""
+
+    def __init__(self, settings: ServeSettings, tokenizer: Tokenizer, listener: socket.socket, folder: Path) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._listener = listener
+        self._addresses = Addresses.within(folder)
+        self._children: list[BaseProcess] = []
+        self._signalled = asyncio.Event()
+        self._ending = False
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        metrics = Metrics(self._settings.model_name)
+        engine = EngineClient(self._addresses, metrics, self._settings.max_queue)
+        reader = asyncio.create_task(engine.run())
+        try:
+            death = self._start_children(engine)
+            ready = await self._started(engine, death)
+            if ready is None:
+                return 0
+            return await self._serve(engine, metrics, ready, death)
+        finally:
+            for child in self._children:
+                child.kill()
+            for child in self._children:
+                child.join()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            engine.destroy()
+
+    def _on_signal(self, number: int) -> None:
+        if self._signalled.is_set():
+            for child in self._children:
+                child.kill()
+            shutil.rmtree(Path(self._addresses.http.removeprefix("ipc://")).parent, ignore_errors=True)
+            os._exit(128 + number)
+        self._signalled.set()
+
+    def _start_children(self, engine: EngineClient) -> asyncio.Future[BaseProcess]:
+        """Start both; the future is the first that ends by itself."""
+        text = None
+        if self._settings.backend == "simulated":
+            text = SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id)
+        spawn = multiprocessing.get_context("spawn")
+        self._children = [
+            spawn.Process(target=run_engine, args=(self._settings, self._addresses, text), name="scheduler"),
+            spawn.Process(
+                target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"
+            ),
+        ]
+        loop = asyncio.get_running_loop()
+        death: asyncio.Future[BaseProcess] = loop.create_future()
+
+        def ended(child: BaseProcess) -> None:
+            loop.remove_reader(child.sentinel)
+            if not death.done() and not self._ending:
+                death.set_result(child)
+
+        for child in self._children:
+            child.start()
+            loop.add_reader(child.sentinel, ended, child)
+        return death
+
+    async def _started(self, engine: EngineClient, death: asyncio.Future[BaseProcess]) -> Ready | None:
+        """Wait until the scheduler process can take requests; None when told to end before."""
+        signalled = asyncio.create_task(self._signalled.wait())
+        try:
+            await asyncio.wait((engine.ready, death, signalled), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            signalled.cancel()
+        if death.done():
+            line = await self._why(engine, death.result())
+            if engine.failure is not None and engine.failure.bad_input:
+                raise ConfigError(line)
+            raise ServerFailed(line)
+        return engine.ready.result() if engine.ready.done() else None
+
+    async def _serve(self, engine: EngineClient, metrics: Metrics, ready: Ready,
+                     death: asyncio.Future[BaseProcess]) -> int:  # fmt: skip
+        app = Api(self._settings, engine, self._tokenizer, metrics).app()
+        server = _Uvicorn(uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
+            server_header=False,
+        ))  # fmt: skip
+        serving = asyncio.create_task(server.serve([self._listener]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        self._announce(ready)
+        signalled = asyncio.create_task(self._signalled.wait())
+        await asyncio.wait((death, signalled, serving), return_when=asyncio.FIRST_COMPLETED)
+        line = None
+        if not death.done():
+            await self._drain(engine, death)
+        if death.done():
+            line = await self._why(engine, death.result())
+            engine.fail_all(ApiError(500, line, kind="server_error", code="engine_dead"))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.idle.wait(), FLUSH_S)
+        self._ending = True
+        server.should_exit = True
+        await serving
+        signalled.cancel()
+        if line is None:
+            engine.shut_down()
+            await self._children_end()
+            failed = [child for child in self._children if child.exitcode]
+            if failed:
+                raise ServerFailed(await self._why(engine, failed[0]))
+            return 0
+        raise ServerFailed(line)
+
+    async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess]) -> None:
+        """Take nothing new and let what there is finish, within the time that may take."""
+        engine.refuse_new(ApiError(503, "the server is shutting down", kind="server_error", code="draining",
+                                   retry_after_s=1))  # fmt: skip
+        engine.resume_for_drain()
+        idle = asyncio.create_task(engine.idle.wait())
+        await asyncio.wait((idle, death), timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        if not engine.idle.is_set() and not death.done():
+            print("warning: some requests were cut off at the end of --drain-timeout", file=sys.stderr)
+            engine.fail_all(ApiError(503, "the server is shutting down", kind="server_error", code="draining"))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(engine.idle.wait(), FLUSH_S)
+
+    async def _children_end(self) -> None:
+        deadline = asyncio.get_running_loop().time() + CHILD_END_S
+        while any(child.is_alive() for child in self._children) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _why(self, engine: EngineClient, child: BaseProcess) -> str:
+        """One line about a process that has ended; what it said last may still be on its way."""
+        for _ in range(20):
+            if engine.failure is not None:
+                return engine.failure.line
+            await asyncio.sleep(0.01)
+        child.join()
+        code = child.exitcode or 0
+        how = (
+            f"was killed by signal {-code} ({signal.Signals(-code).name})"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
+        return f"the {child.name} process {how}"
+
+    def _announce(self, ready: Ready) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(
+            f"serving {self._settings.model_name} on http://{shown}:{port} ({ready.backend} {ready.device}, "
+            f"{ready.loop} loop, {ready.kv_tokens:,} KV tokens, tokenizer: {self._tokenizer.name})",
+            flush=True,
+        )

@@ -1,0 +1,229 @@
+"""Text to token ids and back, with a model's tokenizer or with the built-in one of plain bytes.
+
+The HTTP process loads the tokenizer, through transformers because of chat templates, and hands its serialised form to the
+detokenizer process, which needs the `tokenizers` library alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from workbench.serving.text_stream import ByteStream, TextStream, WindowStream
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be used, in one line."""
+
+
+class ChatTemplateError(ValueError):
+    """A conversation that the model's chat template refuses."""
+
+
+class Decoder(Protocol):
+    """What the detokenizer needs."""
+
+    def stream(self, skip_special_tokens: bool) -> TextStream:
+        """A new incremental decoding."""
+        ...
+
+    def token(self, token_id: int) -> tuple[str, bytes]:
+        """One token alone, as text and as the bytes it stands for."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the HTTP process needs."""
+
+    name: str
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, the special tokens a model expects at its start included."""
+        ...
+
+    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+        """Token ids of a conversation that the assistant is to continue. Raises ChatTemplateError."""
+        ...
+
+    def serialised(self) -> str | None:
+        """For :func:`load_decoder`."""
+        ...
+
+    def writable_ids(self) -> np.ndarray:
+        """int32: tokens that are whole text by themselves: what a synthetic answer is made of."""
+        ...
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends a synthetic answer."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte, and one that ends. For a simulated model without a tokenizer at hand."""
+
+    name = "built-in bytes"
+    eos_token_id = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8", "surrogatepass"))
+
+    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+        """Paragraphs of ``role: content``."""
+        lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
+        return self.encode("".join(lines) + "assistant:")
+
+    def serialised(self) -> str | None:
+        return None
+
+    def writable_ids(self) -> np.ndarray:
+        return np.frombuffer(b"abcdefghijklmnopqrstuvwxyz ", np.uint8).astype(np.int32)
+
+    def stream(self, skip_special_tokens: bool) -> TextStream:
+        return ByteStream(_BYTES, frozenset())
+
+    def token(self, token_id: int) -> tuple[str, bytes]:
+        piece = _BYTES[token_id] if token_id < len(_BYTES) else b""
+        return piece.decode("utf-8", "replace"), piece
+
+
+_BYTES = [bytes([i]) for i in range(256)]
+
+
+class ModelTokenizer:
+    """A model's own tokenizer, through transformers."""
+
+    def __init__(self, path: str) -> None:
+        import os
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from transformers import AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        self.name = path
+        try:
+            folder = Path(path)
+            if folder.suffix == ".gguf":
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder.parent), gguf_file=folder.name)
+            else:
+                self._tokenizer = AutoTokenizer.from_pretrained(path)
+        except Exception as fault:  # transformers raises whatever its readers do
+            raise TokenizerError(f"{path}: no usable tokenizer: {_first_line(fault)}") from fault
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise TokenizerError(f"{path}: its tokenizer has no tokenizer.json form, which decoding needs")
+        self._serialised: str = backend.to_str()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text))
+
+    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+        if not self._tokenizer.chat_template:
+            raise ChatTemplateError(f"{self.name} has no chat template; use /v1/completions")
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        except Exception as fault:  # templates raise what they like
+            raise ChatTemplateError(
+                f"the model's chat template refuses these messages: {_first_line(fault)}"
+            ) from fault
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def serialised(self) -> str | None:
+        return self._serialised
+
+    def writable_ids(self) -> np.ndarray:
+        decoder = SerialisedDecoder(self._serialised)
+        texts = [decoder.token(i)[0] if i not in decoder.special_ids else "" for i in range(decoder.size)]
+        return np.array([i for i, text in enumerate(texts) if text and "�" not in text], np.int32)
+
+    @property
+    def eos_token_id(self) -> int:
+        eos = self._tokenizer.eos_token_id
+        if eos is None:
+            raise TokenizerError(f"{self.name}: its tokenizer names no end-of-sequence token")
+        return int(eos)
+
+
+class SerialisedDecoder:
+    """The decoding half of a ``tokenizer.json``."""
+
+    def __init__(self, text: str) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        kind = json.loads(text).get("decoder") or {}
+        steps = kind["decoders"] if kind.get("type") == "Sequence" else [kind]
+        self._table = self._byte_table() if [step.get("type") for step in steps] == ["ByteLevel"] else None
+        self._byte_tokens = frozenset(
+            i for i in range(self.size) if (t := self._tokenizer.id_to_token(i)) and len(t) == 6 and t[:3] == "<0x"
+        )
+
+    def stream(self, skip_special_tokens: bool) -> TextStream:
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        if self._table is not None:
+            return ByteStream(self._table, skipped)
+
+        def decode(ids: list[int]) -> str:
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+        return WindowStream(decode, skipped, self._byte_tokens)
+
+    def token(self, token_id: int) -> tuple[str, bytes]:
+        if self._table is not None:
+            piece = self._table[token_id] if token_id < self.size else b""
+            return piece.decode("utf-8", "replace"), piece
+        name = self._tokenizer.id_to_token(token_id)
+        if token_id in self._byte_tokens and name is not None:
+            piece = bytes([int(name[3:5], 16)])
+            return piece.decode("utf-8", "replace"), piece
+        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return text, text.encode()
+
+    def _byte_table(self) -> list[bytes]:
+        """The bytes of every token of a byte-level vocabulary, which spells bytes as printable characters."""
+        byte_of = {character: value for value, character in enumerate(_byte_level_alphabet())}
+        table = []
+        for i in range(self.size):
+            token = self._tokenizer.id_to_token(i)
+            if token is None:
+                table.append(b"")
+            elif all(character in byte_of for character in token):
+                table.append(bytes(byte_of[character] for character in token))
+            else:
+                table.append(token.encode())
+        return table
+
+
+def _byte_level_alphabet() -> list[str]:
+    """The character for each byte, as GPT-2 chose: itself where printable, else one from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    alphabet, extra = [], 0
+    for value in range(256):
+        if value in printable:
+            alphabet.append(chr(value))
+        else:
+            alphabet.append(chr(256 + extra))
+            extra += 1
+    return alphabet
+
+
+def load_tokenizer(path: str | None) -> Tokenizer:
+    """The tokenizer of a folder, Hugging Face id or GGUF file; None: the built-in one. Raises TokenizerError."""
+    return ByteTokenizer() if path is None else ModelTokenizer(path)
+
+
+def load_decoder(serialised: str | None) -> Decoder:
+    """The decoding half of the tokenizer whose ``serialised()`` this is."""
+    return ByteTokenizer() if serialised is None else SerialisedDecoder(serialised)
+
+
+def _first_line(fault: BaseException) -> str:
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else type(fault).__name__
