@@ -141,8 +141,10 @@ _NO_CPU = (0.0, 0.0, 0.0, 0.0)
 class SimulatedInbox:
     """Messages between simulated clients and a loop."""
 
-    def __init__(self, env: simpy.Environment) -> None:
+    def __init__(self, env: simpy.Environment, on_drain: Callable[[list[object]], None] | None = None) -> None:
         self._env = env
+        self._on_drain = on_drain
+        """Told what was drained, when it is."""
         self._messages: list[object] = []
         self._waiting: simpy.Event | None = None
 
@@ -157,6 +159,8 @@ class SimulatedInbox:
         messages = self._messages
         if messages:
             self._messages = []
+            if self._on_drain is not None:
+                self._on_drain(messages)
         return messages
 
     def arrival(self) -> simpy.Event:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.cost.build import split
 from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
+from backends.simulated.host import HostModel
 from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
+from workbench.run.engines import Engine, load_engine
 from workbench.run.router import ROUTERS
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.policy import load_policy
@@ -23,6 +26,7 @@ LOOP_NAMES = ("normal", "overlap", "pipeline")
 class RunSettings:
     """Every setting of a simulated run, under the names of the flags. None means: found from the others."""
 
+    engine: str = "workbench"
     model: str = "meta-llama/Llama-3.1-8B"
     gpu: str = "h100"
     loop: str | None = None
@@ -87,8 +91,7 @@ class RunSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.cost != "roofline":
-            raise ConfigError(f"cost: {self.cost!r} is not available; this version has 'roofline'")
+        split(self.cost)
         if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
             raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
         for loop in self.loops:
@@ -130,6 +133,10 @@ class Instance:
     pp: int
     scheduler: SchedulerConfig
     capture_sizes: list[int]
+    mixed_capture_sizes: list[int]
+    host: HostModel
+    lock_step: bool
+    """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
 
 
@@ -150,8 +157,14 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         raise ConfigError(f"tp: {tp} does not divide the {model.heads} attention heads of {model.name}")
     if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
         raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
-    if settings.ep > 1 and settings.ep != tp:
-        raise ConfigError(f"ep: {settings.ep} must equal tp ({tp}): experts are spread over the GPUs of an instance")
+    lock_step = settings.ep > tp
+    if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
+        raise ConfigError(
+            f"ep: {settings.ep} must equal tp ({tp}) or tp * dp ({tp * settings.dp}): experts are spread over the GPUs of an "
+            "instance or of all"
+        )
+    if lock_step and pp > 1:
+        raise ConfigError("ep: experts shared between instances need pp 1")
     max_context = settings.max_context or model.max_context
     load_policy(settings.policy)
     budget: dict[str, Any] = {}
@@ -173,8 +186,21 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         max_passed_over=settings.max_passed_over, max_prefill_streak=settings.max_prefill_streak,
         queue_timeout_s=settings.queue_timeout, request_timeout_s=settings.request_timeout, seed=settings.seed,
     )  # fmt: skip
-    sizes = default_capture_sizes(scheduler.max_running_per_slot) if settings.cuda_graphs else []
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, budget)
+    engine = load_engine(settings.engine)
+    sizes, mixed_sizes = _captured(settings, engine, scheduler)
+    host = HostModel(
+        **engine.host, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp)
+    )  # fmt: skip
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, lock_step, budget)
+
+
+def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig) -> tuple[list[int], list[int]]:
+    """Sizes of captured graphs: of decode batches, and of steps with prompt tokens."""
+    if not settings.cuda_graphs:
+        return [], []
+    running = scheduler.max_running_per_slot
+    decode = engine.capture_sizes(running)
+    return decode if decode is not None else default_capture_sizes(running), engine.mixed_capture_sizes(running)
 
 
 def _largest_step(settings: RunSettings) -> int:
@@ -206,7 +232,19 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
                 raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
         if values.get("chunk") == 0:
             values["chunk"] = None
-    return RunSettings(**{**values, **{name: value for name, value in flags.items() if value is not None}})
+    values |= {name: value for name, value in flags.items() if value is not None}
+    preset = load_engine(values.get("engine", RunSettings.engine)).settings
+    return RunSettings(**{**preset, **_profiled(values), **values})
+
+
+def _profiled(values: dict[str, Any]) -> dict[str, Any]:
+    """The model and GPU that a profile is of, for what is not given."""
+    kind, path = split(values.get("cost", RunSettings.cost))
+    if path is None or ("model" in values and "gpu" in values):
+        return {}
+    from backends.simulated.cost.profiles import identity
+
+    return identity(path, kind)
 
 
 def _fits(value: Any, annotation: str) -> bool:

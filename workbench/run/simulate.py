@@ -15,8 +15,8 @@ import numpy as np
 import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
-from backends.simulated.cost.roofline import RooflineCost
-from backends.simulated.host import HostModel
+from backends.simulated.cost import CostModel
+from backends.simulated.cost.build import CostRequest, build_cost
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
@@ -44,9 +44,13 @@ class SimulatedWorld:
         self.instance = instance
         self._open: dict[str, TraceRequest] = {}
         self._instance_of: dict[str, tuple[int, int]] = {}
+        self.cost: CostModel = build_cost(settings.cost, CostRequest(
+            instance.model, instance.gpu, settings.dtype, settings.kv_dtype, instance.tp, instance.pp, settings.ep,
+            instance.capture_sizes, instance.mixed_capture_sizes,
+        ))  # fmt: skip
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(lambda: self.env.now)
-        self._inboxes = [SimulatedInbox(self.env) for _ in range(settings.dp)]
+        self._inboxes = [SimulatedInbox(self.env, self.recorder.queued) for _ in range(settings.dp)]
         for number, inbox in enumerate(self._inboxes):
             self._start_instance(number, inbox, decisions)
         self._clients = Clients(self.env, trace, self._deliver, settings.concurrency)
@@ -78,17 +82,9 @@ class SimulatedWorld:
     def _start_instance(self, number: int, inbox: SimulatedInbox, decisions: IO[str] | None) -> None:
         settings, built = self.settings, self.instance
         config = built.scheduler
-        cost = RooflineCost(
-            built.model, built.gpu, dtype=settings.dtype, kv_dtype=settings.kv_dtype, tp=built.tp, pp=built.pp,
-            ep=settings.ep, capture_sizes=built.capture_sizes,
-        )  # fmt: skip
-        host = HostModel(
-            graph_max_batch=built.capture_sizes[-1] if built.capture_sizes else 0,
-            layers=-(-built.model.layers // built.pp),
-        )
         rows = config.max_running_per_slot * config.slots
         sampler = ScriptedSampler(self._script, rows)
-        backend = SimulatedBackend(self.env, cost, host, sampler, self.recorder.iterations.append, number, built.pp)
+        backend = SimulatedBackend(self.env, self.cost, built.host, sampler, self.recorder.iterations.append, number, built.pp)
         scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
         outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
         options: dict[str, Any] = {}
@@ -158,7 +154,8 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
             "kv_tokens": instance.scheduler.kv_tokens, "max_context": instance.scheduler.max_context,
         },
         "kv_budget": instance.kv_budget,
-        "host_model": {f.name: getattr(HostModel(), f.name) for f in dataclasses.fields(HostModel) if f.init},
+        "host_model": {f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
+        "cost_notes": list(getattr(world.cost, "notes", ())),
         "versions": {"workbench": importlib.metadata.version("llm-workbench"), "python": platform.python_version(),
                      "numpy": np.__version__, "simpy": simpy.__version__},
         "interrupted": not finished,
