@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import simulate, trace
+from workbench.cli import calibrate, compare, import_, profile, simulate, trace
 
 app = typer.Typer(
     name="workbench",
@@ -17,6 +17,10 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("simulate")(simulate.simulate)
+app.command("compare")(compare.compare)
+app.command("import")(import_.import_run)
+app.command("calibrate")(calibrate.calibrate)
+app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 
 

@@ -225,10 +225,11 @@ def _largest_step(settings: RunSettings) -> int:
     return settings.chunk or settings.max_prefill_tokens
 
 
-def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
-    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them.
+def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None) -> RunSettings:
+    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
+    run record ``like``, what a profile is of, and the engine's preset.
 
-    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings.
+    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -248,8 +249,25 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
         if values.get("chunk") == 0:
             values["chunk"] = None
     values |= {name: value for name, value in flags.items() if value is not None}
+    if like is not None:
+        values = {**_recorded(like), **values}
     preset = load_engine(values.get("engine", RunSettings.engine)).settings
     return RunSettings(**{**preset, **_profiled(values), **values})
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The settings of a run record."""
+    from reports.record import read_record
+
+    meta = read_record(folder).meta
+    fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
+    values = {name: value for name, value in (meta.get("settings") or {}).items() if name in fields and value is not None}
+    for name, value in values.items():
+        if not _fits(value, fields[name]):
+            raise ConfigError(f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}")
+    if isinstance(meta.get("model"), str):
+        values.setdefault("model", meta["model"])
+    return values
 
 
 def _profiled(values: dict[str, Any]) -> dict[str, Any]:

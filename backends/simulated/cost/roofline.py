@@ -69,6 +69,25 @@ class RooflineCost:
         parts["attention"] = at.attention_s(batch)
         return parts
 
+    def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
+        """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank with
+        nothing to run, which takes part with one token. Every layer waits for the slowest rank."""
+        at = self._stages[0]
+        own, tokens = 0.0, 0
+        for batch in batches:
+            if batch is None:
+                parts = dict(at.linear(self._padded(1), 0))
+                count = 1
+            else:
+                parts = self.explain(batch)
+                count = batch.prefill_tokens + batch.decode_tokens
+            exchange_s = parts.pop("all_to_all", 0.0)
+            parts.pop("experts", None)
+            own = max(own, sum(parts.values()) + exchange_s)
+            tokens += self._padded(count)
+        moe = sum(self.model.moe_layers)
+        return own + moe * at.experts_s(tokens)
+
     def stage(self, stage: int) -> _Stage:
         """One stage's operators, for models that borrow the roofline's shape."""
         return self._stages[stage]
