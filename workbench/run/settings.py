@@ -189,20 +189,25 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     host = HostModel(
-        **{**engine.host, **_fitted_host(settings)}, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp)
+        **{**engine.host, **_measured_host(settings)}, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp)
     )  # fmt: skip
     return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, lock_step, budget)
 
 
-def _fitted_host(settings: RunSettings) -> dict[str, float]:
-    """The CPU phases that came with fitted costs."""
+def _measured_host(settings: RunSettings) -> dict[str, float]:
+    """The CPU phases that came with the cost model, if any did."""
     kind, path = split(settings.cost)
-    if kind != "fitted" or path is None:
+    if path is None:
         return {}
-    from backends.simulated.cost.fitted import read_fitted
+    if kind == "fitted":
+        from backends.simulated.cost.fitted import read_fitted
 
+        host = read_fitted(path)["host"]
+    else:
+        from backends.simulated.cost.profiles import host_phases
+
+        host = dict(host_phases(path))
     known = {field.name for field in dataclasses.fields(HostModel) if field.init}
-    host = read_fitted(path)["host"]
     for name in host:
         if name not in known:
             raise ConfigError(f"{path}: host.{name}: no such CPU phase")

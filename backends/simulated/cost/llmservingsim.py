@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.simulated.cost.attention_table import attention_table
 from backends.simulated.cost.csv_table import find_table, read_table
 from backends.simulated.cost.tables import (
     AttentionTable,
@@ -21,7 +22,6 @@ from backends.simulated.cost.tables import (
     Provenance,
     grid_from_points,
 )
-from backends.simulated.cost.uneven import uneven_grid
 from backends.simulated.models import ModelSpec
 
 MICROSECOND = 1e-6
@@ -131,44 +131,24 @@ def _curves(folder: Path, table: str, count: str) -> dict[str, Curve]:
 def _attention(folder: Path, repetitions: int = 1) -> AttentionTable:
     file = find_table(folder, "attention")
     columns = read_table(file, (), ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"))
-    points = np.stack([columns[n] for n in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")], axis=1)
+    points = [columns[name] for name in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")]
     seconds = columns["time_us"] * MICROSECOND
-    alone = (points[:, 0] == 0) & (points[:, 2] > 0)
-    beside = points[:, 0] > 0
-    if not alone.any() or not beside.any():
-        raise ProfileError(f"{file}: needs rows of decodes alone and of prefills")
-    # Without decodes their length means nothing: the same time at every length.
-    lengths = np.unique(points[beside & (points[:, 2] > 0), 3])
-    bare = beside & (points[:, 2] == 0)
-    if len(lengths):
-        spread = np.repeat(points[bare], len(lengths), axis=0)
-        spread[:, 3] = np.tile(lengths, int(bare.sum()))
-        both = beside & ~bare
-        points_mixed = np.concatenate((points[both], spread))
-        seconds_mixed = np.concatenate((seconds[both], np.repeat(seconds[bare], len(lengths))))
-    else:
-        points_mixed, seconds_mixed = points[beside], seconds[beside]
-    decode = grid_from_points(points[alone][:, (2, 3)], seconds[alone], (1, 0))
-    # Along the prompt first: there the time is smoothest; along the context it has a knee where the caches of the GPU overflow.
-    mixed = grid_from_points(points_mixed, seconds_mixed, (0, 1, 3, 2))
-    pure = beside_grid = None
+    equal = attention_table(*points, seconds, file)
     skew = find_table(folder, "skew", missing_ok=True)
-    if skew is not None:
-        rows = read_table(skew, (), ("n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"))
-
-        def equal_s(prefill: float, cached: float, decodes: float, mean: float) -> float:
-            return mixed.at(prefill, cached, decodes, mean) if prefill else decode.at(decodes, mean)
-
-        # This table holds sums over the repetitions of a measurement where the others hold means. Its own batches of equal
-        # length (all at the longest) tell which of the two it is.
-        equal = np.array([equal_s(*at) for at in zip(rows["pc"], rows["kp"], rows["n"], rows["kv_big"], strict=True)])
-        ratio = float(np.median(rows["t_max_us"] * MICROSECOND / equal))
-        summed = min((1, repetitions), key=lambda count: abs(np.log(ratio / count)))
-        pure, beside_grid = uneven_grid(
-            {"prefill": rows["pc"], "cached": rows["kp"], "decodes": rows["n"], "longest": rows["kv_big"],
-             "mean": rows["kv_mean"], "seconds": rows["t_skew_us"] * MICROSECOND / summed}, equal_s,
-        )  # fmt: skip
-    return AttentionTable(decode, mixed, beside_grid, pure)
+    if skew is None:
+        return equal
+    rows = read_table(skew, (), ("n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"))
+    # This table holds sums over the repetitions of a measurement where the others hold means. Its own batches of equal length
+    # (all at the longest) tell which of the two it is.
+    looked_up = np.array([
+        equal.mixed.at(pc, kp, n, kv) if pc else equal.decode.at(n, kv)
+        for pc, kp, n, kv in zip(rows["pc"], rows["kp"], rows["n"], rows["kv_big"], strict=True)
+    ])  # fmt: skip
+    ratio = float(np.median(rows["t_max_us"] * MICROSECOND / looked_up))
+    summed = min((1, repetitions), key=lambda count: abs(np.log(ratio / count)))
+    uneven = {"prefill": rows["pc"], "cached": rows["kp"], "decodes": rows["n"], "longest": rows["kv_big"],
+              "mean": rows["kv_mean"], "seconds": rows["t_skew_us"] * MICROSECOND / summed}  # fmt: skip
+    return attention_table(*points, seconds, file, uneven)
 
 
 def _experts(path: Path, folder: Path) -> Grid:
