@@ -63,7 +63,7 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
                   "notes": []},
         "model": str(meta.get("model", "unknown")),
         "hardware": {"gpu": str(meta.get("hardware", "unknown")), "simulated": False},
-        "settings": {**settings_of(kwargs, version), "engine_kwargs": kwargs},
+        "settings": {**settings_of(kwargs, version), **_kv_cache(meta), "engine_kwargs": kwargs},
         "versions": {"vllm": version} if version else {},
         "interrupted": False,
         "totals": {"requests": len(rows)},
@@ -108,6 +108,20 @@ def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict
     if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8"):
         settings["kv_dtype"] = "fp8"
     return settings
+
+
+def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
+    """The KV pool the engine found, where the run recorded it."""
+    facts = meta.get("kv_cache")
+    if not isinstance(facts, dict):
+        return {}
+    found = {}
+    blocks, size = facts.get("num_gpu_blocks"), facts.get("block_size")
+    if isinstance(size, int) and size > 0:
+        found["page_size"] = size
+        if isinstance(blocks, int) and blocks > 0:
+            found["kv_tokens"] = blocks * size
+    return found
 
 
 def _meta(path: Path) -> dict[str, Any]:

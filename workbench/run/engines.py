@@ -24,6 +24,8 @@ class Engine:
     graphs: dict[str, Any] = field(default_factory=dict)
     host: dict[str, float] = field(default_factory=dict)
     """Fields of the host model."""
+    gpu_step_s: float = 0.0
+    """GPU time of a step beside the model."""
 
     def capture_sizes(self, max_running: int) -> list[int] | None:
         """Batches for which decode graphs are captured; None: the default of the cost models."""
@@ -46,8 +48,8 @@ def load_engine(name: str) -> Engine:
         hint = f"nearest: {near[0]}; " if near else ""
         raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join(presets)}")
     values = dict(presets[name])
-    graphs, host = values.pop("graphs", {}), values.pop("host", {})
-    return Engine(name, values, graphs, host)
+    graphs, host, gpu_step_s = values.pop("graphs", {}), values.pop("host", {}), values.pop("gpu_step_s", 0.0)
+    return Engine(name, values, graphs, host, gpu_step_s)
 
 
 def engine_names() -> list[str]:

@@ -135,6 +135,7 @@ class Instance:
     capture_sizes: list[int]
     mixed_capture_sizes: list[int]
     host: HostModel
+    gpu_step_s: float
     lock_step: bool
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
@@ -191,7 +192,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     host = HostModel(
         **{**engine.host, **_measured_host(settings)}, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp)
     )  # fmt: skip
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, lock_step, budget)
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, engine.gpu_step_s, lock_step, budget)
 
 
 def _measured_host(settings: RunSettings) -> dict[str, float]:

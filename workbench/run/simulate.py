@@ -47,7 +47,7 @@ class SimulatedWorld:
         self._instance_of: dict[str, tuple[int, int]] = {}
         self.cost = cost if cost is not None else build_cost(settings.cost, CostRequest(
             instance.model, instance.gpu, settings.dtype, settings.kv_dtype, instance.tp, instance.pp, settings.ep,
-            instance.capture_sizes, instance.mixed_capture_sizes,
+            instance.capture_sizes, instance.mixed_capture_sizes, instance.gpu_step_s,
         ))  # fmt: skip
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(lambda: self.env.now)

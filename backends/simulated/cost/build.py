@@ -32,6 +32,8 @@ class CostRequest:
     ep: int = 1
     capture_sizes: Sequence[int] = ()
     mixed_capture_sizes: Sequence[int] = ()
+    step_s: float = 0.0
+    """GPU time of a step beside the model; the roofline and fitted costs have it already."""
 
 
 def split(spec: str) -> tuple[str, Path | None]:
@@ -62,7 +64,7 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
     tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
     return ProfileCost(
         tables, want.model, want.gpu, dtype=want.dtype, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
-        capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes,
+        capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes, step_s=want.step_s,
     )  # fmt: skip
 
 

@@ -32,6 +32,10 @@ CALLS = {"layernorm": 2, "qk_norm": 2}
 same class: the two norms around attention, and the norms of queries and of keys."""
 ONCE = ("embedding", "final_layernorm")
 """Operators that run once a step."""
+ATTENTION_KERNELS = 2
+"""Writing the new KV, and attention."""
+EXPERT_KERNELS = 6
+"""Router, choice, alignment, two grouped products and the activation between them."""
 
 
 def is_llmservingsim(path: Path) -> bool:
@@ -99,6 +103,7 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         raise ProfileError(f"{find_table(folder, 'per_sequence')}: no rows of operator 'lm_head'")
     return OperatorTables(
         provenance(path, tp), layer, once, head, _attention(folder, max(int(repetitions), 1)), experts, missing=missing,
+        kernels_per_layer=sum(CALLS.get(name, 1) for name in layer) + ATTENTION_KERNELS + EXPERT_KERNELS * (experts is not None),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.cost.roofline import ACTIVATION_BYTES, RooflineCost
-from backends.simulated.cost.tables import Curve, OperatorTables
+from backends.simulated.cost.tables import Curve, Grid, OperatorTables
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -35,20 +35,24 @@ class ProfileCost:
 
     ``capture_sizes`` are the batches for which decode graphs were captured, ``mixed_capture_sizes`` the token counts for which
     the parts between attention were; empty runs them at their own size. ``ep`` is over how many GPUs the experts are spread.
+    ``step_s`` is what every step runs on the GPU beside the model (staging copies, gathering the last tokens): no table has it.
     """
 
     def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16",
                  tp: int = 1, pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] = (),
-                 mixed_capture_sizes: Sequence[int] = ()) -> None:  # fmt: skip
+                 mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0) -> None:  # fmt: skip
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
+        self._step_s = step_s
+        self._gaps_s = tables.kernels_per_layer * gpu.kernel_overhead_s
         self._shape = RooflineCost(model, gpu, dtype=dtype, kv_dtype=kv_dtype, tp=tp, pp=pp, capture_sizes=[]).stage(0)
         self._stages = [_Stage(tables, model, pp, stage) for stage in range(pp)]
         self.notes: list[str] = []
         """Sentences about look-ups outside the measured range, each once."""
         self._noted: set[str] = set()
         self._reduce_each: dict[int, float] = {}
+        self._uneven_parts: dict[tuple[int, int], Grid] = {}
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -56,7 +60,7 @@ class ProfileCost:
         """Seconds of GPU time of one stage for a batch."""
         at = self._stages[stage]
         tokens = self._computed(batch)
-        seconds = self.linear_s(tokens, stage) + at.layers * self.attention_s(batch)
+        seconds = self.beside_s(batch, stage) + self.linear_s(tokens, stage) + at.layers * self.attention_s(batch)
         if at.last:
             seconds += self.head_s(batch.num_prefill + batch.decode_tokens)
         if self.tp > 1:
@@ -75,6 +79,7 @@ class ProfileCost:
             scale = self.head_s(sequences) / self._stages[-1].head.at(sequences)
             parts |= {name: curve.at(sequences) * scale for name, curve in self.tables.head.items()}
         parts["attention"] = at.layers * self.attention_s(batch)
+        parts["beside the operators"] = self.beside_s(batch, stage)
         if self.tp > 1:
             parts["all_reduce"] = self.reduce_s(tokens, stage)
         if at.moe:
@@ -107,9 +112,18 @@ class ProfileCost:
             if self.tp > 1:
                 seconds += self.reduce_s(count)
             own = max(own, seconds)
-        return own + at.moe * (self.experts_s(sum(tokens)) + self.exchange_s(tokens))
+        whole = max(self.beside_s(batch) for batch in batches if batch is not None)
+        return whole + own + at.moe * (self.experts_s(sum(tokens)) + self.exchange_s(tokens))
 
     # -- its parts ---------------------------------------------------------------------------------------------------
+
+    def beside_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """What a step takes on the GPU beside its operators: staging, and the time between kernels unless a graph replays
+        them (then one starts while the other ends)."""
+        sizes = self._mixed_capture if batch.num_prefill else self._capture
+        if sizes and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]:
+            return self._step_s
+        return self._step_s + self._stages[stage].layers * self._gaps_s
 
     def linear_s(self, tokens: int, stage: int = 0) -> float:
         """Everything of a stage but attention, experts and head."""
@@ -171,7 +185,7 @@ class ProfileCost:
                      "context tokens of a decode")  # fmt: skip
             seconds *= self._beyond(names, ends, (chunk, cached, decodes, mean))
         if unevenness > 0 and attention.uneven is not None:
-            seconds *= 1 + attention.uneven.at(chunk, cached, decodes, unevenness, mean)
+            seconds *= 1 + self._uneven_beside(attention.uneven, chunk, cached).at(decodes, unevenness, mean)
         return seconds
 
     def experts_s(self, tokens: int) -> float:
@@ -213,6 +227,14 @@ class ProfileCost:
         whole = others * ranks / (ranks - 1)
         there = all_to_all_s(whole * (width + self.model.experts * ROUTER_BYTES), ranks, self.gpu)
         return there + all_to_all_s(whole * width, ranks, self.gpu)
+
+    def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
+        """What uneven decodes cost beside a prompt, at the measured prompt nearest to this one: it changes slowly with both."""
+        key = (chunk >> 4, int(cached) >> 8)
+        found = self._uneven_parts.get(key)
+        if found is None:
+            found = self._uneven_parts[key] = grid.near(chunk, cached)
+        return found
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

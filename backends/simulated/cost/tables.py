@@ -82,12 +82,22 @@ class Grid:
         assert values.shape == tuple(len(axis) for axis in self.axes)
         self.ends = [axis[-1] for axis in self.axes]
         """Where the measured range ends, by axis."""
+        self._values = values
+        self._parts: dict[tuple[int, ...], Grid] = {}
         self._flat: list[float] = np.ascontiguousarray(values, np.float64).reshape(-1).tolist()
         strides, step = [], 1
         for length in reversed(values.shape):
             strides.append(step)
             step *= length
         self._strides = strides[::-1]
+
+    def near(self, *first: float) -> Grid:
+        """The part of the grid at the measured points nearest to values on its first axes: a grid over the other axes."""
+        at = tuple(min(range(len(axis)), key=lambda i: abs(axis[i] - x)) for axis, x in zip(self.axes, first, strict=False))
+        part = self._parts.get(at)
+        if part is None:
+            part = self._parts[at] = Grid(self.axes[len(at) :], self._values[at])
+        return part
 
     def at(self, *where: float) -> float:
         """The value at a point."""
@@ -220,5 +230,8 @@ class OperatorTables:
     """(tokens, distinct experts they use): the routed experts of a layer with all its experts on one GPU."""
     all_reduce: Grid | None = None
     """(bytes,): an all-reduce over the tensor-parallel group."""
+    kernels_per_layer: int = 0
+    """Kernels that a layer launches, where the tables hold the kernels' own times: what lies between two of them is then to
+    be added to steps that launch them one by one."""
     missing: list[str] = field(default_factory=list)
     """Operators that were not measured, and what stands in for them."""
