@@ -24,6 +24,17 @@ Loop = Annotated[
     ),
 ]
 Config = Annotated[Optional[Path], option("--config", help="TOML file of settings; flags win.", panel=RUN)]
+Like = Annotated[
+    Optional[Path], option("--like", help="Run record whose settings to take; --config and flags win.", panel=RUN)
+]
+Engine = Annotated[
+    Optional[str],
+    option(
+        "--engine",
+        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.19 | sglang-0.5. Flags win.",
+        panel=SCHED,
+    ),
+]
 Seed = Annotated[Optional[int], option("--seed", help="Seed of everything random. Default 0.", panel=RUN)]
 Model = Annotated[
     Optional[str],
@@ -36,7 +47,14 @@ Model = Annotated[
 Gpu = Annotated[Optional[str], option("--gpu", help="GPU of the catalogue or a TOML file. Default h100.", panel=GPU)]
 Tp = Annotated[Optional[int], option("--tp", help="Tensor parallel GPUs. Default 1.", panel=GPU)]
 Pp = Annotated[Optional[int], option("--pp", help="Pipeline stages. Default 1.", panel=GPU)]
-Ep = Annotated[Optional[int], option("--ep", help="Expert parallel GPUs (equal to tp). Default 1.", panel=GPU)]
+Ep = Annotated[
+    Optional[int],
+    option(
+        "--ep",
+        help="GPUs that experts are spread over: tp, or tp * dp (instances then step together). Default 1.",
+        panel=GPU,
+    ),
+]
 Dtype = Annotated[
     Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4. Default bf16.", panel=GPU)
 ]
@@ -53,7 +71,10 @@ MaxContext = Annotated[
 CudaGraphs = Annotated[
     Optional[bool], option("--cuda-graphs/--no-cuda-graphs", help="Decode in captured graphs. Default on.", panel=GPU)
 ]
-Cost = Annotated[Optional[str], option("--cost", help="Cost model: roofline.", panel=GPU)]
+Cost = Annotated[
+    Optional[str],
+    option("--cost", help="Cost model: roofline | profile:PATH | fitted:PATH. Default roofline.", panel=GPU),
+]
 Batching = Annotated[
     Optional[str], option("--batching", help="prefill-first | mixed. Default prefill-first.", panel=SCHED)
 ]

@@ -26,10 +26,12 @@ def simulate(
     force: Annotated[bool, _option("--force", help="Replace an earlier run in the output folder.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the numbers as JSON.", panel=_RUN)] = False,
     decisions: Annotated[bool, _option("--decisions", help="Also write decisions.jsonl.", panel=_RUN)] = False,
+    like: options.Like = None,
     config: options.Config = None,
     slo_ttft: Annotated[Optional[float], _option("--slo-ttft", help="Seconds; goodput counts requests within it.", panel=_RUN)] = None,
     slo_tpot: Annotated[Optional[float], _option("--slo-tpot", help="Seconds a token; goodput counts requests within it.", panel=_RUN)] = None,
     seed: options.Seed = None,
+    engine: options.Engine = None,
     model: options.Model = None,
     gpu: options.Gpu = None,
     tp: options.Tp = None,
@@ -73,22 +75,22 @@ def simulate(
 ) -> None:  # fmt: skip
     """Replay TRACE under the event loops on a modelled GPU and compare them."""
     given = dict(locals())
-    for name in ("trace", "out", "force", "as_json", "decisions", "config", "format", "tokenizer"):
+    for name in ("trace", "out", "force", "as_json", "decisions", "like", "config", "format", "tokenizer"):
         given.pop(name)
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, config, format, tokenizer, given)
+        _run(trace, out, force, as_json, decisions, like, config, format, tokenizer, given)
 
 
-def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, format: str,
-         tokenizer: Path | None, flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, like: Path | None, config: Path | None,
+         format: str, tokenizer: Path | None, flags: dict[str, Any]) -> None:  # fmt: skip
     from reports.record import prepare_out
     from traces import open_trace
     from traces.reshape import reshape
     from workbench.run.settings import resolve, settings_from
 
-    settings = settings_from(config, flags)
+    settings = settings_from(config, flags, like)
     for name in settings.loops:
         resolve(settings, name)  # everything that can be wrong is wrong before the first second is spent
     trace = open_trace(path, format, tokenizer)
@@ -183,7 +185,7 @@ def _report(records: dict[str, RunRecord], folder: Path, settings: RunSettings, 
     console.print(comparison_table(summaries))
     for line in verdict(summaries):
         console.print(line, highlight=False)
-    for note in first.meta["trace"]["notes"]:
+    for note in (*first.meta["trace"]["notes"], *first.meta["cost_notes"]):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

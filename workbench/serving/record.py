@@ -160,7 +160,7 @@ class RequestTokens:
         row = self._row_of.pop(req.rid, None)
         if row is None:
             return req.tokens
-        return self._table.tokens[row, : req.input_len + max(req.output_len, 0)].copy()
+        return self._table.tokens(row, req.input_len + max(req.output_len, 0)).copy()
 
 
 class TraceSpool:
