@@ -56,7 +56,11 @@ Ep = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4. Default bf16.", panel=GPU)
+    Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4, or auto: as saved (real runners). Default bf16, real: auto.", panel=GPU)
+]
+LoadFormat = Annotated[
+    str,
+    option("--load-format", help="Weights: auto | safetensors | gguf | dummy (random). Default auto.", panel=GPU),
 ]
 KvDtype = Annotated[Optional[str], option("--kv-dtype", help="KV cache: bf16 | fp16 | fp8. Default bf16.", panel=GPU)]
 MemFraction = Annotated[

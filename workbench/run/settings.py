@@ -86,7 +86,7 @@ class RunSettings:
             raise ConfigError(f"mem_fraction: {self.mem_fraction} is not between 0 and 1")
         for name, allowed in (
             ("router", ROUTERS),
-            ("dtype", tuple(DTYPE_BYTES)),
+            ("dtype", ("auto", *DTYPE_BYTES)),
             ("kv_dtype", ("bf16", "fp16", "fp8")),
         ):
             if getattr(self, name) not in allowed:
@@ -146,6 +146,8 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
 
     Raises ConfigError, CatalogueError or ModelDoesNotFit, each with one line.
     """
+    if settings.dtype == "auto":
+        raise ConfigError("dtype: auto is for a real runner, which sees the weights; name one to simulate")
     model, gpu = load_model(settings.model), load_gpu(settings.gpu)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
@@ -237,9 +239,10 @@ def largest_step(settings: RunSettings) -> int:
     return settings.chunk or settings.max_prefill_tokens
 
 
-def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None) -> RunSettings:
+def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None,
+                  defaults: dict[str, Any] | None = None) -> RunSettings:  # fmt: skip
     """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
-    run record ``like``, what a profile is of, and the engine's preset.
+    run record ``like``, what a profile is of, the engine's preset, and ``defaults``.
 
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
@@ -264,7 +267,7 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
     if like is not None:
         values = {**_recorded(like), **values}
     preset = load_engine(values.get("engine", RunSettings.engine)).settings
-    return RunSettings(**{**preset, **_profiled(values), **values})
+    return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
-from workbench.run.settings import Instance, resolve
+from workbench.run.settings import Instance, resolve, scheduler_config
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.settings import ServeSettings
 
@@ -40,6 +40,10 @@ class LiveBackend:
     device: str
     gpus: int
     kv_budget: dict[str, Any]
+    waited: Callable[[], None] | None = None
+    """To be told of every wait that is over."""
+    close: Callable[[], None] | None = None
+    """To be called at the end."""
 
 
 def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iteration: Callable[..., None],
@@ -48,11 +52,10 @@ def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iterat
 
     Raises ValueError, in one line, when it cannot run here.
     """
-    instance = resolve(settings.run, settings.loop)
     if settings.backend == "simulated":
         assert text is not None
-        return _simulated(settings, instance, text, log_iteration, now_s)
-    return _torch(settings, instance, log_iteration)
+        return _simulated(settings, resolve(settings.run, settings.loop), text, log_iteration, now_s)
+    return _torch(settings, log_iteration, now_s)
 
 
 def _simulated(settings: ServeSettings, instance: Instance, text: SyntheticText, log_iteration: Callable[..., None],
@@ -88,16 +91,17 @@ def output_lengths(spec: str | None, seed: int) -> Callable[[int], int | None]:
     return lambda key: lengths.draw(np.random.default_rng((seed, key)))
 
 
-def _torch(settings: ServeSettings, instance: Instance, log_iteration: Callable[..., None]) -> LiveBackend:
+def _torch(settings: ServeSettings, log_iteration: Callable[..., None], now_s: Callable[[], float]) -> LiveBackend:
     try:
-        from backends.torch.backend import make_backend as make_torch_backend  # type: ignore[import-not-found,unused-ignore]
+        from backends.torch.backend import make_backend as make_torch_backend
+        from workbench.run.real import choose_device, device_name, runner_options
     except ImportError as error:
         raise ConfigError(f"backend: {settings.backend} cannot run here: {error}") from error
-    backend: Any = make_torch_backend(settings, instance, log_iteration)
-    config = dataclasses.replace(
-        instance.scheduler, kv_tokens=backend.kv_tokens, max_context=min(backend.max_context, backend.kv_tokens + 1)
-    )
+    device = choose_device(settings.backend)
+    options = runner_options(settings.run, settings.loop, device, settings.load_format)
+    backend = make_torch_backend(options, log_iteration, began_s=time.monotonic() - now_s())
+    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, options.pp)
     return LiveBackend(
-        backend, config, tuple(backend.eos_token_ids), instance.model.vocab, True, settings.backend,
-        str(getattr(backend, "device", settings.backend)), instance.tp * instance.pp, {},
+        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), options.tp * options.pp,
+        {}, backend.rested, backend.close,
     )  # fmt: skip

@@ -69,13 +69,15 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
     http.send(encode(_ready(settings, built)))
     try:
         with heartbeat(vitals, context, addresses.http):
-            drive(loop)
+            drive(loop, built.waited)
     except Ending:
         pass
     finally:
         detokenizer.send(encode(Shutdown()))
         if record is not None:
             record.close()
+        if built.close is not None:
+            built.close()
 
 
 def _ready(settings: ServeSettings, built: LiveBackend) -> Ready:

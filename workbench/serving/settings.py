@@ -25,6 +25,8 @@ class ServeSettings:
     api_key: str | None = None
     served_model_name: str | None = None
     tokenizer: str | None = None
+    load_format: str = "auto"
+    """auto, safetensors, gguf or dummy."""
     time_scale: float = 1.0
     """Real seconds per modelled second (simulated)."""
     simulated_output_tokens: str | None = None
