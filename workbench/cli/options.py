@@ -56,7 +56,12 @@ Ep = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4, or auto: as saved (real runners). Default bf16, real: auto.", panel=GPU)
+    Optional[str],
+    option(
+        "--dtype",
+        help="Weights: bf16 | fp16 | fp32 | fp8 | int4, or auto: as saved (real runners). Default bf16, real: auto.",
+        panel=GPU,
+    ),
 ]
 LoadFormat = Annotated[
     str,
@@ -142,4 +147,29 @@ IgnoreEos = Annotated[
 ]
 MaxTokens = Annotated[
     Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default 4096.", panel=SHAPE)
+]
+
+Out = Annotated[
+    Optional[Path], option("--out", help="Output folder. Default: runs/<trace>, numbered if taken.", panel=RUN)
+]
+Force = Annotated[bool, option("--force", help="Replace an earlier run in the output folder.", panel=RUN)]
+AsJson = Annotated[bool, option("--json", help="Print the numbers as JSON.", panel=RUN)]
+Decisions = Annotated[bool, option("--decisions", help="Also write decisions.jsonl.", panel=RUN)]
+SloTtft = Annotated[
+    Optional[float], option("--slo-ttft", help="Seconds; goodput counts requests within it.", panel=RUN)
+]
+SloTpot = Annotated[
+    Optional[float], option("--slo-tpot", help="Seconds a token; goodput counts requests within it.", panel=RUN)
+]
+Requests = Annotated[Optional[int], option("--requests", help="Only the first N requests.", panel=SHAPE)]
+Rate = Annotated[Optional[float], option("--rate", help="Rescale arrivals to this mean rate, requests/s.", panel=SHAPE)]
+Speedup = Annotated[Optional[float], option("--speedup", help="Divide arrival times by this.", panel=SHAPE)]
+Concurrency = Annotated[
+    Optional[int],
+    option("--concurrency", help="Closed loop: so many at a time, arrivals ignored.", panel=SHAPE),
+]
+Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=SHAPE)]
+TraceTokenizer = Annotated[
+    Optional[Path],
+    option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE),
 ]
