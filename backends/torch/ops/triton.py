@@ -1,0 +1,150 @@
+"""Every operator as Triton kernels: the functions and arguments of :mod:`backends.torch.ops.reference`.
+
+Each function checks its arguments on the host (dtypes, shapes, strides; never values, which would wait for the device),
+then launches. What the kernels do not take raises TypeError or ValueError: nothing is computed some other way instead.
+Any of these can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..kernels import activation, decode_attention as decode, kv_store, norm, prefill_attention as prefill, rope as rotary
+from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / rms(x) * weight`` over the last axis. x: [..., d]; weight: [d] of the same dtype."""
+    check_float("x", x)
+    check_dtype("weight", weight, x.dtype)
+    check_shape("weight", weight, x.shape[-1])
+    check_contiguous("weight", weight)
+    check_last_stride("x", x)
+    if x.dim() not in (2, 3):
+        check_contiguous("x", x)
+    return norm.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual). x, residual: [n, d]; both are overwritten and returned."""
+    check_float("x", x)
+    check_dtype("residual", residual, x.dtype)
+    check_dtype("weight", weight, x.dtype)
+    check_shape("x", x, None, None)
+    check_shape("residual", residual, *x.shape)
+    check_shape("weight", weight, x.shape[-1])
+    check_contiguous("weight", weight)
+    check_last_stride("x", x)
+    check_last_stride("residual", residual)
+    return norm.add_rms_norm(x, residual, weight, eps)
+
+
+def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate halves by position, in place. q: [n, h, d]; k: [n, hk, d]; positions: int64[n]; cos_sin: float32[max, r],
+    the cosines of r/2 angles, then the sines; the first r <= d elements of a head are rotated."""
+    check_float("q", q)
+    check_dtype("k", k, q.dtype)
+    check_dtype("positions", positions, torch.int64)
+    check_dtype("cos_sin", cos_sin, torch.float32)
+    check_shape("q", q, None, None, None)
+    check_shape("k", k, len(q), None, q.shape[2])
+    check_shape("positions", positions, len(q))
+    check_shape("cos_sin", cos_sin, None, None)
+    if cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2]:
+        raise ValueError(f"cos_sin: width {cos_sin.shape[1]} is odd or more than the head size {q.shape[2]}")
+    check_contiguous("positions", positions)
+    check_contiguous("cos_sin", cos_sin)
+    check_last_stride("q", q)
+    check_last_stride("k", k)
+    rotary.rope(q, k, positions, cos_sin)
+    return q, k
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """``silu(x[:, :m]) * x[:, m:]``. x: [n, 2m] -> [n, m]."""
+    check_float("x", x)
+    check_shape("x", x, None, None)
+    if x.shape[1] % 2:
+        raise ValueError(f"x: {x.shape[1]} columns are not two halves")
+    check_last_stride("x", x)
+    return activation.silu_and_mul(x)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write each token's keys and values to its slot. k, v: [n, hk, d]; caches: [s, hk, d]; slots: int64[n]."""
+    check_float("k", k)
+    for name, tensor in (("v", v), ("k_cache", k_cache), ("v_cache", v_cache)):
+        check_dtype(name, tensor, k.dtype)
+        check_last_stride(name, tensor)
+    check_last_stride("k", k)
+    check_dtype("slots", slots, torch.int64)
+    check_shape("k", k, None, None, None)
+    check_shape("v", v, *k.shape)
+    check_shape("k_cache", k_cache, None, *k.shape[1:])
+    check_shape("v_cache", v_cache, *k_cache.shape)
+    check_shape("slots", slots, len(k))
+    check_contiguous("slots", slots)
+    if k_cache.stride() != v_cache.stride():
+        raise ValueError(f"v_cache: strides {v_cache.stride()} are not those of k_cache, {k_cache.stride()}")
+    kv_store.store_kv(k, v, k_cache, v_cache, slots)
+
+
+def _check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor,
+                     page_size: int, window: int | None) -> None:  # fmt: skip
+    check_float("q", q)
+    check_shape("q", q, None, None, None)
+    check_shape("k_cache", k_cache, None, None, q.shape[2])
+    check_shape("v_cache", v_cache, *k_cache.shape)
+    check_last_stride("q", q)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_dtype(name, cache, q.dtype)
+        check_last_stride(name, cache)
+    if q.shape[1] % k_cache.shape[1]:
+        raise ValueError(f"q: {q.shape[1]} heads are not a multiple of the {k_cache.shape[1]} KV heads")
+    check_dtype("page_table", page_table, torch.int32)
+    check_shape("page_table", page_table, None, None)
+    check_last_stride("page_table", page_table)
+    check_dtype("rows", rows, torch.int64)
+    check_shape("rows", rows, None)
+    check_contiguous("rows", rows)
+    check_dtype("seq_lens", seq_lens, torch.int32)
+    check_shape("seq_lens", seq_lens, len(rows))
+    check_contiguous("seq_lens", seq_lens)
+    if page_size < 1:
+        raise ValueError(f"page_size: {page_size} is less than 1")
+    if window is not None and window < 1:
+        raise ValueError(f"window: {window} is less than 1")
+
+
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,
+                     page_size: int, scale: float, window: int | None = None) -> Tensor:  # fmt: skip
+    """One query a request over its whole context, its own token included (already stored).
+
+    q: [b, h, d]; rows: int64[b]; seq_lens: int32[b]; ``window``: only the last so many tokens. Returns [b, h, d]; zeros
+    where a sequence length is 0.
+    """
+    _check_attention(q, k_cache, v_cache, page_table, rows, seq_lens, page_size, window)
+    check_shape("q", q, len(rows), None, None)
+    return decode.decode_attention(
+        q, k_cache, v_cache, page_table, rows, seq_lens, page_size=page_size, scale=scale, window=window
+    )
+
+
+def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
+                      seq_lens: Tensor, *, max_extend: int, page_size: int, scale: float,
+                      window: int | None = None) -> Tensor:  # fmt: skip
+    """Causal attention of several requests' new tokens over their cached prefix and themselves (already stored).
+
+    q: [n, h, d], the requests' new tokens one after another; q_starts: int32[b + 1], where each request's begin;
+    seq_lens: int32[b], context after them; ``max_extend``: no extension is longer. The token at position p sees positions
+    ``p - window + 1 .. p`` (all up to p without a window). Returns [n, h, d].
+    """
+    _check_attention(q, k_cache, v_cache, page_table, rows, seq_lens, page_size, window)
+    check_dtype("q_starts", q_starts, torch.int32)
+    check_shape("q_starts", q_starts, len(rows) + 1)
+    check_contiguous("q_starts", q_starts)
+    return prefill.prefill_attention(
+        q, k_cache, v_cache, page_table, rows, q_starts, seq_lens,
+        max_extend=max_extend, page_size=page_size, scale=scale, window=window,
+    )  # fmt: skip
