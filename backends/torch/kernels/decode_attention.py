@@ -161,13 +161,14 @@ class DecodeConfig(NamedTuple):
 
 
 def decode_config(arch: int, head_dim: int, itemsize: int) -> DecodeConfig:
-    """Blocks of about 16 KB of keys, and as much of values, a few of them in flight; two programs share a multiprocessor.
+    """Blocks of 16 KB of keys and as much of values; two programs share a multiprocessor.
 
-    The loads of a block need its page numbers first, so one stage of the pipeline is spent on those.
+    A block's page numbers are loaded before the block itself, so of a pipeline of 2k + 1 stages k are blocks: three of
+    them (105 KB of shared memory) where that leaves room for two programs, else two (72 KB).
     """
     row = next_power_of_2(head_dim) * itemsize
     block_n = max(16, min(128, 16384 // row))
-    return DecodeConfig(block_n, 3 if arch and arch < 90 else 4, 4, 2)
+    return DecodeConfig(block_n, 7 if arch // 10 in (9, 10) else 5, 4, 2 if arch // 10 in (8, 9, 10) else 1)
 
 
 def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,

@@ -138,21 +138,25 @@ class PrefillConfig(NamedTuple):
 def prefill_config(arch: int, head_dim: int, itemsize: int, rows: int) -> PrefillConfig:
     """``rows``: most (token, query head) rows of one request and KV head; short ones get small tiles.
 
-    Eight warps are two of Hopper's warpgroups, each with 64 rows of a tile: what ``wgmma`` takes at a time.
+    Eight warps are two of Hopper's warpgroups, each with 64 rows of a tile: what ``wgmma`` takes at a time. A block's page
+    numbers are loaded before the block itself, which takes two of the pipeline's stages each way: five keep two blocks of
+    keys and values in flight, three keep one. The sizes are the largest that compile without spilling registers.
     """
     width = next_power_of_2(head_dim)
+    # Compute capabilities 9.0, 10.0 and 10.3 have 227 KB of shared memory a program, others 99 KB or little more.
+    large = arch // 10 in (9, 10)
     if itemsize == 4:
         # Full precision runs on the ordinary units: small tiles keep the accumulators in registers.
-        return PrefillConfig(32, 32 if width <= 128 else 16, 2, 4)
+        return PrefillConfig(32, 32 if width <= 128 else 16, 3, 4)
     if rows <= 32:
-        return PrefillConfig(16 if rows <= 16 else 32, 64 if width <= 128 else 32, 3, 4)
-    if rows <= 64:
-        return PrefillConfig(64, 64 if width <= 128 else 32, 3, 4)
+        return PrefillConfig(16 if rows <= 16 else 32, 64 if width <= 128 else 32, 5, 4)
+    if rows <= 64 or (width > 128 and not large):
+        return PrefillConfig(64, 64 if large and width <= 128 else 32, 5 if width <= 128 else 3, 4 if rows <= 64 else 8)
     if width <= 64:
-        return PrefillConfig(128, 128 if arch >= 90 else 64, 3, 8)
+        return PrefillConfig(128, 128 if arch == 90 else 64, 5, 8)
     if width <= 128:
-        return PrefillConfig(128, 128 if arch == 90 else 64, 3, 8)
-    return PrefillConfig(128 if arch >= 90 else 64, 64 if arch == 90 else 32, 2, 8)
+        return PrefillConfig(128, 64 if large else 32, 5, 8)
+    return PrefillConfig(128, 64 if arch == 90 else 32, 3, 8)
 
 
 def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
