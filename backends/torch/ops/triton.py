@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import activation, decode_attention as decode, kv_store, norm, prefill_attention as prefill, rope as rotary
+from ..kernels import (
+    activation,
+    decode_attention as decode,
+    kv_store,
+    moe as experts,
+    norm,
+    prefill_attention as prefill,
+    rope as rotary,
+)
 from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape
 
 
@@ -148,3 +156,24 @@ def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: T
         q, k_cache, v_cache, page_table, rows, q_starts, seq_lens,
         max_extend=max_extend, page_size=page_size, scale=scale, window=window,
     )  # fmt: skip
+
+
+def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
+    """Mixture of gated experts. x: [n, c]; router_logits: [n, e]; gate_up: [e, 2m, c]; down: [e, c, m].
+
+    Each token goes to the ``top_k`` experts of the largest softmax weight, the lower number in a tie; ``renormalize`` makes
+    the chosen weights add up to one. Returns [n, c].
+    """
+    check_float("x", x)
+    check_float("router_logits", router_logits)
+    check_dtype("gate_up", gate_up, x.dtype)
+    check_dtype("down", down, x.dtype)
+    check_shape("x", x, None, None)
+    check_shape("router_logits", router_logits, len(x), None)
+    check_shape("down", down, router_logits.shape[1], x.shape[1], None)
+    check_shape("gate_up", gate_up, len(down), 2 * down.shape[2], x.shape[1])
+    for name, tensor in (("x", x), ("router_logits", router_logits), ("gate_up", gate_up), ("down", down)):
+        check_last_stride(name, tensor)
+    if not 1 <= top_k <= len(down):
+        raise ValueError(f"top_k: {top_k} is not between 1 and the {len(down)} experts")
+    return experts.moe(x, router_logits, gate_up, down, top_k=top_k, renormalize=renormalize)
