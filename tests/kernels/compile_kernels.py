@@ -22,9 +22,11 @@ from backends.torch.kernels import (
     activation,
     decode_attention as decode,
     kv_store,
+    moe,
     norm,
     prefill_attention as prefill,
     rope,
+    sampling,
 )
 
 
@@ -103,8 +105,46 @@ def elementwise(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     yield build("store_kv", kv_store.store_kv_kernel, arch, types, constants, 4)
 
 
+def experts(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
+    types = {n: f"*{dtype}" for n in ("x", "weight", "out", "logits", "results")}
+    types |= {n: "i32" for n in ("row_stride", "tokens", "pairs", "blocks", "columns", "depth", "x_row",
+                                 "weight_expert", "weight_row", "width")}  # fmt: skip
+    types |= {n: "*i32" for n in ("experts", "counts", "order", "block_expert", "used")}
+    types |= {"weights": "*fp32"}
+    constants = {"EXPERTS": 128, "TOP_K": 8, "RENORMALIZE": True, "BLOCK_E": 128, "BLOCK_K": 8, "ROWS": 8}
+    yield build("route", moe.route_kernel, arch, types, constants, 4)
+    yield build("count", moe.count_kernel, arch, types, {"BLOCK": 2048}, 4)
+    constants = {"EXPERTS": 128, "BLOCK_E": 128, "BLOCK_M": 64, "BLOCK": 2048}
+    yield build("place", moe.place_kernel, arch, types, constants, 4)
+    for mean in (1, 32, 100, 1000):
+        for gated in (True, False):
+            c = moe.moe_config(arch, 4 if dtype == "fp32" else 2, 128 * mean, 128, gated)
+            constants = {"PER_TOKEN": 8 if gated else 1, "GATED": gated, "EVEN": True, "GROUP": c.group,
+                         "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "STAGES": c.stages}  # fmt: skip
+            name = f"grouped/{'gated' if gated else 'plain'}/mean{mean}"
+            yield build(name, moe.grouped_kernel, arch, types, constants, c.warps)
+    yield build("grouped/uneven", moe.grouped_kernel, arch, types, constants | {"EVEN": False}, c.warps)
+    yield build("combine", moe.combine_kernel, arch, types, {"TOP_K": 8, "BLOCK": 2048}, 8)
+
+
+def choosing(arch: int) -> Iterator[dict[str, Any]]:
+    types = {n: "*fp32" for n in ("logits", "maxima", "temperature", "top_p", "min_p", "chosen", "values", "repetition",
+                                  "presence", "frequency")}  # fmt: skip
+    types |= {n: "*i64" for n in ("tokens", "seeds", "positions", "ids")}
+    types |= {"selected": "*i32", "top_k": "*i32", "output_counts": "*i32", "in_prompt": "*u8"}
+    types |= {n: "i32" for n in ("row_stride", "group_stride", "vocab", "count_stride", "prompt_stride")}
+    wide, small, warps = sampling._blocks(152_064, None)
+    steps = {"BLOCK": wide, "SMALL": small, "GROUP": sampling.GROUP, "STAGES": sampling.STAGES}
+    for noise, filtered in ((False, False), (True, False), (True, True)):
+        name = f"sample/noise={noise}/filtered={filtered}"
+        yield build(name, sampling.sample_kernel, arch, types, steps | {"NOISE": noise, "FILTERED": filtered}, warps)
+    for top in (0, 20):
+        yield build(f"logprobs/{top}", sampling.logprobs_kernel, arch, types, steps | {"TOP": top}, warps)
+    yield build("penalize", sampling.penalize_kernel, arch, types, {"BLOCK": 4096}, 8)
+
+
 def main(arch: int) -> None:
-    for group in (attention, elementwise):
+    for group in (attention, elementwise, experts, choosing):
         for result in group(arch):
             print(json.dumps(result), flush=True)
 

@@ -18,6 +18,7 @@ from ..kernels import (
     norm,
     prefill_attention as prefill,
     rope as rotary,
+    sampling,
 )
 from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape
 
@@ -177,3 +178,63 @@ def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_
     if not 1 <= top_k <= len(down):
         raise ValueError(f"top_k: {top_k} is not between 1 and the {len(down)} experts")
     return experts.moe(x, router_logits, gate_up, down, top_k=top_k, renormalize=renormalize)
+
+
+def _check_logits(logits: Tensor) -> None:
+    check_dtype("logits", logits, torch.float32)
+    check_shape("logits", logits, None, None)
+    check_last_stride("logits", logits)
+    if logits.shape[1] == 0:
+        raise ValueError("logits: the vocabulary is empty")
+
+
+def _check_per_row(rows: int, dtype: torch.dtype, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        check_dtype(name, tensor, dtype)
+        check_shape(name, tensor, rows)
+        check_contiguous(name, tensor)
+
+
+def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
+             frequency: Tensor) -> None:  # fmt: skip
+    """Apply the three penalties to float32 logits [n, v] in place.
+
+    output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n]. Repetition first
+    (over prompt and output), then frequency and presence (over the output).
+    """
+    _check_logits(logits)
+    check_dtype("output_counts", output_counts, torch.int32)
+    check_dtype("in_prompt", in_prompt, torch.bool)
+    for name, tensor in (("output_counts", output_counts), ("in_prompt", in_prompt)):
+        check_shape(name, tensor, *logits.shape)
+        check_last_stride(name, tensor)
+    _check_per_row(len(logits), torch.float32, repetition=repetition, presence=presence, frequency=frequency)
+    sampling.penalize(logits, output_counts, in_prompt, repetition, presence, frequency)
+
+
+def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+           positions: Tensor, *, all_greedy: bool = False, filtered: bool = True) -> Tensor:  # fmt: skip
+    """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
+
+    logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
+    positions: int64[n], the index of the sampled token in its sequence. ``all_greedy`` promises that every temperature is
+    0, ``filtered=False`` that no row has a filter: both save work that the host cannot see to be needless. Filters and
+    noise are those of the reference; of equal scores the lower token wins. Returns int64[n].
+    """
+    _check_logits(logits)
+    _check_per_row(len(logits), torch.float32, temperature=temperature, top_p=top_p, min_p=min_p)
+    _check_per_row(len(logits), torch.int32, top_k=top_k)
+    _check_per_row(len(logits), torch.int64, seeds=seeds, positions=positions)
+    return sampling.sample(
+        logits, temperature, top_k, top_p, min_p, seeds, positions, all_greedy=all_greedy, filtered=filtered
+    )
+
+
+def logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probabilities before temperature and filters: (of ``tokens``, float32[n]; the ``top`` largest, float32[n, top];
+    their ids, int64[n, top], lower ones first in a tie). logits: float32[n, v]; tokens: int64[n]."""
+    _check_logits(logits)
+    _check_per_row(len(logits), torch.int64, tokens=tokens)
+    if not 0 <= top <= logits.shape[1]:
+        raise ValueError(f"top: {top} is not between 0 and the {logits.shape[1]} tokens of the vocabulary")
+    return sampling.logprobs(logits, tokens, top)
