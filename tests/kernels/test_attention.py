@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from backends.torch.kernels import decode_attention as decode, prefill_attention as prefill
-from backends.torch.ops import reference, triton as ops
+from backends.torch.kernels import decode_attention as decode
+from backends.torch.kernels import prefill_attention as prefill
+from backends.torch.ops import reference
+from backends.torch.ops import triton as ops
 
 from .tensors import close, randn
 
@@ -219,9 +221,9 @@ def test_attention_names_the_arguments_it_does_not_take(device):
     options = {"page_size": 16, "scale": 1.0}
     with pytest.raises(ValueError, match="q: 3 heads are not a multiple of the 2 KV heads"):
         ops.decode_attention(q[:, :3], *cache.arguments(), **options)
-    with pytest.raises(TypeError, match="k_cache: torch.float32 where torch.float16"):
+    with pytest.raises(TypeError, match=r"k_cache: torch\.float32 where torch\.float16"):
         ops.decode_attention(q.half(), *cache.arguments(), **options)
-    with pytest.raises(TypeError, match="seq_lens: torch.int64"):
+    with pytest.raises(TypeError, match=r"seq_lens: torch\.int64"):
         ops.decode_attention(q, *cache.arguments()[:4], cache.seq_lens.long(), **options)
     with pytest.raises(ValueError, match="window: 0"):
         ops.decode_attention(q, *cache.arguments(), **options, window=0)

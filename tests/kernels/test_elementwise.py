@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backends.torch.ops import reference, triton as ops
+from backends.torch.ops import reference
+from backends.torch.ops import triton as ops
 
 from .tensors import close, randn
 
@@ -87,9 +88,9 @@ def test_store_kv_writes_the_named_slots_and_no_others(heads, width, dtype, devi
 
 def test_arguments_the_kernels_do_not_take_are_named(device):
     x = torch.ones((2, 8), device=device)
-    with pytest.raises(TypeError, match="x: torch.float64"):
+    with pytest.raises(TypeError, match=r"x: torch\.float64"):
         ops.rms_norm(x.double(), torch.ones(8, device=device), 1e-5)
-    with pytest.raises(TypeError, match="weight: torch.float16 where torch.float32"):
+    with pytest.raises(TypeError, match=r"weight: torch\.float16 where torch\.float32"):
         ops.rms_norm(x, torch.ones(8, device=device, dtype=torch.float16), 1e-5)
     with pytest.raises(ValueError, match="weight: shape"):
         ops.add_rms_norm(x, x.clone(), torch.ones(7, device=device), 1e-5)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from backends.torch.kernels import moe as kernels
-from backends.torch.ops import reference, triton as ops
+from backends.torch.ops import reference
+from backends.torch.ops import triton as ops
 
 from .tensors import close, randn
 
@@ -107,5 +108,5 @@ def test_arguments_that_do_not_fit_are_named(device):
         ops.moe(x, logits, gate_up, down, top_k=5, renormalize=True)
     with pytest.raises(ValueError, match="gate_up: shape"):
         ops.moe(x, logits, gate_up[:, :16], down, top_k=1, renormalize=True)
-    with pytest.raises(TypeError, match="down: torch.float16"):
+    with pytest.raises(TypeError, match=r"down: torch\.float16"):
         ops.moe(x, logits, gate_up, down.half(), top_k=1, renormalize=True)

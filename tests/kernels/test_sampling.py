@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from backends.torch.kernels import sampling as kernels
-from backends.torch.ops import reference, triton as ops
+from backends.torch.ops import reference
+from backends.torch.ops import triton as ops
 
 from .tensors import randn
 
@@ -258,14 +259,14 @@ def test_log_probabilities_of_forbidden_tokens_are_minus_infinity(device):
 def test_arguments_that_do_not_fit_are_named(device):
     logits = torch.zeros((2, 10), device=device)
     arguments = batch(2, device)
-    with pytest.raises(TypeError, match="logits: torch.float16"):
+    with pytest.raises(TypeError, match=r"logits: torch\.float16"):
         ops.sample(logits.half(), *arguments)
-    with pytest.raises(TypeError, match="top_k: torch.int64"):
+    with pytest.raises(TypeError, match=r"top_k: torch\.int64"):
         ops.sample(logits, arguments[0], arguments[1].long(), *arguments[2:])
     with pytest.raises(ValueError, match="temperature: shape"):
         ops.sample(logits, arguments[0][:1], *arguments[1:])
     with pytest.raises(ValueError, match="top: 11"):
         ops.logprobs(logits, torch.zeros(2, dtype=torch.int64, device=device), 11)
-    with pytest.raises(TypeError, match="in_prompt: torch.int32"):
+    with pytest.raises(TypeError, match=r"in_prompt: torch\.int32"):
         counts = torch.zeros((2, 10), dtype=torch.int32, device=device)
         ops.penalize(logits, counts, counts, *[arguments[2]] * 3)

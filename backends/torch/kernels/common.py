@@ -54,7 +54,7 @@ def check_dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
 
 def check_shape(name: str, x: Tensor, *shape: int | None) -> None:
     """Raise ValueError unless ``x`` has this shape; None stands for any size."""
-    if x.dim() != len(shape) or any(want is not None and have != want for have, want in zip(x.shape, shape)):
+    if x.dim() != len(shape) or any(shape[i] not in (None, size) for i, size in enumerate(x.shape)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: shape {tuple(x.shape)} where [{wanted}] is wanted")
 

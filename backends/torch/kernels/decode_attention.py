@@ -94,7 +94,9 @@ def decode_kernel(q, k_cache, v_cache, out, partial, partial_lse, page_table, ro
             weights = tl.exp2(scores - larger[:, None])
             shrink = tl.exp2(largest - larger)
             total = total * shrink + tl.sum(weights, 1)
-            values = tl.load(v_cache + kv_head * v_head + slot[:, None] * v_slot + column[None, :], mask=mask, other=0.0)
+            values = tl.load(
+                v_cache + kv_head * v_head + slot[:, None] * v_slot + column[None, :], mask=mask, other=0.0
+            )
             acc = tl.dot(weights.to(values.dtype), values, acc * shrink[:, None], input_precision="ieee")
             largest = larger
 

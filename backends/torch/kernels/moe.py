@@ -109,7 +109,9 @@ def grouped_kernel(x, weight, out, order, block_expert, used, pairs, blocks, col
         step = tl.arange(0, BLOCK_K)
         x_at = x + (pair // PER_TOKEN)[:, None] * x_row + step[None, :]
         first_at = weight + expert * weight_expert + column[:, None].to(tl.int64) * weight_row + step[None, :]
-        second_at = weight + expert * weight_expert + (column + columns)[:, None].to(tl.int64) * weight_row + step[None, :]
+        second_at = (
+            weight + expert * weight_expert + (column + columns)[:, None].to(tl.int64) * weight_row + step[None, :]
+        )
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         second = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         wanted = (column < columns)[:, None]
@@ -133,7 +135,9 @@ def grouped_kernel(x, weight, out, order, block_expert, used, pairs, blocks, col
         if GATED:
             active = silu(result.to(tl.float32)).to(dtype).to(tl.float32)
             result = (active * second.to(dtype).to(tl.float32)).to(dtype)
-        tl.store(out + pair[:, None] * columns + column[None, :], result, mask=real[:, None] & (column < columns)[None, :])
+        tl.store(
+            out + pair[:, None] * columns + column[None, :], result, mask=real[:, None] & (column < columns)[None, :]
+        )
 
 
 @triton.jit

@@ -51,11 +51,10 @@ def _attend(acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, p
                 seen = seen & (at[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
         larger = tl.maximum(largest, tl.max(scores, 1))
+        base = larger
         if MASKED and WINDOW > 0:
             # A row may see nothing of the first blocks of its tile.
             base = tl.where(larger == float("-inf"), 0.0, larger)
-        else:
-            base = larger
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(largest - base)
         total = total * shrink + tl.sum(weights, 1)
@@ -88,7 +87,9 @@ def prefill_kernel(q, k_cache, v_cache, out, page_table, rows, q_starts, seq_len
         column = tl.arange(0, BLOCK_D)
         row_mask = (token < extend)[:, None] & (column < WIDTH)[None, :]
         at_token = (start + token).to(tl.int64)
-        query = tl.load(q + at_token[:, None] * q_token + head[:, None] * q_head + column[None, :], mask=row_mask, other=0.0)
+        query = tl.load(
+            q + at_token[:, None] * q_token + head[:, None] * q_head + column[None, :], mask=row_mask, other=0.0
+        )
 
         lowest = prefix + tile * BLOCK_M // GROUP
         highest = tl.minimum(prefix + (tile * BLOCK_M + BLOCK_M - 1) // GROUP, length - 1)
@@ -140,14 +141,14 @@ def prefill_config(arch: int, head_dim: int, itemsize: int, rows: int) -> Prefil
 
     Eight warps are two of Hopper's warpgroups, each with 64 rows of a tile: what ``wgmma`` takes at a time. A block's page
     numbers are loaded before the block itself, which takes two of the pipeline's stages each way: five keep two blocks of
-    keys and values in flight, three keep one. The sizes are the largest that compile without spilling registers.
+    keys and values in flight, three keep one. The sizes are large ones that ptxas compiles without spilling.
     """
     width = next_power_of_2(head_dim)
     # Compute capabilities 9.0, 10.0 and 10.3 have 227 KB of shared memory a program, others 99 KB or little more.
     large = arch // 10 in (9, 10)
     if itemsize == 4:
         # Full precision runs on the ordinary units: small tiles keep the accumulators in registers.
-        return PrefillConfig(32, 32 if width <= 128 else 16, 3, 4)
+        return PrefillConfig(32 if width <= 128 else 16, 32 if width <= 128 else 16, 3, 8)
     if rows <= 32:
         return PrefillConfig(16 if rows <= 16 else 32, 64 if width <= 128 else 32, 5, 4)
     if rows <= 64 or (width > 128 and not large):

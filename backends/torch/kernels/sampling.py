@@ -188,9 +188,13 @@ def sample_kernel(logits, tokens, maxima, selected, temperature, top_k, top_p, m
         by_rank = (k > 0) & (k < vocab)
         # The noise is most of the work. Greedy rows need none, and those with a top_k only for what that leaves.
         if (heat <= 0) | by_rank:
-            winner, top, total = _row_pass(base, maxima, vocab, key, scale, False, FILTERED, False, BLOCK, GROUP, STAGES)
+            winner, top, total = _row_pass(
+                base, maxima, vocab, key, scale, False, FILTERED, False, BLOCK, GROUP, STAGES
+            )
         else:
-            winner, top, total = _row_pass(base, maxima, vocab, key, scale, True, FILTERED, FILTERED, BLOCK, GROUP, STAGES)
+            winner, top, total = _row_pass(
+                base, maxima, vocab, key, scale, True, FILTERED, FILTERED, BLOCK, GROUP, STAGES
+            )
     if FILTERED:
         share = tl.load(top_p + row)
         least = tl.load(min_p + row)
@@ -203,10 +207,9 @@ def sample_kernel(logits, tokens, maxima, selected, temperature, top_k, top_p, m
             floor = tl.where(least > 0.0, floor, float("-inf"))
             # With a top_k nothing was drawn yet: the first winner is sought above -inf.
             value = tl.where(by_rank, float("-inf"), tl.load(base + winner))
+            bound = tl.maximum(value, floor)
             if by_rank:
                 bound = _bound_of_top(maxima, groups, k, top, SMALL, GROUP)
-            else:
-                bound = tl.maximum(value, floor)
             elements = _select(maxima, selected, groups, bound, SMALL) * GROUP
             tl.debug_barrier()
             if by_rank:

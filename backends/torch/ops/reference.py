@@ -129,8 +129,9 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
     positions: int64[n], the index of the sampled token in its sequence. Filters apply one after another to the softmax of
     logits / temperature: top_k, then top_p of what is left (renormalised), then min_p relative to the largest. Ties at a
-    threshold are all kept, and the likeliest token always is. The draw is an argmax over Gumbel noise that depends on (seed, position, token) alone, so a
-    request's tokens do not depend on its batch. Returns int64[n].
+    threshold are all kept, and the likeliest token always is. The draw is an argmax over Gumbel noise that depends on
+    (seed, position, token) alone, so a request's tokens do not depend on its batch; of a seed and a position the low 32
+    bits count. Returns int64[n].
 
     What the caller knows without asking the device saves work: ``all_greedy`` promises that every temperature is 0,
     ``filtered=False`` that no row has a filter (top_k 0, top_p 1, min_p 0).

@@ -12,13 +12,21 @@ from torch import Tensor
 
 from ..kernels import (
     activation,
-    decode_attention as decode,
     kv_store,
-    moe as experts,
     norm,
-    prefill_attention as prefill,
-    rope as rotary,
     sampling,
+)
+from ..kernels import (
+    decode_attention as decode,
+)
+from ..kernels import (
+    moe as experts,
+)
+from ..kernels import (
+    prefill_attention as prefill,
+)
+from ..kernels import (
+    rope as rotary,
 )
 from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape
 
