@@ -33,7 +33,6 @@ from backends.torch.kernels import (
     prefill_attention as prefill,
 )
 
-
 MAIN = 90
 """The architecture whose every variant is compiled; of the others, the outermost ones."""
 
@@ -146,7 +145,19 @@ def choosing(arch: int) -> Iterator[dict[str, Any]]:
                                   "presence", "frequency")}  # fmt: skip
     types |= {n: "*i64" for n in ("tokens", "seeds", "positions", "ids")}
     types |= {"selected": "*i32", "top_k": "*i32", "output_counts": "*i32", "in_prompt": "*u8"}
-    types |= {n: "i32" for n in ("row_stride", "group_stride", "vocab", "count_stride", "prompt_stride")}
+    types |= {
+        n: "i32"
+        for n in (
+            "row_stride",
+            "group_stride",
+            "vocab",
+            "count_stride",
+            "prompt_stride",
+            "repetition_stride",
+            "presence_stride",
+            "frequency_stride",
+        )
+    }
     wide, small, warps = sampling._blocks(152_064, None)
     steps = {"BLOCK": wide, "SMALL": small, "GROUP": sampling.GROUP, "STAGES": sampling.STAGES}
     variants = [(False, False), (True, False), (True, True)]

@@ -216,10 +216,8 @@ def test_penalties_agree(vocab, device):
     generator = torch.Generator().manual_seed(17)
     counts = torch.randint(0, 4, (5, vocab), generator=generator, dtype=torch.int32).to(device)
     in_prompt = (torch.rand((5, vocab), generator=generator) < 0.3).to(device)
-    numbers = [
-        torch.tensor(values, device=device)
-        for values in ([1.0, 1.3, 0.8, 1.0, 1.0], [0.0, 0.5, 0.0, -1.0, 0.0], [0.0, 0.2, 0.0, 0.0, 0.7])
-    ]
+    table = [[1.0, 0.0, 0.0], [1.3, 0.5, 0.2], [0.8, 0.0, 0.0], [1.0, -1.0, 0.0], [1.0, 0.0, 0.7]]
+    numbers = torch.tensor(table, device=device).unbind(1)
     expected, result = logits.clone(), logits.clone()
     reference.penalize(expected, counts, in_prompt, *numbers)
     ops.penalize(result, counts, in_prompt, *numbers)

@@ -293,12 +293,13 @@ def logprobs_kernel(logits, tokens, chosen, values, ids, maxima, selected, row_s
 
 @triton.jit
 def penalize_kernel(logits, output_counts, in_prompt, repetition, presence, frequency, row_stride, count_stride,
-                    prompt_stride, vocab, BLOCK: tl.constexpr):  # fmt: skip
+                    prompt_stride, repetition_stride, presence_stride, frequency_stride, vocab,
+                    BLOCK: tl.constexpr):  # fmt: skip
     """One row along axis 0, BLOCK tokens along axis 1, in place. A row without penalties is not read."""
     row = tl.program_id(0).to(tl.int64)
-    repeated = tl.load(repetition + row)
-    present = tl.load(presence + row)
-    frequent = tl.load(frequency + row)
+    repeated = tl.load(repetition + row * repetition_stride)
+    present = tl.load(presence + row * presence_stride)
+    frequent = tl.load(frequency + row * frequency_stride)
     if (repeated != 1.0) | (present != 0.0) | (frequent != 0.0):
         token = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         mask = token < vocab
@@ -370,5 +371,6 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
         prompt = in_prompt.view(torch.uint8)
         penalize_kernel[(rows, cdiv(vocab, block))](
             logits, output_counts, prompt, repetition, presence, frequency, logits.stride(0),
-            output_counts.stride(0), prompt.stride(0), vocab, BLOCK=block, num_warps=max(1, min(8, block // 512)),
+            output_counts.stride(0), prompt.stride(0), repetition.stride(0), presence.stride(0), frequency.stride(0),
+            vocab, BLOCK=block, num_warps=max(1, min(8, block // 512)),
         )  # fmt: skip

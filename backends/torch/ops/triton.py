@@ -196,19 +196,21 @@ def _check_logits(logits: Tensor) -> None:
         raise ValueError("logits: the vocabulary is empty")
 
 
-def _check_per_row(rows: int, dtype: torch.dtype, **tensors: Tensor) -> None:
+def _check_per_row(rows: int, dtype: torch.dtype, *, strided: bool = False, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         check_dtype(name, tensor, dtype)
         check_shape(name, tensor, rows)
-        check_contiguous(name, tensor)
+        if not strided:
+            check_contiguous(name, tensor)
 
 
 def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
              frequency: Tensor) -> None:  # fmt: skip
     """Apply the three penalties to float32 logits [n, v] in place.
 
-    output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n]. Repetition first
-    (over prompt and output), then frequency and presence (over the output).
+    output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n], of any stride, so
+    that columns of one table will do. Repetition first (over prompt and output), then frequency and presence (over the
+    output).
     """
     _check_logits(logits)
     check_dtype("output_counts", output_counts, torch.int32)
@@ -216,7 +218,8 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
     for name, tensor in (("output_counts", output_counts), ("in_prompt", in_prompt)):
         check_shape(name, tensor, *logits.shape)
         check_last_stride(name, tensor)
-    _check_per_row(len(logits), torch.float32, repetition=repetition, presence=presence, frequency=frequency)
+    numbers = {"repetition": repetition, "presence": presence, "frequency": frequency}
+    _check_per_row(len(logits), torch.float32, strided=True, **numbers)
     sampling.penalize(logits, output_counts, in_prompt, repetition, presence, frequency)
 
 
