@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,11 +40,12 @@ class Ending(Exception):
 class LiveInbox:
     """What other processes send, as messages of the scheduler. ``socket`` is this process's PULL socket."""
 
-    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals) -> None:
+    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals, rested: Callable[[], None]) -> None:
         self._socket = socket
         self._outbox = outbox
         self._http = http
         self._vitals = vitals
+        self._rested = rested
         self._done: list[Done] = []
 
     def drain(self) -> list[object]:
@@ -86,6 +86,7 @@ class LiveInbox:
         self._vitals.resting()
         self._socket.poll()
         self._vitals.moved()
+        self._rested()
 
 
 class LiveOutbox:
@@ -201,11 +202,3 @@ def _emitting(batch: ScheduleBatch) -> np.ndarray | None:
     if batch.dropped:
         emits[list(batch.dropped)] = False
     return emits
-
-
-Now = Callable[[], float]
-
-
-def monotonic_since(epoch_s: float) -> Now:
-    """The monotonic clock counted from ``epoch_s`` of it."""
-    return lambda: time.monotonic() - epoch_s
