@@ -106,6 +106,10 @@ class RealtimeBackend:
     def cpu(self) -> Wait:
         return None  # real CPU time has passed already
 
+    def rested(self) -> None:
+        """The CPU has waited for something else than a batch."""
+        self._cpu_mark_s = time.thread_time()
+
     def _write(self, forward: RealtimeForward, process_s: float) -> None:
         batch = forward.batch
         for stage, start in enumerate(forward.starts_s):

@@ -26,8 +26,8 @@ PATIENCE_S = 60.0
 _MAIN = "from workbench.cli.main import main; main()"
 
 
-def command(*flags: str, model: str = MODEL) -> list[str]:
-    return [sys.executable, "-c", _MAIN, "serve", model, "--backend", "simulated", "--port", "0", *flags]
+def command(*flags: str, model: str = MODEL, backend: str = "simulated") -> list[str]:
+    return [sys.executable, "-c", _MAIN, "serve", model, "--backend", backend, "--port", "0", *flags]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -35,13 +35,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Server:
-    """``workbench serve --backend simulated`` on a free port. Modelled time does not pass unless asked to."""
+    """``workbench serve`` on a free port. Modelled time does not pass unless asked to."""
 
-    def __init__(self, *flags: str, model: str = MODEL, **env: str) -> None:
-        if "--time-scale" not in flags:
+    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", **env: str) -> None:
+        if "--time-scale" not in flags and backend == "simulated":
             flags = (*flags, "--time-scale", "0")
         self.process = subprocess.Popen(
-            command(*flags, model=model),
+            command(*flags, model=model, backend=backend),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

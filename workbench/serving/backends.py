@@ -14,7 +14,8 @@ from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
-from workbench.run.settings import Instance, resolve, scheduler_config
+from workbench.run.real import choose_device, device_name, runner_options
+from workbench.run.settings import resolve, scheduler_config
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.settings import ServeSettings
 
@@ -40,26 +41,28 @@ class LiveBackend:
     device: str
     gpus: int
     kv_budget: dict[str, Any]
-    waited: Callable[[], None] | None = None
-    """To be told of every wait that is over."""
-    close: Callable[[], None] | None = None
+    rested: Callable[[], None]
+    """To be called when a wait of its loop is over."""
+    close: Callable[[], None]
     """To be called at the end."""
 
 
 def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iteration: Callable[..., None],
-                 now_s: Callable[[], float]) -> LiveBackend:  # fmt: skip
-    """Build the backend that ``settings`` ask for; ``text`` is needed by the simulated one.
+                 epoch_s: float) -> LiveBackend:  # fmt: skip
+    """Build the backend that ``settings`` ask for; ``text`` is needed by the simulated one. Times of iterations count from
+    ``epoch_s`` of the monotonic clock.
 
     Raises ValueError, in one line, when it cannot run here.
     """
-    if settings.backend == "simulated":
-        assert text is not None
-        return _simulated(settings, resolve(settings.run, settings.loop), text, log_iteration, now_s)
-    return _torch(settings, log_iteration, now_s)
+    if settings.backend != "simulated":
+        return _torch(settings, log_iteration, epoch_s)
+    assert text is not None
+    return _simulated(settings, text, log_iteration, epoch_s)
 
 
-def _simulated(settings: ServeSettings, instance: Instance, text: SyntheticText, log_iteration: Callable[..., None],
-               now_s: Callable[[], float]) -> LiveBackend:  # fmt: skip
+def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Callable[..., None],
+               epoch_s: float) -> LiveBackend:  # fmt: skip
+    instance = resolve(settings.run, settings.loop)
     run, config = settings.run, instance.scheduler
     cost = RooflineCost(
         instance.model, instance.gpu, dtype=run.dtype, kv_dtype=run.kv_dtype, tp=instance.tp, pp=instance.pp, ep=run.ep,
@@ -69,11 +72,13 @@ def _simulated(settings: ServeSettings, instance: Instance, text: SyntheticText,
         text.writable_ids, text.eos_token_id, config.max_running_per_slot * config.slots,
         output_lengths(settings.simulated_output_tokens, run.seed),
     )  # fmt: skip
-    backend = RealtimeBackend(cost, sampler, log_iteration, now_s, settings.time_scale, instance.pp)
+    backend = RealtimeBackend(
+        cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
+    )
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
-        instance.tp * instance.pp, instance.kv_budget,
+        instance.tp * instance.pp, instance.kv_budget, backend.rested, lambda: None,
     )  # fmt: skip
 
 
@@ -91,17 +96,17 @@ def output_lengths(spec: str | None, seed: int) -> Callable[[int], int | None]:
     return lambda key: lengths.draw(np.random.default_rng((seed, key)))
 
 
-def _torch(settings: ServeSettings, log_iteration: Callable[..., None], now_s: Callable[[], float]) -> LiveBackend:
+def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s: float) -> LiveBackend:
     try:
         from backends.torch.backend import make_backend as make_torch_backend
-        from workbench.run.real import choose_device, device_name, runner_options
     except ImportError as error:
         raise ConfigError(f"backend: {settings.backend} cannot run here: {error}") from error
     device = choose_device(settings.backend)
     options = runner_options(settings.run, settings.loop, device, settings.load_format)
-    backend = make_torch_backend(options, log_iteration, began_s=time.monotonic() - now_s())
-    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, options.pp)
+    backend = make_torch_backend(options, log_iteration, began_s=epoch_s)
+    tp, pp = settings.run.layout(settings.loop)
+    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, pp)
     return LiveBackend(
-        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), options.tp * options.pp,
-        {}, backend.rested, backend.close,
+        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp, {},
+        backend.rested, backend.close,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.backends import LiveBackend, SyntheticText, make_backend
-from workbench.serving.live import Ending, LiveInbox, LiveOutbox, monotonic_since
+from workbench.serving.live import Ending, LiveInbox, LiveOutbox
 from workbench.serving.messages import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 from workbench.serving.process import begin_child
 from workbench.serving.record import LiveRecord
@@ -22,8 +22,8 @@ from workbench.serving.settings import ServeSettings
 from workbench.serving.vitals import Vitals, heartbeat
 
 
-class _BadStart(Exception):
-    """The settings cannot be served."""
+class _Failure(Exception):
+    """The process cannot go on, and has said so."""
 
 
 def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None) -> None:
@@ -31,31 +31,35 @@ def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticTex
     begin_child()
     context: Any = zmq.Context()
     http = push_socket(context, addresses.http)
-    failed = None
     try:
         _run(settings, addresses, text, context, http)
-    except _BadStart as error:
-        failed = Failed(str(error), True)
-    except RecordError as error:
-        failed = Failed(f"the record is not complete: {error}", False)
-    except Exception as error:
-        traceback.print_exc(file=sys.stderr)
-        failed = Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)
-    if failed is not None:
-        http.send(encode(failed))
+        failed = False
+    except _Failure:
+        failed = True
     context.destroy(linger=1000)
-    sys.exit(failed is not None)
+    sys.exit(failed)
 
 
 def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None, context: Any, http: Any) -> None:
     epoch_s = time.monotonic()
-    now_s = monotonic_since(epoch_s)
     log = _IterationTee()
     try:
-        built = make_backend(settings, text, log, now_s)
-        scheduler = Scheduler(built.scheduler, eos_token_ids=built.eos_token_ids, clock=now_s)
+        built = make_backend(settings, text, log, epoch_s)
     except ValueError as error:  # every error of bad input is one
-        raise _BadStart(str(error)) from error
+        http.send(encode(Failed(str(error), True)))
+        raise _Failure from error
+    try:
+        _serve(settings, addresses, built, log, epoch_s, context, http)
+    finally:
+        built.close()
+
+
+def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, log: _IterationTee, epoch_s: float,
+           context: Any, http: Any) -> None:  # fmt: skip
+    def now_s() -> float:
+        return time.monotonic() - epoch_s
+
+    scheduler = Scheduler(built.scheduler, eos_token_ids=built.eos_token_ids, clock=now_s)
     record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
     vitals = Vitals(scheduler)
     log.vitals, log.record = vitals, record
@@ -69,15 +73,26 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
     http.send(encode(_ready(settings, built)))
     try:
         with heartbeat(vitals, context, addresses.http):
-            drive(loop, built.waited)
+            drive(loop, built.rested)
     except Ending:
-        pass
-    finally:
         detokenizer.send(encode(Shutdown()))
-        if record is not None:
-            record.close()
-        if built.close is not None:
-            built.close()
+        _close(record, http)
+    except Exception as error:
+        # Said before the record is written: clients wait.
+        traceback.print_exc(file=sys.stderr)
+        http.send(encode(Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)))
+        _close(record, http)
+        raise _Failure from error
+
+
+def _close(record: LiveRecord | None, http: Any) -> None:
+    if record is None:
+        return
+    try:
+        record.close()
+    except RecordError as error:
+        http.send(encode(Failed(f"the record is not complete: {error}", False)))
+        raise _Failure from error
 
 
 def _ready(settings: ServeSettings, built: LiveBackend) -> Ready:

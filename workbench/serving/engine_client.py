@@ -115,7 +115,8 @@ class EngineClient:
         self.idle.set()
         self.beat: Beat | None = None
         self.failure: Failed | None = None
-        """What a child said before it ended."""
+        """What the scheduler process said before it ended."""
+        self.failed = asyncio.Event()
         self._refusal: ApiError | None = None
 
     async def run(self) -> None:
@@ -139,6 +140,7 @@ class EngineClient:
                     self.ready.set_result(message)
             else:
                 self.failure = message
+                self.failed.set()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 

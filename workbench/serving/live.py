@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -201,11 +199,3 @@ def _emitting(batch: ScheduleBatch) -> np.ndarray | None:
     if batch.dropped:
         emits[list(batch.dropped)] = False
     return emits
-
-
-Now = Callable[[], float]
-
-
-def monotonic_since(epoch_s: float) -> Now:
-    """The monotonic clock counted from ``epoch_s`` of it."""
-    return lambda: time.monotonic() - epoch_s

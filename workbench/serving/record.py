@@ -115,6 +115,7 @@ class LiveRecord:
     def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
         settings, built, recorder = self._settings, self._built, self._recorder
         simulated = built.name == "simulated"
+        packages = ("llm-workbench", "numpy") if simulated else ("llm-workbench", "numpy", "torch")
         live = {
             "backend": built.name, "time_scale": settings.time_scale,
             "simulated_output_tokens": settings.simulated_output_tokens, "max_queue": settings.max_queue,
@@ -130,10 +131,11 @@ class LiveRecord:
             "settings": {
                 **dataclasses.asdict(settings.run), **live, "loop": settings.loop,
                 "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
+                **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
             "kv_budget": built.kv_budget,
-            "versions": {"workbench": importlib.metadata.version("llm-workbench"), "python": platform.python_version(),
-                         "numpy": np.__version__},
+            "versions": {name: importlib.metadata.version(name) for name in packages}
+            | {"python": platform.python_version()},
             "interrupted": bool(recorder.by_id),
             "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),

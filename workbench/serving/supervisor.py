@@ -56,10 +56,9 @@ def serve(settings: ServeSettings, force: bool = False) -> int:
     listener = _listen(settings.host, settings.port)
     if settings.record is not None:
         prepare_out(settings.record, force)
-    tokenizer = load_tokenizer(_tokenizer_path(settings))
     folder = Path(tempfile.mkdtemp(prefix="workbench-"))
     try:
-        return asyncio.run(_Supervisor(settings, tokenizer, listener, folder).run())
+        return asyncio.run(_Supervisor(settings, listener, folder).run())
     except ServerFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -86,11 +85,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _tokenizer_path(settings: ServeSettings) -> str | None:
-    """The tokenizer to load: the one named, else the model's. A simulated model need not have one."""
+    """The tokenizer to load: the one named, else the model's. A model without weights need not have one."""
     if settings.tokenizer is not None:
         return settings.tokenizer
     model = Path(settings.run.model)
-    if settings.backend != "simulated":
+    if settings.backend != "simulated" and settings.load_format != "dummy":
         return settings.run.model
     return str(model) if (model / "tokenizer.json").is_file() else None
 
@@ -98,13 +97,14 @@ def _tokenizer_path(settings: ServeSettings) -> str | None:
 class _Supervisor:
     """One server's life."""
 
-    def __init__(self, settings: ServeSettings, tokenizer: Tokenizer, listener: socket.socket, folder: Path) -> None:
+    def __init__(self, settings: ServeSettings, listener: socket.socket, folder: Path) -> None:
         self._settings = settings
-        self._tokenizer = tokenizer
+        self._tokenizer: Tokenizer
         self._listener = listener
         self._addresses = Addresses.within(folder)
         self._children: list[BaseProcess] = []
         self._signalled = asyncio.Event()
+        self._said: asyncio.Task[None]
         self._ending = False
 
     async def run(self) -> int:
@@ -115,18 +115,21 @@ class _Supervisor:
         engine = EngineClient(self._addresses, metrics, self._settings.max_queue)
         reader = asyncio.create_task(engine.run())
         try:
-            death = self._start_children(engine)
+            death = await self._start_children(engine)
             ready = await self._started(engine, death)
             if ready is None:
                 return 0
             return await self._serve(engine, metrics, ready, death)
         finally:
+            if engine.failure is not None and self._settings.record is not None:
+                await self._ended(self._children[:1])  # what was recorded until then is still being written
             for child in self._children:
                 child.kill()
             for child in self._children:
                 child.join()
+            self._said.cancel()
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await asyncio.gather(reader, self._said, return_exceptions=True)
             engine.destroy()
 
     def _on_signal(self, number: int) -> None:
@@ -137,32 +140,47 @@ class _Supervisor:
             os._exit(128 + number)
         self._signalled.set()
 
-    def _start_children(self, engine: EngineClient) -> asyncio.Future[BaseProcess]:
-        """Start both; the future is the first that ends by itself."""
-        text = None
-        if self._settings.backend == "simulated":
-            text = SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id)
-        spawn = multiprocessing.get_context("spawn")
-        self._children = [
-            spawn.Process(target=run_engine, args=(self._settings, self._addresses, text), name="scheduler"),
-            spawn.Process(
-                target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"
-            ),
-        ]
+    async def _start_children(self, engine: EngineClient) -> asyncio.Future[BaseProcess | None]:
+        """Start both; the future is the first that ends by itself, or None when one says that it must.
+
+        A real model loads while the tokenizer does.
+        """
         loop = asyncio.get_running_loop()
-        death: asyncio.Future[BaseProcess] = loop.create_future()
+        spawn = multiprocessing.get_context("spawn")
+        death: asyncio.Future[BaseProcess | None] = loop.create_future()
 
         def ended(child: BaseProcess) -> None:
             loop.remove_reader(child.sentinel)
             if not death.done() and not self._ending:
                 death.set_result(child)
 
-        for child in self._children:
+        async def said() -> None:
+            await engine.failed.wait()
+            if not death.done() and not self._ending:
+                death.set_result(None)
+
+        self._said = asyncio.create_task(said())
+
+        def start(child: BaseProcess) -> None:
             child.start()
+            self._children.append(child)
             loop.add_reader(child.sentinel, ended, child)
+
+        def start_scheduler(text: SyntheticText | None) -> None:
+            start(spawn.Process(target=run_engine, args=(self._settings, self._addresses, text), name="scheduler"))
+
+        simulated = self._settings.backend == "simulated"
+        if not simulated:
+            start_scheduler(None)
+        self._tokenizer = await asyncio.to_thread(load_tokenizer, _tokenizer_path(self._settings))
+        if simulated:
+            start_scheduler(SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id))
+        start(spawn.Process(
+            target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"
+        ))  # fmt: skip
         return death
 
-    async def _started(self, engine: EngineClient, death: asyncio.Future[BaseProcess]) -> Ready | None:
+    async def _started(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None]) -> Ready | None:
         """Wait until the scheduler process can take requests; None when told to end before."""
         signalled = asyncio.create_task(self._signalled.wait())
         try:
@@ -177,7 +195,7 @@ class _Supervisor:
         return engine.ready.result() if engine.ready.done() else None
 
     async def _serve(self, engine: EngineClient, metrics: Metrics, ready: Ready,
-                     death: asyncio.Future[BaseProcess]) -> int:  # fmt: skip
+                     death: asyncio.Future[BaseProcess | None]) -> int:  # fmt: skip
         app = Api(self._settings, engine, self._tokenizer, metrics).app()
         server = _Uvicorn(uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
@@ -203,14 +221,14 @@ class _Supervisor:
         signalled.cancel()
         if line is None:
             engine.shut_down()
-            await self._children_end()
+            await self._ended(self._children)
             failed = [child for child in self._children if child.exitcode]
             if failed:
                 raise ServerFailed(await self._why(engine, failed[0]))
             return 0
         raise ServerFailed(line)
 
-    async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess]) -> None:
+    async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None]) -> None:
         """Take nothing new and let what there is finish, within the time that may take."""
         engine.refuse_new(ApiError(503, "the server is shutting down", kind="server_error", code="draining",
                                    retry_after_s=1))  # fmt: skip
@@ -224,25 +242,25 @@ class _Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(engine.idle.wait(), FLUSH_S)
 
-    async def _children_end(self) -> None:
-        deadline = asyncio.get_running_loop().time() + CHILD_END_S
-        while any(child.is_alive() for child in self._children) and asyncio.get_running_loop().time() < deadline:
+    async def _ended(self, children: list[BaseProcess]) -> None:
+        """Until these have ended by themselves, within reason."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + CHILD_END_S
+        while any(child.is_alive() for child in children) and clock() < deadline:
             await asyncio.sleep(0.02)
 
-    async def _why(self, engine: EngineClient, child: BaseProcess) -> str:
+    async def _why(self, engine: EngineClient, child: BaseProcess | None) -> str:
         """One line about a process that has ended; what it said last may still be on its way."""
         for _ in range(20):
             if engine.failure is not None:
                 return engine.failure.line
             await asyncio.sleep(0.01)
+        assert child is not None
         child.join()
         code = child.exitcode or 0
-        how = (
-            f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        return f"the {child.name} process {how}"
+        if code < 0:
+            return f"the {child.name} process was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"the {child.name} process ended with exit code {code}"
 
     def _announce(self, ready: Ready) -> None:
         host, port = self._listener.getsockname()[:2]

@@ -1,0 +1,113 @@
+"""The server with a real model: a tiny random one, on the CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.serving.server import Server  # noqa: E402
+from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
+from tests.torch.tiny import make, reference  # noqa: E402
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'developer' %}{{ raise_exception('no developers here') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+TOKENIZER = TOKENIZERS["byte-level"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """(folder, the same model in transformers): a tokenizer whose characters are cut anywhere, and a chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    size = TOKENIZER.get_vocab_size()
+    made = make("LlamaForCausalLM", folder, vocab_size=size)
+    TOKENIZER.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder, made
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    server = Server("--served-model-name", "tiny", "--kv-tokens", "2000", model=str(model[0]), backend="cpu")
+    yield server
+    server.kill()
+
+
+def greedy(model, prompt: str, count: int) -> list[int]:
+    return reference(model[1], TOKENIZER.encode(prompt).ids, count)[0]
+
+
+@pytest.mark.parametrize("prompt", ["the quick brown", "你好 world", "naïve café"])
+def test_greedy_text_is_the_models_and_its_chunks_are_the_whole(server, model, prompt):
+    expected = TOKENIZER.decode(greedy(model, prompt, 24))
+    options = {
+        "model": "tiny",
+        "prompt": prompt,
+        "max_tokens": 24,
+        "temperature": 0,
+        "extra_body": {"ignore_eos": True},
+    }
+    client = server.openai()
+    assert client.completions.create(**options).choices[0].text == expected
+    stream = client.completions.create(**options, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == expected
+
+
+def test_token_ids_in_and_out_are_the_models(server, model):
+    ids = TOKENIZER.encode("the lazy dog").ids
+    sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    made = server.http.post("/generate", json={"input_ids": ids, "sampling_params": sampling}).json()
+    assert made["output_ids"] == greedy(model, "the lazy dog", 12)
+
+
+def test_a_chat_is_rendered_by_the_models_template(server, model):
+    expected = TOKENIZER.decode(greedy(model, "user: hi\nassistant:", 10))
+    made = server.openai().chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=10, temperature=0,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    assert made.choices[0].message.content == expected
+
+
+def test_messages_that_the_template_refuses_are_a_400(server):
+    response = server.http.post("/v1/chat/completions", json={"messages": [{"role": "developer", "content": "hi"}]})
+    assert response.status_code == 400
+    assert "no developers here" in response.json()["error"]["message"]
+
+
+def test_log_probabilities_are_the_models(server, model):
+    prompt = "the quick"
+    tokens, logits = reference(model[1], TOKENIZER.encode(prompt).ids, 5)
+    start = len(TOKENIZER.encode(prompt).ids) - 1
+    expected = torch.log_softmax(logits[start : start + 5], -1)
+    client = server.openai()
+    made = client.completions.create(model="tiny", prompt=prompt, max_tokens=5, temperature=0, logprobs=3,
+                                     extra_body={"ignore_eos": True})  # fmt: skip
+    found = made.choices[0].logprobs
+    for i, token in enumerate(tokens):
+        assert found.token_logprobs[i] == pytest.approx(float(expected[i, token]), abs=1e-3)
+        assert max(found.top_logprobs[i].values()) == pytest.approx(found.token_logprobs[i], abs=1e-3)
+    chat = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=3, logprobs=True, top_logprobs=2, stream=True,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    content = [item for chunk in chat if chunk.choices[0].logprobs for item in chunk.choices[0].logprobs.content]
+    assert [len(item.top_logprobs) for item in content] == [2, 2, 2]
+    assert all(item.bytes is not None for item in content)
+
+
+def test_a_seed_repeats_a_sample(server):
+    client = server.openai()
+    options = {"model": "tiny", "prompt": "x", "max_tokens": 20, "n": 2, "extra_body": {"ignore_eos": True}}
+    first, again = (client.completions.create(**options, seed=5) for _ in range(2))
+    assert [choice.text for choice in first.choices] == [choice.text for choice in again.choices]
+    assert first.choices[0].text != first.choices[1].text
+
+
+def test_nothing_is_left_of_what_was_served(server):
+    server.await_rest()
