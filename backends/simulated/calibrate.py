@@ -12,7 +12,9 @@ ISSUE_SHARE = 0.3
 """Of a decode step's launch, the part that replays the graph; a record has only their sum."""
 
 
-def fit_host(iterations: Mapping[str, np.ndarray], ended: np.ndarray | None = None) -> tuple[dict[str, float], dict[str, float]]:
+def fit_host(
+    iterations: Mapping[str, np.ndarray], ended: np.ndarray | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """(fields of a host model, relative error of each phase's total) from the first stage's rows of iterations.csv.
 
     ``ended`` is the number of requests that ended in each iteration, where it is known.

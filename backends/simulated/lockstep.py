@@ -1,13 +1,13 @@
 """Data-parallel instances whose experts are spread over all of them: every step is taken together.
 
-Each rank has its own scheduler, loop, requests and KV. But a layer's experts lie on all ranks, so the j-th forward of one rank
-exchanges tokens with the j-th forward of every other: a step begins when the last rank is ready and ends for all at once.
-A rank with nothing to run takes part nevertheless, with an empty step (one token, nothing sampled), or the others could not
-reach its experts.
+Each rank has its own scheduler, loop, requests and KV. But a layer's experts lie on all ranks, so the j-th forward of
+one rank exchanges tokens with the j-th forward of every other: a step begins when the last rank is ready and ends for
+all at once. A rank with nothing to run takes part nevertheless, with an empty step (one token, nothing sampled), or the
+others could not reach its experts.
 
-A rank counts as having nothing to run while its loop waits for a message. So a step's end is known only once every other rank
-has launched its own part or has gone to wait, which may be later than the launch; ``done`` therefore gives an event that
-the group resolves.
+A rank counts as having nothing to run while its loop waits for a message. So a step's end is known only once every
+other rank has launched its own part or has gone to wait, which may be later than the launch; ``done`` therefore gives
+an event that the group resolves.
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ class LockStepGroup:
         assert waiter is not None
         due = max(forward.end_s, forward.deadline_s) - self._env.now
         timer = self._env.timeout(max(due, 0.0))
-        timer.callbacks.append(lambda _: waiter.succeed())
+        timer.callbacks.append(lambda _: _end(waiter))
+
+
+def _end(waiter: simpy.Event) -> None:
+    waiter.succeed()
 
 
 class LockStepBackend(SimulatedBackend):

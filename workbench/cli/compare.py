@@ -76,7 +76,9 @@ def _print(found: Comparison) -> None:
     from reports.compare import LATENCIES
 
     console = Console()
-    console.print(f"{found.b} against {found.a}: {found.requests} requests, latencies from {found.latency_from}", highlight=False)
+    console.print(
+        f"{found.b} against {found.a}: {found.requests} requests, latencies from {found.latency_from}", highlight=False
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for title in ("mean of A", "error", "p50", "p90", "p99", "each, mean", "median", "signed"):
@@ -111,7 +113,8 @@ def _print_decisions(console: Any, decisions: dict[str, Any] | None) -> None:
     else:
         what = ", ".join(decisions["differs_in"])
         console.print(
-            f"decisions part at batch {decisions['batch']:,} of instance {decisions['instance']}: {what}", highlight=False
+            f"decisions part at batch {decisions['batch']:,} of instance {decisions['instance']}: {what}",
+            highlight=False,
         )
 
 

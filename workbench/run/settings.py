@@ -161,8 +161,8 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     lock_step = settings.ep > tp
     if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
         raise ConfigError(
-            f"ep: {settings.ep} must equal tp ({tp}) or tp * dp ({tp * settings.dp}): experts are spread over the GPUs of an "
-            "instance or of all"
+            f"ep: {settings.ep} must equal tp ({tp}) or tp * dp ({tp * settings.dp}): experts are spread over the GPUs of "
+            "an instance or of all"
         )
     if lock_step and pp > 1:
         raise ConfigError("ep: experts shared between instances need pp 1")
@@ -189,9 +189,8 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     )  # fmt: skip
     engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
-    host = HostModel(
-        **{**engine.host, **_measured_host(settings)}, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp)
-    )  # fmt: skip
+    phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
+    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
     return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, engine.gpu_step_s, lock_step, budget)
 
 
@@ -267,10 +266,14 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
     meta = read_record(folder).meta
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-    values = {name: value for name, value in (meta.get("settings") or {}).items() if name in fields and value is not None}
+    values = {
+        name: value for name, value in (meta.get("settings") or {}).items() if name in fields and value is not None
+    }
     for name, value in values.items():
         if not _fits(value, fields[name]):
-            raise ConfigError(f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}")
+            raise ConfigError(
+                f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}"
+            )
     if isinstance(meta.get("model"), str):
         values.setdefault("model", meta["model"])
     return values

@@ -1,4 +1,5 @@
-"""Our own profile format: one folder, ``profile.json`` for where it comes from and CSV tables in seconds (docs/profiles.md)."""
+"""Our own profile format: one folder, ``profile.json`` for where it comes from and CSV tables in seconds
+(docs/profiles.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "experts": ("tokens", "distinct_experts", "seconds"),
     "all_reduce": ("bytes", "seconds"),
 }
-"""Tables and their columns. ``layer``, ``head`` and ``attention`` must be there, and ``experts`` for a model that has any."""
+"""Tables and their columns. ``layer``, ``head`` and ``attention`` must be there, and ``experts`` for a model that has
+any."""
 STAIRCASE = "matrix:"
 """Prefix of operators that are matrix products: see :class:`Curve`."""
 
@@ -49,7 +51,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ProfileError(f"{file}: format: not {FORMAT!r}")
     if meta.get("format_version") != FORMAT_VERSION:
-        raise ProfileError(f"{file}: format_version: {meta.get('format_version')}, this workbench reads {FORMAT_VERSION}")
+        raise ProfileError(
+            f"{file}: format_version: {meta.get('format_version')}, this workbench reads {FORMAT_VERSION}"
+        )
     for name in ("model", "gpu", "dtype"):
         if not isinstance(meta.get(name), str):
             raise ProfileError(f"{file}: {name}: missing")
@@ -77,7 +81,9 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
     """The tables of one tensor-parallel size. Raises :class:`ProfileError` for what is missing or cannot be read."""
     have = sizes(path)
     if tp not in have:
-        raise ProfileError(f"{path}: no measurements for tp {tp}; it holds {', '.join(f'tp{n}' for n in have) or 'none'}")
+        raise ProfileError(
+            f"{path}: no measurements for tp {tp}; it holds {', '.join(f'tp{n}' for n in have) or 'none'}"
+        )
     folder = path / f"tp{tp}"
     file = find_table(folder, "attention")
     columns = read_table(file, (), TABLES["attention"])
@@ -99,8 +105,12 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         reduce = Grid((rows["bytes"].tolist(),), rows["seconds"])
     return OperatorTables(
         provenance(path, tp), _curves(folder, "layer"), _curves(folder, "once", missing_ok=True), _curves(folder, "head"),
-        attention_table(*(columns[name] for name in TABLES["attention"]), file, uneven), experts, reduce,
+        attention_table(_stacked(columns), columns["seconds"], file, uneven), experts, reduce,
     )  # fmt: skip
+
+
+def _stacked(columns: dict[str, Any]) -> np.ndarray:
+    return np.stack([columns[name] for name in TABLES["attention"][:4]], axis=1)
 
 
 def _curves(folder: Path, table: str, *, missing_ok: bool = False) -> dict[str, Curve]:
@@ -119,8 +129,8 @@ def _curves(folder: Path, table: str, *, missing_ok: bool = False) -> dict[str, 
 
 
 def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[str, Iterable[Sequence[Any]]]) -> None:
-    """Write one tensor-parallel size of a profile: ``meta`` (``model``, ``gpu``, ``dtype``, and what else is known) and the
-    rows of each table, in the order of its columns.
+    """Write one tensor-parallel size of a profile: ``meta`` (``model``, ``gpu``, ``dtype``, and what else is known) and
+    the rows of each table, in the order of its columns.
 
     Raises ``ValueError`` for a table that the format does not have.
     """
@@ -135,4 +145,6 @@ def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[
             writer.writerow(TABLES[name])
             writer.writerows(rows)
     content = {**meta, "format": FORMAT, "format_version": FORMAT_VERSION}
-    (path / META_FILE).write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    (path / META_FILE).write_text(
+        json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+    )

@@ -55,7 +55,9 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     source = provenance(path)
     check_model(path, source.model, model)
     if any(window is not None for window in model.windows):
-        raise ProfileError(f"{path}: {model.name} attends over sliding windows, which no table here holds; use roofline")
+        raise ProfileError(
+            f"{path}: {model.name} attends over sliding windows, which no table here holds; use roofline"
+        )
     if source.format == "aiconfigurator":
         return aiconfigurator.read(path, tp, model, gpu, dtype)
     check_gpu(path, source.gpu, gpu)
@@ -64,7 +66,8 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     return (own_profile if source.format == own_profile.FORMAT else llmservingsim).read(path, tp, model)
 
 
-# -- what a profile covers -----------------------------------------------------------------------------------------------
+# -- what a profile covers
+# -----------------------------------------------------------------------------------------------
 
 
 def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
@@ -111,11 +114,18 @@ def _covered(tables: OperatorTables, title: str) -> dict[str, Any]:
 
 
 def _curve_row(name: str, curve: Curve, by: str) -> dict[str, Any]:
-    return {"operator": name, "by": by, "range": f"{curve.counts[0]:,.0f} to {curve.most:,}", "points": len(curve.counts)}
+    return {
+        "operator": name,
+        "by": by,
+        "range": f"{curve.counts[0]:,.0f} to {curve.most:,}",
+        "points": len(curve.counts),
+    }
 
 
 def _grid_row(name: str, grid: Grid, axes: tuple[str, ...]) -> dict[str, Any]:
-    ranges = [f"{axis[0]:,.4g} to {axis[-1]:,.0f}" if axis[-1] > 1 else f"{axis[0]:g} to {axis[-1]:g}" for axis in grid.axes]
+    ranges = [
+        f"{axis[0]:,.4g} to {axis[-1]:,.0f}" if axis[-1] > 1 else f"{axis[0]:g} to {axis[-1]:g}" for axis in grid.axes
+    ]
     points = 1
     for axis in grid.axes:
         points *= len(axis)
@@ -142,7 +152,10 @@ def _describe_fitted(path: Path) -> dict[str, Any]:
              "engine": "", "measured": f"from {content.get('fitted_from', '')}"}  # fmt: skip
     parts = []
     for number, stage in enumerate(content["stages"]):
-        rows = [{"operator": term, "by": "coefficient", "range": f"{stage[term] * 1e6:.4g} us", "points": 1} for term in TERMS]
+        rows = [
+            {"operator": term, "by": "coefficient", "range": f"{stage[term] * 1e6:.4g} us", "points": 1}
+            for term in TERMS
+        ]
         parts.append({"title": f"stage {number}", "tables": rows, "missing": []})
     return {"provenance": shown, "sizes": parts}
 
@@ -150,5 +163,7 @@ def _describe_fitted(path: Path) -> dict[str, Any]:
 def _hint(path: Path) -> str:
     if not path.is_dir():
         return ": no such folder"
-    inside = sorted(str(p.parent.relative_to(path)) for name in ("meta.yaml", own_profile.META_FILE) for p in path.rglob(name))
+    inside = sorted(
+        str(p.parent.relative_to(path)) for name in ("meta.yaml", own_profile.META_FILE) for p in path.rglob(name)
+    )
     return f" (these inside it are: {', '.join(inside[:4])})" if inside else ""

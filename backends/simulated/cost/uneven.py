@@ -1,9 +1,10 @@
 """Decodes of unequal length: how much longer attention takes than at their mean length.
 
-A GPU runs one block of work for every request and head. Where there are many more blocks than places, lengths average out and
-the mean decides; where there are few, or where long ones come last, the longest ones do. Profiles measure that with batches of
-two lengths. What is kept of a measurement is the share by which it exceeds the look-up at its mean length, as a function of
-how uneven it is: (longest - mean) / longest, which is 0 for equal lengths and approaches 1 for one long among many short.
+A GPU runs one block of work for every request and head. Where there are many more blocks than places, lengths average
+out and the mean decides; where there are few, or where long ones come last, the longest ones do. Profiles measure that
+with batches of two lengths. What is kept of a measurement is the share by which it exceeds the look-up at its mean
+length, as a function of how uneven it is: (longest - mean) / longest, which is 0 for equal lengths and approaches 1 for
+one long among many short.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def uneven_grid(rows: dict[str, np.ndarray], equal_s: Callable[..., float]) -> t
     ``rows`` has the columns ``prefill``, ``cached``, ``decodes``, ``longest``, ``mean`` (tokens) and ``seconds``;
     ``equal_s(prefill, cached, decodes, mean)`` is the look-up for equal lengths.
     """
-    equal = np.array([equal_s(*at) for at in zip(*(rows[n] for n in ("prefill", "cached", "decodes", "mean")), strict=True)])
+    equal = np.array(
+        [equal_s(*at) for at in zip(*(rows[n] for n in ("prefill", "cached", "decodes", "mean")), strict=True)]
+    )
     excess = rows["seconds"] / equal - 1
     unevenness = (rows["longest"] - rows["mean"]) / rows["longest"]
     alone = rows["prefill"] == 0
@@ -63,7 +66,8 @@ def _knots(means: np.ndarray) -> np.ndarray:
 
 def _plane(unevenness: np.ndarray, mean: np.ndarray, excess: np.ndarray, of: np.ndarray,
            means: np.ndarray) -> np.ndarray:  # fmt: skip
-    """excess[unevenness, mean] on the knots: along the mean (in its logarithm) for every measured unevenness, then across."""
+    """excess[unevenness, mean] on the knots: along the mean (in its logarithm) for every measured unevenness, then
+    across."""
     plane = np.zeros((len(UNEVENNESS), len(means)))
     if not of.any():
         return plane
