@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from reports.record import RunRecord
     from traces import Trace
-    from workbench.run.settings import RunSettings
+    from workbench.run.settings import Instance, RunSettings
 
 _RUN, _SCHED, _GPU, _SHAPE = "Run", "Scheduler", "Model and hardware", "Trace"
 
@@ -92,15 +92,18 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     from workbench.run.settings import resolve, settings_from
 
     settings = settings_from(config, flags, like)
+    instances = {}
     for name in settings.loops:
-        resolve(settings, name)  # everything that can be wrong is wrong before the first second is spent
+        instances[name] = resolve(
+            settings, name
+        )  # everything that can be wrong is wrong before the first second is spent
     trace = open_trace(path, format, tokenizer)
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
         trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
     folder = out if out is not None else _free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
     try:
-        records, interrupted = _simulate_all(trace, settings, folder, decisions, quiet=as_json)
+        records, interrupted = _simulate_all(trace, settings, instances, folder, decisions, quiet=as_json)
     except Exception:
         _clear_leftovers(folder)
         raise
@@ -114,7 +117,7 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
         raise typer.Exit(2)
 
 
-def _simulate_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
+def _simulate_all(trace: Trace, settings: RunSettings, instances: dict[str, Instance], folder: Path, decisions: bool,
                   quiet: bool) -> tuple[dict[str, RunRecord], bool]:  # fmt: skip
     """Run every loop and write its record. Stops after an interrupt, keeping what there is."""
     from rich.console import Console
@@ -138,7 +141,14 @@ def _simulate_all(trace: Trace, settings: RunSettings, folder: Path, decisions: 
             if file is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             record = simulate_loop(
-                settings, name, trace, trace_sha256=sha256, command=command, progress=update, decisions=file
+                settings,
+                name,
+                trace,
+                trace_sha256=sha256,
+                command=command,
+                progress=update,
+                decisions=file,
+                instance=instances[name],
             )
             update(
                 record.meta["totals"]["simulated_s"],

@@ -72,8 +72,8 @@ def provenance(path: Path, tp: int) -> Provenance:
     """Where the profile comes from."""
     meta = read_meta(path)
     return Provenance(
-        path, FORMAT, meta["gpu"], meta["dtype"], meta["model"], str(meta.get("engine", "")), str(meta.get("measured", "")), tp,
-        tuple(meta.get("notes", ())),
+        path, FORMAT, meta["gpu"], meta["dtype"], meta["model"], str(meta.get("engine", "")),
+        str(meta.get("measured", "")), tp, tuple(meta.get("notes", ())),
     )  # fmt: skip
 
 
