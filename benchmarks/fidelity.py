@@ -2,11 +2,12 @@
 
     python benchmarks/fidelity.py [--data FOLDER] [--record] [--check] [--json]
 
-Every folder under FOLDER/truth with requests.jsonl and meta.json is a case: the run is imported, simulated with the profile of
-its GPU and model under FOLDER/profiles and the trace it names under FOLDER/traces, and compared request by request. Settings
-are those the run recorded; no number is fitted to a run. `summary.txt` beside a run holds what another simulator published
-about the same run. `--record` keeps the errors in benchmarks/fidelity.json; `--check` fails when one has grown by more than a
-tenth. FOLDER is ../shared/data, or WORKBENCH_DATA. A case without data is named and left out.
+Every folder under FOLDER/truth with requests.jsonl and meta.json is a case: the run is imported, simulated with the
+profile of its GPU and model under FOLDER/profiles and the trace it names under FOLDER/traces, and compared request by
+request. Settings are those the run recorded; no number is fitted to a run. `summary.txt` beside a run holds what
+another simulator published about the same run. `--record` keeps the errors in benchmarks/fidelity.json; `--check` fails
+when one has grown by more than a tenth. FOLDER is ../shared/data, or WORKBENCH_DATA. A case without data is named and
+left out.
 """
 
 from __future__ import annotations

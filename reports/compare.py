@@ -68,8 +68,8 @@ class Comparison:
 def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comparison:
     """Compare two records of one trace.
 
-    ``latency_from`` is ``arrival`` or ``queued``; without it the reference says (``meta["latency_from"]``), else ``arrival``.
-    Raises RecordError when the runs are not of the same requests.
+    ``latency_from`` is ``arrival`` or ``queued``; without it the reference says (``meta["latency_from"]``), else
+    ``arrival``. Raises RecordError when the runs are not of the same requests.
     """
     notes: list[str] = []
     order = _match(a, b, notes)
@@ -104,7 +104,8 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
 
 
 def _match(a: RunRecord, b: RunRecord, notes: list[str]) -> np.ndarray:
-    """For every request of A, its place in B: by id, or by order where the ids are different names for the same trace."""
+    """For every request of A, its place in B: by id, or by order where the ids are different names for the same
+    trace."""
     ids_a, ids_b = a.requests["request_id"], b.requests["request_id"]
     if len(ids_a) != len(ids_b):
         raise RecordError(f"{a.name} and {b.name} are not runs of one trace: {len(ids_a)} requests and {len(ids_b)}")
@@ -196,7 +197,8 @@ def _mean_gap(window: dict[str, list[float]]) -> float:
 
 
 def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first batch at which two schedulers decided differently, of each instance; batches are compared by what they hold.
+    """The first batch at which two schedulers decided differently, of each instance; batches are compared by what they
+    hold.
 
     ``equal`` tells whether all of the shorter list is the same.
     """

@@ -1,8 +1,8 @@
 """Measured runs of other engines as run records.
 
-A folder in the layout of LLMServingSim's benchmarks holds ``requests.jsonl`` (one request a line, with the engine's own clock:
-``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, in seconds, and the client's ``arrival_time`` on another
-clock) and ``meta.json`` (``model``, ``engine_kwargs``, versions).
+A folder in the layout of LLMServingSim's benchmarks holds ``requests.jsonl`` (one request a line, with the engine's own
+clock: ``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, in seconds, and the client's
+``arrival_time`` on another clock) and ``meta.json`` (``model``, ``engine_kwargs``, versions).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ NOT_MEASURED = -1
 def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     """The run in ``folder`` as a record. Its clock starts when the first request was queued.
 
-    ``meta["latency_from"]`` is ``queued``: the client's clock is another one, so latencies count from the moment at which the
-    engine queued a request. ``arrival_s`` is the client's time brought to the engine's clock by assuming that the quickest
-    request took no time to get there.
+    ``meta["latency_from"]`` is ``queued``: the client's clock is another one, so latencies count from the moment at
+    which the engine queued a request. ``arrival_s`` is the client's time brought to the engine's clock by assuming that
+    the quickest request took no time to get there.
 
     Raises RecordError with file, line and field.
     """

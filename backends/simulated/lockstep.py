@@ -1,13 +1,13 @@
 """Data-parallel instances whose experts are spread over all of them: every step is taken together.
 
-Each rank has its own scheduler, loop, requests and KV. But a layer's experts lie on all ranks, so the j-th forward of one rank
-exchanges tokens with the j-th forward of every other: a step begins when the last rank is ready and ends for all at once.
-A rank with nothing to run takes part nevertheless, with an empty step (one token, nothing sampled), or the others could not
-reach its experts.
+Each rank has its own scheduler, loop, requests and KV. But a layer's experts lie on all ranks, so the j-th forward of
+one rank exchanges tokens with the j-th forward of every other: a step begins when the last rank is ready and ends for
+all at once. A rank with nothing to run takes part nevertheless, with an empty step (one token, nothing sampled), or the
+others could not reach its experts.
 
-A rank counts as having nothing to run while its loop waits for a message. So a step's end is known only once every other rank
-has launched its own part or has gone to wait, which may be later than the launch; ``done`` therefore gives an event that
-the group resolves.
+A rank counts as having nothing to run while its loop waits for a message. So a step's end is known only once every
+other rank has launched its own part or has gone to wait, which may be later than the launch; ``done`` therefore gives
+an event that the group resolves.
 """
 
 from __future__ import annotations
@@ -97,7 +97,11 @@ class LockStepGroup:
         waiter = forward.waiter
         assert waiter is not None
         due = self._clock.at(max(forward.end_s, forward.deadline_s, self._clock.now))
-        due.callbacks.append(lambda _: waiter.succeed())
+        due.callbacks.append(lambda _: _end(waiter))
+
+
+def _end(waiter: simpy.Event) -> None:
+    waiter.succeed()
 
 
 class LockStepBackend(SimulatedBackend):

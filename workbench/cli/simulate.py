@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from workbench.cli import options
+
+if TYPE_CHECKING:
+    from reports.record import RunRecord
+    from traces import Trace
+    from workbench.run.settings import RunSettings
 
 
 def simulate(
@@ -81,7 +86,13 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     from workbench.run.simulate import simulate_loop
 
     settings = settings_from(config, flags, like)
+    instances = {}
     for name in settings.loops:
-        resolve(settings, name)  # everything that can be wrong is wrong before the first second is spent
+        # Everything that can be wrong is wrong before the first second is spent.
+        instances[name] = resolve(settings, name)
     trace = open_reshaped(path, format, tokenizer, settings)
-    run_and_report(trace, settings, out, force, as_json, decisions, simulate_loop, "simulated")
+
+    def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
+        return simulate_loop(settings, loop, trace, instance=instances[loop], **more)
+
+    run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated")

@@ -1,8 +1,9 @@
 """Where the difference between two runs comes from.
 
-Run B is simulated again, first with A's step times, then with A's CPU phases too, then with A's KV capacity too. What each of
-them takes off the difference is its share; what is left is scheduling, and whatever neither record holds. A record without
-iterations (most measured ones) has no step times to lend, and then this says what cannot be told apart instead.
+Run B is simulated again, first with A's step times, then with A's CPU phases too, then with A's KV capacity too. What
+each of them takes off the difference is its share; what is left is scheduling, and whatever neither record holds. A
+record without iterations (most measured ones) has no step times to lend, and then this says what cannot be told apart
+instead.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     fitted = FittedCost([fit.coefficients for fit in fits], built.model, built.gpu, built.tp)
     steps: list[tuple[str, dict[str, Any]]] = [("step times", {"cost": ReplayedCost(a, fitted)})]
     if any(np.nansum(a.iterations[name]) > 0 for name in ("schedule_s", "launch_host_s", "process_s")):
-        steps.append(("CPU phases", {"host": dataclasses.replace(built.host, **host)}))
+        changed: dict[str, Any] = {**host}
+        steps.append(("CPU phases", {"host": dataclasses.replace(built.host, **changed)}))
     capacity = (a.meta.get("settings") or {}).get("kv_tokens")
     if capacity and capacity != built.scheduler.kv_tokens:
         steps.append(("KV capacity", {"kv_tokens": int(capacity)}))
@@ -125,8 +127,8 @@ def _what_is_known(a: RunRecord, b: RunRecord, origin: str) -> list[str]:
 
     queue, first, whole = gap("queue"), gap("ttft"), gap("e2e")
     return [
-        f"  of the {whole:+.3f} s in mean E2E, {queue:+.3f} s are queueing, {first - queue:+.3f} s from the first batch to the "
-        f"first token, {whole - first:+.3f} s decoding"
+        f"  of the {whole:+.3f} s in mean E2E, {queue:+.3f} s are queueing, {first - queue:+.3f} s from the first batch "
+        f"to the first token, {whole - first:+.3f} s decoding"
     ]
 
 

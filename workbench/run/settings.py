@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.cost.build import split
+from backends.simulated.cost import CostModel
+from backends.simulated.cost.build import CostRequest, build_cost, split
 from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel
@@ -135,7 +136,7 @@ class Instance:
     capture_sizes: list[int]
     mixed_capture_sizes: list[int]
     host: HostModel
-    gpu_step_s: float
+    cost: CostModel
     lock_step: bool
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
@@ -144,7 +145,7 @@ class Instance:
 def resolve(settings: RunSettings, loop: str) -> Instance:
     """Look up model and GPU, find the KV capacity, and check that the settings go together.
 
-    Raises ConfigError, CatalogueError or ModelDoesNotFit, each with one line.
+    Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """
     if settings.dtype == "auto":
         raise ConfigError("dtype: auto is for a real runner, which sees the weights; name one to simulate")
@@ -182,11 +183,13 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     scheduler = scheduler_config(settings, kv_tokens, max_context, pp)
     engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
-    host = HostModel(
-        **{**engine.host, **_measured_host(settings)}, graph_max_batch=sizes[-1] if sizes else 0,
-        layers=-(-model.layers // pp),
-    )  # fmt: skip
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, engine.gpu_step_s, lock_step, budget)
+    phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
+    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
+    want = CostRequest(
+        model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s
+    )
+    cost = build_cost(settings.cost, want)
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget)
 
 
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:

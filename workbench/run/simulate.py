@@ -17,7 +17,6 @@ import simpy
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.cost import CostModel
-from backends.simulated.cost.build import CostRequest, build_cost
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
@@ -46,10 +45,7 @@ class SimulatedWorld:
         self.instance = instance
         self._open: dict[str, TraceRequest] = {}
         self._instance_of: dict[str, tuple[int, int]] = {}
-        self.cost = cost if cost is not None else build_cost(settings.cost, CostRequest(
-            instance.model, instance.gpu, settings.dtype, settings.kv_dtype, instance.tp, instance.pp, settings.ep,
-            instance.capture_sizes, instance.mixed_capture_sizes, instance.gpu_step_s,
-        ))  # fmt: skip
+        self.cost = cost if cost is not None else instance.cost
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(self.env.now_s)
         self._group: LockStepGroup | None = None

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.cost.roofline import RooflineCost
 from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
@@ -64,16 +63,12 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
                epoch_s: float) -> LiveBackend:  # fmt: skip
     instance = resolve(settings.run, settings.loop)
     run, config = settings.run, instance.scheduler
-    cost = RooflineCost(
-        instance.model, instance.gpu, dtype=run.dtype, kv_dtype=run.kv_dtype, tp=instance.tp, pp=instance.pp, ep=run.ep,
-        capture_sizes=instance.capture_sizes,
-    )  # fmt: skip
     sampler = SyntheticSampler(
         text.writable_ids, text.eos_token_id, config.max_running_per_slot * config.slots,
         output_lengths(settings.simulated_output_tokens, run.seed),
     )  # fmt: skip
     backend = RealtimeBackend(
-        cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
+        instance.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
     )
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(

@@ -1,8 +1,9 @@
 """Reads AIConfigurator's operator tables: one set of files a GPU and engine, for operators of any shape, milliseconds.
 
-``PATH`` is the common beginning of the files (``.../h100_sxm_sglang-0.5.14``) or the folder that holds them. Matrix products
-are interpolated over their shape in the logarithms; attention is that of the model's heads and must have been measured. Prompts
-were only measured whole: a cached prefix is charged with the pairs it adds, at the rate of long prompts.
+``PATH`` is the common beginning of the files (``.../h100_sxm_sglang-0.5.14``) or the folder that holds them. Matrix
+products are interpolated over their shape in the logarithms; attention is that of the model's heads and must have been
+measured. Prompts were only measured whole: a cached prefix is charged with the pairs it adds, at the rate of long
+prompts.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str) -> Operato
     return OperatorTables(
         provenance(base), layer, {}, {"lm_head": head_curve}, _attention(base, heads, kv_heads, head), experts,
         _all_reduce(base, tp) if tp > 1 else None,
-        ["norms, rotary and activation functions: by the roofline", "sampler: taken as free",
+        missing=["norms, rotary and activation functions: by the roofline", "sampler: taken as free",
          "prompts after a cached prefix, and prompts beside decodes: one after the other"],
     )  # fmt: skip
 
@@ -87,7 +88,7 @@ class _Products:
 
     def __init__(self, base: Path, dtype: str) -> None:
         self._base = base
-        rows, columns, inner, tokens, seconds = _gemm(base, dtype)
+        columns, inner, tokens, seconds = _gemm(base, dtype)
         self.counts = np.unique(tokens)
         self._widths, self._depths = np.unique(columns), np.unique(inner)
         full = np.full((len(self._widths), len(self._depths), len(self.counts)), np.nan)
@@ -133,7 +134,7 @@ def _gemm(base: Path, dtype: str) -> tuple[np.ndarray, ...]:
     if not of.any():
         raise ProfileError(f"{base}: no matrix products in {dtype}")
     m, n, k, latency = (columns[name][of] for name in ("m", "n", "k", "latency"))
-    return m, n, k, m, latency * MILLISECOND
+    return n, k, m, latency * MILLISECOND
 
 
 def _elementwise(model: ModelSpec, gpu: GPU, tp: int, dtype: str, counts: np.ndarray) -> Curve:
@@ -163,12 +164,17 @@ def _attention(base: Path, heads: int, kv_heads: int, head_dim: int) -> Attentio
     length, seconds = _shortest(context["isl"][of], context["latency"][of] * MILLISECOND)
     longest = length[-1]
     per_pair = (seconds[-1] - seconds[-2]) / (longest**2 / 2 - length[-2] ** 2 / 2)
-    at = [(c, p, 0.0, 0.0, s + per_pair * c * p) for c, s in zip(length, seconds, strict=True) for p in PREFIXES]
+    at = [
+        (float(c), float(p), 0.0, 0.0, float(s + per_pair * c * p))
+        for c, s in zip(length, seconds, strict=True)
+        for p in PREFIXES
+    ]
     of = rows(decode, "generation_attention")
     keys = decode["batch_size"][of] * 2**32 + decode["step"][of] + 1
     unique, best = _shortest(keys, decode["latency"][of] * MILLISECOND)
-    at += [(0.0, 0.0, float(key // 2**32), float(key % 2**32), s) for key, s in zip(unique, best, strict=True)]
-    return attention_table(*(np.array(column) for column in zip(*at, strict=True)), base)
+    at += [(0.0, 0.0, float(key // 2**32), float(key % 2**32), float(s)) for key, s in zip(unique, best, strict=True)]
+    measured = np.array(at)
+    return attention_table(measured[:, :4], measured[:, 4], base)
 
 
 def _shortest(keys: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

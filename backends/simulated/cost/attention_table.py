@@ -10,14 +10,14 @@ from backends.simulated.cost.tables import AttentionTable, ProfileError, grid_fr
 from backends.simulated.cost.uneven import uneven_grid
 
 
-def attention_table(prompt: np.ndarray, cached: np.ndarray, decodes: np.ndarray, context: np.ndarray, seconds: np.ndarray,
-                    where: Path, uneven: dict[str, np.ndarray] | None = None) -> AttentionTable:  # fmt: skip
-    """Tables from points of ``prompt`` tokens after ``cached`` ones, together with ``decodes`` at ``context`` tokens.
+def attention_table(points: np.ndarray, seconds: np.ndarray, where: Path,
+                    uneven: dict[str, np.ndarray] | None = None) -> AttentionTable:  # fmt: skip
+    """Tables from ``points``, float[n, 4]: prompt tokens, cached tokens before them, decodes beside them, and the
+    context tokens of each decode; and ``seconds``, float[n].
 
     ``uneven`` holds batches of decodes of two lengths, see :func:`uneven_grid`. Raises :class:`ProfileError`, naming
     ``where``, when there are no decodes alone or no prompts.
     """
-    points = np.stack((prompt, cached, decodes, context), axis=1).astype(np.float64)
     alone = (points[:, 0] == 0) & (points[:, 2] > 0)
     beside = points[:, 0] > 0
     if not alone.any() or not beside.any():
@@ -32,16 +32,17 @@ def attention_table(prompt: np.ndarray, cached: np.ndarray, decodes: np.ndarray,
         spread[:, 3] = np.tile(lengths, int(bare.sum()))
         all_points = np.concatenate((points[both], spread))
         all_seconds = np.concatenate((seconds[both], np.repeat(seconds[bare], len(lengths))))
-        # Along the prompt first: there time is smoothest; along the context it has a knee where the GPU's caches overflow.
+        # Along the prompt first: there time is smoothest; along the context it has a knee where the GPU's caches
+        # overflow.
         mixed = grid_from_points(all_points, all_seconds, (0, 1, 3, 2))
     else:
         # Never measured together: one after the other.
         prompts = grid_from_points(points[bare][:, :2], seconds[bare], (0, 1))
-        counts, lengths = ([0.0, *axis] for axis in decode.axes)
         chunks, prefixes = prompts.axes
+        counts, contexts = ([0.0, *axis] for axis in decode.axes)
         each = [[prompts.at(c, k) for k in prefixes] for c in chunks]
-        beside_s = [[decode.at(n, kv) if n and kv else 0.0 for kv in lengths] for n in counts]
-        at = [(c, k, n, kv) for c in chunks for k in prefixes for n in counts for kv in lengths]
+        beside_s = [[decode.at(n, kv) if n and kv else 0.0 for kv in contexts] for n in counts]
+        at = [(c, k, n, kv) for c in chunks for k in prefixes for n in counts for kv in contexts]
         total = np.array(each)[:, :, None, None] + np.array(beside_s)[None, None]
         mixed = grid_from_points(np.array(at), total.reshape(-1), (0, 1, 3, 2))
 

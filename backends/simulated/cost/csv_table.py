@@ -13,7 +13,8 @@ from backends.simulated.cost.tables import ProfileError
 
 
 def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:
-    """The file of a table, ``NAME.csv`` or ``NAME.csv.gz``. Raises :class:`ProfileError`, or gives None if that is allowed."""
+    """The file of a table, ``NAME.csv`` or ``NAME.csv.gz``. Raises :class:`ProfileError`, or gives None if that is
+    allowed."""
     for suffix in (".csv", ".csv.gz"):
         if (folder / (name + suffix)).is_file():
             return folder / (name + suffix)

@@ -3,9 +3,9 @@
     step = c0 + c1 tokens + c2 max(tokens - knee, 0) + c3 decodes + c4 context of decodes
          + (steps with prompts only) c5 + c6 prompt tokens x their mean context
 
-The terms are a roofline's: weights are read whatever the batch (c0), arithmetic shows beyond a knee (c1, c2), attention reads
-the context of decodes (c4) and multiplies prompts with theirs (c6). Coefficients are not negative, so the model never predicts
-that more work takes less time, also outside the range that the record covers.
+The terms are a roofline's: weights are read whatever the batch (c0), arithmetic shows beyond a knee (c1, c2), attention
+reads the context of decodes (c4) and multiplies prompts with theirs (c6). Coefficients are not negative, so the model
+never predicts that more work takes less time, also outside the range that the record covers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Coefficients:
     knee_tokens: int
 
     def seconds(self, prompt: float, decodes: float, context: float, pairs: float) -> float:
-        """A step of ``prompt`` prompt tokens and ``decodes`` decodes at ``context`` context tokens in all; ``pairs`` is the
-        prompt tokens times the mean context they attend to."""
+        """A step of ``prompt`` prompt tokens and ``decodes`` decodes at ``context`` context tokens in all; ``pairs`` is
+        the prompt tokens times the mean context they attend to."""
         v = self.values
         tokens = prompt + decodes
         seconds = v[0] + v[1] * tokens + v[3] * decodes + v[4] * context
@@ -68,8 +68,8 @@ class Fit:
 
 def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prompts: np.ndarray,
               seconds: np.ndarray) -> Fit:  # fmt: skip
-    """Fit coefficients to measured steps: ``prompt`` tokens in ``prompts`` prompts, ``decodes``, ``context`` tokens of all
-    requests after the step, and ``seconds``. The errors that are made small are relative ones.
+    """Fit coefficients to measured steps: ``prompt`` tokens in ``prompts`` prompts, ``decodes``, ``context`` tokens of
+    all requests after the step, and ``seconds``. The errors that are made small are relative ones.
 
     Raises ``ValueError`` for too few steps.
     """

@@ -1,7 +1,7 @@
 """Reads the profile folders of LLMServingSim 2 (kernel times inside vLLM, one layer, microseconds).
 
-A folder holds ``meta.yaml`` and one ``tp<N>/`` a tensor-parallel size, each with ``dense``, ``per_sequence`` and ``attention``
-tables, and ``skew`` and ``moe`` where they were measured; tables are CSV, plain or gzip.
+A folder holds ``meta.yaml`` and one ``tp<N>/`` a tensor-parallel size, each with ``dense``, ``per_sequence`` and
+``attention`` tables, and ``skew`` and ``moe`` where they were measured; tables are CSV, plain or gzip.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MICROSECOND = 1e-6
 MATRICES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """Operators whose time is a staircase over tokens."""
 CALLS = {"layernorm": 2, "qk_norm": 2}
-"""How often an operator runs in a layer, where it is not once. The tables hold the time of one call, averaged over calls of the
-same class: the two norms around attention, and the norms of queries and of keys."""
+"""How often an operator runs in a layer, where it is not once. The tables hold the time of one call, averaged over
+calls of the same class: the two norms around attention, and the norms of queries and of keys."""
 ONCE = ("embedding", "final_layernorm")
 """Operators that run once a step."""
 ATTENTION_KERNELS = 2
@@ -101,9 +101,10 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
     repetitions = read_meta(path).get("measurement_iterations", 1)
     if "lm_head" not in head:
         raise ProfileError(f"{find_table(folder, 'per_sequence')}: no rows of operator 'lm_head'")
+    kernels = sum(CALLS.get(name, 1) for name in layer) + ATTENTION_KERNELS + EXPERT_KERNELS * (experts is not None)
     return OperatorTables(
         provenance(path, tp), layer, once, head, _attention(folder, max(int(repetitions), 1)), experts, missing=missing,
-        kernels_per_layer=sum(CALLS.get(name, 1) for name in layer) + ATTENTION_KERNELS + EXPERT_KERNELS * (experts is not None),
+        kernels_per_layer=kernels,
     )  # fmt: skip
 
 
@@ -134,15 +135,15 @@ def _curves(folder: Path, table: str, count: str) -> dict[str, Curve]:
 def _attention(folder: Path, repetitions: int = 1) -> AttentionTable:
     file = find_table(folder, "attention")
     columns = read_table(file, (), ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"))
-    points = [columns[name] for name in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")]
+    points = np.stack([columns[name] for name in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")], axis=1)
     seconds = columns["time_us"] * MICROSECOND
-    equal = attention_table(*points, seconds, file)
+    equal = attention_table(points, seconds, file)
     skew = find_table(folder, "skew", missing_ok=True)
     if skew is None:
         return equal
     rows = read_table(skew, (), ("n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"))
-    # This table holds sums over the repetitions of a measurement where the others hold means. Its own batches of equal length
-    # (all at the longest) tell which of the two it is.
+    # This table holds sums over the repetitions of a measurement where the others hold means. Its own batches of equal
+    # length (all at the longest) tell which of the two it is.
     looked_up = np.array([
         equal.mixed.at(pc, kp, n, kv) if pc else equal.decode.at(n, kv)
         for pc, kp, n, kv in zip(rows["pc"], rows["kp"], rows["n"], rows["kv_big"], strict=True)
@@ -151,7 +152,7 @@ def _attention(folder: Path, repetitions: int = 1) -> AttentionTable:
     summed = min((1, repetitions), key=lambda count: abs(np.log(ratio / count)))
     uneven = {"prefill": rows["pc"], "cached": rows["kp"], "decodes": rows["n"], "longest": rows["kv_big"],
               "mean": rows["kv_mean"], "seconds": rows["t_skew_us"] * MICROSECOND / summed}  # fmt: skip
-    return attention_table(*points, seconds, file, uneven)
+    return attention_table(points, seconds, file, uneven)
 
 
 def _experts(path: Path, folder: Path) -> Grid:

@@ -1,4 +1,5 @@
-"""Our own profile format: one folder, ``profile.json`` for where it comes from and CSV tables in seconds (docs/profiles.md)."""
+"""Our own profile format: one folder, ``profile.json`` for where it comes from and CSV tables in seconds
+(docs/profiles.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "experts": ("tokens", "distinct_experts", "seconds"),
     "all_reduce": ("bytes", "seconds"),
 }
-"""Tables and their columns. ``layer``, ``head`` and ``attention`` must be there, and ``experts`` for a model that has any."""
+"""Tables and their columns. ``layer``, ``head`` and ``attention`` must be there, and ``experts`` for a model that has
+any."""
 STAIRCASE = "matrix:"
 """Prefix of operators that are matrix products: see :class:`Curve`."""
 
@@ -70,8 +72,8 @@ def provenance(path: Path, tp: int) -> Provenance:
     """Where the profile comes from."""
     meta = read_meta(path)
     return Provenance(
-        path, FORMAT, meta["gpu"], meta["dtype"], meta["model"], str(meta.get("engine", "")), str(meta.get("measured", "")), tp,
-        tuple(meta.get("notes", ())),
+        path, FORMAT, meta["gpu"], meta["dtype"], meta["model"], str(meta.get("engine", "")),
+        str(meta.get("measured", "")), tp, tuple(meta.get("notes", ())),
     )  # fmt: skip
 
 
@@ -103,8 +105,12 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         reduce = Grid((rows["bytes"].tolist(),), rows["seconds"])
     return OperatorTables(
         provenance(path, tp), _curves(folder, "layer"), _curves(folder, "once", missing_ok=True), _curves(folder, "head"),
-        attention_table(*(columns[name] for name in TABLES["attention"]), file, uneven), experts, reduce,
+        attention_table(_stacked(columns), columns["seconds"], file, uneven), experts, reduce,
     )  # fmt: skip
+
+
+def _stacked(columns: dict[str, Any]) -> np.ndarray:
+    return np.stack([columns[name] for name in TABLES["attention"][:4]], axis=1)
 
 
 def _curves(folder: Path, table: str, *, missing_ok: bool = False) -> dict[str, Curve]:
@@ -123,8 +129,8 @@ def _curves(folder: Path, table: str, *, missing_ok: bool = False) -> dict[str, 
 
 
 def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[str, Iterable[Sequence[Any]]]) -> None:
-    """Write one tensor-parallel size of a profile: ``meta`` (``model``, ``gpu``, ``dtype``, and what else is known) and the
-    rows of each table, in the order of its columns.
+    """Write one tensor-parallel size of a profile: ``meta`` (``model``, ``gpu``, ``dtype``, and what else is known) and
+    the rows of each table, in the order of its columns.
 
     Raises ``ValueError`` for a table that the format does not have.
     """

@@ -1,13 +1,15 @@
 """The profile cost model: a step's time as the sum of its operators' measured times.
 
-    step = layers * (dense operators(tokens) + attention(prompt, cached, decodes, context) + experts(tokens, distinct experts))
+    step = layers * (dense operators(tokens) + attention(prompt, cached, decodes, context) + experts(tokens, distinct
+    experts))
          + once a step(tokens) + head(sequences) + communication(bytes, ranks)
 
-Token counts are those the GPU computes: a step that replays a captured graph is padded to the graph's size. Several prompts in
-one step are attended as one prompt of their total length whose cached prefix gives the same number of query-key pairs.
+Token counts are those the GPU computes: a step that replays a captured graph is padded to the graph's size. Several
+prompts in one step are attended as one prompt of their total length whose cached prefix gives the same number of
+query-key pairs.
 
-Outside the measured range a time is the one at the range's edge times what the roofline says the ratio of the two is, and
-:attr:`ProfileCost.notes` says so once.
+Outside the measured range a time is the one at the range's edge times what the roofline says the ratio of the two is,
+and :attr:`ProfileCost.notes` says so once.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ FIRST_ONLY = ("embedding",)
 class ProfileCost:
     """Measured times of a model on a GPU.
 
-    ``capture_sizes`` are the batches for which decode graphs were captured, ``mixed_capture_sizes`` the token counts for which
-    the parts between attention were; empty runs them at their own size. ``ep`` is over how many GPUs the experts are spread.
-    ``step_s`` is what every step runs on the GPU beside the model (staging copies, gathering the last tokens): no table has it.
+    ``capture_sizes`` are the batches for which decode graphs were captured, ``mixed_capture_sizes`` the token counts
+    for which the parts between attention were; empty runs them at their own size. ``ep`` is over how many GPUs the
+    experts are spread. ``step_s`` is what every step runs on the GPU beside the model (staging copies, gathering the
+    last tokens): no table has it.
     """
 
     def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16",
@@ -92,8 +95,8 @@ class ProfileCost:
         return send_s(2 * tokens * self.model.hidden * ACTIVATION_BYTES / self.tp, self.gpu)
 
     def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
-        """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank with
-        nothing to run, which takes part with one token.
+        """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank
+        with nothing to run, which takes part with one token.
 
         Every layer waits for the slowest rank before its experts, which then see the tokens of all.
         """
@@ -118,8 +121,8 @@ class ProfileCost:
     # -- its parts ---------------------------------------------------------------------------------------------------
 
     def beside_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
-        """What a step takes on the GPU beside its operators: staging, and the time between kernels unless a graph replays
-        them (then one starts while the other ends)."""
+        """What a step takes on the GPU beside its operators: staging, and the time between kernels unless a graph
+        replays them (then one starts while the other ends)."""
         sizes = self._mixed_capture if batch.num_prefill else self._capture
         if sizes and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]:
             return self._step_s
@@ -163,8 +166,8 @@ class ProfileCost:
         return self.attention_of(chunk, cached, decodes, context / decodes, float(lens[prompts:].max()))
 
     def attention_of(self, chunk: int, cached: float, decodes: int, mean: float, longest: float) -> float:
-        """Attention of one layer: ``chunk`` prompt tokens after ``cached`` ones, beside ``decodes`` at ``mean`` context tokens,
-        the longest of them at ``longest``. ``cached`` is negative for several short prompts in place of one."""
+        """Attention of one layer: ``chunk`` prompt tokens after ``cached`` ones, beside ``decodes`` at ``mean`` context
+        tokens, the longest of them at ``longest``. ``cached`` is negative for several short prompts in place of one."""
         attention = self.tables.attention
         unevenness = 1 - mean / longest if decodes > 1 else 0.0
         if not chunk:
@@ -221,8 +224,8 @@ class ProfileCost:
         return each * (2 * at.layers + (stage == 0))
 
     def exchange_s(self, tokens: Sequence[int]) -> float:
-        """Sending a layer's tokens to every rank's experts, with their router logits, and the results back: an all-gather
-        and a reduce-scatter, in which each GPU takes in the tokens of all others."""
+        """Sending a layer's tokens to every rank's experts, with their router logits, and the results back: an
+        all-gather and a reduce-scatter, in which each GPU takes in the tokens of all others."""
         others = sum(tokens) - min(tokens)
         ranks = len(tokens)
         width = self.model.hidden * ACTIVATION_BYTES
@@ -231,7 +234,8 @@ class ProfileCost:
         return there + all_to_all_s(whole * width, ranks, self.gpu)
 
     def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
-        """What uneven decodes cost beside a prompt, at the measured prompt nearest to this one: it changes slowly with both."""
+        """What uneven decodes cost beside a prompt, at the measured prompt nearest to this one: it changes slowly with
+        both."""
         key = (chunk >> 4, int(cached) >> 8)
         found = self._uneven_parts.get(key)
         if found is None:

@@ -66,7 +66,8 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     return (own_profile if source.format == own_profile.FORMAT else llmservingsim).read(path, tp, model)
 
 
-# -- what a profile covers -----------------------------------------------------------------------------------------------
+# -- what a profile covers
+# -----------------------------------------------------------------------------------------------
 
 
 def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
@@ -147,8 +148,8 @@ def _describe_fitted(path: Path) -> dict[str, Any]:
     from backends.simulated.cost.fitted import FORMAT, TERMS, read_fitted
 
     content = read_fitted(path)
-    shown = {"path": str(path), "format": FORMAT, "model": content["model"], "gpu": content["gpu"], "dtype": content["dtype"],
-             "engine": "", "measured": f"from {content.get('fitted_from', '')}"}  # fmt: skip
+    shown = {"path": str(path), "format": FORMAT, "model": content["model"], "gpu": content["gpu"],
+             "dtype": content["dtype"], "engine": "", "measured": f"from {content.get('fitted_from', '')}"}  # fmt: skip
     parts = []
     for number, stage in enumerate(content["stages"]):
         rows = [

@@ -220,7 +220,6 @@ class _Stage:
 
     def attention_s(self, batch: ModelWorkerBatch) -> float:
         """Attention of all layers: prefill rows causally over their prefix, decode rows over their context."""
-        cost = self._cost
         total = self.attention_overhead_s
         count = batch.num_prefill
         for window, layers in self._windows.items():

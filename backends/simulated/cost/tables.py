@@ -1,8 +1,8 @@
 """Measured operator times of one model on one GPU, and how they are looked up between the measured points.
 
-Every table is brought into a form in which a look-up is a few list accesses: a curve becomes a list with an entry for every
-token count, a grid keeps its axes and a flat list. Nothing here knows where the numbers came from; the readers beside this
-module (``llmservingsim.py``, ``aiconfigurator.py``, ``own_profile.py``) do.
+Every table is brought into a form in which a look-up is a few list accesses: a curve becomes a list with an entry for
+every token count, a grid keeps its axes and a flat list. Nothing here knows where the numbers came from; the readers
+beside this module (``llmservingsim.py``, ``aiconfigurator.py``, ``own_profile.py``) do.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 TILE_TOKENS = 16
-"""Matrix kernels compute whole tiles of rows, so their time is a staircase. Where points are measured at least this densely,
-a count between two takes the time of the upper one; where they are sparser the staircase is not visible and the time is
-interpolated."""
+"""Matrix kernels compute whole tiles of rows, so their time is a staircase. Where points are measured at least this
+densely, a count between two takes the time of the upper one; where they are sparser the staircase is not visible and
+the time is interpolated."""
 
 
 class ProfileError(ValueError):
@@ -27,7 +27,9 @@ class ProfileError(ValueError):
 class Curve:
     """Seconds as a function of a count (tokens, sequences)."""
 
-    def __init__(self, counts: Sequence[float], seconds: Sequence[float], *, staircase: bool = False) -> None:
+    def __init__(
+        self, counts: Sequence[float] | np.ndarray, seconds: Sequence[float] | np.ndarray, *, staircase: bool = False
+    ) -> None:
         order = np.argsort(np.asarray(counts))
         self.counts = np.asarray(counts, np.float64)[order]
         self.seconds = np.asarray(seconds, np.float64)[order]
@@ -77,7 +79,7 @@ class Grid:
     pairs attended, a constant), and multilinear interpolation reproduces such a sum exactly.
     """
 
-    def __init__(self, axes: Sequence[Sequence[float]], values: np.ndarray) -> None:
+    def __init__(self, axes: Sequence[Sequence[float] | np.ndarray], values: np.ndarray) -> None:
         self.axes = [list(map(float, axis)) for axis in axes]
         assert values.shape == tuple(len(axis) for axis in self.axes)
         self.ends = [axis[-1] for axis in self.axes]
@@ -92,7 +94,8 @@ class Grid:
         self._strides = strides[::-1]
 
     def near(self, *first: float) -> Grid:
-        """The part of the grid at the measured points nearest to values on its first axes: a grid over the other axes."""
+        """The part of the grid at the measured points nearest to values on its first axes: a grid over the other
+        axes."""
         at = tuple(
             min(range(len(axis)), key=lambda i: abs(axis[i] - x)) for axis, x in zip(self.axes, first, strict=False)
         )
@@ -134,9 +137,9 @@ class Grid:
 def grid_from_points(points: np.ndarray, values: np.ndarray, order: Sequence[int]) -> Grid:
     """A regular grid over all coordinates that occur, from points that need not fill it.
 
-    Holes are filled by linear interpolation between measured neighbours, along the axes in ``order`` (the axis along which
-    the quantity is smoothest first); what lies beyond the measured points of a line takes the trend of its last two
-    (never below the last one).
+    Holes are filled by linear interpolation between measured neighbours, along the axes in ``order`` (the axis along
+    which the quantity is smoothest first); what lies beyond the measured points of a line takes the trend of its last
+    two (never below the last one).
     """
     axes = [np.unique(points[:, i]) for i in range(points.shape[1])]
     full = np.full([len(axis) for axis in axes], np.nan)
@@ -210,8 +213,8 @@ class AttentionTable:
     mixed: Grid
     """(prompt tokens, cached tokens before them, decodes, their mean context): one launch for all."""
     uneven: Grid | None = None
-    """(prompt tokens, cached tokens, decodes, unevenness, mean context): by which share it is longer when the decodes are of
-    unequal length. Unevenness is (longest - mean) / longest."""
+    """(prompt tokens, cached tokens, decodes, unevenness, mean context): by which share it is longer when the decodes
+    are of unequal length. Unevenness is (longest - mean) / longest."""
     uneven_decode: Grid | None = None
     """The same for decodes alone: (decodes, unevenness, mean context)."""
 
@@ -222,7 +225,8 @@ class OperatorTables:
 
     provenance: Provenance
     layer: dict[str, Curve]
-    """Seconds a layer by operator, by tokens; attention and routed experts aside. An operator that runs twice counts twice."""
+    """Seconds a layer by operator, by tokens; attention and routed experts aside. An operator that runs twice counts
+    twice."""
     once: dict[str, Curve]
     """Seconds a step by operator, by tokens."""
     head: dict[str, Curve]
@@ -233,7 +237,7 @@ class OperatorTables:
     all_reduce: Grid | None = None
     """(bytes,): an all-reduce over the tensor-parallel group."""
     kernels_per_layer: int = 0
-    """Kernels that a layer launches, where the tables hold the kernels' own times: what lies between two of them is then to
-    be added to steps that launch them one by one."""
+    """Kernels that a layer launches, where the tables hold the kernels' own times: what lies between two of them is
+    then to be added to steps that launch them one by one."""
     missing: list[str] = field(default_factory=list)
     """Operators that were not measured, and what stands in for them."""

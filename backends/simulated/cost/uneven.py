@@ -1,9 +1,10 @@
 """Decodes of unequal length: how much longer attention takes than at their mean length.
 
-A GPU runs one block of work for every request and head. Where there are many more blocks than places, lengths average out and
-the mean decides; where there are few, or where long ones come last, the longest ones do. Profiles measure that with batches of
-two lengths. What is kept of a measurement is the share by which it exceeds the look-up at its mean length, as a function of
-how uneven it is: (longest - mean) / longest, which is 0 for equal lengths and approaches 1 for one long among many short.
+A GPU runs one block of work for every request and head. Where there are many more blocks than places, lengths average
+out and the mean decides; where there are few, or where long ones come last, the longest ones do. Profiles measure that
+with batches of two lengths. What is kept of a measurement is the share by which it exceeds the look-up at its mean
+length, as a function of how uneven it is: (longest - mean) / longest, which is 0 for equal lengths and approaches 1 for
+one long among many short.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def _knots(means: np.ndarray) -> np.ndarray:
 
 def _plane(unevenness: np.ndarray, mean: np.ndarray, excess: np.ndarray, of: np.ndarray,
            means: np.ndarray) -> np.ndarray:  # fmt: skip
-    """excess[unevenness, mean] on the knots: along the mean (in its logarithm) for every measured unevenness, then across."""
+    """excess[unevenness, mean] on the knots: along the mean (in its logarithm) for every measured unevenness, then
+    across."""
     plane = np.zeros((len(UNEVENNESS), len(means)))
     if not of.any():
         return plane
