@@ -1,0 +1,198 @@
+"""The field's offline benchmark: 256 prompts at once, lengths uniform in 100 to 1024, against transformers in the same run.
+
+    python benchmarks/offline.py                                     # on a GPU: Qwen3-0.6B's shape, bf16, all of it
+    python benchmarks/offline.py --requests 8 --scale 0.1 --layers 4 # on a CPU: a slice of it, of a smaller model
+
+Dummy weights, stops by length alone. The requests: Python's ``random`` seeded with 0; for each prompt a length
+``randint(100, 1024)`` and that many ids ``randint(0, 10000)``; after all prompts, as many output lengths
+``randint(100, 1024)``. Prints tokens a second and the ratio to transformers' own generate (or continuous batching on a
+GPU) on the same model; writes JSON under ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.torch.backend import TorchBackend, make_backend
+from backends.torch.workers import RunnerOptions
+from workbench.loops import LOOPS
+from workbench.loops.drive import drive
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.scheduler import Scheduler
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+                   "num_key_value_heads": 8, "tie_word_embeddings": True},
+    "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
+                  "num_key_value_heads": 8, "tie_word_embeddings": False},
+}  # fmt: skip
+
+
+class Over(Exception):
+    """Every request has ended."""
+
+
+class Inbox:
+    """All requests at once, then nothing."""
+
+    def __init__(self, messages: list[object]) -> None:
+        self._messages = messages
+
+    def drain(self) -> list[object]:
+        messages, self._messages = self._messages, []
+        return messages
+
+    def arrival(self) -> Any:
+        def wait() -> None:
+            if not self._messages:
+                raise Over
+
+        return wait
+
+
+class Counter:
+    """An outbox that counts tokens."""
+
+    def __init__(self) -> None:
+        self.tokens = self.ended = 0
+
+    def scheduled(self, batch: Any) -> None:
+        """Nothing to note."""
+
+    def send(self, result: Any, forward: Any = None) -> None:
+        for req in result.ended:
+            self.tokens += req.output_len
+            self.ended += 1
+
+
+def requests(count: int, scale: float) -> tuple[list[list[int]], list[int]]:
+    """The field's prompts and output lengths; ``scale`` shortens both."""
+    draw = random.Random(0)
+    prompts = [[draw.randint(0, 10000) for _ in range(draw.randint(100, 1024))] for _ in range(count)]
+    outputs = [draw.randint(100, 1024) for _ in range(count)]
+    if scale != 1:
+        prompts = [prompt[: max(int(len(prompt) * scale), 1)] for prompt in prompts]
+        outputs = [max(int(length * scale), 1) for length in outputs]
+    return prompts, outputs
+
+
+def write_shape(name: str, layers: int | None, folder: Path) -> Path:
+    """A config.json of a shape, its vocabulary and heads as in the original."""
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "head_dim": 128,
+        "hidden_act": "silu", "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000,
+        "attention_bias": False, "torch_dtype": "bfloat16", "eos_token_id": 151645, **SHAPES[name],
+    }  # fmt: skip
+    if layers is not None:
+        config["num_hidden_layers"] = layers
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def run_once(backend: TorchBackend, loop: str, prompts: list[list[int]], outputs: list[int]) -> tuple[float, int]:
+    """(seconds, output tokens) of one pass over all requests."""
+    config = SchedulerConfig(backend.kv_tokens, min(backend.max_context, backend.kv_tokens + 1), max_running=256)
+    scheduler = Scheduler(config, eos_token_ids=backend.eos_token_ids)
+    messages: list[object] = [
+        Generate(f"r{i}", np.array(prompt, np.int32), SamplingParams(length, ignore_eos=True, temperature=0.0))
+        for i, (prompt, length) in enumerate(zip(prompts, outputs, strict=True))
+    ]
+    counter = Counter()
+    began = time.perf_counter()
+    try:
+        drive(LOOPS[loop](scheduler, backend, Inbox(messages), counter), backend.rested)
+    except Over:
+        pass
+    seconds = time.perf_counter() - began
+    assert counter.ended == len(prompts) and counter.tokens == sum(outputs), "every request must write what was asked"
+    return seconds, counter.tokens
+
+
+def transformers_once(
+    folder: Path, device: str, prompts: list[list[int]], outputs: list[int]
+) -> tuple[float, int, str]:
+    """(seconds, output tokens, how) of transformers on the same shape: continuous batching on a GPU, one padded batch of
+    equal output length after another on a CPU."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).to(device).eval()
+    if device == "cuda":
+        settings = GenerationConfig(max_new_tokens=max(outputs), do_sample=False, eos_token_id=-1, pad_token_id=0)
+        began = time.perf_counter()
+        found = model.generate_batch(inputs=prompts, generation_config=settings)
+        torch.cuda.synchronize()
+        tokens = sum(len(result.generated_tokens) for result in found.values())
+        return time.perf_counter() - began, tokens, "continuous batching, every output as long as the longest"
+    began = time.perf_counter()
+    for prompt, length in zip(prompts, outputs, strict=True):
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        assert out.shape[1] == len(prompt) + length
+    return time.perf_counter() - began, sum(outputs), "generate, one request after another"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-0.6b")
+    parser.add_argument("--layers", type=int, default=None, help="fewer layers than the shape has")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--scale", type=float, default=1.0, help="shortens prompts and outputs")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("runs/offline"))
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prompts, outputs = requests(given.requests, given.scale)
+    folder = write_shape(given.shape, given.layers, given.out / "model")
+    longest = max(len(prompt) + length for prompt, length in zip(prompts, outputs, strict=True))
+    sizes = tuple([1, 2, 4, *range(8, 257, 8)]) if device == "cuda" else ()
+    options = RunnerOptions(
+        str(folder), device, "bfloat16" if device == "cuda" else "float32", "dummy", rows=256, max_context=longest + 1,
+        kv_tokens=None if device == "cuda" else sum(map(len, prompts)) + sum(outputs) + 512, capture_sizes=sizes,
+    )  # fmt: skip
+    began = time.perf_counter()
+    backend = make_backend(options, lambda *row: None)
+    print(f"{given.shape} on {device}: {backend.kv_tokens:,} KV tokens, ready in {time.perf_counter() - began:.1f} s")
+    print(f"{len(prompts)} requests, {sum(map(len, prompts)):,} tokens in, {sum(outputs):,} out")
+    result: dict[str, Any] = {"device": device, "torch": torch.__version__, "arguments": vars(given) | {"out": ""}}
+    run_once(backend, "overlap", prompts[:2], [2, 2])  # compiles and warms up
+    for loop in ("normal", "overlap"):
+        speeds = []
+        for _ in range(given.repetitions):
+            seconds, tokens = run_once(backend, loop, prompts, outputs)
+            speeds.append(tokens / seconds)
+        result[loop] = speeds
+        print(
+            f"{loop:8} {statistics.median(speeds):10,.1f} output tokens/s  ({min(speeds):,.1f} to {max(speeds):,.1f})"
+        )
+    print(f"overlap / normal: {statistics.median(result['overlap']) / statistics.median(result['normal']):.3f}")
+    backend.close()
+    del backend
+    if not given.no_transformers:
+        seconds, tokens, how = transformers_once(folder, device, prompts, outputs)
+        result["transformers"] = {"tokens_per_s": tokens / seconds, "how": how}
+        ratio = statistics.median(result["overlap"]) / (tokens / seconds)
+        print(f"transformers {tokens / seconds:,.1f} output tokens/s ({how}); ours is {ratio:.2f} times that")
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "result.json").write_text(json.dumps(result, indent=1))
+    print(f"written: {given.out / 'result.json'}")
+
+
+if __name__ == "__main__":
+    main()
