@@ -41,7 +41,7 @@ class SimulatedForward:
         """When its last kernel was issued to the first stage."""
         self.starts_s = starts_s
         self.ends_s = ends_s
-        self.end_s = ends_s[-1]
+        self.end_s = ends_s[-1] if ends_s else 0.0
         self.cpu_s = cpu_s
         """What receiving, scheduling and launching it took."""
 
@@ -155,8 +155,10 @@ class SimulatedBackend:
 class SimulatedInbox:
     """Messages between simulated clients and a loop."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, on_drain: Callable[[list[object]], None] | None = None) -> None:
         self._clock = clock
+        self._on_drain = on_drain
+        """Told what was drained, when it is."""
         self._messages: list[object] = []
         self._waiting: simpy.Event | None = None
 
@@ -171,6 +173,8 @@ class SimulatedInbox:
         messages = self._messages
         if messages:
             self._messages = []
+            if self._on_drain is not None:
+                self._on_drain(messages)
         return messages
 
     def arrival(self) -> simpy.Event | float:

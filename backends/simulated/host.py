@@ -22,9 +22,13 @@ class HostModel:
     schedule_request_s: float = 0.5e-6
     schedule_prefill_s: float = 20e-6
     """Per request that is prefilled: prefix look-up, row and pages."""
+    schedule_token_s: float = 0.0
+    """Per prompt token."""
     prepare_s: float = 150e-6
     """First part of launch: staging the inputs."""
     prepare_request_s: float = 0.5e-6
+    prepare_token_s: float = 0.0
+    """Per prompt token."""
     graph_s: float = 60e-6
     """Second part of launch: replaying a captured graph. The GPU starts after it."""
     eager_s: float = 100e-6
@@ -52,12 +56,14 @@ class HostModel:
             self.schedule_s
             + self.schedule_request_s * (batch.num_prefill + batch.decode_tokens)
             + self.schedule_prefill_s * batch.num_prefill
+            + self.schedule_token_s * batch.prefill_tokens
         )
 
     def launch(self, batch: ModelWorkerBatch) -> tuple[float, float, bool]:
         """(seconds before the first kernel, seconds that issue kernels, whether a graph is replayed)."""
         graph = not batch.num_prefill and batch.decode_tokens <= self.graph_max_batch
         prepare_s = self.prepare_s + self.prepare_request_s * (batch.num_prefill + batch.decode_tokens)
+        prepare_s += self.prepare_token_s * batch.prefill_tokens
         return prepare_s, self.graph_s if graph else self._eager_s, graph
 
     def process(self, batch: ModelWorkerBatch, ended: int) -> float:

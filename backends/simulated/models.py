@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -134,11 +135,11 @@ def load_model(name: str) -> ModelSpec:
         if not isinstance(config, dict):
             raise CatalogueError(f"{path}: not a JSON object")
         return from_config(config, path.parent.name or str(path), str(path))
-    wanted = _canonical(name)
-    for known, config in _catalogue().items():
-        if wanted == known.lower():
-            return from_config(config, known, CATALOGUE.name)
-    short = [known for known in _catalogue() if known.lower().split("/")[1] == wanted]
+    for wanted in (name.lower(), _canonical(name)):
+        for known, config in _catalogue().items():
+            if wanted in (known.lower(), _canonical(known)):
+                return from_config(config, known, CATALOGUE.name)
+    short = [known for known in _catalogue() if _canonical(known).split("/")[1] == wanted]
     if len(short) == 1:
         return from_config(_catalogue()[short[0]], short[0], CATALOGUE.name)
     near = difflib.get_close_matches(wanted, {known.lower(): 0 for known in _catalogue()}, 3, 0.4)
@@ -147,18 +148,19 @@ def load_model(name: str) -> ModelSpec:
     raise CatalogueError(f"unknown model {name!r}; {hint} (or a folder or config.json)")
 
 
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean models of one shape: the organisation and what was trained last do not count."""
+    return _canonical(one).rsplit("/", 1)[-1] == _canonical(other).rsplit("/", 1)[-1]
+
+
 def model_names() -> list[str]:
     """Ids of the catalogue."""
     return list(_catalogue())
 
 
 def _canonical(name: str) -> str:
-    """Llama 3.1 has been renamed once, and its instruct variants have the same shape."""
-    return (
-        name.lower().replace("meta-llama-3", "llama-3").removesuffix("-instruct")
-        if "llama-3" in name.lower()
-        else name.lower()
-    )
+    """Llama 3.1 has been renamed once, and instruct variants and later releases have the shape of the base model."""
+    return re.sub(r"-(instruct|thinking|base)(-\d{4})?$", "", name.lower()).replace("meta-llama-3", "llama-3")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""There is one scheduler: a trace whose arrivals do not depend on time is decided alike in simulation and on a real model."""
+"""There is one scheduler: what does not depend on time is decided alike in simulation and on a real model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.torch.tiny import make  # noqa: E402
-from traces import open_trace  # noqa: E402
-from workbench.run.replay import replay_loop  # noqa: E402
-from workbench.run.settings import RunSettings  # noqa: E402
-from workbench.run.simulate import simulate_loop  # noqa: E402
+from tests.torch.tiny import make
+from traces import open_trace
+from workbench.run.replay import replay_loop
+from workbench.run.settings import RunSettings
+from workbench.run.simulate import simulate_loop
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import serve, simulate, trace
+from workbench.cli import calibrate, compare, import_, profile, replay, serve, simulate, trace
 
 app = typer.Typer(
     name="workbench",
@@ -17,7 +17,12 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("simulate")(simulate.simulate)
+app.command("replay")(replay.replay)
 app.command("serve")(serve.serve)
+app.command("compare")(compare.compare)
+app.command("import")(import_.import_run)
+app.command("calibrate")(calibrate.calibrate)
+app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 
 

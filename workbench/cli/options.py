@@ -24,6 +24,17 @@ Loop = Annotated[
     ),
 ]
 Config = Annotated[Optional[Path], option("--config", help="TOML file of settings; flags win.", panel=RUN)]
+Like = Annotated[
+    Optional[Path], option("--like", help="Run record whose settings to take; --config and flags win.", panel=RUN)
+]
+Engine = Annotated[
+    Optional[str],
+    option(
+        "--engine",
+        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.19 | sglang-0.5. Flags win.",
+        panel=SCHED,
+    ),
+]
 Seed = Annotated[Optional[int], option("--seed", help="Seed of everything random. Default 0.", panel=RUN)]
 Model = Annotated[
     Optional[str],
@@ -36,9 +47,25 @@ Model = Annotated[
 Gpu = Annotated[Optional[str], option("--gpu", help="GPU of the catalogue or a TOML file. Default h100.", panel=GPU)]
 Tp = Annotated[Optional[int], option("--tp", help="Tensor parallel GPUs. Default 1.", panel=GPU)]
 Pp = Annotated[Optional[int], option("--pp", help="Pipeline stages. Default 1.", panel=GPU)]
-Ep = Annotated[Optional[int], option("--ep", help="Expert parallel GPUs (equal to tp). Default 1.", panel=GPU)]
+Ep = Annotated[
+    Optional[int],
+    option(
+        "--ep",
+        help="GPUs that experts are spread over: tp, or tp * dp (instances then step together). Default 1.",
+        panel=GPU,
+    ),
+]
 Dtype = Annotated[
-    Optional[str], option("--dtype", help="Weights: bf16 | fp16 | fp32 | fp8 | int4. Default bf16.", panel=GPU)
+    Optional[str],
+    option(
+        "--dtype",
+        help="Weights: bf16 | fp16 | fp32 | fp8 | int4, or auto: as saved (real runners). Default bf16, real: auto.",
+        panel=GPU,
+    ),
+]
+LoadFormat = Annotated[
+    str,
+    option("--load-format", help="Weights: auto | safetensors | gguf | dummy (random). Default auto.", panel=GPU),
 ]
 KvDtype = Annotated[Optional[str], option("--kv-dtype", help="KV cache: bf16 | fp16 | fp8. Default bf16.", panel=GPU)]
 MemFraction = Annotated[
@@ -53,7 +80,10 @@ MaxContext = Annotated[
 CudaGraphs = Annotated[
     Optional[bool], option("--cuda-graphs/--no-cuda-graphs", help="Decode in captured graphs. Default on.", panel=GPU)
 ]
-Cost = Annotated[Optional[str], option("--cost", help="Cost model: roofline.", panel=GPU)]
+Cost = Annotated[
+    Optional[str],
+    option("--cost", help="Cost model: roofline | profile:PATH | fitted:PATH. Default roofline.", panel=GPU),
+]
 Batching = Annotated[
     Optional[str], option("--batching", help="prefill-first | mixed. Default prefill-first.", panel=SCHED)
 ]
@@ -117,4 +147,29 @@ IgnoreEos = Annotated[
 ]
 MaxTokens = Annotated[
     Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default 4096.", panel=SHAPE)
+]
+
+Out = Annotated[
+    Optional[Path], option("--out", help="Output folder. Default: runs/<trace>, numbered if taken.", panel=RUN)
+]
+Force = Annotated[bool, option("--force", help="Replace an earlier run in the output folder.", panel=RUN)]
+AsJson = Annotated[bool, option("--json", help="Print the numbers as JSON.", panel=RUN)]
+Decisions = Annotated[bool, option("--decisions", help="Also write decisions.jsonl.", panel=RUN)]
+SloTtft = Annotated[
+    Optional[float], option("--slo-ttft", help="Seconds; goodput counts requests within it.", panel=RUN)
+]
+SloTpot = Annotated[
+    Optional[float], option("--slo-tpot", help="Seconds a token; goodput counts requests within it.", panel=RUN)
+]
+Requests = Annotated[Optional[int], option("--requests", help="Only the first N requests.", panel=SHAPE)]
+Rate = Annotated[Optional[float], option("--rate", help="Rescale arrivals to this mean rate, requests/s.", panel=SHAPE)]
+Speedup = Annotated[Optional[float], option("--speedup", help="Divide arrival times by this.", panel=SHAPE)]
+Concurrency = Annotated[
+    Optional[int],
+    option("--concurrency", help="Closed loop: so many at a time, arrivals ignored.", panel=SHAPE),
+]
+Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=SHAPE)]
+TraceTokenizer = Annotated[
+    Optional[Path],
+    option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE),
 ]

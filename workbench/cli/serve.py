@@ -22,7 +22,7 @@ def serve(
     api_key: Annotated[Optional[str], typer.Option("--api-key", envvar="WORKBENCH_API_KEY", help="Key that clients must send as a bearer token.", rich_help_panel=_SERVER, show_default=False, show_envvar=True)] = None,
     served_model_name: Annotated[Optional[str], option("--served-model-name", help="What clients call the model. Default: MODEL.", panel=_SERVER)] = None,
     tokenizer: Annotated[Optional[str], option("--tokenizer", help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.", panel=_SERVER)] = None,
-    load_format: Annotated[str, option("--load-format", help="auto | dummy: random weights from a config alone. Default auto.", panel=_SERVER)] = "auto",
+    load_format: options.LoadFormat = "auto",
     max_queue: Annotated[int, option("--max-queue", help="Sequences that may queue; more are answered 503. Default 1000.", panel=_SERVER)] = 1000,
     max_body_bytes: Annotated[int, option("--max-body-bytes", help="Largest request body. Default 16 MiB.", panel=_SERVER)] = 16 << 20,
     stuck_after: Annotated[float, option("--stuck-after", help="Seconds without progress after which /health fails. Default 60.", panel=_SERVER)] = 60.0,
@@ -95,9 +95,8 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
         from workbench.serving.supervisor import serve as run_server
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
-    run = settings_from(config, flags)
-    dtype_given = flags["dtype"] is not None or run.dtype != type(run).dtype
-    settings = ServeSettings(run, command=_command(), dtype_given=dtype_given, **server)
+    defaults = {} if server["backend"] == "simulated" else {"dtype": "auto"}
+    settings = ServeSettings(settings_from(config, flags, defaults=defaults), command=_command(), **server)
     return run_server(settings, force)
 
 

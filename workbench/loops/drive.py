@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from workbench.backend import Wait
 
 
-def drive(loop: Generator[Wait, None, None]) -> None:
+def drive(loop: Generator[Wait, None, None], waited: Callable[[], None] | None = None) -> None:
     """Send a loop on for ever. Live, a wait is a function that blocks until it is over, or None when there is nothing to
-    wait for; what it raises ends the loop and reaches the caller."""
+    wait for; what it raises ends the loop and reaches the caller. ``waited`` is called after every wait."""
     for wait in loop:
         if wait is not None:
             wait()
+            if waited is not None:
+                waited()

@@ -12,7 +12,8 @@ from workbench.scheduler.config import ConfigError
 if TYPE_CHECKING:
     from backends.torch.workers import RunnerOptions
 
-TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""``auto``: as the model was saved."""
 
 
 def choose_device(backend: str) -> str:
@@ -29,9 +30,8 @@ def choose_device(backend: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if backend == "auto" else backend
 
 
-def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto",
-                   dtype_given: bool = True) -> RunnerOptions:  # fmt: skip
-    """What the runner has to know to run ``settings`` under ``loop``. ``dtype_given=False``: as the model was saved.
+def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
+    """What the runner has to know to run ``settings`` under ``loop``.
 
     Raises ConfigError for what a real runner does not do.
     """
@@ -42,7 +42,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
             raise ConfigError(
                 f"{name}: {getattr(settings, name)} is for simulation; a real runner is one instance without it"
             )
-    if dtype_given and settings.dtype not in TORCH_DTYPES:
+    if settings.dtype not in TORCH_DTYPES:
         raise ConfigError(f"dtype: {settings.dtype!r} is not one of {', '.join(TORCH_DTYPES)} on a real runner")
     if settings.kv_dtype != "bf16":
         raise ConfigError(f"kv_dtype: {settings.kv_dtype!r}: a real runner keeps KV in the dtype of the weights")
@@ -50,7 +50,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
     per_slot = max(settings.max_running // pp, 1)
     graphs = settings.cuda_graphs and device == "cuda" and pp == 1
     return RunnerOptions(
-        model=settings.model, device=device, dtype=TORCH_DTYPES[settings.dtype] if dtype_given else None,
+        model=settings.model, device=device, dtype=TORCH_DTYPES[settings.dtype],
         load_format=load_format, tp=tp, pp=pp, rows=per_slot * pp, max_context=settings.max_context,
         page_size=settings.page_size, mem_fraction=settings.mem_fraction, kv_tokens=settings.kv_tokens,
         step_tokens=largest_step(settings), capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),

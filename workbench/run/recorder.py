@@ -30,6 +30,7 @@ class RequestRow:
     slo_tpot_s: float
     priority: int
     turn: int
+    queued_s: float = NAN
     scheduled_s: float = NAN
     first_token_s: float = NAN
     finish_s: float = NAN
@@ -62,6 +63,14 @@ class Recorder:
         self.rows.append(row)
         self.by_id[request.request_id] = row
 
+    def queued(self, messages: list[object]) -> None:
+        """A scheduler has taken messages out of its inbox."""
+        now = self.now_s()
+        for message in messages:
+            row = self.by_id.get(getattr(message, "rid", ""))
+            if row is not None:
+                row.queued_s = now
+
     def request_columns(self) -> dict[str, np.ndarray | list]:
         """Columns of requests.csv, in order of arrival."""
         rows = self.rows
@@ -77,7 +86,7 @@ class Recorder:
             "session_id": [row.session_id for row in rows],
             "instance": ints("instance"),
             "arrival_s": floats("arrival_s"),
-            "queued_s": floats("arrival_s"),
+            "queued_s": floats("queued_s"),
             "scheduled_s": floats("scheduled_s"),
             "first_token_s": floats("first_token_s"),
             "finish_s": floats("finish_s"),

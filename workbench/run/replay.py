@@ -43,9 +43,9 @@ class ReplayOver(Exception):
 class ReplayInbox(SimulatedInbox):
     """Delivers what simulated clients send, when the real clock gets there."""
 
-    def __init__(self, clock: Clock, now_s: Callable[[], float], rested: Callable[[], None]) -> None:
-        super().__init__(clock)
-        self._now_s, self._rested = now_s, rested
+    def __init__(self, clock: Clock, now_s: Callable[[], float], on_drain: Callable[[list[object]], None]) -> None:
+        super().__init__(clock, on_drain)
+        self._now_s = now_s
 
     def drain(self) -> list[object]:
         self._clock.advance_to(self._now_s())
@@ -61,7 +61,6 @@ class ReplayInbox(SimulatedInbox):
                 raise ReplayOver
             time.sleep(max(due_s - self._now_s(), 0.0))
             self._clock.advance_to(self._now_s())
-        self._rested()
 
 
 class TraceStops:
@@ -82,7 +81,7 @@ class TraceStops:
             self._last_len[request.row] = request.input_len + self._output_length(request.request_id) - 1
         return _StoppedForward(self._backend.launch(batch), self._last_len[batch.rows])
 
-    def done(self, forward: _StoppedForward) -> Callable[[], None]:
+    def done(self, forward: _StoppedForward) -> Callable[[], object]:
         return self._backend.done(forward.inner)
 
 
@@ -140,7 +139,7 @@ def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, 
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
     recorder.now_s = backend.now_s
-    inbox = ReplayInbox(clock, backend.now_s, backend.rested)
+    inbox = ReplayInbox(clock, backend.now_s, recorder.queued)
 
     def deliver(request: TraceRequest, arrival_s: float) -> None:
         prompt = request.prompt_tokens(backend.vocab, settings.seed)
@@ -168,7 +167,7 @@ def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, 
     clients = Clients(clock, trace, deliver, settings.concurrency)
     finished = True
     try:
-        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options))
+        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options), backend.rested)
     except ReplayOver:
         if clients.fault is not None:
             raise clients.fault from None

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.cost import CostModel
+from backends.simulated.cost.build import CostRequest, build_cost, split
 from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
+from backends.simulated.host import HostModel
 from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
+from workbench.run.engines import Engine, load_engine
 from workbench.run.router import ROUTERS
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.policy import load_policy
@@ -23,6 +27,7 @@ LOOP_NAMES = ("normal", "overlap", "pipeline")
 class RunSettings:
     """Every setting of a simulated run, under the names of the flags. None means: found from the others."""
 
+    engine: str = "workbench"
     model: str = "meta-llama/Llama-3.1-8B"
     gpu: str = "h100"
     loop: str | None = None
@@ -82,13 +87,12 @@ class RunSettings:
             raise ConfigError(f"mem_fraction: {self.mem_fraction} is not between 0 and 1")
         for name, allowed in (
             ("router", ROUTERS),
-            ("dtype", tuple(DTYPE_BYTES)),
+            ("dtype", ("auto", *DTYPE_BYTES)),
             ("kv_dtype", ("bf16", "fp16", "fp8")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.cost != "roofline":
-            raise ConfigError(f"cost: {self.cost!r} is not available; this version has 'roofline'")
+        split(self.cost)
         if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
             raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
         for loop in self.loops:
@@ -130,14 +134,21 @@ class Instance:
     pp: int
     scheduler: SchedulerConfig
     capture_sizes: list[int]
+    mixed_capture_sizes: list[int]
+    host: HostModel
+    cost: CostModel
+    lock_step: bool
+    """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
 
 
 def resolve(settings: RunSettings, loop: str) -> Instance:
     """Look up model and GPU, find the KV capacity, and check that the settings go together.
 
-    Raises ConfigError, CatalogueError or ModelDoesNotFit, each with one line.
+    Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """
+    if settings.dtype == "auto":
+        raise ConfigError("dtype: auto is for a real runner, which sees the weights; name one to simulate")
     model, gpu = load_model(settings.model), load_gpu(settings.gpu)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
@@ -150,8 +161,14 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         raise ConfigError(f"tp: {tp} does not divide the {model.heads} attention heads of {model.name}")
     if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
         raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
-    if settings.ep > 1 and settings.ep != tp:
-        raise ConfigError(f"ep: {settings.ep} must equal tp ({tp}): experts are spread over the GPUs of an instance")
+    lock_step = settings.ep > tp
+    if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
+        raise ConfigError(
+            f"ep: {settings.ep} must equal tp ({tp}) or tp * dp ({tp * settings.dp}): experts are spread over the GPUs of "
+            "an instance or of all"
+        )
+    if lock_step and pp > 1:
+        raise ConfigError("ep: experts shared between instances need pp 1")
     max_context = settings.max_context or model.max_context
     load_policy(settings.policy)
     budget: dict[str, Any] = {}
@@ -164,8 +181,15 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
     scheduler = scheduler_config(settings, kv_tokens, max_context, pp)
-    sizes = default_capture_sizes(scheduler.max_running_per_slot) if settings.cuda_graphs else []
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, budget)
+    engine = load_engine(settings.engine)
+    sizes, mixed_sizes = _captured(settings, engine, scheduler)
+    phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
+    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
+    want = CostRequest(
+        model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s
+    )
+    cost = build_cost(settings.cost, want)
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget)
 
 
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
@@ -182,6 +206,35 @@ def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, sl
     )  # fmt: skip
 
 
+def _measured_host(settings: RunSettings) -> dict[str, float]:
+    """The CPU phases that came with the cost model, if any did."""
+    kind, path = split(settings.cost)
+    if path is None:
+        return {}
+    if kind == "fitted":
+        from backends.simulated.cost.fitted import read_fitted
+
+        host = read_fitted(path)["host"]
+    else:
+        from backends.simulated.cost.profiles import host_phases
+
+        host = dict(host_phases(path))
+    known = {field.name for field in dataclasses.fields(HostModel) if field.init}
+    for name in host:
+        if name not in known:
+            raise ConfigError(f"{path}: host.{name}: no such CPU phase")
+    return host
+
+
+def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig) -> tuple[list[int], list[int]]:
+    """Sizes of captured graphs: of decode batches, and of steps with prompt tokens."""
+    if not settings.cuda_graphs:
+        return [], []
+    running = scheduler.max_running_per_slot
+    decode = engine.capture_sizes(running)
+    return decode if decode is not None else default_capture_sizes(running), engine.mixed_capture_sizes(running)
+
+
 def largest_step(settings: RunSettings) -> int:
     """Most prompt tokens a step may compute: what activations are sized for."""
     if settings.batching == "mixed":
@@ -189,10 +242,12 @@ def largest_step(settings: RunSettings) -> int:
     return settings.chunk or settings.max_prefill_tokens
 
 
-def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
-    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them.
+def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None,
+                  defaults: dict[str, Any] | None = None) -> RunSettings:  # fmt: skip
+    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
+    run record ``like``, what a profile is of, the engine's preset, and ``defaults``.
 
-    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings.
+    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
     values: dict[str, Any] = {}
     if config is not None:
@@ -211,7 +266,40 @@ def settings_from(config: Path | None, flags: dict[str, Any]) -> RunSettings:
                 raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
         if values.get("chunk") == 0:
             values["chunk"] = None
-    return RunSettings(**{**values, **{name: value for name, value in flags.items() if value is not None}})
+    values |= {name: value for name, value in flags.items() if value is not None}
+    if like is not None:
+        values = {**_recorded(like), **values}
+    preset = load_engine(values.get("engine", RunSettings.engine)).settings
+    return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The settings of a run record."""
+    from reports.record import read_record
+
+    meta = read_record(folder).meta
+    fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
+    values = {
+        name: value for name, value in (meta.get("settings") or {}).items() if name in fields and value is not None
+    }
+    for name, value in values.items():
+        if not _fits(value, fields[name]):
+            raise ConfigError(
+                f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}"
+            )
+    if isinstance(meta.get("model"), str):
+        values.setdefault("model", meta["model"])
+    return values
+
+
+def _profiled(values: dict[str, Any]) -> dict[str, Any]:
+    """The model and GPU that a profile is of, for what is not given."""
+    kind, path = split(values.get("cost", RunSettings.cost))
+    if path is None or ("model" in values and "gpu" in values):
+        return {}
+    from backends.simulated.cost.profiles import identity
+
+    return identity(path, kind)
 
 
 def _fits(value: Any, annotation: str) -> bool:

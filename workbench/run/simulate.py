@@ -16,8 +16,8 @@ import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
-from backends.simulated.cost.roofline import RooflineCost
-from backends.simulated.host import HostModel
+from backends.simulated.cost import CostModel
+from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
@@ -38,16 +38,23 @@ PROGRESS_EVERY_S = 0.1
 class SimulatedWorld:
     """The instances of a run, their clients and the recorder, in one SimPy environment."""
 
-    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace,
-                 decisions: IO[str] | None = None) -> None:  # fmt: skip
+    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace, decisions: IO[str] | None = None,
+                 cost: CostModel | None = None) -> None:  # fmt: skip
         self.env = Clock()
         self.settings = settings
         self.instance = instance
         self._open: dict[str, TraceRequest] = {}
         self._instance_of: dict[str, tuple[int, int]] = {}
+        self.cost = cost if cost is not None else instance.cost
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(self.env.now_s)
-        self._inboxes = [SimulatedInbox(self.env) for _ in range(settings.dp)]
+        self._group: LockStepGroup | None = None
+        self._inboxes: list[SimulatedInbox] = []
+        if instance.lock_step:
+            self._group = group = LockStepGroup(self.env, self.cost, settings.dp)  # type: ignore[arg-type]
+            self._inboxes += (LockStepInbox(self.env, group, n, self.recorder.queued) for n in range(settings.dp))
+        else:
+            self._inboxes += (SimulatedInbox(self.env, self.recorder.queued) for _ in range(settings.dp))
         for number, inbox in enumerate(self._inboxes):
             self._start_instance(number, inbox, decisions)
         self._clients = Clients(self.env, trace, self._deliver, settings.concurrency)
@@ -79,17 +86,14 @@ class SimulatedWorld:
     def _start_instance(self, number: int, inbox: SimulatedInbox, decisions: IO[str] | None) -> None:
         settings, built = self.settings, self.instance
         config = built.scheduler
-        cost = RooflineCost(
-            built.model, built.gpu, dtype=settings.dtype, kv_dtype=settings.kv_dtype, tp=built.tp, pp=built.pp,
-            ep=settings.ep, capture_sizes=built.capture_sizes,
-        )  # fmt: skip
-        host = HostModel(
-            graph_max_batch=built.capture_sizes[-1] if built.capture_sizes else 0,
-            layers=-(-built.model.layers // built.pp),
-        )
         rows = config.max_running_per_slot * config.slots
         sampler = ScriptedSampler(self._script, rows)
-        backend = SimulatedBackend(self.env, cost, host, sampler, self.recorder.iterations.append, number, built.pp)
+        log = self.recorder.iterations.append
+        backend: SimulatedBackend
+        if self._group is not None:
+            backend = LockStepBackend(self.env, self._group, self.cost, built.host, sampler, log, number)
+        else:
+            backend = SimulatedBackend(self.env, self.cost, built.host, sampler, log, number, built.pp)
         scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
         outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
         options: dict[str, Any] = {}
@@ -131,18 +135,21 @@ class SimulatedWorld:
 
 
 def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
-                  progress: Progress | None = None, decisions: Path | None = None) -> RunRecord:  # fmt: skip
+                  progress: Progress | None = None, decisions: Path | None = None, cost: CostModel | None = None,
+                  instance: Instance | None = None) -> RunRecord:  # fmt: skip
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early.
+    ``cost`` and ``instance`` replace what the settings imply.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
-    instance = resolve(settings, loop)
+    if instance is None:
+        instance = resolve(settings, loop)
     if decisions is None:
-        world = SimulatedWorld(settings, instance, trace)
+        world = SimulatedWorld(settings, instance, trace, cost=cost)
         finished = world.run(progress)
     else:
         with decisions.open("w", encoding="utf-8") as file:
-            world = SimulatedWorld(settings, instance, trace, file)
+            world = SimulatedWorld(settings, instance, trace, file, cost)
             finished = world.run(progress)
     recorder = world.recorder
     if finished and recorder.by_id:
@@ -159,7 +166,8 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
             "kv_tokens": instance.scheduler.kv_tokens, "max_context": instance.scheduler.max_context,
         },
         "kv_budget": instance.kv_budget,
-        "host_model": {f.name: getattr(HostModel(), f.name) for f in dataclasses.fields(HostModel) if f.init},
+        "host_model": {f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
+        "cost_notes": list(getattr(world.cost, "notes", ())),
         "versions": {"workbench": importlib.metadata.version("llm-workbench"), "python": platform.python_version(),
                      "numpy": np.__version__, "simpy": simpy.__version__},
         "interrupted": not finished,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.cost.roofline import RooflineCost
 from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
@@ -42,8 +41,9 @@ class LiveBackend:
     gpus: int
     kv_budget: dict[str, Any]
     rested: Callable[[], None]
-    """To be called when the CPU has waited for something else than a batch."""
+    """To be called when a wait of its loop is over."""
     close: Callable[[], None]
+    """To be called at the end."""
 
 
 def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iteration: Callable[..., None],
@@ -63,16 +63,12 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
                epoch_s: float) -> LiveBackend:  # fmt: skip
     instance = resolve(settings.run, settings.loop)
     run, config = settings.run, instance.scheduler
-    cost = RooflineCost(
-        instance.model, instance.gpu, dtype=run.dtype, kv_dtype=run.kv_dtype, tp=instance.tp, pp=instance.pp, ep=run.ep,
-        capture_sizes=instance.capture_sizes,
-    )  # fmt: skip
     sampler = SyntheticSampler(
         text.writable_ids, text.eos_token_id, config.max_running_per_slot * config.slots,
         output_lengths(settings.simulated_output_tokens, run.seed),
     )  # fmt: skip
     backend = RealtimeBackend(
-        cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
+        instance.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
     )
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
@@ -101,7 +97,7 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     except ImportError as error:
         raise ConfigError(f"backend: {settings.backend} cannot run here: {error}") from error
     device = choose_device(settings.backend)
-    options = runner_options(settings.run, settings.loop, device, settings.load_format, settings.dtype_given)
+    options = runner_options(settings.run, settings.loop, device, settings.load_format)
     backend = make_torch_backend(options, log_iteration, began_s=epoch_s)
     tp, pp = settings.run.layout(settings.loop)
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, pp)

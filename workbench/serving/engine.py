@@ -65,7 +65,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     log.vitals, log.record = vitals, record
     detokenizer = push_socket(context, addresses.detokenizer)
     outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s)
-    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.rested)
+    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals)
     options: dict[str, Any] = {}
     if settings.loop == "overlap":
         options["overlap_prefills"] = settings.run.overlap_prefills
@@ -73,7 +73,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     http.send(encode(_ready(settings, built)))
     try:
         with heartbeat(vitals, context, addresses.http):
-            drive(loop)
+            drive(loop, built.rested)
     except Ending:
         detokenizer.send(encode(Shutdown()))
         _close(record, http)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,12 +39,11 @@ class Ending(Exception):
 class LiveInbox:
     """What other processes send, as messages of the scheduler. ``socket`` is this process's PULL socket."""
 
-    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals, rested: Callable[[], None]) -> None:
+    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals) -> None:
         self._socket = socket
         self._outbox = outbox
         self._http = http
         self._vitals = vitals
-        self._rested = rested
         self._done: list[Done] = []
 
     def drain(self) -> list[object]:
@@ -86,7 +84,6 @@ class LiveInbox:
         self._vitals.resting()
         self._socket.poll()
         self._vitals.moved()
-        self._rested()
 
 
 class LiveOutbox:

@@ -26,9 +26,7 @@ class ServeSettings:
     served_model_name: str | None = None
     tokenizer: str | None = None
     load_format: str = "auto"
-    """``dummy`` makes up the weights (cpu, cuda)."""
-    dtype_given: bool = False
-    """Whether ``run.dtype`` was asked for; else weights stay as they were saved (cpu, cuda)."""
+    """auto, safetensors, gguf or dummy."""
     time_scale: float = 1.0
     """Real seconds per modelled second (simulated)."""
     simulated_output_tokens: str | None = None

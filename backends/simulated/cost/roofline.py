@@ -70,6 +70,29 @@ class RooflineCost:
         parts["attention"] = at.attention_s(batch)
         return parts
 
+    def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
+        """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank with
+        nothing to run, which takes part with one token. Every layer waits for the slowest rank."""
+        at = self._stages[0]
+        own, tokens = 0.0, 0
+        for batch in batches:
+            if batch is None:
+                parts = dict(at.linear(self._padded(1), 0))
+                count = 1
+            else:
+                parts = self.explain(batch)
+                count = batch.prefill_tokens + batch.decode_tokens
+            exchange_s = parts.pop("all_to_all", 0.0)
+            parts.pop("experts", None)
+            own = max(own, sum(parts.values()) + exchange_s)
+            tokens += self._padded(count)
+        moe = sum(self.model.moe_layers)
+        return own + moe * at.experts_s(tokens)
+
+    def stage(self, stage: int) -> _Stage:
+        """One stage's operators, for models that borrow the roofline's shape."""
+        return self._stages[stage]
+
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states (and residuals) to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
@@ -119,6 +142,8 @@ class _Stage:
             self._kv_layer_bytes = 2 * max(model.kv_heads / tp, 1) * model.head_dim * kv_bytes
             self._decode_pair_flops = self._prefill_pair_flops = 4 * heads * model.head_dim
         per_context_s = max(self._kv_layer_bytes / cost._bandwidth, self._decode_pair_flops / cost._attention_flops)
+        self.layer_context_s = per_context_s
+        """Seconds a layer for each token of context that a decode reads."""
         self.context_s = per_context_s * len(self._layers)
         self.attention_overhead_s = cost.gpu.kernel_overhead_s * len(self._layers)
 
@@ -145,7 +170,7 @@ class _Stage:
             width = 2 * hidden + gate * model.intermediate / tp
             parts["mlp"] = dense * (cost.matrix_s(tokens, parameters, width) + gpu.kernel_overhead_s)
         if moe:
-            parts["experts"] = moe * self._experts_s(tokens)
+            parts["experts"] = moe * self.experts_s(tokens)
         kv_write = tokens * self._kv_layer_bytes
         elementwise = ELEMENTWISE_PASSES * tokens * hidden * ACTIVATION_BYTES
         parts["elementwise"] = count * cost.traffic_s(elementwise + kv_write, kernels=4)
@@ -168,7 +193,7 @@ class _Stage:
                 parts["all_reduce"] += all_to_all_s(4 * samples * model.vocab / tp, tp, gpu)
         return parts
 
-    def _experts_s(self, tokens: int) -> float:
+    def experts_s(self, tokens: int) -> float:
         """Router, the experts that ``tokens`` draws touch, and shared experts; load is taken as even over ranks."""
         cost, model, gpu = self._cost, self._cost.model, self._cost.gpu
         per_token = model.experts_per_token
@@ -188,9 +213,13 @@ class _Stage:
             seconds += cost.matrix_s(tokens, shared, 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp)
         return seconds
 
+    def prefill_attention_s(self, pairs: float, read_tokens: float) -> float:
+        """Attention of one layer's prompts: ``pairs`` of query and key, over ``read_tokens`` of KV."""
+        flops_s = self._prefill_pair_flops * pairs / self._cost._attention_flops
+        return max(flops_s, read_tokens * self._kv_layer_bytes / self._cost._bandwidth)
+
     def attention_s(self, batch: ModelWorkerBatch) -> float:
         """Attention of all layers: prefill rows causally over their prefix, decode rows over their context."""
-        cost = self._cost
         total = self.attention_overhead_s
         count = batch.num_prefill
         for window, layers in self._windows.items():
@@ -206,14 +235,13 @@ class _Stage:
                     # Position p sees min(p + 1, window) tokens.
                     pairs = float((_triangle(context, window) - _triangle(context - new, window)).sum())
                     read = float((new + (context - new).clip(max=window)).sum())
-                flops_s = self._prefill_pair_flops * pairs / cost._attention_flops
-                seconds += max(flops_s, read * self._kv_layer_bytes / cost._bandwidth)
+                seconds += self.prefill_attention_s(pairs, read)
             if batch.decode_tokens:
                 if window is None:
                     seen = batch.context_tokens - (float(batch.seq_lens[:count].sum()) if count else 0.0)
                 else:
                     seen = float(batch.seq_lens[count:].clip(max=window).sum())
-                seconds += seen * self.context_s / len(self._layers)
+                seconds += seen * self.layer_context_s
             total += layers * seconds
         return total
 

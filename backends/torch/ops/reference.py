@@ -129,18 +129,21 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
     positions: int64[n], the index of the sampled token in its sequence. Filters apply one after another to the softmax of
     logits / temperature: top_k, then top_p of what is left (renormalised), then min_p relative to the largest. Ties at a
-    threshold are all kept. The draw is an argmax over Gumbel noise that depends on (seed, position, token) alone, so a
-    request's tokens do not depend on its batch. ``all_greedy`` promises that every temperature is 0, ``filtered=False`` that
-    no row has a filter: the caller knows without asking the device. Returns int64[n].
+    threshold are all kept, and the likeliest token always is. The draw is an argmax over Gumbel noise that depends on
+    (seed, position, token) alone, so a request's tokens do not depend on its batch; of a seed and a position the low 32
+    bits count. Returns int64[n].
+
+    What the caller knows without asking the device saves work: ``all_greedy`` promises that every temperature is 0,
+    ``filtered=False`` that no row has a filter (top_k 0, top_p 1, min_p 0).
     """
     greedy = logits.argmax(-1)
-    if all_greedy:
+    if all_greedy or not bool((temperature > 0).any()):
         return greedy
     scaled = logits / temperature.clamp(min=1e-6)[:, None]
-    noisy = scaled + gumbel(seeds, positions, logits.shape[1])
+    scores = scaled + gumbel(seeds, positions, logits.shape[1])
     if filtered:
-        noisy = noisy.masked_fill(~keep_mask(scaled.softmax(-1), top_k, top_p, min_p), float("-inf"))
-    drawn = noisy.argmax(-1)
+        scores = scores.masked_fill(~keep_mask(scaled.softmax(-1), top_k, top_p, min_p), float("-inf"))
+    drawn = scores.argmax(-1)
     return torch.where(temperature > 0, drawn, greedy)
 
 
@@ -154,6 +157,7 @@ def keep_mask(probabilities: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
     share = ordered / ordered.sum(-1, keepdim=True)
     # A token stays while those before it have not yet reached top_p.
     reached = (share.cumsum(-1) - share) >= top_p[:, None]
+    reached[:, 0] = False
     floor = ordered.masked_fill(reached, float("inf")).amin(-1, keepdim=True)
     floor = torch.where(top_p[:, None] >= 1, 0.0, floor)
     kept &= probabilities >= floor
@@ -164,8 +168,10 @@ def gumbel(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
     """float32[n, vocab] of standard Gumbel noise from a counter-based generator: a function of (seed, position, token)."""
     token = torch.arange(vocab, device=seeds.device)
     state = _mix((seeds ^ _mix(positions))[:, None] ^ _mix(token + 0x9E3779B9)[None, :])
-    uniform = ((state & 0xFFFFFF).float() + 0.5) / 0x1000000
-    return -torch.log(-torch.log(uniform))
+    # Strictly between 0 and 1: at 1 the noise would be infinite and its token drawn whatever its logit. Large noise comes
+    # of small numbers, where floats are dense, so that it is not one of a few values.
+    uniform = ((state.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-uniform))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""How long a look-up of the profile cost model takes on the CPU, for one step of 256 requests.
+
+    python benchmarks/profile_lookup.py [PROFILE]
+
+The shortest of many short rounds: what the code costs when nothing else runs beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+import timeit
+from pathlib import Path
+
+import numpy as np
+
+from backends.simulated.cost.profile import ProfileCost
+from backends.simulated.cost.profiles import identity, read_profile
+from backends.simulated.hardware import load_gpu
+from backends.simulated.models import load_model
+from workbench.scheduler.batch import ModelWorkerBatch
+
+DEFAULT = Path(__file__).resolve().parents[2] / (
+    "shared/data/profiles/llmservingsim/RTXPRO6000/meta-llama/Llama-3.1-8B/bf16"
+)
+REQUESTS = 256
+
+
+def batch(lens: np.ndarray, new: tuple[int, ...] = ()) -> ModelWorkerBatch:
+    """A step of requests at ``lens`` tokens, of which the first compute ``new`` prompt tokens."""
+    prompts, extend = len(new), np.array(new, np.int64)
+    return ModelWorkerBatch(
+        0, "mixed" if prompts else "decode", np.arange(len(lens)), lens, extend if prompts else None, prompts, len(lens),
+        int(extend.sum()), len(lens) - prompts, int(lens.sum()), None, None, (), None, None, (), 0, 0, 0,
+    )  # fmt: skip
+
+
+def main() -> None:
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
+    if not path.is_dir():
+        sys.exit(f"error: {path}: no profile here")
+    known = identity(path)
+    model, gpu = load_model(known["model"]), load_gpu(known["gpu"])
+    cost = ProfileCost(read_profile(path, 1, model, gpu), model, gpu, capture_sizes=[1, 2, 4, *range(8, 257, 8)])
+    lens = np.random.default_rng(0).integers(200, 3000, REQUESTS)
+    # A run never looks the same batch up twice: contexts grow, prompts differ.
+    steps = [lens + i for i in range(200)]
+    kinds = {
+        "decode": [batch(step) for step in steps],
+        "mixed, one prompt": [batch(step, (100 + i,)) for i, step in enumerate(steps)],
+        "mixed, four prompts": [batch(step + 400, (100 + i, 150, 120 + i, 80)) for i, step in enumerate(steps)],
+    }
+    for name, batches in kinds.items():
+        rounds = timeit.repeat(lambda batches=batches: [cost.forward(b) for b in batches], number=1, repeat=200)
+        print(f"{name:22}{min(rounds) / len(batches) * 1e9:8,.0f} ns a step at {REQUESTS} requests")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Predictions against measured runs: no error may grow by more than a tenth over its recorded value."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import fidelity
+
+
+@pytest.fixture(scope="module")
+def scores() -> list[fidelity.Score]:
+    found, skipped = fidelity.run()
+    if not found:
+        pytest.skip("; ".join(skipped))
+    return found
+
+
+def test_no_error_has_grown_by_more_than_a_tenth(scores):
+    recorded = json.loads(fidelity.RECORDED.read_text())
+    assert fidelity.grown(scores, recorded) == []
+
+
+def test_every_recorded_case_that_has_data_is_scored(scores):
+    here = {case.name for case in fidelity.cases()}
+    assert here & set(json.loads(fidelity.RECORDED.read_text())) <= {score.case for score in scores}
+
+
+def test_requests_of_the_measured_run_are_predicted_one_by_one(scores):
+    """The aims of the project on this run; the error of the mean TTFT is not below its aim of 2 % yet."""
+    found = next(score for score in scores if score.case == "RTXPRO6000_Llama-3.1-8B").errors
+    assert found["ttft_each"] < 0.10 and found["tpot_each"] < 0.02 and found["e2e_each"] < 0.02
+    assert abs(found["tpot_mean"]) < 0.02 and abs(found["e2e_mean"]) < 0.02
+
+
+def test_growth_is_counted_from_the_recorded_value_and_noise_is_not():
+    def score(value: float) -> fidelity.Score:
+        return fidelity.Score("x", {"tpot_mean": value}, {}, None, [])  # type: ignore[arg-type]
+
+    assert fidelity.grown([score(-0.021)], {"x": {"tpot_mean": 0.02}}) == []
+    assert fidelity.grown([score(-0.023)], {"x": {"tpot_mean": 0.02}}) == ["x: TPOT mean -2.30%, recorded +2.00%"]
+    assert fidelity.grown([score(0.002)], {"x": {"tpot_mean": 0.0001}}) == []
+    assert fidelity.grown([score(0.5)], {}) == []

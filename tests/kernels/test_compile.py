@@ -1,0 +1,68 @@
+"""Every kernel compiles for GPUs that this machine need not have, within their limits and with their instructions.
+
+The kernels of this process may belong to the interpreter, so another process compiles them; one for each architecture, and
+one test for each, since tests of one module may run in several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+"""Bytes of shared memory a program may have."""
+SPILL_LIMIT = 64
+"""Bytes of stack a thread may have: a few registers kept aside around a loop, never an array."""
+
+
+def compiled(arch: int) -> dict[str, dict[str, Any]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_kernels", str(arch)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {result["name"]: result for result in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_unit(arch):
+    kernels = compiled(arch)
+    assert {name.split("/")[0] for name in kernels} == {
+        "decode", "merge", "prefill", "rms_norm", "add_rms_norm", "rope", "silu_and_mul", "store_kv",
+        "route", "count", "place", "grouped", "combine", "sample", "logprobs", "penalize",
+    }  # fmt: skip
+    assert [(n, k["shared"]) for n, k in kernels.items() if k["shared"] > SHARED_LIMIT[arch]] == []
+    assert [(n, k["STACK"]) for n, k in kernels.items() if k["STACK"] > SPILL_LIMIT or k["LOCAL"]] == []
+
+    # What streams from memory is fetched ahead of its use.
+    streaming = [n for n in kernels if n.split("/")[0] in ("decode", "prefill", "grouped", "sample", "logprobs")]
+    assert [n for n in streaming if not kernels[n]["cp.async"]] == []
+    # What does not is loaded sixteen bytes at a time.
+    direct = [n for n in kernels if n.split("/")[0] in ("merge", "rms_norm", "add_rms_norm", "rope", "silu_and_mul",
+                                                        "store_kv", "count", "combine", "penalize")]  # fmt: skip
+    assert [n for n in direct if not kernels[n]["wide_loads"]] == []
+
+    # Tall tiles go to the newest matrix unit, short ones to the one that takes sixteen rows.
+    tall = {80: "mma", 90: "wgmma", 100: "tcgen05"}[arch]
+    tiles = [n for n in kernels if n.endswith(("rows8192", "rows64", "mean100", "mean1000", "uneven"))]
+    assert [n for n in tiles if not kernels[n][tall]] == []
+    short = [n for n in kernels if n.startswith("decode") or n.endswith(("rows16", "mean1"))]
+    assert [n for n in short if not kernels[n]["mma"]] == []
+    assert tiles and short
+
+    # Two programs share a multiprocessor: registers are 65536 (allotted in steps of 8), a program has 128 or 256 threads.
+    pairs = {n: 128 if n.startswith("decode") else 256 for n in kernels if n.startswith(("decode", "sample"))}
+    assert [n for n, threads in pairs.items() if -(-kernels[n]["REG"] // 8) * 8 * threads * 2 > 65_536] == []
+    total = {80: 164, 90: 228, 100: 228}[arch] * 1024
+    assert [n for n in pairs if 2 * (kernels[n]["shared"] + 1024) > total] == []

@@ -1,0 +1,167 @@
+"""Two runs of one trace, request by request."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reports.compare import compare, first_difference
+from reports.errors import RecordError
+from reports.measured import read_measured, settings_of
+from reports.record import RunRecord, read_record, write_record
+from tests.cost.test_profile import ROOT, workbench
+from tests.reports.records import record_of, request_row
+
+SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
+
+
+def run(scale: float = 1.0, late_s: float = 0.0, **meta: object) -> RunRecord:
+    """Four requests of 11 tokens; every latency is ``scale`` times 1, 2, 3, 4 s, queued ``late_s`` after arrival."""
+    rows = [
+        request_row(
+            request_id=f"r{i}", arrival_s=float(i), queued_s=i + late_s, scheduled_s=i + late_s + 0.1 * scale,
+            first_token_s=i + late_s + 0.5 * i * scale, finish_s=i + late_s + i * scale, input_tokens=100, output_tokens=11,
+        )
+        for i in range(1, 5)
+    ]  # fmt: skip
+    return record_of(rows, name=f"x{scale}", **meta)
+
+
+def test_a_run_compared_with_itself_has_no_error():
+    found = compare(run(), run())
+    for error in found.latencies.values():
+        assert error.mean == error.absolute_mean == error.signed_median == 0
+        assert set(error.percentiles.values()) == {0}
+    assert found.throughput_error == 0 and found.requests == 4
+
+
+def test_errors_are_of_the_second_relative_to_the_first():
+    found = compare(run(), run(1.1))
+    for name in ("ttft", "tpot", "e2e"):
+        error = found.latencies[name]
+        assert error.mean == pytest.approx(0.1) and error.absolute_mean == pytest.approx(0.1)
+        assert error.percentiles == pytest.approx({"p50": 0.1, "p90": 0.1, "p99": 0.1})
+    assert found.latencies["e2e"].reference_mean_s == pytest.approx(2.5)
+    less = compare(run(), run(0.9)).latencies["e2e"]
+    assert less.signed_mean == pytest.approx(-0.1) and less.absolute_median == pytest.approx(0.1)
+
+
+def test_latencies_begin_where_the_reference_says():
+    queued = run(late_s=0.3, latency_from="queued")
+    assert compare(queued, run()).latencies["e2e"].mean == pytest.approx(0)
+    assert compare(queued, run(), "arrival").latencies["e2e"].mean < 0
+
+
+def test_runs_of_different_traces_are_refused_in_one_line():
+    other = run()
+    other.requests["input_tokens"] = other.requests["input_tokens"] + np.array([0, 0, 5, 0])
+    with pytest.raises(RecordError, match="not runs of one trace: input_tokens of r3: 100 and 105"):
+        compare(run(), other)
+    short = record_of([request_row(request_id="r1", arrival_s=0.0, finish_s=1.0, first_token_s=0.5, output_tokens=2)])
+    with pytest.raises(RecordError, match="4 requests and 1"):
+        compare(run(), short)
+
+
+def test_requests_are_matched_by_id_in_any_order_and_by_place_when_named_differently():
+    turned = copy.deepcopy(run(1.2))
+    for name, values in turned.requests.items():
+        turned.requests[name] = list(reversed(values)) if isinstance(values, list) else values[::-1].copy()
+    assert compare(run(), turned).latencies["e2e"].absolute_mean == pytest.approx(0.2)
+    renamed = run(1.2)
+    renamed.requests["request_id"] = [f"bench-{i}" for i in range(4)]
+    found = compare(run(), renamed)
+    assert found.latencies["e2e"].absolute_mean == pytest.approx(0.2) and "by their order" in found.notes[0]
+
+
+def test_the_first_batch_that_differs_is_found():
+    lines = [{"instance": 0, "mode": "decode", "prefill": [], "decode": ["a"], "retracted": []} for _ in range(5)]
+    assert first_difference(lines, copy.deepcopy(lines)) == {"equal": True, "batches": 5}
+    other = copy.deepcopy(lines)
+    other[3]["decode"] = ["a", "b"]
+    found = first_difference(lines, other)
+    assert (found["equal"], found["batch"], found["differs_in"]) == (False, 3, ["decode"])
+    assert first_difference(lines, lines[:4])["differs_in"] == ["length"]
+
+
+def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
+    flags = ("--requests", 60, "--ignore-eos", "--decisions")
+    for name, more in (("a", ()), ("b", ("--gpu", "h200"))):
+        done = workbench("simulate", SAMPLE, *flags, *more, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    a, b = tmp_path / "a/overlap", tmp_path / "b/overlap"
+    table = workbench("compare", a, b)
+    assert table.returncode == 0 and "TTFT" in table.stdout and "decisions" in table.stdout
+    done = workbench("compare", a, b, "--trace", SAMPLE, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    parts = {part["part"]: part for part in found["budget"]["parts"]}
+    assert found["latencies"]["tpot"]["mean"] < -0.05
+    # The GPUs differ and the engines do not: step times explain it.
+    assert parts["step times"]["tpot"] == pytest.approx(found["latencies"]["tpot"]["mean"], abs=0.02)
+    assert abs(parts["scheduling and the rest"]["tpot"]) < 0.02
+    total = sum(part["tpot"] for part in parts.values())
+    assert total == pytest.approx(found["latencies"]["tpot"]["mean"], abs=1e-9)
+
+
+def test_mismatched_traces_and_missing_runs_exit_with_2(tmp_path):
+    write_record(run(), tmp_path / "a")
+    write_record(record_of([request_row(request_id="q", arrival_s=0.0, finish_s=1.0)]), tmp_path / "b")
+    for arguments in (
+        (tmp_path / "a", tmp_path / "b"),
+        (tmp_path / "a", tmp_path / "c"),
+        (tmp_path / "a",) * 2 + ("--from", "x"),
+    ):
+        done = workbench("compare", *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# -- measured runs -----------------------------------------------------------------------------------------------------
+
+
+def measured(folder: Path, **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    meta = {"model": "meta-llama/Llama-3.1-8B", "vllm_version": "0.19.0", "dataset_path": "x/trace.jsonl",
+            "engine_kwargs": {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 64, "dtype": "bfloat16",
+                              "enable_expert_parallel": True, "max_model_len": None}}  # fmt: skip
+    (folder / "meta.json").write_text(json.dumps(meta | {"kv_cache": {"num_gpu_blocks": 100, "block_size": 16}}))
+    row = {"request_id": "bench-0", "input_toks": 10, "output_toks": 5, "arrival_time": 1e9, "queued_ts": 100.0,
+           "scheduled_ts": 100.1, "first_token_ts": 100.5, "last_token_ts": 101.0}  # fmt: skip
+    later = row | {"request_id": "bench-1", "queued_ts": 102.0, "scheduled_ts": 102.0, "first_token_ts": 102.5,
+                   "last_token_ts": 103.0, "arrival_time": 1e9 + 1.9}  # fmt: skip
+    (folder / "requests.jsonl").write_text("\n".join(json.dumps(line) for line in (row, later | changes)) + "\n")
+    return folder
+
+
+def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_path):
+    done = workbench("import", measured(tmp_path / "m"), "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "r")
+    assert record.requests["first_token_s"].tolist() == [0.5, 2.5]
+    assert record.requests["queued_s"].tolist() == [0.0, 2.0]
+    # The second needed 0.1 s longer from the client to the engine than the first.
+    assert record.requests["arrival_s"].tolist() == pytest.approx([0.0, 1.9])
+    settings = record.meta["settings"]
+    assert (settings["tp"], settings["dp"], settings["ep"], settings["max_running"]) == (2, 2, 4, 64)
+    assert settings["engine"] == "vllm-0.19" and settings["kv_tokens"] == 1600
+    assert workbench("import", tmp_path / "m", "--out", tmp_path / "r").returncode == 2
+    assert workbench("import", tmp_path / "m", "--out", tmp_path / "r", "--force").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"queued_ts": None}, "line 2: queued_ts: missing"), ({"input_toks": "ten"}, "line 2: input_toks: 'ten'"),
+     ({"first_token_ts": 99.0}, "line 2: first_token_ts: not between")],
+)  # fmt: skip
+def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
+    with pytest.raises(RecordError, match=said):
+        read_measured(measured(tmp_path / "m", **changes))
+
+
+def test_engine_arguments_without_a_counterpart_are_left_out():
+    assert settings_of({"seed": 42, "max_model_len": None, "enable_prefix_caching": False}) == {
+        "ignore_eos": True, "cache": "none"
+    }  # fmt: skip

@@ -1,0 +1,42 @@
+"""Engine presets: what they set, and that what is said wins over them."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.simulated.host import HostModel
+from workbench.run.engines import engine_names, load_engine
+from workbench.run.settings import RunSettings, resolve, settings_from
+from workbench.scheduler.config import ConfigError
+
+
+@pytest.mark.parametrize("name", engine_names())
+def test_every_preset_is_made_of_known_settings_and_phases(name):
+    engine = load_engine(name)
+    settings = settings_from(None, {"engine": name})
+    for field, value in engine.settings.items():
+        assert getattr(settings, field) == value
+    HostModel(**engine.host)
+    assert resolve(settings, settings.loops[0]).scheduler.batching == settings.batching
+
+
+def test_flags_and_files_win_over_the_preset(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('engine = "vllm-0.19"\nmax_running = 100\npage_size = 32\n')
+    settings = settings_from(file, {"page_size": 8})
+    assert (settings.batching, settings.max_running, settings.page_size) == ("mixed", 100, 8)
+    assert settings_from(None, {}) == RunSettings()
+
+
+def test_graphs_of_vllm_hold_every_decode_batch_and_small_mixed_steps():
+    engine = load_engine("vllm-0.19")
+    assert engine.capture_sizes(128) == [1, 2, 4, *range(8, 129, 8)]
+    assert engine.mixed_capture_sizes(128) == [1, 2, 4, *range(8, 257, 8)]
+    assert engine.mixed_capture_sizes(1000)[-1] == 512
+    assert engine.capture_sizes(100)[-1] == 104
+    assert load_engine("sglang-0.5").mixed_capture_sizes(128) == []
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"engine: 'vllm' is not known; nearest: vllm-0\.19"):
+        settings_from(None, {"engine": "vllm"})

@@ -1,0 +1,102 @@
+"""``workbench replay``: a trace on a real model runner, arrivals honoured, to the same record as a simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli import options
+
+
+def replay(
+    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
+    loop: options.Loop = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    decisions: options.Decisions = False,
+    config: options.Config = None,
+    slo_ttft: options.SloTtft = None,
+    slo_tpot: options.SloTpot = None,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
+    load_format: options.LoadFormat = "auto",
+    tp: options.Tp = None,
+    pp: options.Pp = None,
+    dtype: options.Dtype = None,
+    mem_fraction: options.MemFraction = None,
+    kv_tokens: options.KvTokens = None,
+    max_context: options.MaxContext = None,
+    cuda_graphs: options.CudaGraphs = None,
+    batching: options.Batching = None,
+    policy: options.Policy = None,
+    page_size: options.PageSize = None,
+    cache: options.Cache = None,
+    evict: options.Evict = None,
+    chunk: options.Chunk = None,
+    max_prefill_tokens: options.MaxPrefillTokens = None,
+    max_batch_tokens: options.MaxBatchTokens = None,
+    max_running: options.MaxRunning = None,
+    mixed_chunk: options.MixedChunk = None,
+    preempt_threshold: options.PreemptThreshold = None,
+    conservativeness: options.Conservativeness = None,
+    max_passed_over: options.MaxPassedOver = None,
+    max_prefill_streak: options.MaxPrefillStreak = None,
+    queue_timeout: options.QueueTimeout = None,
+    request_timeout: options.RequestTimeout = None,
+    overlap: options.Overlap = None,
+    overlap_prefills: options.OverlapPrefills = None,
+    ignore_eos: options.IgnoreEos = None,
+    max_tokens: options.MaxTokens = None,
+    requests: options.Requests = None,
+    rate: options.Rate = None,
+    speedup: options.Speedup = None,
+    concurrency: options.Concurrency = None,
+    format: options.Format = "auto",
+    tokenizer: options.TraceTokenizer = None,
+) -> None:  # fmt: skip
+    """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
+    given = dict(locals())
+    for name in (
+        "trace",
+        "out",
+        "force",
+        "as_json",
+        "decisions",
+        "config",
+        "format",
+        "tokenizer",
+        "backend",
+        "load_format",
+    ):
+        given.pop(name)
+    from workbench.cli.errors import one_line_errors
+
+    with one_line_errors():
+        _run(trace, out, force, as_json, decisions, config, format, tokenizer, backend, load_format, given)
+
+
+def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, format: str,
+         tokenizer: Path | None, backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
+    from functools import partial
+
+    from workbench.cli.runs import open_reshaped, run_and_report
+    from workbench.run.settings import settings_from
+    from workbench.scheduler.config import ConfigError
+
+    settings = settings_from(config, flags, defaults={"dtype": "auto"})
+    try:
+        from workbench.run.real import choose_device, runner_options
+        from workbench.run.replay import replay_loop
+
+        device = choose_device(backend)
+        for name in settings.loops:
+            runner_options(settings, name, device, load_format)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"a real run needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
+    trace = open_reshaped(path, format, tokenizer, settings)
+    run_one = partial(replay_loop, device=device, load_format=load_format)
+    run_and_report(trace, settings, out, force, as_json, decisions, run_one, "replayed")

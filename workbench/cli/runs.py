@@ -1,0 +1,160 @@
+"""What ``simulate`` and ``replay`` share: running a trace under several loops, records, comparison, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from reports.record import RunRecord
+    from traces import Trace
+    from workbench.run.settings import RunSettings
+
+
+def open_reshaped(path: Path, format: str, tokenizer: Path | None, settings: RunSettings) -> Trace:
+    """The trace as the settings want it. Raises TraceError."""
+    from traces import open_trace
+    from traces.reshape import reshape
+
+    trace = open_trace(path, format, tokenizer)
+    if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
+        trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
+    return trace
+
+
+def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force: bool, as_json: bool, decisions: bool,
+                   run_one: Callable[..., RunRecord], done: str) -> None:  # fmt: skip
+    """Run every loop with ``run_one(settings, loop, trace, ...)``, write the records, print and write the comparison.
+
+    Raises typer.Exit with 130 after an interrupt and 2 when requests were rejected; whatever ``run_one`` raises.
+    """
+    from reports.record import prepare_out
+
+    folder = out if out is not None else _free_folder(Path("runs") / trace.info.name)
+    prepare_out(folder, force)
+    try:
+        records, interrupted = _run_all(trace, settings, folder, decisions, as_json, run_one, done)
+    except Exception:
+        _clear_leftovers(folder)
+        raise
+    _report(records, folder, settings, as_json)
+    if interrupted:
+        print(f"interrupted: what was {done} is in {folder}", file=sys.stderr)
+        raise typer.Exit(130)
+    lost = _rejected(records)
+    if lost:
+        print(lost, file=sys.stderr)
+        raise typer.Exit(2)
+
+
+def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool, quiet: bool,
+             run_one: Callable[..., RunRecord], done: str) -> tuple[dict[str, RunRecord], bool]:  # fmt: skip
+    """Run every loop and write its record. Stops after an interrupt, keeping what there is."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from reports.record import write_record
+
+    command = " ".join(["workbench", *sys.argv[1:]])
+    sha256 = trace.sha256()
+    records: dict[str, RunRecord] = {}
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description:8}"), TextColumn("{task.fields[done]:,} requests"),
+        TextColumn("{task.fields[simulated]} " + done), TextColumn("{task.fields[speed]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        for name in settings.loops:
+            task = bar.add_task(name, total=None, done=0, simulated="0 s", speed="")
+            update = _progress(bar, task)
+            file = folder / f".{name}.decisions.jsonl" if decisions else None
+            if file is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            record = run_one(
+                settings, name, trace, trace_sha256=sha256, command=command, progress=update, decisions=file
+            )
+            update(
+                record.meta["totals"].get("simulated_s", record.meta["totals"].get("wall_s")),
+                record.meta["totals"]["ended"],
+                record.meta["totals"]["iterations"],
+            )
+            bar.update(task, total=1, completed=1)
+            write_record(record, folder / name, {"decisions.jsonl": file} if file is not None else None)
+            records[name] = record
+            if record.meta["interrupted"]:
+                return records, True
+    return records, False
+
+
+def _progress(bar: Any, task: Any) -> Any:
+    import time
+
+    began = time.monotonic()
+
+    def update(simulated_s: float, done: int, iterations: int) -> None:
+        wall_s = max(time.monotonic() - began, 1e-9)
+        speed = f"{simulated_s / wall_s:,.0f}x real time, {iterations / wall_s:,.0f} its/s"
+        bar.update(task, done=done, simulated=f"{simulated_s:,.1f} s", speed=speed)
+
+    return update
+
+
+def _report(records: dict[str, RunRecord], folder: Path, settings: RunSettings, as_json: bool) -> None:
+    from reports.metrics import summarise
+    from reports.page import write_report
+    from reports.table import comparison_table, to_json
+    from reports.verdict import verdict
+
+    summaries = {name: summarise(record, settings.slo_ttft, settings.slo_tpot) for name, record in records.items()}
+    first = next(iter(records.values()))
+    page = folder / "report.html"
+    title = f"{first.meta['trace']['name']}: {first.meta['model']} on {first.meta['hardware']['gpu']}"
+    write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
+    if as_json:
+        print(to_json(summaries, {name: folder / name for name in records}, page))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(comparison_table(summaries))
+    for line in verdict(summaries):
+        console.print(line, highlight=False)
+    for note in (*first.meta["trace"]["notes"], *first.meta.get("cost_notes", ())):
+        console.print(f"note: {note}", highlight=False, style="dim")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _free_folder(folder: Path) -> Path:
+    """``folder``, or with the first number that makes it new."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """After a failure: no half-written file, and no folder that holds nothing."""
+    if folder.is_dir():
+        for file in folder.glob(".*.decisions.jsonl"):
+            file.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _rejected(records: dict[str, RunRecord]) -> str | None:
+    """One line about requests that could never be served, or None."""
+    for name, record in records.items():
+        lost = [i for i, status in enumerate(record.requests["status"]) if status.startswith("rejected")]
+        if lost:
+            requests = record.requests
+            return (
+                f"error: {len(lost)} of {len(requests['status'])} requests can never be served under {name}: "
+                f"{requests['request_id'][lost[0]]} with {requests['input_tokens'][lost[0]]} input tokens is "
+                f"{requests['status'][lost[0]].removeprefix('rejected:')} "
+                f"(kv_tokens {record.meta['settings']['kv_tokens']}, max_context {record.meta['settings']['max_context']})"
+            )
+    return None

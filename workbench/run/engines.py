@@ -1,0 +1,71 @@
+"""Engines by name: presets of settings, captured graphs and CPU phases (``engines.toml``)."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from workbench.scheduler.config import ConfigError
+
+PRESETS = Path(__file__).parent / "engines.toml"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One preset."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Under the names of the flags."""
+    graphs: dict[str, Any] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)
+    """Fields of the host model."""
+    gpu_step_s: float = 0.0
+    """GPU time of a step beside the model."""
+
+    def capture_sizes(self, max_running: int) -> list[int] | None:
+        """Batches for which decode graphs are captured; None: the default of the cost models."""
+        if not self.graphs:
+            return None
+        return _sizes(min(self.graphs["most"], _next_size(max_running)))
+
+    def mixed_capture_sizes(self, max_running: int) -> list[int]:
+        """Token counts for which everything but the attention of a step with prompt tokens is captured."""
+        if not self.graphs.get("mixed"):
+            return []
+        return _sizes(min(self.graphs["most"], 2 * max_running))
+
+
+def load_engine(name: str) -> Engine:
+    """A preset by name. Raises ConfigError for one that does not exist."""
+    presets = _presets()
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, 1, 0.3)
+        hint = f"nearest: {near[0]}; " if near else ""
+        raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join(presets)}")
+    values = dict(presets[name])
+    graphs, host, gpu_step_s = values.pop("graphs", {}), values.pop("host", {}), values.pop("gpu_step_s", 0.0)
+    return Engine(name, values, graphs, host, gpu_step_s)
+
+
+def engine_names() -> list[str]:
+    """Names of the presets."""
+    return list(_presets())
+
+
+@cache
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(PRESETS.read_text())
+
+
+def _sizes(most: int) -> list[int]:
+    return [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, most + 1, 16)) if size <= most]
+
+
+def _next_size(count: int) -> int:
+    """The smallest captured size that holds ``count``."""
+    return next((size for size in _sizes(8192) if size >= count), count)
