@@ -55,8 +55,8 @@ def read_all(server, prompt: str, tokens: int) -> str:
 
 
 def test_a_term_signal_lets_open_requests_finish_and_takes_no_new_ones(start):
-    server = start("--time-scale", "1")
-    thread, results = in_thread(lambda: read_all(server, "finish me", 150))
+    server = start("--time-scale", "5")
+    thread, results = in_thread(lambda: read_all(server, "finish me", 100))
     server.await_metric("num_requests_running", lambda value: value == 1)
     server.signal(signal.SIGTERM)
     until(lambda: server.http.get("/health").status_code == 503, "draining")
@@ -64,7 +64,7 @@ def test_a_term_signal_lets_open_requests_finish_and_takes_no_new_ones(start):
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert "retry-after" in refused.headers
     thread.join()
-    assert results == [answer("finish me", 150)]
+    assert results == [answer("finish me", 100)]
     assert server.wait() == (0, "")
 
 
@@ -161,7 +161,8 @@ def test_a_loop_without_progress_fails_the_health_check(start):
 
 
 def test_overload_is_a_503_that_says_when_to_come_again(start):
-    server = start("--max-queue", "2", "--max-running", "1", "--time-scale", "20")
+    server = start("--max-queue", "2", "--max-running", "1")
+    assert server.http.post("/pause").is_success
     threads = []
     for count in range(1, 4):
         threads.append(in_thread(lambda i=count: complete(server, f"queued {i}", 4)))
@@ -170,6 +171,7 @@ def test_overload_is_a_503_that_says_when_to_come_again(start):
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
     assert server.http.get("/health").is_success
+    assert server.http.post("/resume").is_success
     for thread, results in threads:
         thread.join()
         assert results[0].usage.completion_tokens == 4

@@ -70,7 +70,8 @@ def test_the_run_record_has_every_request_and_its_times(recorded):
     assert requests["cached_tokens"].tolist()[:3] == [0, len(SHARED), len(SHARED)]
     finished = slice(0, 4)
     for earlier, later in (
-        ("arrival_s", "scheduled_s"),
+        ("arrival_s", "queued_s"),
+        ("queued_s", "scheduled_s"),
         ("scheduled_s", "first_token_s"),
         ("first_token_s", "finish_s"),
     ):

@@ -63,6 +63,7 @@ class LiveRecord:
         self._arrivals[message.rid] = self._count, message
         self._count += 1
         self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
+        self._recorder.queued([message])
 
     def log_iteration(self, *row: Any) -> None:
         self._recorder.iterations.append(*row)
