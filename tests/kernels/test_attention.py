@@ -86,8 +86,8 @@ def test_decode_agrees_at_any_page_size_and_over_uneven_lengths(page, dtype, dev
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(1, 1), (3, 3), (4, 1), (8, 2), (7, 1), (14, 2), (8, 1), (32, 1)])
-def test_decode_agrees_for_every_ratio_of_heads(heads, kv_heads, dtype, device):
-    check_decode([5, 48, 31], heads=heads, kv_heads=kv_heads, dtype=dtype, device=device)
+def test_decode_agrees_for_every_ratio_of_heads(heads, kv_heads, matrix_dtype, device):
+    check_decode([5, 48, 31], heads=heads, kv_heads=kv_heads, dtype=matrix_dtype, device=device)
 
 
 @pytest.mark.parametrize("width", [8, 64, 80, 96, 128, 256])
@@ -105,8 +105,8 @@ def test_one_long_request_among_short_ones_is_cut_into_many_pieces(device):
 
 
 @pytest.mark.parametrize("window", [1, 3, 16, 17, 40, 1000])
-def test_decode_sees_no_further_back_than_its_window(window, dtype, device):
-    check_decode(LENGTHS, window=window, dtype=dtype, device=device)
+def test_decode_sees_no_further_back_than_its_window(window, matrix_dtype, device):
+    check_decode(LENGTHS, window=window, dtype=matrix_dtype, device=device)
 
 
 def test_decode_agrees_through_the_operator_and_its_own_configuration(dtype, device):
@@ -165,8 +165,8 @@ def test_uneven_requests_share_a_launch(dtype, device):
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(1, 1), (2, 2), (4, 1), (7, 1), (14, 2), (8, 1), (32, 1)])
-def test_prefill_agrees_for_every_ratio_of_heads(heads, kv_heads, dtype, device):
-    check_prefill([5, 0], [9, 3], heads=heads, kv_heads=kv_heads, dtype=dtype, device=device)
+def test_prefill_agrees_for_every_ratio_of_heads(heads, kv_heads, matrix_dtype, device):
+    check_prefill([5, 0], [9, 3], heads=heads, kv_heads=kv_heads, dtype=matrix_dtype, device=device)
 
 
 @pytest.mark.parametrize("width", [8, 64, 80, 96, 128, 256])
@@ -175,8 +175,8 @@ def test_prefill_agrees_for_every_head_size(width, dtype, device):
 
 
 @pytest.mark.parametrize("window", [1, 3, 16, 17, 40, 1000])
-def test_prefill_sees_no_further_back_than_its_window(window, dtype, device):
-    check_prefill([0, 60], [50, 20], window=window, heads=1, dtype=dtype, device=device)
+def test_prefill_sees_no_further_back_than_its_window(window, matrix_dtype, device):
+    check_prefill([0, 60], [50, 20], window=window, heads=1, dtype=matrix_dtype, device=device)
 
 
 @pytest.mark.parametrize("block_m, block_n", [(16, 32), (32, 16), (64, 64), (16, 64)])

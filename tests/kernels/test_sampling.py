@@ -13,7 +13,7 @@ from backends.torch.ops import triton as ops
 
 from .tensors import randn
 
-FEW = 64
+FEW = 128
 """Tokens a step of the kernels' loops in these tests, so that small vocabularies take several."""
 
 
@@ -82,10 +82,10 @@ def test_unfiltered_draws_agree_with_and_without_being_told(vocab, device):
     assert reference.sample(logits, *arguments, filtered=False).tolist() == expected
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3, 5, 7, 16, 50, 299, 300, 1000])
+@pytest.mark.parametrize("top_k", [1, 2, 5, 16, 50, 299, 300, 1000])
 def test_top_k_agrees(top_k, device):
-    logits = randn((5, 300), torch.float32, device, top_k) * 2
-    agrees(logits, batch(5, device, temperature=1.5, top_k=top_k, seed=top_k))
+    logits = randn((3, 300), torch.float32, device, top_k) * 2
+    agrees(logits, batch(3, device, temperature=1.5, top_k=top_k, seed=top_k))
 
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 1.0])
@@ -100,7 +100,7 @@ def test_min_p_agrees(min_p, device):
     agrees(logits, batch(5, device, temperature=[0.3, 0.7, 1.0, 2.0, 5.0], min_p=min_p, seed=4))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_all_filters_together_agree_row_by_row(seed, device):
     pick = torch.Generator().manual_seed(seed)
     rows, vocab = 6, int(torch.randint(2, 400, (), generator=pick))
@@ -115,18 +115,16 @@ def test_all_filters_together_agree_row_by_row(seed, device):
 
 
 def test_flat_logits_with_narrow_filters_reject_many_winners_and_still_agree(device):
-    logits = randn((4, 500), torch.float32, device, 7) * 1e-3
-    agrees(logits, batch(4, device, top_p=0.01, seed=5))
-    agrees(logits, batch(4, device, min_p=0.9975, seed=6))
-    agrees(logits, batch(4, device, top_k=300, top_p=0.02, seed=7))
+    logits = randn((3, 500), torch.float32, device, 7) * 1e-3
+    agrees(logits, batch(3, device, top_k=[0, 0, 300], top_p=[0.01, 1.0, 0.02], min_p=[0.0, 0.9975, 0.0], seed=5))
 
 
 @pytest.mark.parametrize("arguments", [{"top_k": 2}, {"top_p": 0.3}, {"min_p": 1.0}, {"top_k": 3, "top_p": 0.5}])
 def test_ties_at_a_threshold_are_all_kept(arguments, device):
     logits = torch.zeros((1, 128), device=device)
     logits[:, [5, 70, 71, 100]] = 4.0
-    logits = logits.expand(24, -1).contiguous()
-    sampling = batch(24, device, seed=8, **arguments)
+    logits = logits.expand(16, -1).contiguous()
+    sampling = batch(16, device, seed=8, **arguments)
     tokens = drawn(logits, sampling)
     assert tokens.tolist() == reference.sample(logits, *sampling).tolist()
     assert set(tokens.tolist()) == {5, 70, 71, 100}
@@ -153,14 +151,15 @@ def test_greedy_and_drawing_rows_mix(device):
 
 
 def test_forbidden_tokens_are_never_drawn(device):
-    logits = randn((5, 300), torch.float32, device, 11)
+    logits = randn((3, 300), torch.float32, device, 11)
     allowed = torch.tensor([3, 64, 65, 299], device=device)
     masked = torch.full_like(logits, float("-inf"))
     masked[:, allowed] = logits[:, allowed]
     for filters in ({}, {"top_k": 2}, {"top_k": 100}, {"top_p": 0.7}, {"min_p": 0.1}, {"top_k": 200, "top_p": 0.9}):
-        arguments = batch(5, device, temperature=[0.0, 1.0, 1.0, 1.0, 3.0], seed=11, **filters)
-        agrees(masked, arguments)
-        assert set(drawn(masked, arguments).tolist()) <= set(allowed.tolist())
+        arguments = batch(3, device, temperature=[0.0, 1.0, 3.0], seed=11, **filters)
+        tokens = drawn(masked, arguments).tolist()
+        assert tokens == reference.sample(masked, *arguments).tolist()
+        assert set(tokens) <= set(allowed.tolist())
 
 
 def test_a_single_allowed_token_is_drawn_by_any_parameters(device):
