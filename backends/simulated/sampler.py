@@ -10,8 +10,6 @@ from workbench.scheduler.batch import ModelWorkerBatch
 
 END_OF_SEQUENCE = -2
 """Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
-_BLOCK = np.arange(16)[:, None]
-"""Steps looked up at once."""
 
 
 class ScriptedSampler:
@@ -27,8 +25,8 @@ class ScriptedSampler:
         self._flat = self._tokens.reshape(-1)
         self._prompt_lens = np.zeros(rows, np.int64)
         self._rows: np.ndarray | None = None
-        self._ahead: list[np.ndarray] = []
-        self._context_tokens = 0
+        self._first = np.zeros(0, np.int64)
+        """Where the outputs of ``_rows`` begin in ``_flat``, less their prompt lengths."""
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the scripts of the requests that start in a batch."""
@@ -44,23 +42,12 @@ class ScriptedSampler:
             self._rows = None
 
     def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
-        """int32[n]: output number ``seq_len - prompt_len`` of each row.
-
-        While the same rows decode, a block of the next steps is looked up at once.
-        """
+        """int32[n]: output number ``seq_len - prompt_len`` of each row."""
         rows = batch.rows
-        if rows is self._rows and self._ahead and batch.context_tokens == self._context_tokens + len(rows):
-            self._context_tokens = batch.context_tokens
-            return self._ahead.pop()
-        index = rows * self._tokens.shape[1] - self._prompt_lens[rows] + batch.seq_lens
-        if batch.unsampled is not None:
-            index[batch.unsampled] = 0  # inside the prompt: there is no output to take
-        if rows is not self._rows:
+        if rows is not self._rows:  # while the same rows decode, the array is the same object
             self._rows = rows
-            self._ahead.clear()
-            return self._flat[index]
-        # The second time: these rows go on. Past the end of a script it reads on in another's, for steps that never come.
-        block = self._flat.take(index + _BLOCK, mode="clip")
-        self._context_tokens = batch.context_tokens
-        self._ahead = list(block[:0:-1])
-        return block[0]
+            self._first = rows * self._tokens.shape[1] - self._prompt_lens[rows]
+        at = self._first + batch.seq_lens
+        if batch.unsampled is not None:
+            at[batch.unsampled] = 0  # inside the prompt: there is no output to take
+        return self._flat[at]

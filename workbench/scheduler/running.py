@@ -9,6 +9,9 @@ import numpy as np
 from workbench.scheduler.request import Req
 from workbench.scheduler.table import TableManager
 
+_ONE = np.array(1)
+"""Added on every step; numpy takes twice as long to add a Python number to a small array."""
+
 
 class RunningSet:
     """State that a decode step touches, as arrays aligned with ``reqs``.
@@ -38,7 +41,7 @@ class RunningSet:
         self.token_at = rows * self._table.width + lens
         """int64[n], index in the token table of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids
-        """int64[n] token id that ends each request, int64[n, k] where one has several, padded with -1; None where
+        """int32[n] token id that ends each request, int32[n, k] where one has several, padded with -1; None where
         nothing but length ends any of them."""
 
     @property
@@ -72,8 +75,10 @@ class RunningSet:
 
     def index_of(self, req: Req) -> int | None:
         """Position of a request, or None."""
-        at = (self.rows == req.row).nonzero()[0]
-        return int(at[0]) if len(at) and self.reqs[at[0]] is req else None
+        try:
+            return self.reqs.index(req)
+        except ValueError:
+            return None
 
     def needing_page(self) -> np.ndarray | None:
         """Indices whose next token starts a page; None means all of them (page size 1)."""
@@ -90,19 +95,19 @@ class RunningSet:
             self._table.add_pages(self.token_at, pages)
         elif len(needing):
             self._table.add_pages(self._page_offset[needing] + self.lens[needing] // self._page_size, pages)
-        self.lens = self.lens + 1
-        self.token_at = self.token_at + 1
+        self.lens = self.lens + _ONE
+        self.token_at = self.token_at + _ONE
         self.context_tokens += self.count
         self.steps_to_stop -= 1
         return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
 
 
 def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
-    """int64[n] or int64[n, k]: the token ids that end each request, padded with -1; None when there are none."""
+    """int32[n] or int32[n, k], as tokens are: the token ids that end each request, padded with -1; None when there are none."""
     width = max((len(r.stop_ids) for r in reqs), default=0)
     if width == 0:
         return None
-    table = np.full((len(reqs), width), -1, np.int64)
+    table = np.full((len(reqs), width), -1, np.int32)
     for i, req in enumerate(reqs):
         table[i, : len(req.stop_ids)] = req.stop_ids
     return table[:, 0].copy() if width == 1 else table
@@ -121,7 +126,7 @@ def stack_stops(
     parts = []
     width = max(part.shape[1] if part is not None and part.ndim == 2 else 1 for part in (upper, lower))
     for part, count in ((upper, upper_count), (lower, lower_count)):
-        padded = np.full((count, width), -1, np.int64)
+        padded = np.full((count, width), -1, np.int32)
         if part is not None:
             part = part if part.ndim == 2 else part[:, None]
             padded[:, : part.shape[1]] = part
