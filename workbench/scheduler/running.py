@@ -107,7 +107,7 @@ class RunningSet:
 
 
 def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
-    """int32[n] or int32[n, k], as tokens are: the token ids that end each request, padded with -1; None when there are none."""
+    """int32[n] or int32[n, k], as tokens are: the ids that end each request, padded with -1; None when there are none."""
     width = max((len(r.stop_ids) for r in reqs), default=0)
     if width == 0:
         return None
