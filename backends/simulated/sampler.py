@@ -23,10 +23,11 @@ class ScriptedSampler:
         self._script = script
         self._tokens = np.zeros((rows, 1024), np.int32)
         self._flat = self._tokens.reshape(-1)
+        self._starts = np.zeros(rows, np.int64)
+        """Where each row's output begins in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
         self._prompt_lens = np.zeros(rows, np.int64)
-        self._rows: np.ndarray | None = None
-        self._first = np.zeros(0, np.int64)
-        """Where the outputs of ``_rows`` begin in ``_flat``, less their prompt lengths."""
+        self._batch_rows: np.ndarray | None = None
+        self._batch_starts = self._starts
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the scripts of the requests that start in a batch."""
@@ -37,17 +38,19 @@ class ScriptedSampler:
                 grown = np.zeros((len(self._tokens), 2 * len(tokens)), np.int32)
                 grown[:, : self._tokens.shape[1]] = self._tokens
                 self._tokens, self._flat = grown, grown.reshape(-1)
+                self._starts = np.arange(len(grown)) * grown.shape[1] - self._prompt_lens
             self._tokens[row, : len(tokens)] = tokens
             self._prompt_lens[row] = prompt_len
-            self._rows = None
+            self._starts[row] = row * self._tokens.shape[1] - prompt_len
+            self._batch_rows = None
 
     def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
         """int32[n]: output number ``seq_len - prompt_len`` of each row."""
         rows = batch.rows
-        if rows is not self._rows:  # while the same rows decode, the array is the same object
-            self._rows = rows
-            self._first = rows * self._tokens.shape[1] - self._prompt_lens[rows]
-        at = self._first + batch.seq_lens
+        if rows is not self._batch_rows:  # while the same rows decode, the array is the same object
+            self._batch_rows = rows
+            self._batch_starts = self._starts[rows]
+        at = self._batch_starts + batch.seq_lens
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return self._flat[at]
