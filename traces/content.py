@@ -101,7 +101,7 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
             for piece in range(at, end, _PIECE):
                 piece_end = min(piece + _PIECE, end)
                 state = _steps(piece, piece_end) + np.array(base, np.uint64)
-                tokens[piece - start : piece_end - start] = _to_ids(_mix(state), vocab_size)
+                _to_ids(_mix(state), vocab_size, tokens[piece - start : piece_end - start])
             at = end
     return tokens
 
@@ -122,7 +122,7 @@ def _fill_blocks(tokens: np.ndarray, blocks: Blocks, start: int, stop: int, voca
         state = (bases[row : row + rows, None] + steps[None, :]).reshape(-1)
         at = (first + row) * size
         low, high = max(start, at), min(stop, at + len(state))
-        tokens[low - start : high - start] = _to_ids(_mix(state[low - at : high - at]), vocab_size)
+        _to_ids(_mix(state[low - at : high - at]), vocab_size, tokens[low - start : high - start])
 
 
 def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, field: str) -> np.ndarray:
@@ -136,10 +136,10 @@ def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, fiel
 
 
 # Constants as arrays without dimensions: with a short prompt, numpy takes longer to convert a number than to use it.
-_30, _27, _31, _32, _FACTOR_1, _FACTOR_2, _FIRST_ID = (
-    np.array(number, np.uint64)
-    for number in (30, 27, 31, 32, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, FIRST_SYNTHETIC_ID)
+_30, _27, _31, _32, _FACTOR_1, _FACTOR_2 = (
+    np.array(number, np.uint64) for number in (30, 27, 31, 32, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
+_FIRST_ID = np.array(FIRST_SYNTHETIC_ID, np.int32)
 _STEPS = np.arange(1, 1 << 14, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
@@ -171,10 +171,9 @@ def _mix_one(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def _to_ids(state: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Map 64-bit hashes onto [3, vocab_size), in place: a multiply and a shift cost a fifth of a modulo."""
+def _to_ids(state: np.ndarray, vocab_size: int, tokens: np.ndarray) -> None:
+    """Map 64-bit hashes onto [3, vocab_size): a multiply and a shift cost a fifth of a modulo."""
     state >>= _32
     state *= np.array(vocab_size - FIRST_SYNTHETIC_ID, np.uint64)
-    state >>= _32
-    state += _FIRST_ID
-    return state
+    np.right_shift(state, _32, out=tokens, casting="unsafe")  # below the vocabulary size, so an int32
+    tokens += _FIRST_ID
