@@ -100,8 +100,8 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
             base = _mix_one(key_of("span:" + key) + seed * _GOLDEN)
             for piece in range(at, end, _PIECE):
                 piece_end = min(piece + _PIECE, end)
-                state = _steps(piece, piece_end) + np.uint64(base)
-                tokens[piece - start : piece_end - start] = _to_ids(_mix(state), vocab_size)
+                state = _steps(piece, piece_end) + np.array(base, np.uint64)
+                _to_ids(_mix(state), vocab_size, tokens[piece - start : piece_end - start])
             at = end
     return tokens
 
@@ -122,7 +122,7 @@ def _fill_blocks(tokens: np.ndarray, blocks: Blocks, start: int, stop: int, voca
         state = (bases[row : row + rows, None] + steps[None, :]).reshape(-1)
         at = (first + row) * size
         low, high = max(start, at), min(stop, at + len(state))
-        tokens[low - start : high - start] = _to_ids(_mix(state[low - at : high - at]), vocab_size)
+        _to_ids(_mix(state[low - at : high - at]), vocab_size, tokens[low - start : high - start])
 
 
 def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, field: str) -> np.ndarray:
@@ -135,6 +135,11 @@ def explicit_tokens(ids: np.ndarray, vocab_size: int, path: str, line: int, fiel
     return ids
 
 
+# Constants as arrays without dimensions: with a short prompt, numpy takes longer to convert a number than to use it.
+_30, _27, _31, _32, _FACTOR_1, _FACTOR_2 = (
+    np.array(number, np.uint64) for number in (30, 27, 31, 32, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_FIRST_ID = np.array(FIRST_SYNTHETIC_ID, np.int32)
 _STEPS = np.arange(1, 1 << 14, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
@@ -147,13 +152,13 @@ def _steps(start: int, stop: int) -> np.ndarray:
 
 def _mix(state: np.ndarray) -> np.ndarray:
     """The splitmix64 finaliser, in place."""
-    shifted = state >> np.uint64(30)
+    shifted = state >> _30
     state ^= shifted
-    state *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(state, np.uint64(27), out=shifted)
+    state *= _FACTOR_1
+    np.right_shift(state, _27, out=shifted)
     state ^= shifted
-    state *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(state, np.uint64(31), out=shifted)
+    state *= _FACTOR_2
+    np.right_shift(state, _31, out=shifted)
     state ^= shifted
     return state
 
@@ -166,10 +171,9 @@ def _mix_one(state: int) -> int:
     return state ^ (state >> 31)
 
 
-def _to_ids(state: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Map 64-bit hashes onto [3, vocab_size), in place: a multiply and a shift cost a fifth of a modulo."""
-    state >>= np.uint64(32)
-    state *= np.uint64(vocab_size - FIRST_SYNTHETIC_ID)
-    state >>= np.uint64(32)
-    state += np.uint64(FIRST_SYNTHETIC_ID)
-    return state
+def _to_ids(state: np.ndarray, vocab_size: int, tokens: np.ndarray) -> None:
+    """Map 64-bit hashes onto [3, vocab_size): a multiply and a shift cost a fifth of a modulo."""
+    state >>= _32
+    state *= np.array(vocab_size - FIRST_SYNTHETIC_ID, np.uint64)
+    np.right_shift(state, _32, out=tokens, casting="unsafe")  # below the vocabulary size, so an int32
+    tokens += _FIRST_ID

@@ -43,6 +43,16 @@ class TraceRequest:
         if self.content is _UNSET:
             self.content = unique(self.request_id)
 
+    def tokens(self, vocab_size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """`prompt_tokens` and `output_tokens`; made together they cost little more than one of them.
+
+        Raises TraceError when the trace holds an id the vocabulary lacks.
+        """
+        if isinstance(self.content, TokenIds):
+            return self.prompt_tokens(vocab_size, seed), self.output_tokens(vocab_size, seed)
+        sequence = synthetic_tokens(self.content, 0, self.input_length + self.output_length, vocab_size, seed)
+        return sequence[: self.input_length], sequence[self.input_length :]
+
     def prompt_tokens(self, vocab_size: int, seed: int = 0) -> np.ndarray:
         """The prompt: int32[input_length]. Treat it as read-only.
 

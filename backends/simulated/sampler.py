@@ -10,8 +10,6 @@ from workbench.scheduler.batch import ModelWorkerBatch
 
 END_OF_SEQUENCE = -2
 """Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
-_BLOCK = np.arange(16)[:, None]
-"""Steps looked up at once."""
 
 
 class ScriptedSampler:
@@ -25,10 +23,11 @@ class ScriptedSampler:
         self._script = script
         self._tokens = np.zeros((rows, 1024), np.int32)
         self._flat = self._tokens.reshape(-1)
+        self._starts = np.zeros(rows, np.int64)
+        """Where each row's output begins in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
         self._prompt_lens = np.zeros(rows, np.int64)
-        self._rows: np.ndarray | None = None
-        self._ahead: list[np.ndarray] = []
-        self._context_tokens = 0
+        self._batch_rows: np.ndarray | None = None
+        self._batch_starts = self._starts
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the scripts of the requests that start in a batch."""
@@ -39,28 +38,19 @@ class ScriptedSampler:
                 grown = np.zeros((len(self._tokens), 2 * len(tokens)), np.int32)
                 grown[:, : self._tokens.shape[1]] = self._tokens
                 self._tokens, self._flat = grown, grown.reshape(-1)
+                self._starts = np.arange(len(grown)) * grown.shape[1] - self._prompt_lens
             self._tokens[row, : len(tokens)] = tokens
             self._prompt_lens[row] = prompt_len
-            self._rows = None
+            self._starts[row] = row * self._tokens.shape[1] - prompt_len
+            self._batch_rows = None
 
     def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
-        """int32[n]: output number ``seq_len - prompt_len`` of each row.
-
-        While the same rows decode, a block of the next steps is looked up at once.
-        """
+        """int32[n]: output number ``seq_len - prompt_len`` of each row."""
         rows = batch.rows
-        if rows is self._rows and self._ahead and batch.context_tokens == self._context_tokens + len(rows):
-            self._context_tokens = batch.context_tokens
-            return self._ahead.pop()
-        index = rows * self._tokens.shape[1] - self._prompt_lens[rows] + batch.seq_lens
+        if rows is not self._batch_rows:  # while the same rows decode, the array is the same object
+            self._batch_rows = rows
+            self._batch_starts = self._starts[rows]
+        at = self._batch_starts + batch.seq_lens
         if batch.unsampled is not None:
-            index[batch.unsampled] = 0  # inside the prompt: there is no output to take
-        if rows is not self._rows:
-            self._rows = rows
-            self._ahead.clear()
-            return self._flat[index]
-        # The second time: these rows go on. Past the end of a script it reads on in another's, for steps that never come.
-        block = self._flat.take(index + _BLOCK, mode="clip")
-        self._context_tokens = batch.context_tokens
-        self._ahead = list(block[:0:-1])
-        return block[0]
+            at[batch.unsampled] = 0  # inside the prompt: there is no output to take
+        return self._flat[at]

@@ -177,11 +177,11 @@ class RecordingOutbox:
             self._last_token_s[rows] = now
             self._steady[batch.slot] = (rows, now)
             return
-        emits = np.ones(len(rows), bool)
+        silent = np.zeros(len(rows), bool)
         if batch.worker.unsampled is not None:
-            emits[batch.worker.unsampled] = False
+            silent[batch.worker.unsampled] = True
         if batch.dropped:
-            emits[list(batch.dropped)] = False
+            silent[list(batch.dropped)] = True
         for i, part in enumerate(batch.prefill):
             # A row starts afresh; a request retracted before has been silent since its last token.
             record = self._recorder.by_id.get(part.req.rid)
@@ -189,6 +189,7 @@ class RecordingOutbox:
         for req in (batch.late or {}).values():
             if req.rid in self._recorder.by_id:
                 self._recorder.by_id[req.rid].last_token_s = now
+        emits = ~silent
         gaps = (now - before)[emits]
         self._recorder.gap_arrays.append(gaps[gaps == gaps])
         self._last_token_s[rows[emits]] = now

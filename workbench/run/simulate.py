@@ -43,7 +43,8 @@ class SimulatedWorld:
         self.env = Clock()
         self.settings = settings
         self.instance = instance
-        self._open: dict[str, TraceRequest] = {}
+        self._outputs: dict[str, tuple[int, np.ndarray]] = {}
+        """Of every request in the system: prompt length and output."""
         self._instance_of: dict[str, tuple[int, int]] = {}
         self.cost = cost if cost is not None else instance.cost
         self._router = Router(settings.router, settings.dp)
@@ -103,10 +104,10 @@ class SimulatedWorld:
 
     def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
         settings = self.settings
-        prompt = request.prompt_tokens(self.instance.model.vocab, settings.seed)
+        prompt, output = request.tokens(self.instance.model.vocab, settings.seed)
         number = self._router.choose(prompt, request.adapter or "")
         self._instance_of[request.request_id] = number, len(prompt)
-        self._open[request.request_id] = request
+        self._outputs[request.request_id] = len(prompt), output
         self.recorder.arrived(request, number, arrival_s, len(prompt))
         bound = request.max_tokens or settings.max_tokens
         if settings.ignore_eos:
@@ -119,15 +120,14 @@ class SimulatedWorld:
 
     def _script(self, request_id: str) -> tuple[int, np.ndarray]:
         """What a request writes: the trace's output, ended by the model where the trace ends it."""
-        request = self._open[request_id]
-        tokens = request.output_tokens(self.instance.model.vocab, self.settings.seed)
+        prompt_tokens, tokens = self._outputs[request_id]
         if not self.settings.ignore_eos:
             tokens = tokens.copy()
             tokens[-1] = END_OF_SEQUENCE
-        return request.input_length, tokens
+        return prompt_tokens, tokens
 
     def _ended(self, request_id: str) -> None:
-        del self._open[request_id]
+        del self._outputs[request_id]
         number, prompt_tokens = self._instance_of.pop(request_id)
         if self.settings.dp > 1:
             self._router.ended(number, prompt_tokens)

@@ -13,6 +13,8 @@ from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import PrefillRow
 from workbench.scheduler.state import OUTPUT_ESTIMATE_LIMIT, SchedulerState, Slot, remove_from
 
+_LIMIT = np.array(OUTPUT_ESTIMATE_LIMIT)
+
 
 def ordered_queue(state: SchedulerState, policy: Policy) -> list[Req]:
     """The waiting queue in order of service: those passed over too often first, the rest as the policy says."""
@@ -35,9 +37,10 @@ def output_estimate(req: Req) -> int:
 
 def reserved_tokens(state: SchedulerState) -> int:
     """KV that the running requests are expected to need yet."""
-    expected = sum(
-        int(s.running.remaining.clip(max=OUTPUT_ESTIMATE_LIMIT).sum()) for s in state.slots if s.running.count
-    )
+    expected = 0
+    for slot in state.slots:
+        if slot.running.count:
+            expected += sum(np.minimum(slot.running.remaining, _LIMIT).tolist())
     return math.ceil(expected * state.new_token_ratio)
 
 

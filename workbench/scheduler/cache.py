@@ -76,7 +76,8 @@ class CacheManager:
         count = req.kv_len // self.page_size
         if count <= req.shared_pages:
             return
-        node, had = self._insert(req, count)
+        # Its prompt, or a part of it, which need not be read back from the table.
+        node, had = self._insert(req, req.tokens[: count * self.page_size], count)
         if had > req.shared_pages:
             self.table.write_pages(req.row, req.shared_pages, self.tree.path_pages(node)[req.shared_pages : had])
         self.tree.lock(node)
@@ -94,7 +95,7 @@ class CacheManager:
         if insert and self.enabled:
             count = valid_tokens // self.page_size
             if count > keep:
-                self._insert(req, count)
+                self._insert(req, self.table.tokens(req.row, count * self.page_size), count)
                 keep = count
         if held > keep:
             self.pool.give(self.table.pages(req.row, keep, held))
@@ -107,9 +108,8 @@ class CacheManager:
         for pages in self.tree.evict(self.tree.evictable_pages):
             self.pool.give(pages)
 
-    def _insert(self, req: Req, count: int) -> tuple[Node, int]:
-        """Insert the first ``count`` pages of a row and free the duplicates among those it owned."""
-        tokens = self.table.tokens(req.row, count * self.page_size)
+    def _insert(self, req: Req, tokens: np.ndarray, count: int) -> tuple[Node, int]:
+        """Insert the first ``count`` pages of a row, which hold ``tokens``, and free the duplicates among those it owned."""
         pages = self.table.pages(req.row, 0, count)
         if req.node is None:
             node, had = self.tree.insert(tokens, pages, req.namespace)

@@ -185,9 +185,11 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     prefill_stops = stop_table([row.req for row in prefill])
     stop_ids = stack_stops(prefill_stops, decode_stops, len(prefill), decode_tokens)
     context_tokens += sum(row.end for row in prefill)
-    extend_lens = np.array([row.end - row.start for row in prefill], np.int64)
-    prefill_tokens = int(extend_lens.sum())
-    input_ids = np.concatenate([row.req.tokens[row.start : row.end] for row in prefill])
+    new_tokens = [row.end - row.start for row in prefill]
+    extend_lens = np.array(new_tokens, np.int64)
+    prefill_tokens = sum(new_tokens)
+    inputs = [row.req.tokens[row.start : row.end] for row in prefill]
+    input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
     new_requests = tuple(
         NewRequest(row.req.row, row.req.rid, row.req.input_len, row.req.tokens, row.req.params)
         for row in prefill

@@ -9,6 +9,9 @@ import numpy as np
 from workbench.scheduler.request import Req
 from workbench.scheduler.table import TableManager
 
+_ONE = np.array(1)
+"""Added on every step; numpy takes twice as long to add a Python number to a small array."""
+
 
 class RunningSet:
     """State that a decode step touches, as arrays aligned with ``reqs``.
@@ -21,9 +24,11 @@ class RunningSet:
         self._table = table
         self._page_size = page_size
         self.reqs: list[Req] = []
-        self._set(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), None)
+        nobody = np.empty(0, np.int64)
+        self._set(nobody, nobody, nobody, nobody, None)
 
-    def _set(self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, stop_ids: np.ndarray | None) -> None:
+    def _set(self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray,
+             stop_ids: np.ndarray | None) -> None:  # fmt: skip
         self.rows = rows
         """int64[n], table rows."""
         self.lens = lens
@@ -31,14 +36,14 @@ class RunningSet:
         self.ends = ends
         """int64[n], KV length at which each stops by length."""
         self.count = len(rows)
-        self.context_tokens = int(lens.sum())
-        self.steps_to_stop = int((ends - lens).min()) if len(rows) else 0
+        # Sums and minima over lists: below a hundred requests numpy's own take longer.
+        self.context_tokens = sum(lens.tolist())
+        self.steps_to_stop = min((ends - lens).tolist(), default=0)
         """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
-        self._page_offset = rows * self._table.page_width
-        self.token_at = rows * self._table.width + lens
+        self.token_at = token_at
         """int64[n], index in the token table of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids
-        """int64[n] token id that ends each request, int64[n, k] where one has several, padded with -1; None where
+        """int32[n] token id that ends each request, int32[n, k] where one has several, padded with -1; None where
         nothing but length ends any of them."""
 
     @property
@@ -51,10 +56,12 @@ class RunningSet:
         if not reqs:
             return
         self.reqs = [*self.reqs, *reqs]
+        width = self._table.width
         self._set(
             np.concatenate((self.rows, np.array([r.row for r in reqs], np.int64))),
             np.concatenate((self.lens, np.array([r.kv_len for r in reqs], np.int64))),
             np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
+            np.concatenate((self.token_at, np.array([r.row * width + r.kv_len for r in reqs], np.int64))),
             stack_stops(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
 
@@ -63,11 +70,12 @@ class RunningSet:
         gone = [self.reqs[i] for i in indices]
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
-        keep = np.ones(self.count, bool)
-        keep[list(indices)] = False
-        self.reqs = [req for req, kept in zip(self.reqs, keep.tolist(), strict=True) if kept]
-        stop_ids = None if self.stop_ids is None else self.stop_ids[keep]
-        self._set(self.rows[keep], self.lens[keep], self.ends[keep], stop_ids)
+        leaves = np.zeros(self.count, bool)
+        leaves[list(indices)] = True
+        self.reqs = [req for req, left in zip(self.reqs, leaves.tolist(), strict=True) if not left]
+        stay = ~leaves
+        stop_ids = None if self.stop_ids is None else self.stop_ids[stay]
+        self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
         return gone
 
     def index_of(self, req: Req) -> int | None:
@@ -89,23 +97,26 @@ class RunningSet:
         if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
             self._table.add_pages(self.token_at, pages)
         elif len(needing):
-            self._table.add_pages(self._page_offset[needing] + self.lens[needing] // self._page_size, pages)
-        self.lens = self.lens + 1
-        self.token_at = self.token_at + 1
+            at = self.rows[needing] * self._table.page_width + self.lens[needing] // self._page_size
+            self._table.add_pages(at, pages)
+        self.lens = self.lens + _ONE
+        self.token_at = self.token_at + _ONE
         self.context_tokens += self.count
         self.steps_to_stop -= 1
         return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
 
 
 def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
-    """int64[n] or int64[n, k]: the token ids that end each request, padded with -1; None when there are none."""
+    """int32[n] or int32[n, k], as tokens are: the ids that end each request, padded with -1; None when there are none."""
     width = max((len(r.stop_ids) for r in reqs), default=0)
     if width == 0:
         return None
-    table = np.full((len(reqs), width), -1, np.int64)
+    if width == 1:  # the model's end of sequence, nearly always
+        return np.array([r.stop_ids[0] if r.stop_ids else -1 for r in reqs], np.int32)
+    table = np.full((len(reqs), width), -1, np.int32)
     for i, req in enumerate(reqs):
         table[i, : len(req.stop_ids)] = req.stop_ids
-    return table[:, 0].copy() if width == 1 else table
+    return table
 
 
 def stack_stops(
@@ -121,7 +132,7 @@ def stack_stops(
     parts = []
     width = max(part.shape[1] if part is not None and part.ndim == 2 else 1 for part in (upper, lower))
     for part, count in ((upper, upper_count), (lower, lower_count)):
-        padded = np.full((count, width), -1, np.int64)
+        padded = np.full((count, width), -1, np.int32)
         if part is not None:
             part = part if part.ndim == 2 else part[:, None]
             padded[:, : part.shape[1]] = part

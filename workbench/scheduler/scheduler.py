@@ -67,7 +67,10 @@ class Scheduler:
     def _(self, message: messages.Generate) -> None:
         config, state = self.config, self.state
         params = message.params
-        stop_ids = () if params.ignore_eos else (*self.eos_token_ids, *params.stop_token_ids)
+        stop_ids = () if params.ignore_eos else self.eos_token_ids
+        if params.stop_token_ids and not params.ignore_eos:
+            # Tokens are int32: an id beyond that is never sampled, and would not fit the arrays of stop ids.
+            stop_ids = (*stop_ids, *(i for i in params.stop_token_ids if abs(i) < 1 << 31))
         max_new = min(params.max_new_tokens, config.max_context - len(message.prompt) - 1)
         due_s = float("inf") if message.slo_ttft_s is None else message.arrival_s + message.slo_ttft_s
         req = Req(

@@ -31,6 +31,9 @@ class TableManager:
         return self.free.pop()
 
     def give_row(self, row: int) -> None:
+        # What waits for the row must not overwrite what its next owner writes.
+        self._tokens.settled()
+        self._pages.settled()
         self.free.append(row)
 
     def tokens(self, row: int, count: int) -> np.ndarray:
@@ -42,12 +45,12 @@ class TableManager:
         return self._pages.settled()[row, first:end]
 
     def write_tokens(self, row: int, tokens: np.ndarray) -> None:
-        """Set a row's first tokens."""
-        self._tokens.settled()[row, : len(tokens)] = tokens
+        """Set a row's first tokens. No write to these places may be waiting: rows are given back settled."""
+        self._tokens.values[row, : len(tokens)] = tokens
 
     def write_pages(self, row: int, first_page: int, pages: np.ndarray) -> None:
-        """Set entries of a row and note the change for the backend's own copy of the table."""
-        self._pages.settled()[row, first_page : first_page + len(pages)] = pages
+        """Set entries of a row, to which no write may be waiting, and note it for the backend's own copy of the table."""
+        self._pages.values[row, first_page : first_page + len(pages)] = pages
         self._writes.append(PageWrite(row, first_page, pages))
 
     def add_tokens(self, at: np.ndarray, tokens: np.ndarray) -> None:
@@ -76,9 +79,10 @@ class _Table:
     WAITING = 256
 
     def __init__(self, rows: int, width: int) -> None:
-        self._values = np.zeros((rows, width), np.int32)
+        self.values = np.zeros((rows, width), np.int32)
+        """Without what still waits."""
         # A flat view: one index array instead of two halves the cost of a scatter.
-        self._flat = self._values.reshape(-1)
+        self._flat = self.values.reshape(-1)
         self._at: list[np.ndarray] = []
         self._new: list[np.ndarray] = []
 
@@ -94,4 +98,4 @@ class _Table:
             self._flat[np.concatenate(self._at)] = np.concatenate(self._new)
             self._at.clear()
             self._new.clear()
-        return self._values
+        return self.values

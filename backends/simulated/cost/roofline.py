@@ -229,8 +229,10 @@ class _Stage:
                 assert new is not None
                 context = batch.seq_lens[:count]
                 if window is None:
-                    pairs = float((new * (context - new) + new * (new + 1) / 2).sum())
-                    read = float(context.sum())
+                    # Whole numbers, so exact; and prefills are few: numpy would take longer.
+                    lens = list(zip(new.tolist(), context.tolist(), strict=True))
+                    pairs = float(sum(n * (end - n) + n * (n + 1) // 2 for n, end in lens))
+                    read = float(sum(end for _, end in lens))
                 else:
                     # Position p sees min(p + 1, window) tokens.
                     pairs = float((_triangle(context, window) - _triangle(context - new, window)).sum())
@@ -238,7 +240,7 @@ class _Stage:
                 seconds += self.prefill_attention_s(pairs, read)
             if batch.decode_tokens:
                 if window is None:
-                    seen = batch.context_tokens - (float(batch.seq_lens[:count].sum()) if count else 0.0)
+                    seen = batch.context_tokens - (float(sum(batch.seq_lens[:count].tolist())) if count else 0.0)
                 else:
                     seen = float(batch.seq_lens[count:].clip(max=window).sum())
                 seconds += seen * self.layer_context_s
