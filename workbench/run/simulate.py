@@ -15,7 +15,6 @@ import numpy as np
 import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
-from backends.simulated.cost import CostModel
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
@@ -37,14 +36,14 @@ PROGRESS_EVERY_S = 0.1
 class SimulatedWorld:
     """The instances of a run, their clients and the recorder, in one SimPy environment."""
 
-    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace, decisions: IO[str] | None = None,
-                 cost: CostModel | None = None) -> None:  # fmt: skip
+    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace,
+                 decisions: IO[str] | None = None) -> None:  # fmt: skip
         self.env = simpy.Environment()
         self.settings = settings
         self.instance = instance
         self._open: dict[str, TraceRequest] = {}
         self._instance_of: dict[str, tuple[int, int]] = {}
-        self.cost = cost if cost is not None else instance.cost
+        self.cost = instance.cost
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(lambda: self.env.now)
         self._group: LockStepGroup | None = None
@@ -134,21 +133,21 @@ class SimulatedWorld:
 
 
 def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
-                  progress: Progress | None = None, decisions: Path | None = None, cost: CostModel | None = None,
+                  progress: Progress | None = None, decisions: Path | None = None,
                   instance: Instance | None = None) -> RunRecord:  # fmt: skip
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early.
-    ``cost`` and ``instance`` replace what the settings imply.
+    ``instance`` replaces what the settings imply.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
     if instance is None:
         instance = resolve(settings, loop)
     if decisions is None:
-        world = SimulatedWorld(settings, instance, trace, cost=cost)
+        world = SimulatedWorld(settings, instance, trace)
         finished = world.run(progress)
     else:
         with decisions.open("w", encoding="utf-8") as file:
-            world = SimulatedWorld(settings, instance, trace, file, cost)
+            world = SimulatedWorld(settings, instance, trace, file)
             finished = world.run(progress)
     recorder = world.recorder
     if finished and recorder.by_id:
