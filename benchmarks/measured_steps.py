@@ -14,9 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from fidelity import DATA, score
+from profile_lookup import batch
 
-from benchmarks.fidelity import DATA, score
-from benchmarks.profile_lookup import batch
 from reports.measured import read_measured
 from reports.record import RunRecord
 from workbench.run.settings import RunSettings, resolve

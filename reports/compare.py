@@ -17,7 +17,7 @@ from reports.schema import FINISHED, HOST_PHASES
 LATENCIES = ("ttft", "tpot", "e2e", "queue")
 PERCENTILES = (50, 90, 99)
 LEAST_FOR_SHARES_S = 1e-3
-"""A reference below this (a request that hardly queued) makes the mean of relative errors meaningless: there is none then."""
+"""A reference below this (a request that hardly queued) makes a mean of relative errors meaningless."""
 WINDOWS = 20
 """Equal parts of the reference's duration over which throughput is compared."""
 
