@@ -16,6 +16,8 @@ from reports.schema import FINISHED, HOST_PHASES
 
 LATENCIES = ("ttft", "tpot", "e2e", "queue")
 PERCENTILES = (50, 90, 99)
+LEAST_FOR_SHARES_S = 1e-3
+"""A reference below this (a request that hardly queued) makes a mean of relative errors meaningless."""
 WINDOWS = 20
 """Equal parts of the reference's duration over which throughput is compared."""
 
@@ -30,7 +32,7 @@ class LatencyError:
     percentiles: dict[str, float]
     """Error of p50, p90 and p99."""
     absolute_mean: float | None
-    """Mean over requests of the absolute error; None where the reference is zero for some."""
+    """Mean over requests of the absolute error; None where the reference is next to nothing for some."""
     absolute_median: float | None
     signed_mean: float | None
     signed_median: float | None
@@ -159,7 +161,7 @@ def _error(a: np.ndarray, b: np.ndarray) -> LatencyError:
     for p in PERCENTILES:
         reference = float(np.percentile(a, p))
         percentiles[f"p{p}"] = float(np.percentile(b, p)) / reference - 1 if reference > 0 else float("nan")
-    each = b / a - 1 if (a > 0).all() else None
+    each = b / a - 1 if (a > LEAST_FOR_SHARES_S).all() else None
     return LatencyError(
         mean, float(b.mean()) / mean - 1 if mean > 0 else float("nan"), percentiles,
         *(None if each is None else float(value(each)) for value in (

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.calibrate import fit_host
-from backends.simulated.cost import CostModel
 from backends.simulated.cost.fitted import FittedCost
 from reports.compare import compare
 from reports.record import RunRecord
@@ -68,6 +67,9 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
         trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
     built = resolve(settings, loop)
+    if built.lock_step:
+        said = "error budget: ranks that step together cannot be run again with step times measured one by one"
+        return {"separable": False, "lines": [said, *_what_is_known(a, b, origin)]}
     fits = fit_stages(a, a.name)
     host, _ = fit_host(*_host_columns(a))
     fitted = FittedCost([fit.coefficients for fit in fits], built.model, built.gpu, built.tp)
@@ -83,8 +85,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     parts = []
     for name, change in steps:
         applied |= change
-        cost: CostModel | None = applied.get("cost")
-        instance = built
+        instance = dataclasses.replace(built, cost=applied["cost"])
         if "host" in applied:
             instance = dataclasses.replace(instance, host=applied["host"])
         if "kv_tokens" in applied:
@@ -92,7 +93,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
             scheduler = dataclasses.replace(instance.scheduler, kv_tokens=tokens,
                                             max_context=min(instance.scheduler.max_context, tokens + 1))  # fmt: skip
             instance = dataclasses.replace(instance, scheduler=scheduler)
-        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", cost=cost, instance=instance)
+        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", instance=instance)
         errors.append(_errors(a, record, origin))
         parts.append({"part": name, **{metric: errors[-2][metric] - errors[-1][metric] for metric in METRICS}})
     parts.append({"part": "scheduling and the rest", **errors[-1]})

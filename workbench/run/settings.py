@@ -189,6 +189,10 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s
     )
     cost = build_cost(settings.cost, want)
+    if lock_step and not hasattr(cost, "group_forward"):
+        raise ConfigError(
+            f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"
+        )
     return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget)
 
 

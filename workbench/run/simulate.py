@@ -16,7 +16,6 @@ import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
-from backends.simulated.cost import CostModel
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
@@ -38,15 +37,15 @@ PROGRESS_EVERY_S = 0.1
 class SimulatedWorld:
     """The instances of a run, their clients and the recorder, in one SimPy environment."""
 
-    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace, decisions: IO[str] | None = None,
-                 cost: CostModel | None = None) -> None:  # fmt: skip
+    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace,
+                 decisions: IO[str] | None = None) -> None:  # fmt: skip
         self.env = Clock()
         self.settings = settings
         self.instance = instance
         self._outputs: dict[str, tuple[int, np.ndarray]] = {}
         """Of every request in the system: prompt length and output."""
         self._instance_of: dict[str, tuple[int, int]] = {}
-        self.cost = cost if cost is not None else instance.cost
+        self.cost = instance.cost
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(self.env.now_s)
         self._group: LockStepGroup | None = None
@@ -135,21 +134,21 @@ class SimulatedWorld:
 
 
 def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
-                  progress: Progress | None = None, decisions: Path | None = None, cost: CostModel | None = None,
+                  progress: Progress | None = None, decisions: Path | None = None,
                   instance: Instance | None = None) -> RunRecord:  # fmt: skip
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early.
-    ``cost`` and ``instance`` replace what the settings imply.
+    ``instance`` replaces what the settings imply.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
     if instance is None:
         instance = resolve(settings, loop)
     if decisions is None:
-        world = SimulatedWorld(settings, instance, trace, cost=cost)
+        world = SimulatedWorld(settings, instance, trace)
         finished = world.run(progress)
     else:
         with decisions.open("w", encoding="utf-8") as file:
-            world = SimulatedWorld(settings, instance, trace, file, cost)
+            world = SimulatedWorld(settings, instance, trace, file)
             finished = world.run(progress)
     recorder = world.recorder
     if finished and recorder.by_id:
