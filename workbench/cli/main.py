@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import simulate, trace
+from workbench.cli import simulate, sweep, trace
 
 app = typer.Typer(
     name="workbench",
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("simulate")(simulate.simulate)
+app.command("sweep")(sweep.sweep)
 app.add_typer(trace.app, name="trace")
 
 
