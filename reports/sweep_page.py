@@ -85,19 +85,19 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
     return rendered(
         "templates/sweep.html",
         ("search.css", "sweep.js"),
-        title=f"Sweep of {trace} over {' × '.join(names)}",
+        title=f"Sweep of {trace} over {', '.join(names)}",
         facts=_facts(rows, manifest),
         findings=findings(rows, manifest),
         charts=bool(finished),
         names=names,
         others=[
-            {"point": r["point"], "status": r["status"], "reason": r["reason"], "settings": [_said(r[n]) for n in names]}
+            {"point": r["point"], "status": r["status"], "reason": r["reason"], "settings": [said(r[n]) for n in names]}
             for r in others
         ],
         notes=manifest["trace"].get("notes") or [],
         command=manifest["command"],
         space=[(dimension["name"], _dimension_text(dimension)) for dimension in manifest["space"]],
-        shared=sorted((name, _said(value)) for name, value in _shared(names, finished, manifest).items()),
+        shared=sorted((name, said(value)) for name, value in _shared(names, finished, manifest).items()),
         data=embedded(data),
     )
 
@@ -132,7 +132,9 @@ def findings(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[str]:
             continue
         best, worst = (known[-1], known[0]) if way == "max" else (known[0], known[-1])
         word = "Highest" if way == "max" else "Lowest"
-        line = f"{word} {metric.label}: {_one(metric, best[name])} with {_settings(best, names)} (point {best['point']})"
+        line = (
+            f"{word} {metric.label}: {_one(metric, best[name])} with {_settings(best, names)} (point {best['point']})"
+        )
         if worst[name] != best[name]:
             line += f"; the {'lowest' if way == 'max' else 'highest'} is {_one(metric, worst[name])}"
         lines.append(line + ".")
@@ -163,7 +165,7 @@ def main_effects(rows: Sequence[Row], names: Sequence[str], metric: str) -> list
     for name in names:
         groups: dict[str, list[float]] = {}
         for row, value in zip(rows, values, strict=True):
-            groups.setdefault(_said(row[name]), []).append(float(value))
+            groups.setdefault(said(row[name]), []).append(float(value))
         if not 1 < len(groups) <= len(rows) / 2:
             continue
         between = sum(len(group) * (np.mean(group) - values.mean()) ** 2 for group in groups.values()) / len(rows)
@@ -200,16 +202,17 @@ def _shared(names: Sequence[str], finished: Sequence[Row], manifest: Mapping[str
 
 def _dimension_text(dimension: Mapping[str, Any]) -> str:
     if "values" in dimension:
-        return ", ".join(_said(value) for value in dimension["values"])
+        return ", ".join(said(value) for value in dimension["values"])
     steps = f", {dimension['count']} steps" if dimension["count"] else ""
     return f"{dimension['low']:g} to {dimension['high']:g}{steps}{', logarithmic' if dimension['log'] else ''}"
 
 
 def _settings(row: Row, names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {_said(row[name])}" for name in names)
+    return ", ".join(f"{name} {said(row[name])}" for name in names)
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """A setting as text."""
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
@@ -221,4 +224,3 @@ def _one(metric: Metric, value: float) -> str:
 
 def _nine_digits(value: float | int | None) -> float | int | None:
     return float(f"{value:.9g}") if isinstance(value, float) else value
-

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import simulate, sweep, trace
+from workbench.cli import plan, simulate, sweep, trace
 
 app = typer.Typer(
     name="workbench",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate.simulate)
 app.command("sweep")(sweep.sweep)
+app.command("plan")(plan.plan)
 app.add_typer(trace.app, name="trace")
 
 

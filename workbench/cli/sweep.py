@@ -66,9 +66,9 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
     from workbench.search.point import Base, Shared
     from workbench.search.prices import read_prices
     from workbench.search.results import RECORDS, Results
-    from workbench.search.sources import open_source
+    from workbench.search.sources import Listed, open_source
     from workbench.search.space import parse_vary
-    from workbench.search.sweep import check_points, manifest_of, run_sweep
+    from workbench.search.sweep import check_any, manifest_of, run_sweep
 
     if resume and force:
         raise ValueError("resume: goes on with a sweep that --force would remove; give one of the two")
@@ -78,8 +78,10 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
     base = Base.for_space(config, flags, space)
     check_executor(executor, jobs, time_limit_s)
     # Everything that can be wrong is wrong before a folder is made or the first second is spent.
-    check_points(Shared(base, (opened := open_trace(path, format, tokenizer)), "", prices),
-                 open_source(search, space, points, base.seed, objectives, []))  # fmt: skip
+    asked = open_source(search, space, points, base.seed, objectives, [])
+    opened = open_trace(path, format, tokenizer)
+    if isinstance(asked, Listed):
+        check_any(Shared(base, opened, "", prices), asked.points)
     held = in_memory(opened)
     folder = out if out is not None else Path("runs") / f"{held.info.name}-sweep"
     shared = Shared(base, held, held.sha256(), prices, folder / RECORDS if keep_records else None)
@@ -93,7 +95,9 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
             )
         _report(results, shared, space, objectives, as_json)
     if not finished:
-        typer.echo(f"interrupted: {len(results.rows)} of {source.total} points are in {folder}; --resume goes on", err=True)
+        typer.echo(
+            f"interrupted: {len(results.rows)} of {source.total} points are in {folder}; --resume goes on", err=True
+        )
         raise typer.Exit(130)
 
 
@@ -102,7 +106,14 @@ def _progress_bar(quiet: bool) -> Any:
     from contextlib import contextmanager
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     @contextmanager
     def shown() -> Any:
@@ -193,4 +204,6 @@ def _first_reasons(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     for row in rows:
         if row["status"] != FINISHED:
             reasons.setdefault(str(row["status"]), []).append(f"point {row['point']}: {row['reason']}")
-    return [(status, all_[0] + (f" (and {len(all_) - 1} more)" if all_[1:] else "")) for status, all_ in reasons.items()]
+    return [
+        (status, all_[0] + (f" (and {len(all_) - 1} more)" if all_[1:] else "")) for status, all_ in reasons.items()
+    ]

@@ -7,9 +7,9 @@ import gc
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import simpy
@@ -23,7 +23,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.run.clients import Clients
-from workbench.run.recorder import Recorder, RecordingOutbox
+from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.run.router import Router
 from workbench.run.settings import Instance, RunSettings, resolve
 from workbench.scheduler.messages import Generate
@@ -33,6 +33,14 @@ from workbench.scheduler.scheduler import Scheduler
 Progress = Callable[[float, int, int], None]
 """Called a few times a second with simulated seconds, requests ended, and iterations."""
 PROGRESS_EVERY_S = 0.1
+
+
+class Watch(Protocol):
+    """Looks at a run from the simulated moment ``due_s`` on, sets the next one, and says whether to stop there."""
+
+    due_s: float
+
+    def __call__(self, now_s: float, rows: Sequence[RequestRow]) -> bool: ...
 
 
 class SimulatedWorld:
@@ -52,16 +60,18 @@ class SimulatedWorld:
             self._start_instance(number, inbox, decisions)
         self._clients = Clients(self.env, trace, self._deliver, settings.concurrency)
 
-    def run(self, progress: Progress | None = None) -> bool:
-        """Simulate to the end of the trace. Returns False when interrupted from the keyboard."""
+    def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
+        """Simulate to the end of the trace. Returns False when interrupted from the keyboard, or stopped by ``watch``."""
         step, clock = self.env.step, time.monotonic
         due = clock()
         # The collector has nothing to find in a run (no cycles are made) and would walk every request again and again.
         gc.disable()
         try:
             while True:
-                for _ in range(200):
+                for _ in range(200 if watch is None else 1):
                     step()
+                if watch is not None and self.env.now >= watch.due_s and watch(self.env.now, self.recorder.rows):
+                    return False
                 if progress is not None and clock() >= due:
                     progress(self.env.now, self.recorder.done, len(self.recorder.iterations))
                     due = clock() + PROGRESS_EVERY_S
@@ -131,19 +141,21 @@ class SimulatedWorld:
 
 
 def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
-                  progress: Progress | None = None, decisions: Path | None = None) -> RunRecord:  # fmt: skip
-    """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early.
+                  progress: Progress | None = None, decisions: Path | None = None,
+                  watch: Watch | None = None) -> RunRecord:  # fmt: skip
+    """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early, from
+    the keyboard or by ``watch``.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
     instance = resolve(settings, loop)
     if decisions is None:
         world = SimulatedWorld(settings, instance, trace)
-        finished = world.run(progress)
+        finished = world.run(progress, watch)
     else:
         with decisions.open("w", encoding="utf-8") as file:
             world = SimulatedWorld(settings, instance, trace, file)
-            finished = world.run(progress)
+            finished = world.run(progress, watch)
     recorder = world.recorder
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")

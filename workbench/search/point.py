@@ -67,7 +67,7 @@ class Base:
         given = {**self.flags, **point}
         if self.loops:
             given["loop"] = ",".join(self.loops)
-        unset = {name: None for name, value in point.items() if value is None}
+        unset: dict[str, Any] = {name: None for name, value in point.items() if value is None}
         settings = settings_from(self.config, {name: value for name, value in given.items() if value is not None})
         if unset:
             settings = dataclasses.replace(settings, **unset)
@@ -96,14 +96,17 @@ class Shared:
         if self.prices is not None:
             self.prices.of(instance.gpu.name)
 
+    def command_for(self, point: Point, **changes: Any) -> str:
+        """The `simulate` command that makes the run of a point, with other settings in its place where they are given.
 
-    def command_for(self, point: Point) -> str:
-        """The `simulate` command that makes the run of a point. Raises ConfigError for a point that cannot run."""
+        Raises ConfigError for a point that cannot run.
+        """
         settings, loop = self.base.settings(point)
         tp, pp = settings.layout(loop)
         given = {**self.base.flags, **point, "loop": loop}
         if (tp, pp) != (settings.tp, settings.pp):
             given |= {"tp": tp, "pp": pp}
+        given |= changes
         words = ["workbench", "simulate", self.trace.info.path]
         if self.base.config is not None:
             words += ["--config", str(self.base.config)]

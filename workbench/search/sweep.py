@@ -13,7 +13,7 @@ from workbench.search.executor import open_executor
 from workbench.search.objectives import Objective
 from workbench.search.point import FAILED, FINISHED, INVALID, TIMED_OUT, Outcome, Shared, run_point
 from workbench.search.results import Results, Row
-from workbench.search.sources import Listed, Source
+from workbench.search.sources import Source
 from workbench.search.space import Dimension, Point, SpaceError
 
 TICK_S = 0.25
@@ -52,18 +52,16 @@ def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int
     }
 
 
-def check_points(shared: Shared, source: Source) -> None:
-    """Raises SpaceError when no point of a listed search can run: that is no sweep but a mistake."""
-    if not isinstance(source, Listed):
-        return
+def check_any(shared: Shared, points: list[Point]) -> None:
+    """Raises SpaceError when none of the points can run: that is no search but a mistake."""
     reason = ""
-    for point in source.points:
+    for point in points:
         try:
             shared.check(point)
             return
         except ValueError as error:
             reason = reason or str(error)
-    raise SpaceError(f"none of the {len(source.points)} points can run: {reason}")
+    raise SpaceError(reason if len(points) == 1 else f"none of the {len(points)} points can run: {reason}")
 
 
 def run_sweep(shared: Shared, source: Source, results: Results, *, executor: str = "local", jobs: int | None = None,
@@ -130,9 +128,7 @@ def pareto_front(rows: list[Row], objectives: list[Objective]) -> list[Row]:
     front: list[Row] = []
     scored: list[tuple[Any, Row]] = sorted(((losses(row), row) for row in having), key=lambda pair: pair[0])
     for mine, row in scored:
-        dominated = any(
-            other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other, _ in scored
-        )
+        dominated = any(other != mine and all(a <= b for a, b in zip(other, mine, strict=True)) for other, _ in scored)
         if not dominated:
             front.append(row)
     return front
