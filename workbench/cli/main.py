@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import calibrate, compare, import_, profile, replay, serve, simulate, trace
+from workbench.cli import calibrate, compare, import_, plan, profile, replay, serve, simulate, sweep, trace
 
 app = typer.Typer(
     name="workbench",
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("simulate")(simulate.simulate)
 app.command("replay")(replay.replay)
 app.command("serve")(serve.serve)
+app.command("sweep")(sweep.sweep)
+app.command("plan")(plan.plan)
 app.command("compare")(compare.compare)
 app.command("import")(import_.import_run)
 app.command("calibrate")(calibrate.calibrate)

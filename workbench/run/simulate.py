@@ -7,9 +7,9 @@ import gc
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import simpy
@@ -22,7 +22,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.run.clients import Clients
-from workbench.run.recorder import Recorder, RecordingOutbox
+from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.run.router import Router
 from workbench.run.settings import Instance, RunSettings, resolve
 from workbench.scheduler.messages import Generate
@@ -32,6 +32,14 @@ from workbench.scheduler.scheduler import Scheduler
 Progress = Callable[[float, int, int], None]
 """Called a few times a second with simulated seconds, requests ended, and iterations."""
 PROGRESS_EVERY_S = 0.1
+
+
+class Watch(Protocol):
+    """Looks at a run from the simulated moment ``due_s`` on, sets the next one, and says whether to stop there."""
+
+    due_s: float
+
+    def __call__(self, now_s: float, rows: Sequence[RequestRow]) -> bool: ...
 
 
 class SimulatedWorld:
@@ -59,16 +67,18 @@ class SimulatedWorld:
             self._start_instance(number, inbox, decisions)
         self._clients = Clients(self.env, trace, self._deliver, settings.concurrency)
 
-    def run(self, progress: Progress | None = None) -> bool:
-        """Simulate to the end of the trace. Returns False when interrupted from the keyboard."""
+    def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
+        """Simulate to the end of the trace. Returns False when interrupted from the keyboard, or stopped by ``watch``."""
         step, clock = self.env.step, time.monotonic
         due = clock()
         # The collector has nothing to find in a run (no cycles are made) and would walk every request again and again.
         gc.disable()
         try:
             while True:
-                for _ in range(200):
+                for _ in range(200 if watch is None else 1):
                     step()
+                if watch is not None and self.env.now >= watch.due_s and watch(self.env.now, self.recorder.rows):
+                    return False
                 if progress is not None and clock() >= due:
                     progress(self.env.now, self.recorder.done, len(self.recorder.iterations))
                     due = clock() + PROGRESS_EVERY_S
@@ -135,9 +145,9 @@ class SimulatedWorld:
 
 def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
                   progress: Progress | None = None, decisions: Path | None = None,
-                  instance: Instance | None = None) -> RunRecord:  # fmt: skip
-    """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early.
-    ``instance`` replaces what the settings imply.
+                  instance: Instance | None = None, watch: Watch | None = None) -> RunRecord:  # fmt: skip
+    """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early, from
+    the keyboard or by ``watch``. ``instance`` replaces what the settings imply.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
@@ -145,11 +155,11 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
         instance = resolve(settings, loop)
     if decisions is None:
         world = SimulatedWorld(settings, instance, trace)
-        finished = world.run(progress)
+        finished = world.run(progress, watch)
     else:
         with decisions.open("w", encoding="utf-8") as file:
             world = SimulatedWorld(settings, instance, trace, file)
-            finished = world.run(progress)
+            finished = world.run(progress, watch)
     recorder = world.recorder
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")

@@ -1,0 +1,174 @@
+"""``workbench plan``: the highest rate within an SLO, and the cheapest configuration that carries a load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from workbench.cli.setting_flags import with_setting_flags
+
+if TYPE_CHECKING:
+    from workbench.search.plan import Candidate, Load
+    from workbench.search.point import Shared
+    from workbench.search.slo import Limit
+
+_PLAN, _RUN = "Plan", "Run"
+
+
+def _option(*names: str, help: str, panel: str = _PLAN) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+@with_setting_flags
+def plan(
+    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
+    slo: Annotated[Optional[str], _option("--slo", help="What must be kept: ttft_p99=2s,tpot_p99=50ms. Latencies ttft, tpot, itl, e2e, queue; mean or any percentile.")] = None,
+    vary: Annotated[Optional[list[str]], _option("--vary", help="Settings to choose from: key=v1,v2 or key=low..high with /steps and :log. Repeat for more.")] = None,
+    prices: Annotated[Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour. Without it the fewest GPUs win.")] = None,
+    rate: Annotated[Optional[float], _option("--rate", help="Arrivals/s to carry. Default: the trace's own rate.")] = None,
+    jobs: Annotated[Optional[int], _option("--jobs", help="Configurations at a time. Default: the CPUs there are.", panel=_RUN)] = None,
+    executor: Annotated[str, _option("--executor", help="local | ray. Default local.", panel=_RUN)] = "local",
+    time_limit: Annotated[Optional[float], _option("--time-limit", help="Seconds of wall time after which the search of one configuration is given up.", panel=_RUN)] = None,
+    out: Annotated[Optional[Path], _option("--out", help="Folder for plan.json and plan.html. Default: none are written.", panel=_RUN)] = None,
+    force: Annotated[bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)] = False,
+    as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
+    config: Annotated[Optional[Path], _option("--config", help="TOML file of settings; flags win.", panel=_RUN)] = None,
+    format: Annotated[str, _option("--format", help="Trace format. Default: recognised from the content.", panel="Trace")] = "auto",
+    tokenizer: Annotated[Optional[Path], _option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel="Trace")] = None,
+    settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
+) -> None:  # fmt: skip
+    """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""
+    from workbench.cli.errors import one_line_errors
+
+    with one_line_errors():
+        _run(trace, slo, vary or [], prices, rate, jobs, executor, time_limit, out, force, as_json, config, format,
+             tokenizer, settings)  # fmt: skip
+
+
+def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None, rate: float | None, jobs: int | None,
+         executor: str, time_limit_s: float | None, out: Path | None, force: bool, as_json: bool, config: Path | None,
+         format: str, tokenizer: Path | None, flags: dict[str, Any]) -> None:  # fmt: skip
+    from traces import open_trace
+    from traces.memory import in_memory
+    from workbench.search.executor import check_executor
+    from workbench.search.plan import measure_load, prepare_plan_folder, run_plan
+    from workbench.search.point import Base, Shared
+    from workbench.search.prices import read_prices
+    from workbench.search.slo import parse_slo
+    from workbench.search.space import SpaceError, grid_points, parse_vary
+    from workbench.search.sweep import check_any
+
+    if slo is None:
+        raise SpaceError("slo: say what must be kept, such as --slo ttft_p99=2s,tpot_p99=50ms")
+    limits = parse_slo(slo)
+    space = parse_vary(vary) if vary else []
+    for dimension in space:
+        if dimension.name in ("rate", "speedup", "concurrency"):
+            raise SpaceError(f"{dimension.name}: cannot be varied here: plan looks for the highest rate itself")
+    prices = read_prices(prices_file) if prices_file is not None else None
+    base = Base.for_space(config, flags, space)
+    points = list(grid_points(space))
+    check_executor(executor, jobs, time_limit_s)
+    opened = open_trace(path, format, tokenizer)
+    check_any(Shared(base, opened, "", prices), points)
+    shared = Shared(base, (held := in_memory(opened)), held.sha256(), prices)
+    load = measure_load(shared, points, rate)
+    if out is not None:
+        prepare_plan_folder(out, force)
+    try:
+        with _progress_bar(len(points), quiet=as_json) as progress:
+            candidates = run_plan(shared, points, limits, load, executor=executor, jobs=jobs, time_limit_s=time_limit_s,
+                                  progress=progress)  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing was written", err=True)
+        raise typer.Exit(130) from None
+    _report(candidates, limits, load, shared, [dimension.name for dimension in space], out, as_json)
+
+
+def _progress_bar(total: int, quiet: bool) -> Any:
+    """A context that gives a callback. No thread draws it: processes are forked meanwhile."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("configurations, {task.fields[now]} searched now"),
+                   TimeElapsedColumn())  # fmt: skip
+        with Progress(*columns, console=Console(stderr=True), disable=quiet, auto_refresh=False) as bar:
+            task = bar.add_task("", total=total, now=0)
+
+            def update(done: int, running: int) -> None:
+                bar.update(task, completed=done, now=running, refresh=True)
+
+            yield update
+
+    return shown()
+
+
+def _report(candidates: list[Candidate], limits: list[Limit], load: Load, shared: Shared, names: list[str],
+            out: Path | None, as_json: bool) -> None:  # fmt: skip
+    import json
+
+    from workbench.search.plan import answer, result, write_plan
+
+    currency = shared.prices.currency if shared.prices is not None else ""
+    found = result(candidates, limits, load, shared)
+    page = None
+    if out is not None:
+        page = write_plan(found, names, out)
+    if as_json:
+        print(json.dumps({**found, "report": str(page) if page is not None else None}, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if len(candidates) > 1:
+        console.print(_table(candidates, limits, load, names, currency))
+    for line in answer(candidates, limits, load, currency):
+        console.print(line, highlight=False)
+    for note in found["notes"]:
+        console.print(f"note: {note}", highlight=False, style="dim")
+    if page is not None:
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _table(candidates: list[Candidate], limits: list[Limit], load: Load, names: list[str], currency: str) -> Any:
+    import math
+
+    from rich.table import Table
+
+    from reports.labels import Unit, written
+
+    priced = any(candidate.cost_per_hour is not None for candidate in candidates)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for title in (
+        "GPUs",
+        *([f"{currency}/h".lstrip("/") if currency else "cost/h"] if priced else []),
+        "rate/s",
+        "margin",
+    ):
+        table.add_column(title, justify="right")
+    for limit in limits:
+        table.add_column(limit.name, justify="right", overflow="fold")
+    for candidate in candidates:
+        cells = ["none" if candidate.point[name] is None else str(candidate.point[name]) for name in names]
+        found = candidate.found
+        if found is None:
+            table.add_row(*cells, "-", *(["-"] if priced else []), candidate.status, style="dim")
+            continue
+        cells.append(str(candidate.gpus))
+        if priced:
+            cells.append(f"{candidate.cost_per_hour:,.2f}")
+        cells.append("any" if math.isinf(found.rate) else f"{found.rate:.4g}" if found.rate else "none")
+        cells.append("" if math.isinf(found.rate) else f"{candidate.margin(load.target):+.0%}")
+        measured = found.at_rate.measured_s if found.at_rate is not None else {}
+        cells += [written([measured.get(limit.name)], Unit.SECONDS)[0] for limit in limits]
+        table.add_row(*cells, style="bold green" if candidate is candidates[0] and candidate.carries else
+                      "" if candidate.carries else "dim")  # fmt: skip
+    return table

@@ -1,0 +1,319 @@
+"""What to deploy: the highest rate of every configuration of a space, and the cheapest that carries the load."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from reports.plan_page import write_plan_page
+from reports.sweep_page import write_page
+from traces.reshape import reshape
+from workbench.run.settings import RunSettings, resolve
+from workbench.search.executor import open_executor
+from workbench.search.point import FAILED, FINISHED, INVALID, TIMED_OUT, Shared
+from workbench.search.rate import HighestRate, highest_rate, simulator
+from workbench.search.slo import Limit
+from workbench.search.space import Point, SpaceError
+
+TICK_S = 0.25
+FORMAT = "workbench plan"
+PLAN, PAGE = "plan.json", "plan.html"
+
+
+class PlanFolderError(ValueError):
+    """A folder that cannot be used for a plan, in one line."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the trace asks for."""
+
+    arrivals: int
+    """Requests, or sessions, that come on their own."""
+    requests: int
+    """All of them, with the later turns of sessions."""
+    own_rate: float | None
+    """Arrivals/s of the trace as it is; None when all come at the same time."""
+    target: float
+    """Arrivals/s to carry."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration and what it can do."""
+
+    point: Point
+    status: str
+    reason: str = ""
+    gpu: str = ""
+    gpus: int = 0
+    cost_per_hour: float | None = None
+    found: HighestRate | None = None
+    command: str = ""
+
+    @property
+    def carries(self) -> bool:
+        """Whether it keeps the SLO at the target."""
+        return self.found is not None and bool(self.found.target_kept)
+
+    def margin(self, target: float) -> float:
+        """How far the highest rate lies above the target; 0.25 is a quarter."""
+        return self.found.rate / target - 1 if self.found is not None else -1.0
+
+
+def measure_load(shared: Shared, points: list[Point], rate: float | None) -> Load:
+    """Count the trace. Raises ValueError for a target rate that is missing or not positive, and for a trace that has no
+    rate to change."""
+    settings = _any_settings(shared, points)
+    if settings.concurrency is not None:
+        raise SpaceError("concurrency: replaces arrivals, and plan looks for their highest rate")
+    if rate is not None and not 0 < rate < math.inf:
+        raise SpaceError(f"rate: {rate} is not positive")
+    arrivals, requests, first_s, last_s = 0, 0, 0.0, 0.0
+    for request in reshape(shared.trace, None, settings.speedup, settings.requests):
+        requests += 1
+        if request.arrival_s is not None:
+            first_s = request.arrival_s if not arrivals else first_s
+            last_s, arrivals = request.arrival_s, arrivals + 1
+    if arrivals < 2:
+        raise SpaceError(f"{shared.trace.info.path}: {arrivals} arrival: there is no rate to search for")
+    own = (arrivals - 1) / (last_s - first_s) if last_s > first_s else None
+    if rate is None and own is None:
+        raise SpaceError(
+            f"{shared.trace.info.path}: all requests arrive at the same time; say with --rate what to carry"
+        )
+    target = rate if rate is not None else own
+    assert target is not None
+    return Load(arrivals, requests, own, target)
+
+
+def _any_settings(shared: Shared, points: list[Point]) -> RunSettings:
+    """Of the first configuration that can be."""
+    for point in points:
+        with contextlib.suppress(ValueError):
+            return shared.base.settings(point)[0]
+    return shared.base.settings(points[0])[0]
+
+
+def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) -> Candidate:
+    """Search the highest rate of one configuration."""
+    try:
+        settings, loop = shared.base.settings(point)
+        instance = resolve(settings, loop)
+        gpus = instance.tp * instance.pp * settings.dp
+        cost = gpus * shared.prices.of(instance.gpu.name) if shared.prices is not None else None
+        trace = reshape(shared.trace, None, settings.speedup, settings.requests)
+        simulate = simulator(settings, loop, trace, shared.trace_sha256, shared.command)
+        found = highest_rate(simulate, limits, load.arrivals, load.requests, load.target)
+    except ValueError as error:
+        return Candidate(point, INVALID, str(error))
+    at = found.rate if 0 < found.rate < math.inf else load.target
+    # The rate takes the place of what else was said of arrivals.
+    command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
+    return Candidate(point, FINISHED, "", instance.gpu.name, gpus, cost, found, command)
+
+
+def run_plan(shared: Shared, points: list[Point], limits: list[Limit], load: Load, *, executor: str = "local",
+             jobs: int | None = None, time_limit_s: float | None = None,
+             progress: Callable[[int, int], None] | None = None) -> list[Candidate]:  # fmt: skip
+    """Every configuration side by side; the best first (see `ranked`). KeyboardInterrupt passes through.
+
+    Raises ExecutorError.
+    """
+    candidates: list[Candidate] = []
+    waiting = list(reversed(points))
+    with open_executor(executor, partial(plan_point, shared, limits, load), jobs, time_limit_s) as running:
+        while waiting or running.running:
+            while waiting and running.free:
+                point = waiting.pop()
+                try:
+                    shared.check(point)
+                except ValueError as error:
+                    candidates.append(Candidate(point, INVALID, str(error)))
+                else:
+                    running.start(len(waiting), point)
+            for done in running.wait(TICK_S):
+                assert isinstance(done.key, int)
+                point = points[len(points) - 1 - done.key]
+                if done.timed_out:
+                    candidates.append(Candidate(point, TIMED_OUT, f"searched for more than {time_limit_s:g} s"))
+                elif done.fault is not None:
+                    candidates.append(Candidate(point, FAILED, done.fault))
+                else:
+                    candidates.append(done.result)
+            if progress is not None:
+                progress(len(candidates), running.running)
+    return ranked(candidates, load.target)
+
+
+def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
+    """Those that carry the target first, the cheapest of them at the top (without prices: with the fewest GPUs), and of
+    equally cheap ones that with the most margin. Then those that fall short, the closest first; then the rest."""
+
+    def order(candidate: Candidate) -> tuple[Any, ...]:
+        cost = candidate.cost_per_hour if candidate.cost_per_hour is not None else float(candidate.gpus)
+        if candidate.carries:
+            return 0, cost, -candidate.margin(target), str(candidate.point)
+        return (1 if candidate.found is not None else 2), -candidate.margin(target), cost, str(candidate.point)
+
+    return sorted(candidates, key=order)
+
+
+def answer(candidates: list[Candidate], limits: list[Limit], load: Load, currency: str = "") -> list[str]:
+    """The plan in sentences: the choice, its margin, the next best, and what breaks first."""
+    searched = [candidate for candidate in candidates if candidate.found is not None]
+    slo = ", ".join(map(str, limits))
+    if not searched:
+        reasons = "; ".join(dict.fromkeys(candidate.reason for candidate in candidates))
+        return [f"No configuration can run: {reasons}"]
+    if all(candidate.found is not None and candidate.found.rate == 0 for candidate in searched):
+        first = searched[0].found
+        assert first is not None
+        return [
+            f"The SLO ({slo}) cannot be met: {_name(searched[0])} misses it even with one request at a time; {first.breaks}."
+        ]
+    best = candidates[0]
+    assert best.found is not None
+    lines = []
+    many = len(candidates) > 1
+    if best.carries:
+        cost = _cost(best, currency)
+        choice = f"{_name(best)}{cost} " if many else ""
+        lines.append(
+            f"{choice}{'keeps' if many else 'Keeps'} {slo} at {load.target:.4g} arrivals/s"
+            + (
+                f", the {'cheapest' if best.cost_per_hour is not None else 'fewest GPUs'} of {len(searched)} searched."
+                if many
+                else "."
+            )
+        )
+    else:
+        lines.append(
+            f"Nothing searched keeps {slo} at {load.target:.4g} arrivals/s; closest: {_name(best)}{_cost(best, currency)}."
+        )
+    lines.append(_highest(best, load))
+    if best.found.breaks:
+        lines.append(f"What breaks first: {best.found.breaks}.")
+    others = [candidate for candidate in candidates[1:] if candidate.carries]
+    if best.carries and others:
+        lines.append(
+            f"Next best: {_name(others[0])}{_cost(others[0], currency)}, {_highest(others[0], load, brief=True)}."
+        )
+    elif best.carries and many:
+        lines.append("No other configuration that was searched carries it.")
+    return lines
+
+
+def _highest(candidate: Candidate, load: Load, brief: bool = False) -> str:
+    found = candidate.found
+    assert found is not None
+    if math.isinf(found.rate):
+        text = "the SLO is kept even with all requests at once: the trace is too short or too light to find a limit"
+    elif found.rate == 0 and found.probes[-1].rate != 0 and any(p.rate == 0 and p.kept for p in found.probes):
+        text = f"the SLO is kept with one request at a time, but not at {found.lost_at:.4g} arrivals/s"
+    elif found.rate == 0:
+        text = "it misses the SLO even with one request at a time"
+    else:
+        text = f"highest rate {found.rate:.4g}/s, {candidate.margin(load.target):+.1%} against the target"
+        if not brief:
+            text += f" (lost at {found.lost_at:.4g}/s; {len(found.probes)} simulations)"
+    return text if brief else text[0].upper() + text[1:] + "."
+
+
+def _name(candidate: Candidate) -> str:
+    settings = ", ".join(f"{name} {'none' if value is None else value}" for name, value in candidate.point.items())
+    return settings or "this configuration"
+
+
+def _cost(candidate: Candidate, currency: str) -> str:
+    gpus = f"{candidate.gpus} {candidate.gpu}"
+    if candidate.cost_per_hour is None:
+        return f" ({gpus})"
+    return f" ({gpus}, {candidate.cost_per_hour:,.2f}{' ' + currency if currency else ''} an hour)"
+
+
+def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared: Shared) -> dict[str, Any]:
+    """The plan as JSON."""
+    prices = shared.prices
+    notes = []
+    if prices is None and len({candidate.gpu for candidate in candidates if candidate.gpu}) > 1:
+        notes.append("different GPUs are ranked by their number alone; --prices ranks them by cost")
+    if prices is not None:
+        notes.append(f"prices from {prices.path}" + (f": {prices.source}" if prices.source else ""))
+    return {
+        "answer": answer(candidates, limits, load, prices.currency if prices is not None else ""),
+        "slo": {limit.name: limit.limit_s for limit in limits},
+        "target_rate": load.target,
+        "trace": {"name": shared.trace.info.name, "sha256": shared.trace_sha256, "requests": load.requests,
+                  "arrivals": load.arrivals, "own_rate": load.own_rate, "notes": list(shared.trace.info.notes)},
+        "settings": shared.base.given(),
+        "currency": prices.currency if prices is not None else "",
+        "command": shared.command,
+        "notes": notes,
+        "candidates": [to_dict(candidate, load.target) for candidate in candidates],
+    }  # fmt: skip
+
+
+def prepare_plan_folder(folder: Path, force: bool) -> None:
+    """Raises PlanFolderError unless the folder is missing, empty, or holds a plan that `force` allows to replace."""
+    if folder.exists() and not folder.is_dir():
+        raise PlanFolderError(f"{folder}: exists and is not a folder")
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if entries - {PLAN, PAGE} or (entries and not _is_plan(folder / PLAN)):
+        raise PlanFolderError(f"{folder}: exists and holds {min(entries - {PLAN} or entries)}, which no plan wrote")
+    if entries and not force:
+        raise PlanFolderError(f"{folder}: holds a plan; --force replaces it")
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        return json.loads(path.read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_plan(found: dict[str, Any], names: list[str], folder: Path) -> Path:
+    """Write plan.json and plan.html; returns the page's path. Raises RecordError."""
+    text = json.dumps({"format": FORMAT, **found}, indent=2, ensure_ascii=False) + "\n"
+    write_page(folder / PLAN, text)
+    write_plan_page(found, names, folder / PAGE)
+    return folder / PAGE
+
+
+def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
+    """A candidate as JSON; an infinite rate is None with `unbounded`."""
+    found = candidate.found
+    row: dict[str, Any] = {
+        "settings": candidate.point, "status": candidate.status, "reason": candidate.reason, "gpu": candidate.gpu,
+        "gpus": candidate.gpus, "cost_per_hour": candidate.cost_per_hour, "carries_target": candidate.carries,
+    }  # fmt: skip
+    if found is None:
+        return row
+    return {
+        **row,
+        "highest_rate": _finite(found.rate),
+        "unbounded": math.isinf(found.rate),
+        "lost_at": _finite(found.lost_at),
+        "margin": _finite(candidate.margin(target)),
+        "saturated_rps": found.saturated_rps,
+        "simulations": len(found.probes),
+        "breaks_first": found.breaks,
+        "at_highest_rate": found.at_rate.measured_s if found.at_rate is not None else {},
+        "probes": [
+            {"rate": _finite(p.rate), "all_at_once": math.isinf(p.rate), "one_at_a_time": p.rate == 0, "kept": p.kept,
+             "stopped_early": p.stopped, "broken": list(p.broken),
+             "measured_s": {name: _finite(value) for name, value in p.measured_s.items()}}
+            for p in found.probes
+        ],
+        "command": candidate.command,
+    }  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,168 @@
+"""One run of a search: from a point of its space to settings, and from those to numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reports.metrics import Summary
+from reports.record import RunRecord, write_record
+from reports.sweep_metrics import sweep_summary
+from traces import Trace
+from traces.reshape import reshape
+from workbench.run.settings import LOOP_NAMES, RunSettings, resolve, settings_from
+from workbench.run.simulate import simulate_loop
+from workbench.search.prices import Prices
+from workbench.search.space import Dimension, Point, SpaceError
+
+FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
+STATUSES = (FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED)
+"""Incomplete: it ran, but some requests could never be served, so its numbers are of an easier load."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The settings that all points share: a file's, and flags over them."""
+
+    config: Path | None
+    flags: dict[str, Any]
+    loops: tuple[str, ...] = ()
+    """The loops that are compared, when the loop varies. As in `simulate`, compared loops get the same GPUs."""
+
+    @classmethod
+    def for_space(cls, config: Path | None, flags: dict[str, Any], space: list[Dimension]) -> Base:
+        """Raises SpaceError for a setting that is both fixed and varied, and for loops that do not exist."""
+        loops: tuple[str, ...] = ()
+        for dimension in space:
+            if flags.get(dimension.name) is not None:
+                raise SpaceError(f"{dimension.name}: both varied and set; give one of the two")
+            if dimension.name == "loop":
+                loops = dimension.values
+                for loop in loops:
+                    if loop not in LOOP_NAMES:
+                        raise SpaceError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
+        return cls(config, {name: value for name, value in flags.items() if value is not None}, loops)
+
+    @property
+    def seed(self) -> int:
+        """Of the search, and of every run whose seed does not vary. Raises ConfigError for a bad settings file."""
+        return int(self.given().get("seed", RunSettings.seed))
+
+    def given(self) -> dict[str, Any]:
+        """What the file and the flags say, with nothing filled in. Raises ConfigError for a bad settings file."""
+        values: dict[str, Any] = {}
+        if self.config is not None:
+            settings_from(self.config, {})
+            values = {name.replace("-", "_"): value for name, value in tomllib.loads(self.config.read_text()).items()}
+        return values | self.flags
+
+    def settings(self, point: Point) -> tuple[RunSettings, str]:
+        """(settings of a run, its loop). Raises ConfigError for a combination that cannot be."""
+        given = {**self.flags, **point}
+        if self.loops:
+            given["loop"] = ",".join(self.loops)
+        unset: dict[str, Any] = {name: None for name, value in point.items() if value is None}
+        settings = settings_from(self.config, {name: value for name, value in given.items() if value is not None})
+        if unset:
+            settings = dataclasses.replace(settings, **unset)
+        if "loop" not in point and len(settings.loops) > 1:
+            raise SpaceError(f"loop: {settings.loop!r} names several; vary them with --vary loop={settings.loop}")
+        return settings, point.get("loop") or settings.loops[0]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a search have in common. Made once, before the first process is forked."""
+
+    base: Base
+    trace: Trace
+    """In memory."""
+    trace_sha256: str
+    prices: Prices | None = None
+    records: Path | None = None
+    """Where run records are kept, one folder a point."""
+    command: str = field(default_factory=lambda: " ".join(["workbench", *sys.argv[1:]]))
+
+    def check(self, point: Point) -> None:
+        """Raises a ValueError of one line for a point that cannot run. Fills the caches of models and GPUs too."""
+        settings, loop = self.base.settings(point)
+        instance = resolve(settings, loop)
+        if self.prices is not None:
+            self.prices.of(instance.gpu.name)
+
+    def command_for(self, point: Point, **changes: Any) -> str:
+        """The `simulate` command that makes the run of a point, with other settings in its place where they are given.
+
+        Raises ConfigError for a point that cannot run.
+        """
+        settings, loop = self.base.settings(point)
+        tp, pp = settings.layout(loop)
+        given = {**self.base.flags, **point, "loop": loop}
+        if (tp, pp) != (settings.tp, settings.pp):
+            given |= {"tp": tp, "pp": pp}
+        given |= changes
+        words = ["workbench", "simulate", self.trace.info.path]
+        if self.base.config is not None:
+            words += ["--config", str(self.base.config)]
+        for name, value in given.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is None:
+                words += ["--chunk", "0"] if name == "chunk" else []
+            else:
+                words += [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a point."""
+
+    status: str
+    reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Every setting as it was used."""
+    metrics: Summary = field(default_factory=dict)
+
+
+def shaped(trace: Trace, settings: RunSettings) -> Trace:
+    """The trace as the settings want it: at another rate or speed, or only its beginning."""
+    if settings.rate is None and settings.speedup is None and settings.requests is None:
+        return trace
+    return reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
+
+
+def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
+    """Simulate one point, to its numbers; with `shared.records`, to a run record as well."""
+    number, point = task
+    try:
+        settings, loop = shared.base.settings(point)
+        record = simulate_loop(
+            settings, loop, shaped(shared.trace, settings), trace_sha256=shared.trace_sha256, command=shared.command
+        )
+        price = shared.prices.of(record.meta["hardware"]["gpu"]) if shared.prices is not None else None
+    except ValueError as error:  # every error of bad input is one
+        return Outcome(INVALID, str(error))
+    if shared.records is not None:
+        folder = shared.records / f"{number:04d}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it was noted as finished
+        write_record(record, folder)
+    metrics = sweep_summary(record, settings.slo_ttft, settings.slo_tpot, price)
+    used = {**dataclasses.asdict(settings), "loop": loop}
+    reason = _rejections(record)
+    return Outcome(INCOMPLETE if reason else FINISHED, reason, used, metrics)
+
+
+def _rejections(record: RunRecord) -> str:
+    statuses = record.requests["status"]
+    lost = [status.partition(":")[2] for status in statuses if status.startswith("rejected")]
+    if not lost:
+        return ""
+    return f"{len(lost)} of {len(statuses)} requests can never be served ({', '.join(sorted(set(lost)))})"
