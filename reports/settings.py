@@ -8,7 +8,7 @@ from typing import Any
 
 from reports.record import RunRecord
 
-_SHOWN = ("model", "hardware", "trace", "settings", "versions", "totals", "interrupted")
+_SHOWN = ("model", "hardware", "trace", "settings", "kv_budget", "host_model", "versions", "totals", "interrupted")
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
@@ -37,12 +37,10 @@ def compare_settings(records: Mapping[str, RunRecord]) -> tuple[dict[str, list[s
 
 
 def notes(records: Mapping[str, RunRecord]) -> list[str]:
-    """What the readers of the traces, and the runs themselves, want to be known; each note once."""
+    """What the readers of the traces want to be known; each note once."""
     found: list[str] = []
-    for name, record in records.items():
+    for record in records.values():
         trace = record.meta.get("trace")
         said = trace.get("notes") if isinstance(trace, Mapping) else None
         found += [said] if isinstance(said, str) else list(said or [])
-        if record.meta.get("interrupted"):
-            found.append(f"{name} was interrupted: the record holds what was done until then.")
     return list(dict.fromkeys(str(note) for note in found if note))

@@ -33,6 +33,8 @@ CAUSE_LABELS = {
 }
 CPU, KV, BUBBLE, NONE, OTHER = range(5)
 BUSY = -1
+_ROUNDING_S = 1e-8
+"""Less than this is what adding up times in floating point leaves."""
 
 
 @dataclass
@@ -51,9 +53,14 @@ class TimeUse:
     recomputed_s: float = 0.0
     """Their share of the time of the batches that held them, all stages."""
 
-    def share(self, seconds: float) -> float:
-        """Seconds as a share of all GPU time."""
-        return seconds / self.gpu_s
+    def shares(self) -> dict[str, float | int | None]:
+        """The numbers of the page's table (labels.GROUPS), as shares of all GPU time."""
+        return {
+            **{f"busy_{mode}_share": seconds / self.gpu_s for mode, seconds in self.busy_s.items()},
+            **{f"idle_{cause}_share": seconds / self.gpu_s for cause, seconds in self.idle_s.items()},
+            "cpu_hidden_share": self.hidden_s / self.host_s if self.host_s else None,
+            "recomputed_tokens": self.recomputed_tokens,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def time_use(record: RunRecord) -> TimeUse | None:
                 # On one stream batches do not run side by side; should a record say so, no moment counts twice.
                 use.busy_s[name] += float(by_mode[mode]) * (busy_s / total_s if total_s > 0 else 0.0)
     use.recomputed_tokens, use.recomputed_s = _recomputed(record)
+    use.idle_s = {cause: seconds if seconds >= _ROUNDING_S else 0.0 for cause, seconds in use.idle_s.items()}
     return use
 
 
