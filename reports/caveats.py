@@ -20,6 +20,10 @@ def _work(records: Mapping[str, RunRecord]) -> list[str]:
         return [f"These runs served different traces ({', '.join(sorted(map(str, names)))}): differences are not the runs' own."]
     if len(hashes) > 1:
         return ["These runs served traces of the same name and different content: differences are not the runs' own."]
+    loads = {name: _load(record) for name, record in records.items()}
+    if len(set(loads.values())) > 1:
+        listed = "; ".join(f"{name}: {load or 'as recorded'}" for name, load in loads.items())
+        return [f"These runs were given the same trace at different loads ({listed})."]
     served = {name: set(record.requests["request_id"]) for name, record in records.items()}
     first, *others = served
     uneven = [name for name in others if served[name] != served[first]]
@@ -27,6 +31,12 @@ def _work(records: Mapping[str, RunRecord]) -> list[str]:
         counts = ", ".join(f"{name} {len(ids):,}" for name, ids in served.items())
         return [f"These runs did not serve the same requests ({counts}): compare with care."]
     return []
+
+
+def _load(record: RunRecord) -> str:
+    settings = record.meta.get("settings") or {}
+    names = ("requests", "rate", "speedup", "concurrency")
+    return ", ".join(f"{name} {settings[name]}" for name in names if settings.get(name) is not None)
 
 
 def _worlds(records: Mapping[str, RunRecord]) -> list[str]:

@@ -158,9 +158,16 @@ def percent(share: float | None, signed: bool = False) -> str:
 
 
 def written(values: list[float | int | None], unit: Unit) -> list[str]:
-    """The values of one row as text with units; seconds all in the unit (s, ms, µs) that suits the largest."""
+    """The values of one row as text with units; seconds all in the unit (s, ms, µs) that suits the largest, unless that
+    would leave nothing of the smallest."""
+    sizes = [abs(value) for value in values if value]
+    if unit is Unit.SECONDS and sizes and max(sizes) > _FAR_APART * min(sizes):
+        return [written([value], unit)[0] for value in values]
     factor, name, digits = _seconds_scale(values) if unit is Unit.SECONDS else (1.0, unit.value, None)
     return ["-" if value is None else _one(value * factor, name, digits, unit) for value in values]
+
+
+_FAR_APART = 500
 
 
 def _seconds_scale(values: list[float | int | None]) -> tuple[float, str, int | None]:

@@ -288,7 +288,8 @@ def _use_rows(report: Report) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "parts": parts,
-                "gpu": written([use.gpu_s], Unit.SECONDS)[0],
+                "gpu": written([use.gpu_s], Unit.SECONDS)[0]
+                + (f" of {use.gpus_a_stage} GPUs as one" if use.gpus_a_stage > 1 else " of GPU time"),
                 "host": written([use.host_s], Unit.SECONDS)[0],
                 "hidden": percent(hidden),
                 "hidden_width": f"{hidden * 100:.3f}",

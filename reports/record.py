@@ -181,7 +181,7 @@ def read_record(folder: str | Path) -> RunRecord:
     not parse, a missing column, or a run without a single request.
     """
     folder = Path(folder)
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     requests = read_columns(folder / REQUESTS_FILE, REQUEST_COLUMNS, OPTIONAL_REQUEST_COLUMNS)
     if not requests["request_id"]:
         raise RecordError(f"{folder / REQUESTS_FILE}: an empty run: it holds no request")
@@ -195,7 +195,12 @@ def _read_if_there(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     return read_columns(path, kinds) if path.exists() else _no_rows(kinds)
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The meta.json of the run in `folder`, without the marks of its format.
+
+    Raises `RecordError` for a folder that is no run of ours.
+    """
+    folder = Path(folder)
     path = folder / META_FILE
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder")

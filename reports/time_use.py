@@ -39,9 +39,13 @@ _ROUNDING_S = 1e-8
 
 @dataclass
 class TimeUse:
-    """Seconds of all stages of all instances of a run; `busy_s` and `idle_s` add up to `gpu_s`."""
+    """Seconds of all stages of all instances of a run; `busy_s` and `idle_s` add up to `gpu_s`.
+
+    The GPUs of a tensor-parallel group are one stage and count once; `gpus_a_stage` is how many they are.
+    """
 
     gpu_s: float
+    gpus_a_stage: int = 1
     busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MODES, 0.0))
     idle_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CAUSES, 0.0))
     host_s: float = 0.0
@@ -77,7 +81,8 @@ def time_use(record: RunRecord) -> TimeUse | None:
     column = record.iterations
     if window is None or not len(column["iteration"]):
         return None
-    use = TimeUse(window.instances * window.stages * window.duration_s)
+    settings = record.meta.get("settings") or {}
+    use = TimeUse(window.instances * window.stages * window.duration_s, int(settings.get("tp") or 1))
     for instance in range(window.instances):
         lane = host_lane(column, instance)
         cpu = union(lane.begin_s.clip(window.begin_s, window.end_s), lane.end_s.clip(window.begin_s, window.end_s))

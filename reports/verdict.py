@@ -119,14 +119,17 @@ def _idle(uses: Mapping[str, TimeUse], cause: str, what: str) -> list[str]:
 
 def _wasted(uses: Mapping[str, TimeUse]) -> list[str]:
     """Batches that cost more GPU time in one run than in another, for the same requests: smaller ones, or sliced by stages."""
-    busy = {run: sum(use.busy_s.values()) for run, use in uses.items() if sum(use.busy_s.values()) > 0}
+    busy = {run: sum(use.busy_s.values()) * use.gpus_a_stage for run, use in uses.items() if any(use.busy_s.values())}
     if len(busy) < 2:
         return []
     most, least = max(busy, key=busy.__getitem__), min(busy, key=busy.__getitem__)
     apart = busy[most] / busy[least] - 1
     if apart < ALIKE:
         return []
-    return [f"{most} computes {percent(apart)} longer than {least} ({_seconds(busy[most])} of GPU time, {_seconds(busy[least])})."]
+    return [
+        f"{most} spends {percent(apart)} more GPU time on its batches than {least}"
+        f" ({busy[most]:,.1f} against {busy[least]:,.1f} GPU seconds)."
+    ]
 
 
 def _seconds(value_s: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,3 +121,73 @@ def _events(
     table = np.array(found, dtype=np.int64).reshape(len(found), 5)
     names = ("number", "begin", "lasts", "tokens", "retracted")
     return {name: differences(table[:, 0]) if name == "number" else table[:, at] for at, name in enumerate(names)}
+
+
+class Part(NamedTuple):
+    """What a request was doing for a while: `queued`, `prefill`, `waiting` (between chunks), `decode`, `retracted`."""
+
+    kind: str
+    begin_s: float
+    end_s: float
+    tokens: int
+
+
+def request_parts(record: RunRecord) -> list[list[Part]]:
+    """For each request, in the record's order, its time from arrival to finish without gaps; nothing for one without an end.
+
+    report.js draws requests by the same rule.
+    """
+    column, iterations = record.requests, record.iterations
+    place = {request_id: row for row, request_id in enumerate(column["request_id"])}
+    everything = _events(record, place, dict.fromkeys(range(len(place)), 0))
+    events: dict[int, list[tuple[float, float, int, bool]]] = {}
+    rows = np.cumsum(everything["number"]).tolist()
+    for row, begin, lasts, tokens, lost in zip(
+        rows, *(everything[name].tolist() for name in ("begin", "lasts", "tokens", "retracted")), strict=True
+    ):
+        events.setdefault(row, []).append((begin * TICK_S, lasts * TICK_S, tokens, bool(lost)))
+    last_s = float(iterations["end_s"].max()) if len(iterations["end_s"]) else np.nan
+    found = []
+    for row in range(len(column["request_id"])):
+        finish_s = float(column["finish_s"][row])
+        end_s = last_s if np.isnan(finish_s) else finish_s
+        found.append(_parts(column, row, end_s, events.get(row, [])))
+    return found
+
+
+def _parts(
+    column: Mapping[str, Any], row: int, end_s: float, events: list[tuple[float, float, int, bool]]
+) -> list[Part]:
+    arrival_s, scheduled_s, first_s = (float(column[name][row]) for name in ("arrival_s", "scheduled_s", "first_token_s"))
+    if np.isnan(end_s) or end_s <= arrival_s:
+        return []
+    parts: list[Part] = []
+
+    def add(kind: str, begin_s: float, till_s: float, tokens: int = 0) -> None:
+        begin_s, till_s = max(begin_s, arrival_s), min(till_s, end_s)
+        if till_s > begin_s:
+            parts.append(Part(kind, begin_s, till_s, tokens))
+
+    if np.isnan(scheduled_s):
+        add("queued", arrival_s, end_s)
+        return parts
+    if not events:
+        prefilled_s = end_s if np.isnan(first_s) else first_s
+        add("queued", arrival_s, scheduled_s)
+        add("prefill", scheduled_s, prefilled_s)
+        add("decode", prefilled_s, end_s, int(column["output_tokens"][row]))
+        return parts
+    at_s, state = arrival_s, "queued"
+    for number, (begin_s, lasts_s, tokens, lost) in enumerate(events):
+        add(state, at_s, begin_s)
+        at_s = max(at_s, begin_s)
+        if lost:
+            state = "retracted"
+            continue
+        add("prefill", at_s, begin_s + lasts_s, tokens)
+        at_s = max(at_s, begin_s + lasts_s)
+        after = events[number + 1 :]
+        # More chunks before anything is lost: the prompt is not complete yet.
+        state = "waiting" if after and not after[0][3] else "decode"
+    add(state, at_s, end_s)
+    return parts

@@ -125,7 +125,7 @@ WB.parts.push(async () => {
 
   // Stacked from the top down: each area is drawn over the one that reaches higher.
   function stacked(parent, run, title, unit, layers, write, range) {
-    const used = layers.filter(({ name }) => series(run, name).some((value) => value > 0));
+    const used = layers.filter(({ name }) => series(run, name).some((value) => value > 1e-6));
     const value = (name, at) => series(run, name)[at] ?? 0;
     const sums = used.map((_, i) => t.map((_, at) => (series(run, used[i].name)[at] == null ? null : used.slice(i).reduce((sum, { name }) => sum + value(name, at), 0))));
     draw(place(parent, title, unit), () => timeOptions(write, used.map(({ name, label, colour }) => ({

@@ -253,7 +253,7 @@ WB.parts.push(async () => {
         ctx.fillStyle = palette[kind];
         const thin = idle ? Math.round(each.height * 0.3) : each.height;
         ctx.fillRect(left, each.top + each.height - thin, Math.max(right - left - (right - left > 2.5 ? gap : 0), 0.35), thin);
-        if (!idle && right - left > 46) label(ctx, run, each, i, left, right);
+        if (!idle && right - left > 22) label(ctx, run, each, i, left, right);
       }
     }
     if (single && !run.holes.length) return;
@@ -282,10 +282,12 @@ WB.parts.push(async () => {
   function label(ctx, run, each, i, left, right) {
     const row = each.bars.row[i], kind = each.bars.kind[i];
     const text = each.cpu ? PHASES[kind] : `${MODES[kind]} ${run.made.requests[row]}`;
-    const width = ctx.measureText(text).width;
-    if (width > right - left - 8) return;
+    const room = right - Math.max(left, GUTTER) - 8;
+    const short = each.cpu ? "" : String(run.made.requests[row]);
+    const fits = [text, short].find((words) => words && ctx.measureText(words).width <= room);
+    if (!fits) return;
     ctx.fillStyle = each.cpu && kind === 0 ? colours.ink : colours.paper;
-    ctx.fillText(text, Math.max(left, GUTTER) + 4, each.top + each.height / 2 + 0.5);
+    ctx.fillText(fits, Math.max(left, GUTTER) + 4, each.top + each.height / 2 + 0.5);
   }
   function outline(ctx, run, row, x) {
     ctx.strokeStyle = colours.ink;

@@ -90,7 +90,7 @@ WB.parts.push(async () => {
     const longest = Math.max(...drawn.map(({ end }) => end), 1e-9);
     holder.replaceChildren(...rows.map(({ run: name, request }, place) => row(name, request, drawn[place].parts, longest)));
     const scale = document.getElementById("waterfall-scale");
-    scale.replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map((part) => element("span", {}, part ? seconds(part * longest) : "arrival")));
+    scale.replaceChildren(...[0, 0.25, 0.5, 0.75, 1].map((part) => element("span", {}, part ? seconds(Number((part * longest).toPrecision(3))) : "arrival")));
   }
   function row(name, request, parts, longest) {
     const bar = element("div", { class: "track" }, ...parts.map(({ kind, from, to, text }) => {

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from workbench.cli import simulate, trace
+from workbench.cli import report, simulate, trace
 
 app = typer.Typer(
     name="workbench",
@@ -17,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("simulate")(simulate.simulate)
+app.command("report")(report.report)
+app.command("diff-config")(report.diff_config)
 app.add_typer(trace.app, name="trace")
 
 
