@@ -12,6 +12,7 @@ GPU) on the same model; writes JSON under ``--out``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import statistics
@@ -111,10 +112,8 @@ def run_once(backend: TorchBackend, loop: str, prompts: list[list[int]], outputs
     ]
     counter = Counter()
     began = time.perf_counter()
-    try:
+    with contextlib.suppress(Over):
         drive(LOOPS[loop](scheduler, backend, Inbox(messages), counter), backend.rested)
-    except Over:
-        pass
     seconds = time.perf_counter() - began
     assert counter.ended == len(prompts) and counter.tokens == sum(outputs), "every request must write what was asked"
     return seconds, counter.tokens

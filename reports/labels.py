@@ -77,6 +77,18 @@ GROUPS: dict[str, list[Metric]] = {
         Metric("gpu_decode_s", "GPU in decode", Unit.SECONDS),
         Metric("gpu_mixed_s", "GPU in mixed", Unit.SECONDS),
     ],
+    "Where the GPU time went": [
+        Metric("busy_prefill_share", "Prefill", Unit.SHARE),
+        Metric("busy_decode_share", "Decode", Unit.SHARE),
+        Metric("busy_mixed_share", "Mixed", Unit.SHARE),
+        Metric("idle_cpu_share", "Idle: for CPU", Unit.SHARE, Better.LOWER),
+        Metric("idle_kv_share", "Idle: out of KV", Unit.SHARE, Better.LOWER),
+        Metric("idle_bubble_share", "Idle: bubble", Unit.SHARE, Better.LOWER),
+        Metric("idle_none_share", "Idle: no work", Unit.SHARE),
+        Metric("idle_other_share", "Idle: other", Unit.SHARE),
+        Metric("cpu_hidden_share", "CPU hidden", Unit.SHARE, Better.HIGHER),
+        Metric("recomputed_tokens", "Recomputed", Unit.TOKENS, Better.LOWER),
+    ],
     "Scheduling": [
         Metric("cache_hit_rate", "Cache hits", Unit.SHARE, Better.HIGHER),
         Metric("retractions", "Retractions", Unit.COUNT, Better.LOWER),
@@ -94,7 +106,8 @@ GROUPS: dict[str, list[Metric]] = {
 METRICS = {metric.name: metric for metrics in GROUPS.values() for metric in metrics}
 
 _QUIET_WHEN_ZERO = frozenset({"requests_aborted", "requests_rejected", "requests_unfinished", "gpu_mixed_s",
-                              "iterations_mixed", "iterations_prefill"})  # fmt: skip
+                              "iterations_mixed", "iterations_prefill", "busy_mixed_share", "idle_kv_share",
+                              "idle_bubble_share", "idle_other_share", "recomputed_tokens"})  # fmt: skip
 
 
 def shown_metrics(summaries: Summaries) -> dict[str, list[Metric]]:
@@ -145,9 +158,16 @@ def percent(share: float | None, signed: bool = False) -> str:
 
 
 def written(values: list[float | int | None], unit: Unit) -> list[str]:
-    """The values of one row as text with units; seconds all in the unit (s, ms, µs) that suits the largest."""
+    """The values of one row as text with units; seconds all in the unit (s, ms, µs) that suits the largest, unless that
+    would leave nothing of the smallest."""
+    sizes = [abs(value) for value in values if value]
+    if unit is Unit.SECONDS and sizes and max(sizes) > _FAR_APART * min(sizes):
+        return [written([value], unit)[0] for value in values]
     factor, name, digits = _seconds_scale(values) if unit is Unit.SECONDS else (1.0, unit.value, None)
     return ["-" if value is None else _one(value * factor, name, digits, unit) for value in values]
+
+
+_FAR_APART = 500
 
 
 def _seconds_scale(values: list[float | int | None]) -> tuple[float, str, int | None]:

@@ -86,7 +86,7 @@ class _Requests:
 
 
 @dataclass
-class _Window:
+class Window:
     """The span of time that shares and rates refer to."""
 
     begin_s: float
@@ -99,7 +99,7 @@ class _Window:
         return self.end_s - self.begin_s
 
 
-def _window(record: RunRecord, requests: _Requests) -> _Window | None:
+def _window(record: RunRecord, requests: _Requests) -> Window | None:
     arrival_s = requests.all["arrival_s"]
     ends_s = requests.all["finish_s"][~np.isnan(requests.all["finish_s"])]
     if (requests.outcome == UNFINISHED).any() and len(record.iterations["end_s"]):
@@ -109,7 +109,7 @@ def _window(record: RunRecord, requests: _Requests) -> _Window | None:
         return None
     settings = record.meta.get("settings") or {}
     instances, stages = record.iterations["instance"], record.iterations["stage"]
-    return _Window(
+    return Window(
         begin_s=float(arrival_s.min()),
         end_s=float(ends_s.max()),
         # An instance that the router never chose has no rows, and idles all the same.
@@ -118,7 +118,12 @@ def _window(record: RunRecord, requests: _Requests) -> _Window | None:
     )
 
 
-def _counts(record: RunRecord, requests: _Requests, window: _Window | None) -> Summary:
+def run_window(record: RunRecord) -> Window | None:
+    """The span of time that a run's shares and rates refer to; None if nothing happened in it."""
+    return _window(record, _Requests(record))
+
+
+def _counts(record: RunRecord, requests: _Requests, window: Window | None) -> Summary:
     counted = {
         outcome: int((requests.outcome == outcome).sum()) for outcome in (FINISHED, ABORTED, REJECTED, UNFINISHED)
     }
@@ -129,7 +134,7 @@ def _counts(record: RunRecord, requests: _Requests, window: _Window | None) -> S
     }
 
 
-def _throughput(requests: _Requests, window: _Window | None) -> Summary:
+def _throughput(requests: _Requests, window: Window | None) -> Summary:
     tokens_in, tokens_out = int(requests.input_tokens.sum()), int(requests.output_tokens.sum())
     totals = {
         "request_throughput": int(requests.finished.sum()),
@@ -142,9 +147,7 @@ def _throughput(requests: _Requests, window: _Window | None) -> Summary:
     return {name: total / window.duration_s for name, total in totals.items()}
 
 
-def _goodput(
-    requests: _Requests, window: _Window | None, slo_ttft_s: float | None, slo_tpot_s: float | None
-) -> Summary:
+def _goodput(requests: _Requests, window: Window | None, slo_ttft_s: float | None, slo_tpot_s: float | None) -> Summary:
     limits_s = {}
     for name, given_s in (("slo_ttft_s", slo_ttft_s), ("slo_tpot_s", slo_tpot_s)):
         own_s = requests.all[name]
@@ -158,7 +161,7 @@ def _goodput(
     return {"goodput_rps": good / window.duration_s, "goodput_share": good / len(done)}
 
 
-def _use_of_time(record: RunRecord, requests: _Requests, window: _Window | None) -> Summary:
+def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) -> Summary:
     column = record.iterations
     first_stage = column["stage"] == 0
     seconds = column["end_s"] - column["start_s"]

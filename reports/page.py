@@ -5,23 +5,87 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from reports.caveats import caveats, simulated
+from reports.detail import timeline_detail
 from reports.errors import RecordError
 from reports.labels import Summaries, Unit, best_of, difference, percent, shown_metrics, values_of, written
+from reports.load import trace_of
 from reports.metrics import summarise
-from reports.out_folder import partial_folder
+from reports.out_folder import PAGE_MARK, partial_folder
+from reports.packed import packed_floats
 from reports.record import RunRecord
-from reports.schema import HOST_PHASES, MODES
+from reports.schema import MODES
 from reports.series import latency_cdfs, over_time
 from reports.settings import compare_settings, notes
-from reports.timeline import Window, busiest_windows
-from reports.verdict import verdict
+from reports.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
+from reports.timeline import busiest_windows
+from reports.verdict import headlines, outcome, reasons
+from reports.waterfall import request_details
 
 MOST_BYTES = 2_000_000
+_TIMELINE_BYTES = 1_000_000
+"""Of all timelines together, at first; less when the page turns out too large."""
+_REQUEST_BYTES = 350_000
+_TRIES = 4
 _HERE = Path(__file__).parent
-_ASSETS = ("vendor/uplot/uPlot.min.css", "report.css", "vendor/uplot/uPlot.iife.min.js", "report.js")
+_STYLES = ("vendor/uplot/uPlot.min.css", "report.css")
+_SCRIPTS = (
+    "vendor/uplot/uPlot.iife.min.js",
+    "core.js",
+    "table.js",
+    "timeline.js",
+    "charts.js",
+    "waterfall.js",
+    "start.js",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is made of: the runs by the name to show, their numbers, and which of them the others are compared with."""
+
+    records: Mapping[str, RunRecord]
+    summaries: Summaries
+    uses: Mapping[str, TimeUse | None]
+    baseline: str
+
+    @property
+    def numbers(self) -> Summaries:
+        """The summaries with the shares of GPU time in them: all numbers of the table."""
+        return {
+            name: {**summary, **(use.shares() if (use := self.uses[name]) is not None else {})}
+            for name, summary in self.summaries.items()
+        }
+
+
+def make_report(
+    records: Mapping[str, RunRecord],
+    slo_ttft_s: float | None = None,
+    slo_tpot_s: float | None = None,
+    baseline: str | None = None,
+) -> Report:
+    """Compute everything that is said about `records`. Without an SLO here that of a run's settings counts.
+
+    Raises `RecordError` without a record, and for a baseline that is none of them.
+    """
+    if not records:
+        raise RecordError("no run to report on")
+    if baseline is not None and baseline not in records:
+        raise RecordError(f"no run is called {baseline}; the runs are {', '.join(records)}")
+    summaries = {}
+    for name, record in records.items():
+        settings = record.meta.get("settings") or {}
+        ttft_s = slo_ttft_s if slo_ttft_s is not None else settings.get("slo_ttft")
+        tpot_s = slo_tpot_s if slo_tpot_s is not None else settings.get("slo_tpot")
+        summaries[name] = summarise(record, ttft_s, tpot_s)
+    uses = {name: time_use(record) for name, record in records.items()}
+    return Report(records, summaries, uses, baseline if baseline is not None else next(iter(records)))
 
 
 def write_report(
@@ -31,18 +95,21 @@ def write_report(
     command: str,
     slo_ttft_s: float | None = None,
     slo_tpot_s: float | None = None,
-) -> None:
-    """Write the page that compares `records` (by the name to show) to the file `path`.
+    baseline: str | None = None,
+) -> Report:
+    """Write the page that compares `records` (by the name to show) to the file `path`, and return what it says.
 
-    `command` is what reproduces the runs. The SLO is that of `summarise`. The bytes depend on the arguments alone.
+    `command` is what reproduces the runs, for those that do not say so themselves. The bytes depend on the arguments alone.
 
-    Raises `RecordError` without a record, or when the page would be larger than 2 MB.
+    Raises `RecordError` without a record, when the page would be larger than 2 MB, and when `path` is a file that is no page
+    of ours.
     """
     path = Path(path)
     if not records:
         raise RecordError(f"{path}: no run to report on")
-    summaries = {name: summarise(record, slo_ttft_s, slo_tpot_s) for name, record in records.items()}
-    text = page_html(records, summaries, title, command)
+    report = make_report(records, slo_ttft_s, slo_tpot_s, baseline)
+    _spare_strangers(path)
+    text = page_html(report, title, command)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(records)} runs would be larger than 2 MB: compare fewer")
     partial = partial_folder(path)
@@ -52,33 +119,87 @@ def write_report(
         os.replace(partial, path)
     except OSError as problem:
         raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+    return report
 
 
-def page_html(records: Mapping[str, RunRecord], summaries: Summaries, title: str, command: str) -> str:
-    """The page as text."""
+def _spare_strangers(path: Path) -> None:
+    if path.is_dir():
+        raise RecordError(f"{path}: is a folder; name a file")
+    if path.is_file():
+        with path.open("rb") as file:
+            if PAGE_MARK not in file.read(1024):
+                raise RecordError(f"{path}: exists and is no page of workbench")
+
+
+def title_of(records: Mapping[str, RunRecord]) -> str:
+    """Trace, model and hardware, as far as the runs share them."""
+    models = list(dict.fromkeys(_named(record.meta.get("model")) for record in records.values()))
+    traces = list(dict.fromkeys(trace_of(record)[0] or "a trace" for record in records.values()))
+    chips = list(dict.fromkeys(_chip(record) for record in records.values()))
+    on = f" on {chips[0]}" if len(chips) == 1 and chips[0] else ""
+    return f"{' / '.join(traces)}: {' / '.join(models)}{on}"
+
+
+def _chip(record: RunRecord) -> str:
+    hardware = record.meta.get("hardware")
+    if isinstance(hardware, Mapping):
+        return str(hardware.get("gpu") or hardware.get("name") or "")
+    return _named(hardware)
+
+
+def page_html(report: Report, title: str, command: str = "") -> str:
+    """The page as text: its timelines cut down until it fits into 2 MB, if they can be."""
+    budget_bytes = _TIMELINE_BYTES
+    text = ""
+    for _ in range(_TRIES):
+        text = _rendered(report, title, command, budget_bytes)
+        excess = len(text.encode()) - MOST_BYTES
+        if excess <= 0:
+            break
+        budget_bytes = max(budget_bytes - excess - 20_000, 4_000 * len(report.records))
+    return text
+
+
+def _rendered(report: Report, title: str, command: str, timeline_bytes: int) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_packaged("templates/report.html"))
+    records = report.records
     differing, shared = compare_settings(records)
     times = over_time(records)
-    first = next(iter(records.values()))
+    details = {name: timeline_detail(record, timeline_bytes // len(records)) for name, record in records.items()}
+    windows = busiest_windows(records)
+    data = {
+        "runs": list(records),
+        "cdfs": {name: _packed_cdf(chart, list(records)) for name, chart in latency_cdfs(records).items()},
+        "time": _packed_times(times, list(records)),
+        "timeline": details,
+        "busiest": {name: [window.begin_s, window.end_s] for name, window in windows.items()},
+        "requests": request_details(records, _REQUEST_BYTES),
+    }
     return template.render(
         title=title,
-        command=command,
+        commands=_commands(records, command),
         runs=list(records),
-        facts=_facts(first),
-        verdict=verdict(summaries),
-        metrics=_metric_rows(summaries),
-        windows=_drawn(busiest_windows(records)),
+        baseline=report.baseline,
+        facts=_facts(records),
+        caveats=caveats(records),
+        headlines=headlines(report.summaries, report.baseline),
+        outcome=outcome(report.summaries),
+        reasons=reasons(report.summaries, report.uses),
+        uses=_use_rows(report),
+        causes=CAUSE_LABELS,
+        metrics=_metric_rows(report),
+        has_timeline=any(detail is not None for detail in details.values()),
         modes=MODES,
-        phases=[phase.removesuffix("_s").removesuffix("_host") for phase in HOST_PHASES],
         differing=differing,
         shared=shared,
         notes=notes(records),
         bucket=written([times["bucket_s"]], Unit.SECONDS)[0],
-        assets={name.rsplit("/", 1)[-1]: _packaged(f"assets/{name}") for name in _ASSETS},
-        data=_embedded({"runs": list(records), "cdfs": latency_cdfs(records), "time": times}),
+        styles=[_packaged(f"assets/{name}") for name in _STYLES],
+        scripts=[_packaged(f"assets/{name}") for name in _SCRIPTS],
+        data=_embedded(data),
     )
 
 
@@ -92,65 +213,128 @@ def _embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _facts(record: RunRecord) -> list[tuple[str, str]]:
+def _floats(values: list[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _packed_cdf(chart: Mapping[str, Any], runs: list[str]) -> dict[str, Any]:
+    columns = {str(place): _floats(chart["runs"][run]) for place, run in enumerate(runs)}
+    return packed_floats({"x": _floats(chart["x"]), **columns})
+
+
+def _packed_times(times: Mapping[str, Any], runs: list[str]) -> dict[str, Any]:
+    columns = {"t": _floats(times["t"])}
+    for place, run in enumerate(runs):
+        for name, values in times["runs"].get(run, {}).items():
+            columns[f"{place}.{name}"] = _floats(values)
+    return packed_floats(columns)
+
+
+def _commands(records: Mapping[str, RunRecord], command: str) -> list[dict[str, Any]]:
+    """Each command once, with the runs that it makes."""
+    made: dict[str, list[str]] = {}
+    for name, record in records.items():
+        said = record.meta.get("command") or command
+        if said:
+            made.setdefault(str(said), []).append(name)
+    return [{"text": text, "runs": names} for text, names in made.items()]
+
+
+def _facts(records: Mapping[str, RunRecord]) -> list[tuple[str, str]]:
     """What the runs are about, for the line under the title."""
-    trace = record.meta.get("trace")
-    name = trace.get("name") if isinstance(trace, Mapping) else trace
-    facts = (("Trace", name), ("Model", record.meta.get("model")), ("Hardware", record.meta.get("hardware")))
-    return [(label, _named(value)) for label, value in facts if value]
+    facts = []
+    for label, found in (
+        ("Trace", [trace_of(record)[0] for record in records.values()]),
+        ("Requests", [f"{len(record.requests['request_id']):,}" for record in records.values()]),
+        ("Model", [_named(record.meta.get("model")) for record in records.values()]),
+        ("Hardware", [_hardware(record) for record in records.values()]),
+    ):
+        texts = list(dict.fromkeys(text for text in found if text))
+        if texts:
+            facts.append((label, " / ".join(texts)))
+    return facts
+
+
+def _hardware(record: RunRecord) -> str:
+    hardware = record.meta.get("hardware")
+    if not isinstance(hardware, Mapping):
+        return _named(hardware)
+    number = hardware.get("gpus")
+    times = f"{number} × " if isinstance(number, int) and number > 1 else ""
+    world = {True: " (simulated)", False: " (real)", None: ""}[simulated(record)]
+    return f"{times}{hardware.get('gpu') or hardware.get('name') or 'unknown'}{world}"
 
 
 def _named(value: Any) -> str:
     """A model or a GPU may be a name or a description that holds one."""
     if isinstance(value, Mapping):
         return str(value.get("name") or ", ".join(f"{key} {inner}" for key, inner in value.items()))
-    return str(value)
+    return "" if value is None else str(value)
 
 
-def _metric_rows(summaries: Summaries) -> dict[str, list[dict[str, Any]]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for title, metrics in shown_metrics(summaries).items():
-        groups[title] = []
-        for metric in metrics:
-            values = values_of(metric, summaries)
-            cells = [
-                {"text": text, "best": best, "difference": percent(difference(value, values[0]), signed=True)}
-                for value, text, best in zip(
-                    values, written(values, metric.unit), best_of(metric, summaries), strict=True
-                )
-            ]
-            groups[title].append({"label": metric.label, "name": metric.name, "cells": cells})
-    return groups
-
-
-def _drawn(windows: Mapping[str, Window]) -> list[dict[str, Any]]:
-    """Bars as percentages of their window's length, which is what a lane of any width can draw."""
-    drawn = []
-    for name, window in windows.items():
-        scale = 100 / (window.end_s - window.begin_s)
-        lanes = []
-        for lane, bars in window.lanes.items():
-            boxes = []
-            for bar in bars:
-                begin_s, end_s = max(bar.begin_s, window.begin_s), min(bar.end_s, window.end_s)
-                lasts = written([bar.end_s - bar.begin_s], Unit.SECONDS)[0]
-                boxes.append(
-                    {
-                        "kind": bar.kind,
-                        "x": f"{(begin_s - window.begin_s) * scale:.3f}",
-                        "width": f"{(end_s - begin_s) * scale:.3f}",
-                        "text": f"{bar.text}, {lasts}",
-                    }
-                )
-            lanes.append({"name": lane, "boxes": boxes})
-        ticks_s = [(window.end_s - window.begin_s) * share for share in (0, 0.25, 0.5, 0.75, 1)]
-        drawn.append(
+def _use_rows(report: Report) -> list[dict[str, Any]]:
+    """Per run the parts of its bar: share of GPU time, seconds, what it is."""
+    rows = []
+    for name, use in report.uses.items():
+        if use is None:
+            continue
+        seconds = {**use.busy_s, **{f"idle-{cause}": use.idle_s[cause] for cause in CAUSES}}
+        parts = [
+            {
+                "kind": kind,
+                "share": value_s / use.gpu_s,
+                "width": f"{value_s / use.gpu_s * 100:.4f}",
+                "percent": percent(value_s / use.gpu_s),
+                "seconds": f"{value_s:.9f}",
+                "text": f"{_kind_label(kind)}: {written([value_s], Unit.SECONDS)[0]}, {percent(value_s / use.gpu_s)}",
+            }
+            for kind, value_s in seconds.items()
+            if value_s > 0
+        ]
+        hidden = use.hidden_s / use.host_s if use.host_s else 0.0
+        rows.append(
             {
                 "name": name,
-                "instance": window.instance,
-                "begin": f"{window.begin_s:,.6f} s",
-                "lanes": lanes,
-                "ticks": ["0", *written(list(ticks_s), Unit.SECONDS)[1:]],
+                "parts": parts,
+                "gpu": written([use.gpu_s], Unit.SECONDS)[0]
+                + (f" of {use.gpus_a_stage} GPUs as one" if use.gpus_a_stage > 1 else " of GPU time"),
+                "host": written([use.host_s], Unit.SECONDS)[0],
+                "hidden": percent(hidden),
+                "hidden_width": f"{hidden * 100:.3f}",
+                "host_width": f"{min(use.host_s / use.gpu_s, 1) * 100:.3f}",
+                "recomputed": f"{use.recomputed_tokens:,}" if use.recomputed_tokens else "",
+                "recomputed_s": written([use.recomputed_s], Unit.SECONDS)[0],
             }
         )
-    return drawn
+    return rows
+
+
+def _kind_label(kind: str) -> str:
+    return f"idle, {CAUSE_LABELS[kind.removeprefix('idle-')]}" if kind.startswith("idle-") else kind
+
+
+def _metric_rows(report: Report) -> dict[str, list[dict[str, Any]]]:
+    numbers = report.numbers
+    base = numbers[report.baseline]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for title, metrics in shown_metrics(numbers).items():
+        groups[title] = []
+        for metric in metrics:
+            values = values_of(metric, numbers)
+            cells = [
+                {
+                    "text": text,
+                    "best": best,
+                    "value": "" if value is None else repr(value),
+                    "difference": ""
+                    if name == report.baseline
+                    else percent(difference(value, base.get(metric.name)), signed=True),
+                }
+                for name, value, text, best in zip(
+                    numbers, values, written(values, metric.unit), best_of(metric, numbers), strict=True
+                )
+            ]
+            groups[title].append(
+                {"label": metric.label, "name": metric.name, "better": metric.better.value, "cells": cells}
+            )
+    return groups

@@ -1,6 +1,7 @@
 """The run record: what every run leaves behind, whoever made it, and how it is written and read.
 
-A record is four files in one folder: meta.json, requests.csv, iterations.csv and itl.csv (docs/run-record.md).
+A record is a few files in one folder: meta.json, requests.csv, iterations.csv, itl.csv and, where it is known which request
+was computed in which batch, events.csv (docs/run-record.md).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ from reports.iteration_log import IterationLog
 from reports.out_folder import partial_folder, prepare_out
 from reports.schema import (
     DECISIONS_FILE,
+    EVENT_COLUMNS,
+    EVENTS_FILE,
     FORMAT,
     FORMAT_VERSION,
     ITERATION_COLUMNS,
@@ -50,7 +53,7 @@ class RunRecord:
     `meta` is JSON-serialisable: `name` (e.g. the loop), `trace` {name, sha256, notes}, `model`, `hardware`,
     `settings` {...; `dp` and `pp` are read by the metrics}, `versions`, `totals`, `interrupted`.
     `requests` and `iterations` hold the columns of `schema.REQUEST_COLUMNS` and `schema.ITERATION_COLUMNS`;
-    `itl` the inter-token gaps as (itl_s, count).
+    `itl` the inter-token gaps as (itl_s, count); `events` the columns of `schema.EVENT_COLUMNS`, no rows if unknown.
 
     Raises `RecordError` for a missing, unknown or misshapen column.
     """
@@ -59,10 +62,12 @@ class RunRecord:
     requests: dict[str, Any]
     iterations: dict[str, np.ndarray]
     itl: tuple[np.ndarray, np.ndarray]
+    events: dict[str, Any] = field(default_factory=lambda: _no_rows(EVENT_COLUMNS))
 
     def __post_init__(self) -> None:
         self.requests = _in_form(self.requests, REQUEST_COLUMNS, "requests", OPTIONAL_REQUEST_COLUMNS)
         self.iterations = _in_form(self.iterations, ITERATION_COLUMNS, "iterations")
+        self.events = _in_form(self.events, EVENT_COLUMNS, "events")
         gaps = _in_form(dict(zip(ITL_COLUMNS, self.itl, strict=True)), ITL_COLUMNS, "itl")
         itl_s, place = np.unique(gaps["itl_s"], return_inverse=True)
         count = np.zeros(len(itl_s), dtype=np.int64)
@@ -73,6 +78,10 @@ class RunRecord:
     def name(self) -> str:
         """What this run is called in tables and charts."""
         return str(self.meta.get("name", "run"))
+
+
+def _no_rows(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    return {name: np.zeros(0, dtype=np.int64) for name in kinds}
 
 
 def _in_form(
@@ -139,6 +148,8 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         _write(partial / REQUESTS_FILE, lambda file: write_columns(record.requests, REQUEST_COLUMNS, file))
         _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
         _write(partial / ITL_FILE, lambda file: write_columns(itl, ITL_COLUMNS, file))
+        if record.events["request_id"]:
+            _write(partial / EVENTS_FILE, lambda file: write_columns(record.events, EVENT_COLUMNS, file))
         for name, source in (extra_files or {}).items():
             shutil.move(source, partial / name)
         os.replace(partial, folder)
@@ -163,22 +174,33 @@ def _meta_bytes(meta: Mapping[str, Any], folder: Path) -> bytes:
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """Read the run in `folder`.
+    """Read the run in `folder`. Of its files only meta.json and requests.csv have to be there: a load test of somebody
+    else's server knows no iterations, an imported run maybe no gaps between tokens.
 
     Raises `RecordError`, with file, line and column where there is one, for a folder that is no run, a file that does
     not parse, a missing column, or a run without a single request.
     """
     folder = Path(folder)
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     requests = read_columns(folder / REQUESTS_FILE, REQUEST_COLUMNS, OPTIONAL_REQUEST_COLUMNS)
     if not requests["request_id"]:
         raise RecordError(f"{folder / REQUESTS_FILE}: an empty run: it holds no request")
-    iterations = read_columns(folder / ITERATIONS_FILE, ITERATION_COLUMNS)
-    itl = read_columns(folder / ITL_FILE, ITL_COLUMNS)
-    return RunRecord(meta=meta, requests=requests, iterations=iterations, itl=(itl["itl_s"], itl["count"]))
+    iterations = _read_if_there(folder / ITERATIONS_FILE, ITERATION_COLUMNS)
+    itl = _read_if_there(folder / ITL_FILE, ITL_COLUMNS)
+    events = _read_if_there(folder / EVENTS_FILE, EVENT_COLUMNS)
+    return RunRecord(meta, requests, iterations, (itl["itl_s"], itl["count"]), events)
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def _read_if_there(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    return read_columns(path, kinds) if path.exists() else _no_rows(kinds)
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The meta.json of the run in `folder`, without the marks of its format.
+
+    Raises `RecordError` for a folder that is no run of ours.
+    """
+    folder = Path(folder)
     path = folder / META_FILE
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder")

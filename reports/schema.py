@@ -11,8 +11,9 @@ META_FILE = "meta.json"
 REQUESTS_FILE = "requests.csv"
 ITERATIONS_FILE = "iterations.csv"
 ITL_FILE = "itl.csv"
+EVENTS_FILE = "events.csv"
 DECISIONS_FILE = "decisions.jsonl"
-RECORD_FILES = frozenset({META_FILE, REQUESTS_FILE, ITERATIONS_FILE, ITL_FILE, DECISIONS_FILE})
+RECORD_FILES = frozenset({META_FILE, REQUESTS_FILE, ITERATIONS_FILE, ITL_FILE, EVENTS_FILE, DECISIONS_FILE})
 PAGE_FILE = "report.html"
 TRACE_FILE = "trace.jsonl"
 """Beside the run of a server: what came, as a trace."""
@@ -85,5 +86,15 @@ ITERATION_COLUMNS: dict[str, Kind] = {
 
 HOST_PHASES = ("receive_s", "schedule_s", "launch_host_s", "process_s")
 """What the CPU does for one iteration, in the order in which it does it."""
+
+EVENT_COLUMNS: dict[str, Kind] = {
+    "request_id": Kind.TEXT,
+    "instance": Kind.INT,
+    "iteration": Kind.INT,
+    "event": Kind.TEXT,
+    "tokens": Kind.INT,
+}
+CHUNK, RETRACTED = "prefill", "retracted"
+"""Values of `event`: a part of a prompt was in the batch of this iteration; the request lost its KV to make room for it."""
 
 ITL_COLUMNS: dict[str, Kind] = {"itl_s": Kind.TIME, "count": Kind.INT}

@@ -16,8 +16,9 @@ from reports.intervals import covered, union
 from reports.metrics import latency_samples, work_intervals
 from reports.record import RunRecord
 from reports.schema import MODES
+from reports.time_use import CAUSES, idle_pieces
 
-POINTS_ON_PAGE = 24_000
+POINTS_ON_PAGE = 8_000
 """Buckets of all runs together: keeps a page of many runs below 2 MB."""
 MOST_BUCKETS, FEWEST_BUCKETS = 1000, 100
 ITERATIONS_A_BUCKET = 8
@@ -87,8 +88,10 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
 
     `running`, `waiting`, `kv`: time-weighted means; `decode_tokens`, `prefill_tokens`: computed per second, counted
     when the forward pass has left the last stage; `batch` and `batch_tokens`: mean requests and
-    tokens a batch, NaN where none was launched; `busy`
-    and `prefill`, `decode`, `mixed`: shares of the time of all stages. All NaN for a record without iterations.
+    tokens a batch, NaN where none was launched, `batch_prefill` and `batch_decode` those tokens by kind; `hit_rate`: share of
+    the prompt tokens of requests first scheduled then that the prefix cache held, NaN where none was; `busy`
+    and `prefill`, `decode`, `mixed`: shares of the time of all stages, and `idle_cpu`, `idle_kv`, ... what idles by
+    cause (time_use.CAUSES). All NaN for a record without iterations.
     """
     column = record.iterations
     width_s = np.diff(edges_s)
@@ -120,13 +123,36 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
     tokens = (column["prefill_tokens"] + column["decode_tokens"])[first]
     computed, _ = np.histogram(column["start_s"][first], bins=edges_s, weights=tokens)
     series["batch_tokens"] = np.where(launched > 0, computed / np.maximum(launched, 1), np.nan)
+    for name in ("prefill", "decode"):
+        of_kind, _ = np.histogram(column["start_s"][first], bins=edges_s, weights=column[f"{name}_tokens"][first])
+        series[f"batch_{name}"] = np.where(launched > 0, of_kind / np.maximum(launched, 1), np.nan)
+    series["hit_rate"] = _hit_rate(record, edges_s)
     for name in ("decode_tokens", "prefill_tokens"):
         passed, _ = np.histogram(column["end_s"][last], bins=edges_s, weights=column[name][last])
         series[name] = passed / width_s
     series["busy"] = by_mode.sum(axis=0)
     series |= dict(zip(MODES, by_mode, strict=True))
+    for name in CAUSES:
+        series[f"idle_{name}"] = np.zeros(buckets)
+    for instance in instances:
+        pieces = idle_pieces(record, instance, stages, edges_s[0], edges_s[-1])
+        seconds = np.diff(pieces.edges_s)
+        for stage_causes in pieces.cause:
+            for place, name in enumerate(CAUSES):
+                upto = np.concatenate(([0.0], np.cumsum(np.where(stage_causes == place, seconds, 0.0))))
+                idle_s = np.diff(np.interp(edges_s, pieces.edges_s, upto))
+                series[f"idle_{name}"] += idle_s / (width_s * stages * max(1, len(instances)))
     # A load test of somebody else's server has no iterations: unknown is not zero.
     return series if instances else {name: np.full(buckets, np.nan) for name in series}
+
+
+def _hit_rate(record: RunRecord, edges_s: np.ndarray) -> np.ndarray:
+    column = record.requests
+    scheduled = ~np.isnan(column["scheduled_s"])
+    at_s = column["scheduled_s"][scheduled]
+    tokens, _ = np.histogram(at_s, bins=edges_s, weights=column["input_tokens"][scheduled])
+    cached, _ = np.histogram(at_s, bins=edges_s, weights=column["cached_tokens"][scheduled])
+    return np.where(tokens > 0, cached / np.maximum(tokens, 1), np.nan)
 
 
 def _step_means(at_s: np.ndarray, values: np.ndarray, zero_s: np.ndarray, edges_s: np.ndarray) -> np.ndarray:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.record import RunRecord
 
-_SHOWN = ("model", "hardware", "trace", "settings", "versions", "totals", "interrupted")
+_SHOWN = ("model", "hardware", "trace", "settings", "kv_budget", "host_model", "versions", "totals", "interrupted")
+
+_FOUND = ("kv_budget", "totals", "interrupted")
+"""Of those, what follows from a run rather than leading to it."""
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
@@ -26,23 +29,31 @@ def compare_settings(records: Mapping[str, RunRecord]) -> tuple[dict[str, list[s
 
     The trace's notes are left out: they are prose, see `notes`.
     """
-    runs = [flat({part: record.meta[part] for part in _SHOWN if part in record.meta}) for record in records.values()]
-    for run in runs:
-        run.pop("trace.notes", None)
-    names = list(dict.fromkeys(name for run in runs for name in run))
-    rows = {name: [run.get(name, "") for run in runs] for name in names}
+    rows = _rows([record.meta for record in records.values()], _SHOWN)
     differing = {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
     shared = {name: texts[0] for name, texts in rows.items() if name not in differing}
     return differing, shared
 
 
+def differing_settings(metas: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What was chosen differently: as the first part of `compare_settings`, without what the runs counted themselves."""
+    rows = _rows(metas, tuple(part for part in _SHOWN if part not in _FOUND))
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
+
+
+def _rows(metas: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str, list[str]]:
+    runs = [flat({part: meta[part] for part in parts if part in meta}) for meta in metas]
+    for run in runs:
+        run.pop("trace.notes", None)
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    return {name: [run.get(name, "") for run in runs] for name in names}
+
+
 def notes(records: Mapping[str, RunRecord]) -> list[str]:
-    """What the readers of the traces, and the runs themselves, want to be known; each note once."""
+    """What the readers of the traces want to be known; each note once."""
     found: list[str] = []
-    for name, record in records.items():
+    for record in records.values():
         trace = record.meta.get("trace")
         said = trace.get("notes") if isinstance(trace, Mapping) else None
         found += [said] if isinstance(said, str) else list(said or [])
-        if record.meta.get("interrupted"):
-            found.append(f"{name} was interrupted: the record holds what was done until then.")
     return list(dict.fromkeys(str(note) for note in found if note))

@@ -1,8 +1,6 @@
 """The moment with most to do, as bars on CPU and GPU lanes: what each was doing, to scale.
 
-The GPU bars are measured. A record holds how long each CPU phase of an iteration took and when the batch was launched,
-so the phases before the launch are laid end to end up to it, and `process` is laid after the results arrived, behind
-whatever the CPU was then busy with: the order in which a loop can have done it on one thread.
+The GPU bars are measured, the CPU's are laid out by host_lane.py.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reports.host_lane import PHASES, HostLane, host_lane
 from reports.record import RunRecord
 from reports.schema import MODES
 
@@ -80,7 +79,7 @@ def _window(record: RunRecord, instance: int, begin_s: float, end_s: float) -> W
     near = (column["end_s"] >= begin_s - (end_s - begin_s)) & (column["launch_s"] <= end_s + (end_s - begin_s))
     rows = np.flatnonzero(near & (column["instance"] == instance))
     stages = int(column["stage"].max()) + 1
-    lanes: dict[str, list[Bar]] = {"CPU": _cpu_bars(column, rows)}
+    lanes: dict[str, list[Bar]] = {"CPU": _cpu_bars(host_lane(column, instance), column, begin_s, end_s)}
     for stage in range(stages):
         lane = "GPU" if stages == 1 else f"GPU {stage}"
         lanes[lane] = [_gpu_bar(column, int(row)) for row in rows if column["stage"][row] == stage]
@@ -97,26 +96,14 @@ def _gpu_bar(column: Mapping[str, np.ndarray], row: int) -> Bar:
     return Bar(mode, float(column["start_s"][row]), float(column["end_s"][row]), text)
 
 
-def _cpu_bars(column: Mapping[str, np.ndarray], rows: np.ndarray) -> list[Bar]:
-    first = [row for row in rows if column["stage"][row] == 0]
-    ready_s: dict[int, float] = {}  # when the results of an iteration left its last stage
-    for row in rows:
-        iteration = int(column["iteration"][row])
-        ready_s[iteration] = max(ready_s.get(iteration, 0.0), float(column["end_s"][row]))
-    bars, blocks = [], []
-    for row in sorted(first, key=lambda row: column["launch_s"][row]):
-        at_s = end_s = float(column["launch_s"][row])
-        for phase, name in (("launch_host_s", "launch"), ("schedule_s", "schedule"), ("receive_s", "receive")):
-            begin_s = at_s - float(column[phase][row])
-            bars.append(Bar(name, begin_s, at_s, f"#{column['iteration'][row]} {name}"))
-            at_s = begin_s
-        blocks.append((at_s, end_s))
-    free_s = 0.0
-    for row in sorted(first, key=lambda row: ready_s[int(column["iteration"][row])]):
-        at_s = max(ready_s[int(column["iteration"][row])], free_s)
-        for block_begin_s, block_end_s in blocks:
-            if block_begin_s <= at_s < block_end_s:
-                at_s = block_end_s
-        free_s = at_s + float(column["process_s"][row])
-        bars.append(Bar("process", at_s, free_s, f"#{column['iteration'][row]} process"))
-    return sorted((bar for bar in bars if bar.end_s > bar.begin_s), key=lambda bar: bar.begin_s)
+def _cpu_bars(lane: HostLane, column: Mapping[str, np.ndarray], begin_s: float, end_s: float) -> list[Bar]:
+    inside = np.flatnonzero((lane.end_s > begin_s) & (lane.begin_s < end_s))
+    return [
+        Bar(
+            PHASES[lane.kind[at]],
+            float(lane.begin_s[at]),
+            float(lane.end_s[at]),
+            f"#{column['iteration'][lane.row[at]]} {PHASES[lane.kind[at]]}",
+        )
+        for at in inside
+    ]

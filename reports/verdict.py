@@ -1,14 +1,17 @@
 """What the numbers say, in sentences: which run wins on what, by how much, and what in the records explains it.
 
-Everything is derived from the summaries of `metrics.summarise`. A sentence is written only when the number behind it is
+Everything is derived from the summaries of `metrics.summarise` and, where they are given, the seconds of
+`time_use.time_use`. A sentence is written only when the number behind it is
 big enough to matter; the thresholds stand at the top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from reports.labels import METRICS, Better, Summaries, percent, written
+from reports.labels import METRICS, Better, Summaries, Unit, difference, percent, values_of, written
+from reports.time_use import TimeUse
 
 ALIKE = 0.02
 """Runs whose values differ by less than this are called equal."""
@@ -20,9 +23,119 @@ QUEUE_BOUND = 0.5
 _Summary = Mapping[str, float | int | None]
 
 
-def verdict(summaries: Summaries) -> list[str]:
-    """Plain sentences: first the outcome, then the reasons. Never empty for at least one run."""
-    return [*_incomplete(summaries), *_winners(summaries), *_reasons(summaries)]
+Uses = Mapping[str, TimeUse | None]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number that decides: which run has the best of it. `against` compares with the baseline ("" for itself)."""
+
+    name: str
+    label: str
+    run: str
+    text: str
+    against: str
+    alike: bool
+
+
+HEADLINES = {
+    "output_throughput": "Output throughput",
+    "goodput_rps": "Goodput in SLO",
+    "ttft_p99_s": "TTFT p99",
+    "tpot_mean_s": "TPOT mean",
+    "e2e_p99_s": "E2E p99",
+}
+
+
+def headlines(summaries: Summaries, baseline: str | None = None) -> list[Headline]:
+    """The best run by each of the numbers in `HEADLINES` that any run has."""
+    base = baseline if baseline in summaries else next(iter(summaries), None)
+    found = []
+    for name, label in HEADLINES.items():
+        metric = METRICS[name]
+        values = values_of(metric, summaries)
+        known = [value for value in values if value is not None]
+        if not known:
+            continue
+        best = max(known) if metric.better is Better.HIGHER else min(known)
+        place = values.index(best)
+        run = list(summaries)[place]
+        alike = len(known) > 1 and (max(known) - min(known)) / (abs(max(known)) or 1.0) < ALIKE / 10
+        share = difference(best, summaries[base].get(name)) if base is not None and run != base else None
+        found.append(
+            Headline(name, label, run, written(values, metric.unit)[place], percent(share, signed=True), alike)
+        )
+    return found
+
+
+def verdict(summaries: Summaries, uses: Uses | None = None) -> list[str]:
+    """Plain sentences: first the outcome, then the reasons. Never empty for at least one run.
+
+    With `uses` (where the time of each run went) the reasons tell the CPU's share from that of bubbles and memory.
+    """
+    return [*outcome(summaries), *reasons(summaries, uses)]
+
+
+def outcome(summaries: Summaries) -> list[str]:
+    """Which run wins on what, by how much; and which runs did not finish what they were given."""
+    return [*_incomplete(summaries), *_winners(summaries)]
+
+
+def reasons(summaries: Summaries, uses: Uses | None = None) -> list[str]:
+    """What in the records explains the outcome."""
+    known = {run: use for run, use in (uses or {}).items() if use is not None}
+    where = _where_time_went(known) if known else [*_cpu(summaries), *_bubbles(summaries)]
+    return [*where, *_cache(summaries), *_retraction(summaries, known), *_queueing(summaries)]
+
+
+def _where_time_went(uses: Mapping[str, TimeUse]) -> list[str]:
+    return [*_host(uses), *_idle(uses, "bubble", "in pipeline bubbles: what it could compute is on another stage"),
+            *_idle(uses, "kv", "because queued requests do not fit into KV memory"), *_wasted(uses)]  # fmt: skip
+
+
+def _host(uses: Mapping[str, TimeUse]) -> list[str]:
+    idle = {run: use.idle_s["cpu"] / use.gpu_s for run, use in uses.items()}
+    most, least = max(idle, key=idle.__getitem__), min(idle, key=idle.__getitem__)
+    if idle[most] < NOTICEABLE_SHARE:
+        return []
+    line = (
+        f"{most} keeps the GPU waiting for the CPU {percent(idle[most])} of the time ({_seconds(uses[most].idle_s['cpu'])}):"
+        f" it hides {_hidden(uses[most])}"
+    )
+    if idle[most] - idle[least] < NOTICEABLE_SHARE:
+        return [f"{line}." if len(uses) == 1 else f"{line}; the other runs do no better than {percent(idle[least])}."]
+    return [f"{line}. {least} waits {percent(idle[least])}, hiding {_hidden(uses[least])}."]
+
+
+def _hidden(use: TimeUse) -> str:
+    if not use.host_s:
+        return "nothing, as its CPU phases took no time"
+    return f"{percent(use.hidden_s / use.host_s)} of its {_seconds(use.host_s)} of CPU work behind the GPU's"
+
+
+def _idle(uses: Mapping[str, TimeUse], cause: str, what: str) -> list[str]:
+    shares = {run: use.idle_s[cause] / use.gpu_s for run, use in uses.items()}
+    listed = [f"{percent(share)} in {run}" for run, share in shares.items() if share >= NOTICEABLE_SHARE]
+    return [f"The GPU stands idle {what} ({', '.join(listed)})."] if listed else []
+
+
+def _wasted(uses: Mapping[str, TimeUse]) -> list[str]:
+    """Batches that cost more GPU time in one run than in another, for the same requests: smaller ones, or sliced by stages."""
+    busy = {run: sum(use.busy_s.values()) * use.gpus_a_stage for run, use in uses.items() if any(use.busy_s.values())}
+    if len(busy) < 2:
+        return []
+    most, least = max(busy, key=busy.__getitem__), min(busy, key=busy.__getitem__)
+    apart = busy[most] / busy[least] - 1
+    if apart < ALIKE:
+        return []
+    return [
+        f"{most} spends {percent(apart)} more GPU time on its batches than {least}"
+        f" ({busy[most]:,.1f} against {busy[least]:,.1f} GPU seconds)."
+    ]
+
+
+def _seconds(value_s: float) -> str:
+    return written([value_s], Unit.SECONDS)[0]
 
 
 def _incomplete(summaries: Summaries) -> list[str]:
@@ -81,10 +194,6 @@ def _against(known: Mapping[str, float | int], texts: Mapping[str, str], best: s
     return f"{size} {'above' if share > 0 else 'below'} {other} ({texts[other]})"
 
 
-def _reasons(summaries: Summaries) -> list[str]:
-    return [*_cpu(summaries), *_bubbles(summaries), *_cache(summaries), *_retraction(summaries), *_queueing(summaries)]
-
-
 def _cpu(summaries: Summaries) -> list[str]:
     # With several stages the first one also idles in bubbles, so there the exposed share says nothing about the CPU.
     single = {run: summary for run, summary in summaries.items() if summary.get("bubble_share") is None}
@@ -127,12 +236,20 @@ def _everywhere(values: Mapping[str, float]) -> str:
     return ", in every run alike." if len(values) > 1 else "."
 
 
-def _retraction(summaries: Summaries) -> list[str]:
+def _retraction(summaries: Summaries, uses: Mapping[str, TimeUse]) -> list[str]:
     counts = {run: count for run, count in _known(summaries, "retractions").items() if count}
     if not counts:
         return []
     listed = ", ".join(f"{count:,.0f} times in {run}" for run, count in counts.items())
-    return [f"KV memory ran out: requests were retracted and computed again {listed}."]
+    lines = [f"KV memory ran out: requests were retracted and computed again {listed}."]
+    again = {run: uses[run] for run in counts if run in uses and uses[run].recomputed_tokens}
+    if again:
+        lost = ", ".join(
+            f"{use.recomputed_tokens:,} tokens, {_seconds(use.recomputed_s)} of GPU time, in {run}"
+            for run, use in again.items()
+        )
+        lines.append(f"Computing what retraction had thrown away took {lost}.")
+    return lines
 
 
 def _queueing(summaries: Summaries) -> list[str]:

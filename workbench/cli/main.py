@@ -6,7 +6,19 @@ import sys
 
 import typer
 
-from workbench.cli import calibrate, compare, import_, plan, profile, replay, serve, simulate, sweep, trace
+from workbench.cli import (
+    calibrate,
+    compare,
+    import_,
+    plan,
+    profile,
+    replay,
+    report,
+    serve,
+    simulate,
+    sweep,
+    trace,
+)
 
 app = typer.Typer(
     name="workbench",
@@ -21,6 +33,8 @@ app.command("replay")(replay.replay)
 app.command("serve")(serve.serve)
 app.command("sweep")(sweep.sweep)
 app.command("plan")(plan.plan)
+app.command("report")(report.report)
+app.command("diff-config")(report.diff_config)
 app.command("compare")(compare.compare)
 app.command("import")(import_.import_run)
 app.command("calibrate")(calibrate.calibrate)

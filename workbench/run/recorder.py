@@ -10,6 +10,7 @@ from typing import IO
 import numpy as np
 
 from reports.record import IterationLog
+from reports.schema import CHUNK, RETRACTED
 from traces import TraceRequest
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
@@ -53,6 +54,8 @@ class Recorder:
         self.gaps_s: list[float] = []
         self.gap_counts: list[int] = []
         self.gap_arrays: list[np.ndarray] = []
+        self.events: list[tuple[str, int, int, str, int]] = []
+        """Rows of events.csv: which request was prefilled or retracted in which iteration."""
 
     def arrived(self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int) -> None:
         row = RequestRow(
@@ -101,6 +104,18 @@ class Recorder:
             "turn": ints("turn"),
         }
 
+    def event_columns(self) -> dict[str, list | np.ndarray]:
+        """Columns of events.csv."""
+        ids, instances, iterations, events, tokens = zip(*self.events, strict=True) if self.events else ((),) * 5
+        ints = [np.array(values, np.int64) for values in (instances, iterations, tokens)]
+        return {
+            "request_id": list(ids),
+            "instance": ints[0],
+            "iteration": ints[1],
+            "event": list(events),
+            "tokens": ints[2],
+        }
+
     def inter_token_gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """(gap in seconds, how many tokens had it)."""
         singles = np.concatenate(self.gap_arrays) if self.gap_arrays else np.empty(0)
@@ -126,10 +141,17 @@ class RecordingOutbox:
     def scheduled(self, batch: ScheduleBatch) -> None:
         if batch.retracted:
             self._settle()
+            self._recorder.events += [
+                (req.rid, self._instance, batch.worker.step, RETRACTED, 0) for req in batch.retracted
+            ]
             for req in batch.retracted:
                 self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
         if batch.prefill:
             now = self._recorder.now_s()
+            self._recorder.events += [
+                (part.req.rid, self._instance, batch.worker.step, CHUNK, part.end - part.start)
+                for part in batch.prefill
+            ]
             for row, request_id, *_ in batch.worker.new_requests:
                 self._table_row[request_id] = row
                 record = self._recorder.by_id[request_id]

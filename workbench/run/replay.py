@@ -190,4 +190,5 @@ def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, 
         "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                    "wall_s": round(backend.now_s(), 6)},
     }  # fmt: skip
-    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps())
+    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
+                     recorder.event_columns())  # fmt: skip

@@ -183,4 +183,5 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
         "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                    "simulated_s": round(world.env.now, 9)},
     }  # fmt: skip
-    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps())
+    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
+                     recorder.event_columns())  # fmt: skip

@@ -1,0 +1,93 @@
+"""What the CPU did when: the phases of every iteration laid out on one thread.
+
+A record holds how long each CPU phase of an iteration took and when the batch was launched, not when each phase began. On
+one thread the phases before the launch lie end to end up to it. `process` begins when the results are there and the thread
+is free: after whatever the CPU was then busy with, and after what follows if it does not fit before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+PHASES = ("receive", "schedule", "launch", "process")
+RECEIVE, SCHEDULE, LAUNCH, PROCESS = range(4)
+_ROUNDING_S = 1e-6
+
+
+@dataclass(frozen=True)
+class HostLane:
+    """Disjoint bars in order of time: `kind` is a place in `PHASES`, `row` the row of iterations.csv (stage 0)."""
+
+    kind: np.ndarray
+    begin_s: np.ndarray
+    end_s: np.ndarray
+    row: np.ndarray
+
+
+def results_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """For each of `rows` (stage 0 of one instance) when the results of its iteration left the last stage."""
+    if not len(rows):
+        return np.zeros(0)
+    instance = column["instance"][rows[0]]
+    last = np.flatnonzero((column["instance"] == instance) & (column["stage"] == column["stage"].max()))
+    order = last[np.argsort(column["iteration"][last], kind="stable")]
+    place = np.searchsorted(column["iteration"][order], column["iteration"][rows])
+    found = order[np.minimum(place, len(order) - 1)]
+    # An interrupted run may lack the later stages of its last iterations.
+    there = column["iteration"][found] == column["iteration"][rows]
+    return np.where(there, column["end_s"][found], column["end_s"][rows])
+
+
+def process_begins_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """For each of `rows` (stage 0 of one instance, in order of launch) when the CPU began to process its results."""
+    ends_s = column["launch_s"][rows].tolist()
+    begins_s = (column["launch_s"] - column["launch_host_s"] - column["schedule_s"])[rows].tolist()
+    process_s = column["process_s"][rows].tolist()
+    ready_s = results_s(column, rows)
+    found = np.zeros(len(rows))
+    free_s, block = 0.0, 0
+    for place in np.argsort(ready_s, kind="stable").tolist():
+        at_s = max(float(ready_s[place]), free_s)
+        while block < len(ends_s) and ends_s[block] <= at_s:
+            block += 1
+        while block < len(ends_s) and at_s + process_s[place] > begins_s[block] + _ROUNDING_S:
+            at_s = max(at_s, ends_s[block])
+            block += 1
+        found[place] = at_s
+        free_s = at_s + process_s[place]
+    return found
+
+
+def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
+    """The CPU of one instance over the whole run. Phases that took no time have no bar."""
+    rows = first_stage_rows(column, instance)
+    launched_s = column["launch_s"][rows]
+    scheduled_s = launched_s - column["launch_host_s"][rows]
+    received_s = scheduled_s - column["schedule_s"][rows]
+    processed_s = process_begins_s(column, rows)
+    pieces = [
+        (received_s - column["receive_s"][rows], received_s),
+        (received_s, scheduled_s),
+        (scheduled_s, launched_s),
+        (processed_s, processed_s + column["process_s"][rows]),
+    ]
+    kind = np.repeat(np.arange(len(pieces), dtype=np.int8), len(rows))
+    begin_s = np.concatenate([begin for begin, _ in pieces])
+    end_s = np.concatenate([end for _, end in pieces])
+    row = np.tile(rows, len(pieces))
+    order = np.lexsort((end_s, begin_s))
+    kind, begin_s, end_s, row = kind[order], begin_s[order], end_s[order], row[order]
+    if len(end_s):
+        # Looks at the inbox that found nothing count into the next batch: what they took lies earlier than drawn.
+        begin_s = np.maximum(begin_s, np.concatenate(([-np.inf], np.maximum.accumulate(end_s)[:-1])))
+    real = end_s > begin_s
+    return HostLane(kind[real], begin_s[real], end_s[real], row[real])
+
+
+def first_stage_rows(column: Mapping[str, np.ndarray], instance: int) -> np.ndarray:
+    """Rows of stage 0 of `instance`, in order of launch."""
+    rows = np.flatnonzero((column["stage"] == 0) & (column["instance"] == instance))
+    return rows[np.argsort(column["launch_s"][rows], kind="stable")]

@@ -1,0 +1,114 @@
+"""``workbench report``: finished runs side by side, as a page, a table, a timeline for Perfetto, figures for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from reports.page import Report
+
+_OUT, _WHAT = "Output", "Comparison"
+
+
+def _option(*names: str, help: str, panel: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of run records, or folders that hold several.", show_default=False)],
+    out: Annotated[Optional[Path], _option("--out", help="The page. Default: report.html in the folder given, or here if several are.", panel=_OUT)] = None,
+    trace_events: Annotated[Optional[Path], _option("--trace-events", help="Also write the timeline for Perfetto: FILE.json or FILE.json.gz.", panel=_OUT)] = None,
+    figures: Annotated[Optional[str], _option("--figures", help="Also draw figures: png | svg | pdf.", panel=_OUT)] = None,
+    figures_dir: Annotated[Optional[Path], _option("--figures-dir", help="Folder for them. Default: figures, beside the page.", panel=_OUT)] = None,
+    full: Annotated[bool, _option("--full", help="Print every metric, not one line a run.", panel=_OUT)] = False,
+    as_json: Annotated[bool, _option("--json", help="Print the numbers as JSON.", panel=_OUT)] = False,
+    baseline: Annotated[Optional[str], _option("--baseline", help="The run that others are compared with. Default: the first.", panel=_WHAT)] = None,
+    slo_ttft: Annotated[Optional[float], _option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT)] = None,
+    slo_tpot: Annotated[Optional[float], _option("--slo-tpot", help="Seconds a token; as above.", panel=_WHAT)] = None,
+    mixed_traces: Annotated[bool, _option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)] = False,
+) -> None:  # fmt: skip
+    """Compare finished runs, simulated or real: one self-contained HTML page that says which wins and why."""
+    from workbench.cli.errors import one_line_errors
+
+    with one_line_errors():
+        if figures is not None and figures not in ("png", "svg", "pdf"):
+            raise ValueError(f"--figures {figures}: choose png, svg or pdf")
+        from reports.load import load_runs
+        from reports.page import title_of, write_report
+
+        records = load_runs(runs, mixed_traces)
+        page = out if out is not None else (runs[0] if len(runs) == 1 else Path()) / "report.html"
+        made = write_report(records, page, title_of(records), "", slo_ttft, slo_tpot, baseline)
+        written = [f"report: {page}"]
+        if trace_events is not None:
+            from reports.trace_events import write_trace_events
+
+            number = write_trace_events(records, trace_events)
+            written.append(f"timeline: {trace_events} ({number:,} events; open it at ui.perfetto.dev)")
+        if figures is not None:
+            from reports.figures import write_figures
+
+            folder = figures_dir if figures_dir is not None else page.parent / "figures"
+            files = write_figures(made, folder, figures)
+            written.append(f"figures: {folder} ({', '.join(file.name for file in files)})")
+        _print(made, page, full, as_json, written)
+
+
+def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[str]) -> None:
+    from rich.console import Console
+
+    from reports.caveats import caveats
+    from reports.compact import compact_table
+    from reports.table import comparison_table, to_json
+    from reports.verdict import verdict
+
+    if as_json:
+        print(to_json(made.numbers, report=page))
+        return
+    console = Console()
+    console.print(comparison_table(made.numbers) if full else compact_table(made.numbers, made.baseline))
+    for line in verdict(made.summaries, made.uses):
+        console.print(f"- {line}", highlight=False, markup=False)
+    for line in caveats(made.records):
+        console.print(f"note: {line}", highlight=False, markup=False, style="dim")
+    for line in written:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def diff_config(
+    one: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run record.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.", show_default=False)] = False,
+) -> None:  # fmt: skip
+    """Show what differs between two runs' settings: model, hardware, trace, every setting, versions."""
+    from workbench.cli.errors import one_line_errors
+
+    with one_line_errors():
+        from reports.record import read_meta
+        from reports.settings import differing_settings
+
+        metas = [read_meta(one), read_meta(other)]
+        names = [str(meta.get("name") or folder.name) for meta, folder in zip(metas, (one, other), strict=True)]
+        if names[0] == names[1]:
+            names = [str(one), str(other)]
+        rows = differing_settings(metas)
+        if as_json:
+            import json
+
+            print(json.dumps({name: dict(zip(names, texts, strict=True)) for name, texts in rows.items()}, indent=2))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        if not rows:
+            print("no setting differs")
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+        for heading in ("", *names):
+            table.add_column(heading, overflow="fold")
+        for name, texts in rows.items():
+            table.add_row(name, *(text if text else "-" for text in texts))
+        Console(highlight=False).print(table)
