@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import simpy
 
+from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import ScriptedSampler
@@ -38,7 +38,7 @@ class GroupCost:
 
 def together(ranks: list[list[Job]], loop: str) -> tuple[list[Run], GroupCost, LockStepGroup]:
     """Run the jobs of each rank in one group."""
-    env, cost = simpy.Environment(), GroupCost()
+    env, cost = Clock(), GroupCost()
     group = LockStepGroup(env, cost, len(ranks))
     runs = []
     for rank, jobs in enumerate(ranks):
@@ -51,7 +51,7 @@ def together(ranks: list[list[Job]], loop: str) -> tuple[list[Run], GroupCost, L
         backend = LockStepBackend(env, group, cost, FREE_HOST, sampler, run.rows.append, rank)
         scheduler.state.clock = backend.now_s
         inbox = LockStepInbox(env, group, rank)
-        env.process(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, True, None)))
+        env.run_loop(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, True, None)))
 
         def deliver(jobs=jobs, inbox=inbox):
             for job in sorted(jobs, key=lambda j: j.arrival_s):
