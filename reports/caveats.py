@@ -17,7 +17,9 @@ def _work(records: Mapping[str, RunRecord]) -> list[str]:
     names = {trace_of(record)[0] for record in records.values()} - {None}
     hashes = {trace_of(record)[1] for record in records.values()} - {None}
     if len(names) > 1:
-        return [f"These runs served different traces ({', '.join(sorted(map(str, names)))}): differences are not the runs' own."]
+        return [
+            f"These runs served different traces ({', '.join(sorted(map(str, names)))}): differences are not the runs' own."
+        ]
     if len(hashes) > 1:
         return ["These runs served traces of the same name and different content: differences are not the runs' own."]
     loads = {name: _load(record) for name, record in records.items()}
@@ -66,9 +68,13 @@ def _holes(records: Mapping[str, RunRecord]) -> list[str]:
         if record.meta.get("interrupted"):
             lines.append(f"{name} was interrupted: the record holds what was done until then.")
         if not len(record.iterations["iteration"]):
-            lines.append(f"{name} has no iterations: nothing is known of its batches, its GPU or its CPU, only of its requests.")
+            lines.append(
+                f"{name} has no iterations: nothing is known of its batches, its GPU or its CPU, only of its requests."
+            )
         elif not record.events["request_id"]:
-            lines.append(f"{name} has no events: its requests' prefill is drawn in one piece, retractions are only counted.")
+            lines.append(
+                f"{name} has no events: its requests' prefill is drawn in one piece, retractions are only counted."
+            )
         if not len(record.itl[0]) and (record.requests["output_tokens"] > 1).any():
             lines.append(f"{name} has no gaps between tokens: no ITL.")
     return lines

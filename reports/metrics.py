@@ -147,9 +147,7 @@ def _throughput(requests: _Requests, window: Window | None) -> Summary:
     return {name: total / window.duration_s for name, total in totals.items()}
 
 
-def _goodput(
-    requests: _Requests, window: Window | None, slo_ttft_s: float | None, slo_tpot_s: float | None
-) -> Summary:
+def _goodput(requests: _Requests, window: Window | None, slo_ttft_s: float | None, slo_tpot_s: float | None) -> Summary:
     limits_s = {}
     for name, given_s in (("slo_ttft_s", slo_ttft_s), ("slo_tpot_s", slo_tpot_s)):
         own_s = requests.all[name]

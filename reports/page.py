@@ -35,12 +35,20 @@ _REQUEST_BYTES = 350_000
 _TRIES = 4
 _HERE = Path(__file__).parent
 _STYLES = ("vendor/uplot/uPlot.min.css", "report.css")
-_SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "core.js", "table.js", "timeline.js", "charts.js", "waterfall.js", "start.js")
+_SCRIPTS = (
+    "vendor/uplot/uPlot.iife.min.js",
+    "core.js",
+    "table.js",
+    "timeline.js",
+    "charts.js",
+    "waterfall.js",
+    "start.js",
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of: the runs by the name to show, their numbers, and which of them the others are compared with."""
+    """What a page is made of: the runs by the name to show, their numbers, and the one they are compared with."""
 
     records: Mapping[str, RunRecord]
     summaries: Summaries
@@ -252,7 +260,7 @@ def _hardware(record: RunRecord) -> str:
     if not isinstance(hardware, Mapping):
         return _named(hardware)
     number = hardware.get("gpus")
-    times = f"{number} × " if isinstance(number, int) and number > 1 else ""
+    times = f"{number} x " if isinstance(number, int) and number > 1 else ""
     world = {True: " (simulated)", False: " (real)", None: ""}[simulated(record)]
     return f"{times}{hardware.get('gpu') or hardware.get('name') or 'unknown'}{world}"
 

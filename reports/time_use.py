@@ -130,7 +130,9 @@ def idle_pieces(
     for stage in range(stages):
         here = mine & (column["stage"] == stage)
         busy.append(within(column["start_s"][here], column["end_s"][here]))
-    edges_s = np.unique(np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *(e for each in busy for e in each)]))
+    edges_s = np.unique(
+        np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *(e for each in busy for e in each)])
+    )
     at_s = edges_s[:-1]
     has_work, on_cpu, blocked = _in(work, at_s), _in(cpu, at_s), _in(turned_away, at_s)
     computes = [_in(each, at_s) for each in busy]
@@ -140,9 +142,9 @@ def idle_pieces(
         waits_for_cpu = on_cpu & (~any_computes | (stage == 0))
         rest = BUBBLE if stages > 1 else OTHER
         causes.append(
-            np.select(
-                [computes[stage], ~has_work, waits_for_cpu, blocked], [BUSY, NONE, CPU, KV], default=rest
-            ).astype(np.int8)
+            np.select([computes[stage], ~has_work, waits_for_cpu, blocked], [BUSY, NONE, CPU, KV], default=rest).astype(
+                np.int8
+            )
         )
     return Pieces(edges_s, causes)
 

@@ -1,9 +1,9 @@
 """A run as Chrome trace events, the JSON that Perfetto and chrome://tracing open.
 
-Every instance of every run is a process. Its threads are the CPU (one bar a phase) and each GPU stage (one bar a batch, the
-batch in its arguments); its requests are asynchronous tracks with queued, prefill, decode and retracted nested in them; running,
-waiting and KV are counters. Times are microseconds from the run's first moment, with nanoseconds behind the point. Events are in
-order of time, and of those that begin together the longer comes first, so that bars nest.
+Every instance of every run is a process. Its threads are the CPU (one bar a phase) and each GPU stage (one bar a batch,
+the batch in its arguments); its requests are asynchronous tracks with queued, prefill, decode and retracted nested in
+them; running, waiting and KV are counters. Times are microseconds of the run's clock, with nanoseconds behind the
+point. Events are in order of time, and of those that begin together the longer comes first, so that bars nest.
 """
 
 from __future__ import annotations
@@ -139,7 +139,16 @@ def _cpu(record: RunRecord, instance: int, process: int, origin_ns: int) -> Iter
             free_ns = end_ns
 
 
-_BATCH = ("iteration", "requests", "prefill_tokens", "decode_tokens", "context_tokens", "kv_used_tokens", "waiting", "running")
+_BATCH = (
+    "iteration",
+    "requests",
+    "prefill_tokens",
+    "decode_tokens",
+    "context_tokens",
+    "kv_used_tokens",
+    "waiting",
+    "running",
+)
 
 
 def _gpu(record: RunRecord, instance: int, process: int, origin_ns: int) -> Iterator[_Event]:
@@ -176,18 +185,21 @@ def _requests(record: RunRecord, instance: int, process: int, origin_ns: int) ->
         request_id = column["request_id"][row]
         begin_ns, end_ns = (round(moment * _NS) - origin_ns for moment in (parts[0].begin_s, parts[-1].end_s))
         args = {
-            name: int(column[name][row])
-            for name in ("input_tokens", "output_tokens", "cached_tokens", "retractions")
+            name: int(column[name][row]) for name in ("input_tokens", "output_tokens", "cached_tokens", "retractions")
         } | {"status": column["status"][row]}
         yield _async("b", process, request_id, request_id, begin_ns, -3, args)
         for part in parts:
             part_begin_ns, part_end_ns = (round(moment * _NS) - origin_ns for moment in (part.begin_s, part.end_s))
-            yield _async("b", process, request_id, part.kind, part_begin_ns, -1, {"tokens": part.tokens} if part.tokens else {})
+            yield _async(
+                "b", process, request_id, part.kind, part_begin_ns, -1, {"tokens": part.tokens} if part.tokens else {}
+            )
             yield _async("e", process, request_id, part.kind, part_end_ns, -5, {})
         yield _async("e", process, request_id, request_id, end_ns, -4, {})
 
 
-def _async(phase: str, process: int, request_id: str, name: str, at_ns: int, order: int, args: Mapping[str, Any]) -> _Event:
+def _async(
+    phase: str, process: int, request_id: str, name: str, at_ns: int, order: int, args: Mapping[str, Any]
+) -> _Event:
     event = {"ph": phase, "cat": "request", "id": f"{process}/{request_id}", "name": name, "pid": process, "tid": 0}
     text = _json(event)[:-1] + f',"ts":{_us(at_ns)},"args":{_json(args)}}}'
     # Far below any bar's length: ends of what is inside, then of the request, then the request's begin, then its parts'.

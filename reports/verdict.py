@@ -62,7 +62,9 @@ def headlines(summaries: Summaries, baseline: str | None = None) -> list[Headlin
         run = list(summaries)[place]
         alike = len(known) > 1 and (max(known) - min(known)) / (abs(max(known)) or 1.0) < ALIKE / 10
         share = difference(best, summaries[base].get(name)) if base is not None and run != base else None
-        found.append(Headline(name, label, run, written(values, metric.unit)[place], percent(share, signed=True), alike))
+        found.append(
+            Headline(name, label, run, written(values, metric.unit)[place], percent(share, signed=True), alike)
+        )
     return found
 
 
@@ -118,7 +120,7 @@ def _idle(uses: Mapping[str, TimeUse], cause: str, what: str) -> list[str]:
 
 
 def _wasted(uses: Mapping[str, TimeUse]) -> list[str]:
-    """Batches that cost more GPU time in one run than in another, for the same requests: smaller ones, or sliced by stages."""
+    """Batches that cost more GPU time in one run than in another: smaller ones, or sliced by stages."""
     busy = {run: sum(use.busy_s.values()) * use.gpus_a_stage for run, use in uses.items() if any(use.busy_s.values())}
     if len(busy) < 2:
         return []
@@ -242,7 +244,10 @@ def _retraction(summaries: Summaries, uses: Mapping[str, TimeUse]) -> list[str]:
     lines = [f"KV memory ran out: requests were retracted and computed again {listed}."]
     again = {run: uses[run] for run in counts if run in uses and uses[run].recomputed_tokens}
     if again:
-        lost = ", ".join(f"{use.recomputed_tokens:,} tokens, {_seconds(use.recomputed_s)} of GPU time, in {run}" for run, use in again.items())
+        lost = ", ".join(
+            f"{use.recomputed_tokens:,} tokens, {_seconds(use.recomputed_s)} of GPU time, in {run}"
+            for run, use in again.items()
+        )
         lines.append(f"Computing what retraction had thrown away took {lost}.")
     return lines
 

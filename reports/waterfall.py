@@ -91,10 +91,8 @@ def _ticks(seconds: np.ndarray) -> np.ndarray:
     return np.rint(np.nan_to_num(seconds) / TICK_S).astype(np.int64)
 
 
-def _events(
-    record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int]
-) -> dict[str, np.ndarray]:
-    """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; of a retraction, when its batch was launched."""
+def _events(record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int]) -> dict[str, np.ndarray]:
+    """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; a retraction begins when it was decided."""
     column, events = record.iterations, record.events
     spans: dict[tuple[int, int], tuple[float, float, float]] = {}
     for instance in sorted(set(column["instance"].tolist())):
@@ -135,7 +133,7 @@ class Part(NamedTuple):
 def request_parts(record: RunRecord) -> list[list[Part]]:
     """For each request, in the record's order, its time from arrival to finish without gaps; nothing for one without an end.
 
-    report.js draws requests by the same rule.
+    waterfall.js draws requests by the same rule.
     """
     column, iterations = record.requests, record.iterations
     place = {request_id: row for row, request_id in enumerate(column["request_id"])}
@@ -158,7 +156,9 @@ def request_parts(record: RunRecord) -> list[list[Part]]:
 def _parts(
     column: Mapping[str, Any], row: int, end_s: float, events: list[tuple[float, float, int, bool]]
 ) -> list[Part]:
-    arrival_s, scheduled_s, first_s = (float(column[name][row]) for name in ("arrival_s", "scheduled_s", "first_token_s"))
+    arrival_s, scheduled_s, first_s = (
+        float(column[name][row]) for name in ("arrival_s", "scheduled_s", "first_token_s")
+    )
     if np.isnan(end_s) or end_s <= arrival_s:
         return []
     parts: list[Part] = []

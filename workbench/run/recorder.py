@@ -99,7 +99,13 @@ class Recorder:
         """Columns of events.csv."""
         ids, instances, iterations, events, tokens = zip(*self.events, strict=True) if self.events else ((),) * 5
         ints = [np.array(values, np.int64) for values in (instances, iterations, tokens)]
-        return {"request_id": list(ids), "instance": ints[0], "iteration": ints[1], "event": list(events), "tokens": ints[2]}
+        return {
+            "request_id": list(ids),
+            "instance": ints[0],
+            "iteration": ints[1],
+            "event": list(events),
+            "tokens": ints[2],
+        }
 
     def inter_token_gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """(gap in seconds, how many tokens had it)."""
@@ -134,7 +140,8 @@ class RecordingOutbox:
         if batch.prefill:
             now = self._recorder.now_s()
             self._recorder.events += [
-                (part.req.rid, self._instance, batch.worker.step, CHUNK, part.end - part.start) for part in batch.prefill
+                (part.req.rid, self._instance, batch.worker.step, CHUNK, part.end - part.start)
+                for part in batch.prefill
             ]
             for row, request_id, *_ in batch.worker.new_requests:
                 self._table_row[request_id] = row
