@@ -201,5 +201,5 @@ def test_the_page_says_what_makes_a_comparison_unfair_or_incomplete() -> None:
     ]
     loaded = RunRecord({**here.meta, "settings": {"rate": 4}}, here.requests, here.iterations, here.itl)
     assert caveats({"a": here, "b": loaded})[0] == (
-        "These runs were given the same trace at different loads (a as recorded; b rate 4)."
+        "These runs were given the same trace at different loads (a: as recorded; b: rate 4)."
     )

@@ -29,8 +29,8 @@ COLOURS = """() => [...document.querySelectorAll("canvas")].map((canvas) => {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three loops over a slice of the sample, short of memory so that requests are retracted."""
-    flags = ("--loop", ",".join(LOOPS), "--tp", 2, "--requests", 120, "--kv-tokens", 12000, "--max-context", 8000,
-             "--conservativeness", 0.05, "--chunk", 512, "--slo-ttft", 0.5, "--speedup", 3)  # fmt: skip
+    flags = ("--loop", ",".join(LOOPS), "--tp", 2, "--requests", 120, "--kv-tokens", 9000, "--max-context", 8000,
+             "--batching", "mixed", "--chunk", 512, "--slo-ttft", 0.5, "--speedup", 8)  # fmt: skip
     return simulate(tmp_path_factory.mktemp("runs") / "o", SAMPLE, *flags)
 
 
@@ -83,8 +83,13 @@ def test_the_bars_of_time_add_up_and_are_those_of_the_csv_files(folder: Path, pa
         stages = steps.stage.max() + 1
         span_s = (requests.finish_s.max() - requests.arrival_s.min()) * stages
         assert sum(seconds.values()) == pytest.approx(span_s, rel=1e-9)
+        last_s = requests.finish_s.max()  # the overlap loop may still compute a slot that nobody wants
         for mode, of_mode in steps.groupby("mode"):
-            assert seconds[mode] == pytest.approx((of_mode.end_s - of_mode.start_s).sum(), abs=1e-6)
+            inside_s = of_mode.end_s.clip(upper=last_s) - of_mode.start_s.clip(upper=last_s)
+            assert seconds[mode] == pytest.approx(inside_s.sum(), abs=0.02)
+        assert sum(seconds.get(mode, 0) for mode in ("prefill", "decode", "mixed")) == pytest.approx(
+            (steps.end_s.clip(upper=last_s) - steps.start_s.clip(upper=last_s)).sum(), abs=1e-6
+        )
 
 
 def test_the_timeline_in_the_page_is_the_record_to_the_nanosecond(page: Any, records: dict[str, RunRecord]) -> None:
@@ -286,8 +291,11 @@ def test_colours_follow_the_scheme_when_it_changes(page: Any) -> None:
     stroke = "() => workbenchCharts[0].chart.series[1].stroke()"
     light = page.evaluate(stroke)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(200)
-    assert page.evaluate(stroke) != light
+    for _ in range(100):
+        if page.evaluate(stroke) != light:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("the charts kept the colours of the light scheme")
 
 
 def test_a_long_run_keeps_detail_for_some_moments_and_shares_for_all(tmp_path: Path, open_page: Any) -> None:
@@ -301,6 +309,7 @@ def test_a_long_run_keeps_detail_for_some_moments_and_shares_for_all(tmp_path: P
     page.click("[data-move=whole]")
     page.wait_for_timeout(100)
     assert page.evaluate(COLOURS)[0] > 10
+    page.locator("#lanes canvas").first.scroll_into_view_if_needed()
     box = page.locator("#lanes canvas").first.bounding_box()
     page.mouse.move(box["x"] + 500, box["y"] + 50)
     assert "decode" in page.locator("#tip").inner_text()
