@@ -33,7 +33,7 @@ def compact_table(summaries: Summaries, baseline: str | None = None) -> Table:
     from rich.text import Text
 
     names = list(summaries)
-    base = baseline if baseline in summaries else names[0]
+    base = baseline if baseline is not None and baseline in summaries else names[0]
     shown = [name for name in COLUMNS if _says_something(name, summaries)]
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
     table.add_column("", max_width=_NAME_WIDTH, overflow="fold")

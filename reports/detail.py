@@ -2,7 +2,7 @@
 
 Times are whole ticks (a nanosecond, or a tenth of a microsecond where that is needed to make it fit). Columns are stored
 as what is left when the obvious is taken away: the CPU begins where it stopped, a batch starts where the one before ended,
-a decode step is as long as the last. report.js adds it up again; `tests/reports/test_detail.py` holds the two together.
+a decode step is as long as the last. timeline.js adds it up again; `tests/reports/test_detail.py` holds the two together.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Instance:
 
 
 def timeline_detail(record: RunRecord, budget_bytes: int) -> dict[str, Any] | None:
-    """What report.js draws the timeline of a run from, in about `budget_bytes`; None without iterations."""
+    """What timeline.js draws the timeline of a run from, in about `budget_bytes`; None without iterations."""
     window = run_window(record)
     if window is None or not len(record.iterations["iteration"]):
         return None
@@ -58,15 +58,20 @@ def timeline_detail(record: RunRecord, budget_bytes: int) -> dict[str, Any] | No
 def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: int) -> dict[str, Any]:
     instance = _aligned(record, number, window)
     everything = np.arange(len(instance.process_s))
-    found: dict[str, Any] = {}
+    bytes_a_row = 1.0
     for tick_s in TICKS_S:
+        # Packing all of a long run takes a second: a part of it tells whether it is worth it.
+        part = everything[: max(len(everything) // 10, 2000)]
+        bytes_a_row = len(_encoded(record, instance, part, tick_s)["data"]) / max(len(part), 1)
+        if bytes_a_row * len(everything) > budget_bytes * 1.1:
+            continue
         found = _encoded(record, instance, everything, tick_s)
         if len(found["data"]) <= budget_bytes:
             return {"instance": number, "whole": True, **found}
+        bytes_a_row = len(found["data"]) / len(everything)
     bins = _bins(record, number, window)
     room = max(budget_bytes - len(bins), budget_bytes // 4)
-    keep = int(len(everything) * room / len(found["data"]) * 0.9)
-    chosen = _stretches(record, instance, keep)
+    chosen = _stretches(record, instance, int(room / bytes_a_row * 0.9))
     return {"instance": number, "whole": False, **_encoded(record, instance, chosen, TICKS_S[-1]),
             "bins": BINS, "shares": bins, "of": len(everything)}  # fmt: skip
 
@@ -176,10 +181,10 @@ def _stretches(record: RunRecord, instance: _Instance, keep: int) -> np.ndarray:
     total = len(instance.process_s)
     column = record.iterations
     running = column["running"][instance.rows[0]]
-    length = max(keep // 2, 1)
-    load = np.convolve(running, np.ones(min(length, total)), mode="valid")
-    first = int(np.argmax(load))
-    taken = [np.arange(first, min(first + length, total))]
+    length = min(max(keep // 2, 1), total)
+    upto = np.concatenate(([0], np.cumsum(running)))
+    first = int(np.argmax(upto[length:] - upto[:-length]))
+    taken = [np.arange(first, first + length)]
     events = record.events
     lost = [
         int(iteration)

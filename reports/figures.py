@@ -33,19 +33,22 @@ KIND_COLOURS = {
     "cpu": "#e0616b", "kv": "#96694c", "bubble": "#45b3a0", "none": "#dfe3e8", "other": "#aab2bb",
     "receive": "#c5ccd4", "schedule": "#8793a0", "launch": "#48545f", "process": "#6b9a72",
 }  # fmt: skip
-_STYLE = {
-    "font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#e3e6ea", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
-    "legend.fontsize": 7, "lines.linewidth": 1.2, "savefig.dpi": 200, "svg.hashsalt": "workbench", "svg.fonttype": "none",
+_STYLE: Any = {
+    "font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e6ea",
+    "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 7,
+    "lines.linewidth": 1.2, "savefig.dpi": 200, "svg.hashsalt": "workbench", "svg.fonttype": "none",
     "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
 _NO_DATE: dict[str, dict[str, Any]] = {
-    "png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
 }  # fmt: skip
 
 
 def write_figures(report: Report, folder: str | Path, file_format: str) -> list[Path]:
-    """Draw `latency`, `over_time`, `time_use` and `timeline` into `folder`; those that the records hold nothing for are left out.
+    """Draw `latency`, `over_time`, `time_use` and `timeline` into `folder`; left out is what the records hold nothing of.
 
     Raises `RecordError` if a file cannot be written, `ValueError` for an unknown format.
     """
@@ -104,7 +107,8 @@ def latency_figure(report: Report) -> Figure:
     figure = _figure(7, 4.4)
     axes = figure.subplots(2, 2)
     titles = {
-        "ttft": "Time to first token", "tpot": "Time per output token", "itl": "Gaps between tokens", "e2e": "Arrival to finish",
+        "ttft": "Time to first token", "tpot": "Time per output token", "itl": "Gaps between tokens",
+        "e2e": "Arrival to finish",
     }  # fmt: skip
     for axis, (name, chart) in zip(axes.flat, latency_cdfs(report.records).items(), strict=True):
         x = _values(chart["x"])
@@ -131,7 +135,8 @@ def over_time_figure(report: Report) -> Figure | None:
         return None
     charts = {
         "running": ("Running", "requests"), "waiting": ("Waiting", "requests"), "decode_tokens": ("Decode", "tokens/s"),
-        "prefill_tokens": ("Prefill", "tokens/s"), "kv": ("KV in use", "tokens"), "hit_rate": ("Cache hits", "share of prompt tokens"),
+        "prefill_tokens": ("Prefill", "tokens/s"), "kv": ("KV in use", "tokens"),
+        "hit_rate": ("Cache hits", "share of prompt tokens"),
         "busy": ("GPU busy", "share of time"), "batch": ("Batch", "requests a batch"),
     }  # fmt: skip
     figure = _figure(7, 7.4)

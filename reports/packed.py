@@ -1,8 +1,8 @@
 """Columns of whole numbers as a few bytes a value, for the scripts of the page.
 
-Each column is turned into differences that are mostly small (see `differences`), zigzagged so that none is negative, cut into
-planes of one byte each, lowest first, and all planes deflated together: runs repeat themselves, and the planes lay bare where.
-report.js undoes this.
+Each column is turned into differences that are mostly small (see `differences`), zigzagged so that none is negative,
+cut into planes of one byte each, lowest first, and all planes deflated together: runs repeat themselves, and the planes
+lay bare where. core.js undoes this.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+_LARGE_BYTES = 2_000_000
+"""Beyond this the last percent of size is not worth the seconds it takes."""
 MOST_PLANES = 6
 """48 bits: every difference JavaScript can add up exactly, and eight months in tenths of a microsecond."""
 
@@ -57,7 +59,7 @@ def packed_text(lines: list[str]) -> dict[str, Any]:
 
 def text_of(raw: bytes) -> str:
     """Bytes, deflated, as text."""
-    return base64.b64encode(zlib.compress(raw, 9)).decode()
+    return base64.b64encode(zlib.compress(raw, 9 if len(raw) < _LARGE_BYTES else 6)).decode()
 
 
 def differences(values: np.ndarray) -> np.ndarray:

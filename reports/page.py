@@ -48,7 +48,7 @@ _SCRIPTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of: the runs by the name to show, their numbers, and which of them the others are compared with."""
+    """What a page is made of: the runs by the name to show, their numbers, and the one they are compared with."""
 
     records: Mapping[str, RunRecord]
     summaries: Summaries
@@ -260,7 +260,7 @@ def _hardware(record: RunRecord) -> str:
     if not isinstance(hardware, Mapping):
         return _named(hardware)
     number = hardware.get("gpus")
-    times = f"{number} × " if isinstance(number, int) and number > 1 else ""
+    times = f"{number} x " if isinstance(number, int) and number > 1 else ""
     world = {True: " (simulated)", False: " (real)", None: ""}[simulated(record)]
     return f"{times}{hardware.get('gpu') or hardware.get('name') or 'unknown'}{world}"
 

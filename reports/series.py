@@ -88,7 +88,7 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
 
     `running`, `waiting`, `kv`: time-weighted means; `decode_tokens`, `prefill_tokens`: computed per second, counted
     when the forward pass has left the last stage; `batch` and `batch_tokens`: mean requests and
-    tokens a batch, NaN where none was launched, `batch_prefill` and `batch_decode` those tokens by kind; `hit_rate`: share of
+    tokens a batch, NaN where none was launched, `batch_prefill` and `batch_decode` those by kind; `hit_rate`: share of
     the prompt tokens of requests first scheduled then that the prefix cache held, NaN where none was; `busy`
     and `prefill`, `decode`, `mixed`: shares of the time of all stages, and `idle_cpu`, `idle_kv`, ... what idles by
     cause (time_use.CAUSES). All NaN for a record without iterations.

@@ -1,9 +1,9 @@
 """A run as Chrome trace events, the JSON that Perfetto and chrome://tracing open.
 
-Every instance of every run is a process. Its threads are the CPU (one bar a phase) and each GPU stage (one bar a batch, the
-batch in its arguments); its requests are asynchronous tracks with queued, prefill, decode and retracted nested in them; running,
-waiting and KV are counters. Times are microseconds from the run's first moment, with nanoseconds behind the point. Events are in
-order of time, and of those that begin together the longer comes first, so that bars nest.
+Every instance of every run is a process. Its threads are the CPU (one bar a phase) and each GPU stage (one bar a batch,
+the batch in its arguments); its requests are asynchronous tracks with queued, prefill, decode and retracted nested in
+them; running, waiting and KV are counters. Times are microseconds of the run's clock, with nanoseconds behind the
+point. Events are in order of time, and of those that begin together the longer comes first, so that bars nest.
 """
 
 from __future__ import annotations

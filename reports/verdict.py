@@ -120,7 +120,7 @@ def _idle(uses: Mapping[str, TimeUse], cause: str, what: str) -> list[str]:
 
 
 def _wasted(uses: Mapping[str, TimeUse]) -> list[str]:
-    """Batches that cost more GPU time in one run than in another, for the same requests: smaller ones, or sliced by stages."""
+    """Batches that cost more GPU time in one run than in another: smaller ones, or sliced by stages."""
     busy = {run: sum(use.busy_s.values()) * use.gpus_a_stage for run, use in uses.items() if any(use.busy_s.values())}
     if len(busy) < 2:
         return []

@@ -92,7 +92,7 @@ def _ticks(seconds: np.ndarray) -> np.ndarray:
 
 
 def _events(record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int]) -> dict[str, np.ndarray]:
-    """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; of a retraction, when its batch was launched."""
+    """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; a retraction begins when it was decided."""
     column, events = record.iterations, record.events
     spans: dict[tuple[int, int], tuple[float, float, float]] = {}
     for instance in sorted(set(column["instance"].tolist())):
@@ -133,7 +133,7 @@ class Part(NamedTuple):
 def request_parts(record: RunRecord) -> list[list[Part]]:
     """For each request, in the record's order, its time from arrival to finish without gaps; nothing for one without an end.
 
-    report.js draws requests by the same rule.
+    waterfall.js draws requests by the same rule.
     """
     column, iterations = record.requests, record.iterations
     place = {request_id: row for row, request_id in enumerate(column["request_id"])}

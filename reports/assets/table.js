@@ -68,7 +68,11 @@ WB.parts.push(async () => {
       return;
     }
     const base = picker ? Number(picker.value) : 0;
-    const size = (row) => Math.abs(run === base ? valueOf(row, run) ?? -1 : difference(valueOf(row, run), valueOf(row, base)) ?? -1);
+    // Without a difference a row goes last; the baseline itself keeps the order of the rows.
+    const size = (row) => {
+      const change = run === base ? 0 : difference(valueOf(row, run), valueOf(row, base));
+      return change == null ? -1 : Math.abs(change);
+    };
     groups[0].append(...[...rows].sort((one, other) => size(other) - size(one)));
   }
   table.addEventListener("click", (event) => {

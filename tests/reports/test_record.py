@@ -19,7 +19,7 @@ from reports.csv_text import read_columns, write_columns
 from reports.labels import METRICS
 from reports.page import write_report
 from reports.record import IterationLog, RecordError, RunRecord, prepare_out, read_record, write_record
-from reports.schema import ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
+from reports.schema import EVENT_COLUMNS, ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 
 
@@ -208,9 +208,33 @@ def test_a_folder_that_is_no_run_is_told_apart(tmp_path: Path) -> None:
     write_record(toy_run(number=3), tmp_path / "out/normal")
     with pytest.raises(RecordError, match=r"not a run: it holds no meta\.json \(its folders normal do\)"):
         read_record(tmp_path / "out")
-    (tmp_path / "out/normal/itl.csv").unlink()
-    with pytest.raises(RecordError, match=r"itl\.csv: cannot be read"):
+    (tmp_path / "out/normal/requests.csv").unlink()
+    with pytest.raises(RecordError, match=r"requests\.csv: cannot be read"):
         read_record(tmp_path / "out/normal")
+
+
+def test_a_record_needs_neither_iterations_nor_gaps_nor_events(tmp_path: Path) -> None:
+    record = toy_run(number=3)
+    write_record(record, tmp_path / "run")
+    for name in ("iterations.csv", "itl.csv"):
+        (tmp_path / "run" / name).unlink()
+    read = read_record(tmp_path / "run")
+    assert read.requests["request_id"] == record.requests["request_id"]
+    assert not len(read.iterations["iteration"]) and not len(read.itl[0]) and not read.events["request_id"]
+
+
+def test_events_are_written_and_read_back(tmp_path: Path) -> None:
+    rows = {
+        "request_id": ["a", "a"],
+        "instance": [0, 0],
+        "iteration": [0, 4],
+        "event": ["prefill", "retracted"],
+        "tokens": [7, 0],
+    }
+    plain = toy_run(number=3)
+    write_record(RunRecord(plain.meta, plain.requests, plain.iterations, plain.itl, rows), tmp_path / "run")
+    read = read_record(tmp_path / "run").events
+    assert {name: list(values) for name, values in read.items()} == rows
 
 
 def test_an_empty_run_is_not_read(tmp_path: Path) -> None:
@@ -281,7 +305,9 @@ def test_the_documentation_defines_every_column_and_every_metric() -> None:
     text = (Path(__file__).parents[2] / "docs/run-record.md").read_text()
     requests, iterations, itl = (text.split(f"## {name}")[1].split("\n## ")[0] for name in
                                  ("requests.csv", "iterations.csv", "itl.csv"))  # fmt: skip
-    for part, columns in ((requests, REQUEST_COLUMNS), (iterations, ITERATION_COLUMNS), (itl, ITL_COLUMNS)):
+    events = text.split("## events.csv")[1].split("\n## ")[0]
+    for part, columns in ((requests, REQUEST_COLUMNS), (iterations, ITERATION_COLUMNS), (itl, ITL_COLUMNS),
+                          (events, EVENT_COLUMNS)):  # fmt: skip
         assert [name for name in columns if f"`{name}`" not in part] == []
     metrics = text.split("## The metrics")[1]
     for name in METRICS:

@@ -9,10 +9,12 @@ import re
 import pytest
 from rich.console import Console
 
+from reports.compact import compact_table
 from reports.labels import METRICS, difference, percent, written
 from reports.labels import Unit as U
 from reports.metrics import summarise
 from reports.table import comparison_table, to_json, verdict
+from reports.time_use import time_use
 from tests.reports.records import record_of, request_row, toy_run
 
 
@@ -50,7 +52,9 @@ def test_nothing_is_best_when_all_are_alike_or_alone() -> None:
 
 
 def test_every_metric_of_a_summary_has_a_label(summaries: dict[str, dict]) -> None:
-    assert set(METRICS) == set(summaries["normal"])
+    use = time_use(toy_run("overlap", number=20))
+    assert use is not None
+    assert set(METRICS) == {*summaries["normal"], *use.shares()}
 
 
 @pytest.mark.parametrize(
@@ -118,3 +122,30 @@ def test_a_run_without_a_finished_request_still_has_a_verdict_and_a_table() -> N
         "a finished 0 of 1 requests (1 unfinished); its latencies and throughput count the finished ones."
     ]
     assert any("Unfinished" in line for line in printed(found))
+
+
+def test_a_compact_table_of_any_number_of_runs_fits_into_eighty_columns(summaries: dict[str, dict]) -> None:
+    many = {f"{name} with a long name {turn}": found for turn in range(4) for name, found in summaries.items()}
+    file = io.StringIO()
+    Console(file=file, width=80).print(compact_table(many, list(many)[1]))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, map(str.rstrip, lines))) <= 80
+    assert "…" not in file.getvalue() and lines[0].split()[:2] == ["out", "tok/s"]
+    assert lines[-2].strip().startswith("* best of the column") or lines[-1].strip().startswith("* best of the column")
+
+
+def test_numbers_of_very_different_size_each_get_their_own_unit() -> None:
+    assert written([0.03909, 123.0], U.SECONDS) == ["39.09 ms", "123.0 s"]
+
+
+def test_reasons_tell_hidden_cpu_time_from_bubbles_and_lost_memory() -> None:
+    runs = {
+        loop: toy_run(loop, number=60, pp=2 if loop == "pipeline" else 1) for loop in ("normal", "overlap", "pipeline")
+    }
+    lines = verdict(
+        {name: summarise(run) for name, run in runs.items()}, {name: time_use(run) for name, run in runs.items()}
+    )
+    text = " ".join(lines)
+    assert re.search(r"normal keeps the GPU waiting for the CPU \d+\.\d% of the time", text)
+    assert re.search(r"overlap waits (<?\d+\.\d%), hiding \d+\.\d%", text)
+    assert re.search(r"pipeline bubbles.* in pipeline\)", text)
