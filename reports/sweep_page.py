@@ -70,6 +70,7 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
             {"name": m.name, "label": m.label, "unit": m.unit.value, "better": m.better.value} for m in metrics
         ],
         "objectives": objectives,
+        "telling": _telling(finished, names, objectives[0]),
         "table": list(dict.fromkeys([*objectives, *TABLE])),
         "rows": [
             {
@@ -171,6 +172,13 @@ def main_effects(rows: Sequence[Row], names: Sequence[str], metric: str) -> list
         between = sum(len(group) * (np.mean(group) - values.mean()) ** 2 for group in groups.values()) / len(rows)
         effects.append((name, float(between) / total))
     return sorted(effects, key=lambda effect: -effect[1])
+
+
+def _telling(finished: Sequence[Row], names: Sequence[str], metric: str) -> list[str]:
+    """All varied settings, those that explain most of a metric first: what the charts show before anybody chooses."""
+    known = [row for row in finished if row[metric] is not None]
+    first = [name for name, _ in main_effects(known, names, metric)] if known else []
+    return list(dict.fromkeys([*first, *names]))
 
 
 def _axis(dimension: Mapping[str, Any]) -> dict[str, Any]:

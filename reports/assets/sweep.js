@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { axes, metrics, rows } = data;
+  const { axes, metrics, rows } = data, [telling, second] = data.telling;
   if (!document.getElementById("pareto")) return;
   const SVG = "http://www.w3.org/2000/svg";
   const metricOf = Object.fromEntries(metrics.map((m, i) => [m.name, { ...m, at: i }]));
@@ -94,7 +94,8 @@
     const bar = document.createElement("i");
     bar.className = "ramp";
     bar.style.background = `linear-gradient(90deg, ${[0, 0.2, 0.4, 0.6, 0.8, 1].map((t) => rgb(ramp(t)))})`;
-    legend.append(what, low, bar, high, better || "");
+    const said_ = (t) => Object.assign(document.createElement("span"), { textContent: t });
+    legend.append(said_(what), said_(low), bar, said_(high), said_(better || ""));
   }
 
   // ---- drawing --------------------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@
   // ---- Pareto ---------------------------------------------------------------------------------------------------
   const px = choice("pareto", "across", metricOptions, first(minimised, "ttft_p99_s"));
   const py = choice("pareto", "up", metricOptions, first(maximised, "output_throughput_per_gpu"));
-  const pc = choice("pareto", "colour", [...axisOptions, ...metricOptions], axes[0].name);
+  const pc = choice("pareto", "colour", [...axisOptions, ...metricOptions], telling);
   const [tightest, widest] = extent(px.value);
   const logX = tick("pareto", "logarithmic across", tightest > 0 && widest / tightest > 30);
   function front(nx, ny) {
@@ -217,8 +218,8 @@
 
   // ---- heat map -------------------------------------------------------------------------------------------------
   const hm = choice("heat", "metric", metricOptions, first(maximised, "output_throughput_per_gpu"));
-  const hx = choice("heat", "across", axisOptions, axes[0].name);
-  const hy = choice("heat", "down", axes.length > 1 ? axisOptions : [["", "(one setting)"], ...axisOptions], axes.length > 1 ? axes[1].name : "");
+  const hx = choice("heat", "across", axisOptions, telling);
+  const hy = choice("heat", "down", axes.length > 1 ? axisOptions : [["", "(one setting)"], ...axisOptions], second || "");
   const hw = choice("heat", "several runs in a cell", [["best", "the best"], ["mean", "their mean"], ["worst", "the worst"]], "best");
   const BINS = 8;
   // The columns of a setting: its values, or bins of a range.
@@ -300,6 +301,7 @@
     const { svg, width, height } = canvas("parallel", 340, lanes.length * 92 + 20);
     const top = 46, bottom = height - 22, X = (i) => 46 + (i * (width - 92)) / Math.max(lanes.length - 1, 1);
     const Y = (t) => bottom - t * (bottom - top), paint = colouring(cc.value, document.querySelector("#parallel .legend"));
+    const edge = (i) => (i === lanes.length - 1 ? [-5, "end"] : [5, "start"]);
     const order = [...rows].sort((a, b) => visible(a) - visible(b) || (a.point === state.picked) - (b.point === state.picked));
     for (const row of order) {
       const spots = lanes.map((n, i) => [X(i), place(n)(row)]).filter(([, t]) => t !== null).map(([x, t]) => `${x},${Y(t)}`);
@@ -316,7 +318,7 @@
       const marks = axis && axis.values ? axis.values.map((v, k) => [said(v), axis.values.length > 1 ? k / (axis.values.length - 1) : 0.5])
         : extent(name).map((v, k) => [text(name, v), k]);
       for (const [shown, t] of marks) {
-        const label_ = draw(svg, "text", { x: x + 5, y: Y(t) + (t === 0 ? 14 : -4), "text-anchor": "start" }, shown.length > 13 ? `${shown.slice(0, 12)}…` : shown);
+        const label_ = draw(svg, "text", { x: x + edge(i)[0], y: Y(t) + (t === 0 ? 14 : -4), "text-anchor": edge(i)[1] }, shown.length > 13 ? `${shown.slice(0, 12)}…` : shown);
         label_.style.cssText = "paint-order: stroke; stroke: var(--paper); stroke-width: 3px; pointer-events: none";
       }
       const brush = state.brushes[name];

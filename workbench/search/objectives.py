@@ -33,7 +33,7 @@ def parse_objectives(text: str) -> list[Objective]:
         way, colon, name = part.strip().rpartition(":")
         metric = SWEEP_METRICS.get(name)
         if metric is None:
-            near = difflib.get_close_matches(name, SWEEP_METRICS, 3)
+            near = difflib.get_close_matches(name, SWEEP_METRICS, 3, 0.4)
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise SpaceError(f"objective: no metric {name!r}{hint}")
         if colon and way not in ("max", "min"):

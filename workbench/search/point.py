@@ -37,7 +37,8 @@ class Base:
 
     @classmethod
     def for_space(cls, config: Path | None, flags: dict[str, Any], space: list[Dimension]) -> Base:
-        """Raises SpaceError for a setting that is both fixed and varied, and for loops that do not exist."""
+        """Raises SpaceError for a setting that is both fixed and varied, for loops that do not exist, and for several that
+        do not vary; ConfigError for a bad settings file."""
         loops: tuple[str, ...] = ()
         for dimension in space:
             if flags.get(dimension.name) is not None:
@@ -47,7 +48,11 @@ class Base:
                 for loop in loops:
                     if loop not in LOOP_NAMES:
                         raise SpaceError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
-        return cls(config, {name: value for name, value in flags.items() if value is not None}, loops)
+        base = cls(config, {name: value for name, value in flags.items() if value is not None}, loops)
+        named = str(base.given().get("loop", ""))
+        if "," in named:
+            raise SpaceError(f"loop: {named!r} names several; vary them with --vary loop={named}")
+        return base
 
     @property
     def seed(self) -> int:
@@ -71,8 +76,6 @@ class Base:
         settings = settings_from(self.config, {name: value for name, value in given.items() if value is not None})
         if unset:
             settings = dataclasses.replace(settings, **unset)
-        if "loop" not in point and len(settings.loops) > 1:
-            raise SpaceError(f"loop: {settings.loop!r} names several; vary them with --vary loop={settings.loop}")
         return settings, point.get("loop") or settings.loops[0]
 
 
