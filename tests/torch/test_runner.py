@@ -85,6 +85,39 @@ def test_greedy_output_is_that_of_transformers(tiny: Any, loop: str, name: str) 
         assert sum(req.cached_tokens for req in run.ended.values()) > 0
 
 
+OTHERS = {
+    "MistralForCausalLM": {"sliding_window": 12},
+    "Qwen2ForCausalLM": {},
+    "Qwen3MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_every_other_family_agrees_under_each_loop_with_chunks_retraction_and_ranks(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = make(architecture, tmp_path, **OTHERS[architecture])
+    expected = [reference(model, prompt, NEW)[0] for prompt in PROMPTS]
+    for loop, tp, pp in (("normal", 1, 1), ("overlap", 2, 1), ("pipeline", 1, 2)):
+        for page_size in (1, 16):
+            backend = backend_of(str(tmp_path), tp=tp, pp=pp, page_size=page_size, kv_tokens=176)
+            try:
+                run = serve(
+                    backend,
+                    staggered(),
+                    loop,
+                    max_running=8,
+                    slots=pp,
+                    page_size=page_size,
+                    chunk=16,
+                    conservativeness=0.01,
+                )
+            finally:
+                backend.close()
+            check(run, expected)
+            assert any(batch.worker.unsampled is not None for batch in run.batches)
+
+
 @pytest.mark.parametrize("loop, tp, pp", [("overlap", 2, 1), ("normal", 2, 1), ("pipeline", 1, 2), ("pipeline", 2, 2)])
 def test_several_ranks_write_what_one_writes(llama: Any, loop: str, tp: int, pp: int) -> None:
     folder, expected = llama
