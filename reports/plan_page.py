@@ -105,7 +105,7 @@ def _search(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str
             marks.append({"x": f"{x:.2f}", "kept": probe["kept"], "text": f"{number}. {rate}: {outcome}"})
     return {
         "name": _named(candidate, names), "marks": marks, "rows": rows, "low": f"{low * 1.15:.4g}/s",
-        "high": f"{high / 1.15:.4g}/s", "saturated": f"{candidate['saturated_rps']:.4g}",
+        "high": f"{high / 1.15:.4g}/s", "burst": f"{candidate['burst_rps']:.4g}",
         "breaks": candidate["breaks_first"],
         "command": candidate["command"],
     }  # fmt: skip

@@ -9,8 +9,11 @@ import pytest
 
 from tests.search.run import SAMPLE, line, workbench, write_trace
 from traces import open_trace
+from traces.generate import Workload, generate
+from traces.lengths import parse_lengths
 from traces.memory import in_memory
 from traces.reshape import reshape
+from traces.write import write_trace as write_trace_file
 from workbench.run.settings import RunSettings
 from workbench.run.simulate import simulate_loop
 from workbench.search.rate import MOST_SIMULATIONS, highest_rate, simulator
@@ -18,8 +21,13 @@ from workbench.search.slo import judge, parse_slo
 
 
 @pytest.fixture(scope="module")
-def trace():
-    return in_memory(reshape(open_trace(SAMPLE), requests=80))
+def trace(tmp_path_factory):
+    """Short and bursty enough to be quick, and to have limits of every kind."""
+    path = tmp_path_factory.mktemp("trace") / "t.jsonl"
+    workload = Workload(requests=100, rate=5.0, input_lengths=parse_lengths("200-1200"), seed=3,
+                        output_lengths=parse_lengths("4-40"))  # fmt: skip
+    write_trace_file(generate(workload), path)
+    return in_memory(open_trace(path))
 
 
 def search(trace, slo: str, target: float | None = None, **settings):
@@ -40,7 +48,7 @@ def search(trace, slo: str, target: float | None = None, **settings):
     ("slo", "settings"),
     [
         ("ttft_p99=400ms", {"max_running": 4}),
-        ("tpot_p99=12ms,ttft_p99=300ms", {}),
+        ("tpot_mean=12ms,ttft_p90=300ms", {}),
         ("e2e_mean=1.5s", {"gpu": "l40s"}),
     ],
 )
@@ -49,19 +57,18 @@ def test_the_highest_rate_is_that_of_brute_force_within_two_percent_and_twelve_s
     assert len(rates) <= MOST_SIMULATIONS == 12
     assert len(rates) == len(found.probes)
     assert found.rate < found.lost_at <= found.rate * 1.02 * (1 + 1e-9)
-    # Brute force: the ends of the bracket and beyond, every run to its end, without early stopping.
+    # Brute force: rates around what was found, every run to its end, without early stopping.
     simulate = simulator(RunSettings(**settings), "overlap", trace, "", "")
     limits = parse_slo(slo)
-    kept = {
-        factor: judge(simulate(found.rate * factor, None), limits).kept for factor in (0.8, 0.9, 1.0, 1.03, 1.1, 1.25)
-    }
-    highest = max(factor for factor, good in kept.items() if good)
-    assert highest == 1.0 and kept[0.8] and kept[0.9]
+    factors = (0.7, 0.8, 0.9, 0.94, 0.97, 1.0, 1.02, 1.04, 1.07, 1.1, 1.2, 1.4)
+    kept = [factor for factor in factors if judge(simulate(found.rate * factor, None), limits).kept]
+    assert kept == [factor for factor in factors if factor <= max(kept)]
+    assert 1.0 <= max(kept) <= 1.02
 
 
 def test_stopping_early_never_changes_a_verdict(trace):
-    limits = parse_slo("ttft_p90=150ms,tpot_p99=11ms")
-    found, _ = search(trace, "ttft_p90=150ms,tpot_p99=11ms")
+    limits = parse_slo("ttft_p90=150ms,tpot_p99=15ms")
+    found, _ = search(trace, "ttft_p90=150ms,tpot_p99=15ms")
     simulate = simulator(RunSettings(), "overlap", trace, "", "")
     stopped = [probe for probe in found.probes if probe.stopped]
     assert stopped
@@ -104,8 +111,8 @@ def test_an_slo_that_a_burst_keeps_has_no_highest_rate(trace):
     ("slo", "settings", "says"),
     [
         ("ttft_p99=400ms", {"max_running": 4}, "because 4 requests run already (max_running)"),
-        ("ttft_p90=1s", {"kv_tokens": 6000, "cache": "none"}, "KV cache"),
-        ("tpot_p99=12ms", {"cache": "none"}, "(prefill interference)"),
+        ("ttft_p90=1s", {"kv_tokens": 5000, "cache": "none"}, "the KV cache has no room"),
+        ("tpot_p99=20ms", {"cache": "none"}, "(prefill interference)"),
     ],
 )
 def test_what_breaks_first_is_named_with_its_cause(trace, slo, settings, says):
@@ -115,8 +122,8 @@ def test_what_breaks_first_is_named_with_its_cause(trace, slo, settings, says):
 
 def test_the_cheapest_configuration_that_carries_the_load_wins_and_simulate_agrees(tmp_path):
     (tmp_path / "p.toml").write_text('currency = "EUR"\n[gpu_hour]\nh100 = 3\nl40s = 1\n')
-    slo = "ttft_p99=500ms,tpot_p99=40ms"
-    done = workbench("plan", SAMPLE, "--requests", 60, "--slo", slo, "--vary", "gpu=h100,l40s", "--vary", "tp=1,3",
+    slo = "ttft_p99=500ms,tpot_p99=35ms"
+    done = workbench("plan", SAMPLE, "--requests", 40, "--slo", slo, "--vary", "gpu=h100,l40s", "--vary", "tp=1,3",
                      "--rate", 3, "--prices", tmp_path / "p.toml", "--out", tmp_path / "o", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -126,8 +133,8 @@ def test_the_cheapest_configuration_that_carries_the_load_wins_and_simulate_agre
     carrying = [row for row in rows if row["carries_target"]]
     assert carrying and rows[0]["cost_per_hour"] == min(row["cost_per_hour"] for row in carrying)
     for row in rows[:2]:
-        assert row["carries_target"] == (row["highest_rate"] >= 3)
-        assert row["margin"] == pytest.approx(row["highest_rate"] / 3 - 1)
+        assert row["carries_target"] == (row["unbounded"] or row["highest_rate"] >= 3)
+        assert row["unbounded"] or row["margin"] == pytest.approx(row["highest_rate"] / 3 - 1)
     assert rows[2]["reason"].startswith("tp: 3 does not divide")
     assert any("EUR an hour" in sentence for sentence in plan["answer"])
     assert json.loads((tmp_path / "o" / "plan.json").read_text())["candidates"] == rows
@@ -135,7 +142,7 @@ def test_the_cheapest_configuration_that_carries_the_load_wins_and_simulate_agre
     words = rows[0]["command"].split()[1:]
     again = workbench(*words, "--out", tmp_path / "s", "--json")
     metrics = json.loads(again.stdout)["runs"]["overlap"]["metrics"]
-    assert metrics["ttft_p99_s"] <= 0.5 and metrics["tpot_p99_s"] <= 0.04
+    assert metrics["ttft_p99_s"] <= 0.5 and metrics["tpot_p99_s"] <= 0.035
     assert metrics["ttft_p99_s"] == pytest.approx(rows[0]["at_highest_rate"]["ttft_p99"], rel=1e-3)
 
 

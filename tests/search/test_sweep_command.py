@@ -249,5 +249,19 @@ def test_an_error_in_a_run_is_one_line_with_its_place():
     assert fault.startswith("ZeroDivisionError: ") and "(test_sweep_command.py:" in fault
 
 
+def test_time_is_up_in_the_middle_of_a_task_without_a_process_of_its_own():
+    from workbench.search.executor import guarded_within
+
+    assert guarded_within(_divide, 4, 5.0) == (0.25, None, False)
+    assert guarded_within(_sleep, 30, 0.05) == (None, None, True)
+
+
+def _sleep(seconds: float) -> None:
+    try:
+        time.sleep(seconds)
+    except Exception:
+        pytest.fail("somebody took the end of the time for an error")
+
+
 def _divide(number: int) -> float:
     return 1 / number

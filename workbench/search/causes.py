@@ -48,7 +48,8 @@ def _waiting(record: RunRecord, limit: Limit) -> str | None:
     arrival_s = column["arrival_s"]
     first_s = np.where(np.isnan(column["first_token_s"]), now_s, column["first_token_s"])
     turn_s = np.where(np.isnan(column["scheduled_s"]), now_s, column["scheduled_s"])
-    end_s = np.where(np.isnan(column["finish_s"]), now_s, column["finish_s"]) if limit.latency == "e2e" else first_s
+    finish_s = np.where(np.isnan(column["finish_s"]), now_s, column["finish_s"])
+    end_s = {"ttft": first_s, "queue": turn_s, "e2e": finish_s}[limit.latency]
     over = end_s - arrival_s > limit.limit_s
     if not over.any():
         return None
@@ -69,21 +70,27 @@ def _waiting(record: RunRecord, limit: Limit) -> str | None:
 
 
 def _why_queued(record: RunRecord) -> str:
+    """What kept requests out while some were waiting."""
     column = record.iterations
     settings = record.meta["settings"]
     held_up = column["waiting"] > 0
     if not held_up.any():
         return "because each step is long compared with the limit"
-    instances = max(int(settings.get("dp") or 1), 1)
-    kv = column["kv_used_tokens"][held_up].mean() / max(settings["kv_tokens"], 1)
+    kv = float(column["kv_used_tokens"][held_up].mean() / max(settings["kv_tokens"], 1))
     running = column["running"][held_up].mean() / max(settings["max_running"], 1)
     if running >= FULL:
         return f"because {settings['max_running']} requests run already (max_running)"
     if kv >= FULL or _sum(record, "retractions"):
-        return f"because the KV cache is full ({percent(min(float(kv), 1.0))} of {settings['kv_tokens']:,} tokens)"
-    if kv >= 0.6:
-        return f"because the KV cache has no room for more and their outputs ({percent(float(kv))} used)"
-    return f"because {'the GPUs are' if instances > 1 else 'the GPU is'} busy with other prompts and decodes"
+        return f"because the KV cache is full ({percent(min(kv, 1.0))} of {settings['kv_tokens']:,} tokens)"
+    # Prompts go before decodes: a decode step while somebody waits means that nobody could be let in.
+    busy_s = column["end_s"] - column["start_s"]
+    refused = busy_s[held_up & (column["mode"] == DECODE)].sum() / max(busy_s[held_up].sum(), 1e-12)
+    if settings["batching"] == "prefill-first" and refused > DOMINANT:
+        return (
+            f"because the KV cache has no room for them and what the running requests may still write ({percent(kv)} of "
+            f"{settings['kv_tokens']:,} tokens used)"
+        )
+    return f"because {'the GPUs are' if int(settings.get('dp') or 1) > 1 else 'the GPU is'} busy with other requests"
 
 
 def _decoding(record: RunRecord, limit: Limit, idle: bool) -> str:

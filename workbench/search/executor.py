@@ -201,6 +201,28 @@ def guarded(work: Work, task: Any) -> tuple[Any, str | None]:
         return None, f"{type(error).__name__}: {text} ({os.path.basename(at.filename)}:{at.lineno})"
 
 
+class _OverTime(BaseException):
+    """No Exception: nothing on the way should take it for an error of its own."""
+
+
+def guarded_within(work: Work, task: Any, limit_s: float | None) -> tuple[Any, str | None, bool]:
+    """`guarded`, and whether the time was up first. The clock starts here: what a cluster needs to start a worker does not
+    count. For the main thread, which is where Ray runs tasks."""
+
+    def stop(*_: Any) -> None:
+        raise _OverTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, limit_s or 0)
+        return *guarded(work, task), False
+    except _OverTime:
+        return None, None, True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class RayExecutor:
     """The same on a Ray cluster: the one in RAY_ADDRESS, else one on this machine. The work, with the trace inside it, is
     put into the object store once."""
@@ -216,8 +238,8 @@ class RayExecutor:
         self._jobs = jobs or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         self._shared = ray.put(work)
         # No retries: a worker that dies has its task recorded as failed, as on one machine.
-        self._remote = ray.remote(max_retries=0, num_cpus=1)(guarded)
-        self._refs: dict[Any, tuple[Hashable, float]] = {}
+        self._remote = ray.remote(max_retries=0, num_cpus=1)(guarded_within)
+        self._refs: dict[Any, Hashable] = {}
 
     @property
     def running(self) -> int:
@@ -228,30 +250,21 @@ class RayExecutor:
         return len(self._refs) < self._jobs
 
     def start(self, key: Hashable, task: Any) -> None:
-        due_s = time.monotonic() + self._limit_s if self._limit_s is not None else float("inf")
-        self._refs[self._remote.remote(self._shared, task)] = key, due_s
+        self._refs[self._remote.remote(self._shared, task, self._limit_s)] = key
 
     def wait(self, timeout_s: float) -> list[Done]:
         if not self._refs:
             return []
-        now = time.monotonic()
-        until_due_s = min(due_s for _, due_s in self._refs.values()) - now
-        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=max(min(timeout_s, until_due_s), 0.0))
-        done = []
-        for ref in ready:
-            key, _ = self._refs.pop(ref)
-            try:
-                result, fault = self._ray.get(ref)
-            except self._ray.exceptions.RayError as error:
-                result, fault = None, " ".join(str(error).split())[:300]
-            done.append(Done(key, result=result, fault=fault))
-        now = time.monotonic()
-        for ref, (key, due_s) in list(self._refs.items()):
-            if now >= due_s:
-                self._ray.cancel(ref, force=True)
-                del self._refs[ref]
-                done.append(Done(key, timed_out=True))
-        return done
+        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=timeout_s)
+        return [self._collect(ref) for ref in ready]
+
+    def _collect(self, ref: Any) -> Done:
+        key = self._refs.pop(ref)
+        try:
+            result, fault, timed_out = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            return Done(key, fault=" ".join(str(error).split())[:300])
+        return Done(key, result, timed_out, fault)
 
     def close(self) -> None:
         """Cancel what still runs; shut down the cluster if it was started here."""

@@ -301,7 +301,7 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
         "unbounded": math.isinf(found.rate),
         "lost_at": _finite(found.lost_at),
         "margin": _finite(candidate.margin(target)),
-        "saturated_rps": found.saturated_rps,
+        "burst_rps": found.burst_rps,
         "simulations": len(found.probes),
         "breaks_first": found.breaks,
         "at_highest_rate": found.at_rate.measured_s if found.at_rate is not None else {},

@@ -26,7 +26,7 @@ TOLERANCE = 0.02
 BURST_RATE = 1e6
 """Requests/s that amount to: all at once."""
 FIRST_GUESSES = (0.8, 0.4, 0.1, 0.01)
-"""Shares of the throughput at saturation that are tried from the top until one keeps the SLO."""
+"""Shares of the throughput of a burst that are tried from the top until one keeps the SLO."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class HighestRate:
     """The highest rate at which the SLO was kept. 0: at none; infinite: even with all requests at once."""
     lost_at: float
     """The lowest rate at which it was not; less than 2 % above `rate` unless the simulations ran out."""
-    saturated_rps: float
-    """Requests/s that it finishes when there is always work."""
+    burst_rps: float
+    """Requests/s that it finishes when all come at once."""
     probes: tuple[Probe, ...]
     breaks: str
     """What breaks first and why, in one sentence; empty if nothing does."""
@@ -92,14 +92,14 @@ def highest_rate(simulate: Simulate, limits: list[Limit], arrivals: int, request
     if burst.kept:
         return search.result(target)
     for share in FIRST_GUESSES:
-        guess = share * search.saturated_rps * arrivals / requests
+        guess = share * search.burst_rps * arrivals / requests
         if search.run(guess).kept:
             break
     else:
         # Not even nearly idle: is it the load at all?
         if not search.run(0).kept:
             return search.result(target)
-        search.run(FIRST_GUESSES[-1] / 10 * search.saturated_rps * arrivals / requests)
+        search.run(FIRST_GUESSES[-1] / 10 * search.burst_rps * arrivals / requests)
     while search.kept_at and search.lost_at > search.kept_at * (1 + TOLERANCE) and search.left > (target is not None):
         # Above the throughput of the burst, which the tail of the burst may understate, steps are short.
         above = search.kept_at * (1.25 if len(search.probes) < 4 else 1.6)
@@ -118,7 +118,7 @@ class _Search:
         self._arrivals, self._requests = arrivals, requests
         self.probes: list[Probe] = []
         self.kept_at, self.lost_at = 0.0, math.inf
-        self.saturated_rps = 0.0
+        self.burst_rps = 0.0
         self._breaks = ""
 
     @property
@@ -127,13 +127,11 @@ class _Search:
 
     def run(self, rate: float, watched: bool = True) -> Probe:
         """Simulate at a rate and narrow the bracket."""
-        span_s = (
-            self._arrivals / rate if rate and math.isfinite(rate) else self._requests / max(self.saturated_rps, 1e-9)
-        )
+        span_s = self._arrivals / rate if rate and math.isfinite(rate) else self._requests / max(self.burst_rps, 1e-9)
         watch = Watch(self._limits, self._requests, span_s) if watched else None
         record = self._simulate(rate, watch)
         if math.isinf(rate):
-            self.saturated_rps = saturated_rps(record)
+            self.burst_rps = burst_rps(record)
         stopped = watch is not None and watch.broken is not None
         if stopped:
             assert watch is not None and watch.broken is not None
@@ -160,18 +158,15 @@ class _Search:
         target_kept = None
         if target is not None:
             target_kept = True if target <= self.kept_at else False if target >= self.lost_at else None
-        return HighestRate(self.kept_at, self.lost_at, self.saturated_rps, tuple(self.probes), self._breaks, at_rate,
+        return HighestRate(self.kept_at, self.lost_at, self.burst_rps, tuple(self.probes), self._breaks, at_rate,
                            target_kept)  # fmt: skip
 
 
-def saturated_rps(record: RunRecord) -> float:
-    """Requests/s between the tenth and the last tenth of finishes: without start and tail, which are not saturated."""
-    finish_s = np.sort(record.requests["finish_s"][~np.isnan(record.requests["finish_s"])])
-    number = len(finish_s)
-    if number < 2:
+def burst_rps(record: RunRecord) -> float:
+    """Requests/s from the first arrival to the last finish. The tail, with ever fewer of them running, makes it a little
+    less than what is sustained with a queue that never empties: a point to start from."""
+    finish_s = record.requests["finish_s"]
+    ended = ~np.isnan(finish_s)
+    if not ended.any():
         return 1.0
-    low, high = int(0.1 * (number - 1)), math.ceil(0.9 * (number - 1))
-    span_s = float(finish_s[high] - finish_s[low])
-    if span_s <= 0:
-        low, high, span_s = 0, number, float(finish_s[-1] - record.requests["arrival_s"].min())
-    return (high - low) / max(span_s, 1e-9)
+    return float(ended.sum()) / max(float(finish_s[ended].max() - record.requests["arrival_s"].min()), 1e-9)

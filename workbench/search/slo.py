@@ -54,9 +54,8 @@ def parse_slo(text: str) -> list[Limit]:
         if found is None or found[1] not in LATENCIES:
             near = difflib.get_close_matches(name.partition("_")[0].lower(), LATENCIES, 1)
             hint = f"; did you mean {near[0]}_p99?" if near else ""
-            raise SloError(
-                f"slo: {name.strip() or part!r} is not a latency ({', '.join(LATENCIES)}) with _mean or _p99{hint}"
-            )
+            asked = name.strip() or "''"
+            raise SloError(f"slo: {asked} is not a latency ({', '.join(LATENCIES)}) with _mean or _p99{hint}")
         percent = float(found[3]) if found[3] else None
         if percent is not None and not 0 < percent <= 100:
             raise SloError(f"slo: {name.strip()}: there is no percentile {percent:g}")
