@@ -53,7 +53,7 @@ def compact_table(summaries: Summaries, baseline: str | None = None) -> Table:
         if run != base:
             table.add_row(*changes)
     if len(names) > 1:
-        table.caption = f"{BEST} best of the column; percentages: against {base}"
+        table.caption = f"{BEST} best of its column; percentages: against {base}"
         table.caption_justify = "left"
     return table
 

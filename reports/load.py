@@ -28,7 +28,7 @@ def load_runs(folders: Sequence[str | Path], mixed_traces: bool = False) -> dict
             found[run] = read_record(run)
     names = [record.name for record in found.values()]
     if len(set(names)) < len(names):
-        names = _told_apart(list(found))
+        names = told_apart(list(found))
     records = dict(zip(names, found.values(), strict=True))
     if not mixed_traces:
         _same_trace(records)
@@ -68,7 +68,8 @@ def _same_trace(records: Mapping[str, RunRecord]) -> None:
             )
 
 
-def _told_apart(paths: list[Path]) -> list[str]:
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of different paths that tell them apart."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reports.labels import Summaries, best_of, difference, percent, shown_metrics, values_of, written
-from reports.verdict import verdict
+from reports.verdict import Uses, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,11 +53,15 @@ def comparison_table(summaries: Summaries) -> Table:
 
 
 def to_json(
-    summaries: Summaries, folders: Mapping[str, str | Path] | None = None, report: str | Path | None = None
+    summaries: Summaries,
+    folders: Mapping[str, str | Path] | None = None,
+    report: str | Path | None = None,
+    uses: Uses | None = None,
 ) -> str:
     """The summaries as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}}}, "report": ..., "verdict": [...]}`.
 
-    `folders` says where each run's record lies, `report` where the page is; both may be left out.
+    `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict).
+    All three may be left out.
     """
     runs = {
         name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
@@ -65,5 +69,8 @@ def to_json(
     }
     page = None if report is None else str(report)
     return json.dumps(
-        {"runs": runs, "report": page, "verdict": verdict(summaries)}, indent=2, ensure_ascii=False, allow_nan=False
+        {"runs": runs, "report": page, "verdict": verdict(summaries, uses)},
+        indent=2,
+        ensure_ascii=False,
+        allow_nan=False,
     )

@@ -8,6 +8,7 @@ point. Events are in order of time, and of those that begin together the longer 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -58,7 +59,8 @@ def write_trace_events(records: Mapping[str, RunRecord], path: str | Path) -> in
                 packed.close()
         os.replace(partial, path)
     except OSError as problem:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
     return number
 
@@ -188,12 +190,15 @@ def _requests(record: RunRecord, instance: int, process: int, origin_ns: int) ->
             name: int(column[name][row]) for name in ("input_tokens", "output_tokens", "cached_tokens", "retractions")
         } | {"status": column["status"][row]}
         yield _async("b", process, request_id, request_id, begin_ns, -3, args)
+        free_ns = begin_ns
         for part in parts:
-            part_begin_ns, part_end_ns = (round(moment * _NS) - origin_ns for moment in (part.begin_s, part.end_s))
-            yield _async(
-                "b", process, request_id, part.kind, part_begin_ns, -1, {"tokens": part.tokens} if part.tokens else {}
-            )
-            yield _async("e", process, request_id, part.kind, part_end_ns, -5, {})
+            # On the grid of nanoseconds a part may vanish; what vanished must not end before it began.
+            till_ns = min(round(part.end_s * _NS) - origin_ns, end_ns)
+            if till_ns > free_ns:
+                tokens = {"tokens": part.tokens} if part.tokens else {}
+                yield _async("b", process, request_id, part.kind, free_ns, -1, tokens)
+                yield _async("e", process, request_id, part.kind, till_ns, -5, {})
+                free_ns = till_ns
         yield _async("e", process, request_id, request_id, end_ns, -4, {})
 
 

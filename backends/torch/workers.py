@@ -111,16 +111,15 @@ def _load(options: RunnerOptions, parallel: Parallel, device: torch.device) -> M
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     model, config = load_model(
         options.model, dtype=dtype, device=device, ops=ops, parallel=parallel, load_format=options.load_format,  # type: ignore[arg-type]
-        seed=options.seed,
+        max_context=options.max_context, seed=options.seed,
     )  # fmt: skip
-    context = min(options.max_context or config.max_context, config.max_context)
     return ModelRunner(
         model,
         config,
         ops,
         device,
         rows=options.rows,
-        max_context=context,
+        max_context=config.max_context,
         page_size=options.page_size,
         seed=options.seed,
     )

@@ -100,7 +100,8 @@ WB.parts.push(async () => {
       return part;
     }));
     const words = parts.map(({ text }) => text);
-    const about = `${whole(request.input)} in (${whole(request.cached)} cached), ${whole(request.output)} out` + (request.retractions ? `, retracted ${request.retractions}×` : "") + (request.status === "finished" ? "" : `, ${request.status}`);
+    const ended = request.status === "finished" ? "" : `${request.status}, `, lost = request.retractions ? `retracted ${request.retractions}×, ` : "";
+    const about = `${ended}${lost}${whole(request.input)} in (${whole(request.cached)} cached), ${whole(request.output)} out`;
     const button = element("button", { type: "button", title: "show it on the timeline", "aria-label": `${request.id} in ${name}: ${words.slice(0, 12).join("; ")}` }, request.id);
     button.addEventListener("click", () => {
       const wanted = {};

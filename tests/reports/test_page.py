@@ -190,8 +190,9 @@ def test_the_page_says_what_makes_a_comparison_unfair_or_incomplete() -> None:
         caveats({"a": here, "b": there})[0]
         == "These runs did not serve the same requests (a 20, b 25): compare with care."
     )
-    real = RunRecord({**here.meta, "hardware": {"gpu": "H200", "simulated": False}, "totals": {"wall_s": 12.5}}, here.requests,
-                     record_of([]).iterations, (np.zeros(0), np.zeros(0, dtype=np.int64)))  # fmt: skip
+    measured = {"hardware": {"gpu": "H200", "simulated": False}, "totals": {"wall_s": 12.5}}
+    no_gaps = (np.zeros(0), np.zeros(0, dtype=np.int64))
+    real = RunRecord({**here.meta, **measured}, here.requests, record_of([]).iterations, no_gaps)
     assert caveats({"real": real, "model": here}) == [
         "real ran on real hardware in 12.5 s: its times are measured.",
         "The others are simulated: model.",

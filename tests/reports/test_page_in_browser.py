@@ -98,9 +98,10 @@ def test_the_timeline_in_the_page_is_the_record_to_the_nanosecond(page: Any, rec
         made = page.evaluate(
             """(place) => { const { made } = WB.timeline.runs[place];
                 const list = (values) => Array.from(values);
-                return Object.fromEntries([...["iteration", "mode", "requests", "prefill_tokens", "decode_tokens", "context_tokens",
-                    "kv_used_tokens", "waiting", "running", "receive", "schedule", "launch", "process", "processed"].map((name) =>
-                    [name, list(made[name])]), ...made.start.map((_, stage) => [`start${stage}`, list(made.start[stage])]),
+                return Object.fromEntries([...["iteration", "mode", "requests", "prefill_tokens", "decode_tokens",
+                    "context_tokens", "kv_used_tokens", "waiting", "running", "receive", "schedule", "launch", "process",
+                    "processed"].map((name) => [name, list(made[name])]),
+                    ...made.start.map((_, stage) => [`start${stage}`, list(made.start[stage])]),
                     ...made.end.map((_, stage) => [`end${stage}`, list(made.end[stage])])]); }""",
             place,
         )
@@ -232,10 +233,15 @@ def test_charts_answer_the_keyboard(page: Any) -> None:
 
 def test_a_metric_sorts_the_runs_and_a_run_sorts_the_metrics(page: Any) -> None:
     row = page.locator('tr[data-metric="ttft_mean_s"]')
-    names = lambda: page.locator("table.metrics thead th button").all_inner_texts()  # noqa: E731
-    values = lambda: [
-        float(cell) for cell in row.locator("td").evaluate_all("(cells) => cells.map((cell) => cell.dataset.value)")
-    ]
+
+    def names() -> list[str]:
+        return page.locator("table.metrics thead th button").all_inner_texts()
+
+    def values() -> list[float]:
+        return [
+            float(text) for text in row.locator("td").evaluate_all("(cells) => cells.map((cell) => cell.dataset.value)")
+        ]
+
     given = names()
     row.locator("th button").click()
     assert values() == sorted(values())
@@ -269,7 +275,8 @@ def test_the_slowest_requests_are_those_of_the_csv_file_and_a_chosen_one_is_show
     requests["e2e"] = requests.finish_s - requests.arrival_s
     requests["ttft"] = requests.first_token_s - requests.arrival_s
     shown = page.evaluate(
-        """() => [...document.querySelectorAll("#waterfall li")].map(({ dataset }) => [dataset.request, Number(dataset.e2e), Number(dataset.ttft)])"""
+        """() => [...document.querySelectorAll("#waterfall li")].map(({ dataset }) =>
+            [dataset.request, Number(dataset.e2e), Number(dataset.ttft)])"""
     )
     slowest = requests.nlargest(14, "e2e")
     assert [each[0] for each in shown] == slowest.request_id.tolist()
@@ -339,7 +346,8 @@ def noisy_run(iterations: int) -> RunRecord:
     columns = {
         "iteration": np.arange(iterations), "instance": zero, "stage": zero, "mode": np.where(prefill, 0, 1).astype(np.int8),
         "launch_s": np.concatenate(([0.009], end[:-1] - 0.001)), "start_s": end - lasts, "end_s": end,
-        "requests": np.where(prefill, 2, running), "prefill_tokens": np.where(prefill, random.integers(9, 4000, iterations), 0),
+        "requests": np.where(prefill, 2, running),
+        "prefill_tokens": np.where(prefill, random.integers(9, 4000, iterations), 0),
         "decode_tokens": np.where(prefill, 0, running), "context_tokens": random.integers(1000, 200_000, iterations),
         "kv_used_tokens": random.integers(1000, 200_000, iterations), "waiting": random.integers(0, 5, iterations),
         "running": running, **phases,

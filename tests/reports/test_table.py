@@ -131,7 +131,7 @@ def test_a_compact_table_of_any_number_of_runs_fits_into_eighty_columns(summarie
     lines = file.getvalue().splitlines()
     assert max(map(len, map(str.rstrip, lines))) <= 80
     assert "…" not in file.getvalue() and lines[0].split()[:2] == ["out", "tok/s"]
-    assert lines[-2].strip().startswith("* best of the column") or lines[-1].strip().startswith("* best of the column")
+    assert lines[-2].strip().startswith("* best of its column") or lines[-1].strip().startswith("* best of its column")
 
 
 def test_numbers_of_very_different_size_each_get_their_own_unit() -> None:

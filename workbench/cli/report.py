@@ -66,7 +66,7 @@ def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[st
     from reports.verdict import verdict
 
     if as_json:
-        print(to_json(made.numbers, report=page))
+        print(to_json(made.numbers, report=page, uses=made.uses))
         return
     console = Console()
     console.print(comparison_table(made.numbers) if full else compact_table(made.numbers, made.baseline))
@@ -87,13 +87,14 @@ def diff_config(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
+        from reports.load import told_apart
         from reports.record import read_meta
         from reports.settings import differing_settings
 
         metas = [read_meta(one), read_meta(other)]
         names = [str(meta.get("name") or folder.name) for meta, folder in zip(metas, (one, other), strict=True)]
         if names[0] == names[1]:
-            names = [str(one), str(other)]
+            names = told_apart([one, other]) if one.resolve() != other.resolve() else [str(one), str(other)]
         rows = differing_settings(metas)
         if as_json:
             import json

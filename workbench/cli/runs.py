@@ -103,24 +103,22 @@ def _progress(bar: Any, task: Any) -> Any:
 
 
 def _report(records: dict[str, RunRecord], folder: Path, settings: RunSettings, as_json: bool) -> None:
-    from reports.metrics import summarise
     from reports.page import write_report
     from reports.table import comparison_table, to_json
     from reports.verdict import verdict
 
-    summaries = {name: summarise(record, settings.slo_ttft, settings.slo_tpot) for name, record in records.items()}
     first = next(iter(records.values()))
     page = folder / "report.html"
     title = f"{first.meta['trace']['name']}: {first.meta['model']} on {first.meta['hardware']['gpu']}"
-    write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
+    made = write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
     if as_json:
-        print(to_json(summaries, {name: folder / name for name in records}, page))
+        print(to_json(made.summaries, {name: folder / name for name in records}, page, made.uses))
         return
     from rich.console import Console
 
     console = Console()
-    console.print(comparison_table(summaries))
-    for line in verdict(summaries):
+    console.print(comparison_table(made.summaries))
+    for line in verdict(made.summaries, made.uses):
         console.print(line, highlight=False)
     for note in (*first.meta["trace"]["notes"], *first.meta.get("cost_notes", ())):
         console.print(f"note: {note}", highlight=False, style="dim")
