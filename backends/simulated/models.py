@@ -217,13 +217,20 @@ def _moe_layers(config: dict[str, Any], layers: int, experts: int) -> tuple[bool
 
 
 def _windows(config: dict[str, Any], layers: int, where: str) -> tuple[int | None, ...]:
-    window = config.get("sliding_window")
-    if not window or config.get("use_sliding_window") is False:
-        return (None,) * layers
     types = config.get("layer_types")
     if isinstance(types, str):  # the catalogue writes the repeating pattern
         pattern = types.split(",")
         types = [pattern[i % len(pattern)] for i in range(layers)]
+    other = sorted({kind for kind in types or () if kind not in ("full_attention", "sliding_attention")})
+    if other:
+        raise CatalogueError(
+            f"{where}: layer_types: {other[0]!r} is not modelled; full_attention and sliding_attention are"
+        )
+    window = config.get("sliding_window")
+    # Qwen's configurations carry a window that is off unless they say otherwise.
+    used = config.get("use_sliding_window", not config["model_type"].startswith("qwen"))
+    if not window or not used:
+        return (None,) * layers
     if types is not None:
         if len(types) != layers:
             raise CatalogueError(f"{where}: layer_types: {len(types)} entries for {layers} layers")

@@ -111,3 +111,25 @@ def test_a_gpu_file_is_checked_by_field(tmp_path):
     path.write_text("memory_bytes = 1e10\n")
     with pytest.raises(CatalogueError, match=r"mine.toml: memory_bandwidth: missing"):
         load_gpu(str(path))
+
+
+def test_a_window_of_qwen_is_off_unless_the_configuration_turns_it_on(tmp_path):
+    config = {
+        "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512, "sliding_window": 32,
+    }  # fmt: skip
+    file = tmp_path / "config.json"
+    for use, windows in ((None, (None, None)), (False, (None, None)), (True, (32, 32))):
+        file.write_text(json.dumps(config | ({} if use is None else {"use_sliding_window": use})))
+        assert load_model(str(file)).windows == windows
+
+
+def test_a_layer_that_is_not_attention_is_refused_by_name(tmp_path):
+    config = {
+        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512,
+        "layer_types": ["linear_attention", "full_attention"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CatalogueError, match=r"config\.json: .*layer_types: 'linear_attention' is not modelled"):
+        load_model(str(tmp_path / "config.json"))
