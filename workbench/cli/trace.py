@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from workbench.cli.errors import one_line_errors
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
@@ -119,18 +120,6 @@ def describe_command(
         typer.echo(msgspec.json.format(msgspec.json.encode(info | figures.to_dict())).decode())
     else:
         typer.echo("\n".join(_lines(info, figures)))
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors that are the user's to mend into `error: ...` on stderr and exit code 2."""
-    from traces import TraceError
-
-    try:
-        yield
-    except (TraceError, ValueError) as fault:
-        typer.echo(f"error: {fault}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _open(
