@@ -92,7 +92,7 @@ def test_dummy_weights_need_a_configuration_alone(model: Path, trace: Path, tmp_
         (["--loop", "sideways"], "loop: 'sideways' is not one of"),
         (["--load-format", "pickle"], "load_format: 'pickle' is not one of"),
         (["--tp", "3"], "cannot be split over 3 GPUs"),
-        (["--max-context", "100000"], "max_context"),
+        (["--max-context", "100000"], "a context of 100000 tokens is not within 1 to 256"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
+
+Result = TypeVar("Result")
+
+
+def in_a_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in a thread: the browser of other tests may keep an event loop running in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +58,7 @@ def test_two_hundred_streams_are_complete_and_none_is_crossed(server):
         async with server.async_openai() as client:
             return await asyncio.gather(*(read(client, f"client {i}", n) for i, n in enumerate(lengths)))
 
-    for i, (text, reason) in enumerate(asyncio.run(all_of_them())):
+    for i, (text, reason) in enumerate(in_a_loop(all_of_them())):
         assert (text, reason) == (answer(f"client {i}", lengths[i]), "length")
     server.await_rest()
 
@@ -62,7 +73,7 @@ def test_clients_that_leave_at_random_take_their_kv_with_them(slow_server):
                 *(read(client, f"leaver {i}", 8 if leave is None else 10_000, leave) for i, leave in enumerate(leaves))
             )
 
-    for i, (text, reason) in enumerate(asyncio.run(all_of_them())):
+    for i, (text, reason) in enumerate(in_a_loop(all_of_them())):
         if leaves[i] is None:
             assert (text, reason) == (answer(f"leaver {i}", 8), "length")
         else:
@@ -79,7 +90,7 @@ def test_a_client_that_leaves_before_its_answer_frees_its_place(slow_server):
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
 
-    asyncio.run(leave())
+    in_a_loop(leave())
     slow_server.await_rest()
 
 
@@ -106,9 +117,9 @@ def test_a_thousand_requests_leave_no_growth(server):
         server.await_metric("kv_cached_tokens", lambda value: value == 0)
         return {name: resident_bytes(pid) for name, pid in {**server.children(), "http": server.process.pid}.items()}
 
-    asyncio.run(some(200, "warm"))
+    in_a_loop(some(200, "warm"))
     before = sizes()
-    asyncio.run(some(1000, "count"))
+    in_a_loop(some(1000, "count"))
     after = sizes()
     grown = {name: after[name] - before[name] for name in before if after[name] - before[name] > 8 << 20}
     assert grown == {}
