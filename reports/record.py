@@ -146,7 +146,8 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         (partial / META_FILE).write_bytes(meta)
         itl = dict(zip(ITL_COLUMNS, record.itl, strict=True))
         _write(partial / REQUESTS_FILE, lambda file: write_columns(record.requests, REQUEST_COLUMNS, file))
-        _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
+        if len(record.iterations["iteration"]) or record.meta.get("observed") is not True:
+            _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
         _write(partial / ITL_FILE, lambda file: write_columns(itl, ITL_COLUMNS, file))
         if record.events["request_id"]:
             _write(partial / EVENTS_FILE, lambda file: write_columns(record.events, EVENT_COLUMNS, file))

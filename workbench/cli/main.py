@@ -10,6 +10,7 @@ from workbench.cli import (
     calibrate,
     compare,
     import_,
+    observe,
     plan,
     profile,
     replay,
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate.simulate)
 app.command("replay")(replay.replay)
+app.command("observe")(observe.observe)
 app.command("serve")(serve.serve)
 app.command("sweep")(sweep.sweep)
 app.command("plan")(plan.plan)

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from workbench.run.settings import RunSettings
 
 
+def command_line() -> str:
+    """The command line for a record, without its secret."""
+    words = ["workbench", *sys.argv[1:]]
+    for i, word in enumerate(words):
+        if word.startswith("--api-key="):
+            words[i] = "--api-key=***"
+        elif i and words[i - 1] == "--api-key":
+            words[i] = "***"
+    return " ".join(words)
+
+
 def open_reshaped(path: Path, format: str, tokenizer: Path | None, settings: RunSettings) -> Trace:
     """The trace as the settings want it. Raises TraceError."""
     from traces import open_trace
@@ -34,7 +45,7 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
     """
     from reports.record import prepare_out
 
-    folder = out if out is not None else _free_folder(Path("runs") / trace.info.name)
+    folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
     try:
         records, interrupted = _run_all(trace, settings, folder, decisions, as_json, run_one, done)
@@ -59,7 +70,7 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
 
     from reports.record import write_record
 
-    command = " ".join(["workbench", *sys.argv[1:]])
+    command = command_line()
     sha256 = trace.sha256()
     records: dict[str, RunRecord] = {}
     columns = (
@@ -125,7 +136,7 @@ def _report(records: dict[str, RunRecord], folder: Path, settings: RunSettings, 
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
-def _free_folder(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """``folder``, or with the first number that makes it new."""
     candidate, number = folder, 1
     while candidate.exists():

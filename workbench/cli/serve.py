@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -87,6 +86,7 @@ def serve(
 
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
+    from workbench.cli.runs import command_line
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
@@ -96,16 +96,5 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
     defaults = {} if server["backend"] == "simulated" else {"dtype": "auto"}
-    settings = ServeSettings(settings_from(config, flags, defaults=defaults), command=_command(), **server)
+    settings = ServeSettings(settings_from(config, flags, defaults=defaults), command=command_line(), **server)
     return run_server(settings, force)
-
-
-def _command() -> str:
-    """The command line for the record, without its secret."""
-    words = ["workbench", *sys.argv[1:]]
-    for i, word in enumerate(words):
-        if word.startswith("--api-key="):
-            words[i] = "--api-key=***"
-        elif i and words[i - 1] == "--api-key":
-            words[i] = "***"
-    return " ".join(words)
