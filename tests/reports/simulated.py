@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
-SHARED = next(
-    (folder for folder in (ROOT.parent / "shared/data/traces", Path("/work/shared/data/traces")) if folder.is_dir()),
-    None,
-)
+_DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared/data"))
+SHARED = _DATA / "traces" if (_DATA / "traces").is_dir() else None
 
 
 def workbench(*arguments: object, cwd: Path = ROOT, columns: int = 80) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
-    import os
-
     command = [sys.executable, "-c", "from workbench.cli.main import main; main()", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": str(columns), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
