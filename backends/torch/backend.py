@@ -99,6 +99,10 @@ class TorchBackend:
         """A wait is over: it belongs to no phase. The loop's driver tells."""
         self._mark = time.perf_counter()
 
+    def log_to(self, log_iteration: LogIteration) -> None:
+        """Have the rows of iterations go somewhere else from now on."""
+        self._log = log_iteration
+
     def close(self) -> None:
         self.workers.close()
 

@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
+from workbench.cli import options
+
 
 def calibrate(
-    record: Annotated[Path, typer.Option("--from", help="Run record whose iterations to fit.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="File to write, for --cost fitted:FILE.", show_default=False)],
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    model: Annotated[Optional[str], typer.Argument(help="Model to measure on this machine: Hugging Face folder, GGUF file or id.", show_default=False)] = None,
+    record: Annotated[Optional[Path], typer.Option("--from", help="Run record whose iterations to fit, instead of measuring.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-) -> None:
-    """Fit the coefficients of a step-time model and of the CPU phases to an existing run record."""
+    backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
+    load_format: options.LoadFormat = "auto",
+    dtype: options.Dtype = None,
+    mem_fraction: options.MemFraction = None,
+    kv_tokens: options.KvTokens = None,
+    max_context: options.MaxContext = None,
+    cuda_graphs: options.CudaGraphs = None,
+    page_size: options.PageSize = None,
+    max_running: options.MaxRunning = None,
+    chunk: options.Chunk = None,
+) -> None:  # fmt: skip
+    """Measure our runner on this machine, or take a run record, and fit a step-time model and the CPU phases to it.
+
+    Measuring can be stopped and started again: what is there, in FILE.points, is not measured twice.
+    """
     from workbench.cli.errors import one_line_errors
 
+    given = {
+        "model": model, "dtype": dtype, "mem_fraction": mem_fraction, "kv_tokens": kv_tokens, "max_context": max_context,
+        "cuda_graphs": cuda_graphs, "page_size": page_size, "max_running": max_running, "chunk": chunk,
+    }  # fmt: skip
     with one_line_errors():
-        _calibrate(record, out, force, as_json)
+        _calibrate(record, out, force, as_json, backend, load_format, given)
 
 
-def _calibrate(folder: Path, out: Path, force: bool, as_json: bool) -> None:
+def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str,
+               flags: dict[str, Any]) -> None:  # fmt: skip
     import json
 
     from backends.simulated.cost.fitted import TERMS
     from reports.record import RecordError, read_record
     from workbench.run.calibrate import fit_record
 
+    if (folder is None) == (flags["model"] is None):
+        raise RecordError("give either a MODEL to measure or --from RECORD to fit")
     if out.exists() and not force:
         raise RecordError(f"{out}: exists; --force replaces it")
-    found = fit_record(read_record(folder), folder, out)
+    if folder is not None:
+        found = fit_record(read_record(folder), folder, out)
+    else:
+        found = _measure(out, force, as_json, backend, load_format, flags)
     if as_json:
         print(json.dumps(found, indent=2, allow_nan=False))
         return
@@ -50,7 +76,53 @@ def _calibrate(folder: Path, out: Path, force: bool, as_json: bool) -> None:
             f"{stage['steps']:,} steps: off by {stage['mean_error']:.1%} on average, {stage['total_error']:+.1%} in total"
         )
     _phases(console, found)
-    console.print(f"simulate with: --cost fitted:{out}", soft_wrap=True)
+    with_dtype = "" if found["dtype"] == "bf16" else f" --dtype {found['dtype']}"
+    console.print(f"simulate with: --cost fitted:{out}{with_dtype}", soft_wrap=True)
+
+
+def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str,
+             flags: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    import shutil
+    import sys
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from workbench.run.settings import settings_from
+    from workbench.scheduler.config import ConfigError
+
+    settings = settings_from(None, flags, defaults={"dtype": "auto"})
+    try:
+        from workbench.run.measure import measure
+        from workbench.run.real import choose_device
+
+        device = choose_device(backend)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"measuring needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
+    points = out.with_name(out.name + ".points")
+    if force and (points / "conditions.json").is_file():
+        shutil.rmtree(points)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("measuring"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("loading the model", total=None)
+
+        def update(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        try:
+            return measure(settings, device, load_format, out, update)
+        except KeyboardInterrupt:
+            print(
+                f"interrupted: what was measured is in {points}; the same command goes on from there", file=sys.stderr
+            )
+            raise typer.Exit(130) from None
 
 
 def _phases(console: Any, found: dict[str, Any]) -> None:

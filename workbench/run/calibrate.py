@@ -19,7 +19,7 @@ def fit_record(record: RunRecord, source: Path, out: Path) -> dict[str, Any]:
     Raises RecordError for a record without enough iterations.
     """
     fits = fit_stages(record, source)
-    host, errors = fit_host(*_host_columns(record))
+    host, errors = fit_host(*host_columns(record))
     settings = record.meta.get("settings") or {}
     gpu = record.meta.get("hardware") or {}
     write_fitted(
@@ -51,7 +51,7 @@ def fit_stages(record: RunRecord, source: Path | str) -> list[Fit]:
     return fits
 
 
-def _host_columns(record: RunRecord) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def host_columns(record: RunRecord) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(the first stage's rows, requests that ended in each)."""
     first = record.iterations["stage"] == 0
     columns = {name: values[first] for name, values in record.iterations.items()}

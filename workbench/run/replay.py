@@ -120,25 +120,26 @@ def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, 
     """
     from backends.torch.backend import make_backend
 
-    recorder = Recorder(lambda: 0.0)
-    backend = make_backend(runner_options(settings, loop, device, load_format), recorder.iterations.append)
+    backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
     try:
         if decisions is None:
-            return _run(settings, loop, trace, backend, recorder, trace_sha256, command, progress, None, device)
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress)
         with decisions.open("w", encoding="utf-8") as file:
-            return _run(settings, loop, trace, backend, recorder, trace_sha256, command, progress, file, device)
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, file)
     finally:
         backend.close()
 
 
-def _run(settings: RunSettings, loop: str, trace: Trace, backend: TorchBackend, recorder: Recorder, trace_sha256: str,
-         command: str, progress: Progress | None, decisions: IO[str] | None, device: str) -> RunRecord:  # fmt: skip
+def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
+              device: str, progress: Progress | None = None, decisions: IO[str] | None = None) -> RunRecord:  # fmt: skip
+    """Run a trace on a backend that is at rest; it can run another one afterwards."""
+    recorder = Recorder(backend.now_s)
+    backend.log_to(recorder.iterations.append)
     tp, pp = settings.layout(loop)
     config = scheduler_config(settings, backend.kv_tokens, backend.max_context, pp)
     rows = config.max_running_per_slot * pp
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
-    recorder.now_s = backend.now_s
     inbox = ReplayInbox(clock, backend.now_s, recorder.queued)
 
     def deliver(request: TraceRequest, arrival_s: float) -> None:

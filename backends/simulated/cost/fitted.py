@@ -67,9 +67,11 @@ class Fit:
 
 
 def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prompts: np.ndarray,
-              seconds: np.ndarray) -> Fit:  # fmt: skip
+              seconds: np.ndarray, pairs: np.ndarray | None = None,
+              decode_context: np.ndarray | None = None) -> Fit:  # fmt: skip
     """Fit coefficients to measured steps: ``prompt`` tokens in ``prompts`` prompts, ``decodes``, ``context`` tokens of
-    all requests after the step, and ``seconds``. The errors that are made small are relative ones.
+    all requests after the step, and ``seconds``. The errors that are made small are relative ones. ``pairs`` (prompt tokens
+    times the mean context they attend to) and ``decode_context`` are guessed where they are not given.
 
     Raises ``ValueError`` for too few steps.
     """
@@ -77,8 +79,9 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
         raise ValueError(f"{len(seconds)} steps are too few to fit {len(TERMS)} coefficients; {LEAST_STEPS} are needed")
     # How the context divides between prompts and decodes is not recorded: prompts are taken to have no cached prefix.
     of_prompts = np.minimum(prompt, context)
-    of_decodes = np.where(decodes > 0, context - of_prompts, 0)
-    pairs = prompt * np.where(prompts > 0, of_prompts / np.maximum(prompts, 1), 0) / 2
+    of_decodes = np.where(decodes > 0, context - of_prompts, 0) if decode_context is None else decode_context
+    if pairs is None:
+        pairs = prompt * np.where(prompts > 0, of_prompts / np.maximum(prompts, 1), 0) / 2
     tokens = prompt + decodes
     best: tuple[float, np.ndarray, int] | None = None
     for knee in KNEES:
@@ -160,7 +163,8 @@ class FittedCost:
 
 
 def write_fitted(path: Path, fits: list[Fit], host: Mapping[str, float], *, model: str, gpu: str, dtype: str, tp: int,
-                 source: str, host_errors: Mapping[str, float]) -> None:  # fmt: skip
+                 source: str, host_errors: Mapping[str, float],
+                 measured: Mapping[str, Any] | None = None) -> None:  # fmt: skip
     """Write fitted costs as one JSON file."""
     content = {
         "format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "gpu": gpu, "dtype": dtype, "tp": tp,
@@ -171,6 +175,8 @@ def write_fitted(path: Path, fits: list[Fit], host: Mapping[str, float], *, mode
         ],
         "host": dict(host), "host_errors": dict(host_errors),
     }  # fmt: skip
+    if measured is not None:
+        content["measured"] = dict(measured)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

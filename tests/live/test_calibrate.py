@@ -1,0 +1,65 @@
+"""Measuring a runner: the file is one that simulate takes, and what was measured is not measured again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from typer.testing import CliRunner
+
+from tests.torch.tiny import make
+from workbench.cli.main import app
+from workbench.run import measure
+
+
+def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, monkeypatch):
+    model = tmp_path / "tiny-llama"
+    make("LlamaForCausalLM", model)
+    out = tmp_path / "costs.json"
+    words = ["calibrate", str(model), "--backend", "cpu", "--out", str(out), "--max-running", "2", "--kv-tokens", "300"]
+    real, ran = measure._run_point, []
+
+    def counted(point, settings, loop, *rest):
+        if len(ran) == 5:
+            raise KeyboardInterrupt
+        ran.append((point.name, loop))
+        return real(point, settings, loop, *rest)
+
+    monkeypatch.setattr(measure, "_run_point", counted)
+    stopped = CliRunner().invoke(app, words)
+    assert stopped.exit_code == 130, stopped.output
+    assert "goes on from there" in stopped.stderr
+    assert not out.exists()
+    before = {file.name: file.read_bytes() for file in Path(f"{out}.points").glob("*.json")}
+    assert len(before) == 1 + 4  # the conditions; the first point ran once more to warm up
+
+    again: list[tuple[str, str]] = []
+
+    def listed(point, settings, loop, *rest):
+        again.append((point.name, loop))
+        return real(point, settings, loop, *rest)
+
+    monkeypatch.setattr(measure, "_run_point", listed)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert not set(again) & set(ran)
+    assert all(Path(f"{out}.points", name).read_bytes() == content for name, content in before.items())
+    found = json.loads(out.read_text())
+    assert (found["gpu"], found["dtype"]) == ("cpu", "fp32")
+    assert found["measured"]["max_running"] == 2
+
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"request_id": "a", "arrival_s": 0.0, "input_length": 20, "output_length": 5}\n')
+    flags = ["--model", str(model), "--dtype", "fp32", "--kv-tokens", "300", "--out", str(tmp_path / "sim"), "--json"]
+    simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"fitted:{out}", *flags])
+    assert simulated.exit_code == 0, simulated.output
+
+    out.unlink()
+    refused = CliRunner().invoke(app, [*words[:-1], "200"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+    assert "measured with kv_tokens 300, now it is 200" in refused.stderr
