@@ -1,144 +1,264 @@
-"""How near the kernels come to what the GPU can do. Needs a GPU.
+"""How near the kernels come to what the GPU can do. Needs a GPU; ``benchmarks/gpu.py`` runs the same measurements.
 
     python benchmarks/kernels.py
 
-Prints each kernel's time (the median of many replays of a CUDA graph, the cache flushed in between), and how much of it
-its bytes would take at the copy bandwidth of the same GPU, or its operations at the matrix rate. Nothing is asserted.
+Prints each kernel's time (the median of many replays of a CUDA graph, the cache flushed in between; three times over), and
+how much of it its bytes would take at the copy bandwidth of the same GPU, or its operations at the matrix rate. Nothing is
+asserted.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from backends.torch.ops import triton as ops
-
-REPEATS = 20
-
-
-def seconds(step: Callable[[], object]) -> float:
-    """Median time of ``step`` on the device, without what the host spends on launching it."""
-    for _ in range(3):
-        step()
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        step()
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    times = []
-    for _ in range(REPEATS):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+FLUSH_BYTES = 256 << 20
+"""Written between two timings: several times the cache of any GPU."""
 
 
-def report(what: str, taken: float, least: float) -> None:
-    """One line; ``least``: the seconds that the bytes or operations alone would take."""
-    print(f"{what:48} {taken * 1e6:9.1f} us, {least / taken:6.1%} of the bound")
+@dataclass(slots=True)
+class Timed:
+    """One kernel at one size."""
+
+    name: str
+    seconds: list[float]
+    """One median a repetition."""
+    least: float
+    """Seconds that the bytes or operations alone would take on this device."""
+    bound: str
+    """``bytes`` or ``operations``: what ``least`` is made of."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"share_of_bound": self.least / self.median}
+
+    def line(self) -> str:
+        """For a person."""
+        spread = (max(self.seconds) - min(self.seconds)) / self.median
+        return (
+            f"{self.name:48} {self.median * 1e6:10.1f} us (+-{spread / 2:4.1%}), {self.least / self.median:6.1%} of what "
+            f"its {self.bound} allow"
+        )
 
 
-def cache(lengths: list[int], page: int, kv_heads: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+class Bench:
+    """Where and how often to time. ``small`` takes sizes that a CPU (the Triton interpreter) can run: it tests the code."""
+
+    def __init__(self, device: str, ops: ModuleType, *, small: bool = False, repetitions: int = 3,
+                 replays: int = 20) -> None:  # fmt: skip
+        self.device, self.ops, self.small = torch.device(device), ops, small
+        self.repetitions, self.replays = repetitions, 1 if small else replays
+        # The interpreter multiplies bfloat16 matrices wrongly.
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.copy = self.matrix = 0.0
+        """Bytes (read and written) and operations a second, once measured."""
+
+    def randn(self, *shape: int) -> Tensor:
+        """Random numbers in the dtype that is measured."""
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def seconds(self, step: Callable[[], object]) -> list[float]:
+        """Times of ``step`` on the device, without what the host spends on launching it; one median a repetition."""
+        if self.device.type == "cpu":
+            step()
+            return [min(_wall(step) for _ in range(self.replays)) for _ in range(self.repetitions)]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles before the capture
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
+        found = []
+        for _ in range(self.repetitions):
+            times = []
+            for _ in range(self.replays):
+                flush.zero_()
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                graph.replay()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) / 1e3)
+            found.append(statistics.median(times))
+        return found
+
+    def limits(self) -> dict[str, float]:
+        """Measure the copy bandwidth and the rate of matrix products; the bounds of all that follows."""
+        size = 1 << (20 if self.small else 30)
+        source = torch.empty(size, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        # Bytes read and written; a kernel that only reads is held against the same number.
+        self.copy = 2 * size / statistics.median(self.seconds(lambda: target.copy_(source)))
+        side = 256 if self.small else 8192
+        a, b = self.randn(side, side), self.randn(side, side)
+        self.matrix = 2 * side**3 / statistics.median(self.seconds(lambda: a @ b))
+        return {"copy_bytes_per_s": self.copy, "matrix_flop_per_s": self.matrix}
+
+    def bytes(self, name: str, step: Callable[[], object], moved: float) -> Timed:
+        """Time a kernel that is bound by the bytes it moves."""
+        return Timed(name, self.seconds(step), moved / self.copy, "bytes")
+
+    def operations(self, name: str, step: Callable[[], object], work: float) -> Timed:
+        """Time a kernel that is bound by its operations."""
+        return Timed(name, self.seconds(step), work / self.matrix, "operations")
+
+
+def _wall(step: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def cache(bench: Bench, lengths: list[int], page: int, kv_heads: int, width: int) -> tuple[Tensor, ...]:
     """Keys, values, page table, rows and lengths of requests whose pages lie scattered."""
+    device = bench.device
     counts = [-(-length // page) for length in lengths]
-    pages = torch.randperm(sum(counts), device="cuda", dtype=torch.int32)
-    table = torch.zeros((len(lengths), max(counts)), dtype=torch.int32, device="cuda")
+    pages = torch.randperm(sum(counts), device=device).to(torch.int32)
+    table = torch.zeros((len(lengths), max(counts)), dtype=torch.int32, device=device)
     for row, mine in enumerate(pages.split(counts)):
         table[row, : len(mine)] = mine
-    shape = (sum(counts) * page, kv_heads, width)
-    keys, values = (torch.randn(shape, device="cuda").bfloat16() for _ in range(2))
-    rows = torch.arange(len(lengths), device="cuda")
-    return keys, values, table, rows, torch.tensor(lengths, dtype=torch.int32, device="cuda")
+    slots = sum(counts) * page
+    keys, values = bench.randn(slots, kv_heads, width), bench.randn(slots, kv_heads, width)
+    rows = torch.arange(len(lengths), device=device)
+    return keys, values, table, rows, torch.tensor(lengths, dtype=torch.int32, device=device)
 
 
-def decode(copy: float) -> None:
+def elementwise(bench: Bench) -> Iterator[Timed]:
+    """Norms, rotary embedding, activation and KV store, at the width of a 14B model, a decode's tokens and a prefill's."""
+    for tokens in (4,) if bench.small else (256, 8192):
+        yield from _elementwise(bench, tokens)
+
+
+def _elementwise(bench: Bench, n: int) -> Iterator[Timed]:
+    ops, device = bench.ops, bench.device
+    hidden, inner, heads, kv_heads, width = (64, 96, 4, 2, 16) if bench.small else (5120, 17408, 40, 8, 128)
+    x, residual, weight = bench.randn(n, hidden), bench.randn(n, hidden), bench.randn(hidden)
+    item = x.element_size()
+    name = f"add_rms_norm {n} x {hidden}"
+    yield bench.bytes(name, lambda: ops.add_rms_norm(x, residual, weight, 1e-6), 4 * x.numel() * item)
+    q, k, v = bench.randn(n, heads + 2 * kv_heads, width).split((heads, kv_heads, kv_heads), 1)
+    q_weight = bench.randn(width)
+    name = f"rms_norm of heads {n} x {heads} x {width}"
+    yield bench.bytes(name, lambda: ops.rms_norm(q, q_weight, 1e-6), 2 * q.numel() * item)
+    positions = torch.arange(n, device=device) % 1000
+    table = torch.randn((1000, width), device=device)
+    moved = 2 * (q.numel() + k.numel()) * item
+    yield bench.bytes(f"rope {n} x {heads + kv_heads} x {width}", lambda: ops.rope(q, k, positions, table), moved)
+    gate_up = bench.randn(n, 2 * inner)
+    yield bench.bytes(f"silu_and_mul {n} x {inner}", lambda: ops.silu_and_mul(gate_up), 3 * n * inner * item)
+    keys, values = bench.randn(2 * n, kv_heads, width), bench.randn(2 * n, kv_heads, width)
+    slots = torch.randperm(2 * n, device=device)[:n]
+    moved = 4 * k.numel() * item
+    yield bench.bytes(f"store_kv {n} x {kv_heads} x {width}", lambda: ops.store_kv(k, v, keys, values, slots), moved)
+
+
+def decode(bench: Bench) -> Iterator[Timed]:
+    """One query a request over its context."""
     uneven = [200 + 37 * i % 3000 for i in range(63)] + [16_000]
-    for name, lengths in (("64 x 1000", [1000] * 64), ("256 x 1000", [1000] * 256), ("64 uneven", uneven),
-                          ("1 x 32000", [32_000]), ("8 x 500", [500] * 8)):  # fmt: skip
+    sizes = {"64 x 1000": [1000] * 64, "256 x 1000": [1000] * 256, "64 uneven": uneven, "1 x 32000": [32_000],
+             "8 x 500": [500] * 8}  # fmt: skip
+    heads, kv_heads, width = (4, 2, 16) if bench.small else (32, 8, 128)
+    for name, lengths in ({"3 uneven": [20, 5, 33]} if bench.small else sizes).items():
         for page in (1, 16):
-            arguments = cache(lengths, page, 8, 128)
-            q = torch.randn((len(lengths), 32, 128), device="cuda").bfloat16()
+            arguments = cache(bench, lengths, page, kv_heads, width)
+            q = bench.randn(len(lengths), heads, width)
 
             def step(q: Tensor = q, arguments: tuple[Tensor, ...] = arguments, page: int = page) -> Tensor:
-                return ops.decode_attention(q, *arguments, page_size=page, scale=0.09)
+                return bench.ops.decode_attention(q, *arguments, page_size=page, scale=0.09)
 
-            taken = seconds(step)
-            moved = 2 * sum(lengths) * 8 * 128 * 2
-            report(f"decode {name}, page {page}", taken, moved / copy)
+            moved = 2 * sum(lengths) * kv_heads * width * q.element_size()
+            yield bench.bytes(f"decode {name}, page {page}", step, moved)
 
 
-def prefill(matrix: float) -> None:
-    for name, prefixes, extends in (("1 x 8192", [0], [8192]), ("8 x 1024", [0] * 8, [1024] * 8),
-                                    ("2048 after 8192", [8192], [2048]),
-                                    ("32 x 16 after 4000", [4000] * 32, [16] * 32)):  # fmt: skip
+def prefill(bench: Bench) -> Iterator[Timed]:
+    """New tokens over their prefix and themselves."""
+    sizes = {"1 x 4096": ([0], [4096]), "1 x 8192": ([0], [8192]), "8 x 1024": ([0] * 8, [1024] * 8),
+             "2048 after 8192": ([8192], [2048]), "32 x 16 after 4000": ([4000] * 32, [16] * 32)}  # fmt: skip
+    heads, kv_heads, width = (4, 2, 16) if bench.small else (32, 8, 128)
+    for name, (prefixes, extends) in ({"2 uneven": ([0, 7], [20, 9])} if bench.small else sizes).items():
         lengths = [p + e for p, e in zip(prefixes, extends, strict=True)]
-        keys, values, table, rows, seq_lens = cache(lengths, 16, 8, 128)
-        starts = torch.tensor([0, *extends]).cumsum(0).int().cuda()
-        q = torch.randn((sum(extends), 32, 128), device="cuda").bfloat16()
-
-        arguments = (q, keys, values, table, rows, starts, seq_lens)
+        keys, values, table, rows, seq_lens = cache(bench, lengths, 16, kv_heads, width)
+        starts = torch.tensor([0, *extends]).cumsum(0).int().to(bench.device)
+        arguments = (bench.randn(sum(extends), heads, width), keys, values, table, rows, starts, seq_lens)
 
         def step(arguments: tuple[Tensor, ...] = arguments, longest: int = max(extends)) -> Tensor:
-            return ops.prefill_attention(*arguments, max_extend=longest, page_size=16, scale=0.09)
+            return bench.ops.prefill_attention(*arguments, max_extend=longest, page_size=16, scale=0.09)
 
-        taken = seconds(step)
         seen = sum(e * p + e * (e + 1) / 2 for p, e in zip(prefixes, extends, strict=True))
-        work = 4 * seen * 32 * 128
-        report(f"prefill {name}", taken, work / matrix)
+        yield bench.operations(f"prefill {name}", step, 4 * seen * heads * width)
 
 
-def sampling(copy: float) -> None:
-    logits = torch.randn((256, 152_064), device="cuda") * 3
-    number = torch.arange(256, device="cuda")
+def sampling(bench: Bench) -> Iterator[Timed]:
+    """A token a row, by what the filters ask."""
+    rows, vocab = (2, 200) if bench.small else (256, 152_064)
+    device = bench.device
+    logits = torch.randn((rows, vocab), device=device) * 3
+    number = torch.arange(rows, device=device)
     for name, heat, k, p, told in (("greedy", 0.0, 0, 1.0, {"all_greedy": True}),
                                    ("unfiltered", 1.0, 0, 1.0, {"filtered": False}),
                                    ("top_k 50, top_p 0.9", 1.0, 50, 0.9, {}), ("top_p 0.9", 0.7, 0, 0.9, {})):  # fmt: skip
         arguments = (
-            torch.full((256,), heat, device="cuda"), torch.full((256,), k, dtype=torch.int32, device="cuda"),
-            torch.full((256,), p, device="cuda"), torch.zeros(256, device="cuda"), number, number,
+            torch.full((rows,), heat, device=device), torch.full((rows,), k, dtype=torch.int32, device=device),
+            torch.full((rows,), p, device=device), torch.zeros(rows, device=device), number, number,
         )  # fmt: skip
 
         def step(arguments: tuple[Tensor, ...] = arguments, told: dict[str, bool] = told) -> Tensor:
-            return ops.sample(logits, *arguments, **told)
+            return bench.ops.sample(logits, *arguments, **told)
 
-        taken = seconds(step)
-        report(f"sample 256 x 152064, {name}", taken, logits.nbytes / copy)
+        yield bench.bytes(f"sample {rows} x {vocab}, {name}", step, logits.nbytes)
 
 
-def experts(copy: float, matrix: float) -> None:
-    gate_up = torch.randn((128, 2 * 768, 2048), device="cuda").bfloat16()
-    down = torch.randn((128, 2048, 768), device="cuda").bfloat16()
-    for tokens in (16, 64, 256, 8192):
-        x = torch.randn((tokens, 2048), device="cuda").bfloat16()
-        router = torch.randn((tokens, 128), device="cuda").bfloat16()
-        taken = seconds(lambda x=x, router=router: ops.moe(x, router, gate_up, down, top_k=8, renormalize=True))
-        touched = len(router.float().topk(8).indices.unique())
-        least = max(touched * 3 * 768 * 2048 * 2 / copy, tokens * 8 * 6 * 768 * 2048 / matrix)
-        report(f"moe {tokens} tokens, 128 experts of 768, top 8", taken, least)
+def experts(bench: Bench) -> Iterator[Timed]:
+    """A mixture of gated experts."""
+    count, inner, hidden, top_k = (4, 16, 32, 2) if bench.small else (128, 768, 2048, 8)
+    gate_up, down = bench.randn(count, 2 * inner, hidden), bench.randn(count, hidden, inner)
+    item = down.element_size()
+    for tokens in (5,) if bench.small else (16, 64, 256, 8192):
+        x, router = bench.randn(tokens, hidden), bench.randn(tokens, count)
+
+        def step(x: Tensor = x, router: Tensor = router) -> Tensor:
+            return bench.ops.moe(x, router, gate_up, down, top_k=top_k, renormalize=True)
+
+        touched = len(router.float().topk(top_k).indices.unique())
+        bytes_s = touched * 3 * inner * hidden * item / bench.copy
+        work_s = tokens * top_k * 6 * inner * hidden / bench.matrix
+        name = f"moe {tokens} tokens, {count} experts of {inner}, top {top_k}"
+        yield Timed(name, bench.seconds(step), max(bytes_s, work_s), "bytes" if bytes_s > work_s else "operations")
+
+
+GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling, "experts": experts}
 
 
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("error: there is no GPU")
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    # Bytes read and written; a kernel that only reads is held against the same number.
-    copy = 2 * source.nbytes / seconds(lambda: target.copy_(source))
-    a = torch.randn((8192, 8192), device="cuda").bfloat16()
-    matrix = 2 * 8192**3 / seconds(lambda: a @ a)
-    print(f"{torch.cuda.get_device_name()}: copy {copy / 1e12:.2f} TB/s, bf16 products {matrix / 1e12:.0f} TFLOP/s")
-    decode(copy)
-    prefill(matrix)
-    sampling(copy)
-    experts(copy, matrix)
+    from backends.torch.ops import triton as ops
+
+    bench = Bench("cuda", ops)
+    limits = bench.limits()
+    print(
+        f"{torch.cuda.get_device_name()}: copy {limits['copy_bytes_per_s'] / 1e12:.2f} TB/s, bf16 products "
+        f"{limits['matrix_flop_per_s'] / 1e12:.0f} TFLOP/s"
+    )
+    for group in GROUPS.values():
+        for timed in group(bench):
+            print(timed.line())
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,15 @@ SHAPES: dict[str, dict[str, Any]] = {
                    "num_key_value_heads": 8, "tie_word_embeddings": True},
     "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
                   "num_key_value_heads": 8, "tie_word_embeddings": False},
+    # No model at all: for running a benchmark's code on a CPU.
+    "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "tie_word_embeddings": True, "head_dim": 16, "vocab_size": 10240,
+             "eos_token_id": 2},
 }  # fmt: skip
+
+
+CAPTURE_SIZES = (1, 2, 4, *range(8, 257, 8))
+"""Decode batches that are captured as CUDA graphs."""
 
 
 class Over(Exception):
@@ -119,31 +129,64 @@ def run_once(backend: TorchBackend, loop: str, prompts: list[list[int]], outputs
     return seconds, counter.tokens
 
 
-def transformers_once(
-    folder: Path, device: str, prompts: list[list[int]], outputs: list[int]
-) -> tuple[float, int, str]:
-    """(seconds, output tokens, how) of transformers on the same shape: continuous batching on a GPU, one padded batch of
-    equal output length after another on a CPU."""
+def transformers_repeatedly(
+    folder: Path, device: str, prompts: list[list[int]], outputs: list[int], repetitions: int
+) -> Iterator[tuple[float, int, str]]:
+    """(seconds, output tokens, how) of transformers on the same shape, once a repetition: its continuous batching on a GPU,
+    one request after another on a CPU."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).to(device).eval()
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype).eval()
     if device == "cuda":
         settings = GenerationConfig(max_new_tokens=max(outputs), do_sample=False, eos_token_id=-1, pad_token_id=0)
+        with model.continuous_batching_context_manager(generation_config=settings, block=True, timeout=5) as manager:
+            _generate(manager, prompts, [4] * len(prompts))  # starts and warms up
+            for _ in range(repetitions):
+                began = time.perf_counter()
+                tokens = _generate(manager, prompts, outputs)
+                seconds = time.perf_counter() - began
+                assert tokens == sum(outputs), f"transformers wrote {tokens} of {sum(outputs)} tokens"
+                yield seconds, tokens, "continuous batching"
+        return
+    for _ in range(repetitions):
         began = time.perf_counter()
-        found = model.generate_batch(inputs=prompts, generation_config=settings)
-        torch.cuda.synchronize()
-        tokens = sum(len(result.generated_tokens) for result in found.values())
-        return time.perf_counter() - began, tokens, "continuous batching, every output as long as the longest"
-    began = time.perf_counter()
+        for prompt, length in zip(prompts, outputs, strict=True):
+            ids = torch.tensor([prompt])
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False,
+                pad_token_id=0,
+            )  # fmt: skip
+            assert out.shape[1] == len(prompt) + length
+        yield time.perf_counter() - began, sum(outputs), "generate, one request after another"
+
+
+def _generate(manager: Any, prompts: list[list[int]], outputs: list[int]) -> int:
+    """Run requests through transformers' continuous batching; output tokens."""
     for prompt, length in zip(prompts, outputs, strict=True):
-        ids = torch.tensor([prompt])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False,
-            pad_token_id=0,
-        )  # fmt: skip
-        assert out.shape[1] == len(prompt) + length
-    return time.perf_counter() - began, sum(outputs), "generate, one request after another"
+        manager.add_request(prompt, max_new_tokens=length)
+    ended = tokens = 0
+    while ended < len(prompts):
+        result = manager.get_result(timeout=1)
+        if result is None:
+            if not manager.is_running():
+                raise RuntimeError("transformers' generation thread ended early")
+        elif result.is_finished():
+            ended += 1
+            tokens += len(result.generated_tokens)
+    return tokens
+
+
+def make_options(folder: Path, device: str, prompts: list[list[int]], outputs: list[int]) -> RunnerOptions:
+    """A runner of dummy weights that holds these requests: on a GPU in bfloat16 with as much KV as fits and CUDA graphs."""
+    longest = max(len(prompt) + length for prompt, length in zip(prompts, outputs, strict=True))
+    on_gpu = device == "cuda"
+    return RunnerOptions(
+        str(folder), device, "bfloat16" if on_gpu else "float32", "dummy", rows=256, max_context=longest + 1,
+        kv_tokens=None if on_gpu else sum(map(len, prompts)) + sum(outputs) + 512,
+        capture_sizes=CAPTURE_SIZES if on_gpu else (),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -159,12 +202,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     prompts, outputs = requests(given.requests, given.scale)
     folder = write_shape(given.shape, given.layers, given.out / "model")
-    longest = max(len(prompt) + length for prompt, length in zip(prompts, outputs, strict=True))
-    sizes = tuple([1, 2, 4, *range(8, 257, 8)]) if device == "cuda" else ()
-    options = RunnerOptions(
-        str(folder), device, "bfloat16" if device == "cuda" else "float32", "dummy", rows=256, max_context=longest + 1,
-        kv_tokens=None if device == "cuda" else sum(map(len, prompts)) + sum(outputs) + 512, capture_sizes=sizes,
-    )  # fmt: skip
+    options = make_options(folder, device, prompts, outputs)
     began = time.perf_counter()
     backend = make_backend(options, lambda *row: None)
     print(f"{given.shape} on {device}: {backend.kv_tokens:,} KV tokens, ready in {time.perf_counter() - began:.1f} s")
@@ -183,8 +221,11 @@ def main() -> None:
     print(f"overlap / normal: {statistics.median(result['overlap']) / statistics.median(result['normal']):.3f}")
     backend.close()
     del backend
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     if not given.no_transformers:
-        seconds, tokens, how = transformers_once(folder, device, prompts, outputs)
+        ((seconds, tokens, how),) = transformers_repeatedly(folder, device, prompts, outputs, 1)
         result["transformers"] = {"tokens_per_s": tokens / seconds, "how": how}
         ratio = statistics.median(result["overlap"]) / (tokens / seconds)
         print(f"transformers {tokens / seconds:,.1f} output tokens/s ({how}); ours is {ratio:.2f} times that")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from backends.torch.forward_batch import ForwardBatch
+from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
 if TYPE_CHECKING:
@@ -20,32 +23,49 @@ class DecodeGraphs:
     """Captured decode steps of several batch sizes; a batch runs in the smallest that holds it, padded.
 
     Padding rows are the runner's spare row, whose pages are the spare page, at length 1. A graph reads which rows run and
-    how long they are from two fixed buffers; everything else (last tokens, pages, slots) it looks up itself.
+    how long they are from two fixed buffers; everything else (last tokens, pages, slots) it looks up itself. It writes
+    logits to one more fixed buffer, which all sizes share: nothing that a graph's memory pool holds outlives a replay, so
+    that the sizes can share the pool, too.
+
+    A replay may be launched while the one before it still runs, and before its samples are taken: the copies into the
+    buffers, the replay and the sampling that reads the logits are all in one stream, in the order of their launch.
     """
 
     def __init__(self, runner: ModelRunner, sizes: list[int]) -> None:
-        """Captures from the largest to the smallest, so that all share one memory pool."""
-        self._runner = runner
-        self._sizes = sorted(sizes)
-        self.largest = self._sizes[-1]
+        """Captures from the largest to the smallest: what the first one needs of the pool is enough for all."""
+        began = time.perf_counter()
         device = runner.device
+        torch.cuda.synchronize(device)
+        free_before, _ = torch.cuda.mem_get_info(device)
+        self._runner = runner
+        self.sizes = sorted(set(sizes))
+        """Batch sizes, ascending."""
+        self.largest = self.sizes[-1]
         self._rows = torch.full((self.largest,), runner.rows, dtype=torch.int64, device=device)
         self._seq_lens = torch.ones(self.largest, dtype=torch.int64, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        pool = None
+        self._logits = torch.empty((self.largest, runner.config.vocab), dtype=torch.float32, device=device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(device)
-        for size in reversed(self._sizes):
+        for size in reversed(self.sizes):
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.inference_mode(), torch.cuda.stream(stream):
-                self._step(size)  # compiles the kernels and warms the libraries up
+                # Compiles the kernels for this size and warms the libraries up: neither is allowed in a capture.
+                self._step(size)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    logits = self._step(size)
+                # Threads other than this one may go on using the device meanwhile.
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    self._step(size)
             torch.cuda.current_stream(device).wait_stream(stream)
-            pool = graph.pool()
-            self._graphs[size] = graph, logits
+            self._graphs[size] = graph
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        self.bytes = max(free_before - torch.cuda.mem_get_info(device)[0], 0)
+        """Device memory that all of it took, as the driver sees it."""
+        self.seconds = time.perf_counter() - began
+        """What capturing took, kernels' compilation included."""
 
-    def _step(self, size: int) -> Tensor:
+    def _step(self, size: int) -> None:
         runner = self._runner
         rows, seq_lens = self._rows[:size], self._seq_lens[:size]
         positions = seq_lens - 1
@@ -54,18 +74,21 @@ class DecodeGraphs:
             runner.page_size,
         )  # fmt: skip
         assert runner.kv is not None
-        return runner.model.logits(runner.model.forward(batch, runner.kv))
+        runner.model.logits(runner.model.forward(batch, runner.kv), self._logits[:size])
 
-    def replay(self, batch: ModelWorkerBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows int64[n], seq_lens int64[n], logits float32[n, vocab]) of a decode batch, on the device."""
+    def replay(self, batch: ModelWorkerBatch, begin: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows int64[n], seq_lens int64[n], logits float32[n, vocab]) of a decode batch, on the device.
+
+        The logits are valid until the next replay. ``begin`` is called when the inputs are on their way.
+        """
         count = batch.decode_tokens
-        size = self._sizes[bisect.bisect_left(self._sizes, count)]
+        size = self.sizes[bisect.bisect_left(self.sizes, count)]
         staged = np.empty((2, size), np.int64)
         staged[0, :count], staged[0, count:] = batch.rows, self._runner.rows
         staged[1, :count], staged[1, count:] = batch.seq_lens, 1
-        packed = torch.from_numpy(staged).pin_memory().to(self._runner.device, non_blocking=True)
+        packed = to_device(staged, self._runner.device)
         self._rows[:size].copy_(packed[0])
         self._seq_lens[:size].copy_(packed[1])
-        graph, logits = self._graphs[size]
-        graph.replay()
-        return packed[0, :count], packed[1, :count], logits[:count]
+        begin()
+        self._graphs[size].replay()
+        return packed[0, :count], packed[1, :count], self._logits[:count]

@@ -166,10 +166,10 @@ class Vocabulary(nn.Module):
         found = functional.embedding(local.masked_fill(elsewhere, 0), self.weight)
         return self.parallel.all_reduce(found.masked_fill(elsewhere[:, None], 0))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden] -> float32[m, vocab], the same on every rank."""
-        full = self.parallel.all_gather(functional.linear(hidden, self.weight))
-        return full[:, : self.vocab].float().contiguous()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[m, hidden] -> float32[m, vocab], the same on every rank; written to ``out`` if given."""
+        full = self.parallel.all_gather(functional.linear(hidden, self.weight))[:, : self.vocab]
+        return full.float().contiguous() if out is None else out.copy_(full)
 
     def sources(self, name: str) -> Iterator[Source]:
         """``name``: of the embedding or the output projection in the checkpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
 from backends.torch.models.decoder import Model
 from backends.torch.sampler import Logprobs, Sampler
+from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
 
@@ -124,22 +126,25 @@ class ModelRunner:
     # -- running -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, batch: ModelWorkerBatch, hidden: Tensor | None = None, known: np.ndarray | None = None) -> Output:
+    def run(self, batch: ModelWorkerBatch, hidden: Tensor | None = None, known: np.ndarray | None = None,
+            begin: Callable[[], object] = lambda: None) -> Output:  # fmt: skip
         """Run one batch on this rank. Batches come in the order of their launch.
 
         ``hidden``: from the stage before. ``known``: int64[decodes], the decode rows' inputs, given where another rank
-        samples; else the last tokens sampled here are used.
+        samples; else the last tokens sampled here are used. ``begin`` is called when the step's inputs are on their way
+        and its computation is launched next. On CUDA nothing here waits for the device.
         """
         assert self.kv is not None, "allocate before running"
         self.sampler.start(batch.new_requests)
         self._write_pages(batch)
         if known is not None and len(known):
-            rows = torch.from_numpy(batch.rows[batch.num_prefill :]).to(self.device)
-            self.last_token[rows] = torch.from_numpy(known).to(self.device)
+            rows = to_device(batch.rows[batch.num_prefill :], self.device)
+            self.last_token[rows] = to_device(known, self.device)
         if self.graphs is not None and not batch.num_prefill and batch.decode_tokens <= self.graphs.largest:
-            rows, seq_lens, logits = self.graphs.replay(batch)
+            rows, seq_lens, logits = self.graphs.replay(batch, begin)
         else:
             step = self._assemble(_Inputs.of(batch), self.device)
+            begin()
             out = self.model.forward(step, self.kv, hidden)
             if not self.parallel.last_stage:
                 return Output(out, None)
@@ -152,7 +157,7 @@ class ModelRunner:
             # A chunk that is not the last has no sample.
             keep = np.ones(len(batch.rows), bool)
             keep[batch.unsampled] = False
-            index = torch.from_numpy(keep.nonzero()[0]).to(self.device)
+            index = to_device(keep.nonzero()[0], self.device)
             self.last_token[rows[index]] = tokens[index]
         return Output(None, tokens, logprobs)
 
@@ -177,11 +182,11 @@ class ModelRunner:
             where, last = np.unique(where[::-1], return_index=True)
             what = what[::-1][last]
         flat = self.page_table.view(-1)
-        flat[_to_device(where.astype(np.int64), self.device)] = _to_device(what.astype(np.int32), self.device)
+        flat[to_device(where.astype(np.int64), self.device)] = to_device(what.astype(np.int32), self.device)
 
     def _assemble(self, inputs: _Inputs, device: torch.device) -> ForwardBatch:
         """Tensors of a step from one packed transfer."""
-        packed = _to_device(np.concatenate(inputs), device)
+        packed = to_device(np.concatenate(inputs), device)
         rows, seq_lens, q_starts, token_rows, positions, input_ids = packed.split([len(part) for part in inputs])
         num_prefill, prefill_tokens = max(len(inputs.q_starts) - 1, 0), len(inputs.token_rows)
         decode_rows = rows[num_prefill:]
@@ -239,12 +244,3 @@ def _prefill_inputs(tokens: int) -> _Inputs:
     """One prompt of so many tokens in row 0."""
     zeros = np.zeros(tokens, np.int64)
     return _Inputs((np.zeros(1, np.int64), np.array([tokens]), np.array([0, tokens]), zeros, np.arange(tokens), zeros))
-
-
-def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device; on CUDA through pinned memory, without waiting (the caching allocator keeps the staging buffer
-    until the copy is done)."""
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor

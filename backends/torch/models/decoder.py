@@ -120,14 +120,14 @@ class Model(nn.Module):
         assert self.embedding is not None
         return self.embedding.embed(ids)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden] of the last stage -> float32[m, vocab], the same on every rank.
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[m, hidden] of the last stage -> float32[m, vocab], the same on every rank; written to ``out`` if given.
 
         Raises ValueError on another stage.
         """
         if self.head is None:
             raise ValueError(f"stage {self.parallel.stage} of {self.parallel.pp} has no output projection")
-        return self.head.logits(hidden)
+        return self.head.logits(hidden, out)
 
     def sources(self) -> Iterator[Source]:
         """Every checkpoint tensor that this rank and stage reads, and where it goes."""

@@ -1,0 +1,93 @@
+"""benchmarks/gpu.py: it runs where only torch and its companions are, and all of it works before a GPU is lent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+ABSENT = ("simpy", "msgspec", "starlette", "uvicorn", "zmq", "pydantic", "zstandard", "optuna")
+"""What the GPU machine does not have."""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False
+    )
+
+
+def test_it_imports_without_what_a_bare_machine_lacks() -> None:
+    modules = ("benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop",
+               "backends.torch.backend", "backends.torch.cuda_graphs", "workbench.scheduler.scheduler",
+               "workbench.loops", "workbench.loops.drive")  # fmt: skip
+    lines = ["import sys", f"sys.modules.update(dict.fromkeys({ABSENT!r}))", *(f"import {name}" for name in modules)]
+    done = run("-c", "\n".join(lines))
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(str(SCRIPT), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "GPU" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    blocked = f"import sys, runpy; sys.modules.update(dict.fromkeys({ABSENT!r})); sys.argv = sys.argv[1:]; "
+    blocked += "sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = run("-c", blocked, str(SCRIPT), "--out", str(out), "--device", "cpu", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert results["failed"] == []
+    assert {"kernel_checks", "kernels", "loops", "end_to_end", "fidelity", "environment", "timing"} <= set(results)
+    assert len(results["end_to_end"]["qwen3-14b"]["overlap"]) == 3
+    assert len(results["end_to_end"]["qwen3-0.6b"]["transformers"]["tokens_per_s"]) == 3
+    assert all(len(row["seconds"]) == 3 for row in results["kernels"]["decode"])
+    assert len(results["loops"]["overlap"]) == 3
+    assert {entry["what"] for entry in results["skipped"]} == {"greedy tokens with CUDA graphs", "cost of CUDA graphs"}
+    # The table comes last, and names what was left out.
+    assert done.stdout.splitlines()[-1].startswith("skipped: ")
+
+    from reports.record import read_record
+    from traces import open_trace
+
+    for share in (50, 80, 95):
+        trace = list(open_trace(str(out / "fidelity" / f"trace-{share}.jsonl")))
+        for loop in ("normal", "overlap"):
+            record = read_record(out / "fidelity" / f"{share}-{loop}-3")
+            assert record.name == loop
+            assert list(record.requests["request_id"]) == [request.request_id for request in trace]
+            assert list(record.requests["output_tokens"]) == [request.output_length for request in trace]
+            assert set(record.requests["status"]) == {"finished"}
+
+
+def test_what_does_not_fit_the_time_is_named(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.gpu import Run
+
+    run = Run(tmp_path, "cpu", False, 100.0)
+    assert run.fits("short", 5)
+    assert not run.fits("long", 1000)
+    (entry,) = json.loads((tmp_path / "skipped.json").read_text())
+    assert entry["what"] == "long" and "1000 s" in entry["why"]
+
+
+def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
+    done = run(str(SCRIPT), "--out", str(tmp_path), "--only", "kernels,lops")
+    assert done.returncode == 2 and "lops" in done.stderr
