@@ -246,6 +246,11 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         notes.append("different GPUs are ranked by their number alone; --prices ranks them by cost")
     if prices is not None:
         notes.append(f"prices from {prices.path}" + (f": {prices.source}" if prices.source else ""))
+    if any(_above_burst(candidate.found, load) for candidate in candidates if candidate.found is not None):
+        notes.append(
+            "a highest rate above what is finished when all requests come at once may owe to the trace's end: with more "
+            "requests the queue would go on growing"
+        )
     return {
         "answer": answer(candidates, limits, load, prices.currency if prices is not None else ""),
         "slo": {limit.name: limit.limit_s for limit in limits},
@@ -258,6 +263,10 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         "notes": notes,
         "candidates": [to_dict(candidate, load.target) for candidate in candidates],
     }  # fmt: skip
+
+
+def _above_burst(found: HighestRate, load: Load) -> bool:
+    return found.burst_rps * load.arrivals / load.requests < found.rate < math.inf
 
 
 def prepare_plan_folder(folder: Path, force: bool) -> None:
