@@ -50,7 +50,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Point:
-    """One workload: ``requests`` prompts of ``prompt`` tokens; the first ``shared`` of them are those of a request before."""
+    """One workload: ``requests`` prompts of ``prompt`` tokens; their first ``shared`` are those of a request before."""
 
     kind: str
     requests: int
