@@ -18,6 +18,9 @@ from backends.torch.sampler import Logprobs, Sampler
 from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
+GRAPH_BYTES = 512 * 2**20
+"""Set aside for what the driver keeps of recorded launches; assumed, not measured."""
+
 
 class NoRoomForKV(ValueError):
     """Weights and working memory leave no room for keys and values, in one line."""
@@ -76,20 +79,27 @@ class ModelRunner:
         self.page_table[self.rows].fill_(pages)
 
     @torch.inference_mode()
-    def measure_kv_tokens(self, mem_fraction: float, step_tokens: int) -> int:
+    def measure_kv_tokens(self, mem_fraction: float, step_tokens: int, captured: int = 0) -> int:
         """Tokens of KV that fit a CUDA device: ``mem_fraction`` of its memory less what is in use at the peak of the
-        largest prefill. Runs one of ``step_tokens`` tokens against a pool of their size.
+        largest prefill, and less what CUDA graphs of up to ``captured`` requests will take. Runs a step of ``step_tokens``
+        tokens against a pool of their size.
 
         Raises NoRoomForKV.
         """
         torch.cuda.synchronize(self.device)
+        weights = torch.cuda.memory_allocated(self.device)
+        pages = -(-step_tokens // self.page_size)
+        self.allocate(pages)
+        pool = torch.cuda.memory_allocated(self.device) - weights
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.allocate(-(-step_tokens // self.page_size))
-        tokens = min(step_tokens, self.max_context)
+        # As few requests as make up so many tokens. They share the pool's pages, as nobody reads the result.
+        longest = min(step_tokens, self.max_context)
+        requests = min(-(-step_tokens // longest), self.rows)
+        lengths = [min(longest, step_tokens - i * longest) for i in range(requests)]
         table = torch.arange(self.page_table.shape[1], dtype=torch.int32, device=self.device)
-        self.page_table[0] = table.clamp(max=-(-step_tokens // self.page_size))
-        step = self._assemble(_prefill_inputs(tokens), self.device)
-        hidden = None if self.parallel.first_stage else self._hidden_like(tokens)
+        self.page_table[:requests] = table.clamp(max=pages)
+        step = self._assemble(_prefill_inputs(lengths), self.device)
+        hidden = None if self.parallel.first_stage else self._hidden_like(sum(lengths))
         assert self.kv is not None
         out = self.model.forward(step, self.kv, hidden)
         if self.parallel.last_stage:
@@ -98,21 +108,29 @@ class ModelRunner:
             logits.softmax(-1)
             del logits
         torch.cuda.synchronize(self.device)
-        stats = torch.cuda.memory_stats(self.device)
-        peak = stats["allocated_bytes.all.peak"] - self.kv_bytes_per_token * (step_tokens + self.page_size)
+        peak = torch.cuda.max_memory_allocated(self.device) - pool
         self.kv = None
-        del out, step, hidden
+        del out, step, hidden, table
         torch.cuda.empty_cache()
+        peak += self._graph_bytes(captured, (peak - weights) / sum(lengths)) if captured else 0
         free, total = torch.cuda.mem_get_info(self.device)
+        # Other processes, and what the driver and the libraries took beside torch's allocator.
         elsewhere = total - free - torch.cuda.memory_reserved(self.device)
         room = total * mem_fraction - elsewhere - peak
-        found = int(room // self.kv_bytes_per_token)
+        found = int(room // self.kv_bytes_per_token) - self.page_size  # the spare page
         if found < self.page_size * 16:
             raise NoRoomForKV(
                 f"{self.config.source}: {(elsewhere + peak) / 2**30:.1f} GiB of {total / 2**30:.1f} are needed before KV; "
                 f"raise mem_fraction ({mem_fraction:g}) or tp"
             )
         return found
+
+    def _graph_bytes(self, captured: int, token_bytes: float) -> int:
+        """About what CUDA graphs will take: their logits (float32 and the model's dtype), a step's working memory in a pool
+        of its own, and what the driver keeps of the recorded launches."""
+        dtype = self.config.dtype or torch.float32
+        logits = captured * self.config.vocab * (4 + dtype.itemsize)
+        return int(logits + captured * token_bytes + GRAPH_BYTES)
 
     def _hidden_like(self, tokens: int) -> Tensor:
         return torch.zeros((tokens, self.config.hidden), dtype=self.config.dtype, device=self.device)
@@ -240,7 +258,9 @@ class _Inputs(tuple):
         return cls((rows, seq_lens, q_starts, token_rows, positions, batch.input_ids.astype(np.int64)))
 
 
-def _prefill_inputs(tokens: int) -> _Inputs:
-    """One prompt of so many tokens in row 0."""
-    zeros = np.zeros(tokens, np.int64)
-    return _Inputs((np.zeros(1, np.int64), np.array([tokens]), np.array([0, tokens]), zeros, np.arange(tokens), zeros))
+def _prefill_inputs(lengths: list[int]) -> _Inputs:
+    """Prompts of these lengths in the first rows."""
+    counts, rows = np.array(lengths), np.arange(len(lengths))
+    starts = np.concatenate(([0], counts.cumsum()))
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
+    return _Inputs((rows, counts, starts, np.repeat(rows, counts), positions, np.zeros(starts[-1], np.int64)))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
 
 
@@ -60,18 +61,24 @@ class Sampler:
         """Take in the parameters of the requests that start in a batch."""
         if not requests:
             return
-        rows = torch.tensor([request.row for request in requests], device=self._device)
         params = [request.params for request in requests]
-        floats = torch.tensor(
+        # Two packed transfers, neither of which waits for what the device is doing.
+        ints = self._send(np.array([
+            [request.row for request in requests], [p.top_k for p in params], [self._seed_of(r) for r in requests]
+        ], np.int64))  # fmt: skip
+        floats = self._send(np.array(
             [(p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
-             for p in params], dtype=torch.float32, device=self._device,
-        )  # fmt: skip
+             for p in params], np.float32,
+        ))  # fmt: skip
+        rows = ints[0]
         self._temperature[rows], self._top_p[rows], self._min_p[rows] = floats[:, 0], floats[:, 1], floats[:, 2]
         self._penalties[rows] = floats[:, 3:]
-        self._top_k[rows] = torch.tensor([p.top_k for p in params], dtype=torch.int32, device=self._device)
-        self._seeds[rows] = torch.tensor([self._seed_of(request) for request in requests], device=self._device)
+        self._top_k[rows], self._seeds[rows] = ints[1].int(), ints[2]
         for request in requests:
             self._start_one(request)
+
+    def _send(self, values: np.ndarray) -> Tensor:
+        return to_device(values, self._device)
 
     def _start_one(self, request: NewRequest) -> None:
         row, p = request.row, request.params
@@ -83,17 +90,19 @@ class Sampler:
         self._stops.pop(row, None)
         if p.logit_bias:
             ids, values = zip(*p.logit_bias, strict=True)
-            self._bias[row] = torch.tensor(ids, device=self._device), torch.tensor(values, device=self._device)
+            self._bias[row] = self._send(np.array(ids, np.int64)), self._send(np.array(values, np.float32))
         if p.min_new_tokens:
             stops = sorted({*self._eos, *p.stop_token_ids})
-            self._stops[row] = torch.tensor(stops, dtype=torch.int64, device=self._device)
+            self._stops[row] = self._send(np.array(stops, np.int64))
         penalised = (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
         self._penalised[row] = penalised
         if penalised:
             counts, in_prompt = self._history()
-            tokens = torch.from_numpy(request.tokens.astype(np.int64)).to(self._device)
+            tokens = self._send(request.tokens.astype(np.int64))
             in_prompt[row].zero_()[tokens[: request.input_len]] = True
-            counts[row] = torch.bincount(tokens[request.input_len :], minlength=self._vocab)
+            # Not bincount: the host would wait for the largest token.
+            output = tokens[request.input_len :]
+            counts[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def _history(self) -> tuple[Tensor, Tensor]:
         if self._counts is None or self._in_prompt is None:
@@ -147,6 +156,6 @@ class Sampler:
         wanted = self._penalised[batch.rows]
         if batch.unsampled is not None:
             wanted[batch.unsampled] = False
-        index = torch.from_numpy(wanted.nonzero()[0]).to(self._device)
+        index = self._send(wanted.nonzero()[0])
         counts, _ = self._history()
         counts.index_put_((rows[index], tokens[index]), torch.ones_like(index, dtype=torch.int32), accumulate=True)

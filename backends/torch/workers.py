@@ -129,7 +129,9 @@ def _capacity(runner: ModelRunner, options: RunnerOptions) -> int:
     if options.kv_tokens is not None:
         return options.kv_tokens
     if runner.device.type == "cuda":
-        return runner.measure_kv_tokens(options.mem_fraction, options.step_tokens)
+        return runner.measure_kv_tokens(
+            options.mem_fraction, options.step_tokens, max(options.capture_sizes, default=0)
+        )
     tokens = min(options.cpu_kv_bytes // runner.kv_bytes_per_token, options.rows * runner.max_context)
     if tokens < options.page_size:
         raise NoRoomForKV(f"kv_tokens: {options.cpu_kv_bytes} bytes hold no page of {options.page_size} tokens")
@@ -174,19 +176,24 @@ class CpuWorker(_OneProcess):
 
 
 class CudaWorker(_OneProcess):
-    """Launches from the caller's thread, asynchronously; results come back through pinned memory and an event."""
+    """Launches from the caller's thread, asynchronously; results come back through pinned memory and an event.
+
+    All of it is in one stream, so every step sees what those before it have written: last tokens, pages, keys and values,
+    and the buffers of the CUDA graphs. The pinned memory of a result lives until it has been read.
+    """
 
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options, torch.device("cuda", 0))
-        self._began = torch.cuda.Event(enable_timing=True)
-        self._began.record()
-        self._began.synchronize()
-        self._began_s = time.monotonic()
+        began = torch.cuda.Event(enable_timing=True)
+        began.record()
+        began.synchronize()
+        self._clock = DeviceClock(began, time.monotonic())
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        out = self.runner.run(batch)
+        # The start is recorded right in front of the computation: a device with nothing to do passes an event at once, and
+        # the host's preparation of the step would count as its work.
+        out = self.runner.run(batch, begin=start.record)
         assert out.tokens is not None
         tokens = _to_host(out.tokens)
         logprobs = None if out.logprobs is None else Logprobs(
@@ -195,11 +202,41 @@ class CudaWorker(_OneProcess):
         end.record()
 
         def result() -> StepOutput:
+            waited = not end.query()
             end.synchronize()
-            times = tuple(self._began_s + self._began.elapsed_time(event) / 1e3 for event in (start, end))
-            return StepOutput(tokens.numpy().copy(), _host(logprobs), [(times[0], times[1])])
+            stage = self._clock.at(start, end, time.monotonic(), waited)
+            return StepOutput(tokens.numpy().copy(), _host(logprobs), [stage])
 
         return result
+
+
+class DeviceClock:
+    """Events in seconds of the monotonic clock.
+
+    The time between two events is a float32 of milliseconds, which is 60 microseconds coarse after a quarter of an hour, and
+    the device's clock runs a little faster or slower than the host's. So times count from an anchor that moves along.
+    """
+
+    ANCHOR_S = 1.0
+    """How old an anchor gets."""
+    DRIFT = 1e-4
+    """More than clocks differ by: how fast the anchor may follow the host's clock."""
+
+    def __init__(self, anchor: torch.cuda.Event, at_s: float) -> None:
+        self._anchor, self._at_s = anchor, at_s
+
+    def at(self, start: torch.cuda.Event, end: torch.cuda.Event, now_s: float, waited: bool) -> tuple[float, float]:
+        """When a step began and ended. Both events are over; ``waited``: the host has waited for the end, until now."""
+        start_s, end_s = (self._at_s + self._anchor.elapsed_time(event) / 1e3 for event in (start, end))
+        late_s = now_s - end_s
+        if late_s < 0:
+            # Nothing is known before it happens: the device's clock is ahead.
+            start_s, end_s = start_s + late_s, now_s
+        if end_s - self._at_s > self.ANCHOR_S:
+            # Only a host that has waited knows when it was; even then it wakes up a little later.
+            follow_s = min(late_s, self.DRIFT * (end_s - self._at_s)) if waited and late_s > 0 else 0.0
+            self._anchor, self._at_s = end, end_s + follow_s
+        return start_s, end_s
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def _stretch(units, PROGRAMS: tl.constexpr, LEAST: tl.constexpr):
     return tl.maximum((units + PROGRAMS - 1) // PROGRAMS, LEAST)
 
 
-@triton.jit
+# Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["rows", "seq_lens"])
 def decode_kernel(q, k_cache, v_cache, out, partial, partial_lse, page_table, rows, seq_lens, batch, score_scale,
                   q_token, q_head, k_slot, k_head, v_slot, v_head, table_row,
                   HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
@@ -112,7 +113,7 @@ def decode_kernel(q, k_cache, v_cache, out, partial, partial_lse, page_table, ro
         unit += taken
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["seq_lens"])
 def merge_kernel(out, partial, partial_lse, seq_lens, batch,
                  HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, WINDOW: tl.constexpr,
                  PROGRAMS: tl.constexpr, LEAST: tl.constexpr, BATCH: tl.constexpr, BLOCK_N: tl.constexpr,

@@ -63,7 +63,8 @@ def _attend(acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, p
     return acc, total, largest
 
 
-@triton.jit
+# Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
+@triton.jit(do_not_specialize_on_alignment=["rows", "seq_lens"])
 def prefill_kernel(q, k_cache, v_cache, out, page_table, rows, q_starts, seq_lens, score_scale,
                    q_token, q_head, k_slot, k_head, v_slot, v_head, table_row,
                    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,

@@ -23,7 +23,8 @@ def _rotate(x, cos, sin, token, token_stride, head_stride, heads,
     tl.store(first_at + HALF, (second * cos + first * sin).to(first_in.dtype), mask=mask)
 
 
-@triton.jit
+# Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
+@triton.jit(do_not_specialize_on_alignment=["positions"])
 def rope_kernel(q, k, positions, cos_sin, q_token, q_head, k_token, k_head, q_heads, k_heads,
                 HALF: tl.constexpr, BLOCK: tl.constexpr, Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr):  # fmt: skip
     """One token a program: all its query heads, then all its key heads, by the same angles."""
