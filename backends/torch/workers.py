@@ -220,7 +220,7 @@ class DeviceClock:
 
     ANCHOR_S = 1.0
     """How old an anchor gets."""
-    DRIFT = 1e-4
+    DRIFT = 5e-5
     """More than clocks differ by: how fast the anchor may follow the host's clock."""
 
     def __init__(self, anchor: torch.cuda.Event, at_s: float) -> None:
