@@ -219,7 +219,7 @@ class DeviceClock:
 
     ANCHOR_S = 1.0
     """How old an anchor gets."""
-    DRIFT = 1e-4
+    DRIFT = 5e-5
     """More than clocks differ by: how fast the anchor may follow the host's clock."""
 
     def __init__(self, anchor: torch.cuda.Event, at_s: float) -> None:
@@ -232,6 +232,7 @@ class DeviceClock:
         if late_s < 0:
             # Nothing is known before it happens: the device's clock is ahead.
             start_s, end_s = start_s + late_s, now_s
+            self._at_s += late_s
         if end_s - self._at_s > self.ANCHOR_S:
             # Only a host that has waited knows when it was; even then it wakes up a little later.
             follow_s = min(late_s, self.DRIFT * (end_s - self._at_s)) if waited and late_s > 0 else 0.0
