@@ -123,7 +123,12 @@ class LocalExecutor:
     def start(self, key: Hashable, task: Any) -> None:
         ours, theirs = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(theirs, self._work, task), daemon=True)
-        process.start()
+        # Ctrl-C waits while the child is forked: a child it hit before ignoring it would complain, and half exist.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
         due_s = time.monotonic() + self._limit_s if self._limit_s is not None else float("inf")
         self._children.append(_Child(key, process, ours, due_s))
@@ -179,6 +184,7 @@ def _death(code: int | None) -> str:
 def _child(answer: Connection, work: Work, task: Any) -> None:
     """What a task's process does. Ctrl-C is the parent's business; a parent that is gone ends the child too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
