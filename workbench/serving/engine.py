@@ -70,7 +70,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     if settings.loop == "overlap":
         options["overlap_prefills"] = settings.run.overlap_prefills
     loop = LOOPS[settings.loop](scheduler, built.backend, inbox, outbox, **options)
-    http.send(encode(_ready(settings, built)))
+    http.send(encode(_ready(settings, built, vitals)))
     try:
         with heartbeat(vitals, context, addresses.http):
             drive(loop, built.rested)
@@ -95,11 +95,11 @@ def _close(record: LiveRecord | None, http: Any) -> None:
         raise _Failure from error
 
 
-def _ready(settings: ServeSettings, built: LiveBackend) -> Ready:
+def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready:
     config = built.scheduler
     return Ready(
         config.max_context, config.kv_tokens, config.max_running, built.vocab, built.logprobs, built.name, built.device,
-        settings.loop,
+        settings.loop, vitals.beat(),
     )  # fmt: skip
 
 

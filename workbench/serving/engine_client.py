@@ -114,6 +114,7 @@ class EngineClient:
         self.idle = asyncio.Event()
         self.idle.set()
         self.beat: Beat | None = None
+        """The last heartbeat; there from the moment the engine is ready."""
         self.failure: Failed | None = None
         """What the scheduler process said before it ended."""
         self.failed = asyncio.Event()
@@ -136,6 +137,7 @@ class EngineClient:
                     waiter.set_result(None)
             elif isinstance(message, Ready):
                 self._metrics.ready = message
+                self.beat = self._metrics.beat = message.beat
                 if not self.ready.done():
                     self.ready.set_result(message)
             else:

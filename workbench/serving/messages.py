@@ -142,20 +142,6 @@ class Chunks(msgspec.Struct, tag="chunks", array_like=True):
     """Sequences the detokenizer holds state for."""
 
 
-class Ready(msgspec.Struct, tag="ready", array_like=True):
-    """The scheduler process can take requests."""
-
-    max_context: int
-    kv_tokens: int
-    max_running: int
-    vocab: int
-    logprobs: bool
-    """The backend can report log probabilities."""
-    backend: str
-    device: str
-    loop: str
-
-
 class Beat(msgspec.Struct, tag="beat", array_like=True):
     """The scheduler process is alive, and how it stands. Counts are since its start."""
 
@@ -178,6 +164,22 @@ class Beat(msgspec.Struct, tag="beat", array_like=True):
     retractions: int
     phase_s: tuple[float, float, float, float]
     """CPU seconds of receive, schedule, launch and process."""
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True):
+    """The scheduler process can take requests."""
+
+    max_context: int
+    kv_tokens: int
+    max_running: int
+    vocab: int
+    logprobs: bool
+    """The backend can report log probabilities."""
+    backend: str
+    device: str
+    loop: str
+    beat: Beat
+    """How it stands at the start, so that a scheduler which is never heard of again is seen to be stuck."""
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
