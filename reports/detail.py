@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.host_lane import PHASES, first_stage_rows, host_lane, process_begins_s
+from reports.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.intervals import covered, union
 from reports.metrics import run_window
 from reports.packed import differences, packed, text_of
@@ -204,13 +204,13 @@ def _bins(record: RunRecord, number: int, window: Any) -> str:
     """Shares of each of `BINS` equal bins, in 255ths: the CPU's phases, then for every stage its modes and idle causes."""
     edges_s = np.linspace(window.begin_s, window.end_s, BINS + 1)
     width_s = (window.end_s - window.begin_s) / BINS
-    lane = host_lane(record.iterations, number)
+    lane = host_lane_of(record, number)
     column = record.iterations
     shares = [
         np.diff(covered(union(lane.begin_s[lane.kind == kind], lane.end_s[lane.kind == kind]), edges_s))
         for kind in range(len(PHASES))
     ]
-    pieces = idle_pieces(record, number, window.stages, window.begin_s, window.end_s, lane)
+    pieces = idle_pieces(record, number, window.stages, window.begin_s, window.end_s)
     for stage in range(window.stages):
         mine = (column["instance"] == number) & (column["stage"] == stage)
         for mode in range(len(MODES)):

@@ -7,10 +7,13 @@ is free: after whatever the CPU was then busy with, and after what follows if it
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from reports.record import RunRecord
 
 PHASES = ("receive", "schedule", "launch", "process")
 RECEIVE, SCHEDULE, LAUNCH, PROCESS = range(4)
@@ -43,22 +46,45 @@ def results_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 def process_begins_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     """For each of `rows` (stage 0 of one instance, in order of launch) when the CPU began to process its results."""
-    ends_s = column["launch_s"][rows].tolist()
-    begins_s = (column["launch_s"] - column["launch_host_s"] - column["schedule_s"])[rows].tolist()
-    process_s = column["process_s"][rows].tolist()
+    ends_s = column["launch_s"][rows]
+    begins_s = (column["launch_s"] - column["launch_host_s"] - column["schedule_s"])[rows]
     ready_s = results_s(column, rows)
+    order = np.argsort(ready_s, kind="stable")
+    ready_s, process_s = ready_s[order], column["process_s"][rows][order]
+    done_s = ready_s + process_s
+    # Most begin when their results are there: the thread is free, and what it does next begins after them.
+    following = np.searchsorted(ends_s, ready_s, side="right")
+    at_once = np.concatenate(([True], ready_s[1:] >= done_s[:-1])) if len(rows) else np.zeros(0, dtype=bool)
+    at_once &= done_s <= np.append(begins_s, np.inf)[following] + _ROUNDING_S
+    begun_s = ready_s.copy()
+    late = np.flatnonzero(~at_once).tolist()
+    if late:
+        _begin_late(begun_s, late, at_once.tolist(), process_s.tolist(), begins_s.tolist(), ends_s.tolist())
     found = np.zeros(len(rows))
-    free_s, block = 0.0, 0
-    for place in np.argsort(ready_s, kind="stable").tolist():
-        at_s = max(float(ready_s[place]), free_s)
-        while block < len(ends_s) and ends_s[block] <= at_s:
-            block += 1
-        while block < len(ends_s) and at_s + process_s[place] > begins_s[block] + _ROUNDING_S:
-            at_s = max(at_s, ends_s[block])
-            block += 1
-        found[place] = at_s
-        free_s = at_s + process_s[place]
+    found[order] = begun_s
     return found
+
+
+def _begin_late(begun_s: np.ndarray, late: list[int], at_once: list[bool], process_s: list[float],
+                begins_s: list[float], ends_s: list[float]) -> None:  # fmt: skip
+    """Put off, in place, those of `begun_s` that find the thread busy, from each of `late` to the next that does not."""
+    ready_s = begun_s.tolist()
+    reached = 0
+    for first in late:
+        if first < reached:
+            continue
+        free_s = float(begun_s[first - 1]) + process_s[first - 1] if first else 0.0
+        place = first
+        while place < len(ready_s) and not (at_once[place] and ready_s[place] >= free_s):
+            at_s = max(ready_s[place], free_s)
+            block = bisect_right(ends_s, at_s)
+            while block < len(ends_s) and at_s + process_s[place] > begins_s[block] + _ROUNDING_S:
+                at_s = max(at_s, ends_s[block])
+                block += 1
+            begun_s[place] = at_s
+            free_s = at_s + process_s[place]
+            place += 1
+        reached = place
 
 
 def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
@@ -85,6 +111,15 @@ def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
         begin_s = np.maximum(begin_s, np.concatenate(([-np.inf], np.maximum.accumulate(end_s)[:-1])))
     real = end_s > begin_s
     return HostLane(kind[real], begin_s[real], end_s[real], row[real])
+
+
+def host_lane_of(record: RunRecord, instance: int) -> HostLane:
+    """`host_lane` of a record, worked out once."""
+    key = "host_lane", instance
+    if key not in record.derived:
+        record.derived[key] = host_lane(record.iterations, instance)
+    lane: HostLane = record.derived[key]
+    return lane
 
 
 def first_stage_rows(column: Mapping[str, np.ndarray], instance: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reports.host_lane import HostLane, first_stage_rows, host_lane
+from reports.host_lane import first_stage_rows, host_lane_of
 from reports.intervals import length, overlap, union
 from reports.metrics import run_window, work_intervals
 from reports.record import RunRecord
@@ -84,7 +84,7 @@ def time_use(record: RunRecord) -> TimeUse | None:
     settings = record.meta.get("settings") or {}
     use = TimeUse(window.instances * window.stages * window.duration_s, int(settings.get("tp") or 1))
     for instance in range(window.instances):
-        lane = host_lane(column, instance)
+        lane = host_lane_of(record, instance)
         cpu = union(lane.begin_s.clip(window.begin_s, window.end_s), lane.end_s.clip(window.begin_s, window.end_s))
         use.host_s += length(cpu)
         mine = column["instance"] == instance
@@ -93,7 +93,7 @@ def time_use(record: RunRecord) -> TimeUse | None:
             column["end_s"][mine].clip(window.begin_s, window.end_s),
         )
         use.hidden_s += overlap(cpu, computing)
-        pieces = idle_pieces(record, instance, window.stages, window.begin_s, window.end_s, lane)
+        pieces = idle_pieces(record, instance, window.stages, window.begin_s, window.end_s)
         seconds = np.diff(pieces.edges_s)
         for stage, cause in enumerate(pieces.cause):
             for place, name in enumerate(CAUSES):
@@ -112,12 +112,18 @@ def time_use(record: RunRecord) -> TimeUse | None:
     return use
 
 
-def idle_pieces(
-    record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float, lane: HostLane | None = None
-) -> Pieces:
-    """Why each stage of `instance` was idle at each moment from `begin_s` to `end_s`."""
+def idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float) -> Pieces:
+    """Why each stage of `instance` was idle at each moment from `begin_s` to `end_s`; worked out once."""
+    key = "idle_pieces", instance, stages, begin_s, end_s
+    if key not in record.derived:
+        record.derived[key] = _idle_pieces(record, instance, stages, begin_s, end_s)
+    pieces: Pieces = record.derived[key]
+    return pieces
+
+
+def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float) -> Pieces:
     column = record.iterations
-    lane = host_lane(column, instance) if lane is None else lane
+    lane = host_lane_of(record, instance)
     mine = column["instance"] == instance
 
     def within(starts_s: np.ndarray, ends_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

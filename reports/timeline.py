@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.host_lane import PHASES, HostLane, host_lane
+from reports.host_lane import PHASES, HostLane, host_lane_of
 from reports.record import RunRecord
 from reports.schema import MODES
 
@@ -79,7 +79,7 @@ def _window(record: RunRecord, instance: int, begin_s: float, end_s: float) -> W
     near = (column["end_s"] >= begin_s - (end_s - begin_s)) & (column["launch_s"] <= end_s + (end_s - begin_s))
     rows = np.flatnonzero(near & (column["instance"] == instance))
     stages = int(column["stage"].max()) + 1
-    lanes: dict[str, list[Bar]] = {"CPU": _cpu_bars(host_lane(column, instance), column, begin_s, end_s)}
+    lanes: dict[str, list[Bar]] = {"CPU": _cpu_bars(host_lane_of(record, instance), column, begin_s, end_s)}
     for stage in range(stages):
         lane = "GPU" if stages == 1 else f"GPU {stage}"
         lanes[lane] = [_gpu_bar(column, int(row)) for row in rows if column["stage"][row] == stage]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reports.errors import RecordError
-from reports.host_lane import PHASES, host_lane
+from reports.host_lane import PHASES, host_lane_of
 from reports.out_folder import partial_folder
 from reports.record import RunRecord
 from reports.schema import MODES
@@ -129,7 +129,7 @@ def _bar(process: int, thread: int, name: str, begin_ns: int, end_ns: int, args:
 
 
 def _cpu(record: RunRecord, instance: int, process: int, origin_ns: int) -> Iterator[_Event]:
-    lane = host_lane(record.iterations, instance)
+    lane = host_lane_of(record, instance)
     free_ns = 0
     iterations = record.iterations["iteration"][lane.row].tolist()
     bars = zip(lane.kind.tolist(), _ns(lane.begin_s), _ns(lane.end_s), iterations, strict=True)

@@ -54,3 +54,9 @@ class ScriptedSampler:
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return self._flat[at]
+
+    def sample_ahead(self, batch: ModelWorkerBatch, steps: int) -> np.ndarray:
+        """int32[steps, n]: what the same requests sample in a decode batch and the steps after it; past a request's end,
+        anything."""
+        at = self._starts[batch.rows] + batch.seq_lens + np.arange(steps)[:, None]
+        return self._flat.take(at, mode="clip")

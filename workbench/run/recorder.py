@@ -188,6 +188,21 @@ class RecordingOutbox:
             recorder.done += 1
             self._on_end(req.rid)
 
+    def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+        """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""
+        rows, gaps_s = batch.worker.rows, self._recorder.gaps_s
+        steady = self._steady.get(batch.slot)
+        if steady is None or steady[0] is not rows:
+            self._gaps(batch, moments_s[0])
+            before, later = moments_s[0], moments_s[1:]
+        else:
+            before, later = steady[1], moments_s
+        for now in later:
+            gaps_s.append(now - before)
+            before = now
+        self._recorder.gap_counts += [len(rows)] * len(later)
+        self._steady[batch.slot] = (rows, before)
+
     def _gaps(self, batch: ScheduleBatch, now: float) -> None:
         """Gaps between tokens where the requests are not those of the step before."""
         rows = batch.worker.rows

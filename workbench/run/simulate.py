@@ -18,6 +18,8 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from backends.simulated.steady import LOOPS as STEADY_LOOPS
+from backends.simulated.steady import SteadyBackend
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
@@ -103,9 +105,14 @@ class SimulatedWorld:
         if self._group is not None:
             backend = LockStepBackend(self.env, self._group, self.cost, built.host, sampler, log, number)
         else:
-            backend = SimulatedBackend(self.env, self.cost, built.host, sampler, log, number, built.pp)
+            # Decisions are written down step by step.
+            steady = built.loop in STEADY_LOOPS and built.pp == 1 and decisions is None
+            kind = SteadyBackend if steady else SimulatedBackend
+            backend = kind(self.env, self.cost, built.host, sampler, log, number, built.pp)
         scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
         outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
+        if isinstance(backend, SteadyBackend):
+            backend.follow(scheduler, outbox)
         options: dict[str, Any] = {}
         if built.loop == "overlap":
             options["overlap_prefills"] = settings.overlap_prefills

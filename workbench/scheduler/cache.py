@@ -47,6 +47,28 @@ class CacheManager:
                 self.pool.give(pages)
         return self.pool.take(count)
 
+    def allocate_steps(self, counts: list[int]) -> np.ndarray:
+        """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
+        taken: list[np.ndarray] = []
+        first = 0
+        while first < len(counts):
+            last, total = first, 0
+            while last < len(counts) and total + counts[last] <= self.pool.free:
+                total += counts[last]
+                last += 1
+            if last == first:  # the first one has to evict
+                taken.append(self.allocate(counts[first]))
+                first += 1
+                continue
+            pages = self.pool.take(total)
+            # The pool is a stack: what is taken first lies last.
+            end = total
+            for count in counts[first:last]:
+                taken.append(pages[end - count : end])
+                end -= count
+            first = last
+        return np.concatenate(taken)
+
     def measure(self, req: Req) -> tuple[Node | None, int]:
         """The node and length a request would match now, without touching recency: for ordering the queue."""
         if not self.enabled:

@@ -29,6 +29,9 @@ class Composer(Protocol):
 
     def compose(self, slot: Slot) -> ScheduleBatch | None: ...
 
+    def repeated(self, slot: Slot, steps: int) -> None:
+        """Note that ``steps`` decode batches like the last have been formed without asking."""
+
 
 class PrefillFirst:
     """SGLang's way: prefill whenever admission allows, else decode."""
@@ -60,6 +63,11 @@ class PrefillFirst:
             state.decay_ratio()
         slot.prefill_streak = 0
         return _build_decode(state, slot, needing)
+
+    def repeated(self, slot: Slot, steps: int) -> None:
+        slot.prefill_streak = 0
+        for _ in range(steps):
+            self.state.decay_ratio()
 
     def _prefill(self, slot: Slot) -> ScheduleBatch | None:
         state, running = self.state, slot.running
@@ -103,6 +111,9 @@ class DecodeFirstMixed:
         if not decodes and not rows:
             return None
         return build(state, slot, rows, decodes, needing)
+
+    def repeated(self, slot: Slot, steps: int) -> None:
+        pass  # it keeps no account of decode steps
 
     def _prefill(self, slot: Slot, budget: int, held_pages: int) -> list[PrefillRow]:
         """Rows for at most ``budget`` prompt tokens, leaving ``held_pages`` pages to the decodes of this step."""

@@ -89,6 +89,23 @@ class RunningSet:
             return None
         return (self.lens % self._page_size == 0).nonzero()[0]
 
+    def page_needs(self, steps: int) -> list[int]:
+        """Pages that each of the next steps takes."""
+        if self._page_size == 1:
+            return [self.count] * steps
+        needs: list[int] = self._starts_page(steps).sum(axis=1).tolist()
+        return needs
+
+    def page_places(self, steps: int) -> np.ndarray:
+        """int64[m], where in the page table the pages of the next steps go, step by step, as :meth:`advance` has it."""
+        if self._page_size == 1:
+            return (self.token_at + np.arange(steps)[:, None]).ravel()
+        step, index = self._starts_page(steps).nonzero()
+        return self.rows[index] * self._table.page_width + (self.lens[index] + step) // self._page_size
+
+    def _starts_page(self, steps: int) -> np.ndarray:
+        return (self.lens + np.arange(steps)[:, None]) % self._page_size == 0
+
     def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token, those in ``needing`` into the next of ``pages``.
 

@@ -257,6 +257,11 @@ class Scheduler:
         ended, self.state.ended = self.state.ended, []
         return ended
 
+    @property
+    def has_deadlines(self) -> bool:
+        """Some request may time out."""
+        return bool(self._queue_deadlines or self._deadlines)
+
     # -- at rest -----------------------------------------------------------------------------------------------------
 
     @property

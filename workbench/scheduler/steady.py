@@ -1,0 +1,97 @@
+"""Many decode steps at once, for a backend that can tell what they will bring.
+
+Most steps of a run decode the very requests of the step before. A simulation knows how long that goes on: until a message
+comes, or a token ends a request. This module does to the scheduler's state what forming and processing that many batches
+one by one would do, and nothing else; a property test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+import numpy as np
+
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.scheduler import Scheduler
+
+
+class SteadyDecode:
+    """The decode steps ahead of a scheduler in which it has nothing to decide."""
+
+    def __init__(self, scheduler: Scheduler, page_needs: list[int]) -> None:
+        self._scheduler = scheduler
+        self._page_needs = page_needs
+        self.steps = len(page_needs)
+        """Batches that will be formed of the requests in flight, unless a message comes or a sample ends one of them."""
+
+    def batches(self) -> Iterator[ModelWorkerBatch]:
+        """The next ``steps`` batches as they would be formed, without their pages."""
+        state = self._scheduler.state
+        running, table = state.slots[0].running, state.table
+        rows, count, waiting, held = running.rows, running.count, len(state.waiting), table.rows - table.free_rows
+        lens = running.lens + np.arange(1, self.steps + 1)[:, None]
+        used_tokens, page_size, context_tokens = state.cache.used_tokens, state.config.page_size, running.context_tokens
+        for ahead, pages in enumerate(self._page_needs):
+            context_tokens += count
+            used_tokens += pages * page_size
+            yield ModelWorkerBatch(
+                state.step + ahead, "decode", rows, lens[ahead], None, 0, count, 0, count, context_tokens, None, None, (),
+                None, None, (), used_tokens, waiting, held,
+            )  # fmt: skip
+
+    def first_stop(self, tokens: np.ndarray) -> int:
+        """Index of the first step whose ``tokens``, int[k, n], end a request, else k."""
+        stop_ids = self._scheduler.state.slots[0].running.stop_ids
+        if stop_ids is None:
+            return len(tokens)
+        same = tokens == stop_ids if stop_ids.ndim == 1 else tokens[:, :, None] == stop_ids
+        hits = same.ravel().nonzero()[0]
+        return int(hits[0]) // stop_ids.size if len(hits) else len(tokens)
+
+    def take(self, tokens: np.ndarray, formed: list[ModelWorkerBatch]) -> None:
+        """Form the batches ``formed``, the first k of :meth:`batches`, and process as many: ``tokens`` int[k, n] are the
+        samples of the k oldest batches, those in flight first. None of them may end a request."""
+        scheduler = self._scheduler
+        state, steps = scheduler.state, len(formed)
+        running, table, flight = state.slots[0].running, state.table, state.in_flight
+        ahead = np.arange(steps)[:, None]
+        table.add_tokens((flight[0].token_at + ahead).ravel(), tokens.ravel())
+        at = running.page_places(steps)
+        table.add_pages(at, state.cache.allocate_steps(self._page_needs[:steps]))
+        running.lens = running.lens + steps
+        running.token_at = running.token_at + steps
+        running.context_tokens += steps * running.count
+        running.steps_to_stop -= steps
+        scheduler.composer.repeated(state.slots[0], steps)
+        state.step += steps
+        # The batches in flight are those formed last; loops hold the objects, so these stand for other steps now.
+        workers = [*(batch.worker for batch in flight), *formed][-len(flight) :]
+        for batch, worker in zip(flight, workers, strict=True):
+            batch.worker = worker
+            batch.token_at = batch.token_at + steps
+
+
+def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
+    """The steps, at most ``most``, in which nothing is to be decided; None where there is none.
+
+    That is so when every batch in flight decodes exactly the running requests, nobody can be admitted, and there is KV.
+    """
+    state = scheduler.state
+    slot = state.slots[0]
+    running, cache = slot.running, state.cache
+    if len(state.slots) > 1 or scheduler.paused or scheduler.has_deadlines or not state.in_flight:
+        return None
+    if state.chunked is not None or state.computed or state.ended or state.retracted:
+        return None
+    if state.waiting and not slot.full:
+        return None
+    # The same object is the same members: whoever ends, joins or is retracted replaces it.
+    if any(batch.worker.rows is not running.rows for batch in state.in_flight):
+        return None
+    steps = min(most, running.steps_to_stop - 1)
+    if steps < 1:
+        return None
+    needs, available = running.page_needs(steps), cache.available_pages
+    enough = sum(pages <= available for pages in accumulate(needs))
+    return SteadyDecode(scheduler, needs[:enough]) if enough else None
