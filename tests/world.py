@@ -11,6 +11,7 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from backends.simulated.steady import SteadyBackend
 from workbench.loops import LOOPS
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
@@ -84,6 +85,10 @@ class Run:
     ended: dict[str, Req] = field(default_factory=dict)
     batches: list[ScheduleBatch] = field(default_factory=list)
     scheduled_s: dict[str, float] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=list)
+    """``new_token_ratio`` whenever a request began or ended."""
+    steady_s: list[float] = field(default_factory=list)
+    """When results of steps went out that were taken in stretches."""
 
 
 class _Outbox:
@@ -107,6 +112,8 @@ class _Outbox:
             for i, req in enumerate(result.batch.reqs):
                 if i not in silent:
                     run.outputs.setdefault(req.rid, []).append(int(result.tokens[i]))
+        if result.first or result.ended:
+            run.ratios.append(run.scheduler.state.new_token_ratio)
         for req in result.first:
             assert req.rid not in run.first_s
             run.first_s[req.rid] = self.env.now
@@ -119,11 +126,16 @@ class _Outbox:
         if self.on_step:
             self.on_step(run, self.env.now)
 
+    def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+        self.run.steady_s += moments_s
+        if self.check:
+            self.run.scheduler.check()
+
 
 def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None = None, host: HostModel = FREE_HOST,
              messages: Sequence[tuple[float, object]] = (), check: bool = True,
              on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None,
-             loop_options: dict[str, object] | None = None, **settings: object) -> Run:  # fmt: skip
+             loop_options: dict[str, object] | None = None, steady: bool = False, **settings: object) -> Run:  # fmt: skip
     """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
     env = Clock()
     config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]
@@ -131,10 +143,14 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     sampler = ScriptedSampler(scripts.__getitem__, config.max_running_per_slot * config.slots)
     scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
     run = Run(scheduler)
-    backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, run.rows.append, stages=config.slots)  # type: ignore[arg-type]
+    kind = SteadyBackend if steady else SimulatedBackend
+    backend = kind(env, cost or LinearCost(), host, sampler, run.rows.append, stages=config.slots)  # type: ignore[arg-type]
     scheduler.state.clock = backend.now_s
     inbox = SimulatedInbox(env)
-    env.run_loop(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, check, on_step), **(loop_options or {})))
+    outbox = _Outbox(env, run, check, on_step)
+    if isinstance(backend, SteadyBackend):
+        backend.follow(scheduler, outbox)
+    env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox, **(loop_options or {})))
 
     def deliver():
         todo = sorted([(job.arrival_s, job.message()) for job in jobs] + list(messages), key=lambda item: item[0])

@@ -107,8 +107,8 @@ class SteadyBackend(SimulatedBackend):
                 break
         if formed:
             self._stage_free_s[0] = free_s
-            self._outbox.send_steady(scheduler.state.in_flight[0], moments)
             steady.take(tokens[: len(formed)], formed)
+            self._outbox.send_steady(scheduler.state.in_flight[0], moments)
             for one, (batch, issued, start, end, spent) in zip(pending, flight, strict=True):
                 one.batch, one.launch_s, one.cpu_s = batch, issued, spent
                 one.starts_s, one.ends_s, one.end_s = [start], [end], end

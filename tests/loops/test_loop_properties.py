@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends.simulated.host import FREE_HOST, HostModel
-from tests.world import Job, Run, simulate
+from tests.world import Job, LinearCost, Run, simulate
 from workbench.scheduler.messages import Abort, FlushCache, Pause, Resume
 
 HOSTS = (FREE_HOST, HostModel(), HostModel(schedule_s=0.02))
@@ -96,12 +96,8 @@ def some_trouble(draw: st.DrawFn, jobs: list[Job]) -> tuple[list[tuple[float, ob
 
 def check_the_end(jobs: list[Job], run: Run) -> None:
     """Everything that must hold once nothing is left to do. Ending once and the pools at every step: see the world."""
-    state = run.scheduler.state
     assert set(run.ended) == {job.rid for job in jobs}
-    assert state.cache.available_pages == state.cache.pool.total
-    assert state.cache.tree.protected_pages == 0
-    assert state.table.free_rows == state.table.rows
-    assert not state.by_id and not state.waiting and not state.in_flight and state.chunked is None
+    check_the_pools(run)
     for job in jobs:
         req, got, script = run.ended[job.rid], run.outputs.get(job.rid, []), job.script()[1].tolist()
         assert req.finish is not None
@@ -115,6 +111,15 @@ def check_the_end(jobs: list[Job], run: Run) -> None:
             assert got == script[: min(job.writes, req.max_new)]
         if got:
             assert job.arrival_s <= run.first_s[job.rid] <= run.end_s[job.rid]
+
+
+def check_the_pools(run: Run) -> None:
+    """Nothing is lost and nothing is held."""
+    state = run.scheduler.state
+    assert state.cache.available_pages == state.cache.pool.total
+    assert state.cache.tree.protected_pages == 0
+    assert state.table.free_rows == state.table.rows
+    assert not state.by_id and not state.waiting and not state.in_flight and state.chunked is None
 
 
 LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}], "pipeline": [None]}
@@ -133,6 +138,45 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
         check_the_end(jobs, run)
 
     check()
+
+
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+def test_a_stretch_of_steady_decode_is_the_same_as_its_steps_one_by_one(loop):
+    taken = []
+
+    @thorough(150)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        jobs = [
+            replace(job, writes=6 * job.writes, bound=job.bound and 6 * job.bound) for job in data.draw(some_jobs(8))
+        ]
+        messages, timeouts = data.draw(some_trouble(jobs))
+        options = {
+            "cost": data.draw(st.sampled_from([None, LinearCost(0.001, decode_s=1e-5)])),
+            "host": data.draw(st.sampled_from(HOSTS)), "messages": messages,
+            "loop_options": data.draw(st.sampled_from(LOOP_OPTIONS[loop])), **data.draw(some_settings(loop)), **timeouts,
+        }  # fmt: skip
+        one_by_one = simulate(jobs, loop, **options)
+        stretches = simulate(jobs, loop, **options, steady=True)
+        assert stretches.rows == one_by_one.rows
+        assert stretches.first_s == one_by_one.first_s
+        assert stretches.end_s == one_by_one.end_s
+        assert stretches.scheduled_s == one_by_one.scheduled_s
+        assert stretches.ratios == one_by_one.ratios
+        assert left_behind(stretches) == left_behind(one_by_one)
+        check_the_pools(stretches)
+        taken.append(len(stretches.steady_s) / max(len(stretches.rows), 1))
+
+    check()
+    assert sum(share > 0.3 for share in taken) > 30, "too few examples have a stretch in them"
+
+
+def left_behind(run: Run) -> tuple[object, ...]:
+    """Everything that the past may change about the future: which page holds what, and what each request became."""
+    state = run.scheduler.state
+    nodes = [(node.pages.tolist(), node.key.tolist(), node.locks) for node in state.cache.tree.nodes()]
+    reqs = [(rid, req.finish, req.output_len, req.cached_tokens, req.retractions) for rid, req in run.ended.items()]
+    return state.step, state.cache.pool.free_pages().tolist(), nodes, reqs
 
 
 @thorough(70)
