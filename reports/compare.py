@@ -5,6 +5,7 @@ The first run, A, is the reference, usually the measured one; B is the predictio
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,12 +60,12 @@ class Comparison:
     """Where the schedulers' decisions part; None without both files."""
     budget: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    """Of each latency, A's and B's seconds, request by request."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        import dataclasses
-
-        return dataclasses.asdict(self)
+        """For JSON, without the single requests."""
+        return dataclasses.asdict(dataclasses.replace(self, pairs={}))
 
 
 def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comparison:
@@ -84,12 +85,13 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
     if not both.all():
         notes.append(f"{int((~both).sum())} requests did not finish in both runs and are left out")
     of_a, of_b = _latencies(a, None, origin), _latencies(b, order, origin)
-    latencies = {}
+    latencies, pairs = {}, {}
     for name in LATENCIES:
         x, y = of_a[name][both], of_b[name][both]
         known = ~(np.isnan(x) | np.isnan(y))
         if known.any():
             latencies[name] = _error(x[known], y[known])
+            pairs[name] = x[known], y[known]
     window = _throughput(a, b, order, both)
     return Comparison(
         a.name,
@@ -102,6 +104,7 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
         window,
         _mean_gap(window),
         notes=notes,
+        pairs=pairs,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from reports.caveats import caveats, simulated
+from reports.compare import Comparison
+from reports.compare_section import section
 from reports.detail import timeline_detail
 from reports.errors import RecordError
 from reports.labels import Summaries, Unit, best_of, difference, percent, shown_metrics, values_of, written
@@ -96,10 +98,12 @@ def write_report(
     slo_ttft_s: float | None = None,
     slo_tpot_s: float | None = None,
     baseline: str | None = None,
+    comparison: Comparison | None = None,
 ) -> Report:
     """Write the page that compares `records` (by the name to show) to the file `path`, and return what it says.
 
-    `command` is what reproduces the runs, for those that do not say so themselves. The bytes depend on the arguments alone.
+    `command` is what reproduces the runs, for those that do not say so themselves; `comparison`, of the two runs, gets a
+    part of its own. The bytes depend on the arguments alone.
 
     Raises `RecordError` without a record, when the page would be larger than 2 MB, and when `path` is a file that is no page
     of ours.
@@ -109,7 +113,7 @@ def write_report(
         raise RecordError(f"{path}: no run to report on")
     report = make_report(records, slo_ttft_s, slo_tpot_s, baseline)
     _spare_strangers(path)
-    text = page_html(report, title, command)
+    text = page_html(report, title, command, comparison)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(records)} runs would be larger than 2 MB: compare fewer")
     partial = partial_folder(path)
@@ -147,12 +151,12 @@ def _chip(record: RunRecord) -> str:
     return _named(hardware)
 
 
-def page_html(report: Report, title: str, command: str = "") -> str:
+def page_html(report: Report, title: str, command: str = "", comparison: Comparison | None = None) -> str:
     """The page as text: its timelines cut down until it fits into 2 MB, if they can be."""
     budget_bytes = _TIMELINE_BYTES
     text = ""
     for _ in range(_TRIES):
-        text = _rendered(report, title, command, budget_bytes)
+        text = _rendered(report, title, command, comparison, budget_bytes)
         excess = len(text.encode()) - MOST_BYTES
         if excess <= 0:
             break
@@ -160,7 +164,7 @@ def page_html(report: Report, title: str, command: str = "") -> str:
     return text
 
 
-def _rendered(report: Report, title: str, command: str, timeline_bytes: int) -> str:
+def _rendered(report: Report, title: str, command: str, comparison: Comparison | None, timeline_bytes: int) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -189,6 +193,7 @@ def _rendered(report: Report, title: str, command: str, timeline_bytes: int) -> 
         outcome=outcome(report.summaries),
         reasons=reasons(report.summaries, report.uses),
         uses=_use_rows(report),
+        comparison=section(comparison) if comparison is not None else None,
         causes=CAUSE_LABELS,
         metrics=_metric_rows(report),
         has_timeline=any(detail is not None for detail in details.values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,27 @@ def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
     assert abs(parts["scheduling and the rest"]["tpot"]) < 0.02
     total = sum(part["tpot"] for part in parts.values())
     assert total == pytest.approx(found["latencies"]["tpot"]["mean"], abs=1e-9)
+
+
+def test_the_page_of_a_comparison_shows_its_errors_and_every_request(tmp_path):
+    for name, record in (("a", run()), ("b", run(1.25))):
+        write_record(record, tmp_path / name)
+    page = tmp_path / "page.html"
+    done = workbench("compare", tmp_path / "a", tmp_path / "b", "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"report: {page}\n")
+    text = page.read_text()
+    table = re.search(r'<table class="errors">.*?</table>', text, re.DOTALL)
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table[0])
+    cells = {name: re.findall("<td>(.*?)</td>", row) for name, row in rows}
+    assert cells["E2E"] == ["2.500 s", *["+25.0%"] * 4, "25.0%", "25.0%", "+25.0%"]
+    charts = re.findall(r"<figcaption>(\w+) .*?class=\"dots\" d=\"(.*?)\"", text, re.DOTALL)
+    dots = {name: path.split("M")[1:] for name, path in charts}
+    assert set(dots) == {"TTFT", "TPOT", "E2E", "Queueing"} and {len(each) for each in dots.values()} == {4}
+    x, y = (float(value) for value in dots["E2E"][-1].removesuffix("h0").split())
+    # The slowest: 4 s against 5 s, on axes from 0 to 5 s; B's reaches the top.
+    assert (x - 8) / (260 - 6 - 8) == pytest.approx(0.8, abs=1e-3) and y == pytest.approx(6)
+    assert workbench("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "a").returncode == 2
 
 
 def test_mismatched_traces_and_missing_runs_exit_with_2(tmp_path):

@@ -17,16 +17,18 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The run to judge by it.", show_default=False)],
     origin: Annotated[Optional[str], typer.Option("--from", help="Latencies begin at: arrival | queued. Default: what the reference says, else arrival.")] = None,
     trace: Annotated[Optional[Path], typer.Option("--trace", help="The trace of both: simulates B again with A's step times, CPU phases and KV capacity for the error budget.")] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Also write a page: both runs side by side with this comparison in it.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Compare two runs of one trace: errors of latencies, throughput over time, first differing decision, error budget."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _compare(a, b, origin, trace, as_json)
+        _compare(a, b, origin, trace, out, as_json)
 
 
-def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, as_json: bool) -> None:
+def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, out: Path | None,
+             as_json: bool) -> None:  # fmt: skip
     from reports.compare import compare as compare_records
     from reports.record import RecordError, read_record
     from reports.schema import DECISIONS_FILE
@@ -42,10 +44,24 @@ def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None,
 
         found.decisions = first_difference(*(_decisions(file) for file in files))
     found.budget = error_budget(a, b, found.latency_from, trace)
+    if out is not None:
+        _write_page(path_a, path_b, found, out)
     if as_json:
         print(json.dumps(_finite(found.to_dict()), indent=2, allow_nan=False))
         return
     _print(found)
+    if out is not None:
+        print(f"report: {out}")
+
+
+def _write_page(path_a: Path, path_b: Path, found: Comparison, out: Path) -> None:
+    from reports.load import load_runs
+    from reports.page import title_of, write_report
+
+    # The requests have been matched: what the records call their trace does not matter any more.
+    records = load_runs([path_a, path_b], mixed_traces=True)
+    found.a, found.b = records
+    write_report(records, out, title_of(records), "", comparison=found)
 
 
 def _decisions(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +89,7 @@ def _print(found: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from reports.compare import LATENCIES
+    from reports.compare_section import COLUMNS, error_rows, sentences
 
     console = Console()
     console.print(
@@ -81,48 +97,12 @@ def _print(found: Comparison) -> None:
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
-    for title in ("mean of A", "error", "p50", "p90", "p99", "each, mean", "median", "signed"):
+    for title in COLUMNS:
         table.add_column(title, justify="right")
-    for name in LATENCIES:
-        error = found.latencies.get(name)
-        if error is None:
-            continue
-        table.add_row(
-            {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "queue": "Queueing"}[name], _time(error.reference_mean_s),
-            *(_percent(value) for value in (error.mean, *error.percentiles.values())),
-            *(_percent(value, signed=False) for value in (error.absolute_mean, error.absolute_median)),
-            _percent(error.signed_mean),
-        )  # fmt: skip
+    for row in error_rows(found):
+        table.add_row(*row)
     console.print(table)
-    console.print(
-        f"duration {found.duration_a_s:.2f} s and {found.duration_b_s:.2f} s ({found.duration_b_s / found.duration_a_s - 1:+.1%}); "
-        f"output tokens/s over time differ by {found.throughput_error:.1%} on average", highlight=False,
-    )  # fmt: skip
-    _print_decisions(console, found.decisions)
-    for line in found.budget.get("lines", ()):
+    for line in sentences(found):
         console.print(line, highlight=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, style="dim")
-
-
-def _print_decisions(console: Any, decisions: dict[str, Any] | None) -> None:
-    if decisions is None:
-        return
-    if decisions["equal"]:
-        console.print(f"decisions: the same in all {decisions['batches']:,} batches", highlight=False)
-    else:
-        what = ", ".join(decisions["differs_in"])
-        console.print(
-            f"decisions part at batch {decisions['batch']:,} of instance {decisions['instance']}: {what}",
-            highlight=False,
-        )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
-
-
-def _percent(value: float | None, signed: bool = True) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:+.1%}" if signed else f"{value:.1%}"
