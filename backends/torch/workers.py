@@ -77,6 +77,8 @@ class Workers(Protocol):
     max_context: int
     eos_token_ids: tuple[int, ...]
     vocab: int
+    dtype: str
+    """Of the weights, as torch calls it: ``bfloat16``."""
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
 
@@ -138,6 +140,10 @@ def _capacity(runner: ModelRunner, options: RunnerOptions) -> int:
     return tokens
 
 
+def _dtype_name(runner: ModelRunner) -> str:
+    return str(runner.config.dtype or torch.float32).removeprefix("torch.")
+
+
 class _OneProcess:
     """A single rank in this process."""
 
@@ -147,6 +153,7 @@ class _OneProcess:
         self.max_context = self.runner.max_context
         self.eos_token_ids = self.runner.config.eos_token_ids
         self.vocab = self.runner.config.vocab
+        self.dtype = _dtype_name(self.runner)
         self.runner.allocate(self.kv_tokens // options.page_size)
         self.runner.capture(list(options.capture_sizes))
 
@@ -277,7 +284,7 @@ class ManyWorkers:
             # Every rank holds part of every token: the one with least room decides.
             self.kv_tokens = min(fact["kv_tokens"] for fact in facts)
             self.max_context, self.vocab = facts[0]["max_context"], facts[0]["vocab"]
-            self.eos_token_ids = tuple(facts[0]["eos_token_ids"])
+            self.eos_token_ids, self.dtype = tuple(facts[0]["eos_token_ids"]), facts[0]["dtype"]
             for pipe in self._pipes:
                 pipe.send(self.kv_tokens // options.page_size)
             for rank in range(world):
@@ -379,7 +386,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     runner = _load(options, parallel, device)
     pipe.send({
         "kv_tokens": _capacity(runner, options), "max_context": runner.max_context, "vocab": runner.config.vocab,
-        "eos_token_ids": runner.config.eos_token_ids,
+        "eos_token_ids": runner.config.eos_token_ids, "dtype": _dtype_name(runner),
     })  # fmt: skip
     runner.allocate(pipe.recv())
     runner.capture(list(options.capture_sizes))

@@ -59,6 +59,26 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"fitted:{out}", *flags])
     assert simulated.exit_code == 0, simulated.output
 
+    # A real run's record holds all that a simulation of it needs, but the costs.
+    real_run = [
+        "--model",
+        str(model),
+        "--backend",
+        "cpu",
+        "--kv-tokens",
+        "300",
+        "--out",
+        str(tmp_path / "real"),
+        "--json",
+    ]
+    replayed = CliRunner().invoke(app, ["replay", str(trace), *real_run])
+    assert replayed.exit_code == 0, replayed.output
+    alike = ["--like", str(tmp_path / "real/overlap"), "--out", str(tmp_path / "alike"), "--json"]
+    simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"fitted:{out}", *alike])
+    assert simulated.exit_code == 0, simulated.output
+    settings = json.loads((tmp_path / "alike/overlap/meta.json").read_text())["settings"]
+    assert (settings["dtype"], settings["kv_tokens"]) == ("fp32", 300)
+
     out.unlink()
     refused = CliRunner().invoke(app, [*words[:-1], "200"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output

@@ -30,7 +30,7 @@ from traces import Trace, TraceRequest
 from traces.files import Source
 from traces.trace import TraceInfo
 from workbench.run.calibrate import host_columns
-from workbench.run.real import device_name, runner_options
+from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.replay import replay_on
 from workbench.run.settings import RunSettings
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -143,16 +143,11 @@ def _conditions(settings: RunSettings, device: str, kv_tokens: int, max_context:
     known = [name for name in gpu_names() if same_gpu(named, name)]
     return {
         "model": settings.model, "device": named, "gpu": "cpu" if device == "cpu" else (known or [named])[0],
-        "dtype": _dtype(workers.inner), "tp": settings.tp, "kv_tokens": kv_tokens, "max_context": max_context,
+        "dtype": DTYPE_NAMES[workers.inner.dtype], "tp": settings.tp, "kv_tokens": kv_tokens, "max_context": max_context,
         "page_size": settings.page_size, "max_running": settings.max_running, "cuda_graphs": settings.cuda_graphs,
         "threads": os.environ.get("OMP_NUM_THREADS", ""), "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("llm-workbench", "numpy", "torch")},
     }  # fmt: skip
-
-
-def _dtype(workers: Any) -> str:
-    """The dtype of the weights, in our words."""
-    return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[str(workers.runner.config.dtype).split(".")[-1]]
 
 
 def _same_conditions(folder: Path, measured: dict[str, Any]) -> None:

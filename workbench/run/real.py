@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """``auto``: as the model was saved."""
+DTYPE_NAMES = {theirs: ours for ours, theirs in TORCH_DTYPES.items() if theirs is not None}
+"""What torch calls a dtype, in our words."""
 
 
 def choose_device(backend: str) -> str:

@@ -23,7 +23,7 @@ from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.run.clients import Clients
-from workbench.run.real import device_name, runner_options
+from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.run.settings import RunSettings, scheduler_config
 from workbench.run.simulate import PROGRESS_EVERY_S, Progress
@@ -183,7 +183,8 @@ def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Tr
         "hardware": {"gpu": device_name(device), "gpus": tp * pp, "simulated": False},
         "settings": {
             **dataclasses.asdict(settings), "loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None,
-            "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device,
+            "dtype": DTYPE_NAMES[backend.dtype], "kv_tokens": config.kv_tokens, "max_context": config.max_context,
+            "backend": device,
         },
         "versions": {name: importlib.metadata.version(name) for name in ("llm-workbench", "numpy", "torch")}
         | {"python": platform.python_version()},

@@ -131,7 +131,7 @@ class LiveRecord:
             "hardware": {"gpu": built.device, "gpus": built.gpus, "simulated": simulated},
             "settings": {
                 **dataclasses.asdict(settings.run), **live, "loop": settings.loop,
-                "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
+                "dtype": built.dtype, "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
             "kv_budget": built.kv_budget,
