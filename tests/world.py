@@ -11,8 +11,8 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
-from backends.simulated.steady import SteadyBackend
 from workbench.loops import LOOPS
+from workbench.run.steady import SteadyBackend
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate

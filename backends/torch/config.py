@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from backends.torch.fp8 import Fp8
 from backends.torch.rotary import Rope
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -66,6 +67,8 @@ class ModelConfig:
     """Tokens that end an answer."""
     dtype: torch.dtype | None = None
     """What the weights were saved in, or, from ``load_model``, what they are held in."""
+    fp8: Fp8 | None = None
+    """How the projections of attention and MLPs are held, if in FP8."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """What one family alone reads."""
 
@@ -141,10 +144,9 @@ class Fields:
 
         Raises UnsupportedModel.
         """
-        if self.values.get("quantization_config") is not None:
-            method = self.values["quantization_config"]
-            method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else method
-            raise self.error("quantization_config", f"({method}) is not supported; use the unquantised weights")
+        fp8 = self.fp8()
+        if fp8 is not None and experts:
+            raise self.error("quantization_config", "(fp8) is not supported for experts; use the unquantised weights")
         self.must_be("hidden_act", "silu", "swish")
         layers, hidden, heads = (
             self.size("num_hidden_layers"),
@@ -190,8 +192,32 @@ class Fields:
             mixture=(bool(experts),) * layers if mixture is None else tuple(mixture),
             eos_token_ids=self.token_ids("eos_token_id"),
             dtype=self.dtype(),
+            fp8=fp8,
             extra=extra or {},
         )
+
+    def fp8(self) -> Fp8 | None:
+        """What ``quantization_config`` says. Raises UnsupportedModel for any quantisation but FP8 weights."""
+        raw = self.values.get("quantization_config")
+        if raw is None:
+            return None
+        method = raw.get("quant_method", "unknown") if isinstance(raw, Mapping) else raw
+        if not isinstance(raw, Mapping) or method != "fp8":
+            raise self.error("quantization_config", f"({method}) is not supported; use the unquantised weights")
+        own = Fields(raw, self.source)
+        own.must_be("fmt", "e4m3")
+        block = raw.get("weight_block_size")
+        if block is not None:
+            sizes = isinstance(block, Sequence) and [n for n in block if isinstance(n, int) and n >= 1]
+            if not sizes or len(block) != 2 or len(sizes) != 2 or sizes[1] & (sizes[1] - 1 | 15):
+                why = f"is {block!r}, not rows and columns (a power of two from 16 up)"
+                raise self.error("quantization_config.weight_block_size", why)
+            block = (sizes[0], sizes[1])
+        plain = raw.get("modules_to_not_convert") or raw.get("ignored_layers") or ()
+        for name in plain:
+            if str(name).endswith("_proj"):
+                raise self.error("quantization_config", f"leaves {name} unquantised, which is not supported")
+        return Fp8(block, saved=True)
 
     def no_windows(self) -> tuple[None, ...]:
         """Every layer sees everything. Raises UnsupportedModel if the file says otherwise."""

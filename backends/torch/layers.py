@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backends.torch import fp8
 from backends.torch.config import ModelConfig, UnsupportedModel
 from backends.torch.forward_batch import ForwardBatch
+from backends.torch.fp8 import Fp8
 from backends.torch.parallel import Parallel
 
 
@@ -36,6 +38,56 @@ class Source(NamedTuple):
     def fill(self, tensor: Tensor) -> None:
         """Copy this rank's share of a checkpoint tensor of :attr:`shape`, changing dtype and device on the way."""
         self.into.copy_(tensor.narrow(self.dim, self.start, self.into.shape[self.dim]))
+
+
+class Fp8Source(NamedTuple):
+    """A weight of a checkpoint and the part of an FP8 parameter and of its scales that it fills."""
+
+    name: str
+    shape: tuple[int, ...]
+    into: Tensor
+    """e4m3, a view of the parameter."""
+    scales: Tensor
+    """float32[rows, blocks across], a view."""
+    fp8: Fp8
+    dim: int = 0
+    start: int = 0
+
+    def fill(self, tensor: Tensor) -> None:
+        """Copy this rank's share of a weight, quantised first unless it was saved so (its scales come by themselves)."""
+        if tensor.dtype != fp8.DTYPE:
+            tensor, scales = fp8.quantise(tensor.to(self.into.device), self.fp8)
+            self.fill_scales(scales)
+        self.into.copy_(tensor.narrow(self.dim, self.start, self.into.shape[self.dim]))
+
+    def fill_scales(self, scales: Tensor) -> None:
+        """Copy this rank's share of the scales of the whole weight."""
+        rows = fp8.row_scales(scales, self.shape[0], self.fp8)
+        if self.dim == 0:
+            rows = rows.narrow(0, self.start, len(self.scales))
+        elif self.fp8.block is not None:
+            rows = rows.narrow(1, self.start // self.fp8.block[1], self.scales.shape[1])
+        self.scales.copy_(rows)
+
+
+class ScaleSource(NamedTuple):
+    """The scales of a checkpoint's FP8 weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    of: Fp8Source
+
+    @property
+    def into(self) -> Tensor:
+        """Where they go."""
+        return self.of.scales
+
+    def fill(self, tensor: Tensor) -> None:
+        """Copy this rank's share."""
+        self.of.fill_scales(tensor.to(self.of.scales.device))
+
+
+AnySource = Source | Fp8Source | ScaleSource
 
 
 class Part(NamedTuple):
@@ -87,31 +139,72 @@ class RMSNorm(nn.Module):
         """(norm of x + residual, x + residual), both [n, size]; the arguments may be overwritten."""
         return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the norm in the checkpoint."""
         yield Source(f"{name}.weight", tuple(self.weight.shape), self.weight)
+
+
+class Weight(nn.Module):
+    """A matrix, in the model's dtype or in FP8 with scales: float32[outputs, blocks across], a row's own in each."""
+
+    def __init__(self, outputs: int, share: int, inputs: int, ops: ModuleType, quantised: Fp8 | None) -> None:
+        """``share`` of all ``inputs`` are this rank's."""
+        super().__init__()
+        self.inputs, self.ops, self.quantised = inputs, ops, quantised
+        self.scales: Tensor | None = None
+        if quantised is None:
+            self.values = _empty(outputs, share)
+        else:
+            self.values = nn.Parameter(torch.empty(outputs, share, dtype=fp8.DTYPE), requires_grad=False)
+            self.scale_columns = quantised.of(outputs, share)[1]
+            across = -(-share // self.scale_columns)
+            self.scales = nn.Parameter(torch.empty(outputs, across, dtype=torch.float32), requires_grad=False)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[n, share] -> [n, outputs]."""
+        if self.scales is None:
+            return functional.linear(x, self.values, bias)
+        out: Tensor = self.ops.fp8_linear(x, self.values, self.scales, self.scale_columns)
+        return out if bias is None else out + bias
+
+    def sources(self, name: str, rows: int, into: slice, dim: int, start: int) -> Iterator[AnySource]:
+        """The checkpoint's projection ``name`` of ``rows`` outputs, whose share from ``start`` along ``dim`` fills the rows
+        ``into``."""
+        shape = rows, self.inputs
+        if self.quantised is None or self.scales is None:
+            yield Source(f"{name}.weight", shape, self.values[into], dim, start)
+            return
+        weight = Fp8Source(f"{name}.weight", shape, self.values[into], self.scales[into], self.quantised, dim, start)
+        yield weight
+        if self.quantised.saved:
+            # Published names: block scales are called inverse (of what was multiplied by), but are multiplied with.
+            block = self.quantised.block is not None
+            scales = fp8.scale_shape(shape, self.quantised) if block else ()
+            yield ScaleSource(f"{name}.weight_scale_inv" if block else f"{name}.weight_scale", scales, weight)
 
 
 class ColumnLinear(nn.Module):
     """Projections of one input, stacked into a single product; each rank computes its share of every one's outputs."""
 
-    def __init__(self, inputs: int, parts: list[Part], bias: bool = False) -> None:
+    def __init__(
+        self, inputs: int, parts: list[Part], ops: ModuleType, bias: bool = False, quantised: Fp8 | None = None
+    ) -> None:
         super().__init__()
         self.parts = parts
         outputs = sum(part.share for part in parts)
-        self.weight = _empty(outputs, inputs)
+        self.weight = Weight(outputs, inputs, inputs, ops, quantised)
         self.bias = _empty(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, inputs] -> [n, this rank's outputs], one part after another."""
-        return functional.linear(x, self.weight, self.bias)
+        return self.weight(x, self.bias)
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: what comes before the parts' own names in the checkpoint."""
-        at, inputs = 0, self.weight.shape[1]
+        at = 0
         for part in self.parts:
             rows = slice(at, at + part.share)
-            yield Source(f"{name}.{part.name}.weight", (part.rows, inputs), self.weight[rows], 0, part.start)
+            yield from self.weight.sources(f"{name}.{part.name}", part.rows, rows, 0, part.start)
             if self.bias is not None:
                 yield Source(f"{name}.{part.name}.bias", (part.rows,), self.bias[rows], 0, part.start)
             at += part.share
@@ -120,27 +213,30 @@ class ColumnLinear(nn.Module):
 class RowLinear(nn.Module):
     """A projection whose inputs are split: each rank's product is a summand of the result."""
 
-    def __init__(
-        self, inputs: int, share: tuple[int, int], outputs: int, parallel: Parallel, bias: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, share: tuple[int, int], outputs: int, ops: ModuleType, parallel: Parallel,
+                 bias: bool = False, quantised: Fp8 | None = None) -> None:  # fmt: skip
+        """Raises UnsupportedModel when the share's border cuts through a block of FP8 scales."""
         super().__init__()
-        self.inputs, self.start, self.parallel = inputs, share[0], parallel
-        self.weight = _empty(outputs, share[1])
+        self.start, self.outputs, self.parallel = share[0], outputs, parallel
+        if quantised is not None and quantised.block is not None and parallel.tp > 1 and share[1] % quantised.block[1]:
+            raise UnsupportedModel(
+                f"FP8 blocks of {quantised.block[1]} columns cannot be split into shares of {share[1]} (tp {parallel.tp})"
+            )
+        self.weight = Weight(outputs, share[1], inputs, ops, quantised)
         self.bias = _empty(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, this rank's inputs] -> [n, outputs], summed over the ranks."""
         if self.parallel.tp == 1:
-            return functional.linear(x, self.weight, self.bias)
-        out = self.parallel.all_reduce(functional.linear(x, self.weight))
+            return self.weight(x, self.bias)
+        out = self.parallel.all_reduce(self.weight(x, None))
         return out if self.bias is None else out + self.bias
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the projection in the checkpoint."""
-        outputs = self.weight.shape[0]
-        yield Source(f"{name}.weight", (outputs, self.inputs), self.weight, 1, self.start)
+        yield from self.weight.sources(name, self.outputs, slice(None), 1, self.start)
         if self.bias is not None:
-            yield Source(f"{name}.bias", (outputs,), self.bias)
+            yield Source(f"{name}.bias", (self.outputs,), self.bias)
 
 
 class Vocabulary(nn.Module):
@@ -194,9 +290,15 @@ class Attention(nn.Module):
             Part("k_proj", *kv),
             Part("v_proj", *kv),
         ]
-        self.qkv = ColumnLinear(config.hidden, parts, config.qkv_bias)
+        self.qkv = ColumnLinear(config.hidden, parts, ops, config.qkv_bias, config.fp8)
         self.out = RowLinear(
-            config.heads * size, (first * size, self.heads * size), config.hidden, parallel, config.o_bias
+            config.heads * size,
+            (first * size, self.heads * size),
+            config.hidden,
+            ops,
+            parallel,
+            config.o_bias,
+            config.fp8,
         )
         self.q_norm = RMSNorm(size, config.rms_eps, ops) if config.qk_norm else None
         self.k_norm = RMSNorm(size, config.rms_eps, ops) if config.qk_norm else None
@@ -228,7 +330,7 @@ class Attention(nn.Module):
             ))  # fmt: skip
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the attention module in the checkpoint."""
         yield from self.qkv.sources(name)
         yield from self.out.sources(f"{name}.o_proj")
@@ -246,14 +348,14 @@ class MLP(nn.Module):
         size = config.intermediate
         share = even_share(size, parallel, "elements of intermediate_size", config)
         parts = [Part("gate_proj", size, *share), Part("up_proj", size, *share)]
-        self.gate_up = ColumnLinear(config.hidden, parts, config.mlp_bias)
-        self.down = RowLinear(size, share, config.hidden, parallel, config.mlp_bias)
+        self.gate_up = ColumnLinear(config.hidden, parts, ops, config.mlp_bias, config.fp8)
+        self.down = RowLinear(size, share, config.hidden, ops, parallel, config.mlp_bias, config.fp8)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, hidden] -> [n, hidden]."""
         return self.down(self.ops.silu_and_mul(self.gate_up(x)))
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the MLP in the checkpoint."""
         yield from self.gate_up.sources(name)
         yield from self.down.sources(f"{name}.down_proj")
@@ -282,7 +384,7 @@ class Mixture(nn.Module):
         )  # fmt: skip
         return self.parallel.all_reduce(out)
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the mixture in the checkpoint."""
         experts, hidden = self.gate.shape
         yield Source(f"{name}.gate.weight", (experts, hidden), self.gate)

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from backends.torch.config import Fields, ModelConfig, UnsupportedModel
+from backends.torch.fp8 import Fp8
 from backends.torch.gguf_file import GGUFFile
+from backends.torch.layers import Fp8Source
 from backends.torch.models import model_class
 from backends.torch.models.decoder import BadCheckpoint, Model
 from backends.torch.parallel import SINGLE, Parallel
@@ -54,6 +56,7 @@ def load_model(
     load_format: LoadFormat = "auto",
     seed: int = 0,
     max_context: int | None = None,
+    fp8: bool = False,
 ) -> tuple[Model, ModelConfig]:
     """This rank's share of a model, filled and on ``device``, and its configuration with the dtype it is held in.
 
@@ -62,6 +65,9 @@ def load_model(
     of the model, on devices of the same kind.
 
     ``max_context``: tokens a sequence may have, if fewer than the model allows; the rotary table is made for so many.
+
+    ``fp8``: hold the projections of attention and MLPs in FP8, with a scale for each tensor, whatever they were saved in.
+    A checkpoint in FP8 stays as it is.
 
     Raises ModelNotFound, UnsupportedModel, BadCheckpoint, or ValueError for an unknown ``load_format``.
     """
@@ -72,6 +78,12 @@ def load_model(
     if dtype is None:
         dtype = config.dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
     config = replace(config, dtype=dtype)
+    if fp8 and config.fp8 is None:
+        if config.experts:
+            raise UnsupportedModel(f"{config.source}: FP8 is not supported for experts")
+        config = replace(config, fp8=Fp8())
+    if config.fp8 is not None and load_format == "dummy":
+        config = replace(config, fp8=replace(config.fp8, saved=False))
     if max_context is not None:
         if not 1 <= max_context <= config.max_context:
             raise UnsupportedModel(
@@ -238,7 +250,9 @@ def _fill_dummy(model: Model, seed: int) -> None:
     for source in model.sources():
         into = source.into
         generator = torch.Generator(into.device).manual_seed(_seed(seed, source.name))
-        whole = torch.empty(source.shape, dtype=into.dtype, device=into.device)
+        # FP8 weights are drawn in the model's dtype and quantised like others.
+        dtype = model.config.dtype if isinstance(source, Fp8Source) else into.dtype
+        whole = torch.empty(source.shape, dtype=dtype, device=into.device)
         whole.normal_(1.0 if source.name.endswith("norm.weight") else 0.0, DUMMY_STD, generator=generator)
         source.fill(whole)
 

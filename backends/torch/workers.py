@@ -38,6 +38,9 @@ class RunnerOptions:
     device: str = "cpu"
     """``cpu`` or ``cuda``; rank r of several takes GPU r."""
     dtype: str | None = None
+    """Of weights and activations, as torch calls it; None: as saved."""
+    fp8: bool = False
+    """Hold the projections in FP8."""
     load_format: str = "auto"
     ops: str | None = None
     tp: int = 1
@@ -78,7 +81,7 @@ class Workers(Protocol):
     eos_token_ids: tuple[int, ...]
     vocab: int
     dtype: str
-    """Of the weights, as torch calls it: ``bfloat16``."""
+    """Of the weights, as torch calls it: ``bfloat16``; ``fp8`` where the projections are."""
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
 
@@ -113,7 +116,7 @@ def _load(options: RunnerOptions, parallel: Parallel, device: torch.device) -> M
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     model, config = load_model(
         options.model, dtype=dtype, device=device, ops=ops, parallel=parallel, load_format=options.load_format,  # type: ignore[arg-type]
-        max_context=options.max_context, seed=options.seed,
+        max_context=options.max_context, seed=options.seed, fp8=options.fp8,
     )  # fmt: skip
     return ModelRunner(
         model,
@@ -141,6 +144,8 @@ def _capacity(runner: ModelRunner, options: RunnerOptions) -> int:
 
 
 def _dtype_name(runner: ModelRunner) -> str:
+    if runner.config.fp8 is not None:
+        return "fp8"
     return str(runner.config.dtype or torch.float32).removeprefix("torch.")
 
 

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 from backends.torch.kernels import (
     activation,
+    fp8_linear,
     kv_store,
     moe,
     norm,
@@ -141,6 +142,19 @@ def experts(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     yield build("combine", moe.combine_kernel, arch, types, {"TOP_K": 8, "BLOCK": 2048}, 8)
 
 
+def eight_bits(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
+    """Products with FP8 weights: decodes and prompts, one scale a row and one for 128 columns."""
+    types = {"x": f"*{dtype}", "weight": "*u8", "scales": "*fp32", "out": f"*{dtype}"}
+    types |= {n: "i32" for n in ("rows", "columns", "depth", "x_row", "weight_row", "scale_row")}
+    for rows in (16, 64, 8192) if arch == MAIN else (16, 8192):
+        for shared in (0, 128) if arch == MAIN else (128,):
+            c = fp8_linear.fp8_config(arch, rows, 2, shared)
+            constants = {"SCALE_COLUMNS": shared, "EVEN": True, "GROUP": 8, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n,
+                         "BLOCK_K": c.block_k, "STAGES": c.stages}  # fmt: skip
+            name = f"fp8_linear/scale{shared}/rows{rows}"
+            yield build(name, fp8_linear.fp8_linear_kernel, arch, types, constants, c.warps)
+
+
 def choosing(arch: int) -> Iterator[dict[str, Any]]:
     types = {n: "*fp32" for n in ("logits", "maxima", "temperature", "top_p", "min_p", "chosen", "values", "repetition",
                                   "presence", "frequency")}  # fmt: skip
@@ -170,7 +184,7 @@ def choosing(arch: int) -> Iterator[dict[str, Any]]:
 
 
 def main(arch: int) -> None:
-    for group in (attention, elementwise, experts, choosing):
+    for group in (attention, elementwise, experts, eight_bits, choosing):
         for result in group(arch):
             print(json.dumps(result), flush=True)
 

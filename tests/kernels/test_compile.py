@@ -40,13 +40,15 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
     kernels = compiled(arch)
     assert {name.split("/")[0] for name in kernels} == {
         "decode", "merge", "prefill", "rms_norm", "add_rms_norm", "rope", "silu_and_mul", "store_kv",
-        "route", "count", "place", "grouped", "combine", "sample", "logprobs", "penalize",
+        "route", "count", "place", "grouped", "combine", "sample", "logprobs", "penalize", "fp8_linear",
     }  # fmt: skip
     assert [(n, k["shared"]) for n, k in kernels.items() if k["shared"] > SHARED_LIMIT[arch]] == []
     assert [(n, k["STACK"]) for n, k in kernels.items() if k["STACK"] > SPILL_LIMIT or k["LOCAL"]] == []
 
     # What streams from memory is fetched ahead of its use.
-    streaming = [n for n in kernels if n.split("/")[0] in ("decode", "prefill", "grouped", "sample", "logprobs")]
+    streaming = [
+        n for n in kernels if n.split("/")[0] in ("decode", "prefill", "grouped", "fp8_linear", "sample", "logprobs")
+    ]
     assert [n for n in streaming if not kernels[n]["cp.async"]] == []
     # What does not is loaded sixteen bytes at a time.
     direct = [n for n in kernels if n.split("/")[0] in ("merge", "rms_norm", "add_rms_norm", "rope", "silu_and_mul",

@@ -500,7 +500,7 @@ def test_gguf_tensors_of_each_kind_come_back_as_they_went_in(kind, tolerance, tm
     model, _ = load(tmp_path / "tiny.gguf")
     state = theirs.state_dict()
     expected = torch.cat([state[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"])
-    torch.testing.assert_close(model.layers[0].attention.qkv.weight, expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(model.layers[0].attention.qkv.weight.values, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_a_gguf_file_that_cannot_be_run_is_refused(tmp_path):

@@ -12,9 +12,9 @@ from workbench.scheduler.config import ConfigError
 if TYPE_CHECKING:
     from backends.torch.workers import RunnerOptions
 
-TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""``auto``: as the model was saved."""
-DTYPE_NAMES = {theirs: ours for ours, theirs in TORCH_DTYPES.items() if theirs is not None}
+TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": None}
+"""``auto``: as the model was saved. ``fp8``: the projections; everything else as saved."""
+DTYPE_NAMES = {theirs: ours for ours, theirs in TORCH_DTYPES.items() if theirs is not None} | {"fp8": "fp8"}
 """What torch calls a dtype, in our words."""
 
 
@@ -53,6 +53,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
     graphs = settings.cuda_graphs and device == "cuda" and pp == 1
     return RunnerOptions(
         model=settings.model, device=device, dtype=TORCH_DTYPES[settings.dtype],
+        fp8=settings.dtype == "fp8",
         load_format=load_format, tp=tp, pp=pp, rows=per_slot * pp, max_context=settings.max_context,
         page_size=settings.page_size, mem_fraction=settings.mem_fraction, kv_tokens=settings.kv_tokens,
         step_tokens=largest_step(settings), capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),

@@ -18,8 +18,6 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
-from backends.simulated.steady import LOOPS as STEADY_LOOPS
-from backends.simulated.steady import SteadyBackend
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
@@ -27,6 +25,8 @@ from workbench.run.clients import Clients
 from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.run.router import Router
 from workbench.run.settings import Instance, RunSettings, resolve
+from workbench.run.steady import LOOPS as STEADY_LOOPS
+from workbench.run.steady import SteadyBackend
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler

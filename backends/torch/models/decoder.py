@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from backends.torch.config import Fields, ModelConfig
 from backends.torch.forward_batch import ForwardBatch, KVPool
-from backends.torch.layers import MLP, Attention, Mixture, RMSNorm, Source, Vocabulary, kv_head_share
+from backends.torch.fp8 import DTYPE as FP8
+from backends.torch.layers import MLP, AnySource, Attention, Fp8Source, Mixture, RMSNorm, Vocabulary, kv_head_share
 from backends.torch.parallel import Parallel
 from backends.torch.rotary import cos_sin_table
 
@@ -45,7 +46,7 @@ class DecoderLayer(nn.Module):
         x, residual = self.post_attention_norm.add(x, residual)
         return self.mlp(x), residual
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the layer in the checkpoint."""
         yield from self.input_norm.sources(f"{name}.input_layernorm")
         yield from self.attention.sources(f"{name}.self_attn")
@@ -129,7 +130,7 @@ class Model(nn.Module):
             raise ValueError(f"stage {self.parallel.stage} of {self.parallel.pp} has no output projection")
         return self.head.logits(hidden, out)
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self) -> Iterator[AnySource]:
         """Every checkpoint tensor that this rank and stage reads, and where it goes."""
         if self.embedding is not None:
             yield from self.embedding.sources("model.embed_tokens")
@@ -171,8 +172,14 @@ class Model(nn.Module):
         tied_head: Tensor | None = None
         for raw_name, whole in tensors:
             for name, tensor in self.canonical(raw_name, whole):
+                if self.config.fp8 is not None and self.config.fp8.saved:
+                    if name.endswith(".input_scale"):
+                        continue  # of activations, which stay as they are
+                    if name.endswith(".weight_scale") and tensor.numel() == 1:
+                        tensor = tensor.reshape(())
                 source = wanted.get(name)
                 if source is not None:
+                    self._check_fp8(source, tensor)
                     if tuple(tensor.shape) != source.shape:
                         raise BadCheckpoint(
                             f"tensor {name} has shape {list(tensor.shape)}, expected {list(source.shape)}"
@@ -191,6 +198,14 @@ class Model(nn.Module):
                 raise BadCheckpoint(f"{what} tensor{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}")
         if tied_head is not None and self.head is not None:
             self._check_tied(tied_head)
+
+    @staticmethod
+    def _check_fp8(source: AnySource, tensor: Tensor) -> None:
+        saved = isinstance(source, Fp8Source) and source.fp8.saved
+        if saved and tensor.dtype != FP8:
+            raise BadCheckpoint(f"tensor {source.name} is {tensor.dtype}; quantization_config says FP8 (e4m3)")
+        if not isinstance(source, Fp8Source) and tensor.dtype == FP8:
+            raise BadCheckpoint(f"tensor {source.name} is FP8, without a quantization_config that says so")
 
     def _check_tied(self, tensor: Tensor) -> None:
         """Some checkpoints keep a copy of the embedding as lm_head.weight; another tensor would mean untied weights."""

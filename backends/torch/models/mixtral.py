@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import Tensor
 
 from backends.torch.config import Fields, ModelConfig
-from backends.torch.layers import Mixture, Source
+from backends.torch.layers import AnySource, Mixture
 from backends.torch.models.decoder import DecoderLayer, Model
 from backends.torch.parallel import Parallel
 
@@ -23,7 +23,7 @@ class MixtralLayer(DecoderLayer):
         """Experts are called w1, w3 and w2."""
         return Mixture(config, ops, parallel, ("w1", "w3", "w2"))
 
-    def sources(self, name: str) -> Iterator[Source]:
+    def sources(self, name: str) -> Iterator[AnySource]:
         """``name``: of the layer in the checkpoint."""
         for source in super().sources(name):
             yield source._replace(name=source.name.replace(".mlp.", ".block_sparse_moe."))

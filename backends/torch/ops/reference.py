@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backends.torch.fp8 import dequantise
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / rms(x) * weight`` over the last axis. x: [..., d]; weight: [d]."""
@@ -42,6 +44,12 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """``silu(x[:, :m]) * x[:, m:]``. x: [n, 2m] -> [n, m]."""
     gate, up = x.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) -> Tensor:
+    """x times a weight in FP8. x: [m, k]; weight: e4m3[n, k]; scales: float32[n, b], of ``scale_columns`` columns each (the
+    last block may have fewer). The weight is rounded to x's dtype before the product. Returns [m, n]."""
+    return torch.nn.functional.linear(x, dequantise(weight, scales, scale_columns).to(x.dtype))
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:

@@ -20,6 +20,9 @@ from ..kernels import (
     decode_attention as decode,
 )
 from ..kernels import (
+    fp8_linear as fp8,
+)
+from ..kernels import (
     moe as experts,
 )
 from ..kernels import (
@@ -86,6 +89,24 @@ def silu_and_mul(x: Tensor) -> Tensor:
         raise ValueError(f"x: {x.shape[1]} columns are not two halves")
     check_last_stride("x", x)
     return activation.silu_and_mul(x)
+
+
+def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) -> Tensor:
+    """x times a weight in FP8. x: [m, k]; weight: e4m3[n, k]; scales: float32[n, b], of ``scale_columns`` columns each (the
+    last block may have fewer). Values keep e4m3's precision, scales float32's. Returns [m, n]."""
+    check_float("x", x)
+    check_dtype("weight", weight, torch.float8_e4m3fn)
+    check_dtype("scales", scales, torch.float32)
+    check_shape("x", x, None, None)
+    check_shape("weight", weight, None, x.shape[1])
+    check_shape("scales", scales, len(weight), None)
+    for name, tensor in (("x", x), ("weight", weight), ("scales", scales)):
+        check_last_stride(name, tensor)
+    if -(-x.shape[1] // scale_columns) != scales.shape[1]:
+        raise ValueError(f"scales: {scales.shape[1]} of {scale_columns} columns each do not cover {x.shape[1]}")
+    if scales.shape[1] > 1 and scale_columns & (scale_columns - 1 | 15):
+        raise ValueError(f"scale_columns: {scale_columns} is not a power of two from 16 up")
+    return fp8.fp8_linear(x, weight, scales, scale_columns)
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
