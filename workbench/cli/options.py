@@ -59,7 +59,7 @@ Dtype = Annotated[
     Optional[str],
     option(
         "--dtype",
-        help="Weights: bf16 | fp16 | fp32 | fp8 | int4, or auto: as saved (real runners). Default bf16, real: auto.",
+        help="Weights: bf16 | fp16 | fp32 | fp8 | int4 (simulated), or auto: as saved (real). Default bf16, real: auto.",
         panel=GPU,
     ),
 ]
