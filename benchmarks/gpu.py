@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("kernels", "loops", "end_to_end", "fidelity")
+SECTIONS = ("kernels", "loops", "end_to_end", "fidelity", "fp8")
 REPETITIONS = 3
 SHARES = (0.5, 0.8, 0.95)
 """Of the saturation rate: where predictions are compared."""
@@ -209,7 +209,20 @@ def _operator_calls(bench: Any, cache: Callable[..., Any]) -> Iterator[tuple[str
     yield "decode_attention, pages of 16", decode(16)
     yield "prefill_attention", prefill
     yield "sample", sampled
+
+    def in_fp8(ops: Any) -> list[Any]:
+        from backends.torch import fp8
+
+        x, products = bench.randn(n, 256), []
+        for block in (None, (128, 128)):
+            how = fp8.Fp8(block)
+            values, scales = fp8.quantise(bench.randn(96, 256).float() / 16, how)
+            rows = fp8.row_scales(scales, 96, how).contiguous()
+            products.append(ops.fp8_linear(x, values, rows, how.of(96, 256)[1]))
+        return products
+
     yield "moe", experts
+    yield "fp8_linear", in_fp8
 
 
 def check_tokens(run: Run) -> None:
@@ -537,6 +550,13 @@ def fidelity(run: Run) -> None:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+def weights_in_fp8(run: Run) -> None:
+    """Quality and speed with weights in FP8. Last: what it costs must not cost the others their time."""
+    from benchmarks.fp8 import fp8
+
+    fp8(run, _model, _forget, REPETITIONS)
+
+
 def device_name(device: str) -> str:
     """What a result says it was measured on."""
     import torch
@@ -590,8 +610,8 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(given.out, given.device, given.quick, given.budget_s)
     run.write("environment", environment(given.device))
     steps: dict[str, Callable[[Run], None]] = {"check kernels": check_kernels, "check tokens": check_tokens}
-    steps |= {name: {"kernels": kernels, "loops": loops, "end_to_end": end_to_end, "fidelity": fidelity}[name]
-              for name in SECTIONS if name in chosen}  # fmt: skip
+    sections = dict(zip(SECTIONS, (kernels, loops, end_to_end, fidelity, weights_in_fp8), strict=True))
+    steps |= {name: section for name, section in sections.items() if name in chosen}
     timing: dict[str, float] = {}
     for name, step in steps.items():
         began = time.monotonic()

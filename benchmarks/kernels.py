@@ -242,7 +242,29 @@ def experts(bench: Bench) -> Iterator[Timed]:
         yield Timed(name, bench.seconds(step), max(bytes_s, work_s), "bytes" if bytes_s > work_s else "operations")
 
 
-GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling, "experts": experts}
+def eight_bits(bench: Bench) -> Iterator[Timed]:
+    """Products with FP8 weights, at the gate and up projections of a 14B model."""
+    from backends.torch import fp8
+
+    outputs, inputs = (64, 48) if bench.small else (34_816, 5120)
+    weight = torch.randn((outputs, inputs), device=bench.device)
+    for block in (None, (128, 128)):
+        how = fp8.Fp8(block)
+        values, scales = fp8.quantise(weight, how)
+        rows, columns = fp8.row_scales(scales, outputs, how).contiguous(), how.of(outputs, inputs)[1]
+        for tokens in (5,) if bench.small else (16, 64, 256, 8192):
+            x = bench.randn(tokens, inputs)
+
+            def step(x: Tensor = x, values: Tensor = values, rows: Tensor = rows, columns: int = columns) -> Tensor:
+                return bench.ops.fp8_linear(x, values, rows, columns)
+
+            bytes_s, work_s = values.nbytes / bench.copy, 2 * tokens * outputs * inputs / bench.matrix
+            name = f"fp8_linear {tokens} x {inputs} x {outputs}, {'blocks' if block else 'one scale'}"
+            yield Timed(name, bench.seconds(step), max(bytes_s, work_s), "bytes" if bytes_s > work_s else "operations")
+
+
+GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling, "experts": experts,
+          "fp8": eight_bits}  # fmt: skip
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ def make_options(folder: Path, device: str, prompts: list[list[int]], outputs: l
     longest = max(len(prompt) + length for prompt, length in zip(prompts, outputs, strict=True))
     on_gpu = device == "cuda"
     return RunnerOptions(
-        str(folder), device, "bfloat16" if on_gpu else "float32", "dummy", rows=256, max_context=longest + 1,
+        str(folder), device, "bfloat16" if on_gpu else "float32", load_format="dummy", rows=256, max_context=longest + 1,
         kv_tokens=None if on_gpu else sum(map(len, prompts)) + sum(outputs) + 512,
         capture_sizes=CAPTURE_SIZES if on_gpu else (),
     )  # fmt: skip

@@ -29,7 +29,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_imports_without_what_a_bare_machine_lacks() -> None:
     modules = ("benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop",
-               "backends.torch.backend", "backends.torch.cuda_graphs", "workbench.scheduler.scheduler",
+               "benchmarks.fp8", "backends.torch.backend", "backends.torch.cuda_graphs", "workbench.scheduler.scheduler",
                "workbench.loops", "workbench.loops.drive")  # fmt: skip
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({ABSENT!r}))", *(f"import {name}" for name in modules)]
     done = run("-c", "\n".join(lines))
@@ -55,11 +55,15 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert results["failed"] == []
-    assert {"kernel_checks", "kernels", "loops", "end_to_end", "fidelity", "environment", "timing"} <= set(results)
+    assert {"kernel_checks", "kernels", "loops", "end_to_end", "fidelity", "fp8", "environment", "timing"} <= set(
+        results
+    )
     assert len(results["end_to_end"]["qwen3-14b"]["overlap"]) == 3
     assert len(results["end_to_end"]["qwen3-0.6b"]["transformers"]["tokens_per_s"]) == 3
     assert all(len(row["seconds"]) == 3 for row in results["kernels"]["decode"])
     assert len(results["loops"]["overlap"]) == 3
+    for of_shape in results["fp8"].values():
+        assert len(of_shape["overlap"]) == 3 and 0.9 < of_shape["quality"]["cosine_least"] < 1
     assert {entry["what"] for entry in results["skipped"]} == {"greedy tokens with CUDA graphs", "cost of CUDA graphs"}
     # The table comes last, and names what was left out.
     assert done.stdout.splitlines()[-1].startswith("skipped: ")
