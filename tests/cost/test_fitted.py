@@ -36,6 +36,15 @@ def test_a_fit_finds_the_coefficients_that_made_the_steps():
     assert fit.coefficients.values[4] == pytest.approx(40e-9, rel=0.02)
 
 
+def test_steps_alike_get_their_mean_however_they_scatter():
+    rng = np.random.default_rng(2)
+    decodes = rng.integers(1, 64, 2000).astype(float)
+    seconds = (5e-3 + 1e-4 * decodes) * rng.lognormal(-0.5 * 0.4**2, 0.4, 2000)  # a mean of 1, often far from it
+    fit = fit_steps(np.zeros(2000), decodes, decodes * 100, np.zeros(2000), seconds)
+    assert abs(fit.total_error) < 0.01
+    assert fit.mean_error > 0.2
+
+
 def test_no_coefficient_is_negative_even_when_the_data_ask_for_it():
     decodes = np.arange(1, 61, dtype=float)
     fit = fit_steps(np.zeros(60), decodes, decodes * 100, np.zeros(60), 1e-2 - decodes * 1e-5)

@@ -31,6 +31,7 @@ FORMAT_VERSION = 1
 TERMS = ("step_s", "token_s", "token_beyond_knee_s", "decode_s", "decode_context_s", "prompt_step_s", "prompt_pair_s")
 KNEES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 LEAST_STEPS = 20
+REWEIGHTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
             np.ones(len(seconds)), tokens, np.maximum(tokens - knee, 0) if knee else np.zeros(len(seconds)), decodes,
             of_decodes, prompt > 0, pairs,
         ), axis=1).astype(np.float64)  # fmt: skip
-        values = _nonnegative_least_squares(rows / seconds[:, None], np.ones(len(seconds)))
+        values = _relative_least_squares(rows, seconds)
         error = float(abs(rows @ values / seconds - 1).mean())
         if best is None or error < best[0]:
             best = error, values, knee
@@ -100,6 +101,19 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
     found = Coefficients(tuple(float(v) for v in values), knee)
     predicted = sum(found.seconds(*at) for at in zip(prompt, decodes, of_decodes, pairs, strict=True))
     return Fit(found, len(seconds), error, float(predicted / seconds.sum() - 1))
+
+
+def _relative_least_squares(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """min |(rows x - seconds) / (rows x)| over x >= 0, by weighting anew with what was found.
+
+    Errors relative to what was measured would find too little where measurements scatter: of two steps alike, the
+    shorter one weighs more. Relative to the prediction, steps alike get their mean.
+    """
+    expected = seconds
+    for _ in range(REWEIGHTINGS):
+        values = _nonnegative_least_squares(rows / expected[:, None], seconds / expected)
+        expected = np.maximum(rows @ values, seconds.min() / 10)
+    return values
 
 
 def _nonnegative_least_squares(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
