@@ -105,7 +105,7 @@ def test_later_turns_wait_for_the_answer_and_the_user(tmp_path):
 
 
 def test_compare_and_report_take_the_record(tmp_path):
-    seen(tmp_path, some(4))
+    seen(tmp_path, some(4, every_s=0.3))
     for words in (["compare", tmp_path / "server" / "overlap", tmp_path / "observed"],
                   ["report", tmp_path / "observed", "--out", tmp_path / "page.html"]):  # fmt: skip
         ran = CliRunner().invoke(app, [str(word) for word in words])
