@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,17 @@ _PARTIAL = ".partial"
 def partial_folder(folder: Path) -> Path:
     """Where a run is put together before it is renamed to `folder`: a hidden sibling, on the same file system."""
     return folder.parent / f".{folder.name}{_PARTIAL}"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Put a file where it belongs, all of it or nothing. Raises `RecordError`."""
+    partial = partial_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as problem:
+        raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 
 
 def prepare_out(folder: str | Path, force: bool = False) -> None:

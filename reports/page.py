@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,11 @@ from reports.compare import Comparison
 from reports.compare_section import section
 from reports.detail import timeline_detail
 from reports.errors import RecordError
+from reports.html_file import asset, embedded, rendered
 from reports.labels import Summaries, Unit, best_of, difference, percent, shown_metrics, values_of, written
 from reports.load import trace_of
 from reports.metrics import summarise
-from reports.out_folder import PAGE_MARK, partial_folder
+from reports.out_folder import PAGE_MARK, write_file
 from reports.packed import packed_floats
 from reports.record import RunRecord
 from reports.schema import MODES
@@ -35,7 +34,6 @@ _TIMELINE_BYTES = 1_000_000
 """Of all timelines together, at first; less when the page turns out too large."""
 _REQUEST_BYTES = 350_000
 _TRIES = 4
-_HERE = Path(__file__).parent
 _STYLES = ("vendor/uplot/uPlot.min.css", "report.css")
 _SCRIPTS = (
     "vendor/uplot/uPlot.iife.min.js",
@@ -116,13 +114,7 @@ def write_report(
     text = page_html(report, title, command, comparison)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(records)} runs would be larger than 2 MB: compare fewer")
-    partial = partial_folder(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as problem:
-        raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+    write_file(path, text)
     return report
 
 
@@ -165,10 +157,6 @@ def page_html(report: Report, title: str, command: str = "", comparison: Compari
 
 
 def _rendered(report: Report, title: str, command: str, comparison: Comparison | None, timeline_bytes: int) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_packaged("templates/report.html"))
     records = report.records
     differing, shared = compare_settings(records)
     times = over_time(records)
@@ -182,7 +170,8 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         "busiest": {name: [window.begin_s, window.end_s] for name, window in windows.items()},
         "requests": request_details(records, _REQUEST_BYTES),
     }
-    return template.render(
+    return rendered(
+        "report.html",
         title=title,
         commands=_commands(records, command),
         runs=list(records),
@@ -202,20 +191,10 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         shared=shared,
         notes=notes(records),
         bucket=written([times["bucket_s"]], Unit.SECONDS)[0],
-        styles=[_packaged(f"assets/{name}") for name in _STYLES],
-        scripts=[_packaged(f"assets/{name}") for name in _SCRIPTS],
-        data=_embedded(data),
+        styles=[asset(name) for name in _STYLES],
+        scripts=[asset(name) for name in _SCRIPTS],
+        data=embedded(data),
     )
-
-
-def _packaged(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
-
-
-def _embedded(data: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can be taken for a tag."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def _floats(values: list[float | None]) -> np.ndarray:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reports.html_file import asset, rendered
 from reports.labels import Unit, percent, written
-from reports.sweep_page import rendered, said, write_page
+from reports.out_folder import write_file
+from reports.sweep_page import said
 
 
 def write_plan_page(found: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
     """Write the page of a plan, as plan.json holds it; `names` are the settings that were varied. Raises RecordError."""
-    write_page(path, plan_page_html(found, names))
+    write_file(path, plan_page_html(found, names))
 
 
 def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -23,8 +25,9 @@ def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:
     top = max([target, *(candidate["highest_rate"] or 0 for candidate in searched)]) * 1.04
     priced = any(candidate["cost_per_hour"] is not None for candidate in searched)
     return rendered(
-        "templates/plan.html",
-        ("search.css", "plan.js"),
+        "plan.html",
+        style=asset("search.css"),
+        script=asset("plan.js"),
         title=f"Plan for {found['trace']['name']}",
         facts=[
             ("Trace", f"{found['trace']['name']}, {found['trace']['requests']:,} requests"),

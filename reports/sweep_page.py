@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from reports.errors import RecordError
+from reports.html_file import asset, embedded, rendered
 from reports.labels import Metric, percent, written
-from reports.out_folder import partial_folder
+from reports.out_folder import write_file
 from reports.sweep_metrics import SWEEP_METRICS
 
 Row = Mapping[str, Any]
@@ -27,7 +26,6 @@ TABLE = (
 """Metrics that the table shows at first."""
 MATTERS = 0.10
 """A setting that explains less of a metric's variance is not worth a sentence."""
-_HERE = Path(__file__).parent
 
 
 def write_sweep_page(rows: Sequence[Row], manifest: Mapping[str, Any], path: str | Path,
@@ -43,18 +41,7 @@ def write_sweep_page(rows: Sequence[Row], manifest: Mapping[str, Any], path: str
     text = sweep_page_html(rows, manifest, command_of)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(rows)} points would be larger than 8 MB; results.csv has them all")
-    write_page(path, text)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Put a page where it belongs, all of it or nothing. Raises RecordError."""
-    partial = partial_folder(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as problem:
-        raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+    write_file(path, text)
 
 
 def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of: Callable[[Row], str]) -> str:
@@ -84,8 +71,9 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
     }
     trace = manifest["trace"]["name"]
     return rendered(
-        "templates/sweep.html",
-        ("search.css", "sweep.js"),
+        "sweep.html",
+        style=asset("search.css"),
+        script=asset("sweep.js"),
         title=f"Sweep of {trace} over {', '.join(names)}",
         facts=_facts(rows, manifest),
         findings=findings(rows, manifest),
@@ -101,22 +89,6 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
         shared=sorted((name, said(value)) for name, value in _shared(names, finished, manifest).items()),
         data=embedded(data),
     )
-
-
-def rendered(template: str, assets: Sequence[str], **values: Any) -> str:
-    """A template of this package with its assets inside."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    inside = {name: (_HERE / "assets" / name).read_text(encoding="utf-8") for name in assets}
-    page = environment.from_string((_HERE / template).read_text(encoding="utf-8"))
-    return page.render(assets=inside, **values)
-
-
-def embedded(data: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can be taken for a tag."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def findings(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[str]:

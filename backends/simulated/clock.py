@@ -9,8 +9,9 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL
 
-HOPS = 4096
-"""Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress."""
+HOPS = 512
+"""Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress. A wait
+may stand for many steps (workbench/run/steady.py)."""
 
 
 class Clock(simpy.Environment):

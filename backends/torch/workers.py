@@ -385,6 +385,8 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
         "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank,
         world_size=options.tp * options.pp,
     )  # fmt: skip
+    # Ranks on one machine share its cores: threads that spin for each other on a core too few make a step many times longer.
+    torch.set_num_threads(max(1, torch.get_num_threads() // (options.tp * options.pp)))
     groups = [dist.new_group(list(range(s * options.tp, (s + 1) * options.tp))) for s in range(options.pp)]
     stage, tp_rank = divmod(rank, options.tp)
     parallel = Parallel(options.tp, tp_rank, options.pp, stage, groups[stage])

@@ -55,9 +55,10 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
 
     trace = tmp_path / "t.jsonl"
     trace.write_text('{"request_id": "a", "arrival_s": 0.0, "input_length": 20, "output_length": 5}\n')
-    flags = ["--model", str(model), "--dtype", "fp32", "--kv-tokens", "300", "--out", str(tmp_path / "sim"), "--json"]
+    flags = ["--model", str(model), "--kv-tokens", "300", "--out", str(tmp_path / "sim"), "--json"]
     simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"fitted:{out}", *flags])
     assert simulated.exit_code == 0, simulated.output
+    assert json.loads((tmp_path / "sim/overlap/meta.json").read_text())["settings"]["dtype"] == "fp32"
 
     # A real run's record holds all that a simulation of it needs, but the costs.
     real_run = [

@@ -12,18 +12,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.torch.tiny import make
 from traces import open_trace
 from workbench.run.replay import replay_loop
 from workbench.run.settings import RunSettings
 from workbench.run.simulate import simulate_loop
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    make("LlamaForCausalLM", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

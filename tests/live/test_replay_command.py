@@ -17,7 +17,6 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.torch.tiny import make
 
 ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-c", "from workbench.cli.main import main; main()"]
@@ -26,13 +25,6 @@ CLI = [sys.executable, "-c", "from workbench.cli.main import main; main()"]
 def workbench(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run([*CLI, *map(str, words)], capture_output=True, text=True, cwd=cwd, env=env)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    make("LlamaForCausalLM", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_imports_without_what_a_bare_machine_lacks() -> None:
     modules = ("benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop",
-               "benchmarks.fp8", "backends.torch.backend", "backends.torch.cuda_graphs", "workbench.scheduler.scheduler",
-               "workbench.loops", "workbench.loops.drive")  # fmt: skip
+               "benchmarks.fp8", "benchmarks.gpu_checks", "backends.torch.backend", "backends.torch.cuda_graphs",
+               "workbench.scheduler.scheduler", "workbench.loops", "workbench.loops.drive")  # fmt: skip
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({ABSENT!r}))", *(f"import {name}" for name in modules)]
     done = run("-c", "\n".join(lines))
     assert done.returncode == 0, done.stderr

@@ -76,8 +76,7 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
             f"{stage['steps']:,} steps: off by {stage['mean_error']:.1%} on average, {stage['total_error']:+.1%} in total"
         )
     _phases(console, found)
-    with_dtype = "" if found["dtype"] == "bf16" else f" --dtype {found['dtype']}"
-    console.print(f"simulate with: --cost fitted:{out}{with_dtype}", soft_wrap=True)
+    console.print(f"simulate with: --cost fitted:{out}", soft_wrap=True)
 
 
 def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str,

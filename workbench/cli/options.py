@@ -173,3 +173,4 @@ TraceTokenizer = Annotated[
     Optional[Path],
     option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE),
 ]
+Executor = Annotated[str, option("--executor", help="Where runs go: local | ray. Default local.", panel=RUN)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def plan(
     prices: Annotated[Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour. Without it the fewest GPUs win.")] = None,
     rate: Annotated[Optional[float], _option("--rate", help="Arrivals/s to carry. Default: the trace's own rate.")] = None,
     jobs: Annotated[Optional[int], _option("--jobs", help="Configurations at a time. Default: the CPUs there are.", panel=_RUN)] = None,
-    executor: Annotated[str, _option("--executor", help="local | ray. Default local.", panel=_RUN)] = "local",
+    executor: options.Executor = "local",
     time_limit: Annotated[Optional[float], _option("--time-limit", help="Seconds of wall time after which the search of one configuration is given up.", panel=_RUN)] = None,
     out: Annotated[Optional[Path], _option("--out", help="Folder for plan.json and plan.html. Default: none are written.", panel=_RUN)] = None,
     force: Annotated[bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
-    config: Annotated[Optional[Path], _option("--config", help="TOML file of settings; flags win.", panel=_RUN)] = None,
-    format: Annotated[str, _option("--format", help="Trace format. Default: recognised from the content.", panel="Trace")] = "auto",
-    tokenizer: Annotated[Optional[Path], _option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel="Trace")] = None,
+    config: options.Config = None,
+    format: options.Format = "auto",
+    tokenizer: options.TraceTokenizer = None,
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""

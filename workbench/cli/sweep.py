@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
 
 if TYPE_CHECKING:
@@ -32,16 +33,16 @@ def sweep(
     objective: Annotated[str, _option("--objective", help=f"What is best: metrics, comma-separated, max: or min: before one where needed. Default {DEFAULT_OBJECTIVES}.")] = DEFAULT_OBJECTIVES,
     prices: Annotated[Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour; adds cost.")] = None,
     jobs: Annotated[Optional[int], _option("--jobs", help="Runs at a time. Default: the CPUs there are.", panel=_RUN)] = None,
-    executor: Annotated[str, _option("--executor", help="local | ray. Default local.", panel=_RUN)] = "local",
+    executor: options.Executor = "local",
     time_limit: Annotated[Optional[float], _option("--time-limit", help="Seconds of wall time after which a run is stopped and recorded as timed out.", panel=_RUN)] = None,
     out: Annotated[Optional[Path], _option("--out", help="Output folder. Default: runs/<trace>-sweep.", panel=_RUN)] = None,
     resume: Annotated[bool, _option("--resume", help="Go on with the sweep in the output folder; no finished point is repeated.", panel=_RUN)] = False,
     force: Annotated[bool, _option("--force", help="Replace an earlier sweep in the output folder.", panel=_RUN)] = False,
     keep_records: Annotated[bool, _option("--keep-records", help="Keep the run record of every point in records/.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the outcome as JSON.", panel=_RUN)] = False,
-    config: Annotated[Optional[Path], _option("--config", help="TOML file of settings; flags win.", panel=_RUN)] = None,
-    format: Annotated[str, _option("--format", help="Trace format. Default: recognised from the content.", panel="Trace")] = "auto",
-    tokenizer: Annotated[Optional[Path], _option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel="Trace")] = None,
+    config: options.Config = None,
+    format: options.Format = "auto",
+    tokenizer: options.TraceTokenizer = None,
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Simulate TRACE at many points of a space of settings: one CSV and a page.

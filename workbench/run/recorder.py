@@ -161,8 +161,11 @@ class RecordingOutbox:
             self._decisions.write(decision_line(batch, self._instance))
 
     def send(self, result: StepResult, forward: object | None = None) -> None:
+        self.note(result, self._recorder.now_s())
+
+    def note(self, result: StepResult, now: float) -> None:
+        """What a step has brought was sent at ``now`` seconds."""
         recorder = self._recorder
-        now = recorder.now_s()
         batch = result.batch
         if batch is not None:
             rows = batch.worker.rows

@@ -297,9 +297,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def _profiled(values: dict[str, Any]) -> dict[str, Any]:
-    """The model and GPU that a profile is of, for what is not given."""
+    """The model, GPU and dtype that a profile is of, for what is not given."""
     kind, path = split(values.get("cost", RunSettings.cost))
-    if path is None or ("model" in values and "gpu" in values):
+    if path is None or {"model", "gpu", "dtype"} <= values.keys():
         return {}
     from backends.simulated.cost.profiles import identity
 

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reports.out_folder import write_file
 from reports.plan_page import write_plan_page
-from reports.sweep_page import write_page
 from traces.reshape import reshape
 from workbench.run.settings import RunSettings, resolve
 from workbench.search.executor import open_executor
@@ -290,7 +290,7 @@ def _is_plan(path: Path) -> bool:
 def write_plan(found: dict[str, Any], names: list[str], folder: Path) -> Path:
     """Write plan.json and plan.html; returns the page's path. Raises RecordError."""
     text = json.dumps({"format": FORMAT, **found}, indent=2, ensure_ascii=False) + "\n"
-    write_page(folder / PLAN, text)
+    write_file(folder / PLAN, text)
     write_plan_page(found, names, folder / PAGE)
     return folder / PAGE
 

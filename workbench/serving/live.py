@@ -143,6 +143,8 @@ class LiveOutbox:
             streams, tokens, count = self._pairs(result.batch.worker.rows, result.tokens, emits)
         first = [(self._streams[req.rid], req.cached_tokens) for req in result.first]
         ended = [self._forget(req) for req in result.ended]
+        # Noted before it is sent: a client may have it before the next line runs.
+        at_s = self._record.now_s() if self._record is not None else 0.0
         if count or ended:
             self._socket.send(encode(Step(streams, tokens, first, ended, logprobs)))
         vitals = self._vitals
@@ -151,7 +153,7 @@ class LiveOutbox:
             vitals.prompt_tokens += req.input_len
             vitals.cached_prompt_tokens += req.cached_tokens
         if self._record is not None:
-            self._record.send(result, forward)
+            self._record.send(result, at_s)
 
     def _pairs(self, rows: np.ndarray, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
         if emits is not None:

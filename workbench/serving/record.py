@@ -53,7 +53,7 @@ class LiveRecord:
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
         self._arrivals: dict[str, tuple[int, Generate]] = {}
         self._count = 0
-        self._now_s = now_s
+        self.now_s = now_s
 
     def arrived(self, message: Generate) -> None:
         """A request has reached the scheduler."""
@@ -72,14 +72,15 @@ class LiveRecord:
         self._tokens.scheduled(batch)
         self._outbox.scheduled(batch)
 
-    def send(self, result: StepResult, forward: object | None = None) -> None:
+    def send(self, result: StepResult, at_s: float) -> None:
+        """What a step brought; it was sent to the clients at ``at_s``."""
         for req in result.ended:
             number, arrival = self._arrivals.pop(req.rid)
             tokens = self._tokens.ended(req)
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
                 self._spool.write(number, arrival, tokens)
-        self._outbox.send(result, forward)
+        self._outbox.note(result, at_s)
 
     def close(self) -> None:
         """Write everything. Nothing was served: nothing is written, and that is said.
@@ -140,7 +141,7 @@ class LiveRecord:
             "interrupted": bool(recorder.by_id),
             "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                       "traced": requests, "wall_s": round(self._now_s(), 9)},
+                       "traced": requests, "wall_s": round(self.now_s(), 9)},
         }  # fmt: skip
 
 

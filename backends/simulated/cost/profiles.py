@@ -10,7 +10,7 @@ from backends.simulated.cost import aiconfigurator, llmservingsim, own_profile
 from backends.simulated.cost.build import check_gpu, check_model, same_gpu
 from backends.simulated.cost.tables import Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.hardware import GPU, gpu_names, load_gpu
-from backends.simulated.models import ModelSpec, load_model
+from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
 
 
 def provenance(path: Path) -> Provenance:
@@ -29,7 +29,7 @@ def provenance(path: Path) -> Provenance:
 
 
 def identity(path: Path, kind: str = "profile") -> dict[str, str]:
-    """The ``model`` and ``gpu`` of our catalogues that a profile is of, where it says so and they are there."""
+    """The ``model``, ``gpu`` and ``dtype`` of our catalogues that a profile is of, where it says so and they are there."""
     if kind == "fitted":
         from backends.simulated.cost.fitted import provenance as fitted_provenance
 
@@ -42,6 +42,8 @@ def identity(path: Path, kind: str = "profile") -> dict[str, str]:
         found["gpu"] = gpus[0]
     if source.model is not None:
         found["model"] = source.model
+    if source.dtype in DTYPE_BYTES:
+        found["dtype"] = source.dtype
     return found
 
 
