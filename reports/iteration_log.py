@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,6 +75,14 @@ class IterationLog:
             launch_host_s,
             process_s,
         )
+
+    def append_like(self, first: tuple[float, ...], **columns: Sequence[float] | np.ndarray) -> None:
+        """Add rows that are all as `first`, but for `columns`, each with a value for every row."""
+        start = len(self._buffer)
+        self._buffer += self._pack(*first) * len(next(iter(columns.values())))
+        rows = np.frombuffer(self._buffer, _ROW_DTYPE, offset=start)
+        for name, values in columns.items():
+            rows[name] = values
 
     def __len__(self) -> int:
         return len(self._buffer) // _ROW.size

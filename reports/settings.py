@@ -16,7 +16,7 @@ _FOUND = ("kv_budget", "totals", "interrupted")
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
     """Nested dictionaries as `a.b.c: text`."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         flattened: dict[str, str] = {}
         for key, inner in value.items():
             flattened |= flat(inner, f"{name}.{key}" if name else str(key))

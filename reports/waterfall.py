@@ -94,27 +94,23 @@ def _ticks(seconds: np.ndarray) -> np.ndarray:
 def _events(record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int]) -> dict[str, np.ndarray]:
     """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; a retraction begins when it was decided."""
     column, events = record.iterations, record.events
-    spans: dict[tuple[int, int], tuple[float, float, float]] = {}
-    for instance in sorted(set(column["instance"].tolist())):
-        rows = first_stage_rows(column, instance)
-        times = zip(
-            column["iteration"][rows].tolist(),
-            column["start_s"][rows].tolist(),
-            results_s(column, rows).tolist(),
-            (column["launch_s"] - column["launch_host_s"])[rows].tolist(),
-            strict=True,
-        )
-        spans |= {(instance, iteration): (start, end, decided) for iteration, start, end, decided in times}
+    shown = np.array([place.get(request_id) in arrival_of for request_id in events["request_id"]], dtype=bool)
     found: list[tuple[int, int, int, int, int]] = []
-    for request_id, instance, iteration, event, tokens in zip(*events.values(), strict=True):
-        number = place.get(request_id)
-        span = spans.get((int(instance), int(iteration)))
-        if number is None or span is None or number not in arrival_of:
-            continue
-        start, end, decided = (round(moment / TICK_S) for moment in span)
-        chunk = event == CHUNK
-        begin = start if chunk else decided
-        found.append((number, begin - arrival_of[number], end - start if chunk else 0, int(tokens), int(not chunk)))
+    for instance in np.unique(events["instance"][shown]).tolist():
+        rows = first_stage_rows(column, instance)
+        rows = rows[np.argsort(column["iteration"][rows], kind="stable")]
+        of = np.flatnonzero(shown & (events["instance"] == instance))
+        at = np.searchsorted(column["iteration"][rows], events["iteration"][of])
+        there = at < len(rows)  # an interrupted run may lack its last iterations
+        there[there] = column["iteration"][rows[at[there]]] == events["iteration"][of[there]]
+        of, rows = of[there], rows[at[there]]
+        decided_s = (column["launch_s"] - column["launch_host_s"])[rows]
+        moments = (_ticks(each).tolist() for each in (column["start_s"][rows], results_s(column, rows), decided_s))
+        for event, start, end, decided in zip(of.tolist(), *moments, strict=True):
+            number = place[events["request_id"][event]]
+            chunk = events["event"][event] == CHUNK
+            begin = (start if chunk else decided) - arrival_of[number]
+            found.append((number, begin, end - start if chunk else 0, int(events["tokens"][event]), int(not chunk)))
     found.sort()
     table = np.array(found, dtype=np.int64).reshape(len(found), 5)
     names = ("number", "begin", "lasts", "tokens", "retracted")

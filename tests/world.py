@@ -11,6 +11,7 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from reports.schema import ITERATION_COLUMNS
 from workbench.loops import LOOPS
 from workbench.run.steady import SteadyBackend
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -71,6 +72,11 @@ class Rows(list):
 
     def append(self, *values: float) -> None:  # type: ignore[override]
         super().append(values)
+
+    def append_like(self, first: tuple[float, ...], **columns: Sequence[float]) -> None:
+        for values in zip(*columns.values(), strict=True):
+            row = dict(zip(ITERATION_COLUMNS, first, strict=True)) | dict(zip(columns, values, strict=True))
+            self.append(*row.values())
 
 
 @dataclass
@@ -149,7 +155,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     inbox = SimulatedInbox(env)
     outbox = _Outbox(env, run, check, on_step)
     if isinstance(backend, SteadyBackend):
-        backend.follow(scheduler, outbox)
+        backend.follow(scheduler, outbox, run.rows.append_like)
     env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox, **(loop_options or {})))
 
     def deliver():

@@ -41,7 +41,8 @@ def test_the_parts_add_up_to_the_whole(name, prefill, decode, layout):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from(MODELS), prefills, decodes, st.integers(1, 3000))
 def test_more_work_never_takes_less_time(name, prefill, decode, more):
-    cost = RooflineCost(load_model(name), load_gpu("h100"))
+    # Without graphs: 5 decodes padded to 8 do take longer than the same 5 and a prompt of one token, which are not padded.
+    cost = RooflineCost(load_model(name), load_gpu("h100"), capture_sizes=[])
     here = cost.forward(batch(prefill, decode))
     assert cost.forward(batch(prefill, [decode[0] + more, *decode[1:]])) >= here
     assert cost.forward(batch([*prefill, (0, more)], decode)) >= here
@@ -72,6 +73,17 @@ def test_a_sliding_window_bounds_what_attention_reads():
     cost = RooflineCost(load_model("mistralai/Mistral-7B-v0.1"), load_gpu("h100"))
     at_window, beyond = (cost.explain(batch([], [n] * 8))["attention"] for n in (4096, 16_000))
     assert beyond == pytest.approx(at_window)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_decodes_ahead_are_the_same_steps_to_the_last_bit(name):
+    cost, lens = RooflineCost(load_model(name), load_gpu("h100")), [17, 400, 4090, 9000]
+    ahead = cost.decodes(batch([], lens))
+    if ahead is None:
+        assert any(window is not None for window in cost.model.windows), "only a window needs each context"
+        return
+    for step in range(20):
+        assert next(ahead) == cost.forward(batch([], [n + step for n in lens]))
 
 
 def test_tensor_parallelism_pays_on_large_batches_and_costs_communication():

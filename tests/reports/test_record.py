@@ -115,6 +115,23 @@ def test_the_log_keeps_whole_numbers_exact_and_takes_numpy_values() -> None:
         log.append(**iteration_row(requests=1.5))
 
 
+def test_rows_that_are_like_the_first_are_the_same_as_one_by_one() -> None:
+    one_by_one, at_once = IterationLog(), IterationLog()
+    for log in (one_by_one, at_once):
+        log.append(**iteration_row(iteration=1, start_s=0.1))
+    for i in range(3):
+        one_by_one.append(**iteration_row(iteration=2 + i, mode=1, start_s=0.1 + i, kv_used_tokens=2**60 + i))
+    first = iteration_row(iteration=2, mode=1, start_s=9.0)
+    at_once.append_like(
+        tuple(first[name] for name in ITERATION_COLUMNS), iteration=np.arange(2, 5), start_s=[0.1, 1.1, 2.1],
+        kv_used_tokens=[2**60, 2**60 + 1, 2**60 + 2],
+    )  # fmt: skip
+    at_once.append(**iteration_row(iteration=5))
+    one_by_one.append(**iteration_row(iteration=5))
+    for name, column in at_once.columns().items():
+        assert column.tolist() == one_by_one.columns()[name].tolist(), name
+
+
 def test_an_empty_log_gives_empty_columns() -> None:
     assert {name: len(column) for name, column in IterationLog().columns().items()} == dict.fromkeys(
         ITERATION_COLUMNS, 0

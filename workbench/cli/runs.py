@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from reports.schema import PAGE_FILE
+
 if TYPE_CHECKING:
+    from reports.page import Report
     from reports.record import RunRecord
     from traces import Trace
     from workbench.run.settings import RunSettings
@@ -47,12 +52,18 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
 
     folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
-    try:
-        records, interrupted = _run_all(trace, settings, folder, decisions, as_json, run_one, done)
-    except Exception:
-        _clear_leftovers(folder)
-        raise
-    _report(records, folder, settings, as_json)
+    # The collector would walk every request again and again, and finds next to nothing.
+    gc.set_threshold(100_000)
+    # The last record is written while the page is made.
+    with ThreadPoolExecutor(1) as writer:
+        try:
+            records, interrupted, writing = _run_all(trace, settings, folder, decisions, as_json, run_one, done, writer)
+        except Exception:
+            _clear_leftovers(folder)
+            raise
+        made = _write_page(records, folder, settings)
+        writing.result()
+    _print(made, folder, as_json)
     if interrupted:
         print(f"interrupted: what was {done} is in {folder}", file=sys.stderr)
         raise typer.Exit(130)
@@ -62,9 +73,12 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
         raise typer.Exit(2)
 
 
-def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool, quiet: bool,
-             run_one: Callable[..., RunRecord], done: str) -> tuple[dict[str, RunRecord], bool]:  # fmt: skip
-    """Run every loop and write its record. Stops after an interrupt, keeping what there is."""
+def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool, quiet: bool, run_one: Callable[..., RunRecord],
+             done: str, writer: Executor) -> tuple[dict[str, RunRecord], bool, Future[None]]:  # fmt: skip
+    """Run every loop and write its record. Stops after an interrupt, keeping what there is.
+
+    Returns the records, whether it was interrupted, and the writing of the last record.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -73,12 +87,15 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
     command = command_line()
     sha256 = trace.sha256()
     records: dict[str, RunRecord] = {}
+    writing: Future[None] | None = None
     columns = (
         SpinnerColumn(), TextColumn("{task.description:8}"), TextColumn("{task.fields[done]:,} requests"),
         TextColumn("{task.fields[simulated]} " + done), TextColumn("{task.fields[speed]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         for name in settings.loops:
+            if writing is not None:
+                writing.result()  # a real run is not to share its CPU
             task = bar.add_task(name, total=None, done=0, simulated="0 s", speed="")
             update = _progress(bar, task)
             file = folder / f".{name}.decisions.jsonl" if decisions else None
@@ -93,11 +110,14 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
                 record.meta["totals"]["iterations"],
             )
             bar.update(task, total=1, completed=1)
-            write_record(record, folder / name, {"decisions.jsonl": file} if file is not None else None)
             records[name] = record
+            writing = writer.submit(
+                write_record, record, folder / name, {"decisions.jsonl": file} if file is not None else None
+            )
             if record.meta["interrupted"]:
-                return records, True
-    return records, False
+                break
+    assert writing is not None
+    return records, record.meta["interrupted"], writing
 
 
 def _progress(bar: Any, task: Any) -> Any:
@@ -113,20 +133,26 @@ def _progress(bar: Any, task: Any) -> Any:
     return update
 
 
-def _report(records: dict[str, RunRecord], folder: Path, settings: RunSettings, as_json: bool) -> None:
+def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettings) -> Report:
     from reports.page import write_report
+
+    first = next(iter(records.values()))
+    title = f"{first.meta['trace']['name']}: {first.meta['model']} on {first.meta['hardware']['gpu']}"
+    page = folder / PAGE_FILE
+    return write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
+
+
+def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.table import comparison_table, to_json
     from reports.verdict import verdict
 
-    first = next(iter(records.values()))
-    page = folder / "report.html"
-    title = f"{first.meta['trace']['name']}: {first.meta['model']} on {first.meta['hardware']['gpu']}"
-    made = write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
+    records, page = made.records, folder / PAGE_FILE
     if as_json:
         print(to_json(made.summaries, {name: folder / name for name in records}, page, made.uses))
         return
     from rich.console import Console
 
+    first = next(iter(records.values()))
     console = Console()
     console.print(comparison_table(made.summaries))
     for line in verdict(made.summaries, made.uses):

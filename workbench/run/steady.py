@@ -7,14 +7,17 @@ the last step before something happens. The result is the one of going step by s
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, Protocol
+
+import numpy as np
 
 from backends.simulated.backend import MODE_CODES, SimulatedBackend, SimulatedForward
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler
-from workbench.scheduler.steady import steady_decode
+from workbench.scheduler.steady import SteadyDecode, steady_decode
 
 LOOPS = ("normal", "overlap")
 """Loops that, between two waits for a batch, process it, receive, schedule and launch, in this order."""
@@ -30,15 +33,23 @@ class SteadyOutbox(Protocol):
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None: ...
 
 
+class LogLike(Protocol):
+    """Takes rows of iterations.csv: the first, and what is different in each."""
+
+    def __call__(self, first: tuple[Any, ...], **columns: Sequence[float] | np.ndarray) -> None: ...
+
+
 class SteadyBackend(SimulatedBackend):
     """One stage whose loop is one of :data:`LOOPS`."""
 
     _scheduler: Scheduler | None = None
     _outbox: SteadyOutbox
+    _log_like: LogLike
 
-    def follow(self, scheduler: Scheduler, outbox: SteadyOutbox) -> None:
-        """Name the scheduler and the outbox to move on."""
-        self._scheduler, self._outbox = scheduler, outbox
+    def follow(self, scheduler: Scheduler, outbox: SteadyOutbox, log_like: LogLike) -> None:
+        """Name the scheduler and the outbox to move on, and where many iterations are logged."""
+        self._scheduler, self._outbox, self._log_like = scheduler, outbox, log_like
+        self._decodes = getattr(self._cost, "decodes", None)
 
     def done(self, forward: SimulatedForward) -> float:
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
@@ -65,51 +76,66 @@ class SteadyBackend(SimulatedBackend):
         steps = steady.first_stop(tokens)
         if steps < LEAST_STEPS:
             return wait
-        host, cost, log, instance = self._host, self._cost.forward, self._log, self._instance
-        pending, free_s = self._pending, self._stage_free_s[0]
-        # (batch, when its kernels were issued, start, end, CPU phases) of each batch in flight, oldest first.
-        flight = deque((f.batch, f.launch_s, f.starts_s[0], f.ends_s[0], f.cpu_s) for f in pending)
-        formed: list[ModelWorkerBatch] = []
+        host, pending = self._host, self._pending
+        batch = steady.batch(0)
+        # The same requests: the same CPU phases.
+        receive_s, schedule_s, process_s = host.receive(0), host.schedule(batch), host.process(batch, 0)
+        prepare_s, issue_s, graph = host.launch(batch)
+        launch_s = prepare_s + issue_s
+        thought_s, all_s = receive_s + schedule_s, receive_s + schedule_s + launch_s
+        seconds = self._seconds(steady, batch)
+        # When the kernels of each batch were issued, its start and its end: of those in flight, then of those ahead.
+        issues = [one.launch_s for one in pending]
+        starts, ends = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
+        free_s = self._stage_free_s[0]
         moments: list[float] = []
-        receive_s = host.receive(0)
-        cpu_s: tuple[float, float, float] | None = None
-        for batch in steady.batches():
-            if cpu_s is None:  # the same requests: the same CPU phases
-                schedule_s, process_s = host.schedule(batch), host.process(batch, 0)
-                prepare_s, issue_s, graph = host.launch(batch)
-                launch_s = prepare_s + issue_s
-                cpu_s = receive_s, schedule_s, launch_s
-                thought_s = receive_s + schedule_s
+        for ahead in range(steps):
             sent = wait + process_s
-            if sent >= horizon or len(formed) == steps:
+            if sent >= horizon:
                 break
-            done, issued, start, end, (done_receive_s, done_schedule_s, done_launch_s) = flight.popleft()
-            log(
-                done.step, instance, 0, _DECODE, issued, start, end, done.decode_tokens, 0, done.decode_tokens,
-                done.context_tokens, done.kv_used_tokens, done.waiting, done.running, done_receive_s, done_schedule_s,
-                done_launch_s, process_s,
-            )  # fmt: skip
             moments.append(sent)
             prepared = sent + thought_s + prepare_s
             issued = prepared + issue_s
             start = issued if graph else prepared
             if free_s > start:
                 start = free_s
-            free_s = start + cost(batch)
+            free_s = start + next(seconds)
             if free_s < issued:
                 free_s = issued
-            flight.append((batch, issued, start, free_s, cpu_s))
-            formed.append(batch)
-            paid = sent + (thought_s + launch_s)
-            end = flight[0][3]
+            issues.append(issued)
+            starts.append(start)
+            ends.append(free_s)
+            paid, end = sent + all_s, ends[ahead + 1]
             wait = end if end > paid else paid
             if wait >= horizon:
                 break
-        if formed:
-            self._stage_free_s[0] = free_s
-            steady.take(tokens[: len(formed)], formed)
-            self._outbox.send_steady(scheduler.state.in_flight[0], moments)
-            for one, (batch, issued, start, end, spent) in zip(pending, flight, strict=True):
-                one.batch, one.launch_s, one.cpu_s = batch, issued, spent
-                one.starts_s, one.ends_s, one.end_s = [start], [end], end
+        formed = len(moments)
+        if not formed:
+            return wait
+        self._stage_free_s[0] = free_s
+        cpu_s = receive_s, schedule_s, launch_s
+        for one in list(pending)[:formed]:
+            self._write(one, process_s)
+        written = formed - len(pending)  # of the batches ahead
+        if written > 0:
+            there = slice(len(pending), formed)
+            self._log_like(
+                (batch.step, self._instance, 0, _DECODE, 0.0, 0.0, 0.0, batch.decode_tokens, 0, batch.decode_tokens, 0, 0,
+                 batch.waiting, batch.running, *cpu_s, process_s),
+                iteration=np.arange(batch.step, batch.step + written),
+                launch_s=issues[there], start_s=starts[there], end_s=ends[there],
+                context_tokens=batch.context_tokens + batch.decode_tokens * np.arange(written),
+                kv_used_tokens=steady.used_tokens(written),
+            )  # fmt: skip
+        steady.take(tokens[:formed])
+        self._outbox.send_steady(scheduler.state.in_flight[0], moments)
+        cpus = [one.cpu_s for one in pending] + [cpu_s] * formed
+        for at, (one, flight) in enumerate(zip(pending, scheduler.state.in_flight, strict=True), start=formed):
+            one.batch, one.launch_s, one.cpu_s = flight.worker, issues[at], cpus[at]
+            one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends[at]], ends[at]
         return wait
+
+    def _seconds(self, steady: SteadyDecode, first: ModelWorkerBatch) -> Iterator[float]:
+        """GPU time of the batches ahead, one after the other."""
+        seconds = self._decodes(first) if self._decodes is not None else None
+        return seconds or (self._cost.forward(steady.batch(ahead)) for ahead in count())

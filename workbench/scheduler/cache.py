@@ -62,6 +62,10 @@ class CacheManager:
                 continue
             pages = self.pool.take(total)
             # The pool is a stack: what is taken first lies last.
+            if total and len(set(counts[first:last])) == 1:
+                taken.append(pages.reshape(last - first, -1)[::-1].ravel())
+                first = last
+                continue
             end = total
             for count in counts[first:last]:
                 taken.append(pages[end - count : end])

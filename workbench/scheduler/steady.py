@@ -7,7 +7,6 @@ one by one would do, and nothing else; a property test holds the two equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import accumulate
 
 import numpy as np
@@ -25,20 +24,24 @@ class SteadyDecode:
         self.steps = len(page_needs)
         """Batches that will be formed of the requests in flight, unless a message comes or a sample ends one of them."""
 
-    def batches(self) -> Iterator[ModelWorkerBatch]:
-        """The next ``steps`` batches as they would be formed, without their pages."""
+    def batch(self, ahead: int) -> ModelWorkerBatch:
+        """The batch after the next ``ahead`` ones as it would be formed, without its pages."""
         state = self._scheduler.state
         running, table = state.slots[0].running, state.table
-        rows, count, waiting, held = running.rows, running.count, len(state.waiting), table.rows - table.free_rows
-        lens = running.lens + np.arange(1, self.steps + 1)[:, None]
-        used_tokens, page_size, context_tokens = state.cache.used_tokens, state.config.page_size, running.context_tokens
-        for ahead, pages in enumerate(self._page_needs):
-            context_tokens += count
-            used_tokens += pages * page_size
-            yield ModelWorkerBatch(
-                state.step + ahead, "decode", rows, lens[ahead], None, 0, count, 0, count, context_tokens, None, None, (),
-                None, None, (), used_tokens, waiting, held,
-            )  # fmt: skip
+        count = running.count
+        return ModelWorkerBatch(
+            state.step + ahead, "decode", running.rows, running.lens + (ahead + 1), None, 0, count, 0, count,
+            running.context_tokens + count * (ahead + 1), None, None, (), None, None, (),
+            state.cache.used_tokens + sum(self._page_needs[: ahead + 1]) * state.config.page_size, len(state.waiting),
+            table.rows - table.free_rows,
+        )  # fmt: skip
+
+    def used_tokens(self, steps: int) -> list[int]:
+        """KV tokens held with each of the next ``steps`` batches."""
+        state = self._scheduler.state
+        taken = accumulate(self._page_needs[:steps], initial=0)
+        next(taken)
+        return [state.cache.used_tokens + pages * state.config.page_size for pages in taken]
 
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k, n], end a request, else k."""
@@ -49,14 +52,21 @@ class SteadyDecode:
         hits = same.ravel().nonzero()[0]
         return int(hits[0]) // stop_ids.size if len(hits) else len(tokens)
 
-    def take(self, tokens: np.ndarray, formed: list[ModelWorkerBatch]) -> None:
-        """Form the batches ``formed``, the first k of :meth:`batches`, and process as many: ``tokens`` int[k, n] are the
-        samples of the k oldest batches, those in flight first. None of them may end a request."""
+    def take(self, tokens: np.ndarray) -> None:
+        """Form as many batches as there are ``tokens``, int[k, n], and process as many: these are the samples of the k
+        oldest, those in flight first. None of them may end a request."""
         scheduler = self._scheduler
-        state, steps = scheduler.state, len(formed)
+        state, steps = scheduler.state, len(tokens)
         running, table, flight = state.slots[0].running, state.table, state.in_flight
+        # The batches in flight are those formed last; loops hold the objects, so these stand for other steps now.
+        workers = [batch.worker for batch in flight][steps:]
+        workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
+        first = flight[0].token_at
+        for batch, worker in zip(flight, workers, strict=True):
+            batch.worker = worker
+            batch.token_at = batch.token_at + steps
         ahead = np.arange(steps)[:, None]
-        table.add_tokens((flight[0].token_at + ahead).ravel(), tokens.ravel())
+        table.add_tokens((first + ahead).ravel(), tokens.ravel())
         at = running.page_places(steps)
         table.add_pages(at, state.cache.allocate_steps(self._page_needs[:steps]))
         running.lens = running.lens + steps
@@ -65,11 +75,6 @@ class SteadyDecode:
         running.steps_to_stop -= steps
         scheduler.composer.repeated(state.slots[0], steps)
         state.step += steps
-        # The batches in flight are those formed last; loops hold the objects, so these stand for other steps now.
-        workers = [*(batch.worker for batch in flight), *formed][-len(flight) :]
-        for batch, worker in zip(flight, workers, strict=True):
-            batch.worker = worker
-            batch.token_at = batch.token_at + steps
 
 
 def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.hardware import GPU
@@ -51,13 +52,23 @@ class RooflineCost:
         """Seconds of GPU time of one stage."""
         at = self._stages[stage]
         if not batch.num_prefill and at.full_attention_only:
-            fixed = at.fixed.get(batch.decode_tokens)
-            if fixed is None:
-                tokens = self._padded(batch.decode_tokens)
-                fixed = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
-                at.fixed[batch.decode_tokens] = fixed
-            return fixed + at.context_s * batch.context_tokens
+            return self._fixed(at, batch.decode_tokens) + at.context_s * batch.context_tokens
         return sum(self.explain(batch, stage).values())
+
+    def decodes(self, first: ModelWorkerBatch) -> Iterator[float] | None:
+        at, requests = self._stages[0], first.decode_tokens
+        if not at.full_attention_only:
+            return None
+        fixed, context_s = self._fixed(at, requests), at.context_s
+        return (fixed + context_s * tokens for tokens in count(first.context_tokens, requests))
+
+    def _fixed(self, at: _Stage, requests: int) -> float:
+        """Seconds of a decode step, but for the contexts that attention reads."""
+        fixed = at.fixed.get(requests)
+        if fixed is None:
+            tokens = self._padded(requests)
+            fixed = at.fixed[requests] = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
+        return fixed
 
     def explain(self, batch: ModelWorkerBatch, stage: int = 0) -> dict[str, float]:
         """Seconds by group of operators; they add up to :meth:`forward`."""
