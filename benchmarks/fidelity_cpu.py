@@ -1,8 +1,9 @@
-"""Our own runner on this machine's CPU: simulated from a calibration, and replayed.
+"""Our own runner on this machine's CPU: calibrated, simulated and replayed, all within the same minutes.
 
-    OMP_NUM_THREADS=1 python benchmarks/fidelity_cpu.py MODEL COSTS [--runs 3]
+    OMP_NUM_THREADS=1 python benchmarks/fidelity_cpu.py MODEL [--rounds 3] [--replays 6]
 
-COSTS is what `workbench calibrate MODEL --backend cpu --max-running 32 --kv-tokens 16000 --out COSTS` wrote. Prints
+MODEL is a folder. A round is a calibration with the replays spread evenly between its points, and the simulation of the same
+load with what the calibration found: a machine whose speed changes from minute to minute changes both alike. Prints
 simulated over real, of throughput and mean E2E, under normal and overlap, and the gain of overlap; nothing is asserted.
 """
 
@@ -12,10 +13,17 @@ import argparse
 import json
 import random
 import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from reports.metrics import summarise
+from reports.record import RunRecord
 from traces import Trace, open_trace
+from workbench.run.measure import measure
 from workbench.run.replay import replay_loop
 from workbench.run.settings import RunSettings
 from workbench.run.simulate import simulate_loop
@@ -23,24 +31,79 @@ from workbench.run.simulate import simulate_loop
 LOADS = {"all at once": 0.0, "5 a second": 0.2}
 """Seconds between arrivals. All at once, both numbers are made of step times; beyond saturation otherwise queueing would
 multiply every error of them."""
+LOOPS = ("normal", "overlap")
+SAID = {"trace_sha256": "", "command": "fidelity_cpu"}
+
+
+@dataclass
+class Seen:
+    """Summaries of the replays of one load under one loop."""
+
+    throughputs: list[float] = field(default_factory=list)
+    e2es_s: list[float] = field(default_factory=list)
+
+    def add(self, record: RunRecord) -> None:
+        found = summarise(record)
+        self.throughputs.append(found["output_throughput"])
+        self.e2es_s.append(found["e2e_mean_s"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("costs")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--replays", type=int, default=6, help="Of each load under each loop, in a round.")
     given = parser.parse_args()
-    dtype = json.loads(Path(given.costs).read_text())["dtype"]
-    settings = RunSettings(
-        model=given.model, gpu="cpu", dtype=dtype, cost=f"fitted:{given.costs}", max_running=32, kv_tokens=16000
-    )
+    settings = RunSettings(model=given.model, dtype="auto", max_running=32, kv_tokens=16000)
     with tempfile.TemporaryDirectory() as folder:
-        print("load         run  loop     throughput sim/real  mean E2E sim/real  real tokens/s")
-        for load, apart_s in LOADS.items():
-            trace = open_trace(_write_trace(Path(folder) / f"{load}.jsonl", apart_s))
-            for run in range(1, given.runs + 1):
-                _run(load, run, settings, trace)
+        traces = {
+            load: open_trace(_write_trace(Path(folder) / f"{load}.jsonl", apart_s)) for load, apart_s in LOADS.items()
+        }
+        print("round  load         loop     throughput sim/real  mean E2E sim/real  real tokens/s (least, most)")
+        for number in range(1, given.rounds + 1):
+            costs = Path(folder) / f"costs{number}.json"
+            seen: dict[tuple[str, str], Seen] = defaultdict(Seen)
+            found = measure(settings, "cpu", "auto", costs, _between(settings, traces, seen, given.replays))
+            modelled = replace(
+                settings, gpu="cpu", dtype=json.loads(costs.read_text())["dtype"], cost=f"fitted:{costs}"
+            )
+            stage = found["stages"][0]
+            print(
+                f"{number}      fitted to {stage['steps']:,} steps, off by {stage['mean_error']:.1%} each", flush=True
+            )
+            for load, trace in traces.items():
+                _compare(number, load, modelled, trace, seen)
+
+
+def _between(settings: RunSettings, traces: dict[str, Trace], seen: dict[tuple[str, str], Seen],
+             replays: int) -> Callable[[int, int, str], None]:  # fmt: skip
+    """Called before every point of a calibration: replays ``replays`` times in all, evenly spread."""
+    done = 0
+
+    def progress(point: int, points: int, name: str) -> None:
+        nonlocal done
+        if done < replays and point >= (done + 0.5) * points / replays:
+            # Which loop comes first alternates: the first one may find the machine in another state.
+            for load, trace in traces.items():
+                for loop in LOOPS if done % 2 else reversed(LOOPS):
+                    seen[load, loop].add(replay_loop(settings, loop, trace, device="cpu", load_format="auto", **SAID))
+            done += 1
+
+    return progress
+
+
+def _compare(number: int, load: str, settings: RunSettings, trace: Trace, seen: dict[tuple[str, str], Seen]) -> None:
+    rates = {}
+    for loop in LOOPS:
+        real, made = seen[load, loop], summarise(simulate_loop(settings, loop, trace, **SAID))
+        rates[loop] = made["output_throughput"], float(np.mean(real.throughputs))
+        throughput, e2e = rates[loop][0] / rates[loop][1], made["e2e_mean_s"] / float(np.mean(real.e2es_s))
+        print(
+            f"{number:<6} {load:12} {loop:8} {throughput:<20.3f} {e2e:<18.3f} "
+            f"{rates[loop][1]:.0f} ({min(real.throughputs):.0f}, {max(real.throughputs):.0f})", flush=True
+        )  # fmt: skip
+    gains = [rates["overlap"][i] / rates["normal"][i] - 1 for i in (0, 1)]
+    print(f"{number:<6} {load:12} gain of overlap: simulated {gains[0]:+.1%}, real {gains[1]:+.1%}", flush=True)
 
 
 def _write_trace(path: Path, apart_s: float) -> Path:
@@ -50,22 +113,6 @@ def _write_trace(path: Path, apart_s: float) -> Path:
                     "output_length": draw.randint(10, 40)}) + "\n" for i in range(40)
     ))  # fmt: skip
     return path
-
-
-def _run(load: str, run: int, settings: RunSettings, trace: Trace) -> None:
-    rates = {}
-    for loop in ("normal", "overlap"):
-        said = {"trace_sha256": "", "command": "fidelity_cpu"}
-        real = summarise(replay_loop(settings, loop, trace, device="cpu", load_format="auto", **said))
-        made = summarise(simulate_loop(settings, loop, trace, **said))
-        rates[loop] = made["output_throughput"], real["output_throughput"]
-        throughput = made["output_throughput"] / real["output_throughput"]
-        e2e = made["e2e_mean_s"] / real["e2e_mean_s"]
-        print(
-            f"{load:12} {run:<4} {loop:8} {throughput:<20.3f} {e2e:<18.3f} {real['output_throughput']:.0f}", flush=True
-        )
-    gains = [rates["overlap"][i] / rates["normal"][i] - 1 for i in (0, 1)]
-    print(f"{load:12} {run:<4} gain of overlap: simulated {gains[0]:+.1%}, real {gains[1]:+.1%}", flush=True)
 
 
 if __name__ == "__main__":

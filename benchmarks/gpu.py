@@ -12,9 +12,9 @@ not fit into the time is named there too, under ``skipped``. Without a GPU the e
 
 Sections: ``kernels`` against the copy bandwidth and the matrix rate of this device; ``loops``: what the CPU does in a
 decode step, how long the GPU idles between two, and what CUDA graphs cost; ``end_to_end``: the field's offline benchmark
-against transformers; ``fidelity``: Poisson arrivals at shares of saturation, as run records (docs/run-record.md) with the
-trace beside them, so that the same can be simulated elsewhere; ``fp8``: the offline benchmark with weights in FP8, and how
-near their logits come to the plain ones.
+against transformers; ``calibration``: the points that ``workbench calibrate --from`` fits; ``fidelity``: Poisson arrivals at
+shares of saturation, as run records (docs/run-record.md) with the trace beside them, so that the same can be simulated
+elsewhere; ``fp8``: the offline benchmark with weights in FP8, and how near their logits come to the plain ones.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     pass
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("kernels", "loops", "end_to_end", "fidelity", "fp8")
+SECTIONS = ("kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8")
 REPETITIONS = 3
 SHARES = (0.5, 0.8, 0.95)
 """Of the saturation rate: where predictions are compared."""
@@ -308,6 +308,14 @@ def peer(folder: Path, result: Path, device: str, quick: bool) -> None:
         partial.replace(result)
 
 
+def calibration(run: Run) -> None:
+    """What a prediction needs to know of this device and the smaller model."""
+    if run.fits("calibration", 60):
+        from benchmarks.gpu_calibrate import calibrate
+
+        calibrate(run, _model(run, "qwen3-0.6b"), device_name(run.device), Log())
+
+
 def fidelity(run: Run) -> None:
     """Replay Poisson traces at shares of saturation, each loop; leave the records and the traces."""
     if not run.fits("fidelity", 100):
@@ -352,7 +360,7 @@ def fidelity(run: Run) -> None:
                 log.fresh()
                 done = replay(backend, loop, arrivals, max_running=256)
                 write_run(folder / name, done, log.table, backend, run_name=loop, trace=f"trace-{share * 100:.0f}",
-                          model="qwen3-0.6b" if not run.quick else "tiny", hardware=device_name(run.device))  # fmt: skip
+                          model="Qwen/Qwen3-0.6B", hardware=device_name(run.device))  # fmt: skip
                 found["runs"].append({"share": share, "loop": loop, "repetition": repetition + 1, **summary(done)})
                 run.write("fidelity", found)
     for share in SHARES:
@@ -431,7 +439,7 @@ def main(arguments: list[str] | None = None) -> int:
     from benchmarks.gpu_checks import check_kernels, check_tokens
 
     steps: dict[str, Callable[[Run], None]] = {"check kernels": check_kernels, "check tokens": check_tokens}
-    sections = dict(zip(SECTIONS, (kernels, loops, end_to_end, fidelity, weights_in_fp8), strict=True))
+    sections = dict(zip(SECTIONS, (kernels, loops, end_to_end, calibration, fidelity, weights_in_fp8), strict=True))
     steps |= {name: section for name, section in sections.items() if name in chosen}
     timing: dict[str, float] = {}
     for name, step in steps.items():

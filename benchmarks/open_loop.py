@@ -1,4 +1,5 @@
-"""The smallest replay there is: requests that arrive by the clock, through scheduler and runner, to a run record.
+"""The smallest replay there is: requests that arrive by the clock, or so many at a time, through scheduler and runner, to a
+run record.
 
 ``workbench replay`` does this for any trace, with sessions and service levels, and needs simpy and msgspec. A machine lent
 with torch alone has neither.
@@ -21,7 +22,7 @@ from backends.torch.backend import TorchBackend
 from reports.record import IterationLog, RunRecord, write_record
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
-from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.config import Batching, SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req, SamplingParams
 from workbench.scheduler.schedule_batch import ScheduleBatch
@@ -84,6 +85,36 @@ class Inbox:
         if self._next == len(self._due):
             raise Over
         time.sleep(max(self._due[self._next][0] - self._now_s(), 0.0))
+
+
+class ClosedInbox:
+    """Delivers the next request as soon as fewer than ``concurrency`` are on their way."""
+
+    def __init__(
+        self, arrivals: list[Arrival], rows: dict[str, Row], now_s: Callable[[], float], concurrency: int
+    ) -> None:
+        self._left, self._rows, self._now_s, self._most = list(reversed(arrivals)), rows, now_s, concurrency
+        self._on_their_way: list[Row] = []
+
+    def drain(self) -> list[object]:
+        now = self._now_s()
+        self._on_their_way = [row for row in self._on_their_way if row.finish_s != row.finish_s]
+        messages: list[object] = []
+        while self._left and len(self._on_their_way) < self._most:
+            arrival = self._left.pop()
+            row = self._rows[arrival.request_id]
+            arrival.arrival_s = row.queued_s = now
+            self._on_their_way.append(row)
+            params = SamplingParams(arrival.new_tokens, ignore_eos=True, temperature=0.0)
+            messages.append(Generate(arrival.request_id, np.array(arrival.prompt, np.int32), params, now))
+        return messages
+
+    def arrival(self) -> Callable[[], None]:
+        return self._wait
+
+    def _wait(self) -> None:
+        if not self._left:
+            raise Over
 
 
 class Outbox:
@@ -154,19 +185,23 @@ class Replayed:
         return sorted(row.finish_s for row in self.rows)
 
 
-def replay(backend: TorchBackend, loop: str, arrivals: list[Arrival], *, max_running: int,
-           keep_tokens: bool = False) -> Replayed:  # fmt: skip
-    """Send requests through a loop over a runner as their times come, and wait until all have ended."""
+def replay(backend: TorchBackend, loop: str, arrivals: list[Arrival], *, max_running: int, keep_tokens: bool = False,
+           concurrency: int | None = None, batching: Batching = "prefill-first") -> Replayed:  # fmt: skip
+    """Send requests through a loop over a runner, as their times come or ``concurrency`` at a time, and wait until all have
+    ended."""
     config = SchedulerConfig(
-        backend.kv_tokens, min(backend.max_context, backend.kv_tokens + 1), max_running=max_running
+        backend.kv_tokens, min(backend.max_context, backend.kv_tokens + 1), max_running=max_running, batching=batching
     )
     rows = {arrival.request_id: Row(arrival) for arrival in arrivals}
     scheduler = Scheduler(config, eos_token_ids=backend.eos_token_ids, clock=backend.now_s)
     backend.began_s = time.monotonic()
     outbox = Outbox(rows, max_running, backend.now_s, keep_tokens)
     backend.rested()
+    inbox: Inbox | ClosedInbox = Inbox(arrivals, rows, backend.now_s)
+    if concurrency is not None:
+        inbox = ClosedInbox(arrivals, rows, backend.now_s, concurrency)
     with contextlib.suppress(Over):
-        drive(LOOPS[loop](scheduler, backend, Inbox(arrivals, rows, backend.now_s), outbox), backend.rested)
+        drive(LOOPS[loop](scheduler, backend, inbox, outbox), backend.rested)
     gaps = np.concatenate(outbox.gaps) if outbox.gaps else np.empty(0)
     found = [rows[arrival.request_id] for arrival in arrivals]
     unfinished = [row.arrival.request_id for row in found if row.status != "finished"]

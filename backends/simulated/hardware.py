@@ -39,6 +39,9 @@ class GPU:
     """Share of the matrix rate that large products reach."""
     kernel_overhead_s: float = 2e-6
     """Start and drain of a kernel inside a graph or a full launch queue."""
+    graph_gap_s: float = 0.5e-6
+    """Between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
+    Graphs", 2019)."""
     link_latency_s: float = 8e-6
     gpus_per_node: int = 8
 

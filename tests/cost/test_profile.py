@@ -229,6 +229,17 @@ def test_a_measured_step_is_the_sum_of_its_operators():
 
 
 @needs_data
+def test_between_the_kernels_of_a_step_lies_less_where_a_graph_replays_them():
+    model, gpu = load_model("meta-llama/Llama-3.1-8B"), load_gpu("rtx-pro-6000")
+    tables, step = read_profile(LLAMA, 1, model, gpu), batch([1024] * 128)
+    launched = ProfileCost(tables, model, gpu, step_s=1e-4).beside_s(step)
+    replayed = ProfileCost(tables, model, gpu, step_s=1e-4, capture_sizes=[128]).beside_s(step)
+    # Seven operators, one of them twice, and attention's two kernels: ten a layer.
+    assert launched == pytest.approx(1e-4 + 32 * 10 * gpu.kernel_overhead_s)
+    assert replayed == pytest.approx(1e-4 + 32 * 10 * gpu.graph_gap_s)
+
+
+@needs_data
 @pytest.mark.parametrize("model", ["meta-llama/Llama-3.1-8B", "Qwen/Qwen3-32B", "Qwen/Qwen3-30B-A3B-Instruct-2507"])
 def test_every_public_profile_folder_is_read_at_both_sizes(model):
     folder = LLAMA.parents[2] / model / "bf16"

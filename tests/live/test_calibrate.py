@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tests.torch.tiny import make
 from workbench.cli.main import app
-from workbench.run import measure
+from workbench.run import measure, points
 
 
 def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, monkeypatch):
@@ -49,6 +49,11 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     assert done.exit_code == 0, done.output
     assert not set(again) & set(ran)
     assert all(Path(f"{out}.points", name).read_bytes() == content for name, content in before.items())
+    kinds = {name.partition("-")[0] for name, _ in ran + again}
+    assert {"decode", "prefill", "cached", "churn", "mixed"} <= kinds
+    mixed = json.loads(Path(f"{out}.points", "mixed-8x16.normal.json").read_text())["steps"]
+    both = [p > 0 and d > 0 for p, d in zip(mixed["prefill_tokens"], mixed["decode_tokens"], strict=True)]
+    assert any(both), "prompts and decodes in one step"
     found = json.loads(out.read_text())
     assert (found["gpu"], found["dtype"]) == ("cpu", "fp32")
     assert found["measured"]["max_running"] == 2
@@ -80,7 +85,33 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     settings = json.loads((tmp_path / "alike/overlap/meta.json").read_text())["settings"]
     assert (settings["dtype"], settings["kv_tokens"]) == ("fp32", 300)
 
+    # The points alone, as they come from another machine, give the same costs.
+    elsewhere = tmp_path / "elsewhere.json"
+    fitted = CliRunner().invoke(app, ["calibrate", "--from", f"{out}.points", "--out", str(elsewhere)])
+    assert fitted.exit_code == 0, fitted.output
+    assert json.loads(elsewhere.read_text()) == found
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("conditions.json", "decode-1x16.normal.json"):
+        (broken / name).write_bytes(Path(f"{out}.points", name).read_bytes())
+    (broken / "decode-1x16.overlap.json").write_text('{"steps": {"seconds": [1.0]}}')
+    refused = CliRunner().invoke(app, ["calibrate", "--from", str(broken), "--out", str(tmp_path / "none.json")])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+    assert "decode-1x16.overlap.json: steps: not what a calibration writes" in refused.stderr
+
     out.unlink()
     refused = CliRunner().invoke(app, [*words[:-1], "200"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
     assert "measured with kv_tokens 300, now it is 200" in refused.stderr
+
+
+def test_two_ranks_are_measured_as_one_stage(tmp_path, monkeypatch):
+    model = tmp_path / "tiny-llama"
+    make("LlamaForCausalLM", model)
+    monkeypatch.setattr(measure, "design", lambda *bounds: points.design(*bounds)[:2])
+    out = tmp_path / "costs.json"
+    words = ["calibrate", str(model), "--backend", "cpu", "--tp", "2", "--out", str(out), "--max-running", "2"]
+    done = CliRunner().invoke(app, [*words, "--kv-tokens", "300"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(out.read_text())
+    assert (found["tp"], found["pp"], len(found["stages"])) == (2, 1, 1)

@@ -28,9 +28,11 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_imports_without_what_a_bare_machine_lacks() -> None:
-    modules = ("benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop",
-               "benchmarks.fp8", "benchmarks.gpu_checks", "backends.torch.backend", "backends.torch.cuda_graphs",
-               "workbench.scheduler.scheduler", "workbench.loops", "workbench.loops.drive")  # fmt: skip
+    modules = (
+        "benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop", "benchmarks.fp8",
+        "benchmarks.gpu_calibrate", "benchmarks.gpu_checks", "backends.torch.backend", "backends.torch.cuda_graphs",
+        "workbench.scheduler.scheduler", "workbench.loops", "workbench.loops.drive",
+    )  # fmt: skip
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({ABSENT!r}))", *(f"import {name}" for name in modules)]
     done = run("-c", "\n".join(lines))
     assert done.returncode == 0, done.stderr
@@ -55,9 +57,8 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert results["failed"] == []
-    assert {"kernel_checks", "kernels", "loops", "end_to_end", "fidelity", "fp8", "environment", "timing"} <= set(
-        results
-    )
+    sections = {"kernel_checks", "kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8"}
+    assert sections | {"environment", "timing"} <= set(results)
     assert len(results["end_to_end"]["qwen3-14b"]["overlap"]) == 3
     assert len(results["end_to_end"]["qwen3-0.6b"]["transformers"]["tokens_per_s"]) == 3
     assert all(len(row["seconds"]) == 3 for row in results["kernels"]["decode"])
@@ -70,7 +71,14 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
 
     from reports.record import read_record
     from traces import open_trace
+    from workbench.run.points import fit_points
 
+    points = out / "calibration.points"
+    of_loop = [len(list(points.glob(f"*.{loop}.json"))) for loop in ("normal", "overlap")]
+    assert min(of_loop) >= 3 and results["calibration"]["points"] == sum(of_loop)
+    costs = fit_points(points, tmp_path / "costs.json")
+    assert (costs["gpu"], costs["dtype"], costs["measured"]["model"]) == ("cpu", "fp32", "Qwen/Qwen3-0.6B")
+    assert costs["stages"][0]["steps"] > 50 and costs["host"]["schedule_s"] > 0
     for share in (50, 80, 95):
         trace = list(open_trace(str(out / "fidelity" / f"trace-{share}.jsonl")))
         for loop in ("normal", "overlap"):
@@ -79,6 +87,15 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
             assert list(record.requests["request_id"]) == [request.request_id for request in trace]
             assert list(record.requests["output_tokens"]) == [request.output_length for request in trace]
             assert set(record.requests["status"]) == {"finished"}
+    # The commands of docs/runner.md, with what it left.
+    run_of, simulated = out / "fidelity" / "80-overlap-1", tmp_path / "sim"
+    for words in (
+        ["simulate", out / "fidelity" / "trace-80.jsonl", "--like", run_of, "--cost", f"fitted:{tmp_path / 'costs.json'}",
+         "--out", simulated],
+        ["compare", run_of, simulated / "overlap"],
+    ):  # fmt: skip
+        told = run("-c", "from workbench.cli.main import main; main()", *map(str, words))
+        assert told.returncode == 0, told.stdout + told.stderr
 
 
 def test_what_does_not_fit_the_time_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from workbench.cli import options
 def calibrate(
     out: Annotated[Path, typer.Option("--out", help="File to write, for --cost fitted:FILE.", show_default=False)],
     model: Annotated[Optional[str], typer.Argument(help="Model to measure on this machine: Hugging Face folder, GGUF file or id.", show_default=False)] = None,
-    record: Annotated[Optional[Path], typer.Option("--from", help="Run record whose iterations to fit, instead of measuring.", show_default=False)] = None,
+    record: Annotated[Optional[Path], typer.Option("--from", help="Instead of measuring: a run record, or a folder of measured points, to fit.", show_default=False)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
@@ -22,12 +22,13 @@ def calibrate(
     mem_fraction: options.MemFraction = None,
     kv_tokens: options.KvTokens = None,
     max_context: options.MaxContext = None,
+    tp: options.Tp = None,
     cuda_graphs: options.CudaGraphs = None,
     page_size: options.PageSize = None,
     max_running: options.MaxRunning = None,
     chunk: options.Chunk = None,
 ) -> None:  # fmt: skip
-    """Measure our runner on this machine, or take a run record, and fit a step-time model and the CPU phases to it.
+    """Measure our runner on this machine, or take what was measured elsewhere, and fit a step-time model and the CPU phases.
 
     Measuring can be stopped and started again: what is there, in FILE.points, is not measured twice.
     """
@@ -35,7 +36,7 @@ def calibrate(
 
     given = {
         "model": model, "dtype": dtype, "mem_fraction": mem_fraction, "kv_tokens": kv_tokens, "max_context": max_context,
-        "cuda_graphs": cuda_graphs, "page_size": page_size, "max_running": max_running, "chunk": chunk,
+        "tp": tp, "cuda_graphs": cuda_graphs, "page_size": page_size, "max_running": max_running, "chunk": chunk,
     }  # fmt: skip
     with one_line_errors():
         _calibrate(record, out, force, as_json, backend, load_format, given)
@@ -48,12 +49,15 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
     from backends.simulated.cost.fitted import TERMS
     from reports.record import RecordError, read_record
     from workbench.run.calibrate import fit_record
+    from workbench.run.points import fit_points, is_points
 
     if (folder is None) == (flags["model"] is None):
-        raise RecordError("give either a MODEL to measure or --from RECORD to fit")
+        raise RecordError("give either a MODEL to measure or --from FOLDER to fit")
     if out.exists() and not force:
         raise RecordError(f"{out}: exists; --force replaces it")
-    if folder is not None:
+    if folder is not None and is_points(folder):
+        found = fit_points(folder, out)
+    elif folder is not None:
         found = fit_record(read_record(folder), folder, out)
     else:
         found = _measure(out, force, as_json, backend, load_format, flags)

@@ -71,7 +71,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
         said = "error budget: ranks that step together cannot be run again with step times measured one by one"
         return {"separable": False, "lines": [said, *_what_is_known(a, b, origin)]}
     fits = fit_stages(a, a.name)
-    host, _ = fit_host(*host_columns(a))
+    host, _ = fit_host(*host_columns(a.iterations, a.requests))
     fitted = FittedCost([fit.coefficients for fit in fits], built.model, built.gpu, built.tp)
     steps: list[tuple[str, dict[str, Any]]] = [("step times", {"cost": ReplayedCost(a, fitted)})]
     if any(np.nansum(a.iterations[name]) > 0 for name in ("schedule_s", "launch_host_s", "process_s")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def fit_record(record: RunRecord, source: Path, out: Path) -> dict[str, Any]:
     Raises RecordError for a record without enough iterations.
     """
     fits = fit_stages(record, source)
-    host, errors = fit_host(*host_columns(record))
+    host, errors = fit_host(*host_columns(record.iterations, record.requests))
     settings = record.meta.get("settings") or {}
     gpu = record.meta.get("hardware") or {}
     write_fitted(
@@ -51,15 +52,17 @@ def fit_stages(record: RunRecord, source: Path | str) -> list[Fit]:
     return fits
 
 
-def host_columns(record: RunRecord) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(the first stage's rows, requests that ended in each)."""
-    first = record.iterations["stage"] == 0
-    columns = {name: values[first] for name, values in record.iterations.items()}
+def host_columns(
+    iterations: Mapping[str, np.ndarray], requests: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(the first stage's rows, requests that ended in each) of the columns of iterations.csv and requests.csv."""
+    first = iterations["stage"] == 0
+    columns = {name: values[first] for name, values in iterations.items()}
     ended = np.zeros(int(first.sum()))
-    finish = record.requests["finish_s"]
+    finish = requests["finish_s"]
     for instance in np.unique(columns["instance"]):
         rows = (columns["instance"] == instance).nonzero()[0]
-        times = finish[(record.requests["instance"] == instance) & ~np.isnan(finish)]
+        times = finish[(requests["instance"] == instance) & ~np.isnan(finish)]
         # The last iteration to end by the time a request is out is the one that gave its last token.
         place = np.searchsorted(columns["end_s"][rows], times, side="right") - 1
         np.add.at(ended, rows[place[place >= 0]], 1)

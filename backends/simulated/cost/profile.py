@@ -49,6 +49,7 @@ class ProfileCost:
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
         self._step_s = step_s
         self._gaps_s = tables.kernels_per_layer * gpu.kernel_overhead_s
+        self._graph_gaps_s = tables.kernels_per_layer * gpu.graph_gap_s
         self._shape = RooflineCost(model, gpu, dtype=dtype, kv_dtype=kv_dtype, tp=tp, pp=pp, capture_sizes=[]).stage(0)
         self._stages = [_Stage(tables, model, pp, stage) for stage in range(pp)]
         self.notes: list[str] = []
@@ -121,12 +122,11 @@ class ProfileCost:
     # -- its parts ---------------------------------------------------------------------------------------------------
 
     def beside_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
-        """What a step takes on the GPU beside its operators: staging, and the time between kernels unless a graph
-        replays them (then one starts while the other ends)."""
+        """What a step takes on the GPU beside its operators: staging, and the time between kernels, which is shorter where
+        a graph replays them."""
         sizes = self._mixed_capture if batch.num_prefill else self._capture
-        if sizes and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]:
-            return self._step_s
-        return self._step_s + self._stages[stage].layers * self._gaps_s
+        graph = bool(sizes) and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]
+        return self._step_s + self._stages[stage].layers * (self._graph_gaps_s if graph else self._gaps_s)
 
     def linear_s(self, tokens: int, stage: int = 0) -> float:
         """Everything of a stage but attention, experts and head."""

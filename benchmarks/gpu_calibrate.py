@@ -1,0 +1,89 @@
+"""The calibration's points on a lent GPU, where `workbench calibrate` itself cannot run: it needs more than torch.
+
+They are left in the folder that `workbench calibrate --from FOLDER` fits anywhere.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends.torch.backend import make_backend
+from benchmarks.offline import make_options
+from benchmarks.open_loop import Arrival, replay
+from workbench.run.points import (
+    LOOPS,
+    Point,
+    Watched,
+    conditions,
+    design,
+    keep_conditions,
+    point_file,
+    write_point,
+)
+
+if TYPE_CHECKING:
+    from benchmarks.gpu import Run
+
+MODEL = "Qwen/Qwen3-0.6B"
+"""What the shape is called in the catalogue of models."""
+MOST_RUNNING = 256
+
+
+def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
+    """Measure the points of a runner of this model, as many as there is time for."""
+    longest, running = (96, 4) if run.quick else (4200, MOST_RUNNING)
+    backend = make_backend(make_options(model, run.device, [[0] * longest], [24]), log)
+    watched = Watched(backend.workers)
+    folder = run.out / "calibration.points"
+    shutil.rmtree(folder, ignore_errors=True)
+    keep_conditions(folder, conditions(
+        device, model=MODEL, dtype="bf16" if run.device == "cuda" else "fp32", tp=1, kv_tokens=backend.kv_tokens,
+        max_context=backend.max_context, page_size=1, max_running=running, cuda_graphs=run.device == "cuda",
+    ))  # fmt: skip
+    backend.workers = watched  # type: ignore[assignment]
+    points = [
+        (loop, point) for point in design(backend.max_context, backend.kv_tokens, running, 8192) for loop in LOOPS
+    ]
+    if run.quick:
+        points = points[:: len(points) // 8 | 1]  # an odd stride: of both loops
+    began, done = time.monotonic(), 0
+    for number, (loop, point) in enumerate(points):
+        if not run.quick and run.left() < 10:
+            run.skip(f"calibration: {len(points) - number} of {len(points)} points", "the time is up")
+            break
+        for _ in range(2 if number == 0 else 1):  # the first one warms up
+            watched.steps.clear()
+            log.fresh()
+            replayed = replay(backend, loop, _arrivals(point), max_running=running, concurrency=point.concurrency,
+                              batching=point.batching)  # fmt: skip
+        finish_s = np.array([row.finish_s for row in replayed.rows])
+        requests = {"finish_s": finish_s, "instance": np.zeros(len(finish_s), np.int64)}
+        write_point(point_file(folder, point, loop), point, loop, log.table.columns(), requests, watched)
+        done += 1
+    seconds = time.monotonic() - began
+    run.write("calibration", {"points": done, "of": len(points), "seconds": seconds})
+    run.row(
+        f"calibration: {done} of {len(points)} points in {seconds:.0f} s; fit with workbench calibrate --from {folder}"
+    )
+    backend.close()
+
+
+def _arrivals(point: Point) -> list[Arrival]:
+    """A point's requests; prompts share nothing but the part that the point says."""
+    draw = random.Random(point.name)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randint(3, 10_000) for _ in range(count)]
+
+    shared = tokens(point.shared)
+    before = [Arrival("before", 0.0, shared, 1)] if shared else []
+    return before + [
+        Arrival(f"{point.name}.{i}", 0.0, shared + tokens(point.prompt - point.shared), point.output_of(i))
+        for i in range(point.requests)
+    ]
