@@ -141,6 +141,8 @@ def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
         ([SAMPLE, "--model", "Llama-3.1-9B"], "error: unknown model 'Llama-3.1-9B'; nearest: "),
         ([SAMPLE, "--model", "Llama-3.1-70B"], "error: meta-llama/Llama-3.1-70B in bf16 does not fit h100 with "),
         ([SAMPLE, "--loop", "foo"], "error: loop: 'foo' is not one of normal, overlap, pipeline"),
+        ([SAMPLE, "--micro-batches", 2], "error: micro_batches: only the pipeline loop has them"),
+        ([SAMPLE, "--pp", 4, "--micro-batches", 3], "error: micro_batches: 3 leaves some of the 4 stages without work"),
         ([SAMPLE, "--policy", "nosuch:Thing"], "error: policy: cannot load 'nosuch:Thing': No module named 'nosuch'"),
         ([SAMPLE, "--page-size", "0"], "error: page_size: 0 is less than 1"),
         ([SAMPLE, "--kv-tokens", "500"], "error: 400 of 400 requests can never be served under overlap: s0.0 with 785 "

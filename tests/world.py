@@ -140,7 +140,7 @@ class _Outbox:
 
 def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None = None, host: HostModel = FREE_HOST,
              messages: Sequence[tuple[float, object]] = (), check: bool = True,
-             on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None,
+             on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None, stages: int | None = None,
              loop_options: dict[str, object] | None = None, steady: bool = False, **settings: object) -> Run:  # fmt: skip
     """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
     env = Clock()
@@ -150,7 +150,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
     run = Run(scheduler)
     kind = SteadyBackend if steady else SimulatedBackend
-    backend = kind(env, cost or LinearCost(), host, sampler, run.rows.append, stages=config.slots)  # type: ignore[arg-type]
+    backend = kind(env, cost or LinearCost(), host, sampler, run.rows.append, stages=stages or config.slots)  # type: ignore[arg-type]
     scheduler.state.clock = backend.now_s
     inbox = SimulatedInbox(env)
     outbox = _Outbox(env, run, check, on_step)

@@ -10,6 +10,7 @@ start. All times below are in ms.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -319,6 +320,21 @@ def test_with_as_many_micro_batches_as_equal_stages_only_the_ramp_is_idle(stages
         assert times[-1][3] == (stage + stages * steps) * 20
     # So the bubble is (stages - 1) of (stages * steps + stages - 1) steps.
     assert max(milliseconds(run.end_s).values()) == (stages * steps + stages - 1) * 20
+
+
+def test_one_micro_batch_more_than_stages_hides_the_cpu_from_them():
+    cost, host = LinearCost(step_s=0.020, prefill_token_s=0.0), replace(FREE_HOST, process_s=0.005)
+    jobs = [job(name, [1000 * i + k for k in range(50)], 2) for i, name in enumerate("abc")]
+    run = world(jobs[:2], "pipeline", host=host, cost=cost, slots=2, max_running=2)
+    # a: 0-20, 20-40, processed 40-45, and only then again: stage 0, free since b's 20-40, waits for the CPU until 45.
+    # b leaves stage 1 at 60, is processed 60-65, and starts at once: a's second step has had stage 0 until 65.
+    assert [step[2:4] for step in timeline(run, 0)] == [(0, 20), (20, 40), (45, 65), (65, 85)]
+    run = world(jobs, "pipeline", host=host, cost=cost, slots=3, stages=2, max_running=3)
+    # Meanwhile c: 40-60 on stage 0. a is back at 45 and waits there; b, out at 60 and processed at 65, too.
+    assert [step[2:4] for step in timeline(run, 0)] == [(start, start + 20) for start in range(0, 120, 20)]
+    assert [step[2:4] for step in timeline(run, 1)] == [(start, start + 20) for start in range(20, 140, 20)]
+    assert milliseconds(run.first_s) == {"a": 45, "b": 65, "c": 85}
+    assert milliseconds(run.end_s) == {"a": 105, "b": 125, "c": 145}
 
 
 def test_chunks_of_one_prompt_ride_consecutive_slots_and_fill_the_pipeline():

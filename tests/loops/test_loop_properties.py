@@ -133,7 +133,8 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
         jobs = data.draw(some_jobs())
         config = data.draw(some_settings(loop))
         messages, timeouts = data.draw(some_trouble(jobs))
-        run = simulate(jobs, loop, host=data.draw(st.sampled_from(HOSTS)), messages=messages,
+        stages = min(int(config["slots"]), data.draw(st.sampled_from([1, 2, 3])))  # or more micro-batches than stages
+        run = simulate(jobs, loop, host=data.draw(st.sampled_from(HOSTS)), messages=messages, stages=stages,
                        loop_options=data.draw(st.sampled_from(LOOP_OPTIONS[loop])), **config, **timeouts)  # fmt: skip
         check_the_end(jobs, run)
 

@@ -47,6 +47,14 @@ Model = Annotated[
 Gpu = Annotated[Optional[str], option("--gpu", help="GPU of the catalogue or a TOML file. Default h100.", panel=GPU)]
 Tp = Annotated[Optional[int], option("--tp", help="Tensor parallel GPUs. Default 1.", panel=GPU)]
 Pp = Annotated[Optional[int], option("--pp", help="Pipeline stages. Default 1.", panel=GPU)]
+MicroBatches = Annotated[
+    Optional[int],
+    option(
+        "--micro-batches",
+        help="Micro-batches that take turns in the pipeline; more than stages hide CPU phases and uneven stages. Default: as many as stages.",
+        panel=GPU,
+    ),
+]
 Ep = Annotated[
     Optional[int],
     option(

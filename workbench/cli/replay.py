@@ -26,6 +26,7 @@ def replay(
     load_format: options.LoadFormat = "auto",
     tp: options.Tp = None,
     pp: options.Pp = None,
+    micro_batches: options.MicroBatches = None,
     dtype: options.Dtype = None,
     mem_fraction: options.MemFraction = None,
     kv_tokens: options.KvTokens = None,

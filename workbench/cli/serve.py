@@ -37,6 +37,7 @@ def serve(
     gpu: options.Gpu = None,
     tp: options.Tp = None,
     pp: options.Pp = None,
+    micro_batches: options.MicroBatches = None,
     ep: options.Ep = None,
     dtype: options.Dtype = None,
     kv_dtype: options.KvDtype = None,

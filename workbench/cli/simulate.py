@@ -32,6 +32,7 @@ def simulate(
     gpu: options.Gpu = None,
     tp: options.Tp = None,
     pp: options.Pp = None,
+    micro_batches: options.MicroBatches = None,
     dp: Annotated[Optional[int], options.option("--dp", help="Instances behind a router. Default 1.", panel=options.GPU)] = None,
     ep: options.Ep = None,
     router: Annotated[Optional[str], options.option("--router", help="round_robin | least_requests | least_tokens | cache_aware.", panel=options.GPU)] = None,

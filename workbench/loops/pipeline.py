@@ -1,4 +1,4 @@
-"""The pipeline loop: one micro-batch a stage in flight."""
+"""The pipeline loop: one micro-batch a stage in flight, or more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def pipeline_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: 
     """Slots take turns: each launches a micro-batch into the first stage, then the oldest result is waited for.
 
     A slot is chosen for again only when its last micro-batch has been processed. Slots with nothing to run are passed
-    over, so that a single busy slot is not slowed by empty ones.
+    over, so that a single busy slot is not slowed by empty ones. With more slots than stages a micro-batch waits at the
+    first stage while the CPU processes another and chooses the next: then the stages do not idle for it.
     """
     slots = scheduler.config.slots
     flights: deque[tuple[ScheduleBatch, Forward]] = deque()

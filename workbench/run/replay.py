@@ -136,8 +136,8 @@ def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Tr
     recorder = Recorder(backend.now_s)
     backend.log_to(recorder.iterations.append)
     tp, pp = settings.layout(loop)
-    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, pp)
-    rows = config.max_running_per_slot * pp
+    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
+    rows = config.max_running_per_slot * config.slots
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
     inbox = ReplayInbox(clock, backend.now_s, recorder.queued)

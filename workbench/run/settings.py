@@ -45,6 +45,7 @@ class RunSettings:
     max_prefill_tokens: int = 16384
     max_batch_tokens: int = 2048
     max_running: int = 256
+    micro_batches: int | None = None
     mixed_chunk: bool = False
     mem_fraction: float = 0.9
     kv_tokens: int | None = None
@@ -104,6 +105,14 @@ class RunSettings:
             raise ConfigError(f"loop: {self.loop!r} names a loop twice")
         if self.loops == ["pipeline"] and self.pp == 1:
             raise ConfigError("loop: pipeline needs pp of 2 or more")
+        if self.micro_batches is not None:
+            if "pipeline" not in self.loops:
+                raise ConfigError("micro_batches: only the pipeline loop has them")
+            stages = self.layout("pipeline")[1]
+            if self.micro_batches < stages:
+                raise ConfigError(
+                    f"micro_batches: {self.micro_batches} leaves some of the {stages} stages without work"
+                )
 
     @property
     def loops(self) -> list[str]:
@@ -121,6 +130,11 @@ class RunSettings:
                 return self.tp, self.pp
             return self.tp // 2, 2
         return self.tp * self.pp, 1
+
+    def slots(self, loop: str) -> int:
+        """Micro-batches that take turns under a loop."""
+        stages = self.layout(loop)[1]
+        return self.micro_batches or stages if loop == "pipeline" else stages
 
 
 @dataclass(frozen=True)
@@ -180,7 +194,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         )  # fmt: skip
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
-    scheduler = scheduler_config(settings, kv_tokens, max_context, pp)
+    scheduler = scheduler_config(settings, kv_tokens, max_context, settings.slots(loop))
     engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}

@@ -102,7 +102,7 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     options = runner_options(settings.run, settings.loop, device, settings.load_format)
     backend = make_torch_backend(options, log_iteration, began_s=epoch_s)
     tp, pp = settings.run.layout(settings.loop)
-    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, pp)
+    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp, {},
         DTYPE_NAMES[backend.dtype], backend.rested, backend.close,
