@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from reports.record import read_record
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 SHARED = ROOT.parent / "shared" / "data" / "traces"
@@ -133,6 +135,20 @@ def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
     assert (tmp_path / "o/report.html").exists()
 
 
+def test_chunk_0_computes_prompts_whole_and_a_run_like_that_one_does_too(tmp_path):
+    trace = tmp_path / "long.jsonl"
+    trace.write_text('{"arrival_s": 0.0, "input_length": 9000, "output_length": 3}\n')
+    in_chunks = workbench("simulate", trace, "--out", tmp_path / "chunks")
+    whole = workbench("simulate", trace, "--chunk", 0, "--out", tmp_path / "whole")
+    alike = workbench("simulate", trace, "--like", tmp_path / "whole/overlap", "--out", tmp_path / "alike")
+    assert [done.returncode for done in (in_chunks, whole, alike)] == [0, 0, 0], whole.stderr + alike.stderr
+    chunks = [
+        read_record(tmp_path / name / "overlap").iterations["prefill_tokens"][:2].tolist()
+        for name in ("chunks", "whole", "alike")
+    ]
+    assert chunks == [[8192, 808], [9000, 0], [9000, 0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -141,6 +157,7 @@ def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
         ([SAMPLE, "--model", "Llama-3.1-9B"], "error: unknown model 'Llama-3.1-9B'; nearest: "),
         ([SAMPLE, "--model", "Llama-3.1-70B"], "error: meta-llama/Llama-3.1-70B in bf16 does not fit h100 with "),
         ([SAMPLE, "--loop", "foo"], "error: loop: 'foo' is not one of normal, overlap, pipeline"),
+        ([SAMPLE, "--chunk", 0, "--chunk-depth", 2000], "error: chunk_depth: needs a chunk size"),
         ([SAMPLE, "--micro-batches", 2], "error: micro_batches: only the pipeline loop has them"),
         ([SAMPLE, "--pp", 4, "--micro-batches", 3], "error: micro_batches: 3 leaves some of the 4 stages without work"),
         ([SAMPLE, "--policy", "nosuch:Thing"], "error: policy: cannot load 'nosuch:Thing': No module named 'nosuch'"),

@@ -17,6 +17,7 @@ import pytest
 
 from backends.simulated.host import FREE_HOST, HostModel
 from tests.world import Job, LinearCost, Run, simulate
+from workbench.scheduler.batch import ModelWorkerBatch
 
 HOST = HostModel(
     receive_s=0.001, receive_message_s=0, schedule_s=0.002, schedule_request_s=0, schedule_prefill_s=0,
@@ -320,6 +321,24 @@ def test_with_as_many_micro_batches_as_equal_stages_only_the_ramp_is_idle(stages
         assert times[-1][3] == (stage + stages * steps) * 20
     # So the bubble is (stages - 1) of (stages * steps + stages - 1) steps.
     assert max(milliseconds(run.end_s).values()) == (stages * steps + stages - 1) * 20
+
+
+def test_chunks_that_follow_depth_take_the_same_time_on_every_stage():
+    class Attends(LinearCost):
+        """A prompt token takes 0.1 ms, and half as long again for every 20 tokens before the chunk."""
+
+        def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+            depth = int(batch.seq_lens[0]) - batch.prefill_tokens
+            return batch.prefill_tokens * 0.0001 * (1 + depth / 40)
+
+    def chunks(**settings: object) -> list[tuple[int, float]]:
+        run = world([job("a", A_PROMPT, 1)], "pipeline", host=FREE_HOST, cost=Attends(), slots=2, chunk=40, **settings)
+        rows = [row for row in run.rows if row[2] == 0]
+        return [(row[8], us(row[6] - row[5]) / 1000) for row in rows]
+
+    assert chunks() == [(40, 4), (40, 8), (20, 6)]
+    # 40 * 40 / (40 + 40) = 20 after 40 tokens, 16 after 60, 40 * 40 / 116 = 13 after 76, and what is left.
+    assert chunks(chunk_depth=40) == [(40, 4), (20, 4), (16, 4), (13, 3.77), (11, 3.548)]
 
 
 def test_one_micro_batch_more_than_stages_hides_the_cpu_from_them():

@@ -58,6 +58,7 @@ def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
         "kv_tokens": draw(st.sampled_from([96, 160, 400, 4096])),
         "max_context": draw(st.sampled_from([128, 2048])),
         "chunk": draw(st.sampled_from([16, 32, None, 8192])),
+        "chunk_depth": draw(st.sampled_from([None, None, 8, 40])),
         "max_batch_tokens": draw(st.sampled_from([16, 64, 2048])),
         "policy": draw(st.sampled_from(["fcfs", "lpm", "dfs-weight", "lof", "sjf", "edf", "random", "priority"])),
         "cache": draw(st.sampled_from(["radix", "radix", "none"])),
@@ -66,6 +67,8 @@ def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
         "max_passed_over": draw(st.sampled_from([1, 64, None])),
         "share_in_batch_tokens": draw(st.sampled_from([None, 4, 32])),
     }
+    if chosen["batching"] == "prefill-first" and chosen["chunk"] is None:
+        chosen["chunk_depth"] = None
     if chosen["policy"] == "priority":
         chosen["preempt_threshold"] = draw(st.sampled_from([None, 1, 2]))
     chunk = chosen["chunk"]

@@ -110,6 +110,14 @@ Chunk = Annotated[
     Optional[int],
     option("--chunk", help="Prompt tokens of a prefill batch; 0: prompts whole. Default 8192.", panel=SCHED),
 ]
+ChunkDepth = Annotated[
+    Optional[int],
+    option(
+        "--chunk-depth",
+        help="Prefix after which a chunk is half as long, so that deep chunks take no longer. Default: all alike.",
+        panel=SCHED,
+    ),
+]
 MaxPrefillTokens = Annotated[Optional[int], option("--max-prefill-tokens", help="Default 16384.", panel=SCHED)]
 MaxBatchTokens = Annotated[
     Optional[int], option("--max-batch-tokens", help="Token budget of a step (mixed). Default 2048.", panel=SCHED)

@@ -52,6 +52,7 @@ def serve(
     cache: options.Cache = None,
     evict: options.Evict = None,
     chunk: options.Chunk = None,
+    chunk_depth: options.ChunkDepth = None,
     max_prefill_tokens: options.MaxPrefillTokens = None,
     max_batch_tokens: options.MaxBatchTokens = None,
     max_running: options.MaxRunning = None,

@@ -42,6 +42,7 @@ class RunSettings:
     cache: str = "radix"
     evict: str = "lru"
     chunk: int | None = 8192
+    chunk_depth: int | None = None
     max_prefill_tokens: int = 16384
     max_batch_tokens: int = 2048
     max_running: int = 256
@@ -215,7 +216,8 @@ def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, sl
     return SchedulerConfig(
         kv_tokens=kv_tokens, max_context=min(max_context, kv_tokens + 1), page_size=settings.page_size,
         max_running=settings.max_running, slots=slots, batching=settings.batching,  # type: ignore[arg-type]
-        chunk=settings.chunk, max_prefill_tokens=settings.max_prefill_tokens, mixed_chunk=settings.mixed_chunk,
+        chunk=settings.chunk, chunk_depth=settings.chunk_depth, max_prefill_tokens=settings.max_prefill_tokens,
+        mixed_chunk=settings.mixed_chunk,
         max_batch_tokens=settings.max_batch_tokens, cache=settings.cache,  # type: ignore[arg-type]
         evict=settings.evict, policy=settings.policy,  # type: ignore[arg-type]
         preempt_threshold=settings.preempt_threshold, conservativeness=settings.conservativeness,
@@ -282,9 +284,9 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
                 raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")
             if not _fits(value, fields[name]):
                 raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
-        if values.get("chunk") == 0:
-            values["chunk"] = None
     values |= {name: value for name, value in flags.items() if value is not None}
+    if values.get("chunk") == 0:
+        values["chunk"] = None
     if like is not None:
         values = {**_recorded(like), **values}
     preset = load_engine(values.get("engine", RunSettings.engine)).settings
@@ -297,14 +299,15 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
     meta = read_record(folder).meta
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-    values = {
-        name: value for name, value in (meta.get("settings") or {}).items() if name in fields and value is not None
-    }
+    recorded = meta.get("settings") or {}
+    values = {name: value for name, value in recorded.items() if name in fields and value is not None}
     for name, value in values.items():
         if not _fits(value, fields[name]):
             raise ConfigError(
                 f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}"
             )
+    if "chunk" in recorded and recorded["chunk"] is None:
+        values["chunk"] = None  # prompts were computed whole
     if isinstance(meta.get("model"), str):
         values.setdefault("model", meta["model"])
     return values

@@ -142,7 +142,7 @@ class PrefillManager:
         size = state.config.page_size
         end = len(req.tokens)
         if budget.chunk is not None:
-            end = min(end, req.kv_len + budget.chunk)
+            end = min(end, req.kv_len + state.config.chunk_at(req.kv_len, budget.chunk))
         end = min(end, (state.cache.pages_for(req.kv_len) + state.cache.available_pages - budget.held_pages) * size)
         if end < len(req.tokens):
             end = end // size * size
@@ -199,8 +199,9 @@ class PrefillManager:
         if rows and extend > budget.prompt:
             cache.unlock(node)
             return "no_budget"
-        if budget.chunk is not None and extend > budget.chunk:
-            end = cached + budget.chunk // config.page_size * config.page_size
+        chunk = None if budget.chunk is None else config.chunk_at(cached, budget.chunk)
+        if chunk is not None and extend > chunk:
+            end = cached + chunk // config.page_size * config.page_size
             if end == cached:
                 cache.unlock(node)
                 return "no_budget"

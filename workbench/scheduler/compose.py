@@ -121,7 +121,7 @@ class DecodeFirstMixed:
         rows: list[PrefillRow] = []
         req = state.chunked
         if req is not None:
-            end = min(len(req.tokens), req.kv_len + budget)
+            end = min(len(req.tokens), req.kv_len + config.chunk_at(req.kv_len, budget))
             if end == req.kv_len:
                 return []
             if end == len(req.tokens) and slot.running.count >= config.max_running_per_slot:
@@ -147,7 +147,7 @@ class DecodeFirstMixed:
             node, cached = cache.match(req)
             if req.passed_over < (config.max_passed_over or 1 << 62) and computed_in_batch(state, req, cached, rows):
                 continue
-            end = min(len(req.tokens), cached + budget)
+            end = min(len(req.tokens), cached + config.chunk_at(cached, budget))
             cache.lock(node)
             if cache.pages_for(end - cached) > cache.available_pages - held_pages:
                 cache.unlock(node)

@@ -33,6 +33,9 @@ class SchedulerConfig:
     batching: Batching = "prefill-first"
     chunk: int | None = 8192
     """Most prompt tokens of one prefill batch (prefill-first); None computes prompts whole."""
+    chunk_depth: int | None = None
+    """Ours: the prefix, in tokens, after which a chunk is half as long as at the start of a prompt: attention to what
+    came before then takes what fewer tokens save, so that chunks take the same time and pipeline stages stay even."""
     max_prefill_tokens: int = 16384
     """Prompt tokens after which a prefill batch takes no further request (prefill-first)."""
     mixed_chunk: bool = False
@@ -63,7 +66,14 @@ class SchedulerConfig:
         for name in ("kv_tokens", "max_context", "page_size", "max_running", "slots", "max_prefill_tokens",
                      "max_batch_tokens"):  # fmt: skip
             _at_least(name, getattr(self, name), 1)
-        for name in ("chunk", "max_passed_over", "max_prefill_streak", "share_in_batch_tokens", "preempt_threshold"):
+        for name in (
+            "chunk",
+            "chunk_depth",
+            "max_passed_over",
+            "max_prefill_streak",
+            "share_in_batch_tokens",
+            "preempt_threshold",
+        ):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         for name in ("queue_timeout_s", "request_timeout_s"):
@@ -86,6 +96,8 @@ class SchedulerConfig:
             )
         if self.batching == "mixed" and self.max_batch_tokens < self.page_size:
             raise ConfigError(f"max_batch_tokens: {self.max_batch_tokens} is smaller than a page of {self.page_size}")
+        if self.chunk_depth is not None and self.batching == "prefill-first" and self.chunk is None:
+            raise ConfigError("chunk_depth: needs a chunk size")
         if self.mixed_chunk and (self.batching == "mixed" or self.chunk is None):
             raise ConfigError("mixed_chunk: needs prefill-first batching with a chunk size")
         if self.mixed_chunk and self.chunk is not None and self.chunk < self.max_running_per_slot + self.page_size:
@@ -94,6 +106,12 @@ class SchedulerConfig:
             )
         if self.preempt_threshold is not None and self.policy != "priority":
             raise ConfigError("preempt_threshold: needs policy 'priority'")
+
+    def chunk_at(self, depth: int, most: int) -> int:
+        """How much of a chunk of ``most`` tokens is computed after a prefix of ``depth``: a page of it at least."""
+        if self.chunk_depth is None:
+            return most
+        return max(most * self.chunk_depth // (self.chunk_depth + depth), min(most, self.page_size))
 
     @property
     def max_running_per_slot(self) -> int:
