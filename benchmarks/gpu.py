@@ -31,10 +31,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.record import read_record
+from reports.record import RecordError, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
@@ -183,6 +183,22 @@ def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):
     assert done.returncode == 2
     assert "line 2, input_length" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from workbench.cli.main import app
+
+    def full(record, folder, extra_files=None):
+        raise RecordError(f"{folder}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("reports.record.write_record", full)
+    words = ["simulate", str(SAMPLE), "--requests", "5", "--decisions", "--out", str(tmp_path / "o")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.strip().splitlines()[-1].endswith("cannot be written: No space left on device")
+    assert not list(tmp_path.glob("o/.*")) and not (tmp_path / "o/overlap").exists()
 
 
 def test_an_existing_output_folder_is_kept_unless_forced(tmp_path):

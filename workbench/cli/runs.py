@@ -54,15 +54,15 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
     prepare_out(folder, force)
     # The collector would walk every request again and again, and finds next to nothing.
     gc.set_threshold(100_000)
-    # The last record is written while the page is made.
-    with ThreadPoolExecutor(1) as writer:
-        try:
+    try:
+        # The last record is written while the page is made.
+        with ThreadPoolExecutor(1) as writer:
             records, interrupted, writing = _run_all(trace, settings, folder, decisions, as_json, run_one, done, writer)
-        except Exception:
-            _clear_leftovers(folder)
-            raise
-        made = _write_page(records, folder, settings)
-        writing.result()
+            made = _write_page(records, folder, settings)
+            writing.result()
+    except Exception:
+        _clear_leftovers(folder)
+        raise
     _print(made, folder, as_json)
     if interrupted:
         print(f"interrupted: what was {done} is in {folder}", file=sys.stderr)
