@@ -89,6 +89,6 @@ class IterationLog:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of all columns so far: int64 for counts, int8 for `mode`, float64 for times."""
-        rows = np.frombuffer(bytes(self._buffer), dtype=_ROW_DTYPE)
+        rows = np.frombuffer(self._buffer, dtype=_ROW_DTYPE)
         dtypes = {Kind.INT: np.int64, Kind.MODE: np.int8, Kind.TIME: np.float64, Kind.NUMBER: np.float64}
         return {name: rows[name].astype(dtypes[kind]) for name, kind in ITERATION_COLUMNS.items()}
