@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from reports.errors import RecordError
+from reports.json_file import read_object
 from reports.record import RunRecord
 from reports.schema import ITERATION_COLUMNS
 
@@ -44,7 +45,7 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
 
     Raises RecordError with file, line and field.
     """
-    meta = _meta(folder / "meta.json")
+    meta = read_object(folder / "meta.json")
     rows = _rows(folder / "requests.jsonl")
     queued, scheduled, first, last = (np.array([row[key] for row in rows], np.float64) for key in TIMES)
     start = queued.min()
@@ -122,18 +123,6 @@ def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
         if isinstance(blocks, int) and blocks > 0:
             found["kv_tokens"] = blocks * size
     return found
-
-
-def _meta(path: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: {error}") from error
-    if not isinstance(meta, dict):
-        raise RecordError(f"{path}: not a JSON object")
-    return meta
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

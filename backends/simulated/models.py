@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.simulated.hardware import CatalogueError
+from backends.simulated.json_file import read_object
 
 DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128}
 """Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights."""
@@ -126,15 +127,7 @@ def load_model(name: str) -> ModelSpec:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
-        try:
-            config = json.loads(path.read_text())
-        except OSError as error:
-            raise CatalogueError(f"{path}: {error.strerror}") from error
-        except ValueError as error:
-            raise CatalogueError(f"{path}: {error}") from error
-        if not isinstance(config, dict):
-            raise CatalogueError(f"{path}: not a JSON object")
-        return from_config(config, path.parent.name or str(path), str(path))
+        return from_config(read_object(path, CatalogueError), path.parent.name or str(path), str(path))
     for wanted in (name.lower(), _canonical(name)):
         for known, config in _catalogue().items():
             if wanted in (known.lower(), _canonical(known)):

@@ -99,6 +99,15 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
     assert "decode-1x16.overlap.json: steps: not what a calibration writes" in refused.stderr
 
+    conditions = broken / "conditions.json"
+    conditions.write_text("{")
+    for words_of in (["--from", str(broken)], [str(model), "--backend", "cpu", "--kv-tokens", "300"]):
+        (tmp_path / "none.json.points").unlink(missing_ok=True)
+        (tmp_path / "none.json.points").symlink_to(broken)
+        refused = CliRunner().invoke(app, ["calibrate", *words_of, "--out", str(tmp_path / "none.json")])
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+        assert "conditions.json: Expecting property name" in refused.stderr
+
     out.unlink()
     refused = CliRunner().invoke(app, [*words[:-1], "200"])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output

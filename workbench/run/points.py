@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,10 @@ from backends.simulated.cost.build import same_gpu
 from backends.simulated.cost.fitted import LEAST_STEPS, fit_steps, read_fitted, write_fitted
 from backends.simulated.hardware import gpu_names
 from reports.errors import RecordError
+from reports.json_file import read_object
 from workbench.run.calibrate import host_columns
 from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.config import Batching
 
 if TYPE_CHECKING:
     from backends.torch.workers import StepOutput, Workers
@@ -53,7 +55,7 @@ class Point:
     stagger: int = 0
     """Output tokens that each request has more than the one before: then prompts join while others decode."""
     concurrency: int | None = None
-    batching: Literal["prefill-first", "mixed"] = "prefill-first"
+    batching: Batching = "prefill-first"
 
     @property
     def name(self) -> str:
@@ -85,9 +87,10 @@ def design(max_context: int, kv_tokens: int, max_running: int, largest_step: int
         if cached + new <= longest
     ]
     # Prompts that join while others decode: between their steps, and in one step with them.
-    for kind, batching in (("churn", "prefill-first"), ("mixed", "mixed")):
+    joining: tuple[tuple[str, Batching], ...] = (("churn", "prefill-first"), ("mixed", "mixed"))
+    for kind, batching in joining:
         points += [
-            Point(kind, 4 * requests, prompt, DECODES // 2, stagger=1, concurrency=requests, batching=batching)  # type: ignore[arg-type]
+            Point(kind, 4 * requests, prompt, DECODES // 2, stagger=1, concurrency=requests, batching=batching)
             for prompt in contexts[:3]
             for requests in sizes[1:5]
             if requests * (prompt + 2 * DECODES) <= kv_tokens
@@ -164,7 +167,7 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(file, measured)
         return
-    before = json.loads(file.read_bytes())
+    before = read_object(file)
     for name, value in measured.items():
         if before.get(name) != value:
             raise RecordError(
@@ -183,7 +186,7 @@ def fit_points(folder: Path, out: Path) -> dict[str, Any]:
 
     Raises RecordError for a file that cannot be read, and for too few steps.
     """
-    measured = _read_json(folder / CONDITIONS_FILE)
+    measured = read_object(folder / CONDITIONS_FILE)
     for name in ("model", "gpu", "dtype", "tp"):
         if name not in measured:
             raise RecordError(f"{folder / CONDITIONS_FILE}: {name}: missing")
@@ -217,7 +220,7 @@ def _usable(steps: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _read_steps(file: Path) -> dict[str, np.ndarray]:
-    steps: Any = _read_json(file).get("steps")
+    steps: Any = read_object(file).get("steps")
     names = (*COLUMNS, "seconds", "ended", "pairs", "decode_context")
     try:
         found = {name: np.array(steps[name], np.float64) for name in names}
@@ -226,18 +229,6 @@ def _read_steps(file: Path) -> dict[str, np.ndarray]:
     if len({len(values) for values in found.values()}) != 1:
         raise RecordError(f"{file}: steps: columns of different length")
     return found
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise RecordError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
-        raise RecordError(f"{file}: {error}") from None
-    if not isinstance(content, dict):
-        raise RecordError(f"{file}: not what a calibration writes")
-    return content
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -116,17 +116,8 @@ class SteadyBackend(SimulatedBackend):
         cpu_s = receive_s, schedule_s, launch_s
         for one in list(pending)[:formed]:
             self._write(one, process_s)
-        written = formed - len(pending)  # of the batches ahead
-        if written > 0:
-            there = slice(len(pending), formed)
-            self._log_like(
-                (batch.step, self._instance, 0, _DECODE, 0.0, 0.0, 0.0, batch.decode_tokens, 0, batch.decode_tokens, 0, 0,
-                 batch.waiting, batch.running, *cpu_s, process_s),
-                iteration=np.arange(batch.step, batch.step + written),
-                launch_s=issues[there], start_s=starts[there], end_s=ends[there],
-                context_tokens=batch.context_tokens + batch.decode_tokens * np.arange(written),
-                kv_used_tokens=steady.used_tokens(written),
-            )  # fmt: skip
+        ahead_of = slice(len(pending), formed)
+        self._log_ahead(steady, batch, issues[ahead_of], starts[ahead_of], ends[ahead_of], (*cpu_s, process_s))
         steady.take(tokens[:formed])
         self._outbox.send_steady(scheduler.state.in_flight[0], moments)
         cpus = [one.cpu_s for one in pending] + [cpu_s] * formed
@@ -134,6 +125,20 @@ class SteadyBackend(SimulatedBackend):
             one.batch, one.launch_s, one.cpu_s = flight.worker, issues[at], cpus[at]
             one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends[at]], ends[at]
         return wait
+
+    def _log_ahead(self, steady: SteadyDecode, first: ModelWorkerBatch, issues: list[float], starts: list[float],
+                   ends: list[float], cpu_s: tuple[float, ...]) -> None:  # fmt: skip
+        """Log as many of the batches ahead, ``first`` among them, as there are times."""
+        if not issues:
+            return
+        numbers = np.arange(len(issues))
+        self._log_like(
+            (first.step, self._instance, 0, _DECODE, 0.0, 0.0, 0.0, first.decode_tokens, 0, first.decode_tokens, 0, 0,
+             first.waiting, first.running, *cpu_s),
+            iteration=first.step + numbers, launch_s=issues, start_s=starts, end_s=ends,
+            context_tokens=first.context_tokens + first.decode_tokens * numbers,
+            kv_used_tokens=steady.used_tokens(len(issues)),
+        )  # fmt: skip
 
     def _seconds(self, steady: SteadyDecode, first: ModelWorkerBatch) -> Iterator[float]:
         """GPU time of the batches ahead, one after the other."""

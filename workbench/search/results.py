@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from reports.json_file import read_object
 from reports.out_folder import PAGE_MARK
 from reports.sweep_metrics import SWEEP_METRICS
 from workbench.search.point import STATUSES, Outcome
@@ -151,13 +152,8 @@ def _prepare(folder: Path, resume: bool, force: bool) -> bool:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ResultsError(f"{path}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_object(path, ResultsError)
+    if manifest.get("format") != FORMAT:
         raise ResultsError(f"{path}: not the description of a sweep")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ResultsError(f"{path}: format version {manifest.get('format_version')}, not {FORMAT_VERSION}")

@@ -23,6 +23,7 @@ from backends.simulated.cost.communication import send_s
 from backends.simulated.cost.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables import ProfileError, Provenance
 from backends.simulated.hardware import GPU
+from backends.simulated.json_file import read_object
 from backends.simulated.models import ModelSpec
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -197,13 +198,8 @@ def write_fitted(path: Path, fits: list[Fit], host: Mapping[str, float], *, mode
 
 def read_fitted(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises :class:`ProfileError` naming file and field."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ProfileError(f"{path}: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_object(path, ProfileError)
+    if content.get("format") != FORMAT:
         raise ProfileError(f"{path}: not fitted costs (`workbench calibrate --from RECORD` writes them)")
     if content.get("format_version") != FORMAT_VERSION:
         raise ProfileError(

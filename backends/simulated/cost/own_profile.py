@@ -14,6 +14,7 @@ import numpy as np
 from backends.simulated.cost.attention_table import attention_table
 from backends.simulated.cost.csv_table import find_table, read_table
 from backends.simulated.cost.tables import Curve, Grid, OperatorTables, ProfileError, Provenance, grid_from_points
+from backends.simulated.json_file import read_object
 from backends.simulated.models import ModelSpec
 
 FORMAT = "workbench profile"
@@ -42,13 +43,8 @@ def is_own(path: Path) -> bool:
 def read_meta(path: Path) -> dict[str, Any]:
     """The facts of ``profile.json``. Raises :class:`ProfileError`."""
     file = path / META_FILE
-    try:
-        meta = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ProfileError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
-        raise ProfileError(f"{file}: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    meta = read_object(file, ProfileError)
+    if meta.get("format") != FORMAT:
         raise ProfileError(f"{file}: format: not {FORMAT!r}")
     if meta.get("format_version") != FORMAT_VERSION:
         raise ProfileError(
