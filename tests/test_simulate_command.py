@@ -122,9 +122,12 @@ def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
     command = [sys.executable, "-c", "from workbench.cli.main import main; main()", "trace", "generate", "long.jsonl",
                "--requests", "20000", "--rate", "3"]  # fmt: skip
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    command[3:] = ["simulate", "long.jsonl", "--loop", "normal,overlap", "--out", "o"]
+    command[3:] = ["simulate", "long.jsonl", "--loop", "normal,overlap", "--out", "o", "--decisions"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(4)
+    decisions = tmp_path / "o/.normal.decisions.jsonl"
+    patience = time.monotonic() + 120
+    while not (decisions.exists() and decisions.stat().st_size > 500_000) and time.monotonic() < patience:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

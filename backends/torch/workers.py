@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -277,10 +279,16 @@ class ManyWorkers:
         rendezvous = Path(self._folder.name) / "rendezvous"
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
+        resource_tracker.ensure_running()  # which would let Ctrl-C through again, were it to start with the first child
         for rank in range(world):
             ours, theirs = context.Pipe()
             process = context.Process(target=_rank_main, args=(rank, options, str(rendezvous), theirs), daemon=True)
-            process.start()
+            # A child hit by Ctrl-C before it ignores it would complain.
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -295,7 +303,7 @@ class ManyWorkers:
             for rank in range(world):
                 self._receive(rank)
         except BaseException:
-            self.close()
+            self.close(patience_s=0.0)  # a rank that loads is not listening
             raise
         self._last_token = np.zeros(options.rows + 1, np.int64)
         self._submitted: deque[_Pending] = deque()
@@ -340,14 +348,15 @@ class ManyWorkers:
         process.join(timeout=5)
         return f"rank {rank} of the model ended with exit code {process.exitcode}"
 
-    def close(self) -> None:
-        """End the ranks."""
+    def close(self, patience_s: float = 5.0) -> None:
+        """End the ranks; those that have not ended by themselves so soon are killed."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):  # it may be gone already
                 pipe.send(None)
             pipe.close()
+        until_s = time.monotonic() + patience_s
         for process in self._processes:
-            process.join(timeout=5)
+            process.join(timeout=max(until_s - time.monotonic(), 0))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -361,10 +370,11 @@ class _Pending:
 
 
 def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
-    """The life of one rank's process."""
+    """The life of one rank's process. Ctrl-C is its parent's business, which has a step to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         _serve_rank(rank, options, rendezvous, pipe)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError):
         pass  # the scheduler's process is gone
     except Exception as error:
         try:

@@ -60,7 +60,7 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
             records, interrupted, writing = _run_all(trace, settings, folder, decisions, as_json, run_one, done, writer)
             made = _write_page(records, folder, settings)
             writing.result()
-    except Exception:
+    except BaseException:
         _clear_leftovers(folder)
         raise
     _print(made, folder, as_json)
@@ -83,6 +83,7 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from reports.record import write_record
+    from workbench.run.interrupts import noted_interrupts
 
     command = command_line()
     sha256 = trace.sha256()
@@ -92,7 +93,7 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
         SpinnerColumn(), TextColumn("{task.description:8}"), TextColumn("{task.fields[done]:,} requests"),
         TextColumn("{task.fields[simulated]} " + done), TextColumn("{task.fields[speed]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+    with noted_interrupts() as interrupt, Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         for name in settings.loops:
             if writing is not None:
                 writing.result()  # a real run is not to share its CPU
@@ -101,9 +102,17 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
             file = folder / f".{name}.decisions.jsonl" if decisions else None
             if file is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            record = run_one(
-                settings, name, trace, trace_sha256=sha256, command=command, progress=update, decisions=file
-            )
+            try:
+                record = run_one(
+                    settings, name, trace, trace_sha256=sha256, command=command, progress=update, decisions=file
+                )
+                if interrupt.asked and not record.requests["request_id"]:
+                    raise KeyboardInterrupt
+            except KeyboardInterrupt:  # before anything happened in this run
+                if not records:
+                    raise
+                interrupt.asked = True
+                break
             update(
                 record.meta["totals"].get("simulated_s", record.meta["totals"].get("wall_s")),
                 record.meta["totals"]["ended"],
@@ -114,10 +123,10 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
             writing = writer.submit(
                 write_record, record, folder / name, {"decisions.jsonl": file} if file is not None else None
             )
-            if record.meta["interrupted"]:
+            if interrupt.asked:
                 break
     assert writing is not None
-    return records, record.meta["interrupted"], writing
+    return records, interrupt.asked, writing
 
 
 def _progress(bar: Any, task: Any) -> Any:

@@ -23,6 +23,7 @@ from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.run.clients import Clients
+from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.run.settings import RunSettings, scheduler_config
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend, TorchForward
 
 
+LONGEST_NAP_S = 0.1
+"""While nothing is to be done, Ctrl-C is looked for so often."""
+
+
 class ReplayOver(Exception):
     """Every request of the trace has ended."""
 
@@ -43,9 +48,10 @@ class ReplayOver(Exception):
 class ReplayInbox(SimulatedInbox):
     """Delivers what simulated clients send, when the real clock gets there."""
 
-    def __init__(self, clock: Clock, now_s: Callable[[], float], on_drain: Callable[[list[object]], None]) -> None:
+    def __init__(self, clock: Clock, now_s: Callable[[], float], on_drain: Callable[[list[object]], None],
+                 interrupt: Interrupt) -> None:  # fmt: skip
         super().__init__(clock, on_drain)
-        self._now_s = now_s
+        self._now_s, self._interrupt = now_s, interrupt
 
     def drain(self) -> list[object]:
         self._clock.advance_to(self._now_s())
@@ -59,7 +65,9 @@ class ReplayInbox(SimulatedInbox):
             due_s = self._clock.peek()
             if due_s == float("inf"):
                 raise ReplayOver
-            time.sleep(max(due_s - self._now_s(), 0.0))
+            while (early_s := due_s - self._now_s()) > 0:
+                time.sleep(min(early_s, LONGEST_NAP_S))
+                self._interrupt.check()
             self._clock.advance_to(self._now_s())
 
 
@@ -120,7 +128,8 @@ def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, 
     """
     from backends.torch.backend import make_backend
 
-    backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
+    with raised_interrupts():
+        backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
     try:
         if decisions is None:
             return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress)
@@ -132,7 +141,14 @@ def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, 
 
 def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
               device: str, progress: Progress | None = None, decisions: IO[str] | None = None) -> RunRecord:  # fmt: skip
-    """Run a trace on a backend that is at rest; it can run another one afterwards."""
+    """Run a trace on a backend that is at rest; it can run another one afterwards, unless it was interrupted."""
+    with noted_interrupts() as interrupt:
+        return _replay(backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, interrupt)
+
+
+def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
+            device: str, progress: Progress | None, decisions: IO[str] | None,
+            interrupt: Interrupt) -> RunRecord:  # fmt: skip
     recorder = Recorder(backend.now_s)
     backend.log_to(recorder.iterations.append)
     tp, pp = settings.layout(loop)
@@ -140,7 +156,7 @@ def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Tr
     rows = config.max_running_per_slot * config.slots
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
-    inbox = ReplayInbox(clock, backend.now_s, recorder.queued)
+    inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt)
 
     def deliver(request: TraceRequest, arrival_s: float) -> None:
         prompt = request.prompt_tokens(backend.vocab, settings.seed)
@@ -167,12 +183,17 @@ def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Tr
     backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
     clients = Clients(clock, trace, deliver, settings.concurrency)
     finished = True
+
+    def waited() -> None:
+        interrupt.check()
+        backend.rested()
+
     try:
-        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options), backend.rested)
+        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options), waited)
     except ReplayOver:
         if clients.fault is not None:
             raise clients.fault from None
-    except KeyboardInterrupt:
+    except Interrupted:
         finished = False
     meta = {
         "name": loop,

@@ -22,6 +22,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.run.clients import Clients
+from workbench.run.interrupts import Interrupt, noted_interrupts
 from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.run.router import Router
 from workbench.run.settings import Instance, RunSettings, resolve
@@ -71,13 +72,22 @@ class SimulatedWorld:
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
         """Simulate to the end of the trace. Returns False when interrupted from the keyboard, or stopped by ``watch``."""
-        step, clock = self.env.step, time.monotonic
-        due = clock()
         # The collector has nothing to find in a run (no cycles are made) and would walk every request again and again.
         gc.disable()
         try:
+            with noted_interrupts() as interrupt:
+                return self._run(progress, watch, interrupt)
+        finally:
+            gc.enable()
+
+    def _run(self, progress: Progress | None, watch: Watch | None, interrupt: Interrupt) -> bool:
+        step, clock = self.env.step, time.monotonic
+        due = clock()
+        try:
             while True:
                 for _ in range(200 if watch is None else 1):
+                    if interrupt.asked:
+                        return False
                     step()
                 if watch is not None and self.env.now >= watch.due_s and watch(self.env.now, self.recorder.rows):
                     return False
@@ -90,10 +100,6 @@ class SimulatedWorld:
             if self._clients.fault is not None:
                 raise self._clients.fault from None
             return True
-        except KeyboardInterrupt:
-            return False
-        finally:
-            gc.enable()
 
     def _start_instance(self, number: int, inbox: SimulatedInbox, decisions: IO[str] | None) -> None:
         settings, built = self.settings, self.instance

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from workbench.run.interrupts import Interrupted, noted_interrupts
 from workbench.search.executor import open_executor
 from workbench.search.objectives import Objective
 from workbench.search.point import FAILED, FINISHED, INVALID, TIMED_OUT, Outcome, Shared, run_point
@@ -78,10 +79,11 @@ def run_sweep(shared: Shared, source: Source, results: Results, *, executor: str
         point = points.pop(number)
         source.tell(point, results.add(number, point, outcome))
 
-    with open_executor(executor, work, jobs, time_limit_s) as running:
+    with noted_interrupts() as interrupt, open_executor(executor, work, jobs, time_limit_s) as running:
         try:
             exhausted = False
             while not exhausted or running.running:
+                interrupt.check()
                 while running.free and not exhausted:
                     following = source.next()
                     if following is None:
@@ -106,7 +108,7 @@ def run_sweep(shared: Shared, source: Source, results: Results, *, executor: str
                 if progress is not None:
                     by_status = Counter(str(row["status"]) for row in results.rows)
                     progress(State(source.total, len(results.rows), running.running, dict(by_status)))
-        except KeyboardInterrupt:
+        except Interrupted:
             return False
     results.sort()
     return True
