@@ -61,7 +61,7 @@ def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: 
     bytes_a_row = 1.0
     for tick_s in TICKS_S:
         # Packing all of a long run takes a second: a part of it tells whether it is worth it.
-        part = everything[: max(len(everything) // 10, 2000)]
+        part = everything[: max(len(everything) // 50, 2000)]
         bytes_a_row = len(_encoded(record, instance, part, tick_s)["data"]) / max(len(part), 1)
         if bytes_a_row * len(everything) > budget_bytes * 1.1:
             continue

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-_LARGE_BYTES = 2_000_000
-"""Beyond this the last percent of size is not worth the seconds it takes."""
+_LEVEL = 6
+"""Of deflate: 9 takes ten times as long for seven percent less."""
 MOST_PLANES = 6
 """48 bits: every difference JavaScript can add up exactly, and eight months in tenths of a microsecond."""
 
@@ -59,7 +59,7 @@ def packed_text(lines: list[str]) -> dict[str, Any]:
 
 def text_of(raw: bytes) -> str:
     """Bytes, deflated, as text."""
-    return base64.b64encode(zlib.compress(raw, 9 if len(raw) < _LARGE_BYTES else 6)).decode()
+    return base64.b64encode(zlib.compress(raw, _LEVEL)).decode()
 
 
 def differences(values: np.ndarray) -> np.ndarray:

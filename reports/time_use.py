@@ -139,10 +139,9 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
     edges_s = np.unique(
         np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *(e for each in busy for e in each)])
     )
-    at_s = edges_s[:-1]
-    has_work, on_cpu, blocked = _in(work, at_s), _in(cpu, at_s), _in(turned_away, at_s)
-    computes = [_in(each, at_s) for each in busy]
-    any_computes = np.logical_or.reduce(computes) if computes else np.zeros(len(at_s), dtype=bool)
+    has_work, on_cpu, blocked = _in(work, edges_s), _in(cpu, edges_s), _in(turned_away, edges_s)
+    computes = [_in(each, edges_s) for each in busy]
+    any_computes = np.logical_or.reduce(computes) if computes else np.zeros(len(edges_s) - 1, dtype=bool)
     causes = []
     for stage in range(stages):
         waits_for_cpu = on_cpu & (~any_computes | (stage == 0))
@@ -155,12 +154,12 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
     return Pieces(edges_s, causes)
 
 
-def _in(intervals: tuple[np.ndarray, np.ndarray], at_s: np.ndarray) -> np.ndarray:
-    place = np.searchsorted(intervals[0], at_s, side="right")
-    inside = np.zeros(len(at_s), dtype=bool)
-    begun = place > 0
-    inside[begun] = at_s[begun] < intervals[1][place[begun] - 1]
-    return inside
+def _in(intervals: tuple[np.ndarray, np.ndarray], edges_s: np.ndarray) -> np.ndarray:
+    """Whether each piece between `edges_s`, among which all ends of the disjoint `intervals` are, lies in one of them."""
+    turns = np.zeros(len(edges_s), dtype=np.int8)
+    turns[np.searchsorted(edges_s, intervals[0])] = 1
+    turns[np.searchsorted(edges_s, intervals[1])] -= 1
+    return np.cumsum(turns, dtype=np.int8)[:-1] > 0
 
 
 def _not_admitted(record: RunRecord, instance: int, end_s: float) -> tuple[np.ndarray, np.ndarray]:
