@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/fidelity_cpu.py MODEL [--rounds 3] [--replays 6]
 
 MODEL is a folder. A round is a calibration with the replays spread evenly between its points, and the simulation of the same
-load with what the calibration found: a machine whose speed changes from minute to minute changes both alike. Prints
-simulated over real, of throughput and mean E2E, under normal and overlap, and the gain of overlap; nothing is asserted.
+load with what the calibration found, as a profile and as fitted costs: a machine whose speed changes from minute to minute
+changes both alike. Prints simulated over real of throughput and mean E2E, under normal and overlap, and the gain of overlap;
+nothing is asserted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy as np
 from reports.metrics import summarise
 from reports.record import RunRecord
 from traces import Trace, open_trace
-from workbench.run.measure import measure
+from workbench.run.measure import measure, points_folder
+from workbench.run.points import fit_points
 from workbench.run.replay import replay_loop
 from workbench.run.settings import RunSettings
 from workbench.run.simulate import simulate_loop
@@ -59,20 +61,22 @@ def main() -> None:
         traces = {
             load: open_trace(_write_trace(Path(folder) / f"{load}.jsonl", apart_s)) for load, apart_s in LOADS.items()
         }
-        print("round  load         loop     throughput sim/real  mean E2E sim/real  real tokens/s (least, most)")
+        print(
+            "round costs    load         loop     throughput sim/real  mean E2E sim/real  real tokens/s (least, most)"
+        )
         for number in range(1, given.rounds + 1):
-            costs = Path(folder) / f"costs{number}.json"
+            profile, fitted = Path(folder) / f"profile{number}", Path(folder) / f"costs{number}.json"
             seen: dict[tuple[str, str], Seen] = defaultdict(Seen)
-            found = measure(settings, "cpu", "auto", costs, _between(settings, traces, seen, given.replays))
-            modelled = replace(
-                settings, gpu="cpu", dtype=json.loads(costs.read_text())["dtype"], cost=f"fitted:{costs}"
-            )
-            stage = found["stages"][0]
+            found = measure(settings, "cpu", "auto", profile, _between(settings, traces, seen, given.replays))
+            stage = fit_points(points_folder(profile), fitted)["stages"][0]
             print(
-                f"{number}      fitted to {stage['steps']:,} steps, off by {stage['mean_error']:.1%} each", flush=True
-            )
-            for load, trace in traces.items():
-                _compare(number, load, modelled, trace, seen)
+                f"{number}     {stage['steps']:,} steps, each off by {found['operators']['mean_error']:.1%} (profile) and "
+                f"{stage['mean_error']:.1%} (fitted)", flush=True,
+            )  # fmt: skip
+            for cost in (f"profile:{profile}", f"fitted:{fitted}"):
+                modelled = replace(settings, gpu="cpu", dtype=found["dtype"], cost=cost)
+                for load, trace in traces.items():
+                    _compare(number, load, modelled, trace, seen)
 
 
 def _between(settings: RunSettings, traces: dict[str, Trace], seen: dict[tuple[str, str], Seen],
@@ -94,16 +98,19 @@ def _between(settings: RunSettings, traces: dict[str, Trace], seen: dict[tuple[s
 
 def _compare(number: int, load: str, settings: RunSettings, trace: Trace, seen: dict[tuple[str, str], Seen]) -> None:
     rates = {}
+    kind = settings.cost.partition(":")[0]
     for loop in LOOPS:
         real, made = seen[load, loop], summarise(simulate_loop(settings, loop, trace, **SAID))
         rates[loop] = made["output_throughput"], float(np.mean(real.throughputs))
         throughput, e2e = rates[loop][0] / rates[loop][1], made["e2e_mean_s"] / float(np.mean(real.e2es_s))
         print(
-            f"{number:<6} {load:12} {loop:8} {throughput:<20.3f} {e2e:<18.3f} "
+            f"{number:<5} {kind:8} {load:12} {loop:8} {throughput:<20.3f} {e2e:<18.3f} "
             f"{rates[loop][1]:.0f} ({min(real.throughputs):.0f}, {max(real.throughputs):.0f})", flush=True
         )  # fmt: skip
     gains = [rates["overlap"][i] / rates["normal"][i] - 1 for i in (0, 1)]
-    print(f"{number:<6} {load:12} gain of overlap: simulated {gains[0]:+.1%}, real {gains[1]:+.1%}", flush=True)
+    print(
+        f"{number:<5} {kind:8} {load:12} gain of overlap: simulated {gains[0]:+.1%}, real {gains[1]:+.1%}", flush=True
+    )
 
 
 def _write_trace(path: Path, apart_s: float) -> Path:

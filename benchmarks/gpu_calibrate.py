@@ -1,6 +1,6 @@
-"""The calibration's points on a lent GPU, where `workbench calibrate` itself cannot run: it needs more than torch.
+"""A calibration's measurements on a lent GPU, where `workbench calibrate` itself cannot run: it needs more than torch.
 
-They are left in the folder that `workbench calibrate --from FOLDER` fits anywhere.
+They are left in the folder of which `workbench calibrate --from FOLDER` makes costs or a profile anywhere.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends.torch.backend import make_backend
+from backends.torch.operator_times import timed_steps
 from benchmarks.offline import make_options
 from benchmarks.open_loop import Arrival, replay
+from workbench.run.operators import shape_file, shapes, time_shape, write_shape
 from workbench.run.points import (
     LOOPS,
     Point,
@@ -36,7 +38,8 @@ MOST_RUNNING = 256
 
 
 def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
-    """Measure the points of a runner of this model, as many as there is time for."""
+    """Time the operators of a runner of this model, then measure its points, as many as there is time for: a profile needs
+    all of the former."""
     longest, running = (96, 4) if run.quick else (4200, MOST_RUNNING)
     backend = make_backend(make_options(model, run.device, [[0] * longest], [24]), log)
     watched = Watched(backend.workers)
@@ -46,6 +49,7 @@ def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
         device, model=MODEL, dtype="bf16" if run.device == "cuda" else "fp32", tp=1, kv_tokens=backend.kv_tokens,
         max_context=backend.max_context, page_size=1, max_running=running, cuda_graphs=run.device == "cuda",
     ))  # fmt: skip
+    timed, operators_s = _operators(run, backend, folder, running)
     backend.workers = watched  # type: ignore[assignment]
     points = [
         (loop, point) for point in design(backend.max_context, backend.kv_tokens, running, 8192) for loop in LOOPS
@@ -67,11 +71,29 @@ def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
         write_point(point_file(folder, point, loop), point, loop, log.table.columns(), requests, watched)
         done += 1
     seconds = time.monotonic() - began
-    run.write("calibration", {"points": done, "of": len(points), "seconds": seconds})
+    run.write("calibration", {"points": done, "of": len(points), "seconds": seconds, "steps_by_operator": timed,
+                              "operators_s": operators_s})  # fmt: skip
     run.row(
-        f"calibration: {done} of {len(points)} points in {seconds:.0f} s; fit with workbench calibrate --from {folder}"
+        f"calibration: {timed} steps by operator in {operators_s:.0f} s, {done} of {len(points)} points in {seconds:.0f} s; "
+        f"go on with workbench calibrate --from {folder}"
     )
     backend.close()
+
+
+def _operators(run: Run, backend: Any, folder: Path, running: int) -> tuple[int, float]:
+    """(steps whose operators were timed, seconds it took)."""
+    runner = backend.workers.runner
+    designed = shapes(backend.max_context, backend.kv_tokens, running, 8192, runner.page_size)
+    if run.quick:
+        designed = [shape for shape in designed if shape.tokens <= 64]
+    began = time.monotonic()
+    for number, shape in enumerate(designed):
+        if not run.quick and run.left() < 60:
+            run.skip(f"operators: {len(designed) - number} of {len(designed)} steps", "the time is up")
+            return number, time.monotonic() - began
+        with timed_steps(runner) as timed:
+            write_shape(shape_file(folder, shape, 0), shape, time_shape(timed, shape, runner.page_size))
+    return len(designed), time.monotonic() - began
 
 
 def _arrivals(point: Point) -> list[Arrival]:

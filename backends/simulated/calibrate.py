@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from backends.simulated.cost.fitted import _nonnegative_least_squares as nonnegative_least_squares
+from backends.simulated.cost.least_squares import nonnegative_least_squares
 
 ISSUE_SHARE = 0.3
 """Of a decode step's launch, the part that replays the graph; a record has only their sum."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,73 @@ def test_two_ranks_are_measured_as_one_stage(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())
     assert (found["tp"], found["pp"], len(found["stages"])) == (2, 1, 1)
+
+
+def test_operators_become_a_profile_that_simulate_takes_and_a_stopped_one_goes_on(tmp_path, monkeypatch):
+    model = tmp_path / "tiny-llama"
+    make("LlamaForCausalLM", model)
+    some = ("decode", "prefill", "mixed")
+    monkeypatch.setattr(measure, "design", lambda *bounds: [
+        next(point for point in points.design(*bounds) if point.kind == kind) for kind in some
+    ])  # fmt: skip
+    out, real, timed = tmp_path / "profile", measure.time_shape, []
+    words = ["calibrate", str(model), "--backend", "cpu", "--out", str(out), "--max-running", "4", "--kv-tokens", "300"]
+
+    def counted(run, shape, page_size):
+        if len(timed) == 7:
+            raise KeyboardInterrupt
+        timed.append(shape)
+        return real(run, shape, page_size)
+
+    monkeypatch.setattr(measure, "time_shape", counted)
+    stopped = CliRunner().invoke(app, words)
+    assert stopped.exit_code == 130 and "goes on from there" in stopped.stderr, stopped.output
+    assert not out.exists()
+    before = set(Path(f"{out}.points").rglob("*.json"))
+    again = []
+    monkeypatch.setattr(
+        measure, "time_shape", lambda run, shape, size: (again.append(shape), real(run, shape, size))[1]
+    )
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    visits = Counter(timed + again)
+    assert set(visits.values()) == {measure.VISITS} and before < set(Path(f"{out}.points").rglob("*.json"))
+    assert f"simulate with: --cost profile:{out}" in done.stdout.replace("\n", "")
+    said = json.loads((out / "profile.json").read_text())
+    assert said["operators"]["steps"] == len(visits)
+    assert (said["gpu"], said["dtype"], said["conditions"]["max_running"]) == ("cpu", "fp32", 4)
+
+    shown = CliRunner().invoke(app, ["profile", "show", str(out)])
+    assert shown.exit_code == 0 and "gate_up_proj" in shown.stdout and "beside" in shown.stdout, shown.output
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"request_id": "a", "arrival_s": 0.0, "input_length": 20, "output_length": 5}\n')
+    flags = ["--kv-tokens", "300", "--max-context", "200", "--out", str(tmp_path / "sim"), "--json"]
+    simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"profile:{out}", *flags])
+    assert simulated.exit_code == 0, simulated.output
+    settings = json.loads((tmp_path / "sim/overlap/meta.json").read_text())["settings"]
+    assert (settings["model"], settings["gpu"], settings["dtype"]) == (str(model), "cpu", "fp32")
+
+    elsewhere = tmp_path / "elsewhere"
+    made = CliRunner().invoke(app, ["calibrate", "--from", f"{out}.points", "--out", str(elsewhere)])
+    assert made.exit_code == 0, made.output
+    for file in out.rglob("*.*"):
+        assert (elsewhere / file.relative_to(out)).read_bytes() == file.read_bytes()
+
+
+def test_what_a_profile_cannot_hold_is_refused_before_anything_is_measured(tmp_path):
+    model, windowed = tmp_path / "tiny-llama", tmp_path / "tiny-mistral"
+    make("LlamaForCausalLM", model)
+    make("MistralForCausalLM", windowed, sliding_window=8)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    for words, line in (
+        ([str(model), "--tp", "2", "--out", str(tmp_path / "p")], "tp: operators are timed on one rank, not 2"),
+        ([str(windowed), "--out", str(tmp_path / "p")], "attends over sliding windows, which no profile holds"),
+        ([str(model), "--out", str(folder), "--force"], "mine: a folder that is no profile"),
+    ):
+        refused = CliRunner().invoke(app, ["calibrate", *words, "--backend", "cpu", "--kv-tokens", "300"])
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+        assert line in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "tiny-llama", "tiny-mistral"]
+    assert (folder / "thesis.txt").read_text() == "years of work"

@@ -71,6 +71,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
 
     from reports.record import read_record
     from traces import open_trace
+    from workbench.run.operators import write_operators
     from workbench.run.points import fit_points
 
     points = out / "calibration.points"
@@ -78,6 +79,8 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     assert min(of_loop) >= 3 and results["calibration"]["points"] == sum(of_loop)
     costs = fit_points(points, tmp_path / "costs.json")
     assert (costs["gpu"], costs["dtype"], costs["measured"]["model"]) == ("cpu", "fp32", "Qwen/Qwen3-0.6B")
+    profile = write_operators(points, tmp_path / "profile")
+    assert profile["operators"]["steps"] == results["calibration"]["steps_by_operator"] >= 10
     assert costs["stages"][0]["steps"] > 50 and costs["host"]["schedule_s"] > 0
     for share in (50, 80, 95):
         trace = list(open_trace(str(out / "fidelity" / f"trace-{share}.jsonl")))
@@ -91,6 +94,8 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     run_of, simulated = out / "fidelity" / "80-overlap-1", tmp_path / "sim"
     for words in (
         ["simulate", out / "fidelity" / "trace-80.jsonl", "--like", run_of, "--cost", f"fitted:{tmp_path / 'costs.json'}",
+         "--out", tmp_path / "fitted"],
+        ["simulate", out / "fidelity" / "trace-80.jsonl", "--like", run_of, "--cost", f"profile:{tmp_path / 'profile'}",
          "--out", simulated],
         ["compare", run_of, simulated / "overlap"],
     ):  # fmt: skip

@@ -11,10 +11,10 @@ from workbench.cli import options
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option("--out", help="File to write, for --cost fitted:FILE.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, for --cost profile:FOLDER; or NAME.json, for --cost fitted:NAME.json.", show_default=False)],
     model: Annotated[Optional[str], typer.Argument(help="Model to measure on this machine: Hugging Face folder, GGUF file or id.", show_default=False)] = None,
     record: Annotated[Optional[Path], typer.Option("--from", help="Instead of measuring: a run record, or a folder of measured points, to fit.", show_default=False)] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists, and measure everything anew.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
     load_format: options.LoadFormat = "auto",
@@ -28,9 +28,10 @@ def calibrate(
     max_running: options.MaxRunning = None,
     chunk: options.Chunk = None,
 ) -> None:  # fmt: skip
-    """Measure our runner on this machine, or take what was measured elsewhere, and fit a step-time model and the CPU phases.
+    """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
+    whole steps, which need fewer measurements and can be had from any run record.
 
-    Measuring can be stopped and started again: what is there, in FILE.points, is not measured twice.
+    Measuring can be stopped and started again: what is there, in OUT.points, is not measured twice.
     """
     from workbench.cli.errors import one_line_errors
 
@@ -46,17 +47,21 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
                flags: dict[str, Any]) -> None:  # fmt: skip
     import json
 
-    from backends.simulated.cost.fitted import TERMS
+    from backends.simulated.cost.own_profile import is_own
     from reports.record import RecordError, read_record
     from workbench.run.calibrate import fit_record
+    from workbench.run.measure import wants_file
+    from workbench.run.operators import write_operators
     from workbench.run.points import fit_points, is_points
 
     if (folder is None) == (flags["model"] is None):
         raise RecordError("give either a MODEL to measure or --from FOLDER to fit")
     if out.exists() and not force:
         raise RecordError(f"{out}: exists; --force replaces it")
+    if out.is_dir() and (wants_file(out) or not is_own(out)):
+        raise RecordError(f"{out}: a folder that is no profile; nothing replaces it")
     if folder is not None and is_points(folder):
-        found = fit_points(folder, out)
+        found = (fit_points if wants_file(out) else write_operators)(folder, out)
     elif folder is not None:
         found = fit_record(read_record(folder), folder, out)
     else:
@@ -65,9 +70,29 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
         print(json.dumps(found, indent=2, allow_nan=False))
         return
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
+    if "stages" in found:
+        _stages(console, found)
+        _phases(console, found)
+        console.print(f"simulate with: --cost fitted:{out}", soft_wrap=True)
+    else:
+        timed = found["operators"]
+        console.print(
+            f"{timed['steps']} steps timed by operator. Steps of real runs: {timed['factor']:.3g} times their operators, "
+            f"{_us(timed['beside_step_s'])} us a step and {_us(timed['beside_token_s'])} us a token more; "
+            f"off by {timed['mean_error']:.1%} on average", soft_wrap=True,
+        )  # fmt: skip
+        _phases(console, found)
+        console.print(f"what was timed: workbench profile show {out}", soft_wrap=True)
+        console.print(f"simulate with: --cost profile:{out}", soft_wrap=True)
+
+
+def _stages(console: Any, found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from backends.simulated.cost.fitted import TERMS
+
     for number, stage in enumerate(found["stages"]):
         table = Table(box=None, pad_edge=False, title=f"stage {number}" if len(found["stages"]) > 1 else None)
         table.add_column("step time")
@@ -79,8 +104,6 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
         console.print(
             f"{stage['steps']:,} steps: off by {stage['mean_error']:.1%} on average, {stage['total_error']:+.1%} in total"
         )
-    _phases(console, found)
-    console.print(f"simulate with: --cost fitted:{out}", soft_wrap=True)
 
 
 def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str,
@@ -96,13 +119,13 @@ def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str
 
     settings = settings_from(None, flags, defaults={"dtype": "auto"})
     try:
-        from workbench.run.measure import measure
+        from workbench.run.measure import measure, points_folder
         from workbench.run.real import choose_device
 
         device = choose_device(backend)
     except ModuleNotFoundError as error:
         raise ConfigError(f"measuring needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
-    points = out.with_name(out.name + ".points")
+    points = points_folder(out)
     if force and (points / "conditions.json").is_file():
         shutil.rmtree(points)
     console = Console(stderr=True)

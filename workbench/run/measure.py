@@ -1,4 +1,5 @@
-"""Calibration by measurement: the points of ``points.py`` through our own runner, on the device at hand.
+"""Calibration by measurement on the device at hand: the points of ``points.py`` through our own runner, and between them
+its operators, in the steps of ``operators.py``.
 
 Every point runs through the real loop, so the CPU phases are those of real steps. A calibration that was stopped goes on
 where it was.
@@ -8,14 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from traces.files import Source
 from traces.trace import TraceInfo
+from workbench.run.operators import (
+    VISITS,
+    Shape,
+    profiled_model,
+    shape_file,
+    shapes,
+    time_shape,
+    write_operators,
+    write_shape,
+)
 from workbench.run.points import (
     LOOPS,
     Point,
@@ -30,6 +42,10 @@ from workbench.run.points import (
 from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.replay import replay_on
 from workbench.run.settings import RunSettings
+from workbench.scheduler.config import ConfigError
+
+if TYPE_CHECKING:
+    from backends.torch.runner import ModelRunner
 
 Progress = Callable[[int, int, str], None]
 """Called with points done, points in all, and the one that is next."""
@@ -37,16 +53,24 @@ Progress = Callable[[int, int, str], None]
 
 def measure(settings: RunSettings, device: str, load_format: str, out: Path,
             progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
-    """Measure every point that is not measured yet, fit, write ``out``, and return what was written.
+    """Measure everything that is not measured yet, write ``out``, and return what was written: costs fitted to whole steps
+    if ``out`` is a file (:func:`wants_file`), else a profile, for which operators are timed as well.
 
     What is measured is kept in ``out`` with ``.points`` behind it. KeyboardInterrupt leaves it for the next time.
 
-    Raises RecordError for points measured under other conditions, and what loading a model raises.
+    Raises RecordError for points measured under other conditions, ConfigError or what :func:`profiled_model` raises for
+    what a profile cannot hold, and what loading a model raises.
     """
     from backends.torch.backend import make_backend
 
     options = runner_options(settings, "normal", device, load_format)
-    folder = out.with_name(out.name + ".points")
+    if not wants_file(out):
+        if settings.tp > 1:
+            raise ConfigError(
+                f"tp: operators are timed on one rank, not {settings.tp}; --out FILE.json fits whole steps"
+            )
+        profiled_model(settings.model)
+    folder = points_folder(out)
     backend = make_backend(options, lambda *row: None)
     try:
         watched = Watched(backend.workers)
@@ -56,29 +80,73 @@ def measure(settings: RunSettings, device: str, load_format: str, out: Path,
             max_running=settings.max_running, cuda_graphs=settings.cuda_graphs,
         ))  # fmt: skip
         backend.workers = watched  # type: ignore[assignment]
-        points = [
-            (loop, point)
-            for point in design(backend.max_context, backend.kv_tokens, settings.max_running, options.step_tokens)
-            for loop in LOOPS
-        ]
+        bounds = backend.max_context, backend.kv_tokens, settings.max_running, options.step_tokens
+        tasks = [
+            _Task(f"{point.name} {loop}", point_file(folder, point, loop), partial(
+                _measure_point, point, settings, loop, device, backend, watched, options.step_tokens
+            ))
+            for point in design(*bounds) for loop in LOOPS
+        ]  # fmt: skip
+        if not wants_file(out):
+            runner = watched.inner.runner  # type: ignore[attr-defined]
+            tasks = _between(tasks, [
+                _Task(f"operators {shape.name}", shape_file(folder, shape, visit), partial(_time_shape, shape, runner))
+                for visit in range(VISITS) for shape in shapes(*bounds, settings.page_size)
+            ])  # fmt: skip
         warm = False
-        for number, (loop, point) in enumerate(points):
-            file = point_file(folder, point, loop)
+        for number, task in enumerate(tasks):
             if progress is not None:
-                progress(number, len(points), f"{point.name} {loop}")
-            if file.exists():
+                progress(number, len(tasks), task.name)
+            if task.file.exists():
                 continue
-            run = partial(_run_point, point, settings, loop, device, backend, watched, options.step_tokens)
-            if not warm:
-                run()  # the first steps of a process pay for what is made once
-                warm = True
-            record = run()
-            write_point(file, point, loop, record.iterations, record.requests, watched)
+            task.run(task.file, warm)
+            warm = True
         if progress is not None:
-            progress(len(points), len(points), "")
+            progress(len(tasks), len(tasks), "")
     finally:
         backend.close()
-    return fit_points(folder, out)
+    return fit_points(folder, out) if wants_file(out) else write_operators(folder, out)
+
+
+def wants_file(out: Path) -> bool:
+    """Whether a calibration writes fitted costs, one JSON file, rather than a profile, a folder."""
+    return out.suffix == ".json"
+
+
+def points_folder(out: Path) -> Path:
+    """Where a calibration that writes ``out`` keeps what it has measured."""
+    return out.with_name(out.name + ".points")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Something to measure into a file. ``run(file, warm)``: ``warm`` if something has run before in this process."""
+
+    name: str
+    file: Path
+    run: Callable[[Path, bool], None]
+
+
+def _between(tasks: list[_Task], others: list[_Task]) -> list[_Task]:
+    """Both lists in one, evenly mixed: a machine whose speed changes from minute to minute changes both alike."""
+    places = [((number + 0.5) / len(all_), task) for all_ in (tasks, others) for number, task in enumerate(all_)]
+    return [task for _, task in sorted(places, key=lambda at: at[0])]
+
+
+def _time_shape(shape: Shape, runner: ModelRunner, file: Path, warm: bool) -> None:
+    from backends.torch.operator_times import timed_steps
+
+    with timed_steps(runner) as run:
+        write_shape(file, shape, time_shape(run, shape, runner.page_size))
+
+
+def _measure_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,
+                   step_tokens: int, file: Path, warm: bool) -> None:  # fmt: skip
+    run = partial(_run_point, point, settings, loop, device, backend, watched, step_tokens)
+    if not warm:
+        run()  # the first steps of a process pay for what is made once
+    record = run()
+    write_point(file, point, loop, record.iterations, record.requests, watched)
 
 
 def _run_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,

@@ -135,7 +135,7 @@ def write_point(file: Path, point: Point, loop: str, iterations: Mapping[str, np
     steps["ended"] = ended.tolist()
     exact = np.array([watched.steps[step] for step in columns["iteration"].tolist()]).reshape(-1, 2)
     steps["pairs"], steps["decode_context"] = exact[:, 0].tolist(), exact[:, 1].tolist()
-    _write_json(file, {"point": point.name, "loop": loop, "measured_unix_s": round(time.time()), "steps": steps})
+    write_json(file, {"point": point.name, "loop": loop, "measured_unix_s": round(time.time()), "steps": steps})
 
 
 # -- a folder of them ----------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
     file = folder / CONDITIONS_FILE
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(file, measured)
+        write_json(file, measured)
         return
     before = read_object(file)
     for name, value in measured.items():
@@ -174,6 +174,15 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
                 f"{folder}: measured with {name} {before.get(name)!r}, now it is {value!r}; "
                 "--force measures everything anew"
             )
+
+
+def read_conditions(folder: Path) -> dict[str, Any]:
+    """What the points of a folder were measured under. Raises RecordError."""
+    measured = read_object(folder / CONDITIONS_FILE)
+    for name in ("model", "gpu", "dtype", "tp"):
+        if name not in measured:
+            raise RecordError(f"{folder / CONDITIONS_FILE}: {name}: missing")
+    return measured
 
 
 def is_points(folder: Path) -> bool:
@@ -186,17 +195,8 @@ def fit_points(folder: Path, out: Path) -> dict[str, Any]:
 
     Raises RecordError for a file that cannot be read, and for too few steps.
     """
-    measured = read_object(folder / CONDITIONS_FILE)
-    for name in ("model", "gpu", "dtype", "tp"):
-        if name not in measured:
-            raise RecordError(f"{folder / CONDITIONS_FILE}: {name}: missing")
-    files = sorted(file for file in folder.glob("*.json") if file.name != CONDITIONS_FILE)
-    points = [_read_steps(file) for file in files]
-    count = sum(len(steps["seconds"]) for steps in points)
-    if count < LEAST_STEPS:
-        raise RecordError(f"{folder}: {count} steps are too few; {LEAST_STEPS} are needed")
-    usable = np.concatenate([_usable(steps) for steps in points])
-    steps = {name: np.concatenate([of[name] for of in points])[usable] for name in points[0]}
+    measured = read_conditions(folder)
+    steps = read_steps(folder)
     fit = fit_steps(
         steps["prefill_tokens"], steps["decode_tokens"], steps["context_tokens"],
         steps["requests"] - steps["decode_tokens"], steps["seconds"], steps["pairs"], steps["decode_context"],
@@ -204,9 +204,27 @@ def fit_points(folder: Path, out: Path) -> dict[str, Any]:
     host, errors = fit_host(steps, steps["ended"])
     write_fitted(
         out, [fit], host, model=measured["model"], gpu=measured["gpu"], dtype=measured["dtype"], tp=measured["tp"],
-        source=f"{len(files)} measured points in {folder.name}", host_errors=errors, measured=measured,
+        source=f"{len(_point_files(folder))} measured points in {folder.name}", host_errors=errors, measured=measured,
     )  # fmt: skip
     return read_fitted(out)
+
+
+def read_steps(folder: Path) -> dict[str, np.ndarray]:
+    """The steps of all points of a folder, those left out where something else had the machine: :data:`COLUMNS`,
+    ``seconds``, ``ended`` (requests that ended with it), ``pairs`` and ``decode_context`` (see :class:`Watched`).
+
+    Raises RecordError for a file that cannot be read, and for too few steps.
+    """
+    points = [_read_steps(file) for file in _point_files(folder)]
+    count = sum(len(steps["seconds"]) for steps in points)
+    if count < LEAST_STEPS:
+        raise RecordError(f"{folder}: {count} steps are too few; {LEAST_STEPS} are needed")
+    usable = np.concatenate([_usable(steps) for steps in points])
+    return {name: np.concatenate([of[name] for of in points])[usable] for name in points[0]}
+
+
+def _point_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.json") if file.name != CONDITIONS_FILE)
 
 
 def _usable(steps: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -231,7 +249,7 @@ def _read_steps(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
     """All of it or nothing: a file that is there is whole."""
     partial_file = file.with_name(f".{file.name}.partial")
     partial_file.write_text(json.dumps(content), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:
     raise ProfileError(f"{folder}: no table {name!r} ({name}.csv or {name}.csv.gz)")
 
 
-def read_table(path: Path, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays. Other columns are ignored.
+def read_table(path: Path, text: tuple[str, ...], numbers: tuple[str, ...],
+               optional: Mapping[str, float] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays, and so the ``optional`` ones, each with the
+    value it has where a table lacks it. Other columns are ignored.
 
     Raises :class:`ProfileError` with file, line and column for what is missing or is not a number of 0 or more.
     """
@@ -48,7 +51,10 @@ def read_table(path: Path, text: tuple[str, ...], numbers: tuple[str, ...]) -> d
     for name in text:
         at = header.index(name)
         columns[name] = [row[at] for row in body]
-    for name in numbers:
+    for name in (*numbers, *(optional or ())):
+        if name not in header:
+            columns[name] = np.full(len(body), (optional or {})[name])
+            continue
         at = header.index(name)
         try:
             columns[name] = np.array([row[at] for row in body], np.float64)

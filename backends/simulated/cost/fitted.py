@@ -20,6 +20,7 @@ import numpy as np
 
 from backends.simulated.cost.build import CostRequest, check_gpu, check_model
 from backends.simulated.cost.communication import send_s
+from backends.simulated.cost.least_squares import relative_least_squares
 from backends.simulated.cost.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables import ProfileError, Provenance
 from backends.simulated.hardware import GPU
@@ -32,7 +33,6 @@ FORMAT_VERSION = 1
 TERMS = ("step_s", "token_s", "token_beyond_knee_s", "decode_s", "decode_context_s", "prompt_step_s", "prompt_pair_s")
 KNEES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 LEAST_STEPS = 20
-REWEIGHTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
             np.ones(len(seconds)), tokens, np.maximum(tokens - knee, 0) if knee else np.zeros(len(seconds)), decodes,
             of_decodes, prompt > 0, pairs,
         ), axis=1).astype(np.float64)  # fmt: skip
-        values = _relative_least_squares(rows, seconds)
+        values = relative_least_squares(rows, seconds)
         error = float(abs(rows @ values / seconds - 1).mean())
         if best is None or error < best[0]:
             best = error, values, knee
@@ -102,48 +102,6 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
     found = Coefficients(tuple(float(v) for v in values), knee)
     predicted = sum(found.seconds(*at) for at in zip(prompt, decodes, of_decodes, pairs, strict=True))
     return Fit(found, len(seconds), error, float(predicted / seconds.sum() - 1))
-
-
-def _relative_least_squares(rows: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """min |(rows x - seconds) / (rows x)| over x >= 0, by weighting anew with what was found.
-
-    Errors relative to what was measured would find too little where measurements scatter: of two steps alike, the
-    shorter one weighs more. Relative to the prediction, steps alike get their mean.
-    """
-    expected = seconds
-    for _ in range(REWEIGHTINGS):
-        values = _nonnegative_least_squares(rows / expected[:, None], seconds / expected)
-        expected = np.maximum(rows @ values, seconds.min() / 10)
-    return values
-
-
-def _nonnegative_least_squares(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """min |rows x - wanted| over x >= 0 (Lawson and Hanson, "Solving Least Squares Problems", 1974, chapter 23)."""
-    scale = np.linalg.norm(rows, axis=0)
-    scale[scale == 0] = 1.0
-    scaled = rows / scale
-    count = rows.shape[1]
-    x = np.zeros(count)
-    active = np.zeros(count, bool)
-    for _ in range(3 * count):
-        gradient = scaled.T @ (wanted - scaled @ x)
-        gradient[active] = -np.inf
-        new = int(gradient.argmax())
-        if gradient[new] <= 1e-10:
-            break
-        active[new] = True
-        while True:
-            solved = np.zeros(count)
-            solved[active] = np.linalg.lstsq(scaled[:, active], wanted, rcond=None)[0]
-            if (solved[active] > 0).all():
-                x = solved
-                break
-            falling = active & (solved <= 0)
-            step = (x[falling] / (x[falling] - solved[falling])).min()
-            x = x + step * (solved - x)
-            active &= x > 1e-15
-            x[~active] = 0.0
-    return x / scale
 
 
 # -- as a cost model ---------------------------------------------------------------------------------------------------

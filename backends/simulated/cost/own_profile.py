@@ -31,6 +31,9 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Tables and their columns. ``layer``, ``head`` and ``attention`` must be there, and ``experts`` for a model that has
 any."""
+PROMPTS = "prompts"
+"""Optional column of ``attention``, before the seconds: into how many equal prompts the prompt tokens divide, each after so
+many cached ones."""
 STAIRCASE = "matrix:"
 """Prefix of operators that are matrix products: see :class:`Curve`."""
 
@@ -82,7 +85,8 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         )
     folder = path / f"tp{tp}"
     file = find_table(folder, "attention")
-    columns = read_table(file, (), TABLES["attention"])
+    columns = read_table(file, (), TABLES["attention"], {PROMPTS: 0.0})
+    prompts = columns[PROMPTS] if columns[PROMPTS].any() else None
     uneven = None
     table = find_table(folder, "uneven", missing_ok=True)
     if table is not None:
@@ -101,7 +105,7 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         reduce = Grid((rows["bytes"].tolist(),), rows["seconds"])
     return OperatorTables(
         provenance(path, tp), _curves(folder, "layer"), _curves(folder, "once", missing_ok=True), _curves(folder, "head"),
-        attention_table(_stacked(columns), columns["seconds"], file, uneven), experts, reduce,
+        attention_table(_stacked(columns), columns["seconds"], file, uneven, prompts=prompts), experts, reduce,
     )  # fmt: skip
 
 
@@ -126,7 +130,7 @@ def _curves(folder: Path, table: str, *, missing_ok: bool = False) -> dict[str, 
 
 def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[str, Iterable[Sequence[Any]]]) -> None:
     """Write one tensor-parallel size of a profile: ``meta`` (``model``, ``gpu``, ``dtype``, and what else is known) and
-    the rows of each table, in the order of its columns.
+    the rows of each table, in the order of its columns, in ``attention`` with or without :data:`PROMPTS`.
 
     Raises ``ValueError`` for a table that the format does not have.
     """
@@ -138,8 +142,11 @@ def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[
     for name, rows in tables.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(TABLES[name])
-            writer.writerows(rows)
+            listed = list(rows)
+            *by, seconds = TABLES[name]
+            optional = [PROMPTS] if name == "attention" and listed and len(listed[0]) > len(TABLES[name]) else []
+            writer.writerow((*by, *optional, seconds))
+            writer.writerows(listed)
     content = {**meta, "format": FORMAT, "format_version": FORMAT_VERSION}
     (path / META_FILE).write_text(
         json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"

@@ -30,6 +30,8 @@ DENSE_ONLY = ("gate_up_proj", "act_fn", "down_proj")
 """Operators that a layer with experts does not have."""
 FIRST_ONLY = ("embedding",)
 """Once-a-step operators of the first pipeline stage; the others are the last one's."""
+_BESIDE_A_PROMPT = ("decodes beside a prompt", "context tokens of a decode")
+"""Names of the last two axes of a table of attention with prompts."""
 
 
 class ProfileCost:
@@ -178,19 +180,46 @@ class ProfileCost:
             if unevenness > 0 and attention.uneven_decode is not None:
                 seconds *= 1 + attention.uneven_decode.at(decodes, unevenness, mean)
             return seconds
-        grid = attention.mixed
+        if attention.by_keys:
+            seconds = self._by_keys_s(attention.mixed, chunk, cached, decodes, mean)
+        else:
+            seconds = self._by_prefix_s(attention.mixed, chunk, cached, decodes, mean)
+        if unevenness > 0 and attention.uneven is not None:
+            seconds *= 1 + self._uneven_beside(attention.uneven, chunk, cached).at(decodes, unevenness, mean)
+        return seconds
+
+    def _by_keys_s(self, grid: Grid, chunk: int, cached: float, decodes: int, mean: float) -> float:
+        """Attention with prompts, from a table by the keys that a prompt token sees."""
+        where = (chunk, cached + chunk / 2, decodes, mean)
+        seconds = grid.at(*where)
+        ends = grid.ends
+        if chunk > ends[0] or where[1] > ends[1] or decodes > ends[2] or mean > ends[3]:
+            names = ("prompt tokens a step", "keys that a prompt token sees", *_BESIDE_A_PROMPT)
+            edge = [min(value, end) for value, end in zip(where, ends, strict=True)]
+            self._note_beyond(names, ends, where)
+            seconds *= self._roofline_attention_s(chunk, cached, decodes, mean) / self._roofline_attention_s(
+                edge[0], edge[1] - edge[0] / 2, edge[2], edge[3]
+            )
+        return seconds
+
+    def _by_prefix_s(self, grid: Grid, chunk: int, cached: float, decodes: int, mean: float) -> float:
+        """Attention with prompts, from a table by the cached tokens of one prompt."""
+        ends = grid.ends
+        if cached < 0 and chunk > ends[0]:
+            # Several prompts, more than were measured at once: so many times fewer of them, each as long as these are.
+            self._note_beyond(("prompt tokens a step",), ends, (chunk,))
+            each = chunk + 2 * cached
+            fewer = self._by_prefix_s(grid, int(ends[0]), (each - ends[0]) / 2, 0, 0.0) * chunk / ends[0]
+            return fewer + (self.attention_of(0, 0.0, decodes, mean, mean) if decodes else 0.0)
         seconds = grid.at(chunk, cached, decodes, mean)
         if cached < 0:
             # Fewer pairs than one prompt of this length has: go back along the line of growing prefixes.
             further = grid.at(chunk, -cached, decodes, mean)
             seconds = max(2 * seconds - further, grid.at(grid.axes[0][0], 0, decodes, mean))
-        ends = grid.ends
+        where = (chunk, cached, decodes, mean)
         if chunk > ends[0] or cached > ends[1] or decodes > ends[2] or mean > ends[3]:
-            names = ("prompt tokens a step", "cached tokens of a prompt", "decodes beside a prompt",
-                     "context tokens of a decode")  # fmt: skip
-            seconds *= self._beyond(names, ends, (chunk, cached, decodes, mean))
-        if unevenness > 0 and attention.uneven is not None:
-            seconds *= 1 + self._uneven_beside(attention.uneven, chunk, cached).at(decodes, unevenness, mean)
+            names = ("prompt tokens a step", "cached tokens of a prompt", *_BESIDE_A_PROMPT)
+            seconds *= self._beyond(names, ends, where)
         return seconds
 
     def experts_s(self, tokens: int) -> float:
@@ -256,15 +285,19 @@ class ProfileCost:
         return sizes[bisect_left(sizes, count)]
 
     def _beyond(self, names: Sequence[str], ends: Sequence[float], where: Sequence[float]) -> float:
-        """By how much attention grows from the edge of the measured range to ``where``."""
-        for name, value, end in zip(names, where, ends, strict=True):
+        """By how much attention grows from the edge of the measured range to ``where``: (decodes, mean context), and before
+        them (prompt tokens, cached tokens) if there are prompts."""
+        self._note_beyond(names, ends, where)
+        edge = [min(value, end) for value, end in zip(where, ends, strict=True)]
+        bare = [0.0] * (4 - len(where))
+        return self._roofline_attention_s(*bare, *where) / self._roofline_attention_s(*bare, *edge)
+
+    def _note_beyond(self, names: Sequence[str], ends: Sequence[float], where: Sequence[float]) -> None:
+        for name, value, end in zip(names, where, ends):  # noqa: B905, the first axis alone may be of interest
             if value > end:
                 self._note(name, int(value), int(end))
-        edge = [min(value, end) for value, end in zip(where, ends, strict=True)]
-        return self._roofline_attention_s(where) / self._roofline_attention_s(edge)
 
-    def _roofline_attention_s(self, where: Sequence[float]) -> float:
-        chunk, cached, decodes, mean = (0.0, 0.0, *where) if len(where) == 2 else where
+    def _roofline_attention_s(self, chunk: float, cached: float, decodes: float, mean: float) -> float:
         cached = max(cached, -chunk / 2)
         prefill = self._shape.prefill_attention_s(chunk * (cached + chunk / 2), chunk + cached) if chunk else 0.0
         return prefill + decodes * mean * self._shape.layer_context_s + self.gpu.kernel_overhead_s

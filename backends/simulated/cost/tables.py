@@ -217,6 +217,9 @@ class AttentionTable:
     are of unequal length. Unevenness is (longest - mean) / longest."""
     uneven_decode: Grid | None = None
     """The same for decodes alone: (decodes, unevenness, mean context)."""
+    by_keys: bool = False
+    """The second axis of ``mixed`` is how many keys a prompt token sees on average instead: time is linear in it, for one
+    prompt and for several, so that measurements of both can be in one table."""
 
 
 @dataclass
