@@ -67,6 +67,15 @@ def test_several_short_prompts_attend_to_fewer_tokens_than_one_long_one(tmp_path
     assert cost.attention_s(four) >= attention_s(16, 0, 0, 0)
 
 
+def test_more_prompts_than_were_measured_at_once_cost_so_many_times_as_much(tmp_path):
+    cost = cost_of(linear_profile(tmp_path / "p"))
+    measured, twice, eight = (cost.attention_s(batch([512] * n, (512,) * n)) for n in (4, 8, 32))
+    assert twice == pytest.approx(2 * measured) and eight == pytest.approx(8 * measured)
+    beside = cost.attention_s(batch([512] * 8 + [700] * 30, (512,) * 8))
+    assert beside == pytest.approx(twice + cost.attention_s(batch([700] * 30)))
+    assert any("prompt tokens a step: 4,096 is beyond the measured 2,048" in note for note in cost.notes)
+
+
 def test_beyond_the_measured_range_times_grow_like_the_roofline_and_one_note_says_so(tmp_path):
     cost = cost_of(linear_profile(tmp_path / "p"))
     edge, beyond = cost.forward(batch([4096] * 256)), cost.forward(batch([8192] * 256))

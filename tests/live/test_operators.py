@@ -92,7 +92,7 @@ def test_steps_of_more_prompt_tokens_than_one_prompt_has_grow_with_the_number_of
     assert attention[2] / attention[0] == pytest.approx(4, rel=0.1)  # beyond every measured step: the roofline says
     beside_decodes = batch([512] * 8 + [100, 100], (512,) * 8)
     assert cost.attention_s(beside_decodes) > attention[1]
-    assert any("prompt tokens a step: 4,096 is beyond the measured 2,048" in note for note in cost.notes)
+    assert any("prompt tokens a step: 8,192 is beyond the measured 4,096" in note for note in cost.notes)
 
 
 @given(st.sampled_from([1, 4, 16]), st.integers(200, 4000), st.integers(1, 64), st.sampled_from([256, 1024]))
