@@ -158,7 +158,8 @@ def test_a_body_beyond_the_limit_is_a_413_also_when_it_does_not_say_its_length(s
 def test_a_wrong_key_is_a_401(locked, header):
     headers = {} if header is None else {"authorization": header.encode()}
     for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/generate"), ("POST", "/pause"),
-                         ("POST", "/abort"), ("POST", "/flush_cache"), ("POST", "/resume")):  # fmt: skip
+                         ("POST", "/abort"), ("POST", "/flush_cache"), ("POST", "/resume"), ("GET", "/state"),
+                         ("POST", "/settings")):  # fmt: skip
         error = refused(locked.http.request(method, path, headers=headers), 401)
         assert error["code"] == "invalid_api_key"
 

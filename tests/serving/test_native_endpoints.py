@@ -1,4 +1,4 @@
-"""/generate, /health, /metrics, /flush_cache, /abort, /pause and /resume."""
+"""/generate, /health, /metrics, /state, /settings, /flush_cache, /abort, /pause and /resume."""
 
 from __future__ import annotations
 
@@ -91,6 +91,30 @@ def test_flushing_forgets_what_was_cached(server):
     assert server.http.post("/flush_cache").status_code == 200
     made = generate(server, text=prompt, sampling_params={"max_tokens": 2}).json()
     assert made["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_settings_change_while_it_serves_and_the_state_has_them(server):
+    before = server.http.get("/state").json()
+    assert before["running"] == before["waiting"] == 0 and before["kv_tokens"] > 1000
+    changed = server.http.post("/settings", json={"chunk": 64, "policy": "lpm"})
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["settings"] == before["settings"] | {"chunk": 64, "policy": "lpm"}
+    prompt = "a prompt that is computed in chunks " * 10
+    steps = server.metric("iterations_total")
+    made = generate(server, text=prompt, sampling_params={"max_tokens": 3}).json()
+    assert made["text"] == answer(prompt, 3)
+    server.await_metric("iterations_total", lambda value: value - steps >= len(prompt) // 64)
+    for body, line in (
+        ({"chunk": 10**6}, "a step of 1000000 prompt tokens is more than the "),
+        ({"chunk": 32, "kv_tokens": 5}, "kv_tokens: cannot be changed while the scheduler runs; "),
+        ({"policy": "os:system"}, "policy: 'os:system' is not one of "),
+        ([1], "Expected `object`, got `array`"),
+    ):
+        refused = server.http.post("/settings", json=body)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["message"].startswith(line), refused.text
+    assert server.http.get("/state").json()["settings"] == changed.json()["settings"]
+    assert server.http.post("/settings", json=before["settings"]).json()["settings"] == before["settings"]
 
 
 def test_pausing_stops_the_tokens_and_resuming_lets_them_go_on(server):

@@ -49,6 +49,7 @@ def served(folder, *flags: str) -> None:
     server.http.post("/abort", json={"request_id": "waits"})
     waiting.join()
     server.http.post("/resume")
+    assert server.http.post("/settings", json={"max_prefill_tokens": 4096}).is_success
     code, said = server.stop()
     assert code == 0
     assert said.startswith("record: ")
@@ -64,6 +65,8 @@ def recorded(request, tmp_path_factory):
 def test_the_run_record_has_every_request_and_its_times(recorded):
     _, folder = recorded
     record = read_record(folder / "overlap")
+    (note,) = record.meta["trace"]["notes"]
+    assert note.startswith("settings changed after ") and note.endswith(" s: max_prefill_tokens 4096")
     requests = record.requests
     assert requests["status"] == ["finished"] * 4 + ["aborted:disconnected", "aborted:client"]
     assert requests["output_tokens"].tolist()[:3] == [20, 20, 20]

@@ -80,7 +80,7 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
         timed = found["operators"]
         console.print(
             f"{timed['steps']} steps timed by operator. Steps of real runs: {timed['factor']:.3g} times their operators, "
-            f"{_us(timed['beside_step_s'])} us a step and {_us(timed['beside_token_s'])} us a token more; "
+            f"{_us(timed['step_s'])} us a step more; "
             f"off by {timed['mean_error']:.1%} on average", soft_wrap=True,
         )  # fmt: skip
         _phases(console, found)

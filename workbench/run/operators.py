@@ -20,6 +20,7 @@ from backends.simulated.calibrate import fit_host
 from backends.simulated.cost import own_profile
 from backends.simulated.cost.least_squares import relative_least_squares
 from backends.simulated.cost.profile import DENSE_ONLY, ProfileCost
+from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.cost.tables import ProfileError
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import ModelSpec, load_model
@@ -33,7 +34,7 @@ FOLDER = "operators"
 """Of a folder of points: where the shapes are."""
 ONCE, HEAD, ATTENTION, EXPERTS = ("embedding", "final_layernorm"), ("lm_head", "sampler"), "attention", "experts"
 BESIDE = "beside"
-"""What a step takes beside its operators, by tokens."""
+"""What a step takes beside its operators."""
 MOST_TOKENS = 1 << 17
 """Of the context of a step's decodes: with room for more it would take longer than it tells."""
 LEAST_REPEATS, MOST_REPEATS, ENOUGH_S = 2, 40, 0.1
@@ -93,6 +94,7 @@ def shapes(max_context: int, kv_tokens: int, max_running: int, largest_step: int
     ]
     beside = [(n, context) for n in (1, *sizes[2::2]) for context in contexts[::2]]
     found += [Shape(n, cached, *decodes) for n in lengths[::3] for cached in (0, contexts[-1]) for decodes in beside]
+    found += [Shape(n, 0, *decodes, prompts=4) for n in lengths[::3] for decodes in beside]
     return [
         shape
         for shape in dict.fromkeys(found)
@@ -173,8 +175,8 @@ def profiled_model(name: str) -> ModelSpec:
 def write_operators(folder: Path, out: Path) -> dict[str, Any]:
     """Make the profile ``out``, a folder, of a folder of points, and return what ``profile.json`` says.
 
-    The operators were timed alone. What the points' real steps took on top is fitted to them: a factor for everything (two
-    threads on few cores slow each other down), a constant and seconds a token. All of ``out`` is written, or nothing.
+    The operators were timed alone. What the points' real steps took on top is fitted to them (:class:`Beside`). All of
+    ``out`` is written, or nothing.
 
     Raises RecordError for a file that cannot be read, and what :func:`profiled_model` raises.
     """
@@ -193,20 +195,18 @@ def write_operators(folder: Path, out: Path) -> dict[str, Any]:
     try:
         meta = {name: measured[name] for name in ("model", "gpu", "dtype")}
         own_profile.write_profile(partial, measured["tp"], meta, tables)
-        factor, constant_s, token_s, error = _fit_beside(_bare_cost(partial, measured, model), model, steps)
-        most = max(int(row[1]) for row in tables["layer"])
-        scaled = {name: [(*row[:-1], _rounded(row[-1] * factor)) for row in rows] for name, rows in tables.items()}
-        scaled["once"] += [
-            (BESIDE, 1, _rounded(constant_s + token_s)),
-            (BESIDE, most, _rounded(constant_s + token_s * most)),
-        ]
+        beside = _fit_beside(_bare_cost(partial, measured, model), steps)
+        scaled = {
+            name: [(*row[:-1], _rounded(row[-1] * beside.factor)) for row in rows] for name, rows in tables.items()
+        }
+        tokens = [row[1] for row in scaled["once"]]
+        scaled["once"] += [(BESIDE, n, _rounded(beside.step_s)) for n in (min(tokens), max(tokens))]
         different = len({shape for shape, _ in timed})
         meta |= {
             "engine": "workbench", "host": {name: _rounded(value) for name, value in host.items()},
             "measured": f"{different} steps by operator and {len(steps['seconds']):,} in runs, in {folder.name}",
             "conditions": measured, "host_errors": {name: round(value, 6) for name, value in errors.items()},
-            "operators": {"steps": different, "factor": round(factor, 6), "beside_step_s": _rounded(constant_s),
-                          "beside_token_s": _rounded(token_s), "mean_error": round(error, 6)},
+            "operators": {"steps": different, **{name: _rounded(value) for name, value in asdict(beside).items()}},
         }  # fmt: skip
         own_profile.write_profile(partial, measured["tp"], meta, scaled)
         if out.exists():
@@ -255,8 +255,6 @@ def _tables(timed: Iterable[tuple[Shape, dict[str, float]]], model: ModelSpec) -
 
 
 def _bare_cost(profile: Path, measured: Mapping[str, Any], model: ModelSpec) -> ProfileCost:
-    from backends.simulated.cost.roofline import default_capture_sizes
-
     captured = (
         default_capture_sizes(measured["max_running"])
         if measured.get("cuda_graphs") and measured["gpu"] != "cpu"
@@ -266,21 +264,26 @@ def _bare_cost(profile: Path, measured: Mapping[str, Any], model: ModelSpec) -> 
     return ProfileCost(tables, model, load_gpu(measured["gpu"]), dtype=measured["dtype"], capture_sizes=captured)
 
 
-def _fit_beside(cost: ProfileCost, model: ModelSpec,
-                steps: Mapping[str, np.ndarray]) -> tuple[float, float, float, float]:  # fmt: skip
-    """(factor, seconds a step, seconds a token, mean relative error): measured = factor * operators + step + token *
-    tokens, none below zero, relative errors least."""
+@dataclass(frozen=True)
+class Beside:
+    """What real steps take: ``factor`` times their operators (two threads on few cores slow each other down), and ``step_s``
+    on top."""
+
+    factor: float
+    step_s: float
+    mean_error: float
+    """Mean relative error of a step."""
+
+
+def _fit_beside(cost: ProfileCost, steps: Mapping[str, np.ndarray]) -> Beside:
+    """Neither is below zero, and relative errors are least. (With seconds a token and a sequence as well, these explain what
+    scatters in the operators, and the factor falls below one.)"""
     seconds = steps["seconds"]
-    tokens = steps["prefill_tokens"] + steps["decode_tokens"]
-    operators = np.array([
-        cost.forward(_average(*values))
-        for values in zip(*(steps[name].tolist() for name in ("prefill_tokens", "pairs", "requests", "decode_tokens",
-                                                               "decode_context")), strict=True)
-    ])  # fmt: skip
-    rows = np.stack((operators, np.ones(len(seconds)), tokens), axis=1)
-    found = relative_least_squares(rows, seconds)
-    factor, constant_s, token_s = found.tolist()
-    return factor, constant_s, token_s, float(np.abs(rows @ found / seconds - 1).mean())
+    by = ("prefill_tokens", "pairs", "requests", "decode_tokens", "decode_context")
+    operators_s = [cost.forward(_average(*at)) for at in zip(*(steps[name].tolist() for name in by), strict=True)]
+    rows = np.stack((np.array(operators_s), np.ones(len(seconds))), axis=1)
+    factor, step_s = (found := relative_least_squares(rows, seconds)).tolist()
+    return Beside(factor, step_s, float(np.abs(rows @ found / seconds - 1).mean()))
 
 
 def _average(prompt_tokens: float, pairs: float, requests: float, decodes: float, decode_context: float) -> Any:

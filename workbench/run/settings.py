@@ -256,7 +256,7 @@ def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig)
 
 
 def largest_step(settings: RunSettings) -> int:
-    """Most prompt tokens a step may compute: what activations are sized for."""
+    """Most prompt tokens a step may compute (as :attr:`SchedulerConfig.largest_step`, before there is one)."""
     if settings.batching == "mixed":
         return settings.max_batch_tokens
     return settings.chunk or settings.max_prefill_tokens

@@ -107,7 +107,7 @@ class DecodeFirstMixed:
         held = 0 if not decodes else running.count if needing is None else len(needing)
         rows: list[PrefillRow] = []
         if len(state.retracted) == before and (state.chunked is not None or state.waiting):
-            rows = self._prefill(slot, state.config.max_batch_tokens - running.count, held)
+            rows = self._prefill(slot, max(state.config.max_batch_tokens - running.count, 0), held)
         if not decodes and not rows:
             return None
         return build(state, slot, rows, decodes, needing)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Batching = Literal["prefill-first", "mixed"]
 CacheKind = Literal["radix", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
+
+
+CHANGEABLE: dict[str, tuple[type, ...]] = {
+    "chunk": (int, type(None)), "chunk_depth": (int, type(None)), "conservativeness": (int, float),
+    "max_batch_tokens": (int,), "max_passed_over": (int, type(None)), "max_prefill_streak": (int, type(None)),
+    "max_prefill_tokens": (int,), "max_running": (int,), "mixed_chunk": (bool,), "policy": (str,),
+    "preempt_threshold": (int, type(None)), "share_in_batch_tokens": (int, type(None)),
+}  # fmt: skip
+"""Settings of :class:`SchedulerConfig` that a running scheduler takes, and their types: those that no memory is laid out for
+and no request in the queue depends on."""
 
 
 class ConfigError(ValueError):
@@ -112,6 +123,35 @@ class SchedulerConfig:
         if self.chunk_depth is None:
             return most
         return max(most * self.chunk_depth // (self.chunk_depth + depth), min(most, self.page_size))
+
+    def changed(self, settings: Mapping[str, object], first: SchedulerConfig) -> SchedulerConfig:
+        """This configuration with other values of :data:`CHANGEABLE`. ``first`` is what memory was laid out for.
+
+        Raises :class:`ConfigError` for anything else, and for what does not fit that memory.
+        """
+        for name, value in settings.items():
+            if name not in CHANGEABLE:
+                raise ConfigError(f"{name}: cannot be changed while the scheduler runs; {', '.join(CHANGEABLE)} can")
+            if not isinstance(value, CHANGEABLE[name]) or (isinstance(value, bool) and bool not in CHANGEABLE[name]):
+                wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in CHANGEABLE[name])
+                raise ConfigError(f"{name}: {value!r} is not {wanted}")
+        found = replace(self, **settings)  # type: ignore[arg-type]
+        if found.max_running > first.max_running:
+            raise ConfigError(
+                f"max_running: {found.max_running} is more than the {first.max_running} it was started with"
+            )
+        if found.largest_step > first.largest_step:
+            raise ConfigError(
+                f"a step of {found.largest_step} prompt tokens is more than the {first.largest_step} it was started with"
+            )
+        return found
+
+    @property
+    def largest_step(self) -> int:
+        """Most prompt tokens a step may compute: what activations are sized for."""
+        if self.batching == "mixed":
+            return self.max_batch_tokens
+        return self.chunk or self.max_prefill_tokens
 
     @property
     def max_running_per_slot(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,4 +55,19 @@ class Resume:
     """Undo :class:`Pause`."""
 
 
-Message = Generate | Abort | Stop | FlushCache | Pause | Resume
+@dataclass(frozen=True, slots=True)
+class GetState:
+    """Ask how the scheduler stands; ``tell`` is called with it (:meth:`Scheduler.snapshot`)."""
+
+    tell: Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SetState:
+    """Change settings (``config.CHANGEABLE``) from the next batch on, all or none; ``tell`` gets why not, or None."""
+
+    settings: Mapping[str, object]
+    tell: Callable[[str | None], None]
+
+
+Message = Generate | Abort | Stop | FlushCache | Pause | Resume | GetState | SetState

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
+from typing import Any
 
 import numpy as np
 
 from workbench.scheduler import messages
 from workbench.scheduler.compose import COMPOSERS
-from workbench.scheduler.config import SchedulerConfig
-from workbench.scheduler.policy import load_policy
+from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
+from workbench.scheduler.policy import POLICIES, load_policy
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.state import SchedulerState, remove_from
@@ -40,7 +41,7 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig, *, eos_token_ids: tuple[int, ...] = (),
                  clock: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
-        self.config = config
+        self.config = self._first = config
         self.eos_token_ids = eos_token_ids
         self.state = SchedulerState(config, clock)
         self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
@@ -125,6 +126,39 @@ class Scheduler:
     @_handle.register
     def _(self, message: messages.Resume) -> None:
         self.paused = False
+
+    @_handle.register
+    def _(self, message: messages.GetState) -> None:
+        message.tell(self.snapshot())
+
+    @_handle.register
+    def _(self, message: messages.SetState) -> None:
+        policy = message.settings.get("policy", self.config.policy)
+        try:
+            config = self.config.changed(message.settings, self._first)
+            if policy not in (self.config.policy, self._first.policy, *POLICIES):
+                # A message may come from anywhere, and must not name code to run.
+                raise ConfigError(f"policy: {policy!r} is not one of {', '.join(POLICIES)}")
+        except ConfigError as error:
+            message.tell(str(error))
+            return
+        if config.policy != self.config.policy:
+            self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
+        self.config = config
+        self.state.take_config(config)
+        message.tell(None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """How the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
+        state, size = self.state, self.config.page_size
+        return {
+            "paused": self.paused, "step": state.step, "waiting": len(state.waiting), "running": state.running_count,
+            "prefilling": int(state.chunked is not None), "batches_in_flight": len(state.in_flight),
+            "kv_tokens": self.config.pages * size, "kv_used_tokens": state.cache.used_tokens,
+            "kv_cached_tokens": state.cache.tree.evictable_pages * size,
+            "new_token_ratio": round(state.new_token_ratio, 6),
+            "settings": {name: getattr(self.config, name) for name in CHANGEABLE},
+        }  # fmt: skip
 
     def _cut(self, req: Req, finish: Finish) -> None:
         """End a request between batches, wherever it is."""

@@ -69,15 +69,26 @@ class SchedulerState:
         self.cache = CacheManager(config.pages, config.page_size, self.table, config.cache, config.evict)
         self.slots = [Slot(i, RunningSet(self.table, config.page_size)) for i in range(config.slots)]
         self.rng = random.Random(config.seed)
-        self._ratio_least = 0.14 * self.initial_ratio
-        self._ratio_step = (self.initial_ratio - self._ratio_least) / RATIO_DECAY_STEPS
-        self.reset_ratio()
+        self._scale_ratio()
 
     # -- the estimate of how much of their output bound requests use ------------------------------------------------
 
     @property
     def initial_ratio(self) -> float:
         return min(0.7 * self.config.conservativeness, 1.0)
+
+    def _scale_ratio(self) -> None:
+        self._ratio_least = 0.14 * self.initial_ratio
+        self._ratio_step = (self.initial_ratio - self._ratio_least) / RATIO_DECAY_STEPS
+        self.reset_ratio()
+
+    def take_config(self, config: SchedulerConfig) -> None:
+        """Go on under other settings (:meth:`SchedulerConfig.changed`): whoever was turned away is looked at again."""
+        scaled = config.conservativeness != self.config.conservativeness
+        self.config = config
+        if scaled:
+            self._scale_ratio()
+        self.memory_freed()
 
     def reset_ratio(self) -> None:
         self.new_token_ratio = self.initial_ratio

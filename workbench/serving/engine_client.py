@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import zmq.asyncio
 
 from workbench.serving.messages import (
     Addresses,
+    Ask,
     Beat,
     Cancel,
+    Change,
     Chunk,
     Chunks,
     Control,
@@ -108,7 +110,7 @@ class EngineClient:
         self._numbers = itertools.count(1)
         self._sequences: dict[int, _Sequence] = {}
         self._calls: dict[str, Call] = {}
-        self._controls: dict[int, asyncio.Future[None]] = {}
+        self._controls: dict[int, asyncio.Future[Done]] = {}
         self._without_token = 0
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.idle = asyncio.Event()
@@ -134,7 +136,7 @@ class EngineClient:
             elif isinstance(message, Done):
                 waiter = self._controls.pop(message.number, None)
                 if waiter is not None and not waiter.done():
-                    waiter.set_result(None)
+                    waiter.set_result(message)
             elif isinstance(message, Ready):
                 self._metrics.ready = message
                 self.beat = self._metrics.beat = message.beat
@@ -245,16 +247,33 @@ class EngineClient:
         """Why no request is taken any more, if so."""
         return self._refusal
 
-    async def control(self, action: ControlAction, timeout_s: float = 30.0) -> None:
+    async def control(self, action: ControlAction) -> None:
         """Have the scheduler do something. Raises ApiError 503 when it does not answer."""
+        await self._told(lambda number: Control(number, action))
+
+    async def state(self) -> dict[str, Any]:
+        """How the scheduler stands. Raises ApiError 503 when it does not answer."""
+        state = (await self._told(Ask)).state
+        assert state is not None
+        return state
+
+    async def change(self, settings: dict[str, Any]) -> None:
+        """Have the scheduler go on with other settings. Raises ApiError 400 with why it does not, 503 when it does not
+        answer."""
+        refused = (await self._told(lambda number: Change(number, settings))).refused
+        if refused is not None:
+            name = refused.partition(":")[0]
+            raise ApiError(400, refused, param=name if name in settings else None, code="invalid_value")
+
+    async def _told(self, message: Callable[[int], Control | Ask | Change], timeout_s: float = 30.0) -> Done:
         if self._refusal is not None:
             raise self._refusal
         number = next(self._numbers)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._controls[number] = waiter
-        self._scheduler.send(encode(Control(number, action)))
+        self._scheduler.send(encode(message(number)))
         try:
-            await asyncio.wait_for(waiter, timeout_s)
+            return await asyncio.wait_for(waiter, timeout_s)
         except TimeoutError:
             raise ApiError(503, f"the scheduler has not answered within {timeout_s:g} s", kind="server_error") from None
         finally:

@@ -131,6 +131,8 @@ class Api:
             route("/abort", "POST", self.abort),
             route("/health", "GET", self.health, guarded=False),
             route("/metrics", "GET", self.metrics, guarded=False),
+            route("/state", "GET", self.state),
+            route("/settings", "POST", self.change),
             *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
         ]
         handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault,
@@ -252,6 +254,14 @@ class Api:
         if (asked.request_id is None) != asked.all:
             raise ApiError(400, "request_id: give it, or all set to true", param="request_id", code="invalid_value")
         return json_response({"aborted": self._engine.abort_id(asked.request_id)})
+
+    async def state(self, request: Request) -> Response:
+        return json_response(await self._engine.state())
+
+    async def change(self, request: Request) -> Response:
+        settings = protocol.parse(await self._body(request), dict[str, Any])
+        await self._engine.change(settings)
+        return json_response(await self._engine.state())
 
     def _control(self, action: ControlAction) -> Endpoint:
         async def run(request: Request) -> Response:

@@ -8,12 +8,14 @@ import numpy as np
 import zmq
 
 from workbench.backend import Forward, Wait
-from workbench.scheduler.messages import Abort, FlushCache, Generate, Pause, Resume, Stop
+from workbench.scheduler.messages import Abort, FlushCache, Generate, GetState, Pause, Resume, SetState, Stop
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.serving.messages import (
+    Ask,
     Cancel,
+    Change,
     Control,
     Done,
     Ended,
@@ -66,9 +68,24 @@ class LiveInbox:
             elif isinstance(message, Control):
                 found.append(_CONTROLS[message.action]())
                 self._done.append(Done(message.number))
+            elif isinstance(message, Ask):
+                found.append(self._ask(message.number))
+            elif isinstance(message, Change):
+                found.append(self._change(message))
             else:
                 assert isinstance(message, Shutdown)
                 raise Ending
+
+    def _ask(self, number: int) -> GetState:
+        return GetState(lambda state: self._done.append(Done(number, state)))
+
+    def _change(self, message: Change) -> SetState:
+        def tell(refused: str | None) -> None:
+            self._done.append(Done(message.number, refused=refused))
+            if refused is None:
+                self._outbox.changed(message.settings)
+
+        return SetState(message.settings, tell)
 
     def arrival(self) -> Wait:
         self.confirm()
@@ -124,6 +141,11 @@ class LiveOutbox:
         if self._record is not None:
             self._record.arrived(generate)
         return generate
+
+    def changed(self, settings: dict[str, Any]) -> None:
+        """The scheduler goes on with other settings."""
+        if self._record is not None:
+            self._record.changed(settings)
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         for new in batch.worker.new_requests:

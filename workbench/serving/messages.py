@@ -1,6 +1,6 @@
 """What the three processes of a server say to each other, as msgpack over ZeroMQ.
 
-    HTTP ──Submit, Cancel, Control, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
+    HTTP ──Submit, Cancel, Control, Ask, Change, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
                                                     ^ <──────StopFound──────────┘
                                                     └──Ready, Beat, Done, Failed──> HTTP
 
@@ -51,6 +51,19 @@ class Control(msgspec.Struct, tag="control", array_like=True):
     action: ControlAction
 
 
+class Ask(msgspec.Struct, tag="ask", array_like=True):
+    """How the scheduler stands; answered by :class:`Done` with the same number and its state."""
+
+    number: int
+
+
+class Change(msgspec.Struct, tag="change", array_like=True):
+    """Other settings for the scheduler; answered by :class:`Done` with the same number, and why not if so."""
+
+    number: int
+    settings: dict[str, Any]
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """Finish at once and in order."""
 
@@ -61,7 +74,7 @@ class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
     request_id: str
 
 
-ToScheduler = Submit | Cancel | Control | Shutdown | StopFound
+ToScheduler = Submit | Cancel | Control | Ask | Change | Shutdown | StopFound
 
 
 class Opened(msgspec.Struct, tag="opened", array_like=True):
@@ -183,9 +196,11 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
-    """A :class:`Control` has been carried out."""
+    """A :class:`Control`, :class:`Ask` or :class:`Change` has been carried out, or was ``refused`` in one line."""
 
     number: int
+    state: dict[str, Any] | None = None
+    refused: str | None = None
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True):

@@ -53,6 +53,7 @@ class LiveRecord:
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
         self._arrivals: dict[str, tuple[int, Generate]] = {}
         self._count = 0
+        self._notes: list[str] = []
         self.now_s = now_s
 
     def arrived(self, message: Generate) -> None:
@@ -64,6 +65,11 @@ class LiveRecord:
         self._count += 1
         self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
         self._recorder.queued([message])
+
+    def changed(self, settings: dict[str, Any]) -> None:
+        """The scheduler goes on with other settings than the record's."""
+        given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
+        self._notes.append(f"settings changed after {self.now_s():.3f} s: {given}")
 
     def log_iteration(self, *row: Any) -> None:
         self._recorder.iterations.append(*row)
@@ -126,7 +132,7 @@ class LiveRecord:
         return {
             "name": settings.loop,
             "command": settings.command,
-            "trace": {"name": "live traffic", "format": "workbench", "notes": [],
+            "trace": {"name": "live traffic", "format": "workbench", "notes": self._notes,
                       "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
             "model": settings.run.model,
             "hardware": {"gpu": built.device, "gpus": built.gpus, "simulated": simulated},
