@@ -92,7 +92,9 @@ def _operators(run: Run, backend: Any, folder: Path, running: int) -> tuple[int,
             run.skip(f"operators: {len(designed) - number} of {len(designed)} steps", "the time is up")
             return number, time.monotonic() - began
         with timed_steps(runner) as timed:
-            write_shape(shape_file(folder, shape, 0), shape, time_shape(timed, shape, runner.page_size))
+            write_shape(
+                shape_file(folder, shape, 0), shape, time_shape(timed, shape, runner.page_size, runner.config.vocab)
+            )
     return len(designed), time.monotonic() - began
 
 

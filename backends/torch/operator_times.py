@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -94,9 +95,12 @@ class CudaWatch:
 
 
 @contextmanager
-def timed_steps(runner: ModelRunner) -> Iterator[Callable[[ModelWorkerBatch], dict[str, float]]]:
-    """A function that runs a batch and returns the seconds of each operator, summed over its calls, and of the whole as
-    ``step``. Captured graphs are left aside: they run as one. The runner is as before afterwards."""
+def timed_steps(runner: ModelRunner) -> Iterator[Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]]]:
+    """A function that runs a batch, whose decodes continue the tokens it is given (int64[decodes]). It returns the seconds
+    of each operator, summed over its calls, and of the whole as ``step``.
+
+    Captured graphs are left aside: they run as one. The runner is as before afterwards.
+    """
     watch: Watch = CudaWatch(len(runner.model.layers)) if runner.device.type == "cuda" else HostWatch()
     before: list[tuple[Any, str, Any]] = []
 
@@ -107,9 +111,9 @@ def timed_steps(runner: ModelRunner) -> Iterator[Callable[[ModelWorkerBatch], di
     def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **named: watch.call(name, function, *args, **named)
 
-    def run(batch: ModelWorkerBatch) -> dict[str, float]:
+    def run(batch: ModelWorkerBatch, known: np.ndarray) -> dict[str, float]:
         watch.begin()
-        runner.run(batch)
+        runner.run(batch, known=known)
         return watch.end()
 
     try:

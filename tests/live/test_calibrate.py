@@ -137,11 +137,11 @@ def test_operators_become_a_profile_that_simulate_takes_and_a_stopped_one_goes_o
     out, real, timed = tmp_path / "profile", measure.time_shape, []
     words = ["calibrate", str(model), "--backend", "cpu", "--out", str(out), "--max-running", "4", "--kv-tokens", "300"]
 
-    def counted(run, shape, page_size):
+    def counted(run, shape, *bounds):
         if len(timed) == 7:
             raise KeyboardInterrupt
         timed.append(shape)
-        return real(run, shape, page_size)
+        return real(run, shape, *bounds)
 
     monkeypatch.setattr(measure, "time_shape", counted)
     stopped = CliRunner().invoke(app, words)
@@ -150,7 +150,7 @@ def test_operators_become_a_profile_that_simulate_takes_and_a_stopped_one_goes_o
     before = set(Path(f"{out}.points").rglob("*.json"))
     again = []
     monkeypatch.setattr(
-        measure, "time_shape", lambda run, shape, size: (again.append(shape), real(run, shape, size))[1]
+        measure, "time_shape", lambda run, shape, *bounds: (again.append(shape), real(run, shape, *bounds))[1]
     )
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output

@@ -97,8 +97,9 @@ def test_steps_of_more_prompt_tokens_than_one_prompt_has_grow_with_the_number_of
 @given(st.sampled_from([1, 4, 16]), st.integers(200, 4000), st.integers(1, 64), st.sampled_from([256, 1024]))
 def test_shapes_fit_the_runner_they_are_for(page_size, kv_tokens, max_running, largest_step):
     for shape in shapes(1024, kv_tokens, max_running, largest_step, page_size):
-        step = step_of(shape, page_size)
+        step = step_of(shape, page_size, 50)
         assert len(step.rows) <= max_running and step.prefill_tokens + step.decode_tokens <= largest_step
+        assert step.input_ids is None or (len(step.input_ids) == step.prefill_tokens and step.input_ids.max() < 50)
         pages = np.concatenate([write.pages for write in step.page_writes])
         assert len(np.unique(pages)) == len(pages) and pages.max() < kv_tokens // page_size
         held = [len(write.pages) * page_size for write in step.page_writes]

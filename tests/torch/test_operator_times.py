@@ -14,8 +14,8 @@ import torch
 
 from backends.torch.operator_times import timed_steps
 from backends.torch.workers import CpuWorker, RunnerOptions
-from tests.torch.tiny import make
-from workbench.run.operators import Shape, step_of
+from tests.torch.tiny import VOCAB, make
+from workbench.run.operators import Shape, spread_ids, step_of
 
 DENSE = {"matrix:gate_up_proj", "matrix:down_proj", "act_fn"}
 ALWAYS = {"embedding", "matrix:qkv_proj", "matrix:o_proj", "layernorm", "rotary_emb", "kv_store", "attention",
@@ -39,7 +39,7 @@ def test_every_operator_of_a_step_is_timed_under_its_name(architecture, changes,
     ranks = worker(architecture, tmp_path, **changes)
     with timed_steps(ranks.runner) as run:
         for shape in (Shape(decodes=3, context=9), Shape(6, 8), Shape(6, 0, 2, 9)):
-            seconds = run(step_of(shape, 4))
+            seconds = run(step_of(shape, 4, VOCAB), spread_ids(shape.decodes, VOCAB).astype(np.int64))
             assert set(seconds) == names
             step = seconds.pop("step")
             assert all(value > 0 for value in seconds.values())
@@ -51,17 +51,18 @@ def test_every_operator_of_a_step_is_timed_under_its_name(architecture, changes,
 def test_a_timed_step_samples_the_same_tokens_and_the_runner_is_as_before_afterwards(tmp_path):
     ranks = worker("LlamaForCausalLM", tmp_path)
     runner = ranks.runner
-    batch = step_of(Shape(6, 0, 2, 9), 4)
+    batch = step_of(Shape(6, 0, 2, 9), 4, VOCAB)
+    known = np.array([5, 6])
     attributes = [set(vars(module)) for module in (*runner.model.modules(), runner, runner.sampler)]
-    before = runner.run(batch).tokens
+    before = runner.run(batch, known=known).tokens
     assert before is not None
     with pytest.raises(RuntimeError), timed_steps(runner) as run:
-        run(batch)
+        run(batch, known)
         raise RuntimeError("a step that fails")
     timed = runner.last_token[torch.from_numpy(batch.rows)]
     np.testing.assert_array_equal(timed, before)
     assert [set(vars(module)) for module in (*runner.model.modules(), runner, runner.sampler)] == attributes
     assert all(getattr(module, "ops", runner.ops) is runner.ops for module in runner.model.modules())
-    after = runner.run(batch).tokens
+    after = runner.run(batch, known=known).tokens
     np.testing.assert_array_equal(after, before)
     ranks.close()

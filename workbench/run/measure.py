@@ -137,7 +137,7 @@ def _time_shape(shape: Shape, runner: ModelRunner, file: Path, warm: bool) -> No
     from backends.torch.operator_times import timed_steps
 
     with timed_steps(runner) as run:
-        write_shape(file, shape, time_shape(run, shape, runner.page_size))
+        write_shape(file, shape, time_shape(run, shape, runner.page_size, runner.config.vocab))
 
 
 def _measure_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,

@@ -110,9 +110,9 @@ def _pages(shape: Shape, page_size: int) -> list[int]:
     return [-(-length // page_size) for length in shape.lens]
 
 
-def step_of(shape: Shape, page_size: int) -> ModelWorkerBatch:
+def step_of(shape: Shape, page_size: int, vocab: int) -> ModelWorkerBatch:
     """The shape as a batch of requests that begin in it, decodes and their cached tokens included: nobody reads what is in
-    their KV."""
+    their KV. The prompts' tokens are all kinds of tokens, or a router would send all of them to the same experts."""
     lens, extends = shape.lens, shape.extends
     prompts, new = len(extends), sum(extends)
     first = np.concatenate(([0], np.cumsum(_pages(shape, page_size))))
@@ -121,22 +121,31 @@ def step_of(shape: Shape, page_size: int) -> ModelWorkerBatch:
     return ModelWorkerBatch(
         0, "mixed" if prompts and shape.decodes else "prefill" if prompts else "decode", np.arange(len(lens)),
         np.array(lens), np.array(extends) if prompts else None, prompts, len(lens), new, shape.decodes, sum(lens),
-        np.full(new, 3, np.int32) if prompts else None, None,
+        spread_ids(new, vocab) if prompts else None, None,
         tuple(NewRequest(row, str(row), length, nothing, params) for row, length in enumerate(lens)), None, None,
         tuple(PageWrite(row, 0, np.arange(*first[row : row + 2], dtype=np.int32)) for row in range(len(lens))),
         sum(lens), 0, len(lens),
     )  # fmt: skip
 
 
-def time_shape(run: Callable[[ModelWorkerBatch], dict[str, float]], shape: Shape, page_size: int) -> dict[str, float]:
-    """Median seconds of each operator over repetitions of the step; the first one, which warms up, does not count."""
-    batch = step_of(shape, page_size)
-    run(batch)
+def spread_ids(count: int, vocab: int) -> np.ndarray:
+    """int32[count], token ids from all over the vocabulary."""
+    return (np.arange(count) * 7919 % vocab).astype(np.int32)
+
+
+def time_shape(run: Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]], shape: Shape, page_size: int,
+               vocab: int) -> dict[str, float]:  # fmt: skip
+    """Median seconds of each operator over repetitions of the step; the first one, which warms up, does not count.
+
+    ``run(batch, known)`` runs a step whose decodes continue the tokens ``known``, int64[decodes].
+    """
+    batch, known = step_of(shape, page_size, vocab), spread_ids(shape.decodes, vocab).astype(np.int64)
+    run(batch, known)
     again = batch._replace(new_requests=(), page_writes=())
     seen: dict[str, list[float]] = defaultdict(list)
     repeats, took_s = 0, 0.0
     while repeats < LEAST_REPEATS or (took_s < ENOUGH_S and repeats < MOST_REPEATS):
-        for name, seconds in run(again).items():
+        for name, seconds in run(again, known).items():
             seen[name].append(seconds)
         repeats += 1
         took_s += seen["step"][-1]
