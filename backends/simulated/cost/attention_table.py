@@ -22,8 +22,8 @@ def attention_table(points: np.ndarray, seconds: np.ndarray, where: Path, uneven
     if prompts is not None:
         points = points.copy()
         points[:, 1] += points[:, 0] / np.maximum(prompts, 1) / 2
-    # Without: along the prompt first: there time is smoothest; along the context it has a knee where the GPU's caches
-    # overflow.
+    # What was not measured: by cached tokens, along the prompt first, where time is smoothest (along the context it has a
+    # knee where the GPU's caches overflow); by keys, along these, in which it is linear.
     order = (0, 1, 3, 2) if prompts is None else (1, 0, 3, 2)
     alone = (points[:, 0] == 0) & (points[:, 2] > 0)
     beside = points[:, 0] > 0
