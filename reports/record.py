@@ -72,8 +72,7 @@ class RunRecord:
         self.events = _in_form(self.events, EVENT_COLUMNS, "events")
         gaps = _in_form(dict(zip(ITL_COLUMNS, self.itl, strict=True)), ITL_COLUMNS, "itl")
         itl_s, place = np.unique(gaps["itl_s"], return_inverse=True)
-        count = np.zeros(len(itl_s), dtype=np.int64)
-        np.add.at(count, place, gaps["count"])
+        count = np.bincount(place, weights=gaps["count"], minlength=len(itl_s)).astype(np.int64)
         self.itl = (itl_s, count)
 
     @property
@@ -117,7 +116,11 @@ def _formed(values: Any, kind: Kind, where: str) -> Any:
         return ["" if value is None else str(value) for value in values]
     if kind in (Kind.TIME, Kind.NUMBER):
         numbers = np.asarray(values, dtype=np.float64)  # None becomes NaN
-        return np.round(numbers, _DECIMALS) + 0.0 if kind is Kind.TIME else numbers  # + 0.0: no minus zero
+        if kind is not Kind.TIME:
+            return numbers
+        rounded = np.round(numbers, _DECIMALS)
+        rounded += 0.0  # no minus zero
+        return rounded
     whole = np.asarray(values)
     dtype = np.int8 if kind is Kind.MODE else np.int64
     if len(whole) and whole.dtype.kind not in "iub":

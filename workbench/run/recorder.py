@@ -214,8 +214,7 @@ class RecordingOutbox:
         before = self._last_token_s[rows]
         if not (batch.prefill or batch.dropped or batch.late):
             self._recorder.gap_arrays.append(now - before)
-            self._last_token_s[rows] = now
-            self._steady[batch.slot] = (rows, now)
+            self._steady[batch.slot] = (rows, now)  # settled before anybody looks
             return
         silent = np.zeros(len(rows), bool)
         if batch.worker.unsampled is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -70,10 +71,9 @@ class RunningSet:
         gone = [self.reqs[i] for i in indices]
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
-        leaves = np.zeros(self.count, bool)
-        leaves[list(indices)] = True
-        self.reqs = [req for req, left in zip(self.reqs, leaves.tolist(), strict=True) if not left]
-        stay = ~leaves
+        stay = np.ones(self.count, bool)
+        stay[list(indices)] = False
+        self.reqs = list(compress(self.reqs, stay.tolist()))
         stop_ids = None if self.stop_ids is None else self.stop_ids[stay]
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
         return gone
