@@ -115,6 +115,20 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     assert "measured with kv_tokens 300, now it is 200" in refused.stderr
 
 
+def test_a_record_gives_costs_of_whole_steps_and_no_profile(tmp_path):
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"request_id": "a", "arrival_s": 0.0, "input_length": 20, "output_length": 50}\n')
+    simulated = CliRunner().invoke(app, ["simulate", str(trace), "--out", str(tmp_path / "sim"), "--json"])
+    assert simulated.exit_code == 0, simulated.output
+    words = ["calibrate", "--from", str(tmp_path / "sim/overlap"), "--out"]
+    refused = CliRunner().invoke(app, [*words, str(tmp_path / "profile")])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
+    assert "whole steps are fitted to a record; --out NAME.json" in refused.stderr
+    assert not (tmp_path / "profile").exists()
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "costs.json")])
+    assert done.exit_code == 0 and (tmp_path / "costs.json").is_file(), done.output
+
+
 def test_two_ranks_are_measured_as_one_stage(tmp_path, monkeypatch):
     model = tmp_path / "tiny-llama"
     make("LlamaForCausalLM", model)

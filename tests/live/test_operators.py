@@ -16,7 +16,8 @@ from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from reports.errors import RecordError
 from tests.cost.profiles import batch
-from workbench.run.operators import Shape, shape_file, shapes, step_of, write_operators, write_shape
+from workbench.run.operator_profile import write_operators
+from workbench.run.operators import Shape, shape_file, shapes, step_of, write_shape
 from workbench.run.points import COLUMNS, keep_conditions, write_json
 
 MODEL = "Qwen/Qwen3-0.6B"

@@ -102,15 +102,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "o").exists()
 
 
-def test_ctrl_c_keeps_what_was_replayed(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ctrl_c_keeps_what_was_replayed(ranks: int, model: Path, tmp_path: Path) -> None:
     trace = tmp_path / "slow.jsonl"
     lines = [{"request_id": f"r{i}", "arrival_s": i * 0.2, "input_length": 9, "output_length": 2} for i in range(500)]
     trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    words = ["replay", trace, "--model", model, "--backend", "cpu", "--kv-tokens", 1000, "--max-context", 200]
+    words = [
+        "replay",
+        trace,
+        "--model",
+        model,
+        "--backend",
+        "cpu",
+        "--kv-tokens",
+        1000,
+        "--max-context",
+        200,
+        "--tp",
+        ranks,
+    ]
     process = subprocess.Popen(
         [*CLI, *map(str, words), "--out", str(tmp_path / "o"), "--decisions"], cwd=tmp_path, env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     decisions = tmp_path / "o/.overlap.decisions.jsonl"
     patience = time.monotonic() + 120
@@ -118,9 +132,10 @@ def test_ctrl_c_keeps_what_was_replayed(model: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
         if process.poll() is not None:
             break
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
+    assert "Traceback" not in errors
     table = pd.read_csv(tmp_path / "o/overlap/requests.csv")
     assert 0 < len(table) < 500
     assert json.loads((tmp_path / "o/overlap/meta.json").read_text())["interrupted"] is True

@@ -71,7 +71,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
 
     from reports.record import read_record
     from traces import open_trace
-    from workbench.run.operators import write_operators
+    from workbench.run.operator_profile import write_operators
     from workbench.run.points import fit_points
 
     points = out / "calibration.points"

@@ -51,7 +51,7 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
     from reports.record import RecordError, read_record
     from workbench.run.calibrate import fit_record
     from workbench.run.measure import wants_file
-    from workbench.run.operators import write_operators
+    from workbench.run.operator_profile import write_operators
     from workbench.run.points import fit_points, is_points
 
     if (folder is None) == (flags["model"] is None):
@@ -63,6 +63,8 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
     if folder is not None and is_points(folder):
         found = (fit_points if wants_file(out) else write_operators)(folder, out)
     elif folder is not None:
+        if not wants_file(out):
+            raise RecordError(f"out: {out}: whole steps are fitted to a record; --out NAME.json")
         found = fit_record(read_record(folder), folder, out)
     else:
         found = _measure(out, force, as_json, backend, load_format, flags)

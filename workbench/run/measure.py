@@ -18,14 +18,13 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from traces.files import Source
 from traces.trace import TraceInfo
+from workbench.run.operator_profile import profiled_model, write_operators
 from workbench.run.operators import (
     VISITS,
     Shape,
-    profiled_model,
     shape_file,
     shapes,
     time_shape,
-    write_operators,
     write_shape,
 )
 from workbench.run.points import (
@@ -81,10 +80,9 @@ def measure(settings: RunSettings, device: str, load_format: str, out: Path,
         ))  # fmt: skip
         backend.workers = watched  # type: ignore[assignment]
         bounds = backend.max_context, backend.kv_tokens, settings.max_running, options.step_tokens
+        runs = _Runs(settings, device, backend, watched, options.step_tokens)
         tasks = [
-            _Task(f"{point.name} {loop}", point_file(folder, point, loop), partial(
-                _measure_point, point, settings, loop, device, backend, watched, options.step_tokens
-            ))
+            _Task(f"{point.name} {loop}", point_file(folder, point, loop), partial(runs.measure, point, loop))
             for point in design(*bounds) for loop in LOOPS
         ]  # fmt: skip
         if not wants_file(out):
@@ -93,14 +91,11 @@ def measure(settings: RunSettings, device: str, load_format: str, out: Path,
                 _Task(f"operators {shape.name}", shape_file(folder, shape, visit), partial(_time_shape, shape, runner))
                 for visit in range(VISITS) for shape in shapes(*bounds, settings.page_size)
             ])  # fmt: skip
-        warm = False
         for number, task in enumerate(tasks):
             if progress is not None:
                 progress(number, len(tasks), task.name)
-            if task.file.exists():
-                continue
-            task.run(task.file, warm)
-            warm = True
+            if not task.file.exists():
+                task.measure(task.file)
         if progress is not None:
             progress(len(tasks), len(tasks), "")
     finally:
@@ -120,11 +115,11 @@ def points_folder(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Task:
-    """Something to measure into a file. ``run(file, warm)``: ``warm`` if something has run before in this process."""
+    """Something to measure into a file."""
 
     name: str
     file: Path
-    run: Callable[[Path, bool], None]
+    measure: Callable[[Path], None]
 
 
 def _between(tasks: list[_Task], others: list[_Task]) -> list[_Task]:
@@ -133,20 +128,32 @@ def _between(tasks: list[_Task], others: list[_Task]) -> list[_Task]:
     return [task for _, task in sorted(places, key=lambda at: at[0])]
 
 
-def _time_shape(shape: Shape, runner: ModelRunner, file: Path, warm: bool) -> None:
+def _time_shape(shape: Shape, runner: ModelRunner, file: Path) -> None:
     from backends.torch.operator_times import timed_steps
 
     with timed_steps(runner) as run:
         write_shape(file, shape, time_shape(run, shape, runner.page_size, runner.config.vocab))
 
 
-def _measure_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,
-                   step_tokens: int, file: Path, warm: bool) -> None:  # fmt: skip
-    run = partial(_run_point, point, settings, loop, device, backend, watched, step_tokens)
-    if not warm:
-        run()  # the first steps of a process pay for what is made once
-    record = run()
-    write_point(file, point, loop, record.iterations, record.requests, watched)
+@dataclass
+class _Runs:
+    """Runs workloads on a backend, in this process."""
+
+    settings: RunSettings
+    device: str
+    backend: Any
+    watched: Watched
+    step_tokens: int
+    warm: bool = False
+
+    def measure(self, point: Point, loop: str, file: Path) -> None:
+        """Run a workload and keep its steps."""
+        run = partial(_run_point, point, self.settings, loop, self.device, self.backend, self.watched, self.step_tokens)
+        if not self.warm:
+            run()  # the first steps of a process pay for what is made once
+            self.warm = True
+        record = run()
+        write_point(file, point, loop, record.iterations, record.requests, self.watched)
 
 
 def _run_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,

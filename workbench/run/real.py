@@ -6,8 +6,8 @@ import platform
 from typing import TYPE_CHECKING
 
 from backends.simulated.cost.roofline import default_capture_sizes
-from workbench.run.settings import RunSettings, largest_step
-from workbench.scheduler.config import ConfigError
+from workbench.run.settings import RunSettings
+from workbench.scheduler.config import ConfigError, largest_step
 
 if TYPE_CHECKING:
     from backends.torch.workers import RunnerOptions

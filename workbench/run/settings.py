@@ -17,7 +17,7 @@ from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
 from workbench.run.engines import Engine, load_engine
 from workbench.run.router import ROUTERS
-from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.config import ConfigError, SchedulerConfig, fits, largest_step
 from workbench.scheduler.policy import load_policy
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -255,13 +255,6 @@ def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig)
     return decode if decode is not None else default_capture_sizes(running), engine.mixed_capture_sizes(running)
 
 
-def largest_step(settings: RunSettings) -> int:
-    """Most prompt tokens a step may compute (as :attr:`SchedulerConfig.largest_step`, before there is one)."""
-    if settings.batching == "mixed":
-        return settings.max_batch_tokens
-    return settings.chunk or settings.max_prefill_tokens
-
-
 def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None,
                   defaults: dict[str, Any] | None = None) -> RunSettings:  # fmt: skip
     """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
@@ -282,7 +275,7 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
         for name, value in values.items():
             if name not in fields:
                 raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")
-            if not _fits(value, fields[name]):
+            if not fits(value, fields[name]):
                 raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
     values |= {name: value for name, value in flags.items() if value is not None}
     if values.get("chunk") == 0:
@@ -302,7 +295,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     recorded = meta.get("settings") or {}
     values = {name: value for name, value in recorded.items() if name in fields and value is not None}
     for name, value in values.items():
-        if not _fits(value, fields[name]):
+        if not fits(value, fields[name]):
             raise ConfigError(
                 f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}"
             )
@@ -321,12 +314,6 @@ def _profiled(values: dict[str, Any]) -> dict[str, Any]:
     from backends.simulated.cost.profiles import identity
 
     return identity(path, kind)
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    kind = annotation.replace(" | None", "")
-    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    return isinstance(value, allowed[kind]) and (kind == "bool" or not isinstance(value, bool))
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 Batching = Literal["prefill-first", "mixed"]
 CacheKind = Literal["radix", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
 
 
-CHANGEABLE: dict[str, tuple[type, ...]] = {
-    "chunk": (int, type(None)), "chunk_depth": (int, type(None)), "conservativeness": (int, float),
-    "max_batch_tokens": (int,), "max_passed_over": (int, type(None)), "max_prefill_streak": (int, type(None)),
-    "max_prefill_tokens": (int,), "max_running": (int,), "mixed_chunk": (bool,), "policy": (str,),
-    "preempt_threshold": (int, type(None)), "share_in_batch_tokens": (int, type(None)),
-}  # fmt: skip
-"""Settings of :class:`SchedulerConfig` that a running scheduler takes, and their types: those that no memory is laid out for
-and no request in the queue depends on."""
+CHANGEABLE = (
+    "chunk", "chunk_depth", "conservativeness", "max_batch_tokens", "max_passed_over", "max_prefill_streak",
+    "max_prefill_tokens", "max_running", "mixed_chunk", "policy", "preempt_threshold", "share_in_batch_tokens",
+)  # fmt: skip
+"""Settings of :class:`SchedulerConfig` that a running scheduler takes: no memory is laid out for them, and no request in the
+queue depends on them."""
 
 
 class ConfigError(ValueError):
@@ -129,29 +127,21 @@ class SchedulerConfig:
 
         Raises :class:`ConfigError` for anything else, and for what does not fit that memory.
         """
+        annotations = {field.name: str(field.type) for field in fields(self)}
         for name, value in settings.items():
             if name not in CHANGEABLE:
                 raise ConfigError(f"{name}: cannot be changed while the scheduler runs; {', '.join(CHANGEABLE)} can")
-            if not isinstance(value, CHANGEABLE[name]) or (isinstance(value, bool) and bool not in CHANGEABLE[name]):
-                wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in CHANGEABLE[name])
-                raise ConfigError(f"{name}: {value!r} is not {wanted}")
+            if not fits(value, annotations[name]):
+                raise ConfigError(f"{name}: {value!r} is not {annotations[name].replace('| None', 'or null')}")
         found = replace(self, **settings)  # type: ignore[arg-type]
         if found.max_running > first.max_running:
             raise ConfigError(
                 f"max_running: {found.max_running} is more than the {first.max_running} it was started with"
             )
-        if found.largest_step > first.largest_step:
-            raise ConfigError(
-                f"a step of {found.largest_step} prompt tokens is more than the {first.largest_step} it was started with"
-            )
+        step, first_step = largest_step(found), largest_step(first)
+        if step > first_step:
+            raise ConfigError(f"a step of {step} prompt tokens is more than the {first_step} it was started with")
         return found
-
-    @property
-    def largest_step(self) -> int:
-        """Most prompt tokens a step may compute: what activations are sized for."""
-        if self.batching == "mixed":
-            return self.max_batch_tokens
-        return self.chunk or self.max_prefill_tokens
 
     @property
     def max_running_per_slot(self) -> int:
@@ -161,6 +151,35 @@ class SchedulerConfig:
     def pages(self) -> int:
         """Pages of the KV pool."""
         return self.kv_tokens // self.page_size
+
+
+class Budgets(Protocol):
+    """Settings that bound a step."""
+
+    @property
+    def batching(self) -> str: ...
+    @property
+    def chunk(self) -> int | None: ...
+    @property
+    def max_prefill_tokens(self) -> int: ...
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+
+def largest_step(settings: Budgets) -> int:
+    """Most prompt tokens a step may compute: what activations are sized for."""
+    if settings.batching == "mixed":
+        return settings.max_batch_tokens
+    return settings.chunk or settings.max_prefill_tokens
+
+
+def fits(value: Any, annotation: str) -> bool:
+    """Whether a value is of a setting's type, as its dataclass writes it: ``float`` or ``int | None``, for example."""
+    if value is None:
+        return annotation.endswith("| None")
+    kind = annotation.replace(" | None", "")
+    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    return isinstance(value, allowed[kind]) and (kind == "bool" or not isinstance(value, bool))
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -1,0 +1,78 @@
+"""A scheduler without a loop, driven by hand, and what the tests of its traps share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends.simulated.sampler import END_OF_SEQUENCE
+from tests.world import Job, Run
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+
+LOOPS = ["normal", "overlap", "pipeline"]
+every_loop = pytest.mark.parametrize("loop", LOOPS)
+both_batchings = pytest.mark.parametrize("batching", ["prefill-first", "mixed"])
+EOS = END_OF_SEQUENCE
+
+
+def words(start: int, count: int) -> list[int]:
+    """A prompt that shares nothing with one that starts elsewhere."""
+    return list(range(start, start + count))
+
+
+def scheduler(**settings: object) -> Scheduler:
+    config = SchedulerConfig(**{"kv_tokens": 1000, "max_context": 500, **settings})  # type: ignore[arg-type]
+    return Scheduler(config, eos_token_ids=(EOS,))
+
+
+def generate(rid: str, prompt: list[int], new: int, **more: object) -> Generate:
+    return Generate(rid, np.array(prompt, np.int32), SamplingParams(new), **more)  # type: ignore[arg-type]
+
+
+def process(s: Scheduler, batch: ScheduleBatch, token: int = 7) -> StepResult:
+    result = s.process(batch, np.full(len(batch.reqs), token, np.int32))
+    s.check()
+    return result
+
+
+def form(s: Scheduler, slot: int = 0) -> ScheduleBatch:
+    batch = s.next_batch(slot)
+    assert batch is not None
+    s.check()
+    return batch
+
+
+def step(s: Scheduler, token: int = 7) -> ScheduleBatch:
+    batch = form(s)
+    process(s, batch, token)
+    return batch
+
+
+def finish_all(s: Scheduler) -> list[ScheduleBatch]:
+    batches = []
+    while not s.idle:
+        batch = s.next_batch()
+        if batch is not None:
+            process(s, batch)
+            batches.append(batch)
+    s.rest()
+    return batches
+
+
+def rids(batch: ScheduleBatch) -> list[str]:
+    return [req.rid for req in batch.reqs]
+
+
+def extends(batch: ScheduleBatch) -> list[int]:
+    return [] if batch.worker.extend_lens is None else batch.worker.extend_lens.tolist()
+
+
+def all_finished(run: Run, jobs: list[Job]) -> None:
+    assert {rid: req.finish.status for rid, req in run.ended.items()} == {job.rid: "finished" for job in jobs}
+    for job in jobs:
+        assert run.outputs[job.rid] == job.script()[1].tolist()
+        assert run.ended[job.rid].cached_tokens < len(job.prompt)
