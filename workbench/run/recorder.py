@@ -135,7 +135,8 @@ class RecordingOutbox:
         self._decisions = decisions
         self._instance = instance
         self._last_token_s = np.full(table_rows, NAN)
-        self._table_row: dict[str, int] = {}
+        self._started: dict[str, tuple[int, float]] = {}
+        """Table row of each request and when it got it."""
         self._steady: dict[int, tuple[np.ndarray, float]] = {}
 
     def scheduled(self, batch: ScheduleBatch) -> None:
@@ -145,7 +146,10 @@ class RecordingOutbox:
                 (req.rid, self._instance, batch.worker.step, RETRACTED, 0) for req in batch.retracted
             ]
             for req in batch.retracted:
-                self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
+                row, started_s = self._started[req.rid]
+                last_token_s = float(self._last_token_s[row])
+                if last_token_s > started_s:  # else it is of the row's owner before
+                    self._recorder.by_id[req.rid].last_token_s = last_token_s
         if batch.prefill:
             now = self._recorder.now_s()
             self._recorder.events += [
@@ -153,7 +157,7 @@ class RecordingOutbox:
                 for part in batch.prefill
             ]
             for row, request_id, *_ in batch.worker.new_requests:
-                self._table_row[request_id] = row
+                self._started[request_id] = row, now
                 record = self._recorder.by_id[request_id]
                 if record.scheduled_s != record.scheduled_s:
                     record.scheduled_s = now
@@ -187,7 +191,7 @@ class RecordingOutbox:
             row.cached_tokens = req.cached_tokens
             row.retractions = req.retractions
             row.status = req.finish.status
-            self._table_row.pop(req.rid, None)
+            self._started.pop(req.rid, None)
             recorder.done += 1
             self._on_end(req.rid)
 
@@ -216,22 +220,22 @@ class RecordingOutbox:
             self._recorder.gap_arrays.append(now - before)
             self._steady[batch.slot] = (rows, now)  # settled before anybody looks
             return
-        silent = np.zeros(len(rows), bool)
-        if batch.worker.unsampled is not None:
-            silent[batch.worker.unsampled] = True
-        if batch.dropped:
-            silent[list(batch.dropped)] = True
         for i, part in enumerate(batch.prefill):
             # A row starts afresh; a request retracted before has been silent since its last token.
             record = self._recorder.by_id.get(part.req.rid)
             before[i] = record.last_token_s if record is not None and part.last else NAN
-        for req in (batch.late or {}).values():
-            if req.rid in self._recorder.by_id:
-                self._recorder.by_id[req.rid].last_token_s = now
-        emits = ~silent
-        gaps = (now - before)[emits]
-        self._recorder.gap_arrays.append(gaps[gaps == gaps])
-        self._last_token_s[rows[emits]] = now
+        if batch.dropped:
+            before[list(batch.dropped)] = NAN
+        if batch.late:
+            for req in batch.late.values():
+                if req.rid in self._recorder.by_id:
+                    self._recorder.by_id[req.rid].last_token_s = now
+        gaps = now - before
+        gaps = gaps[gaps == gaps]
+        if len(gaps):
+            self._recorder.gap_arrays.append(gaps)
+        sampled = rows if batch.worker.unsampled is None else np.delete(rows, batch.worker.unsampled)
+        self._last_token_s[sampled] = now
         if not batch.prefill:
             self._steady[batch.slot] = (rows, now)
 

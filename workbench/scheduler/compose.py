@@ -66,8 +66,7 @@ class PrefillFirst:
 
     def repeated(self, slot: Slot, steps: int) -> None:
         slot.prefill_streak = 0
-        for _ in range(steps):
-            self.state.decay_ratio()
+        self.state.decay_ratio(steps)
 
     def _prefill(self, slot: Slot) -> ScheduleBatch | None:
         state, running = self.state, slot.running

@@ -46,6 +46,8 @@ class Scheduler:
         self.state = SchedulerState(config, clock)
         self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
         self.paused = False
+        # Bound once: every look at a single-dispatch method makes a new function.
+        self._handler = self._handle
         self._seq = 0
         self._fruitless = 0
         self._queue_deadlines: deque[Req] = deque()
@@ -56,7 +58,7 @@ class Scheduler:
     def receive(self, inbox: Iterable[object]) -> None:
         """Handle messages in order, then timeouts. Raises TypeError for a message of an unknown type."""
         for message in inbox:
-            self._handle(message)
+            self._handler(message)
         if self._queue_deadlines or self._deadlines:
             self._time_out()
 

@@ -93,10 +93,12 @@ class SchedulerState:
     def reset_ratio(self) -> None:
         self.new_token_ratio = self.initial_ratio
 
-    def decay_ratio(self) -> None:
-        """After a decode step without retraction: fall in equal steps towards 14 % of the initial value."""
-        ratio = self.new_token_ratio - self._ratio_step
-        self.new_token_ratio = ratio if ratio > self._ratio_least else self._ratio_least
+    def decay_ratio(self, steps: int = 1) -> None:
+        """After decode steps without retraction: fall in equal steps towards 14 % of the initial value."""
+        for _ in range(steps):
+            if self.new_token_ratio == self._ratio_least:
+                return
+            self.new_token_ratio = max(self.new_token_ratio - self._ratio_step, self._ratio_least)
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ one by one would do, and nothing else; a property test holds the two equal.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import accumulate
 
 import numpy as np
@@ -18,9 +19,11 @@ from workbench.scheduler.scheduler import Scheduler
 class SteadyDecode:
     """The decode steps ahead of a scheduler in which it has nothing to decide."""
 
-    def __init__(self, scheduler: Scheduler, page_needs: list[int]) -> None:
+    def __init__(self, scheduler: Scheduler, page_needs: list[int], pages: list[int]) -> None:
         self._scheduler = scheduler
         self._page_needs = page_needs
+        self._pages = pages
+        """Their running total."""
         self.steps = len(page_needs)
         """Batches that will be formed of the requests in flight, unless a message comes or a sample ends one of them."""
 
@@ -32,16 +35,15 @@ class SteadyDecode:
         return ModelWorkerBatch(
             state.step + ahead, "decode", running.rows, running.lens + (ahead + 1), None, 0, count, 0, count,
             running.context_tokens + count * (ahead + 1), None, None, (), None, None, (),
-            state.cache.used_tokens + sum(self._page_needs[: ahead + 1]) * state.config.page_size, len(state.waiting),
+            state.cache.used_tokens + self._pages[ahead] * state.config.page_size, len(state.waiting),
             table.rows - table.free_rows,
         )  # fmt: skip
 
     def used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
         state = self._scheduler.state
-        taken = accumulate(self._page_needs[:steps], initial=0)
-        next(taken)
-        return [state.cache.used_tokens + pages * state.config.page_size for pages in taken]
+        used, size = state.cache.used_tokens, state.config.page_size
+        return [used + pages * size for pages in self._pages[:steps]]
 
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k, n], end a request, else k."""
@@ -97,6 +99,7 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     steps = min(most, running.steps_to_stop - 1)
     if steps < 1:
         return None
-    needs, available = running.page_needs(steps), cache.available_pages
-    enough = sum(pages <= available for pages in accumulate(needs))
-    return SteadyDecode(scheduler, needs[:enough]) if enough else None
+    needs = running.page_needs(steps)
+    pages = list(accumulate(needs))
+    enough = bisect_right(pages, cache.available_pages)
+    return SteadyDecode(scheduler, needs[:enough], pages[:enough]) if enough else None
