@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import IO
 
 import numpy as np
@@ -197,18 +198,15 @@ class RecordingOutbox:
 
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
         """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""
-        rows, gaps_s = batch.worker.rows, self._recorder.gaps_s
+        rows = batch.worker.rows
         steady = self._steady.get(batch.slot)
         if steady is None or steady[0] is not rows:
             self._gaps(batch, moments_s[0])
-            before, later = moments_s[0], moments_s[1:]
         else:
-            before, later = steady[1], moments_s
-        for now in later:
-            gaps_s.append(now - before)
-            before = now
-        self._recorder.gap_counts += [len(rows)] * len(later)
-        self._steady[batch.slot] = (rows, before)
+            moments_s = [steady[1], *moments_s]
+        self._recorder.gaps_s += [now - before for before, now in pairwise(moments_s)]
+        self._recorder.gap_counts += [len(rows)] * (len(moments_s) - 1)
+        self._steady[batch.slot] = (rows, moments_s[-1])
 
     def _gaps(self, batch: ScheduleBatch, now: float) -> None:
         """Gaps between tokens where the requests are not those of the step before."""

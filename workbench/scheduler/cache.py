@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 import numpy as np
 
 from workbench.scheduler.pool import PagePool
@@ -50,16 +53,16 @@ class CacheManager:
     def allocate_steps(self, counts: list[int]) -> np.ndarray:
         """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
         taken: list[np.ndarray] = []
+        totals = list(accumulate(counts, initial=0))
         first = 0
         while first < len(counts):
-            last, total = first, 0
-            while last < len(counts) and total + counts[last] <= self.pool.free:
-                total += counts[last]
-                last += 1
+            # As many steps as there are free pages for.
+            last = bisect_right(totals, totals[first] + self.pool.free) - 1
             if last == first:  # the first one has to evict
                 taken.append(self.allocate(counts[first]))
                 first += 1
                 continue
+            total = totals[last] - totals[first]
             pages = self.pool.take(total)
             # The pool is a stack: what is taken first lies last.
             if total and len(set(counts[first:last])) == 1:
