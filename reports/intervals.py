@@ -35,6 +35,8 @@ def overlap(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndar
 def covered(intervals: tuple[np.ndarray, np.ndarray], at_s: np.ndarray) -> np.ndarray:
     """How much of `intervals` lies before each moment of `at_s`."""
     start_s, end_s = intervals
+    if not len(start_s):
+        return np.zeros(len(at_s))
     before = np.concatenate(([0.0], np.cumsum(end_s - start_s)))
     place = np.searchsorted(start_s, at_s, side="right")  # intervals that have begun
     last = np.maximum(place - 1, 0)

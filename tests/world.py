@@ -52,6 +52,8 @@ class Job:
     slo_ttft_s: float | None = None
     eos: bool = True
     output: Sequence[int] | None = None
+    session: str = ""
+    opening: int = 0
 
     def script(self) -> tuple[int, np.ndarray]:
         tokens = np.array(self.output or [900_000 + i for i in range(self.writes)], np.int32)
@@ -63,7 +65,7 @@ class Job:
         bound = self.bound if self.bound is not None else self.writes
         return Generate(
             self.rid, np.array(self.prompt, np.int32), SamplingParams(bound, ignore_eos=not self.eos), self.arrival_s,
-            self.priority, self.namespace, self.slo_ttft_s,
+            self.priority, self.namespace, self.slo_ttft_s, self.session, self.opening,
         )  # fmt: skip
 
 
@@ -146,7 +148,12 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     env = Clock()
     config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]
     scripts = {job.rid: job.script() for job in jobs}
-    sampler = ScriptedSampler(scripts.__getitem__, config.max_running_per_slot * config.slots)
+
+    def script(rid: str) -> tuple[int, np.ndarray]:
+        # A session puts its tokens before a job's own.
+        return scheduler.state.by_id[rid].input_len, scripts[rid][1]
+
+    sampler = ScriptedSampler(script, config.max_running_per_slot * config.slots)
     scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
     run = Run(scheduler)
     kind = SteadyBackend if steady else SimulatedBackend

@@ -44,8 +44,8 @@ def test_half_a_character_comes_with_its_other_half_or_at_the_end():
 
 def test_the_token_that_ends_a_sequence_is_no_text_but_counts():
     detokenizer = opened(1, stops=(END, 42))
-    detokenizer.step(step([(1, ord("a"))], first=[(1, 7)]))
-    (chunk,), found = detokenizer.step(step([(1, 42)], [Ended(1, "stop", "")]))
+    detokenizer.step(step([(1, ord("a"))], first=[(1, 9, 7)]))
+    (chunk,), found = detokenizer.step(step([(1, 42)], [Ended(1, "stop", "", 9)]))
     assert (chunk.text, chunk.token_ids, chunk.kind, chunk.stop_reason, chunk.cached_tokens) == (
         "",
         [42],
@@ -53,6 +53,7 @@ def test_the_token_that_ends_a_sequence_is_no_text_but_counts():
         42,
         7,
     )
+    assert chunk.prompt_tokens == 9
     assert found == []
 
 
@@ -66,7 +67,7 @@ def test_a_stop_string_across_steps_ends_the_sequence_and_tells_the_scheduler():
     assert texts == ["a", "b", "", ""]
     (chunk,), found = detokenizer.step(step([(1, ord("z"))]))
     assert (chunk.text, chunk.kind, chunk.stop_reason) == ("", "stop", "xyz")
-    assert [stop.request_id for stop in found] == ["r1"]
+    assert [(stop.request_id, stop.output_tokens) for stop in found] == [("r1", 5)]
     assert detokenizer.open_streams == 1
     # What the scheduler had under way is dropped.
     assert detokenizer.step(step([(1, ord("q"))])) == ([], [])

@@ -22,6 +22,7 @@ from workbench.serving.messages import (
     Done,
     Ended,
     Opened,
+    SessionControl,
     Shutdown,
     Step,
     StopFound,
@@ -85,12 +86,10 @@ class World:
         for message in said:
             self.inbound.send(encode(message))
 
-    def ask(self, stream: int, prompt: list[int], **params) -> None:
-        self.tell(
-            Submit(
-                stream, f"r{stream}", np.array(prompt, np.int32).tobytes(), SamplingParams(**params), 0.0, 0, (), True
-            )
-        )
+    def ask(self, stream: int, prompt: list[int], session: str = "", opening: int = 0, **params) -> None:
+        tokens = np.array(prompt, np.int32).tobytes()
+        sampling = SamplingParams(**params)
+        self.tell(Submit(stream, f"r{stream}", tokens, sampling, 0.0, 0, (), True, session, opening))
 
     def run(self, steps: int = 1_000_000) -> None:
         """Send the loop on until it rests or has made so many steps."""
@@ -201,10 +200,27 @@ def test_a_stop_string_ends_a_sequence_as_finished(loop):
     world = World(loop)
     world.ask(1, [1, 2, 3], max_new_tokens=800)
     world.run(steps=30)
-    world.tell(StopFound("r1"), StopFound("nobody"))
+    world.tell(StopFound("r1", 3), StopFound("nobody", 1))
     world.run()
     assert world.ended[1].kind == "stop"
     assert world.tokens[1] == expected([1, 2, 3], len(world.tokens[1]))
+
+
+def test_the_next_turn_of_a_session_may_overtake_the_stop_of_the_one_before():
+    world = World()
+    world.tell(SessionControl(1, "chat", "open"))
+    world.ask(1, [1, 2, 3], session="chat", max_new_tokens=800)
+    world.run(steps=30)
+    # The client has the end of its answer from the detokenizer; the socket takes turns among its senders.
+    world.ask(2, [4, 5], session="chat", max_new_tokens=6)
+    world.tell(StopFound("r1", 4))
+    world.run()
+    assert [(world.ended[stream].kind, world.ended[stream].prompt_tokens) for stream in (1, 2)] == [
+        ("stop", 3),
+        ("length", 9),
+    ]
+    assert len(world.tokens[1]) > 4, "the scheduler was told late"
+    assert world.tokens[2] == expected([1, 2, 3, *world.tokens[1][:4], 4, 5], 6)
 
 
 def test_seeds_make_answers_differ_and_are_part_of_the_content():

@@ -23,6 +23,10 @@ class Generate:
     priority: int = 0
     namespace: str = ""
     slo_ttft_s: float | None = None
+    session: str = ""
+    """The open session it continues: the session's tokens come before ``prompt``."""
+    opening: int = 0
+    """Leading tokens of ``prompt`` that only a text's beginning has (BOS): left out where the session has tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,24 @@ class Stop:
     """End a request as finished: its text holds a stop string, which only the outside can see."""
 
     rid: str
+    output_tokens: int | None = None
+    """Its output up to the stop: where a session continues it, later tokens are left out. None: all it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Begin a session; ``tell`` gets why not, or None."""
+
+    session: str
+    tell: Callable[[str | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """Forget a session, while a request of it goes on; ``tell`` gets why not, or None."""
+
+    session: str
+    tell: Callable[[str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +92,4 @@ class SetState:
     tell: Callable[[str | None], None]
 
 
-Message = Generate | Abort | Stop | FlushCache | Pause | Resume | GetState | SetState
+Message = Generate | Abort | Stop | OpenSession | CloseSession | FlushCache | Pause | Resume | GetState | SetState

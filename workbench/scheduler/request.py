@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from workbench.scheduler.radix import Node
+    from workbench.scheduler.sessions import Session
 
 FinishKind = Literal["length", "stop", "aborted", "rejected"]
 
@@ -106,6 +107,8 @@ class Req:
     """Prefill batches that admitted a later arrival while this one waited."""
     pending_token: bool = False
     """Retracted while a batch in flight still samples for it."""
+    session: Session | None = None
+    """The session it is a turn of; ``prompt`` has the session's tokens."""
     finish: Finish | None = None
 
     @property

@@ -69,35 +69,42 @@ class Scheduler:
     @_handle.register
     def _(self, message: messages.Generate) -> None:
         config, state = self.config, self.state
-        params = message.params
+        params, prompt = message.params, message.prompt
+        session = fault = None
+        if message.session:
+            session, prompt, fault = state.sessions.place(message)
         stop_ids = () if params.ignore_eos else self.eos_token_ids
         if params.stop_token_ids and not params.ignore_eos:
             # Tokens are int32: an id beyond that is never sampled, and would not fit the arrays of stop ids.
             stop_ids = (*stop_ids, *(i for i in params.stop_token_ids if abs(i) < 1 << 31))
-        max_new = min(params.max_new_tokens, config.max_context - len(message.prompt) - 1)
+        max_new = min(params.max_new_tokens, config.max_context - len(prompt) - 1)
         due_s = float("inf") if message.slo_ttft_s is None else message.arrival_s + message.slo_ttft_s
         req = Req(
-            message.rid, message.prompt, params, max_new, self._seq, message.arrival_s, message.priority,
-            message.namespace, due_s, stop_ids, message.prompt,
+            message.rid, prompt, params, max_new, self._seq, message.arrival_s, message.priority,
+            message.namespace, due_s, stop_ids, prompt, session=session,
         )  # fmt: skip
         self._seq += 1
         reason = None
-        if message.rid in state.by_id:
+        if fault is not None:
+            reason = fault
+        elif message.rid in state.by_id:
             reason = "duplicate_id"
-        elif not len(message.prompt):
+        elif not len(prompt):
             reason = "empty_prompt"
         elif params.max_new_tokens < 1:
             reason = "no_output_asked"
-        elif state.cache.pages_for(len(message.prompt)) > config.pages:
+        elif state.cache.pages_for(len(prompt)) > config.pages:
             reason = "prompt_exceeds_kv"
         elif max_new < 1:
             reason = "prompt_exceeds_context"
-        elif state.cache.pages_for(len(message.prompt) + (max_new > 1)) > config.pages:
+        elif state.cache.pages_for(len(prompt) + (max_new > 1)) > config.pages:
             reason = "prompt_exceeds_kv"
         if reason is not None:
             req.finish = Finish("rejected", reason)
             state.ended.append(req)
             return
+        if session is not None:
+            session.busy = True
         state.by_id[req.rid] = req
         state.enqueue(req)
         if config.queue_timeout_s is not None:
@@ -116,6 +123,16 @@ class Scheduler:
         req = self.state.by_id.get(message.rid)
         if req is not None:
             self._cut(req, Finish("stop"))
+        if message.output_tokens is not None:
+            self.state.sessions.cut(message.rid, message.output_tokens)
+
+    @_handle.register
+    def _(self, message: messages.OpenSession) -> None:
+        message.tell(self.state.sessions.open(message.session))
+
+    @_handle.register
+    def _(self, message: messages.CloseSession) -> None:
+        message.tell(self.state.sessions.close(message.session))
 
     @_handle.register
     def _(self, message: messages.FlushCache) -> None:
@@ -156,6 +173,7 @@ class Scheduler:
         return {
             "paused": self.paused, "step": state.step, "waiting": len(state.waiting), "running": state.running_count,
             "prefilling": int(state.chunked is not None), "batches_in_flight": len(state.in_flight),
+            "sessions": len(state.sessions),
             "kv_tokens": self.config.pages * size, "kv_used_tokens": state.cache.used_tokens,
             "kv_cached_tokens": state.cache.tree.evictable_pages * size,
             "new_token_ratio": round(state.new_token_ratio, 6),

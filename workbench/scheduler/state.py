@@ -14,6 +14,7 @@ from workbench.scheduler.policy import PolicyView
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import RunningSet
 from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.sessions import Sessions
 from workbench.scheduler.table import TableManager
 
 OUTPUT_ESTIMATE_LIMIT = 4096
@@ -53,6 +54,7 @@ class SchedulerState:
     computed: list[Req] = field(default_factory=list)
     """Prefilled in the last batch; they enter the prefix cache when the next one is formed."""
     by_id: dict[str, Req] = field(default_factory=dict)
+    sessions: Sessions = field(default_factory=Sessions)
     ended: list[Req] = field(default_factory=list)
     """Ended outside the processing of a batch, to be reported with the next result."""
     retracted: list[Req] = field(default_factory=list)
@@ -189,6 +191,8 @@ class SchedulerState:
         """
         req.finish = finish
         del self.by_id[req.rid]
+        if req.session is not None:
+            self.sessions.ended(req, self.table)
         if req.row < 0:
             return
         flights = self.flights(req)

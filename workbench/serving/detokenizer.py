@@ -31,13 +31,14 @@ from workbench.serving.tokenizer import Decoder, load_decoder
 class _Stream:
     """One sequence on its way to text."""
 
-    __slots__ = ("cached_tokens", "matcher", "opened", "text", "tokens")
+    __slots__ = ("cached_tokens", "matcher", "opened", "prompt_tokens", "text", "tokens")
 
     def __init__(self, opened: Opened, decoder: Decoder) -> None:
         self.opened = opened
         self.text = decoder.stream(opened.skip_special_tokens)
         self.matcher = StopMatcher(opened.stop)
         self.tokens = 0
+        self.prompt_tokens = 0
         self.cached_tokens = 0
 
 
@@ -63,8 +64,9 @@ class Detokenizer:
         """
         chunks: list[Chunk] = []
         found: list[StopFound] = []
-        for number, cached_tokens in message.first:
+        for number, prompt_tokens, cached_tokens in message.first:
             if number in self._streams:
+                self._streams[number].prompt_tokens = prompt_tokens
                 self._streams[number].cached_tokens = cached_tokens
         ended = {end.stream: end for end in message.ended}
         streams = np.frombuffer(message.streams, np.int64).tolist()
@@ -82,7 +84,7 @@ class Detokenizer:
             if chunk.kind:
                 del self._streams[number]
                 if end is None:
-                    found.append(StopFound(stream.opened.request_id))
+                    found.append(StopFound(stream.opened.request_id, stream.tokens))
         for end in ended.values():
             stream = self._streams.pop(end.stream, None)
             if stream is not None:
@@ -102,7 +104,7 @@ class Detokenizer:
             return Chunk(opened.stream, text, [token])
         text, stop = stream.matcher.push(text)
         if stop is not None:
-            return Chunk(opened.stream, text, [token], "stop", "", stop, stream.cached_tokens)
+            return Chunk(opened.stream, text, [token], "stop", "", stop, stream.prompt_tokens, stream.cached_tokens)
         return Chunk(opened.stream, text, [token])
 
     def _end(self, stream: _Stream, end: Ended, text: str, tokens: list[int]) -> Chunk:
@@ -111,10 +113,11 @@ class Detokenizer:
         if stream.tokens > opened.min_new_tokens:
             text, stop = stream.matcher.push(text)
         if stop is not None:
-            return Chunk(opened.stream, text, tokens, "stop", "", stop, stream.cached_tokens)
+            return Chunk(opened.stream, text, tokens, "stop", "", stop, end.prompt_tokens, stream.cached_tokens)
         text += stream.matcher.finish()
         reason = tokens[-1] if end.kind == "stop" and tokens else None
-        return Chunk(opened.stream, text, tokens, end.kind, end.detail, reason, stream.cached_tokens)
+        counts = end.prompt_tokens, stream.cached_tokens
+        return Chunk(opened.stream, text, tokens, end.kind, end.detail, reason, *counts)
 
     def _spell(self, token: int, logprob: TokenLogprob) -> LogprobText:
         top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, logprob.top_logprobs, strict=True)]

@@ -27,6 +27,8 @@ from workbench.serving.messages import (
     Done,
     Failed,
     Ready,
+    SessionAction,
+    SessionControl,
     Shutdown,
     Submit,
     decode_to_http,
@@ -45,14 +47,13 @@ class ClientGone(Exception):
 class _Sequence:
     """One sequence of a call."""
 
-    __slots__ = ("call", "index", "last_s", "prompt_tokens", "request_id", "stream", "tokens")
+    __slots__ = ("call", "index", "last_s", "request_id", "stream", "tokens")
 
-    def __init__(self, call: Call, index: int, stream: int, request_id: str, prompt_tokens: int) -> None:
+    def __init__(self, call: Call, index: int, stream: int, request_id: str) -> None:
         self.call = call
         self.index = index
         self.stream = stream
         self.request_id = request_id
-        self.prompt_tokens = prompt_tokens
         self.tokens = 0
         self.last_s = 0.0
 
@@ -167,12 +168,12 @@ class EngineClient:
             params = wanted.params
             if params.seed is not None and index % wanted.n:
                 params = dataclasses.replace(params, seed=params.seed + index % wanted.n)
-            sequence = _Sequence(call, index, stream, name, len(prompt))
+            sequence = _Sequence(call, index, stream, name)
             call.open[stream] = self._sequences[stream] = sequence
             self._without_token += 1
             self._scheduler.send(encode(Submit(
                 stream, name, np.array(prompt, np.int32).tobytes(), params, call.arrival_s, wanted.priority, wanted.stop,
-                wanted.skip_special_tokens,
+                wanted.skip_special_tokens, wanted.session, wanted.opening,
             )))  # fmt: skip
         self._metrics.open_streams = len(self._sequences)
         return call
@@ -236,7 +237,7 @@ class EngineClient:
             metrics.open_streams = len(self._sequences)
             metrics.finished(chunk.kind)
             metrics.e2e_s.observe(now - call.arrival_s)
-            metrics.prompt_tokens.observe(sequence.prompt_tokens)
+            metrics.prompt_tokens.observe(chunk.prompt_tokens)
             metrics.output_tokens.observe(sequence.tokens)
         call.put((sequence.index, chunk))
 
@@ -265,7 +266,16 @@ class EngineClient:
             name = refused.partition(":")[0]
             raise ApiError(400, refused, param=name if name in settings else None, code="invalid_value")
 
-    async def _told(self, message: Callable[[int], Control | Ask | Change], timeout_s: float = 30.0) -> Done:
+    async def session(self, name: str, action: SessionAction) -> None:
+        """Have the scheduler open or close a session. Raises ApiError 400 with why it does not, 503 when it does not
+        answer."""
+        refused = (await self._told(lambda number: SessionControl(number, name, action))).refused
+        if refused is not None:
+            raise ApiError(400, f"session_id: {refused}", param="session_id", code="invalid_value")
+
+    async def _told(
+        self, message: Callable[[int], Control | Ask | Change | SessionControl], timeout_s: float = 30.0
+    ) -> Done:
         if self._refusal is not None:
             raise self._refusal
         number = next(self._numbers)

@@ -22,6 +22,7 @@ from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
 from workbench.serving.openai_api import ChatShape, CompletionShape, GenerateShape, Shape, error_event
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
+from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
 from workbench.serving.settings import ServeSettings
 from workbench.serving.tokenizer import ChatTemplateError, Tokenizer
 
@@ -133,6 +134,8 @@ class Api:
             route("/metrics", "GET", self.metrics, guarded=False),
             route("/state", "GET", self.state),
             route("/settings", "POST", self.change),
+            route("/open_session", "POST", self.open_session),
+            route("/close_session", "POST", self.close_session),
             *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
         ]
         handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault,
@@ -144,15 +147,20 @@ class Api:
     async def completions(self, request: Request) -> Answer:
         asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
         self._check_model(asked.model)
-        prompts = [await self._prompt(prompt, "prompt") for prompt in protocol.prompt_list(asked.prompt)]
+        given = protocol.prompt_list(asked.prompt)
+        prompts = [await self._prompt(prompt, "prompt") for prompt in given]
         n = protocol.choices(asked.n, len(prompts))
         bound = protocol.COMPLETION_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
-        wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id)
+        wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id,
+                              asked.session_id, given[0])  # fmt: skip
         return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
         asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
         self._check_model(asked.model)
+        if asked.session_id is not None:
+            raise ApiError(400, "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
+                           "continue sessions", param="session_id", code="unsupported_parameter")  # fmt: skip
         messages = protocol.chat_messages(asked.messages)
         try:
             prompt = await asyncio.to_thread(self._tokenizer.chat, messages, asked.chat_template_kwargs or {})
@@ -182,20 +190,26 @@ class Api:
             prompt = await self._prompt(asked.input_ids or [], "input_ids")
         sampling = asked.sampling_params
         bound = self._limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
-        wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id)
+        wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id,
+                              asked.session_id, asked.text)  # fmt: skip
         call = self._engine.submit(wanted, "gen-")
-        shape = GenerateShape(call, self._settings.model_name, len(prompt))
+        shape = GenerateShape(call, self._settings.model_name)
         return Answer(shape, asked.stream, self._metrics)
 
     def _wanted(self, asked: Sampling, prompts: list[list[int]], bound: int, logprobs: int | None, n: int,
-                priority: int | None, request_id: str | None) -> Sequences:  # fmt: skip
+                priority: int | None, request_id: str | None, session_id: str | None = None,
+                given: str | list[int] | None = None) -> Sequences:  # fmt: skip
         if request_id is not None and not 0 < len(request_id) <= 200:
             raise ApiError(400, "request_id: must have between 1 and 200 characters", param="request_id",
                            code="invalid_value")  # fmt: skip
-        return Sequences(
+        wanted = Sequences(
             prompts, protocol.sampling_params(asked, self._limits, bound, logprobs), protocol.stop_strings(asked.stop), n,
             protocol.check_priority(priority), asked.skip_special_tokens is not False, request_id,
+            "" if session_id is None else check_name(session_id),
+            self._tokenizer.opening_tokens if isinstance(given, str) else 0,
         )  # fmt: skip
+        check_turn(wanted)
+        return wanted
 
     def _answer(self, asked: protocol.OpenAISampling, wanted: Sequences, shape: type[Shape], prefix: str) -> Answer:
         if asked.stream_options is not None and not asked.stream:
@@ -203,8 +217,7 @@ class Api:
                            code="invalid_value")  # fmt: skip
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         call = self._engine.submit(wanted, prefix)
-        prompt_tokens = sum(map(len, wanted.prompts))
-        made = shape(call, self._settings.model_name, prompt_tokens, include_usage=usage)
+        made = shape(call, self._settings.model_name, include_usage=usage)
         return Answer(made, bool(asked.stream), self._metrics)
 
     async def _prompt(self, prompt: str | list[int], param: str) -> list[int]:
@@ -262,6 +275,17 @@ class Api:
         settings = protocol.parse(await self._body(request), dict[str, Any])
         await self._engine.change(settings)
         return json_response(await self._engine.state())
+
+    async def open_session(self, request: Request) -> Response:
+        asked: OpenSessionRequest = await self._parse(request, OpenSessionRequest)
+        name = new_name(asked.session_id)
+        await self._engine.session(name, "open")
+        return json_response({"session_id": name})
+
+    async def close_session(self, request: Request) -> Response:
+        asked: CloseSessionRequest = await self._parse(request, CloseSessionRequest)
+        await self._engine.session(check_name(asked.session_id), "close")
+        return json_response({"session_id": asked.session_id})
 
     def _control(self, action: ControlAction) -> Endpoint:
         async def run(request: Request) -> Response:

@@ -20,6 +20,7 @@ from workbench.serving.messages import (
     Done,
     Ended,
     Opened,
+    SessionControl,
     Shutdown,
     Step,
     StopFound,
@@ -29,6 +30,7 @@ from workbench.serving.messages import (
     encode,
 )
 from workbench.serving.record import LiveRecord
+from workbench.serving.sessions import session_message
 from workbench.serving.vitals import Vitals
 
 _CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
@@ -64,7 +66,9 @@ class LiveInbox:
             elif isinstance(message, Cancel):
                 found.append(Abort(message.request_id, message.why))
             elif isinstance(message, StopFound):
-                found.append(Stop(message.request_id))
+                # First, for it may have come first: the socket takes turns among its senders, and the client that was
+                # told of this end may have sent its session's next turn.
+                found.insert(0, Stop(message.request_id, message.output_tokens))
             elif isinstance(message, Control):
                 found.append(_CONTROLS[message.action]())
                 self._done.append(Done(message.number))
@@ -72,6 +76,8 @@ class LiveInbox:
                 found.append(self._ask(message.number))
             elif isinstance(message, Change):
                 found.append(self._change(message))
+            elif isinstance(message, SessionControl):
+                found.append(session_message(message, self._done.append))
             else:
                 assert isinstance(message, Shutdown)
                 raise Ending
@@ -136,7 +142,7 @@ class LiveOutbox:
         ))  # fmt: skip
         generate = Generate(
             message.request_id, np.frombuffer(message.prompt, np.int32), params, message.arrival_s - self._epoch_s,
-            message.priority,
+            message.priority, session=message.session, opening=message.opening,
         )  # fmt: skip
         if self._record is not None:
             self._record.arrived(generate)
@@ -163,7 +169,7 @@ class LiveOutbox:
             emits = _emitting(result.batch)
             logprobs = self._asked_logprobs(result.batch, emits, forward)
             streams, tokens, count = self._pairs(result.batch.worker.rows, result.tokens, emits)
-        first = [(self._streams[req.rid], req.cached_tokens) for req in result.first]
+        first = [(self._streams[req.rid], req.input_len, req.cached_tokens) for req in result.first]
         ended = [self._forget(req) for req in result.ended]
         # Noted before it is sent: a client may have it before the next line runs.
         at_s = self._record.now_s() if self._record is not None else 0.0
@@ -193,7 +199,7 @@ class LiveOutbox:
         assert req.finish is not None
         stream = self._streams.pop(req.rid)
         self._logprobs.pop(stream, None)
-        return Ended(stream, req.finish.kind, req.finish.detail)
+        return Ended(stream, req.finish.kind, req.finish.detail, req.input_len)
 
     def _asked_logprobs(self, batch: ScheduleBatch, emits: np.ndarray | None,
                         forward: Any) -> dict[int, TokenLogprob] | None:  # fmt: skip

@@ -1,7 +1,7 @@
 """What the three processes of a server say to each other, as msgpack over ZeroMQ.
 
     HTTP ──Submit, Cancel, Control, Ask, Change, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
-                                                    ^ <──────StopFound──────────┘
+           SessionControl                           ^ <──────StopFound──────────┘
                                                     └──Ready, Beat, Done, Failed──> HTTP
 
 Every process owns one PULL socket. A *stream* is a number the HTTP process gives to each sequence it asks for: what a step
@@ -19,6 +19,7 @@ import zmq
 from workbench.scheduler.request import SamplingParams
 
 ControlAction = Literal["flush_cache", "pause", "resume"]
+SessionAction = Literal["open", "close"]
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True):
@@ -35,6 +36,9 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
     stop: tuple[str, ...]
     """Texts that end it. The scheduler does not look at them; the detokenizer does."""
     skip_special_tokens: bool
+    session: str = ""
+    opening: int = 0
+    """As in :class:`~workbench.scheduler.messages.Generate`."""
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True):
@@ -64,6 +68,14 @@ class Change(msgspec.Struct, tag="change", array_like=True):
     settings: dict[str, Any]
 
 
+class SessionControl(msgspec.Struct, tag="session", array_like=True):
+    """A session begins or is forgotten; answered by :class:`Done` with the same number, and why not if so."""
+
+    number: int
+    session: str
+    action: SessionAction
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """Finish at once and in order."""
 
@@ -72,9 +84,11 @@ class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
     """The text of a sequence holds one of its stop strings."""
 
     request_id: str
+    output_tokens: int
+    """Its tokens up to the one that completed the string."""
 
 
-ToScheduler = Submit | Cancel | Control | Ask | Change | Shutdown | StopFound
+ToScheduler = Submit | Cancel | Control | Ask | Change | SessionControl | Shutdown | StopFound
 
 
 class Opened(msgspec.Struct, tag="opened", array_like=True):
@@ -104,6 +118,8 @@ class Ended(msgspec.Struct, array_like=True):
     kind: str
     """``length``, ``stop``, ``aborted`` or ``rejected``."""
     detail: str
+    prompt_tokens: int = 0
+    """Those of its session included."""
 
 
 class Step(msgspec.Struct, tag="step", array_like=True):
@@ -113,8 +129,8 @@ class Step(msgspec.Struct, tag="step", array_like=True):
     """int64."""
     tokens: bytes
     """int32."""
-    first: list[tuple[int, int]]
-    """(stream, prompt tokens found in the cache) of those that got their first token."""
+    first: list[tuple[int, int, int]]
+    """(stream, prompt tokens, how many of them were found in the cache) of those that got their first token."""
     ended: list[Ended]
     logprobs: dict[int, TokenLogprob] | None = None
     """By stream, for those that asked."""
@@ -143,6 +159,8 @@ class Chunk(msgspec.Struct, array_like=True):
     detail: str = ""
     stop_reason: str | int | None = None
     """The stop string or stop token that ended it."""
+    prompt_tokens: int = 0
+    """With the end, as are the cached ones."""
     cached_tokens: int = 0
     logprobs: list[LogprobText] | None = None
 
@@ -196,7 +214,8 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
-    """A :class:`Control`, :class:`Ask` or :class:`Change` has been carried out, or was ``refused`` in one line."""
+    """A :class:`Control`, :class:`Ask`, :class:`Change` or :class:`SessionControl` has been carried out, or was ``refused``
+    in one line."""
 
     number: int
     state: dict[str, Any] | None = None

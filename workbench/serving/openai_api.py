@@ -20,9 +20,17 @@ _FAULTS = {
     "request_timeout": (504, "the request took too long (--request-timeout)"),
 }
 
+_REJECTIONS = {
+    "unknown_session": (400, "session_id: no session of this name is open"),
+    "session_busy": (409, "session_id: a request of this session has not ended yet"),
+}
+
 
 def fault_of(chunk: Chunk) -> ApiError | None:
     """The error that a sequence's end means for its request, None for an end that is an answer."""
+    if chunk.kind == "rejected" and chunk.detail in _REJECTIONS:
+        status, message = _REJECTIONS[chunk.detail]
+        return ApiError(status, message, param="session_id", code=chunk.detail)
     if chunk.kind == "rejected":
         return ApiError(400, f"the prompt cannot be served: {chunk.detail.replace('_', ' ')}", code=chunk.detail)
     if chunk.kind == "aborted" and chunk.detail in _FAULTS:
@@ -38,15 +46,16 @@ def finish_reason(chunk: Chunk) -> str | None:
 
 @dataclass
 class Usage:
-    """Token counts of a call. The prompt counts once, however many choices share it."""
+    """Token counts of a call, as its sequences end. The prompt counts once, however many choices share it."""
 
-    prompt_tokens: int
+    prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
 
     def add(self, index: int, n: int, chunk: Chunk) -> None:
         self.completion_tokens += len(chunk.token_ids)
         if chunk.kind and index % n == 0:
+            self.prompt_tokens += chunk.prompt_tokens
             self.cached_tokens += chunk.cached_tokens
 
     def as_json(self) -> dict[str, Any]:
@@ -61,11 +70,11 @@ class Usage:
 class Shape:
     """One endpoint's way to write an answer."""
 
-    def __init__(self, call: Call, model: str, prompt_tokens: int, *, include_usage: bool = False) -> None:
+    def __init__(self, call: Call, model: str, *, include_usage: bool = False) -> None:
         self.call = call
         self.model = model
         self.include_usage = include_usage
-        self.usage = Usage(prompt_tokens)
+        self.usage = Usage()
         self.choices = call.prompts * call.n
 
     async def events(self) -> AsyncIterator[tuple[int, Chunk]]:

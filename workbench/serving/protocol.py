@@ -68,6 +68,7 @@ class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     prompt_cache_key: str | None = None
     priority: int | None = None
     request_id: str | None = None
+    session_id: str | None = None
     # Known, and refused unless they ask for nothing:
     service_tier: Any = None
     store: Any = None
@@ -120,6 +121,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool = False
     priority: int = 0
     request_id: str | None = None
+    session_id: str | None = None
 
 
 class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -175,6 +177,10 @@ class Sequences:
     priority: int = 0
     skip_special_tokens: bool = True
     request_id: str | None = None
+    session: str = ""
+    """The session that the prompt continues, if any."""
+    opening: int = 0
+    """Leading tokens of the prompt that only a text's beginning has: left out of a later turn."""
 
 
 def parse(body: bytes, kind: Any) -> Any:

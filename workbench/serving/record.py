@@ -59,7 +59,8 @@ class LiveRecord:
     def arrived(self, message: Generate) -> None:
         """A request has reached the scheduler."""
         request = TraceRequest(
-            message.rid, message.arrival_s, len(message.prompt), 1, message.params.max_new_tokens, priority=message.priority
+            message.rid, message.arrival_s, len(message.prompt), 1, message.params.max_new_tokens, message.session or None,
+            priority=message.priority,
         )  # fmt: skip
         self._arrivals[message.rid] = self._count, message
         self._count += 1
@@ -77,15 +78,26 @@ class LiveRecord:
     def scheduled(self, batch: ScheduleBatch) -> None:
         self._tokens.scheduled(batch)
         self._outbox.scheduled(batch)
+        for part in batch.prefill:
+            self._taken(part.req)
+
+    def _taken(self, req: Req) -> None:
+        """What only the scheduler knows of a request: where its session stands."""
+        row = self._recorder.by_id[req.rid]
+        row.input_tokens = req.input_len
+        if req.session is not None:
+            row.turn = req.session.turns
 
     def send(self, result: StepResult, at_s: float) -> None:
         """What a step brought; it was sent to the clients at ``at_s``."""
         for req in result.ended:
             number, arrival = self._arrivals.pop(req.rid)
             tokens = self._tokens.ended(req)
+            if not req.scheduled:
+                self._taken(req)
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
-                self._spool.write(number, arrival, tokens)
+                self._spool.write(number, arrival, req.input_len, tokens)
         self._outbox.note(result, at_s)
 
     def close(self) -> None:
@@ -184,9 +196,8 @@ class TraceSpool:
         """(arrival, number, offset in the file, length)."""
         self._encode = msgspec.json.Encoder().encode
 
-    def write(self, number: int, arrival: Generate, tokens: np.ndarray) -> None:
-        """Add request ``number`` with ``tokens`` int32: prompt and output."""
-        inputs = len(arrival.prompt)
+    def write(self, number: int, arrival: Generate, inputs: int, tokens: np.ndarray) -> None:
+        """Add request ``number`` with ``tokens`` int32: prompt, of ``inputs`` tokens, and output."""
         content: TokenIds | Synthetic
         if self._hash is None:
             content = TokenIds(tokens[:inputs], tokens[inputs:], "")

@@ -7,6 +7,7 @@ detokenizer process, which needs the `tokenizers` library alone.
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,8 @@ class Tokenizer(Protocol):
     """What the HTTP process needs."""
 
     name: str
+    opening_tokens: int
+    """Special tokens that :meth:`encode` puts before a text (BOS): what continues a text goes without them."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, the special tokens a model expects at its start included."""
@@ -67,6 +70,7 @@ class ByteTokenizer:
 
     name = "built-in bytes"
     eos_token_id = 256
+    opening_tokens = 0
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "surrogatepass"))
@@ -117,6 +121,8 @@ class ModelTokenizer:
         if backend is None:
             raise TokenizerError(f"{path}: its tokenizer has no tokenizer.json form, which decoding needs")
         self._serialised: str = backend.to_str()
+        added = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        self.opening_tokens = len(list(takewhile(bool, added)))
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
