@@ -103,10 +103,17 @@ def test_a_retraction_while_in_flight_loses_no_token(loop):
 
 
 def test_a_retracted_request_whose_last_sample_is_in_flight_may_end_with_it():
-    jobs = [Job(f"r{i}", words(100 * i, 10), n, bound=25, arrival_s=0.005 * i) for i, n in enumerate((12, 13, 12))]
-    for kv_tokens in range(40, 80):  # some of these retract one in the very step of its EOS
+    jobs = [Job(f"r{i}", words(100 * i, 6), n, bound=25, arrival_s=0.005 * i) for i, n in enumerate((23, 19, 20))]
+    in_the_queue = set()
+    for kv_tokens in range(45, 80):  # some of these retract one in the very step of its EOS
         run = simulate(jobs, "overlap", kv_tokens=kv_tokens, conservativeness=0.001)
         all_finished(run, jobs)
+        in_the_queue |= {
+            rid
+            for rid, req in run.ended.items()
+            if req.retractions and len(req.tokens) == req.input_len + req.output_len
+        }
+    assert in_the_queue == {"r1", "r2"}
 
 
 # -- pipeline ----------------------------------------------------------------------------------------------------------
