@@ -145,7 +145,8 @@ class RecordingOutbox:
                 (req.rid, self._instance, batch.worker.step, RETRACTED, 0) for req in batch.retracted
             ]
             for req in batch.retracted:
-                self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
+                if req.output_len:  # else the row's time is that of whoever had it before
+                    self._recorder.by_id[req.rid].last_token_s = float(self._last_token_s[self._table_row[req.rid]])
         if batch.prefill:
             now = self._recorder.now_s()
             self._recorder.events += [

@@ -26,8 +26,11 @@ from workbench.serving.messages import (
     ControlAction,
     Done,
     Failed,
+    LoadWeights,
     Ready,
     Shutdown,
+    StartProfile,
+    StopProfile,
     Submit,
     decode_to_http,
     encode,
@@ -265,7 +268,28 @@ class EngineClient:
             name = refused.partition(":")[0]
             raise ApiError(400, refused, param=name if name in settings else None, code="invalid_value")
 
-    async def _told(self, message: Callable[[int], Control | Ask | Change], timeout_s: float = 30.0) -> Done:
+    async def load_weights(self, folder: str) -> None:
+        """Have the model go on with the weights in a folder, which takes as long as reading them does. Raises ApiError 400
+        with why it does not."""
+        await self._done(lambda number: LoadWeights(number, folder), "model_path")
+
+    async def start_profile(self, folder: str, steps: int | None) -> None:
+        """Have the batches to come profiled. Raises ApiError 400 with why they are not."""
+        await self._done(lambda number: StartProfile(number, folder, steps), "output_dir")
+
+    async def stop_profile(self) -> list[str]:
+        """Have the profile written, and return its files. Raises ApiError 400 with why it is not."""
+        state = (await self._done(StopProfile, None)).state
+        assert state is not None
+        return state["files"]
+
+    async def _done(self, message: Callable[[int], Any], param: str | None) -> Done:
+        done = await self._told(message, None)
+        if done.refused is not None:
+            raise ApiError(400, done.refused, param=param, code="invalid_value")
+        return done
+
+    async def _told(self, message: Callable[[int], Any], timeout_s: float | None = 30.0) -> Done:
         if self._refusal is not None:
             raise self._refusal
         number = next(self._numbers)
