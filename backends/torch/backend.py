@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from backends.torch.rank import Rank
 from backends.torch.workers import RunnerOptions, StepOutput, Workers, start_workers
 from workbench.scheduler.batch import ModelWorkerBatch
 
 MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
 LogIteration = Callable[..., None]
+TRACE_S = 40.0
+"""How long the ranks may take at the end to write a profile that still runs."""
 
 
 class TorchForward:
@@ -60,6 +64,7 @@ class TorchBackend:
         self._mark = time.perf_counter()
         self._phases = {"receive": 0.0, "schedule": 0.0, "launch": 0.0}
         self._pending: deque[TorchForward] = deque()
+        self._profiled = False
 
     def now_s(self) -> float:
         """Seconds since the run began."""
@@ -103,8 +108,39 @@ class TorchBackend:
         """Have the rows of iterations go somewhere else from now on."""
         self._log = log_iteration
 
+    def check_weights(self, folder: str) -> None:
+        """Look whether the checkpoint in ``folder`` can take the place of the weights. Raises ValueError, in one line."""
+        self._everywhere(Rank.check_weights, folder)
+
+    def write_weights(self) -> None:
+        """Put the weights that were looked at last in their place. Nothing may be in flight. What it raises leaves the
+        backend unusable."""
+        self._everywhere(Rank.write_weights)
+
+    def start_profile(self, folder: str, steps: int | None) -> None:
+        """Profile every rank from the next batch on, into ``folder``; ``steps`` None: until it is stopped.
+
+        Raises ValueError, in one line. The first profile takes a few seconds to begin, in which torch loads what it needs.
+        """
+        self._everywhere(Rank.check_profile, folder)
+        self._profiled = True
+        self._everywhere(Rank.start_profile, folder, steps)
+
+    def stop_profile(self) -> list[str]:
+        """Write the profile and return its files, one a rank. Raises ValueError, in one line."""
+        return self._everywhere(Rank.stop_profile)
+
+    def _everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
+        try:
+            return self.workers.everywhere(errand, *args)
+        finally:
+            self.rested()  # it belongs to no phase of an iteration
+
     def close(self) -> None:
-        self.workers.close()
+        if self._profiled:
+            self.workers.close(TRACE_S)
+        else:
+            self.workers.close()
 
     def _write(self, forward: TorchForward, process_s: float) -> None:
         batch = forward.batch

@@ -43,7 +43,7 @@ def load_config(name_or_path: str) -> ModelConfig:
 
     Raises ModelNotFound, or UnsupportedModel when the layers here do not compute such a model.
     """
-    return _read_config(_locate(name_or_path, weights=False))[1]
+    return read_config(_locate(name_or_path, weights=False))[1]
 
 
 def load_model(
@@ -74,23 +74,12 @@ def load_model(
     if load_format not in FORMATS:
         raise ValueError(f"load_format: {load_format!r} is not one of {', '.join(FORMATS)}")
     path = _locate(name_or_path, weights=load_format != "dummy")
-    fields, config, gguf = _read_config(path)
+    fields, config, gguf = read_config(path)
     if dtype is None:
         dtype = config.dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-    config = replace(config, dtype=dtype)
-    if fp8 and config.fp8 is None:
-        if config.experts:
-            raise UnsupportedModel(f"{config.source}: FP8 is not supported for experts")
-        config = replace(config, fp8=Fp8())
+    config = as_held(config, dtype=dtype, fp8=fp8, max_context=max_context)
     if config.fp8 is not None and load_format == "dummy":
         config = replace(config, fp8=replace(config.fp8, saved=False))
-    if max_context is not None:
-        if not 1 <= max_context <= config.max_context:
-            raise UnsupportedModel(
-                f"{config.source}: a context of {max_context} tokens is not within 1 to {config.max_context}, what the "
-                "model allows"
-            )
-        config = replace(config, max_context=max_context)
     if load_format == "safetensors" and gguf is not None:
         raise ModelNotFound(f"{path}: is a GGUF file; load_format says safetensors")
     if load_format == "gguf" and gguf is None:
@@ -109,13 +98,30 @@ def load_model(
         _fill_dummy(model, seed)
         return model.eval(), config
     # Files are listed before memory is taken, so that a missing one costs nothing.
-    files = [] if gguf is not None else _safetensors_files(path)
+    files = [] if gguf is not None else safetensors_files(path)
     model.place(device)
     try:
-        model.load_weights(_read_safetensors(files) if gguf is None else gguf.tensors())
+        model.load_weights(read_safetensors(files) if gguf is None else gguf.tensors())
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{path}: {error}") from None
     return model.eval(), config
+
+
+def as_held(config: ModelConfig, *, dtype: torch.dtype | None, fp8: bool, max_context: int | None) -> ModelConfig:
+    """A checkpoint's configuration as it is held when :func:`load_model` is asked for these. Raises UnsupportedModel."""
+    config = replace(config, dtype=dtype)
+    if fp8 and config.fp8 is None:
+        if config.experts:
+            raise UnsupportedModel(f"{config.source}: FP8 is not supported for experts")
+        config = replace(config, fp8=Fp8())
+    if max_context is not None:
+        if not 1 <= max_context <= config.max_context:
+            raise UnsupportedModel(
+                f"{config.source}: a context of {max_context} tokens is not within 1 to {config.max_context}, what the "
+                "model allows"
+            )
+        config = replace(config, max_context=max_context)
+    return config
 
 
 def load_tokenizer(name_or_path: str) -> Any:
@@ -165,7 +171,7 @@ def _from_hub(name: str, weights: bool) -> Path:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         if (folder / "config.json").is_file():
             if weights:
-                _safetensors_files(folder)
+                safetensors_files(folder)
             return folder
     except (OSError, ValueError):
         pass  # not in the cache, or not whole: the attempt below completes it or says why it cannot
@@ -182,7 +188,8 @@ def _from_hub(name: str, weights: bool) -> Path:
     return folder
 
 
-def _read_config(path: Path) -> tuple[Fields, ModelConfig, GGUFFile | None]:
+def read_config(path: Path) -> tuple[Fields, ModelConfig, GGUFFile | None]:
+    """What a folder with a config.json, a config.json or a .gguf file says. Raises UnsupportedModel."""
     gguf = None
     if path.suffix == ".gguf":
         gguf = GGUFFile(path)
@@ -209,7 +216,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _safetensors_files(path: Path) -> list[Path]:
+def safetensors_files(path: Path) -> list[Path]:
     """The weight files of a folder, all of which exist. Raises ModelNotFound."""
     if path.is_file():
         raise ModelNotFound(f"{path}: a configuration alone has no weights (load_format dummy draws random ones)")
@@ -232,7 +239,8 @@ def _safetensors_files(path: Path) -> list[Path]:
     return files
 
 
-def _read_safetensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def read_safetensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its name, mapped: its values are read when they are used. Raises BadCheckpoint."""
     from safetensors import SafetensorError, safe_open
 
     for file in files:

@@ -27,6 +27,7 @@ from torch import Tensor
 from backends.torch.loader import load_model
 from backends.torch.ops import load_ops
 from backends.torch.parallel import SINGLE, Parallel
+from backends.torch.rank import Rank
 from backends.torch.runner import ModelRunner, NoRoomForKV
 from backends.torch.sampler import Logprobs
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -87,7 +88,17 @@ class Workers(Protocol):
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
 
-    def close(self) -> None: ...
+    def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
+        """Do something to every rank, a method of :class:`Rank`, after the batches submitted so far and before the next;
+        returns what each has answered.
+
+        Raises ValueError, the first rank's, when any of them does.
+        """
+        ...
+
+    def close(self, patience_s: float = 5.0) -> None:
+        """End the ranks. One that runs a profile writes it, if it takes no longer than ``patience_s``."""
+        ...
 
 
 class WorkerDied(RuntimeError):
@@ -156,6 +167,7 @@ class _OneProcess:
 
     def __init__(self, options: RunnerOptions, device: torch.device) -> None:
         self.runner = _load(options, SINGLE, device)
+        self.rank = Rank(self.runner, fp8=options.fp8, max_context=options.max_context)
         self.kv_tokens = _capacity(self.runner, options)
         self.max_context = self.runner.max_context
         self.eos_token_ids = self.runner.config.eos_token_ids
@@ -163,9 +175,6 @@ class _OneProcess:
         self.dtype = _dtype_name(self.runner)
         self.runner.allocate(self.kv_tokens // options.page_size)
         self.runner.capture(list(options.capture_sizes))
-
-    def close(self) -> None:
-        """Nothing outlives the process."""
 
 
 class CpuWorker(_OneProcess):
@@ -181,11 +190,19 @@ class CpuWorker(_OneProcess):
 
     def _run(self, batch: ModelWorkerBatch) -> StepOutput:
         start = time.monotonic()
-        out = self.runner.run(batch)
+        out = self.rank.run(batch)
         assert out.tokens is not None
-        return StepOutput(out.tokens.numpy(), _host(out.logprobs), [(start, time.monotonic())])
+        output = StepOutput(out.tokens.numpy(), _host(out.logprobs), [(start, time.monotonic())])
+        self.rank.ran()
+        return output
 
-    def close(self) -> None:
+    def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
+        return [self._thread.submit(errand, self.rank, *args).result()]
+
+    def close(self, patience_s: float = 5.0) -> None:
+        """Waits for what is being computed, however long it takes."""
+        if self.rank.profile is not None:
+            self.everywhere(Rank.close)
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
@@ -207,13 +224,14 @@ class CudaWorker(_OneProcess):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         # The start is recorded right in front of the computation: a device with nothing to do passes an event at once, and
         # the host's preparation of the step would count as its work.
-        out = self.runner.run(batch, begin=start.record)
+        out = self.rank.run(batch, begin=start.record)
         assert out.tokens is not None
         tokens = _to_host(out.tokens)
         logprobs = None if out.logprobs is None else Logprobs(
             _to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids)
         )  # fmt: skip
         end.record()
+        self.rank.ran()
 
         def result() -> StepOutput:
             waited = not end.query()
@@ -222,6 +240,13 @@ class CudaWorker(_OneProcess):
             return StepOutput(tokens.numpy().copy(), _host(logprobs), [stage])
 
         return result
+
+    def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
+        torch.cuda.synchronize()  # a profile begins with the next batch, not with what is left of the one before
+        return [errand(self.rank, *args)]
+
+    def close(self, patience_s: float = 5.0) -> None:
+        self.rank.close()
 
 
 class DeviceClock:
@@ -312,11 +337,7 @@ class ManyWorkers:
         # With several stages the first one does not see what the last one samples, so the host passes it on; the pipeline
         # loop has it by then. With one, every rank samples the same tokens itself.
         known = self._last_token[batch.rows[batch.num_prefill :]] if self._options.pp > 1 else None
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                pipe.send((batch, known))
-            except OSError:
-                raise WorkerDied(self._epitaph(rank)) from None
+        self._send((batch, known))
         pending = _Pending(batch)
         self._submitted.append(pending)
         return lambda: self._result(pending)
@@ -334,6 +355,23 @@ class ManyWorkers:
             self._last_token[pending.batch.rows[keep]] = tokens[keep]
         return wanted.output
 
+    def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
+        while self._submitted:  # their answers come first
+            self._result(self._submitted[0])
+        self._send(_Errand(errand, args))
+        answers = [self._receive(rank) for rank in range(len(self._pipes))]
+        for answer in answers:
+            if answer.refused is not None:
+                raise answer.refused
+        return [answer.value for answer in answers]
+
+    def _send(self, work: Any) -> None:
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                pipe.send(work)
+            except OSError:
+                raise WorkerDied(self._epitaph(rank)) from None
+
     def _receive(self, rank: int) -> Any:
         try:
             answer = self._pipes[rank].recv()
@@ -349,7 +387,7 @@ class ManyWorkers:
         return f"rank {rank} of the model ended with exit code {process.exitcode}"
 
     def close(self, patience_s: float = 5.0) -> None:
-        """End the ranks; those that have not ended by themselves so soon are killed."""
+        """End the ranks; those that have not ended by themselves after ``patience_s`` are killed."""
         for pipe in self._pipes:
             with contextlib.suppress(OSError):  # it may be gone already
                 pipe.send(None)
@@ -367,6 +405,20 @@ class ManyWorkers:
 class _Pending:
     batch: ModelWorkerBatch
     output: StepOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """What a rank is to do beside batches."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    value: Any
+    refused: ValueError | None = None
 
 
 def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
@@ -401,6 +453,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     stage, tp_rank = divmod(rank, options.tp)
     parallel = Parallel(options.tp, tp_rank, options.pp, stage, groups[stage])
     runner = _load(options, parallel, device)
+    own = Rank(runner, rank, fp8=options.fp8, max_context=options.max_context)
     pipe.send({
         "kv_tokens": _capacity(runner, options), "max_context": runner.max_context, "vocab": runner.config.vocab,
         "eos_token_ids": runner.config.eos_token_ids, "dtype": _dtype_name(runner),
@@ -410,6 +463,12 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     pipe.send("ready")
     sending: deque[tuple[Any, Tensor]] = deque()
     while (work := pipe.recv()) is not None:
+        if isinstance(work, _Errand):
+            try:
+                pipe.send(_Answer(work.function(own, *work.args)))
+            except ValueError as error:
+                pipe.send(_Answer(None, error))
+            continue
         batch, known = work
         hidden = None
         if not parallel.first_stage:
@@ -417,7 +476,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
             hidden = torch.empty((tokens, runner.config.hidden), dtype=runner.config.dtype, device=device)
             dist.recv(hidden, src=rank - options.tp)
         start = time.monotonic()
-        out = runner.run(batch, hidden, known)
+        out = own.run(batch, hidden, known)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         end = time.monotonic()
@@ -435,3 +494,5 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
             pipe.send((out.tokens.cpu().numpy(), _host(logprobs), (start, end)))
         else:
             pipe.send((None, None, (start, end)))
+        own.ran()
+    own.close()

@@ -31,6 +31,7 @@ from workbench.serving.messages import (
     decode_to_http,
     encode,
 )
+from workbench.serving.upkeep import ModelledGPU
 from workbench.serving.vitals import Vitals
 
 EOS = 99
@@ -76,7 +77,7 @@ class World:
         self.inbound, self.outbound, self.http = Wire(), Wire(), Wire()
         self.vitals = Vitals(self.scheduler)
         self.outbox = LiveOutbox(self.scheduler, self.outbound, self.vitals, None, 0.0)
-        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals)
+        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledGPU())
         self._loop = LOOPS[loop](self.scheduler, self.backend, self._inbox, self.outbox)
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}

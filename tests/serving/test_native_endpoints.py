@@ -1,4 +1,4 @@
-"""/generate, /health, /metrics, /state, /settings, /flush_cache, /abort, /pause and /resume."""
+"""/generate, /health, /metrics, /state, /settings, /flush_cache, /abort, /pause and /resume; what a modelled GPU refuses."""
 
 from __future__ import annotations
 
@@ -115,6 +115,22 @@ def test_settings_change_while_it_serves_and_the_state_has_them(server):
         assert refused.json()["error"]["message"].startswith(line), refused.text
     assert server.http.get("/state").json()["settings"] == changed.json()["settings"]
     assert server.http.post("/settings", json=before["settings"]).json()["settings"] == before["settings"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "line"),
+    [
+        ("update_weights_from_disk", {"model_path": "/tmp"}, "the simulated backend has no weights to update"),
+        ("update_weights_from_disk", {}, "model_path: is required"),
+        ("start_profile", {"output_dir": "/tmp/x"}, "the simulated backend has no device to profile; the timeline of "),
+        ("start_profile", {"output_dir": "/tmp/x", "num_steps": 0}, "num_steps: 0 is less than 1"),
+        ("stop_profile", {}, "no profile is running"),
+    ],
+)
+def test_a_modelled_gpu_has_neither_weights_nor_a_profile(server, path, body, line):
+    refused = server.http.post(f"/{path}", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith(line), refused.text
 
 
 def test_pausing_stops_the_tokens_and_resuming_lets_them_go_on(server):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from backends.torch.loader import load_model
 from backends.torch.ops import load_ops
-from tests.torch.tiny import COMMON
+from tests.torch.tiny import COMMON, make
 
 OPS = load_ops("reference")
 LLAMA = {"architectures": ["LlamaForCausalLM"], **COMMON}
@@ -42,3 +44,17 @@ def rewrite(folder, change):
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def altered(folder, to, architecture="LlamaForCausalLM", **changes):
+    """A model in ``folder``, and one of the same shape with other weights in ``to``, which is returned."""
+    make(architecture, folder, **changes)
+    shutil.copytree(folder, to)
+
+    def change(tensors):
+        generator = torch.Generator().manual_seed(5)
+        for name, tensor in tensors.items():
+            tensors[name] = tensor + 0.1 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+    rewrite(to, change)
+    return to

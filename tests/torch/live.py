@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,3 +107,11 @@ def backend_of(model: str, **options: Any) -> TorchBackend:
     """A backend on the CPU with the operators in plain torch."""
     defaults: dict[str, Any] = {"rows": 8, "kv_tokens": 512, "page_size": 1, "max_context": 200}
     return make_backend(RunnerOptions(model, **{**defaults, **options}), lambda *row: None)
+
+
+def spans(trace: Path) -> list[str]:
+    """The batches in the trace of a profile, in order. Operators must be in it, too."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = [event["name"] for event in sorted(events, key=lambda e: e.get("ts", 0)) if event.get("ph") == "X"]
+    assert "aten::linear" in names
+    return [name for name in names if name.startswith("step ")]

@@ -92,4 +92,41 @@ class SetState:
     tell: Callable[[str | None], None]
 
 
-Message = Generate | Abort | Stop | OpenSession | CloseSession | FlushCache | Pause | Resume | GetState | SetState
+@dataclass(frozen=True, slots=True)
+class UpdateWeights:
+    """Go on with other weights. No batch is formed until nothing is in flight; then whoever holds KV goes back to the queue
+    with the tokens it has, and the prefix cache is emptied: the new weights would have computed other KV.
+
+    ``tell`` gets None once that is done, or why it is not: then nobody has lost anything.
+    """
+
+    check: Callable[[], None]
+    """Look at the new weights without changing anything. Raises ValueError, in one line, where they cannot be taken."""
+    write: Callable[[], None]
+    """Put them in the place of the old ones. What it raises ends the loop: half-written weights serve nobody."""
+    tell: Callable[[str | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Have what runs the batches begin or end a profile, between two of them; ``tell`` gets why not, or None."""
+
+    act: Callable[[], None]
+    """Raises ValueError, in one line, where it cannot be done."""
+    tell: Callable[[str | None], None]
+
+
+Message = (
+    Generate
+    | Abort
+    | Stop
+    | OpenSession
+    | CloseSession
+    | FlushCache
+    | Pause
+    | Resume
+    | GetState
+    | SetState
+    | UpdateWeights
+    | Profile
+)

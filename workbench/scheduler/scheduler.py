@@ -46,6 +46,9 @@ class Scheduler:
         self.state = SchedulerState(config, clock)
         self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
         self.paused = False
+        self.held = False
+        """No batch is formed: it is paused, or an update of the weights waits for those in flight."""
+        self._updates: deque[messages.UpdateWeights] = deque()
         # Bound once: every look at a single-dispatch method makes a new function.
         self._handler = self._handle
         self._seq = 0
@@ -140,11 +143,12 @@ class Scheduler:
 
     @_handle.register
     def _(self, message: messages.Pause) -> None:
-        self.paused = True
+        self.paused = self.held = True
 
     @_handle.register
     def _(self, message: messages.Resume) -> None:
         self.paused = False
+        self.held = bool(self._updates)
 
     @_handle.register
     def _(self, message: messages.GetState) -> None:
@@ -166,6 +170,20 @@ class Scheduler:
         self.config = config
         self.state.take_config(config)
         message.tell(None)
+
+    @_handle.register
+    def _(self, message: messages.UpdateWeights) -> None:
+        self._updates.append(message)
+        self.held = True
+
+    @_handle.register
+    def _(self, message: messages.Profile) -> None:
+        try:
+            message.act()
+        except ValueError as error:
+            message.tell(str(error))
+        else:
+            message.tell(None)
 
     def snapshot(self) -> dict[str, Any]:
         """How the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
@@ -215,7 +233,7 @@ class Scheduler:
     def next_batch(self, slot: int = 0) -> ScheduleBatch | None:
         """Form the next batch of a slot, or None when it has nothing to run."""
         state = self.state
-        if self.paused:
+        if self.held and not self._let_go():
             return None
         if state.computed:
             state.insert_computed()
@@ -227,6 +245,24 @@ class Scheduler:
             self._fruitless += 1
             assert self._fruitless <= 4 * self.config.slots, "requests wait, nothing runs and nothing can be formed"
         return batch
+
+    def _let_go(self) -> bool:
+        """Do the updates that wait, if nothing is in flight; whether batches may be formed now."""
+        if self._updates and not self.state.in_flight:
+            while self._updates:
+                self._update(self._updates.popleft())
+            self.held = self.paused
+        return not self.held
+
+    def _update(self, message: messages.UpdateWeights) -> None:
+        try:
+            message.check()
+        except ValueError as error:
+            message.tell(str(error))
+            return
+        self.state.forget_kv()
+        message.write()
+        message.tell(None)
 
     def process(self, batch: ScheduleBatch, tokens: np.ndarray) -> StepResult:
         """Take the result of the oldest batch in flight: ``tokens`` int[n], one sample a row.
@@ -324,7 +360,11 @@ class Scheduler:
         state = self.state
         if state.in_flight or state.chunked is not None:
             return False
-        return (self.paused or not state.waiting) and not any(slot.running.count for slot in state.slots)
+        return (
+            (self.paused or not state.waiting)
+            and not any(slot.running.count for slot in state.slots)
+            and not self._updates
+        )
 
     def rest(self) -> None:
         """Called when idle: nothing may be lost by now, and expectations start afresh."""

@@ -184,6 +184,18 @@ class SchedulerState:
         self.chunked = None
         self.retract(req, req.kv_len)
 
+    def forget_kv(self) -> None:
+        """Take everybody's KV away, keeping what they have generated, and empty the prefix cache: no token in it is worth
+        anything any more. Nothing may be in flight."""
+        assert not self.in_flight, "a batch in flight reads what would be forgotten"
+        for slot in self.slots:
+            for req in slot.running.remove(range(slot.running.count)):
+                self.retract(req, req.kv_len)
+        if self.chunked is not None:
+            self.retract_chunked()
+        self.cache.flush()
+        assert self.cache.pool.free == self.cache.pool.total, "somebody still holds KV"
+
     def end(self, req: Req, finish: Finish, valid_tokens: int = 0, held_tokens: int = 0) -> None:
         """Mark a request as ended and give back what it holds, once no batch in flight reads it.
 
@@ -194,6 +206,8 @@ class SchedulerState:
         if req.session is not None:
             self.sessions.ended(req, self.table)
         if req.row < 0:
+            if req in self.retracted:
+                self.retracted.remove(req)  # the next batch must not name who has ended before it
             return
         flights = self.flights(req)
         for batch, index in flights:

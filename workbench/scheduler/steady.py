@@ -87,7 +87,7 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     state = scheduler.state
     slot = state.slots[0]
     running, cache = slot.running, state.cache
-    if len(state.slots) > 1 or scheduler.paused or scheduler.has_deadlines or not state.in_flight:
+    if len(state.slots) > 1 or scheduler.held or scheduler.has_deadlines or not state.in_flight:
         return None
     if state.chunked is not None or state.computed or state.ended or state.retracted:
         return None

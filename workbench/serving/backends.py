@@ -17,6 +17,7 @@ from workbench.run.real import DTYPE_NAMES, choose_device, device_name, runner_o
 from workbench.run.settings import resolve, scheduler_config
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.settings import ServeSettings
+from workbench.serving.upkeep import ModelledGPU, Upkeep
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class LiveBackend:
     """Of the weights, in our words."""
     rested: Callable[[], None]
     """To be called when a wait of its loop is over."""
+    upkeep: Upkeep
     close: Callable[[], None]
     """To be called at the end."""
 
@@ -75,7 +77,8 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
-        instance.tp * instance.pp, instance.kv_budget, settings.run.dtype, backend.rested, lambda: None,
+        instance.tp * instance.pp, instance.kv_budget, settings.run.dtype, backend.rested, ModelledGPU(),
+        lambda: None,
     )  # fmt: skip
 
 
@@ -105,5 +108,5 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp, {},
-        DTYPE_NAMES[backend.dtype], backend.rested, backend.close,
+        DTYPE_NAMES[backend.dtype], backend.rested, backend, backend.close,
     )  # fmt: skip

@@ -65,7 +65,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     log.vitals, log.record = vitals, record
     detokenizer = push_socket(context, addresses.detokenizer)
     outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s)
-    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals)
+    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.upkeep)
     options: dict[str, Any] = {}
     if settings.loop == "overlap":
         options["overlap_prefills"] = settings.run.overlap_prefills

@@ -26,10 +26,13 @@ from workbench.serving.messages import (
     ControlAction,
     Done,
     Failed,
+    LoadWeights,
     Ready,
     SessionAction,
     SessionControl,
     Shutdown,
+    StartProfile,
+    StopProfile,
     Submit,
     decode_to_http,
     encode,
@@ -269,13 +272,30 @@ class EngineClient:
     async def session(self, name: str, action: SessionAction) -> None:
         """Have the scheduler open or close a session. Raises ApiError 400 with why it does not, 503 when it does not
         answer."""
-        refused = (await self._told(lambda number: SessionControl(number, name, action))).refused
-        if refused is not None:
-            raise ApiError(400, f"session_id: {refused}", param="session_id", code="invalid_value")
+        await self._done(lambda number: SessionControl(number, name, action), "session_id", 30.0)
 
-    async def _told(
-        self, message: Callable[[int], Control | Ask | Change | SessionControl], timeout_s: float = 30.0
-    ) -> Done:
+    async def load_weights(self, folder: str) -> None:
+        """Have the model go on with the weights in a folder, which takes as long as reading them does. Raises ApiError 400
+        with why it does not."""
+        await self._done(lambda number: LoadWeights(number, folder), "model_path")
+
+    async def start_profile(self, folder: str, steps: int | None) -> None:
+        """Have the batches to come profiled. Raises ApiError 400 with why they are not."""
+        await self._done(lambda number: StartProfile(number, folder, steps), "output_dir")
+
+    async def stop_profile(self) -> list[str]:
+        """Have the profile written, and return its files. Raises ApiError 400 with why it is not."""
+        state = (await self._done(StopProfile, None)).state
+        assert state is not None
+        return state["files"]
+
+    async def _done(self, message: Callable[[int], Any], param: str | None, timeout_s: float | None = None) -> Done:
+        done = await self._told(message, timeout_s)
+        if done.refused is not None:
+            raise ApiError(400, done.refused, param=param, code="invalid_value")
+        return done
+
+    async def _told(self, message: Callable[[int], Any], timeout_s: float | None = 30.0) -> Done:
         if self._refusal is not None:
             raise self._refusal
         number = next(self._numbers)

@@ -136,6 +136,9 @@ class Api:
             route("/settings", "POST", self.change),
             route("/open_session", "POST", self.open_session),
             route("/close_session", "POST", self.close_session),
+            route("/update_weights_from_disk", "POST", self.update_weights),
+            route("/start_profile", "POST", self.start_profile),
+            route("/stop_profile", "POST", self.stop_profile),
             *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
         ]
         handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault,
@@ -286,6 +289,23 @@ class Api:
         asked: CloseSessionRequest = await self._parse(request, CloseSessionRequest)
         await self._engine.session(check_name(asked.session_id), "close")
         return json_response({"session_id": asked.session_id})
+
+    async def update_weights(self, request: Request) -> Response:
+        asked: protocol.UpdateWeightsRequest = await self._parse(request, protocol.UpdateWeightsRequest)
+        await self._engine.load_weights(asked.model_path)
+        return json_response({"success": True, "message": f"serving the weights of {asked.model_path}"})
+
+    async def start_profile(self, request: Request) -> Response:
+        asked: protocol.StartProfileRequest = await self._parse(request, protocol.StartProfileRequest)
+        steps = asked.num_steps
+        if steps is not None and not 1 <= steps < 1 << 31:
+            raise ApiError(400, f"num_steps: {steps} is {'less than 1' if steps < 1 else 'too large'}",
+                           param="num_steps", code="invalid_value")  # fmt: skip
+        await self._engine.start_profile(asked.output_dir, steps)
+        return json_response({"status": "ok"})
+
+    async def stop_profile(self, request: Request) -> Response:
+        return json_response({"status": "ok", "files": await self._engine.stop_profile()})
 
     def _control(self, action: ControlAction) -> Endpoint:
         async def run(request: Request) -> Response:

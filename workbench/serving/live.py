@@ -8,7 +8,18 @@ import numpy as np
 import zmq
 
 from workbench.backend import Forward, Wait
-from workbench.scheduler.messages import Abort, FlushCache, Generate, GetState, Pause, Resume, SetState, Stop
+from workbench.scheduler.messages import (
+    Abort,
+    FlushCache,
+    Generate,
+    GetState,
+    Pause,
+    Profile,
+    Resume,
+    SetState,
+    Stop,
+    UpdateWeights,
+)
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -19,11 +30,14 @@ from workbench.serving.messages import (
     Control,
     Done,
     Ended,
+    LoadWeights,
     Opened,
     SessionControl,
     Shutdown,
+    StartProfile,
     Step,
     StopFound,
+    StopProfile,
     Submit,
     TokenLogprob,
     decode_to_scheduler,
@@ -31,6 +45,7 @@ from workbench.serving.messages import (
 )
 from workbench.serving.record import LiveRecord
 from workbench.serving.sessions import session_message
+from workbench.serving.upkeep import Upkeep
 from workbench.serving.vitals import Vitals
 
 _CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
@@ -43,11 +58,12 @@ class Ending(Exception):
 class LiveInbox:
     """What other processes send, as messages of the scheduler. ``socket`` is this process's PULL socket."""
 
-    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals) -> None:
+    def __init__(self, socket: Any, outbox: LiveOutbox, http: Any, vitals: Vitals, upkeep: Upkeep) -> None:
         self._socket = socket
         self._outbox = outbox
         self._http = http
         self._vitals = vitals
+        self._upkeep = upkeep
         self._done: list[Done] = []
 
     def drain(self) -> list[object]:
@@ -78,6 +94,10 @@ class LiveInbox:
                 found.append(self._change(message))
             elif isinstance(message, SessionControl):
                 found.append(session_message(message, self._done.append))
+            elif isinstance(message, LoadWeights):
+                found.append(self._load_weights(message))
+            elif isinstance(message, StartProfile | StopProfile):
+                found.append(self._profile(message))
             else:
                 assert isinstance(message, Shutdown)
                 raise Ending
@@ -92,6 +112,30 @@ class LiveInbox:
                 self._outbox.changed(message.settings)
 
         return SetState(message.settings, tell)
+
+    def _load_weights(self, message: LoadWeights) -> UpdateWeights:
+        def check() -> None:
+            self._vitals.resting()  # reading weights may take minutes, and is not being stuck
+            self._upkeep.check_weights(message.folder)
+
+        def tell(refused: str | None) -> None:
+            self._vitals.moved()
+            self._done.append(Done(message.number, refused=refused))
+            if refused is None:
+                self._outbox.weights_updated(message.folder)
+
+        return UpdateWeights(check, self._upkeep.write_weights, tell)
+
+    def _profile(self, message: StartProfile | StopProfile) -> Profile:
+        files: list[str] = []
+
+        def act() -> None:
+            if isinstance(message, StartProfile):
+                self._upkeep.start_profile(message.folder, message.steps)
+            else:
+                files.extend(self._upkeep.stop_profile())
+
+        return Profile(act, lambda refused: self._done.append(Done(message.number, {"files": files}, refused)))
 
     def arrival(self) -> Wait:
         self.confirm()
@@ -152,6 +196,11 @@ class LiveOutbox:
         """The scheduler goes on with other settings."""
         if self._record is not None:
             self._record.changed(settings)
+
+    def weights_updated(self, folder: str) -> None:
+        """The model goes on with other weights."""
+        if self._record is not None:
+            self._record.weights_updated(folder)
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         for new in batch.worker.new_requests:

@@ -1,7 +1,8 @@
 """What the three processes of a server say to each other, as msgpack over ZeroMQ.
 
     HTTP ──Submit, Cancel, Control, Ask, Change, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
-           SessionControl                           ^ <──────StopFound──────────┘
+           SessionControl, LoadWeights,             ^ <──────StopFound──────────┘
+           StartProfile, StopProfile                │
                                                     └──Ready, Beat, Done, Failed──> HTTP
 
 Every process owns one PULL socket. A *stream* is a number the HTTP process gives to each sequence it asks for: what a step
@@ -76,6 +77,28 @@ class SessionControl(msgspec.Struct, tag="session", array_like=True):
     action: SessionAction
 
 
+class LoadWeights(msgspec.Struct, tag="load_weights", array_like=True):
+    """Other weights for the model, from a folder; answered by :class:`Done` with the same number, and why not if so."""
+
+    number: int
+    folder: str
+
+
+class StartProfile(msgspec.Struct, tag="start_profile", array_like=True):
+    """Profile what runs the batches; answered by :class:`Done` with the same number, and why not if so."""
+
+    number: int
+    folder: str
+    steps: int | None
+    """None: until :class:`StopProfile`."""
+
+
+class StopProfile(msgspec.Struct, tag="stop_profile", array_like=True):
+    """Write the profile; answered by :class:`Done` with the same number and the ``files``, or why not."""
+
+    number: int
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """Finish at once and in order."""
 
@@ -88,7 +111,19 @@ class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
     """Its tokens up to the one that completed the string."""
 
 
-ToScheduler = Submit | Cancel | Control | Ask | Change | SessionControl | Shutdown | StopFound
+ToScheduler = (
+    Submit
+    | Cancel
+    | Control
+    | Ask
+    | Change
+    | SessionControl
+    | LoadWeights
+    | StartProfile
+    | StopProfile
+    | Shutdown
+    | StopFound
+)
 
 
 class Opened(msgspec.Struct, tag="opened", array_like=True):
@@ -214,8 +249,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
-    """A :class:`Control`, :class:`Ask`, :class:`Change` or :class:`SessionControl` has been carried out, or was ``refused``
-    in one line."""
+    """What had this number (:class:`Control`, :class:`Ask`, ...) has been carried out, or was ``refused`` in one line."""
 
     number: int
     state: dict[str, Any] | None = None

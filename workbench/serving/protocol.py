@@ -131,6 +131,19 @@ class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     all: bool = False
 
 
+class UpdateWeightsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /update_weights_from_disk."""
+
+    model_path: str
+
+
+class StartProfileRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /start_profile."""
+
+    output_dir: str
+    num_steps: int | None = None
+
+
 ACCEPTED: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),

@@ -72,6 +72,10 @@ class LiveRecord:
         given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
         self._notes.append(f"settings changed after {self.now_s():.3f} s: {given}")
 
+    def weights_updated(self, folder: str) -> None:
+        """From here on, another checkpoint of the model writes the tokens."""
+        self._notes.append(f"weights updated after {self.now_s():.3f} s: {folder}")
+
     def log_iteration(self, *row: Any) -> None:
         self._recorder.iterations.append(*row)
 

@@ -160,16 +160,19 @@ class Model(nn.Module):
             yield name, tensor
 
     @torch.no_grad()
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]], *, write: bool = True) -> None:
         """Fill the parameters from (name, whole tensor) pairs under Hugging Face names, in any order.
 
         A pair is let go before the next is asked for. Tensors of other pipeline stages are passed over. Raises
         BadCheckpoint naming what is missing, unexpected or of another shape.
+
+        ``write=False`` only looks whether they would fill them; it reads the values of tied embeddings at most.
         """
         wanted = {source.name: source for source in self.sources()}
         missing = set(wanted)
         unexpected: list[str] = []
         tied_head: Tensor | None = None
+        embedding: Tensor | None = None
         for raw_name, whole in tensors:
             for name, tensor in self.canonical(raw_name, whole):
                 if self.config.fp8 is not None and self.config.fp8.saved:
@@ -184,7 +187,10 @@ class Model(nn.Module):
                         raise BadCheckpoint(
                             f"tensor {name} has shape {list(tensor.shape)}, expected {list(source.shape)}"
                         )
-                    source.fill(tensor)
+                    if write:
+                        source.fill(tensor)
+                    elif name == "model.embed_tokens.weight":
+                        embedding = tensor
                     missing.discard(name)
                 elif name == "lm_head.weight" and self.config.tie_word_embeddings:
                     tied_head = tensor
@@ -197,7 +203,7 @@ class Model(nn.Module):
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise BadCheckpoint(f"{what} tensor{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}")
         if tied_head is not None and self.head is not None:
-            self._check_tied(tied_head)
+            self._check_tied(tied_head, embedding)
 
     @staticmethod
     def _check_fp8(source: AnySource, tensor: Tensor) -> None:
@@ -207,13 +213,22 @@ class Model(nn.Module):
         if not isinstance(source, Fp8Source) and tensor.dtype == FP8:
             raise BadCheckpoint(f"tensor {source.name} is FP8, without a quantization_config that says so")
 
-    def _check_tied(self, tensor: Tensor) -> None:
-        """Some checkpoints keep a copy of the embedding as lm_head.weight; another tensor would mean untied weights."""
+    def _check_tied(self, tensor: Tensor, embedding: Tensor | None) -> None:
+        """Some checkpoints keep a copy of the embedding as lm_head.weight; another tensor would mean untied weights.
+
+        ``embedding``: the checkpoint's own, if it has not been put into its place.
+        """
         assert self.head is not None
         (source,) = self.head.sources("lm_head")
-        share = torch.empty_like(source.into)
-        source._replace(into=share).fill(tensor)
-        if tuple(tensor.shape) != source.shape or not torch.equal(share, source.into):
+
+        def share(whole: Tensor) -> Tensor:
+            held = torch.empty_like(source.into)
+            source._replace(into=held).fill(whole)
+            return held
+
+        if tuple(tensor.shape) != source.shape or not torch.equal(
+            share(tensor), source.into if embedding is None else share(embedding)
+        ):
             raise BadCheckpoint(
                 "tensor lm_head.weight differs from model.embed_tokens.weight, yet tie_word_embeddings is true"
             )
