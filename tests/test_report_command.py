@@ -102,7 +102,7 @@ def test_the_help_of_the_whole_command_line_loads_nothing_heavy():
     import sys
 
     code = (
-        "import sys; import workbench.cli.main;"
+        "import sys; import workbench.cli.app;"
         "print([m for m in ('numpy', 'pandas', 'pyarrow', 'matplotlib', 'jinja2') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -191,7 +191,7 @@ def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):
 def test_a_record_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from workbench.cli.main import app
+    from workbench.cli.app import app
 
     def full(record, folder, extra_files=None):
         raise RecordError(f"{folder}: cannot be written: No space left on device")

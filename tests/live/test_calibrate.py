@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from tests.torch.tiny import make
-from workbench.cli.main import app
+from workbench.cli.app import app
 from workbench.run import measure, points
 
 

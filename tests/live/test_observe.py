@@ -22,7 +22,7 @@ pytest.importorskip("httpx2")
 from reports.compare import compare
 from reports.record import RunRecord, read_record
 from tests.serving.server import _MAIN, MODEL, Server, environment, until
-from workbench.cli.main import app
+from workbench.cli.app import app
 
 
 def write_trace(path: Path, lines: list[dict[str, Any]]) -> Path:

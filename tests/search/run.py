@@ -29,7 +29,7 @@ def sweep(out: Path, *arguments: object) -> pd.DataFrame:
 
 def line(*arguments: object) -> str:
     """The one line of a refused command. In this process: there are many of them, and they end before work begins."""
-    from workbench.cli.main import app
+    from workbench.cli.app import app
 
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == 2, done.output

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from reports.record import read_record
 from tests.serving.server import MODEL, Server, answer
 from traces import open_trace
-from workbench.cli.main import app
+from workbench.cli.app import app
 from workbench.serving.record import BLOCK_TOKENS, BlockHash
 from workbench.serving.tokenizer import ByteTokenizer
 

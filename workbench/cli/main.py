@@ -1,58 +1,20 @@
-"""``workbench``: the entry point."""
+"""The entry point."""
 
 from __future__ import annotations
 
 import sys
 
-import typer
-
-from workbench.cli import (
-    calibrate,
-    compare,
-    import_,
-    observe,
-    plan,
-    profile,
-    replay,
-    report,
-    serve,
-    simulate,
-    sweep,
-    trace,
-)
-
-app = typer.Typer(
-    name="workbench",
-    help="Simulate and compare event loops, batching policies and layouts for LLM serving.",
-    rich_markup_mode="rich",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.command("simulate")(simulate.simulate)
-app.command("replay")(replay.replay)
-app.command("observe")(observe.observe)
-app.command("serve")(serve.serve)
-app.command("sweep")(sweep.sweep)
-app.command("plan")(plan.plan)
-app.command("report")(report.report)
-app.command("diff-config")(report.diff_config)
-app.command("compare")(compare.compare)
-app.command("import")(import_.import_run)
-app.command("calibrate")(calibrate.calibrate)
-app.add_typer(profile.app, name="profile")
-app.add_typer(trace.app, name="trace")
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps `workbench` a group of commands."""
-
 
 def main() -> None:
-    """Run the command line. A closed pipe (``| head``) ends it quietly."""
+    """Run the command line. A closed pipe (``| head``) ends it quietly, and Ctrl-C without a traceback from the start."""
     try:
+        # Importing the commands takes longer than anything before it.
+        from workbench.cli.app import app
+
         app()
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,47 @@
+"""``workbench`` and its commands."""
+
+from __future__ import annotations
+
+import typer
+
+from workbench.cli import (
+    calibrate,
+    compare,
+    import_,
+    observe,
+    plan,
+    profile,
+    replay,
+    report,
+    serve,
+    simulate,
+    sweep,
+    trace,
+)
+
+app = typer.Typer(
+    name="workbench",
+    help="Simulate and compare event loops, batching policies and layouts for LLM serving.",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("simulate")(simulate.simulate)
+app.command("replay")(replay.replay)
+app.command("observe")(observe.observe)
+app.command("serve")(serve.serve)
+app.command("sweep")(sweep.sweep)
+app.command("plan")(plan.plan)
+app.command("report")(report.report)
+app.command("diff-config")(report.diff_config)
+app.command("compare")(compare.compare)
+app.command("import")(import_.import_run)
+app.command("calibrate")(calibrate.calibrate)
+app.add_typer(profile.app, name="profile")
+app.add_typer(trace.app, name="trace")
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps `workbench` a group of commands."""
