@@ -175,10 +175,12 @@ class RecordingOutbox:
         if batch is not None:
             rows = batch.worker.rows
             steady = self._steady.get(batch.slot)
-            if steady is not None and steady[0] is rows and not batch.dropped and not batch.late:
-                # While the same requests decode, the gap is one number for all of them.
-                recorder.gaps_s.append(now - steady[1])
-                recorder.gap_counts.append(len(rows))
+            if steady is not None and steady[0] is rows and not batch.late:
+                # While the same requests decode, the gap is one number for all of them that have not ended.
+                tokens = len(rows) - len(batch.dropped or ())
+                if tokens:
+                    recorder.gaps_s.append(now - steady[1])
+                    recorder.gap_counts.append(tokens)
                 self._steady[batch.slot] = (rows, now)
             else:
                 self._gaps(batch, now)
