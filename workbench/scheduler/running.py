@@ -71,9 +71,10 @@ class RunningSet:
         gone = [self.reqs[i] for i in indices]
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
-        stay = np.ones(self.count, bool)
-        stay[list(indices)] = False
-        self.reqs = list(compress(self.reqs, stay.tolist()))
+        stays = np.ones(self.count, bool)
+        stays[list(indices)] = False
+        self.reqs = list(compress(self.reqs, stays.tolist()))
+        stay = stays.nonzero()[0]  # several arrays are cut, and with indices that is quicker
         stop_ids = None if self.stop_ids is None else self.stop_ids[stay]
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
         return gone
