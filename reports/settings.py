@@ -15,10 +15,10 @@ _FOUND = ("kv_budget", "totals", "interrupted")
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:
-    """Nested dictionaries as `a.b.c: text`."""
+    """Nested dictionaries as `a.b.c: text`, by name within each: a record that was read back has them in that order."""
     if isinstance(value, dict):
         flattened: dict[str, str] = {}
-        for key, inner in value.items():
+        for key, inner in sorted(value.items()) if name else value.items():
             flattened |= flat(inner, f"{name}.{key}" if name else str(key))
         return flattened
     return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}

@@ -14,11 +14,16 @@ from reports.caveats import caveats
 from reports.errors import RecordError
 from reports.metrics import latency_samples, summarise
 from reports.page import MOST_BYTES, write_report
-from reports.record import RunRecord
+from reports.record import RunRecord, read_record, write_record
 from reports.series import latency_cdfs, over_time, run_over_time
 from reports.settings import compare_settings, notes
 from reports.timeline import Bar, busiest_windows
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
+from tests.reports.simulated import SAMPLE
+from traces import open_trace
+from traces.reshape import reshape
+from workbench.run.settings import RunSettings
+from workbench.run.simulate import simulate_loop
 
 COMMAND = 'workbench simulate trace.jsonl --note "</script><b>x"'
 
@@ -45,6 +50,16 @@ def test_a_page_is_one_small_file_and_the_same_every_time(
     assert again.read_bytes() == page_path.read_bytes()
     assert len(page_path.read_bytes()) < MOST_BYTES
     assert [path.name for path in again.parent.iterdir()] == ["again.html"]
+
+
+def test_the_page_of_a_run_that_was_written_and_read_back_is_the_same(tmp_path: Path) -> None:
+    settings = RunSettings(model="Qwen/Qwen3-0.6B", requests=10)
+    trace = reshape(open_trace(SAMPLE), settings.rate, settings.speedup, settings.requests)
+    run = simulate_loop(settings, "overlap", trace, trace_sha256="", command="test")
+    write_record(run, tmp_path / "overlap")
+    for records, name in (({"overlap": run}, "fresh"), ({"overlap": read_record(tmp_path / "overlap")}, "read back")):
+        write_report(records, tmp_path / f"{name}.html", "A run", COMMAND)
+    assert (tmp_path / "fresh.html").read_bytes() == (tmp_path / "read back.html").read_bytes()
 
 
 def test_nothing_on_the_page_points_outside_of_it(page_path: Path) -> None:
