@@ -165,6 +165,7 @@ def test_chunk_0_computes_prompts_whole_and_a_run_like_that_one_does_too(tmp_pat
         ([SAMPLE, "--pp", 4, "--micro-batches", 3], "error: micro_batches: 3 leaves some of the 4 stages without work"),
         ([SAMPLE, "--policy", "nosuch:Thing"], "error: policy: cannot load 'nosuch:Thing': No module named 'nosuch'"),
         ([SAMPLE, "--page-size", "0"], "error: page_size: 0 is less than 1"),
+        ([SAMPLE, "--dp", 10**20], f"error: dp: {10**20} is more than 10000 instances"),
         ([SAMPLE, "--kv-tokens", "500"], "error: 400 of 400 requests can never be served under overlap: s0.0 with 785 "
          "input tokens is prompt_exceeds_kv (kv_tokens 500, "),
         ([SAMPLE, "--config", "missing.toml"], "error: missing.toml: No such file or directory"),
@@ -176,6 +177,14 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, line, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(line)
     assert "Traceback" not in done.stderr
+
+
+def test_more_clients_than_requests_are_as_many_as_the_requests(tmp_path):
+    few, many = (tmp_path / name for name in ("few", "many"))
+    for out, clients in ((few, 5), (many, 10**18)):
+        done = workbench("simulate", SAMPLE, "--requests", 5, "--concurrency", clients, "--out", out)
+        assert done.returncode == 0, done.stderr
+    assert (few / "overlap/requests.csv").read_bytes() == (many / "overlap/requests.csv").read_bytes()
 
 
 def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):

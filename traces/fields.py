@@ -12,6 +12,10 @@ from traces.files import Source
 
 MISSING: Any = object()
 """Stands for a field the record does not have."""
+MOST_TOKENS = 100_000_000
+"""Far beyond any model's context: a longer request is a mistake in the file, and its tokens would fill the memory."""
+MOST = 1 << 53
+"""Whole numbers up to here are exact everywhere a record takes them."""
 
 
 def parse_json(source: Source, line: int, text: bytes) -> dict[str, Any]:
@@ -33,38 +37,39 @@ def integer(source: Source, line: int, field: str, value: Any) -> int:
 
     Raises TraceError when it is missing or not a whole number.
     """
-    if type(value) is int:
-        return value
     if value is MISSING or value is None or value == "":
         raise source.error(line, field, "is missing")
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            pass
-    raise source.error(line, field, f"'{value}' is not an integer")
+    try:
+        number = int(value) if type(value) in (int, str) else None
+    except ValueError:
+        number = None
+    if number is None:
+        raise source.error(line, field, f"'{value}' is not an integer")
+    if abs(number) > MOST:
+        raise source.error(line, field, f"'{value}' is larger than any number here may be")
+    return number
 
 
-def length(source: Source, line: int, field: str, value: Any) -> int:
-    """A number of tokens, at least 1.
+def length(source: Source, line: int, field: str, value: Any, most: int = MOST_TOKENS) -> int:
+    """A number of tokens, from 1 to `most`.
 
     Raises TraceError when it is not.
     """
     number = integer(source, line, field, value)
     if number <= 0:
         raise source.error(line, field, f"'{value}' is negative" if number else "is 0; a request has at least 1 token")
+    if number > most:
+        raise source.error(line, field, f"'{value}' is more than the {most:,} tokens a request may have")
     return number
 
 
 def count(source: Source, line: int, field: str, value: Any) -> int:
-    """A whole number, at least 0.
+    """A number of tokens or turns that may be 0.
 
     Raises TraceError when it is not.
     """
     number = integer(source, line, field, value)
-    if number < 0:
-        raise source.error(line, field, f"'{value}' is negative")
-    return number
+    return number if number == 0 else length(source, line, field, value)
 
 
 def seconds(source: Source, line: int, field: str, value: Any) -> float:
@@ -82,6 +87,8 @@ def seconds(source: Source, line: int, field: str, value: Any) -> float:
         raise source.error(line, field, f"'{value}' is not a finite number")
     if number < 0:
         raise source.error(line, field, f"'{value}' is negative")
+    if number > MOST:
+        raise source.error(line, field, f"'{value}' is larger than any number here may be")
     return number
 
 

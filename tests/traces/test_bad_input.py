@@ -118,6 +118,18 @@ OWN = [
         '{"arrival_s": 0, "prompt": "hello", "output_length": 1}\n',
         ", line 1, prompt: is text, which takes a tokenizer to read: give --tokenizer FOLDER|tokenizer.json",
     ),
+    (
+        '{"arrival_s": 0, "input_length": 3000000000, "output_length": 1}\n',
+        ", line 1, input_length: '3000000000' is more than the 100,000,000 tokens a request may have",
+    ),
+    (
+        '{"arrival_s": 0, "input_length": 3, "output_length": 1, "priority": -99999999999999999999}\n',
+        ", line 1, priority: '-99999999999999999999' is larger than any number here may be",
+    ),
+    (
+        '{"arrival_s": 1e30, "input_length": 3, "output_length": 1}\n',
+        ", line 1, arrival_s: '1e+30' is larger than any number here may be",
+    ),
     ("", ": holds no requests: the file is empty"),
     ("\n  \n", ": holds no requests: the file is empty"),
 ]

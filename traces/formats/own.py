@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from traces.content import Blocks, Content, Synthetic, TokenIds, unique
-from traces.fields import MISSING, count, id_array, integer, length, parse_json, seconds, text
+from traces.fields import MISSING, MOST, count, id_array, integer, length, parse_json, seconds, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
 from traces.request import TraceRequest
@@ -97,7 +97,7 @@ def _request(reading: Reading, line: int, record: dict[str, Any], sessions: dict
         None if turn else seconds(source, line, "arrival_s", record.get("arrival_s", MISSING)),
         input_length,
         output_length,
-        length(source, line, "max_tokens", record["max_tokens"]) if "max_tokens" in record else None,
+        length(source, line, "max_tokens", record["max_tokens"], MOST) if "max_tokens" in record else None,
         session_id,
         turn,
         seconds(source, line, "think_time_s", record["think_time_s"]) if "think_time_s" in record else 0.0,

@@ -21,6 +21,8 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"{where}{error.strerror or error}")
     except (ValueError, RecordError) as error:  # every error of bad input here is one of the two
         _fail(str(error))
+    except MemoryError as error:
+        _fail(f"there is not enough memory for this: {error}" if str(error) else "there is not enough memory for this")
 
 
 def _fail(line: str) -> None:

@@ -41,7 +41,8 @@ class Clients:
             env.process(self._replay())
         else:
             for _ in range(concurrency):
-                self._start_next()
+                if not self._start_next():
+                    break
 
     def ended(self, request_id: str) -> None:
         """A delivered request has ended, however."""
@@ -94,12 +95,14 @@ class Clients:
         yield self._env.timeout(max(due_s - self._env.now, 0.0))
         self._start(session.turns.popleft(), self._env.now)
 
-    def _start_next(self) -> None:
-        """Closed loop: deliver the next request or first turn of the trace now."""
+    def _start_next(self) -> bool:
+        """Closed loop: deliver the next request or first turn of the trace now; False when there is none."""
         self._read_turns()
         request, self._ahead = self._ahead, None
-        if request is not None:
-            self._start(request, self._env.now)
+        if request is None:
+            return False
+        self._start(request, self._env.now)
+        return True
 
     def _read_turns(self) -> None:
         """Read up to the next request that starts something new."""

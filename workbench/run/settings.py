@@ -21,6 +21,8 @@ from workbench.scheduler.config import ConfigError, SchedulerConfig, fits, large
 from workbench.scheduler.policy import load_policy
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
+MOST_INSTANCES = 10_000
+"""Each has a KV pool of its own, so that a slip of the finger would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class RunSettings:
         for name in ("tp", "pp", "dp", "ep", "max_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.dp > MOST_INSTANCES:
+            raise ConfigError(f"dp: {self.dp} is more than {MOST_INSTANCES} instances")
         for name in ("requests", "concurrency", "kv_tokens", "max_context"):
             value = getattr(self, name)
             if value is not None and value < 1:
