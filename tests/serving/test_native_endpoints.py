@@ -109,6 +109,8 @@ def test_settings_change_while_it_serves_and_the_state_has_them(server):
         ({"chunk": 32, "kv_tokens": 5}, "kv_tokens: cannot be changed while the scheduler runs; "),
         ({"policy": "os:system"}, "policy: 'os:system' is not one of "),
         ([1], "Expected `object`, got `array`"),
+        ({"chunk": 10**30}, f"chunk: {10**30} is nothing that a setting may be"),
+        ({"policy": ["lpm"]}, "policy: ['lpm'] is nothing that a setting may be"),
     ):
         refused = server.http.post("/settings", json=body)
         assert refused.status_code == 400, refused.text

@@ -177,6 +177,8 @@ def test_every_sampling_field_is_taken(client):
         extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "priority": 3, "skip_special_tokens": False},
     )  # fmt: skip
     assert made.usage.completion_tokens == 2
+    made = client.completions.create(model=MODEL, prompt="x", max_tokens=2, extra_body={"top_k": 10**30})
+    assert made.usage.completion_tokens == 2, "more than there are tokens: all of them"
 
 
 def test_a_prompt_seen_before_is_counted_as_cached(client):

@@ -161,8 +161,7 @@ class EngineClient:
             raise ApiError(400, f"request_id: {request_id!r} is being served already", param="request_id",
                            code="invalid_value")  # fmt: skip
         call = Call(self, request_id, len(wanted.prompts), wanted.n)
-        self._calls[request_id] = call
-        self.idle.clear()
+        asked: list[tuple[_Sequence, bytes]] = []
         for index in range(count):
             stream = next(self._numbers)
             # The number makes it the scheduler's only one, also when a client uses an id again.
@@ -171,13 +170,17 @@ class EngineClient:
             params = wanted.params
             if params.seed is not None and index % wanted.n:
                 params = dataclasses.replace(params, seed=params.seed + index % wanted.n)
-            sequence = _Sequence(call, index, stream, name)
-            call.open[stream] = self._sequences[stream] = sequence
-            self._without_token += 1
-            self._scheduler.send(encode(Submit(
+            asked.append((_Sequence(call, index, stream, name), encode(Submit(
                 stream, name, np.array(prompt, np.int32).tobytes(), params, call.arrival_s, wanted.priority, wanted.stop,
                 wanted.skip_special_tokens, wanted.session, wanted.opening,
-            )))  # fmt: skip
+            ))))  # fmt: skip
+        # Nothing is noted before all of it can be sent: what is never sent never ends.
+        self._calls[request_id] = call
+        self.idle.clear()
+        for sequence, message in asked:
+            call.open[sequence.stream] = self._sequences[sequence.stream] = sequence
+            self._without_token += 1
+            self._scheduler.send(message)
         self._metrics.open_streams = len(self._sequences)
         return call
 

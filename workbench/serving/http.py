@@ -275,8 +275,7 @@ class Api:
         return json_response(await self._engine.state())
 
     async def change(self, request: Request) -> Response:
-        settings = protocol.parse(await self._body(request), dict[str, Any])
-        await self._engine.change(settings)
+        await self._engine.change(protocol.parse_settings(await self._body(request)))
         return json_response(await self._engine.state())
 
     async def open_session(self, request: Request) -> Response:

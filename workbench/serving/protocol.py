@@ -211,6 +211,17 @@ def parse(body: bytes, kind: Any) -> Any:
     return request
 
 
+def parse_settings(body: bytes) -> dict[str, Any]:
+    """The body of POST /settings; what the values mean is the scheduler's to check. Raises ApiError 400."""
+    settings: dict[str, Any] = parse(body, dict[str, Any])
+    for name, value in settings.items():
+        # Anything else could not be sent on: messages between processes have 64-bit numbers.
+        if isinstance(value, list | dict) or (isinstance(value, int) and abs(value) >= 1 << 63):
+            raise ApiError(400, f"{name}: {str(value)[:40]} is nothing that a setting may be", param=name,
+                           code="invalid_value")  # fmt: skip
+    return settings
+
+
 def _invalid(message: str) -> ApiError:
     unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?$", message)
     if unknown:
@@ -256,7 +267,7 @@ def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: 
         stop_token_ids=stop_token_ids,
         min_new_tokens=min_tokens,
         temperature=temperature,
-        top_k=max(top_k, 0),
+        top_k=min(max(top_k, 0), limits.vocab),
         top_p=_number("top_p", given.top_p, 1.0, 0, 1, above=True),
         min_p=_number("min_p", given.min_p, 0.0, 0, 1),
         repetition_penalty=_number("repetition_penalty", given.repetition_penalty, 1.0, 0, 100, above=True),
