@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from reports.errors import RecordError
-from reports.schema import MODES, Kind
+from reports.schema import MODES, TIMES_OF_EVERY_LINE, Kind
 
 if TYPE_CHECKING:
     import pyarrow
@@ -121,6 +121,10 @@ def _quoted(texts: pyarrow.Array) -> pyarrow.Array:
     return compute.if_else(special, compute.binary_join_element_wise(quote, doubled, quote, nothing), texts)
 
 
+_MOST = {Kind.TIME: 4_000_000_000, Kind.NUMBER: 1 << 53, Kind.INT: 1 << 53}
+"""Nanoseconds and differences of them fit 64 bits, until 2096 if they are since 1970. Whole numbers are exact as floats."""
+
+
 def read_columns(path: Path, kinds: Mapping[str, Kind], optional: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Read the columns named in `kinds`; others in the file are left out, `optional` ones may be missing.
 
@@ -161,7 +165,10 @@ def read_columns(path: Path, kinds: Mapping[str, Kind], optional: frozenset[str]
         elif kind is Kind.INT and column.null_count:
             raise _located(path, here) or RecordError(f"{path}: column {name}: a value is missing")
         else:
-            columns[name] = column.to_numpy()
+            values = columns[name] = column.to_numpy()
+            known = values == values
+            if (name in TIMES_OF_EVERY_LINE and not known.all()) or (np.abs(values[known]) > _MOST[kind]).any():
+                raise _located(path, here) or RecordError(f"{path}: column {name}: a value is missing or too large")
     return columns
 
 
@@ -183,20 +190,23 @@ def _located(path: Path, kinds: Mapping[str, Kind]) -> RecordError | None:
             if len(row) != len(names):
                 return RecordError(f"{where}: {len(row)} values where the header has {len(names)}")
             for name, text in zip(names, row, strict=True):
-                wanted = _complaint(text, kinds.get(name, Kind.TEXT))
+                wanted = _complaint(name, text, kinds.get(name, Kind.TEXT))
                 if wanted:
                     return RecordError(f"{where}, column {name}: {text!r} is not {wanted}")
     return None
 
 
-def _complaint(text: str, kind: Kind) -> str:
+def _complaint(name: str, text: str, kind: Kind) -> str:
+    number = 0.0
     try:
         if kind is Kind.INT:
-            int(text)
+            number = int(text)
         elif kind in (Kind.TIME, Kind.NUMBER):
-            float(text or "nan")
+            number = float(text or "nan")
         elif kind is Kind.MODE and text not in MODES:
             return f"one of {', '.join(MODES)}"
     except ValueError:
         return "a whole number" if kind is Kind.INT else "a number"
-    return ""
+    if kind in _MOST and abs(number) > _MOST[kind]:
+        return f"within what a record holds (at most {_MOST[kind]:,})"
+    return "a time" if name in TIMES_OF_EVERY_LINE and number != number else ""

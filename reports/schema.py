@@ -87,6 +87,9 @@ ITERATION_COLUMNS: dict[str, Kind] = {
 HOST_PHASES = ("receive_s", "schedule_s", "launch_host_s", "process_s")
 """What the CPU does for one iteration, in the order in which it does it."""
 
+TIMES_OF_EVERY_LINE = frozenset({"arrival_s", "itl_s", "launch_s", "start_s", "end_s", *HOST_PHASES})
+"""Times that cannot be missing: others may not have come to pass."""
+
 EVENT_COLUMNS: dict[str, Kind] = {
     "request_id": Kind.TEXT,
     "instance": Kind.INT,

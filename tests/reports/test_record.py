@@ -202,6 +202,8 @@ def broken(folder: Path, name: str, change: tuple[str, str]) -> Path:
         ("requests.csv", ("r2,s2,0", "r2,s2,zero"), r"requests\.csv: line 4, column instance: 'zero' is not a whole"),
         ("requests.csv", ("r2,s2,0,", "r2,s2,0,soon"), r"line 4, column arrival_s: 'soon.*' is not a number"),
         ("requests.csv", ("r2,s2,0", "r2,s2,"), r"line 4, column instance: '' is not a whole number"),
+        ("requests.csv", ("r2,s2,0,", "r2,s2,0,9999999999"), r"arrival_s: '9{10}.*' is not within what a record"),
+        ("itl.csv", ("\n", "\nnan,1\n"), r"line 2, column itl_s: 'nan' is not a time"),
         ("requests.csv", ("r2,s2,0,", "r2,s2,0"), r"line 4: 16 values where the header has 17"),
         (
             "iterations.csv",
