@@ -113,6 +113,9 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
                     raise
                 interrupt.asked = True
                 break
+            except Exception:
+                bar.remove_task(task)  # all that is said of it is why it failed
+                raise
             update(
                 record.meta["totals"].get("simulated_s", record.meta["totals"].get("wall_s")),
                 record.meta["totals"]["ended"],
