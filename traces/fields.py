@@ -55,21 +55,23 @@ def length(source: Source, line: int, field: str, value: Any, most: int = MOST_T
 
     Raises TraceError when it is not.
     """
-    number = integer(source, line, field, value)
-    if number <= 0:
-        raise source.error(line, field, f"'{value}' is negative" if number else "is 0; a request has at least 1 token")
-    if number > most:
-        raise source.error(line, field, f"'{value}' is more than the {most:,} tokens a request may have")
+    number = count(source, line, field, value, most)
+    if number == 0:
+        raise source.error(line, field, "is 0; a request has at least 1 token")
     return number
 
 
-def count(source: Source, line: int, field: str, value: Any) -> int:
-    """A number of tokens or turns that may be 0.
+def count(source: Source, line: int, field: str, value: Any, most: int = MOST_TOKENS) -> int:
+    """A number of tokens or turns, from 0 to `most`.
 
     Raises TraceError when it is not.
     """
     number = integer(source, line, field, value)
-    return number if number == 0 else length(source, line, field, value)
+    if number < 0:
+        raise source.error(line, field, f"'{value}' is negative")
+    if number > most:
+        raise source.error(line, field, f"'{value}' is more than the {most:,} tokens a request may have")
+    return number
 
 
 def seconds(source: Source, line: int, field: str, value: Any) -> float:

@@ -382,13 +382,13 @@ class Naive:
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
-def test_every_session_has_exactly_what_its_finished_requests_said(loop):
-    seen = {"busy": 0, "turns": 0, "retractions": 0, "stopped": 0}
+@pytest.mark.parametrize("crowd", [False, True])
+def test_every_session_has_exactly_what_its_finished_requests_said(loop, crowd):
+    seen = {"busy": 0, "turns": 0, "stopped": 0} | ({"retractions": 0} if crowd else {})
 
     @given(st.data())
-    @thorough(150)
+    @thorough(100)
     def holds(data: st.DataObject) -> None:
-        crowd = data.draw(st.booleans())
         jobs = data.draw(some_turns(crowd))
         said: list[str | None] = []
         messages = data.draw(some_openings(said)) + data.draw(some_ends(jobs))
@@ -411,8 +411,9 @@ def test_every_session_has_exactly_what_its_finished_requests_said(loop):
             assert req.output_len == len(run.outputs.get(req.rid, []))
             seen["busy"] += req.finish.detail == "session_busy"
             seen["turns"] += req.session is not None and req.finish.status == "finished"
-            seen["retractions"] += req.retractions if req.session is not None else 0
+            if crowd:
+                seen["retractions"] += req.retractions if req.session is not None else 0
         seen["stopped"] += len(naive.stopped)
 
     holds()
-    assert min(seen.values()) > 0, f"no example has what this test is about: {seen}"
+    assert min(seen.values()) > 15, f"too few examples have what this test is about: {seen}"

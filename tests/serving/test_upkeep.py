@@ -113,7 +113,8 @@ def test_a_profile_ends_by_itself_or_when_it_is_told_or_with_the_server(server, 
     until(traces[1].is_file, "the trace")
     assert post("/stop_profile").json()["error"]["message"] == "no profile is running"
 
-    assert update(server, place / "old").is_success
+    for name in ("new", "old", "new"):
+        assert update(server, place / name).is_success
     assert post("/start_profile", output_dir=str(folders[2]), num_steps=1000).is_success
     generate(server)
     code, said = server.stop()
@@ -121,4 +122,5 @@ def test_a_profile_ends_by_itself_or_when_it_is_told_or_with_the_server(server, 
     assert [len(spans(trace)) for trace in traces] == [NEW, 3, NEW]
 
     notes = read_record(place / "record" / "overlap").meta["trace"]["notes"]
-    assert notes[-1].startswith("weights updated after ") and notes[-1].endswith(f": {place}/old")
+    assert [note.split(": ")[-1] for note in notes[-3:]] == [f"{place}/{name}" for name in ("new", "old", "new")]
+    assert notes[-3].startswith("weights updated after ")

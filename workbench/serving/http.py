@@ -203,8 +203,7 @@ class Api:
                 priority: int | None, request_id: str | None, session_id: str | None = None,
                 given: str | list[int] | None = None) -> Sequences:  # fmt: skip
         if request_id is not None and not 0 < len(request_id) <= 200:
-            raise ApiError(400, "request_id: must have between 1 and 200 characters", param="request_id",
-                           code="invalid_value")  # fmt: skip
+            raise protocol.bad_value("request_id", "must have between 1 and 200 characters")
         wanted = Sequences(
             prompts, protocol.sampling_params(asked, self._limits, bound, logprobs), protocol.stop_strings(asked.stop), n,
             protocol.check_priority(priority), asked.skip_special_tokens is not False, request_id,
@@ -268,7 +267,7 @@ class Api:
     async def abort(self, request: Request) -> Response:
         asked: protocol.AbortRequest = await self._parse(request, protocol.AbortRequest)
         if (asked.request_id is None) != asked.all:
-            raise ApiError(400, "request_id: give it, or all set to true", param="request_id", code="invalid_value")
+            raise protocol.bad_value("request_id", "give it, or all set to true")
         return json_response({"aborted": self._engine.abort_id(asked.request_id)})
 
     async def state(self, request: Request) -> Response:
@@ -298,8 +297,7 @@ class Api:
         asked: protocol.StartProfileRequest = await self._parse(request, protocol.StartProfileRequest)
         steps = asked.num_steps
         if steps is not None and not 1 <= steps < 1 << 31:
-            raise ApiError(400, f"num_steps: {steps} is {'less than 1' if steps < 1 else 'too large'}",
-                           param="num_steps", code="invalid_value")  # fmt: skip
+            raise protocol.bad_value("num_steps", f"{steps} is {'less than 1' if steps < 1 else 'too large'}")
         await self._engine.start_profile(asked.output_dir, steps)
         return json_response({"status": "ok"})
 

@@ -217,8 +217,7 @@ def parse_settings(body: bytes) -> dict[str, Any]:
     for name, value in settings.items():
         # Anything else could not be sent on: messages between processes have 64-bit numbers.
         if isinstance(value, list | dict) or (isinstance(value, int) and abs(value) >= 1 << 63):
-            raise ApiError(400, f"{name}: {str(value)[:40]} is nothing that a setting may be", param=name,
-                           code="invalid_value")  # fmt: skip
+            raise bad_value(name, f"{str(value)[:40]} is nothing that a setting may be")
     return settings
 
 
@@ -244,20 +243,22 @@ def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: 
     temperature = _number("temperature", given.temperature, 1.0, 0, 100)
     top_k = given.top_k if given.top_k is not None else 0
     if top_k < -1:
-        raise _bad("top_k", f"{top_k} is less than 1 (0 or -1: all tokens)")
+        raise bad_value("top_k", f"{top_k} is less than 1 (0 or -1: all tokens)")
     min_tokens = given.min_tokens or 0
     if not 1 <= max_tokens < 1 << 31:
-        raise _bad("max_tokens", f"{max_tokens} is less than 1" if max_tokens < 1 else f"{max_tokens} is too large")
+        raise bad_value(
+            "max_tokens", f"{max_tokens} is less than 1" if max_tokens < 1 else f"{max_tokens} is too large"
+        )
     if not 0 <= min_tokens <= max_tokens:
-        raise _bad("min_tokens", f"{min_tokens} is not between 0 and max_tokens ({max_tokens})")
+        raise bad_value("min_tokens", f"{min_tokens} is not between 0 and max_tokens ({max_tokens})")
     if given.seed is not None and not -(1 << 63) <= given.seed < 1 << 63:
-        raise _bad("seed", f"{given.seed} does not fit 64 bits")
+        raise bad_value("seed", f"{given.seed} does not fit 64 bits")
     stop_token_ids = tuple(given.stop_token_ids or ())
     for token in stop_token_ids:
         _token("stop_token_ids", token, limits)
     if logprobs is not None:
         if not 0 <= logprobs <= MAX_LOGPROBS:
-            raise _bad("logprobs", f"{logprobs} is not between 0 and {MAX_LOGPROBS}")
+            raise bad_value("logprobs", f"{logprobs} is not between 0 and {MAX_LOGPROBS}")
         if not limits.logprobs:
             raise ApiError(400, f"logprobs: the {limits.backend} backend has no probabilities to report",
                            param="logprobs", code="unsupported_parameter")  # fmt: skip
@@ -283,7 +284,9 @@ def _number(name: str, value: float | None, default: float, low: float, high: fl
     if value is None:
         return default
     if not math.isfinite(value) or not low <= value <= high or (above and value == low):
-        raise _bad(name, f"{value:g} is not {'above' if above else 'between'} {low:g} and {'at most ' * above}{high:g}")
+        raise bad_value(
+            name, f"{value:g} is not {'above' if above else 'between'} {low:g} and {'at most ' * above}{high:g}"
+        )
     return float(value)
 
 
@@ -291,7 +294,7 @@ def _logit_bias(given: dict[str, float] | None, limits: Limits) -> tuple[tuple[i
     biases = []
     for key, value in (given or {}).items():
         if not key.isascii() or not key.isdigit():
-            raise _bad("logit_bias", f"{key!r} is not a token id")
+            raise bad_value("logit_bias", f"{key!r} is not a token id")
         _token("logit_bias", int(key), limits)
         biases.append((int(key), _number("logit_bias", value, 0.0, -100, 100)))
     return tuple(biases)
@@ -301,12 +304,12 @@ def stop_strings(given: str | list[str] | None) -> tuple[str, ...]:
     """Stop strings as a tuple, checked."""
     stops = (given,) if isinstance(given, str) else tuple(given or ())
     if len(stops) > MAX_STOPS:
-        raise _bad("stop", f"{len(stops)} strings are more than {MAX_STOPS}")
+        raise bad_value("stop", f"{len(stops)} strings are more than {MAX_STOPS}")
     for stop in stops:
         if not stop:
-            raise _bad("stop", "an empty string would stop at once")
+            raise bad_value("stop", "an empty string would stop at once")
         if len(stop) > MAX_STOP_CHARACTERS:
-            raise _bad("stop", f"a string of {len(stop)} characters is longer than {MAX_STOP_CHARACTERS}")
+            raise bad_value("stop", f"a string of {len(stop)} characters is longer than {MAX_STOP_CHARACTERS}")
     return stops
 
 
@@ -314,23 +317,23 @@ def choices(n: int | None, prompts: int) -> int:
     """Choices a prompt, checked."""
     n = 1 if n is None else n
     if n < 1:
-        raise _bad("n", f"{n} is less than 1")
+        raise bad_value("n", f"{n} is less than 1")
     if n * prompts > MAX_SEQUENCES:
-        raise _bad("n", f"{prompts} prompts times n of {n} are more than {MAX_SEQUENCES} sequences")
+        raise bad_value("n", f"{prompts} prompts times n of {n} are more than {MAX_SEQUENCES} sequences")
     return n
 
 
 def check_priority(value: int | None) -> int:
     value = value or 0
     if not -(1 << 31) <= value < 1 << 31:
-        raise _bad("priority", f"{value} does not fit 32 bits")
+        raise bad_value("priority", f"{value} does not fit 32 bits")
     return value
 
 
 def check_prompt(prompt: list[int], limits: Limits, param: str) -> None:
     """Raise ApiError for a prompt that can never be served."""
     if not prompt:
-        raise _bad(param, "is empty")
+        raise bad_value(param, "is empty")
     # The context holds the prompt, at least one new token, and the position after it.
     longest = min(limits.max_context - 2, limits.kv_tokens - 1)
     if len(prompt) > longest:
@@ -352,13 +355,15 @@ def prompt_list(prompt: Any) -> list[str | list[int]]:
             return list(prompt)
         if all(isinstance(item, list) and item and all(_is_token(token) for token in item) for item in prompt):
             return list(prompt)
-    raise _bad("prompt", "must be text, a list of texts, a list of token ids, or a list of such lists, and not empty")
+    raise bad_value(
+        "prompt", "must be text, a list of texts, a list of token ids, or a list of such lists, and not empty"
+    )
 
 
 def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with their content as plain text, for a chat template."""
     if not messages:
-        raise _bad("messages", "is empty")
+        raise bad_value("messages", "is empty")
     plain = []
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
@@ -372,7 +377,7 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 raise ApiError(400, f"{param}: {what}", param=param, code=code)
         role = message.get("role")
         if role not in ("system", "developer", "user", "assistant"):
-            raise _bad(f"{where}.role", f"{role!r} is not one of system, developer, user, assistant")
+            raise bad_value(f"{where}.role", f"{role!r} is not one of system, developer, user, assistant")
         plain.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
     return plain
 
@@ -384,10 +389,10 @@ def _content(content: Any, where: str) -> str:
         texts = []
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise _bad(where, "only parts of type text are supported")
+                raise bad_value(where, "only parts of type text are supported")
             texts.append(part["text"])
         return "\n".join(texts)
-    raise _bad(where, "must be text or a list of text parts")
+    raise bad_value(where, "must be text or a list of text parts")
 
 
 def _is_token(value: Any) -> bool:
@@ -396,8 +401,9 @@ def _is_token(value: Any) -> bool:
 
 def _token(param: str, token: int, limits: Limits) -> None:
     if not 0 <= token < limits.vocab:
-        raise _bad(param, f"{token} is not a token of the vocabulary of {limits.vocab}")
+        raise bad_value(param, f"{token} is not a token of the vocabulary of {limits.vocab}")
 
 
-def _bad(param: str, what: str) -> ApiError:
+def bad_value(param: str, what: str) -> ApiError:
+    """The error for a field whose value cannot be taken."""
     return ApiError(400, f"{param}: {what}", param=param, code="invalid_value")

@@ -9,7 +9,7 @@ import msgspec
 
 from workbench.scheduler.messages import CloseSession, OpenSession
 from workbench.serving.messages import Done, SessionControl
-from workbench.serving.protocol import ApiError, Sequences
+from workbench.serving.protocol import Sequences, bad_value
 
 MAX_NAME_CHARACTERS = 200
 
@@ -34,7 +34,7 @@ def new_name(asked: str | None) -> str:
 def check_name(name: str) -> str:
     """A session's name. Raises ApiError 400 for a bad one."""
     if not 0 < len(name) <= MAX_NAME_CHARACTERS:
-        raise _bad("session_id", f"must have between 1 and {MAX_NAME_CHARACTERS} characters")
+        raise bad_value("session_id", f"must have between 1 and {MAX_NAME_CHARACTERS} characters")
     return name
 
 
@@ -43,16 +43,12 @@ def check_turn(wanted: Sequences) -> None:
     if not wanted.session:
         return
     if len(wanted.prompts) > 1:
-        raise _bad("prompt", f"a session takes one prompt at a time, not {len(wanted.prompts)}")
+        raise bad_value("prompt", f"a session takes one prompt at a time, not {len(wanted.prompts)}")
     if wanted.n > 1:
-        raise _bad("n", f"a session goes on from one choice, not from {wanted.n}")
+        raise bad_value("n", f"a session goes on from one choice, not from {wanted.n}")
 
 
 def session_message(asked: SessionControl, answer: Callable[[Done], None]) -> OpenSession | CloseSession:
     """What the HTTP process asks as the scheduler takes it."""
     message = OpenSession if asked.action == "open" else CloseSession
     return message(asked.session, lambda refused: answer(Done(asked.number, refused=refused)))
-
-
-def _bad(param: str, what: str) -> ApiError:
-    return ApiError(400, f"{param}: {what}", param=param, code="invalid_value")
