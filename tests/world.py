@@ -111,6 +111,9 @@ class _Outbox:
             self.run.scheduler.check()
 
     def send(self, result: StepResult, forward: object | None = None) -> None:
+        self.note(result, self.env.now)
+
+    def note(self, result: StepResult, now: float) -> None:
         run = self.run
         if result.batch is not None:
             assert result.tokens is not None
@@ -124,15 +127,15 @@ class _Outbox:
             run.ratios.append(run.scheduler.state.new_token_ratio)
         for req in result.first:
             assert req.rid not in run.first_s
-            run.first_s[req.rid] = self.env.now
+            run.first_s[req.rid] = now
         for req in result.ended:
             assert req.rid not in run.ended, f"{req.rid} ended twice"
             run.ended[req.rid] = req
-            run.end_s[req.rid] = self.env.now
+            run.end_s[req.rid] = now
         if self.check:
             run.scheduler.check()
         if self.on_step:
-            self.on_step(run, self.env.now)
+            self.on_step(run, now)
 
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
         self.run.steady_s += moments_s

@@ -16,7 +16,7 @@ import numpy as np
 from backends.simulated.backend import MODE_CODES, SimulatedBackend, SimulatedForward
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler
+from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.steady import SteadyDecode, steady_decode
 
 LOOPS = ("normal", "overlap")
@@ -29,6 +29,8 @@ _DECODE = MODE_CODES["decode"]
 
 class SteadyOutbox(Protocol):
     """An outbox that takes the results of many steps."""
+
+    def note(self, result: StepResult, now: float) -> None: ...
 
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None: ...
 
@@ -55,10 +57,11 @@ class SteadyBackend(SimulatedBackend):
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
         end = forward.end_s
         wait = end if end > paid else paid
-        if self._scheduler is None or forward.batch.num_prefill:
+        newest = self._pending[-1]
+        if self._scheduler is None or newest.batch.num_prefill:
             return wait
         horizon = self._clock.peek()
-        step_s = end - forward.starts_s[0]
+        step_s = newest.end_s - newest.starts_s[0]
         ahead = (horizon - wait) / step_s if step_s > 0 else float("inf")
         if ahead < LEAST_STEPS:
             return wait
@@ -72,14 +75,24 @@ class SteadyBackend(SimulatedBackend):
         steady = steady_decode(scheduler, most)
         if steady is None or steady.steps < LEAST_STEPS:
             return wait
-        tokens = self._sampler.sample_ahead(forward.batch, steady.steps)
-        steps = steady.first_stop(tokens)
+        host, pending = self._host, self._pending
+        # A batch of other requests is processed first. From then on they are the same, and so are the CPU phases.
+        others = int(steady.other is not None)
+        tokens = self._sampler.sample_ahead(pending[others].batch, steady.steps - others)
+        steps = steady.first_stop(tokens) + others
         if steps < LEAST_STEPS:
             return wait
-        host, pending = self._host, self._pending
+        process_s = host.process(pending[others].batch, 0)
+        first_process_s = host.process(forward.batch, 0) if others else process_s
+        if wait + first_process_s >= horizon:
+            return wait
+        if others:
+            result = steady.process_other(forward.tokens())
+            if result is None:
+                return wait
+            self._outbox.note(result, wait + first_process_s)
         batch = steady.batch(0)
-        # The same requests: the same CPU phases.
-        receive_s, schedule_s, process_s = host.receive(0), host.schedule(batch), host.process(batch, 0)
+        receive_s, schedule_s = host.receive(0), host.schedule(batch)
         prepare_s, issue_s, graph = host.launch(batch)
         launch_s = prepare_s + issue_s
         thought_s, all_s = receive_s + schedule_s, receive_s + schedule_s + launch_s
@@ -89,11 +102,13 @@ class SteadyBackend(SimulatedBackend):
         starts, ends = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
         free_s = self._stage_free_s[0]
         moments: list[float] = []
+        processing_s = first_process_s
         for ahead in range(steps):
-            sent = wait + process_s
+            sent = wait + processing_s
             if sent >= horizon:
                 break
             moments.append(sent)
+            processing_s = process_s
             prepared = sent + thought_s + prepare_s
             issued = prepared + issue_s
             start = issued if graph else prepared
@@ -110,16 +125,15 @@ class SteadyBackend(SimulatedBackend):
             if wait >= horizon:
                 break
         formed = len(moments)
-        if not formed:
-            return wait
         self._stage_free_s[0] = free_s
         cpu_s = receive_s, schedule_s, launch_s
         for one in list(pending)[:formed]:
-            self._write(one, process_s)
+            self._write(one, first_process_s if one is forward else process_s)
         ahead_of = slice(len(pending), formed)
         self._log_ahead(steady, batch, issues[ahead_of], starts[ahead_of], ends[ahead_of], (*cpu_s, process_s))
-        steady.take(tokens[:formed])
-        self._outbox.send_steady(scheduler.state.in_flight[0], moments)
+        steady.take(tokens[: formed - others], formed)
+        if formed > others:
+            self._outbox.send_steady(scheduler.state.in_flight[0], moments[others:])
         cpus = [one.cpu_s for one in pending] + [cpu_s] * formed
         for at, (one, flight) in enumerate(zip(pending, scheduler.state.in_flight, strict=True), start=formed):
             one.batch, one.launch_s, one.cpu_s = flight.worker, issues[at], cpus[at]

@@ -44,6 +44,13 @@ class ScheduleBatch:
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
 
+    def stand_for(self, reqs: list[Req], stop_ids: np.ndarray | None) -> None:
+        """Become a decode of other requests, after being processed. ``worker`` and ``token_at`` are still to be set."""
+        self.reqs, self.stop_ids = reqs, stop_ids
+        self.prefill = self.length_stops = self.retracted = self.release = self.release_rows = ()
+        self.dropped = self.late = None
+
+
 class PrefillRow:
     """A request's part in a prefill: tokens ``start`` to ``end`` of ``req.tokens`` are computed."""
 

@@ -13,19 +13,31 @@ from itertools import accumulate
 import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
-from workbench.scheduler.scheduler import Scheduler
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult, stops
 
 
 class SteadyDecode:
     """The decode steps ahead of a scheduler in which it has nothing to decide."""
 
-    def __init__(self, scheduler: Scheduler, page_needs: list[int], pages: list[int]) -> None:
+    def __init__(self, scheduler: Scheduler, page_needs: list[int], pages: list[int], other: ScheduleBatch | None) -> None:
         self._scheduler = scheduler
         self._page_needs = page_needs
         self._pages = pages
         """Their running total."""
         self.steps = len(page_needs)
-        """Batches that will be formed of the requests in flight, unless a message comes or a sample ends one of them."""
+        """Batches that will be formed of the running requests, unless a message comes or a sample ends one of them."""
+        self.other = other
+        """The oldest batch in flight, if its requests are not the running ones: a prefill, or one that holds a request that
+        has ended since. It has to be processed (:meth:`process_other`) before anything is taken."""
+
+    def process_other(self, tokens: np.ndarray) -> StepResult | None:
+        """Process the batch ``other``, whose samples are ``tokens``; None, and nothing is done, if they end a request."""
+        other = self.other
+        assert other is not None
+        if other.length_stops or (other.stop_ids is not None and stops(other.stop_ids, tokens)):
+            return None
+        return self._scheduler.process(other, tokens)
 
     def batch(self, ahead: int) -> ModelWorkerBatch:
         """The batch after the next ``ahead`` ones as it would be formed, without its pages."""
@@ -54,35 +66,39 @@ class SteadyDecode:
         hits = same.ravel().nonzero()[0]
         return int(hits[0]) // stop_ids.size if len(hits) else len(tokens)
 
-    def take(self, tokens: np.ndarray) -> None:
-        """Form as many batches as there are ``tokens``, int[k, n], and process as many: these are the samples of the k
-        oldest, those in flight first. None of them may end a request."""
-        scheduler = self._scheduler
-        state, steps = scheduler.state, len(tokens)
-        running, table, flight = state.slots[0].running, state.table, state.in_flight
-        # The batches in flight are those formed last; loops hold the objects, so these stand for other steps now.
-        workers = [batch.worker for batch in flight][steps:]
+    def take(self, tokens: np.ndarray, steps: int) -> None:
+        """Form ``steps`` batches and process as many: ``tokens``, int[k, n], are the samples of the k oldest of the running
+        requests, those in flight first. They are one less than ``steps`` if ``other`` was the first to be processed. None
+        of them may end a request."""
+        scheduler, other = self._scheduler, self.other
+        state = scheduler.state
+        slot, table, flight = state.slots[0], state.table, state.in_flight
+        running, processed, first = slot.running, len(tokens), flight[0].token_at
+        # The batches in flight are those formed last. Loops hold the objects, so these stand for other steps now.
+        workers = [batch.worker for batch in flight][processed:]
+        if other is not None:
+            other.stand_for(running.reqs, running.stop_ids)
+            flight.appendleft(other)
         workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
-        first = flight[0].token_at
-        for batch, worker in zip(flight, workers, strict=True):
+        for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=processed):
             batch.worker = worker
-            batch.token_at = batch.token_at + steps
-        ahead = np.arange(steps)[:, None]
-        table.add_tokens((first + ahead).ravel(), tokens.ravel())
+            batch.token_at = first + ahead
+        table.add_tokens((first + np.arange(processed)[:, None]).ravel(), tokens.ravel())
         at = running.page_places(steps)
         table.add_pages(at, state.cache.allocate_steps(self._page_needs[:steps]))
         running.lens = running.lens + steps
         running.token_at = running.token_at + steps
         running.context_tokens += steps * running.count
         running.steps_to_stop -= steps
-        scheduler.composer.repeated(state.slots[0], steps)
+        scheduler.composer.repeated(slot, steps)
         state.step += steps
 
 
 def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     """The steps, at most ``most``, in which nothing is to be decided; None where there is none.
 
-    That is so when every batch in flight decodes exactly the running requests, nobody can be admitted, and there is KV.
+    That is so when the batches in flight decode exactly the running requests, nobody can be admitted, and there is KV. The
+    oldest of several batches may be another one, if nobody waits for what its end may set free.
     """
     state = scheduler.state
     slot = state.slots[0]
@@ -93,8 +109,12 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
         return None
     if state.waiting and not slot.full:
         return None
+    oldest, *others = state.in_flight
     # The same object is the same members: whoever ends, joins or is retracted replaces it.
-    if any(batch.worker.rows is not running.rows for batch in state.in_flight):
+    if any(batch.worker.rows is not running.rows for batch in others):
+        return None
+    other = None if oldest.worker.rows is running.rows else oldest
+    if other is not None and (state.waiting or not others):
         return None
     steps = min(most, running.steps_to_stop - 1)
     if steps < 1:
@@ -102,4 +122,4 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     needs = running.page_needs(steps)
     pages = list(accumulate(needs))
     enough = bisect_right(pages, cache.available_pages)
-    return SteadyDecode(scheduler, needs[:enough], pages[:enough]) if enough else None
+    return SteadyDecode(scheduler, needs[:enough], pages[:enough], other) if enough else None
