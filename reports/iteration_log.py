@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
-from reports.schema import ITERATION_COLUMNS, Kind
+from reports.schema import DECODE, ITERATION_COLUMNS, Kind
 
-_IS_INT = [kind in (Kind.INT, Kind.MODE) for kind in ITERATION_COLUMNS.values()]
-_ROW = struct.Struct("=" + "".join("q" if is_int else "d" for is_int in _IS_INT))
-_ROW_DTYPE = np.dtype(
-    [(name, "=i8" if is_int else "=f8") for name, is_int in zip(ITERATION_COLUMNS, _IS_INT, strict=True)]
+_OWN = ("launch_s", "start_s", "end_s", "kv_used_tokens")
+"""Columns of which every row has a value of its own; of the others a stretch of rows has one."""
+_SHARED = [name for name in ITERATION_COLUMNS if name not in _OWN]
+_IS_INT = {name: kind in (Kind.INT, Kind.MODE) for name, kind in ITERATION_COLUMNS.items()}
+_STRETCH = struct.Struct("=qq" + "".join("q" if _IS_INT[name] else "d" for name in _SHARED))
+_STRETCH_DTYPE = np.dtype(
+    [("rows", "=i8"), ("more_context", "=i8"), *((name, "=i8" if _IS_INT[name] else "=f8") for name in _SHARED)]
 )
+_DTYPES = {Kind.INT: np.int64, Kind.MODE: np.int8, Kind.TIME: np.float64, Kind.NUMBER: np.float64}
 
 
 class IterationLog:
-    """An append-only table of iterations, 8 bytes a value.
+    """An append-only table of iterations.
 
-    Rows are packed into one growing buffer: no Python object outlives `append`, so a million rows cost 144 MB and
-    nothing for the garbage collector. Whole numbers stay exact.
+    What a stretch of rows has in common is packed once into a growing buffer, the rest of a row into four arrays: no
+    Python object outlives a call, so a million rows cost 32 to 160 MB and nothing for the garbage collector. Whole numbers
+    stay exact.
     """
 
-    __slots__ = ("_buffer", "_pack")
+    __slots__ = ("_end_s", "_kv_used_tokens", "_launch_s", "_pack", "_start_s", "_stretches")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._pack = _ROW.pack
+        self._stretches = bytearray()
+        self._pack = _STRETCH.pack
+        self._launch_s, self._start_s, self._end_s = array("d"), array("d"), array("d")
+        self._kv_used_tokens = array("q")
 
     def append(
         self,
@@ -52,22 +60,20 @@ class IterationLog:
     ) -> None:
         """Add one row, in the order of iterations.csv; `mode` is a code (`schema.PREFILL`, `DECODE`, `MIXED`).
 
-        Raises `struct.error` for a float where a count belongs: a row must not be rounded silently.
+        Raises `struct.error` or TypeError for a float where a count belongs: a row must not be rounded silently.
         """
         # Spelled out rather than *values: half the cost, and a row with a value too few fails where it is made.
-        self._buffer += self._pack(
+        stretch = self._pack(
+            1,
+            0,
             iteration,
             instance,
             stage,
             mode,
-            launch_s,
-            start_s,
-            end_s,
             requests,
             prefill_tokens,
             decode_tokens,
             context_tokens,
-            kv_used_tokens,
             waiting,
             running,
             receive_s,
@@ -75,20 +81,41 @@ class IterationLog:
             launch_host_s,
             process_s,
         )
+        self._kv_used_tokens.append(kv_used_tokens)  # what is refused, is before anything has changed
+        self._stretches += stretch
+        self._launch_s.append(launch_s)
+        self._start_s.append(start_s)
+        self._end_s.append(end_s)
 
-    def append_like(self, first: tuple[float, ...], **columns: Sequence[float] | np.ndarray) -> None:
-        """Add rows that are all as `first`, but for `columns`, each with a value for every row."""
-        start = len(self._buffer)
-        self._buffer += self._pack(*first) * len(next(iter(columns.values())))
-        rows = np.frombuffer(self._buffer, _ROW_DTYPE, offset=start)
-        for name, values in columns.items():
-            rows[name] = values
+    def append_decodes(self, iteration: int, instance: int, requests: int, context_tokens: int, waiting: int, running: int,
+                       cpu_s: tuple[float, ...], launch_s: Sequence[float], start_s: Sequence[float],
+                       end_s: Sequence[float], kv_used_tokens: Sequence[int]) -> None:  # fmt: skip
+        """Add the rows of consecutive steps in which the same requests decode on one stage, the first as given:
+        `iteration` counts up and `context_tokens` grows by a token for each request. `cpu_s` are the four CPU phases."""
+        self._stretches += self._pack(
+            len(launch_s), requests, iteration, instance, 0, DECODE, requests, 0, requests, context_tokens, waiting,
+            running, *cpu_s,
+        )  # fmt: skip
+        self._launch_s.extend(launch_s)
+        self._start_s.extend(start_s)
+        self._end_s.extend(end_s)
+        self._kv_used_tokens.extend(kv_used_tokens)
 
     def __len__(self) -> int:
-        return len(self._buffer) // _ROW.size
+        return len(self._end_s)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of all columns so far: int64 for counts, int8 for `mode`, float64 for times."""
-        rows = np.frombuffer(self._buffer, dtype=_ROW_DTYPE)
-        dtypes = {Kind.INT: np.int64, Kind.MODE: np.int8, Kind.TIME: np.float64, Kind.NUMBER: np.float64}
-        return {name: rows[name].astype(dtypes[kind]) for name, kind in ITERATION_COLUMNS.items()}
+        stretches = np.frombuffer(self._stretches, _STRETCH_DTYPE)
+        rows = stretches["rows"]
+        columns = {}
+        for name, kind in ITERATION_COLUMNS.items():
+            dtype = _DTYPES[kind]
+            if name in _OWN:
+                columns[name] = np.array(getattr(self, "_" + name), dtype)
+            else:
+                columns[name] = np.repeat(stretches[name].astype(dtype), rows)
+        place = np.arange(len(self)) - np.repeat(np.cumsum(rows) - rows, rows)
+        columns["iteration"] += place
+        columns["context_tokens"] += np.repeat(stretches["more_context"], rows) * place
+        return columns

@@ -11,7 +11,7 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
-from reports.schema import ITERATION_COLUMNS
+from reports.schema import DECODE
 from workbench.loops import LOOPS
 from workbench.run.steady import SteadyBackend
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -75,10 +75,11 @@ class Rows(list):
     def append(self, *values: float) -> None:  # type: ignore[override]
         super().append(values)
 
-    def append_like(self, first: tuple[float, ...], **columns: Sequence[float]) -> None:
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(ITERATION_COLUMNS, first, strict=True)) | dict(zip(columns, values, strict=True))
-            self.append(*row.values())
+    def append_decodes(self, iteration: int, instance: int, requests: int, context: int, waiting: int, running: int,
+                       cpu_s: tuple[float, ...], *own: Sequence[float]) -> None:  # fmt: skip
+        for i, (launch_s, start_s, end_s, used) in enumerate(zip(*own, strict=True)):
+            self.append(iteration + i, instance, 0, DECODE, launch_s, start_s, end_s, requests, 0, requests,
+                        context + i * requests, used, waiting, running, *cpu_s)  # fmt: skip
 
 
 @dataclass
@@ -165,7 +166,7 @@ def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None =
     inbox = SimulatedInbox(env)
     outbox = _Outbox(env, run, check, on_step)
     if isinstance(backend, SteadyBackend):
-        backend.follow(scheduler, outbox, run.rows.append_like)
+        backend.follow(scheduler, outbox, run.rows.append_decodes)
     env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox, **(loop_options or {})))
 
     def deliver():

@@ -46,11 +46,7 @@ class ScriptedSampler:
 
     def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
         """int32[n]: output number ``seq_len - prompt_len`` of each row."""
-        rows = batch.rows
-        if rows is not self._batch_rows:  # while the same rows decode, the array is the same object
-            self._batch_rows = rows
-            self._batch_starts = self._starts[rows]
-        at = self._batch_starts + batch.seq_lens
+        at = self._starts_of(batch.rows) + batch.seq_lens
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return self._flat[at]
@@ -58,5 +54,11 @@ class ScriptedSampler:
     def sample_ahead(self, batch: ModelWorkerBatch, steps: int) -> np.ndarray:
         """int32[steps, n]: what the same requests sample in a decode batch and the steps after it; past a request's end,
         anything."""
-        at = self._starts[batch.rows] + batch.seq_lens + np.arange(steps)[:, None]
+        at = self._starts_of(batch.rows) + batch.seq_lens + np.arange(steps)[:, None]
         return self._flat.take(at, mode="clip")
+
+    def _starts_of(self, rows: np.ndarray) -> np.ndarray:
+        if rows is not self._batch_rows:  # while the same rows decode, the array is the same object
+            self._batch_rows = rows
+            self._batch_starts = self._starts[rows]
+        return self._batch_starts

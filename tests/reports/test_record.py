@@ -111,23 +111,26 @@ def test_the_log_keeps_whole_numbers_exact_and_takes_numpy_values() -> None:
     assert columns["iteration"].tolist() == [2**60 + 1, 7]
     assert columns["mode"].dtype == np.int8 and columns["mode"].tolist() == [2, 0]
     assert columns["end_s"].tolist() == [0.0, 1.5]
-    with pytest.raises(struct.error):
-        log.append(**iteration_row(requests=1.5))
+    for count in ("requests", "kv_used_tokens"):
+        with pytest.raises((struct.error, TypeError)):
+            log.append(**iteration_row(**{count: 1.5}))
 
 
-def test_rows_that_are_like_the_first_are_the_same_as_one_by_one() -> None:
+def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:
     one_by_one, at_once = IterationLog(), IterationLog()
+    same = {"instance": 3, "mode": 1, "requests": 4, "decode_tokens": 4, "waiting": 1, "running": 5, "receive_s": 0.1,
+            "schedule_s": 0.2, "launch_host_s": 0.3, "process_s": 0.4}  # fmt: skip
     for log in (one_by_one, at_once):
-        log.append(**iteration_row(iteration=1, start_s=0.1))
+        log.append(**iteration_row(iteration=1, start_s=0.1, context_tokens=7))
     for i in range(3):
-        one_by_one.append(**iteration_row(iteration=2 + i, mode=1, start_s=0.1 + i, kv_used_tokens=2**60 + i))
-    first = iteration_row(iteration=2, mode=1, start_s=9.0)
-    at_once.append_like(
-        tuple(first[name] for name in ITERATION_COLUMNS), iteration=np.arange(2, 5), start_s=[0.1, 1.1, 2.1],
-        kv_used_tokens=[2**60, 2**60 + 1, 2**60 + 2],
+        own = {"launch_s": 0.5 + i, "start_s": 0.6 + i, "end_s": 0.7 + i, "kv_used_tokens": 2**60 + i}
+        one_by_one.append(**iteration_row(iteration=2 + i, context_tokens=100 + 4 * i, **own, **same))
+    at_once.append_decodes(
+        2, 3, 4, 100, 1, 5, (0.1, 0.2, 0.3, 0.4), [0.5, 1.5, 2.5], [0.6, 1.6, 2.6], [0.7, 1.7, 2.7],
+        [2**60, 2**60 + 1, 2**60 + 2],
     )  # fmt: skip
-    at_once.append(**iteration_row(iteration=5))
-    one_by_one.append(**iteration_row(iteration=5))
+    for log in (one_by_one, at_once):
+        log.append(**iteration_row(iteration=5, prefill_tokens=9))
     for name, column in at_once.columns().items():
         assert column.tolist() == one_by_one.columns()[name].tolist(), name
 

@@ -118,7 +118,7 @@ class SimulatedWorld:
         scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
         outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
         if isinstance(backend, SteadyBackend):
-            backend.follow(scheduler, outbox, self.recorder.iterations.append_like)
+            backend.follow(scheduler, outbox, self.recorder.iterations.append_decodes)
         options: dict[str, Any] = {}
         if built.loop == "overlap":
             options["overlap_prefills"] = settings.overlap_prefills

@@ -7,24 +7,19 @@ the last step before something happens. The result is the one of going step by s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import count
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-import numpy as np
-
-from backends.simulated.backend import MODE_CODES, SimulatedBackend, SimulatedForward
+from backends.simulated.backend import SimulatedBackend, SimulatedForward
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
-from workbench.scheduler.steady import SteadyDecode, steady_decode
+from workbench.scheduler.steady import MOST_STEPS, SteadyDecode, steady_decode
 
 LOOPS = ("normal", "overlap")
 """Loops that, between two waits for a batch, process it, receive, schedule and launch, in this order."""
 LEAST_STEPS = 3
 """Fewer are not worth the trouble."""
-MOST_STEPS = 128
-_DECODE = MODE_CODES["decode"]
 
 
 class SteadyOutbox(Protocol):
@@ -35,10 +30,12 @@ class SteadyOutbox(Protocol):
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None: ...
 
 
-class LogLike(Protocol):
-    """Takes rows of iterations.csv: the first, and what is different in each."""
+class LogDecodes(Protocol):
+    """Takes the rows of iterations.csv of consecutive decode steps (:meth:`IterationLog.append_decodes`)."""
 
-    def __call__(self, first: tuple[Any, ...], **columns: Sequence[float] | np.ndarray) -> None: ...
+    def __call__(self, iteration: int, instance: int, requests: int, context_tokens: int, waiting: int, running: int,
+                 cpu_s: tuple[float, ...], launch_s: Sequence[float], start_s: Sequence[float], end_s: Sequence[float],
+                 kv_used_tokens: Sequence[int]) -> None: ...  # fmt: skip
 
 
 class SteadyBackend(SimulatedBackend):
@@ -46,11 +43,11 @@ class SteadyBackend(SimulatedBackend):
 
     _scheduler: Scheduler | None = None
     _outbox: SteadyOutbox
-    _log_like: LogLike
+    _log_decodes: LogDecodes
 
-    def follow(self, scheduler: Scheduler, outbox: SteadyOutbox, log_like: LogLike) -> None:
+    def follow(self, scheduler: Scheduler, outbox: SteadyOutbox, log_decodes: LogDecodes) -> None:
         """Name the scheduler and the outbox to move on, and where many iterations are logged."""
-        self._scheduler, self._outbox, self._log_like = scheduler, outbox, log_like
+        self._scheduler, self._outbox, self._log_decodes = scheduler, outbox, log_decodes
         self._decodes = getattr(self._cost, "decodes", None)
 
     def done(self, forward: SimulatedForward) -> float:
@@ -82,7 +79,8 @@ class SteadyBackend(SimulatedBackend):
         steps = steady.first_stop(tokens) + others
         if steps < LEAST_STEPS:
             return wait
-        process_s = host.process(pending[others].batch, 0)
+        last = pending[-1].batch
+        process_s = host.process(last, 0)
         first_process_s = host.process(forward.batch, 0) if others else process_s
         if wait + first_process_s >= horizon:
             return wait
@@ -91,19 +89,18 @@ class SteadyBackend(SimulatedBackend):
             if result is None:
                 return wait
             self._outbox.note(result, wait + first_process_s)
-        batch = steady.batch(0)
-        receive_s, schedule_s = host.receive(0), host.schedule(batch)
-        prepare_s, issue_s, graph = host.launch(batch)
+        receive_s, schedule_s = host.receive(0), host.schedule(last)
+        prepare_s, issue_s, graph = host.launch(last)
         launch_s = prepare_s + issue_s
         thought_s, all_s = receive_s + schedule_s, receive_s + schedule_s + launch_s
-        seconds = self._seconds(steady, batch)
+        seconds = self._seconds(steady, last, steps)
         # When the kernels of each batch were issued, its start and its end: of those in flight, then of those ahead.
         issues = [one.launch_s for one in pending]
         starts, ends = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
         free_s = self._stage_free_s[0]
         moments: list[float] = []
         processing_s = first_process_s
-        for ahead in range(steps):
+        for ahead, gpu_s in enumerate(seconds):
             sent = wait + processing_s
             if sent >= horizon:
                 break
@@ -114,7 +111,7 @@ class SteadyBackend(SimulatedBackend):
             start = issued if graph else prepared
             if free_s > start:
                 start = free_s
-            free_s = start + next(seconds)
+            free_s = start + gpu_s
             if free_s < issued:
                 free_s = issued
             issues.append(issued)
@@ -130,7 +127,7 @@ class SteadyBackend(SimulatedBackend):
         for one in list(pending)[:formed]:
             self._write(one, first_process_s if one is forward else process_s)
         ahead_of = slice(len(pending), formed)
-        self._log_ahead(steady, batch, issues[ahead_of], starts[ahead_of], ends[ahead_of], (*cpu_s, process_s))
+        self._log_ahead(steady, last, issues[ahead_of], starts[ahead_of], ends[ahead_of], (*cpu_s, process_s))
         steady.take(tokens[: formed - others], formed)
         if formed > others:
             self._outbox.send_steady(scheduler.state.in_flight[0], moments[others:])
@@ -140,21 +137,17 @@ class SteadyBackend(SimulatedBackend):
             one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends[at]], ends[at]
         return wait
 
-    def _log_ahead(self, steady: SteadyDecode, first: ModelWorkerBatch, issues: list[float], starts: list[float],
+    def _log_ahead(self, steady: SteadyDecode, last: ModelWorkerBatch, issues: list[float], starts: list[float],
                    ends: list[float], cpu_s: tuple[float, ...]) -> None:  # fmt: skip
-        """Log as many of the batches ahead, ``first`` among them, as there are times."""
-        if not issues:
-            return
-        numbers = np.arange(len(issues))
-        self._log_like(
-            (first.step, self._instance, 0, _DECODE, 0.0, 0.0, 0.0, first.decode_tokens, 0, first.decode_tokens, 0, 0,
-             first.waiting, first.running, *cpu_s),
-            iteration=first.step + numbers, launch_s=issues, start_s=starts, end_s=ends,
-            context_tokens=first.context_tokens + first.decode_tokens * numbers,
-            kv_used_tokens=steady.used_tokens(len(issues)),
-        )  # fmt: skip
+        """Log as many of the batches after ``last`` as there are times, before they are taken."""
+        if issues:
+            requests = last.decode_tokens
+            self._log_decodes(
+                last.step + 1, self._instance, requests, last.context_tokens + requests, last.waiting, steady.running,
+                cpu_s, issues, starts, ends, steady.used_tokens(len(issues)),
+            )  # fmt: skip
 
-    def _seconds(self, steady: SteadyDecode, first: ModelWorkerBatch) -> Iterator[float]:
-        """GPU time of the batches ahead, one after the other."""
-        seconds = self._decodes(first) if self._decodes is not None else None
-        return seconds or (self._cost.forward(steady.batch(ahead)) for ahead in count())
+    def _seconds(self, steady: SteadyDecode, last: ModelWorkerBatch, steps: int) -> Iterable[float]:
+        """GPU time of the batches after ``last``, one after the other."""
+        seconds = self._decodes(last, steps) if self._decodes is not None else None
+        return seconds or (self._cost.forward(steady.batch(ahead)) for ahead in range(steps))

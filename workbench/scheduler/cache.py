@@ -74,7 +74,7 @@ class CacheManager:
                 taken.append(pages[end - count : end])
                 end -= count
             first = last
-        return np.concatenate(taken)
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def measure(self, req: Req) -> tuple[Node | None, int]:
         """The node and length a request would match now, without touching recency: for ordering the queue."""

@@ -211,9 +211,11 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     done = [row.req.kv_len == row.req.end_len for row in prefill]
     stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
     joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]
-    if prefill_stops is not None and len(joining) < len(prefill):
-        prefill_stops = prefill_stops[joining]
-    running.add([prefill[i].req for i in joining], prefill_stops)
+    if joining:
+        # Nearly always all of them do, and a slice is the quicker index.
+        at = slice(len(prefill)) if len(joining) == len(prefill) else joining
+        joining_stops = None if prefill_stops is None else prefill_stops[at]
+        running.add([prefill[i].req for i in joining], rows[at], seq_lens[at], token_at[at], joining_stops)
     state.computed = [row.req for row in prefill]
     worker = ModelWorkerBatch(
         state.step, mode, rows, seq_lens, extend_lens, len(prefill),

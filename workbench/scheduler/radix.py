@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ class RadixTree:
         self.protected_pages = 0
         self._roots: dict[str, Node] = {}
         self._priority = EVICTION[evict]
-        self._heap: list[tuple[Priority, int, Node]] = []
+        self._heap: list[tuple[Any, ...]] = []
+        """(priority, number of the entry, node), the priority's numbers spelled out: comparing nested tuples is slow."""
         self._entry = 0
         self._tick = 0
 
@@ -134,11 +136,11 @@ class RadixTree:
         freed: list[np.ndarray] = []
         heap = self._heap
         while count > 0 and heap:
-            priority, _, node = heapq.heappop(heap)
+            *priority, _, node = heapq.heappop(heap)
             node.queued = False
             if node.locks or node.children or node.parent is None:
                 continue  # it is queued again when it is unlocked, or loses its last child
-            if priority != self._priority(node):
+            if tuple(priority) != self._priority(node):
                 self._queue(node)
                 continue
             freed.append(node.pages)
@@ -181,7 +183,7 @@ class RadixTree:
         if not node.queued and not node.locks and not node.children and node.parent is not None:
             node.queued = True
             self._entry += 1  # breaks ties by age, and keeps nodes from being compared
-            heapq.heappush(self._heap, (self._priority(node), self._entry, node))
+            heapq.heappush(self._heap, (*self._priority(node), self._entry, node))
 
     def _child_key(self, tokens: np.ndarray, at: int) -> int | bytes:
         return int(tokens[at]) if self.page_size == 1 else tokens[at : at + self.page_size].tobytes()

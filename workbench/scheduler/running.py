@@ -52,17 +52,16 @@ class RunningSet:
         """int64[n], most tokens each may still generate."""
         return self.ends - self.lens
 
-    def add(self, reqs: Sequence[Req], stop_ids: np.ndarray | None) -> None:
-        """Admit requests whose prompt is in KV; ``stop_ids`` is their :func:`stop_table`."""
-        if not reqs:
-            return
+    def add(self, reqs: Sequence[Req], rows: np.ndarray, lens: np.ndarray, token_at: np.ndarray,
+            stop_ids: np.ndarray | None) -> None:  # fmt: skip
+        """Admit requests whose prompt is in KV, with their entries of these arrays; ``stop_ids`` is their
+        :func:`stop_table`."""
         self.reqs = [*self.reqs, *reqs]
-        width = self._table.width
         self._set(
-            np.concatenate((self.rows, np.array([r.row for r in reqs], np.int64))),
-            np.concatenate((self.lens, np.array([r.kv_len for r in reqs], np.int64))),
+            np.concatenate((self.rows, rows)),
+            np.concatenate((self.lens, lens)),
             np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
-            np.concatenate((self.token_at, np.array([r.row * width + r.kv_len for r in reqs], np.int64))),
+            np.concatenate((self.token_at, token_at)),
             stack_stops(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
 
@@ -98,9 +97,8 @@ class RunningSet:
         return needs
 
     def page_places(self, steps: int) -> np.ndarray:
-        """int64[m], where in the page table the pages of the next steps go, step by step, as :meth:`advance` has it."""
-        if self._page_size == 1:
-            return (self.token_at + np.arange(steps)[:, None]).ravel()
+        """int64[m], where in the page table the pages of the next steps go, step by step, as :meth:`advance` has it; with
+        one token a page they are the places of the tokens, and this is not asked."""
         step, index = self._starts_page(steps).nonzero()
         return self.rows[index] * self._table.page_width + (self.lens[index] + step) // self._page_size
 

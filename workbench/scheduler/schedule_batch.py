@@ -43,7 +43,6 @@ class ScheduleBatch:
         self.release_rows: Sequence[int] = ()
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
-
     def stand_for(self, reqs: list[Req], stop_ids: np.ndarray | None) -> None:
         """Become a decode of other requests, after being processed. ``worker`` and ``token_at`` are still to be set."""
         self.reqs, self.stop_ids = reqs, stop_ids

@@ -16,11 +16,17 @@ from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult, stops
 
+MOST_STEPS = 128
+"""At a time: what is prepared for them is thrown away if a message comes before."""
+_AHEAD = np.arange(2 * MOST_STEPS)[:, None]
+
 
 class SteadyDecode:
     """The decode steps ahead of a scheduler in which it has nothing to decide."""
 
-    def __init__(self, scheduler: Scheduler, page_needs: list[int], pages: list[int], other: ScheduleBatch | None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, page_needs: list[int], pages: list[int], other: ScheduleBatch | None
+    ) -> None:
         self._scheduler = scheduler
         self._page_needs = page_needs
         self._pages = pages
@@ -42,14 +48,20 @@ class SteadyDecode:
     def batch(self, ahead: int) -> ModelWorkerBatch:
         """The batch after the next ``ahead`` ones as it would be formed, without its pages."""
         state = self._scheduler.state
-        running, table = state.slots[0].running, state.table
+        running = state.slots[0].running
         count = running.count
         return ModelWorkerBatch(
             state.step + ahead, "decode", running.rows, running.lens + (ahead + 1), None, 0, count, 0, count,
             running.context_tokens + count * (ahead + 1), None, None, (), None, None, (),
             state.cache.used_tokens + self._pages[ahead] * state.config.page_size, len(state.waiting),
-            table.rows - table.free_rows,
+            self.running,
         )  # fmt: skip
+
+    @property
+    def running(self) -> int:
+        """Requests that hold KV, with each of the next batches."""
+        table = self._scheduler.state.table
+        return table.rows - table.free_rows
 
     def used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
@@ -63,8 +75,8 @@ class SteadyDecode:
         if stop_ids is None:
             return len(tokens)
         same = tokens == stop_ids if stop_ids.ndim == 1 else tokens[:, :, None] == stop_ids
-        hits = same.ravel().nonzero()[0]
-        return int(hits[0]) // stop_ids.size if len(hits) else len(tokens)
+        hit = int(same.argmax())
+        return hit // stop_ids.size if same.item(hit) else len(tokens)
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
         """Form ``steps`` batches and process as many: ``tokens``, int[k, n], are the samples of the k oldest of the running
@@ -73,7 +85,8 @@ class SteadyDecode:
         scheduler, other = self._scheduler, self.other
         state = scheduler.state
         slot, table, flight = state.slots[0], state.table, state.in_flight
-        running, processed, first = slot.running, len(tokens), flight[0].token_at
+        running, processed, formed = slot.running, len(tokens), len(flight)
+        token_at = flight[0].token_at + _AHEAD[: formed + steps]
         # The batches in flight are those formed last. Loops hold the objects, so these stand for other steps now.
         workers = [batch.worker for batch in flight][processed:]
         if other is not None:
@@ -82,12 +95,13 @@ class SteadyDecode:
         workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
         for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=processed):
             batch.worker = worker
-            batch.token_at = first + ahead
-        table.add_tokens((first + np.arange(processed)[:, None]).ravel(), tokens.ravel())
-        at = running.page_places(steps)
-        table.add_pages(at, state.cache.allocate_steps(self._page_needs[:steps]))
-        running.lens = running.lens + steps
-        running.token_at = running.token_at + steps
+            batch.token_at = token_at[ahead]
+        table.add_tokens(token_at[:processed].ravel(), tokens.ravel())
+        # With one token a page, a row's pages and its tokens are numbered alike.
+        one = state.config.page_size == 1
+        page_at = token_at[formed - 1 : -1].ravel() if one else running.page_places(steps)
+        table.add_pages(page_at, state.cache.allocate_steps(self._page_needs[:steps]))
+        running.lens, running.token_at = workers[-1].seq_lens, token_at[-1]
         running.context_tokens += steps * running.count
         running.steps_to_stop -= steps
         scheduler.composer.repeated(slot, steps)
@@ -116,7 +130,7 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     other = None if oldest.worker.rows is running.rows else oldest
     if other is not None and (state.waiting or not others):
         return None
-    steps = min(most, running.steps_to_stop - 1)
+    steps = min(most, MOST_STEPS, running.steps_to_stop - 1)
     if steps < 1:
         return None
     needs = running.page_needs(steps)

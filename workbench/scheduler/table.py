@@ -77,6 +77,7 @@ class _Table:
     one large write costs a fraction of many small ones."""
 
     WAITING = 256
+    FEW = 5
 
     def __init__(self, rows: int, width: int) -> None:
         self.values = np.zeros((rows, width), np.int32)
@@ -95,7 +96,11 @@ class _Table:
     def settled(self) -> np.ndarray:
         """The table with everything written."""
         if self._at:
-            self._flat[np.concatenate(self._at)] = np.concatenate(self._new)
+            if len(self._at) < self.FEW:
+                for at, values in zip(self._at, self._new, strict=True):
+                    self._flat[at] = values
+            else:
+                self._flat[np.concatenate(self._at)] = np.concatenate(self._new)
             self._at.clear()
             self._new.clear()
         return self.values

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.hardware import GPU
@@ -55,12 +54,13 @@ class RooflineCost:
             return self._fixed(at, batch.decode_tokens) + at.context_s * batch.context_tokens
         return sum(self.explain(batch, stage).values())
 
-    def decodes(self, first: ModelWorkerBatch) -> Iterator[float] | None:
-        at, requests = self._stages[0], first.decode_tokens
+    def decodes(self, last: ModelWorkerBatch, steps: int) -> list[float] | None:
+        at, requests = self._stages[0], last.decode_tokens
         if not at.full_attention_only:
             return None
         fixed, context_s = self._fixed(at, requests), at.context_s
-        return (fixed + context_s * tokens for tokens in count(first.context_tokens, requests))
+        first, end = (last.context_tokens + more * requests for more in (1, steps + 1))
+        return [fixed + context_s * tokens for tokens in range(first, end, requests)]
 
     def _fixed(self, at: _Stage, requests: int) -> float:
         """Seconds of a decode step, but for the contexts that attention reads."""
