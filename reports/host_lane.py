@@ -100,8 +100,12 @@ def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
     end_s = np.concatenate((before_s[:, 1:].ravel(), processed_s + column["process_s"][rows]))
     kind = np.concatenate((np.tile(np.arange(PROCESS, dtype=np.int8), len(rows)), np.full(len(rows), PROCESS, np.int8)))
     row = np.concatenate((np.repeat(rows, PROCESS), rows))
-    order = np.lexsort((end_s, begin_s))
+    order = np.argsort(begin_s, kind="stable")
     kind, begin_s, end_s, row = kind[order], begin_s[order], end_s[order], row[order]
+    if ((begin_s[1:] == begin_s[:-1]) & (end_s[1:] < end_s[:-1])).any():
+        # The shorter of two that begin at once comes first: rarely the case, and by far the slower way to sort.
+        order = np.lexsort((end_s, begin_s))
+        kind, begin_s, end_s, row = kind[order], begin_s[order], end_s[order], row[order]
     if len(end_s):
         # Looks at the inbox that found nothing count into the next batch: what they took lies earlier than drawn.
         begin_s = np.maximum(begin_s, np.concatenate(([-np.inf], np.maximum.accumulate(end_s)[:-1])))

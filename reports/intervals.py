@@ -11,9 +11,10 @@ def union(start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarra
     start_s, end_s = start_s[real], end_s[real]
     if not len(start_s):
         return start_s, end_s
-    order = np.argsort(start_s, kind="stable")
-    start_s = start_s[order]
-    covered_to_s = np.maximum.accumulate(end_s[order])
+    if (start_s[1:] < start_s[:-1]).any():  # mostly they come in order
+        order = np.argsort(start_s, kind="stable")
+        start_s, end_s = start_s[order], end_s[order]
+    covered_to_s = np.maximum.accumulate(end_s)
     opens = np.concatenate(([True], start_s[1:] > covered_to_s[:-1]))
     closes = np.concatenate((opens[1:], [True]))
     return start_s[opens], covered_to_s[closes]

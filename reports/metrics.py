@@ -123,6 +123,15 @@ def run_window(record: RunRecord) -> Window | None:
     return _window(record, _Requests(record))
 
 
+def run_span(record: RunRecord) -> tuple[float, float] | None:
+    """The first and the last moment of anything in a run; None if there are not two."""
+    moments = [record.requests["arrival_s"], record.requests["finish_s"], record.iterations["end_s"]]
+    known = np.concatenate([column[~np.isnan(column)] for column in moments])
+    if not len(known) or known.min() == known.max():
+        return None
+    return float(known.min()), float(known.max())
+
+
 def _counts(record: RunRecord, requests: _Requests, window: Window | None) -> Summary:
     counted = {
         outcome: int((requests.outcome == outcome).sum()) for outcome in (FINISHED, ABORTED, REJECTED, UNFINISHED)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from reports.intervals import covered, union
-from reports.metrics import latency_samples, work_intervals
+from reports.metrics import latency_samples, run_span, work_intervals
 from reports.record import RunRecord
 from reports.schema import MODES
 from reports.time_use import CAUSES, idle_pieces
@@ -58,7 +58,7 @@ def _shares(values: np.ndarray, upto: np.ndarray, x: np.ndarray) -> list[float |
 
 def over_time(records: Mapping[str, RunRecord]) -> dict[str, Any]:
     """`t` (the middle of each bucket, seconds), `bucket_s`, and per run the series named in `_run_over_time`."""
-    spans = [span for record in records.values() if (span := _span(record)) is not None]
+    spans = [span for record in records.values() if (span := run_span(record)) is not None]
     if not spans:
         return {"t": [], "bucket_s": None, "runs": {}}
     most_iterations = max(int((record.iterations["stage"] == 0).sum()) for record in records.values())
@@ -73,14 +73,6 @@ def over_time(records: Mapping[str, RunRecord]) -> dict[str, Any]:
             for name, record in records.items()
         },
     }
-
-
-def _span(record: RunRecord) -> tuple[float, float] | None:
-    moments = [record.requests["arrival_s"], record.requests["finish_s"], record.iterations["end_s"]]
-    known = np.concatenate([column[~np.isnan(column)] for column in moments])
-    if not len(known) or known.min() == known.max():
-        return None
-    return float(known.min()), float(known.max())
 
 
 def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarray]:

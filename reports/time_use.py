@@ -19,7 +19,7 @@ import numpy as np
 
 from reports.host_lane import first_stage_rows, host_lane_of
 from reports.intervals import length, overlap, union
-from reports.metrics import run_window, work_intervals
+from reports.metrics import run_span, run_window, work_intervals
 from reports.record import RunRecord
 from reports.schema import CHUNK, MODES, RETRACTED
 
@@ -113,12 +113,24 @@ def time_use(record: RunRecord) -> TimeUse | None:
 
 
 def idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float) -> Pieces:
-    """Why each stage of `instance` was idle at each moment from `begin_s` to `end_s`; worked out once."""
-    key = "idle_pieces", instance, stages, begin_s, end_s
+    """Why each stage of `instance` was idle at each moment from `begin_s` to `end_s`; worked out once for all of a run, of
+    which most ask for nearly everything."""
+    first_s, last_s = run_span(record) or (begin_s, end_s)
+    if begin_s < first_s or end_s > last_s:  # beside a longer run
+        return _idle_pieces(record, instance, stages, begin_s, end_s)
+    key = "idle_pieces", instance, stages
     if key not in record.derived:
-        record.derived[key] = _idle_pieces(record, instance, stages, begin_s, end_s)
-    pieces: Pieces = record.derived[key]
-    return pieces
+        record.derived[key] = _idle_pieces(record, instance, stages, first_s, last_s)
+    return _cut(record.derived[key], begin_s, end_s)
+
+
+def _cut(whole: Pieces, begin_s: float, end_s: float) -> Pieces:
+    """The pieces between two moments."""
+    first = int(np.searchsorted(whole.edges_s, begin_s, side="right")) - 1
+    last = int(np.searchsorted(whole.edges_s, end_s, side="left"))
+    edges_s = whole.edges_s[first : last + 1].copy()
+    edges_s[0], edges_s[-1] = begin_s, end_s
+    return Pieces(edges_s, [cause[first:last] for cause in whole.cause])
 
 
 def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float) -> Pieces:
