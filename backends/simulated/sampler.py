@@ -51,10 +51,10 @@ class ScriptedSampler:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return self._flat[at]
 
-    def sample_ahead(self, batch: ModelWorkerBatch, steps: int) -> np.ndarray:
-        """int32[steps, n]: what the same requests sample in a decode batch and the steps after it; past a request's end,
-        anything."""
-        at = self._starts_of(batch.rows) + batch.seq_lens + np.arange(steps)[:, None]
+    def sample_ahead(self, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
+        """int32[steps, n]: what the same requests sample in a decode batch of these ``rows`` and ``seq_lens``, and in
+        the steps after it; past a request's end, anything."""
+        at = self._starts_of(rows) + seq_lens + np.arange(steps)[:, None]
         return self._flat.take(at, mode="clip")
 
     def _starts_of(self, rows: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Protocol
 from backends.simulated.backend import SimulatedBackend, SimulatedForward
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.scheduler.scheduler import Scheduler, StepResult, ends
 from workbench.scheduler.steady import MOST_STEPS, SteadyDecode, steady_decode
 
 LOOPS = ("normal", "overlap")
@@ -54,58 +54,54 @@ class SteadyBackend(SimulatedBackend):
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
         end = forward.end_s
         wait = end if end > paid else paid
-        newest = self._pending[-1]
-        if self._scheduler is None or newest.batch.num_prefill:
+        if self._scheduler is None:
             return wait
         horizon = self._clock.peek()
+        # A guess: the steps to come are decodes, each about as long as the newest.
+        newest = self._pending[-1] if forward.batch.num_prefill else forward
         step_s = newest.end_s - newest.starts_s[0]
         ahead = (horizon - wait) / step_s if step_s > 0 else float("inf")
         if ahead < LEAST_STEPS:
             return wait
-        return self._move_on(self._scheduler, forward, wait, horizon, int(min(ahead, MOST_STEPS - 1)) + 1)
+        return self._move_on(self._scheduler, wait, horizon, int(min(ahead, MOST_STEPS - 1)) + 1)
 
-    def _move_on(
-        self, scheduler: Scheduler, forward: SimulatedForward, wait: float, horizon: float, most: int
-    ) -> float:
+    def _move_on(self, scheduler: Scheduler, wait: float, horizon: float, most: int) -> float:
         """Pass at most ``most`` steps that end before ``horizon``. ``wait`` is when the first of them may be processed;
         returns when the one after the last may be."""
+        if len(self._pending) < len(scheduler.state.in_flight):
+            return wait  # a batch is formed, and not to be launched before the result of this one
         steady = steady_decode(scheduler, most)
-        if steady is None or steady.steps < LEAST_STEPS:
+        if steady is None:
             return wait
-        host, pending = self._host, self._pending
-        # A batch of other requests is processed first. From then on they are the same, and so are the CPU phases.
-        others = int(steady.other is not None)
-        tokens = self._sampler.sample_ahead(pending[others].batch, steady.steps - others)
+        others, least = len(steady.others), max(LEAST_STEPS, len(steady.others))
+        if steady.steps < least:
+            return wait
+        tokens = self._sampler.sample_ahead(steady.rows, steady.first_lens, steady.steps - others)
         steps = steady.first_stop(tokens) + others
-        if steps < LEAST_STEPS:
+        if steps < least:
             return wait
-        last = pending[-1].batch
-        process_s = host.process(last, 0)
-        first_process_s = host.process(forward.batch, 0) if others else process_s
-        if wait + first_process_s >= horizon:
+        host, pending = self._host, list(self._pending)
+        # Batches of other requests are processed first.
+        samples = [one.tokens() for one in pending[:others]]
+        if any(ends(other, sample) for other, sample in zip(steady.others, samples, strict=True)):
             return wait
-        if others:
-            result = steady.process_other(forward.tokens())
-            if result is None:
-                return wait
-            self._outbox.note(result, wait + first_process_s)
-        receive_s, schedule_s = host.receive(0), host.schedule(last)
+        # From then on the requests are the same, and so are the CPU phases.
+        last = steady.last
+        receive_s, schedule_s, process_s = host.receive(0), host.schedule(last), host.process(last, 0)
+        processes_s = [host.process(one.batch, 0) for one in pending[:others]] + [process_s] * (steps - others)
         prepare_s, issue_s, graph = host.launch(last)
         launch_s = prepare_s + issue_s
         thought_s, all_s = receive_s + schedule_s, receive_s + schedule_s + launch_s
-        seconds = self._seconds(steady, last, steps)
         # When the kernels of each batch were issued, its start and its end: of those in flight, then of those ahead.
         issues = [one.launch_s for one in pending]
-        starts, ends = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
-        free_s = self._stage_free_s[0]
+        starts, ends_s = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
+        free_s, before = self._stage_free_s[0], wait
         moments: list[float] = []
-        processing_s = first_process_s
-        for ahead, gpu_s in enumerate(seconds):
+        for gpu_s, processing_s in zip(self._seconds(steady, last, steps), processes_s, strict=True):
             sent = wait + processing_s
             if sent >= horizon:
                 break
             moments.append(sent)
-            processing_s = process_s
             prepared = sent + thought_s + prepare_s
             issued = prepared + issue_s
             start = issued if graph else prepared
@@ -116,25 +112,29 @@ class SteadyBackend(SimulatedBackend):
                 free_s = issued
             issues.append(issued)
             starts.append(start)
-            ends.append(free_s)
-            paid, end = sent + all_s, ends[ahead + 1]
+            ends_s.append(free_s)
+            paid, end = sent + all_s, ends_s[len(moments)]
             wait = end if end > paid else paid
             if wait >= horizon:
                 break
         formed = len(moments)
+        if formed < max(others, 1):
+            return before
         self._stage_free_s[0] = free_s
         cpu_s = receive_s, schedule_s, launch_s
-        for one in list(pending)[:formed]:
-            self._write(one, first_process_s if one is forward else process_s)
+        for one, cost_s in zip(pending[:formed], processes_s, strict=False):
+            self._write(one, cost_s)
+        for number, sample in enumerate(samples):
+            self._outbox.note(steady.process_other(number, sample), moments[number])
         ahead_of = slice(len(pending), formed)
-        self._log_ahead(steady, last, issues[ahead_of], starts[ahead_of], ends[ahead_of], (*cpu_s, process_s))
+        self._log_ahead(steady, last, issues[ahead_of], starts[ahead_of], ends_s[ahead_of], (*cpu_s, process_s))
         steady.take(tokens[: formed - others], formed)
         if formed > others:
             self._outbox.send_steady(scheduler.state.in_flight[0], moments[others:])
         cpus = [one.cpu_s for one in pending] + [cpu_s] * formed
         for at, (one, flight) in enumerate(zip(pending, scheduler.state.in_flight, strict=True), start=formed):
             one.batch, one.launch_s, one.cpu_s = flight.worker, issues[at], cpus[at]
-            one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends[at]], ends[at]
+            one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends_s[at]], ends_s[at]
         return wait
 
     def _log_ahead(self, steady: SteadyDecode, last: ModelWorkerBatch, issues: list[float], starts: list[float],

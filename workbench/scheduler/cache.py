@@ -106,10 +106,9 @@ class CacheManager:
         if count <= req.shared_pages:
             return
         # Its prompt, or a part of it, which need not be read back from the table.
-        node, had = self._insert(req, req.tokens[: count * self.page_size], count)
+        node, had = self._insert(req, req.tokens[: count * self.page_size], count, lock=True)
         if had > req.shared_pages:
             self.table.write_pages(req.row, req.shared_pages, self.tree.path_pages(node)[req.shared_pages : had])
-        self.tree.lock(node)
         self.tree.unlock(req.node)
         req.node = node
         req.shared_pages = count
@@ -137,13 +136,15 @@ class CacheManager:
         for pages in self.tree.evict(self.tree.evictable_pages):
             self.pool.give(pages)
 
-    def _insert(self, req: Req, tokens: np.ndarray, count: int) -> tuple[Node, int]:
-        """Insert the first ``count`` pages of a row, which hold ``tokens``, and free the duplicates among those it owned."""
+    def _insert(self, req: Req, tokens: np.ndarray, count: int, *, lock: bool = False) -> tuple[Node, int]:
+        """Insert the first ``count`` pages of a row, which hold ``tokens``, and free the duplicates among those it owned.
+        Returns their last node, with ``lock`` locked, and how many pages the tree already had."""
         pages = self.table.pages(req.row, 0, count)
         if req.node is None:
-            node, had = self.tree.insert(tokens, pages, req.namespace)
+            node, had = self.tree.insert(tokens, pages, req.namespace, lock=lock)
         else:
-            node, had = self.tree.extend(req.node, req.shared_pages * self.page_size, tokens, pages)
+            depth = req.shared_pages * self.page_size
+            node, had = self.tree.extend(req.node, depth, tokens, pages, lock=lock)
         if had > req.shared_pages:
             self.pool.give(pages[req.shared_pages : had])
         return node, had

@@ -76,17 +76,22 @@ class RadixTree:
             node = node.parent
         return np.concatenate(parts[::-1]) if parts else np.empty(0, np.int32)
 
-    def insert(self, tokens: np.ndarray, pages: np.ndarray, namespace: str = "") -> tuple[Node, int]:
-        """Add a sequence of whole pages. Returns its last node and how many leading pages the tree already had.
+    def insert(
+        self, tokens: np.ndarray, pages: np.ndarray, namespace: str = "", *, lock: bool = False
+    ) -> tuple[Node, int]:
+        """Add a sequence of whole pages. Returns its last node, with ``lock`` locked, and how many leading pages the tree
+        already had.
 
         The tree takes over ``pages[had:]``; ``pages[:had]`` stay the caller's (they may be the tree's own or duplicates).
         """
         root = self._roots.get(namespace)
         if root is None:
             root = self._roots[namespace] = Node(np.empty(0, np.int32), np.empty(0, np.int32), None, 0)
-        return self.extend(root, 0, tokens, pages)
+        return self.extend(root, 0, tokens, pages, lock=lock)
 
-    def extend(self, node: Node, depth: int, tokens: np.ndarray, pages: np.ndarray) -> tuple[Node, int]:
+    def extend(
+        self, node: Node, depth: int, tokens: np.ndarray, pages: np.ndarray, *, lock: bool = False
+    ) -> tuple[Node, int]:
         """:meth:`insert` of a sequence whose first ``depth`` tokens end at ``node``: only what follows is compared."""
         self._tick += 1
         above = node
@@ -102,7 +107,10 @@ class RadixTree:
             node.children[self._child_key(tokens, matched)] = leaf
             self.evictable_pages += len(leaf.pages)
             node = leaf
-            self._queue(leaf)
+            if not lock:
+                self._queue(leaf)
+        if lock:
+            self.lock(node)
         return node, had
 
     def lock(self, node: Node | None) -> None:

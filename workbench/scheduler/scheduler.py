@@ -276,7 +276,7 @@ class Scheduler:
         unsampled = batch.worker.unsampled
         hits: Sequence[int] = ()
         if batch.stop_ids is not None:
-            hits = stops(batch.stop_ids, tokens)
+            hits = _stops(batch.stop_ids, tokens)
         if unsampled is None:
             state.table.add_tokens(batch.token_at, tokens)
         else:
@@ -402,7 +402,12 @@ class Scheduler:
         assert unlocked == state.cache.tree.evictable_pages, "evictable pages are miscounted"
 
 
-def stops(stop_ids: np.ndarray, tokens: np.ndarray) -> Sequence[int]:
+def ends(batch: ScheduleBatch, tokens: np.ndarray) -> bool:
+    """Whether processing a batch with the samples ``tokens`` may end a request."""
+    return bool(batch.length_stops) or (batch.stop_ids is not None and bool(_stops(batch.stop_ids, tokens)))
+
+
+def _stops(stop_ids: np.ndarray, tokens: np.ndarray) -> Sequence[int]:
     """Indices whose sample is one of their stop ids."""
     same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
     hits = same.nonzero()[0]

@@ -14,18 +14,21 @@ import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler, StepResult, stops
+from workbench.scheduler.scheduler import Scheduler, StepResult
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
-_AHEAD = np.arange(2 * MOST_STEPS)[:, None]
+_NOW = 64
+"""More batches than any loop has in flight."""
+_STEPS = np.arange(-_NOW, MOST_STEPS + 1)[:, None]
+"""Numbers of steps, past ones below 0; step 0 is at ``_NOW``."""
 
 
 class SteadyDecode:
     """The decode steps ahead of a scheduler in which it has nothing to decide."""
 
     def __init__(
-        self, scheduler: Scheduler, page_needs: list[int], pages: list[int], other: ScheduleBatch | None
+        self, scheduler: Scheduler, page_needs: list[int], pages: list[int], others: list[ScheduleBatch]
     ) -> None:
         self._scheduler = scheduler
         self._page_needs = page_needs
@@ -33,17 +36,30 @@ class SteadyDecode:
         """Their running total."""
         self.steps = len(page_needs)
         """Batches that will be formed of the running requests, unless a message comes or a sample ends one of them."""
-        self.other = other
-        """The oldest batch in flight, if its requests are not the running ones: a prefill, or one that holds a request that
-        has ended since. It has to be processed (:meth:`process_other`) before anything is taken."""
+        self.others = others
+        """The oldest batches in flight, whose requests are not the running ones: a prefill, or one that holds a request that
+        has ended since. They have to be processed (:meth:`process_other`) before anything is taken."""
+        self._steady = len(scheduler.state.in_flight) - len(others)
+        """Batches in flight of the running requests."""
+        running = scheduler.state.slots[0].running
+        self.rows = running.rows
+        self.first_lens = running.lens + (1 - self._steady)
+        """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 
-    def process_other(self, tokens: np.ndarray) -> StepResult | None:
-        """Process the batch ``other``, whose samples are ``tokens``; None, and nothing is done, if they end a request."""
-        other = self.other
-        assert other is not None
-        if other.length_stops or (other.stop_ids is not None and stops(other.stop_ids, tokens)):
-            return None
-        return self._scheduler.process(other, tokens)
+    @property
+    def last(self) -> ModelWorkerBatch:
+        """The newest batch of the running requests; if none is in flight, one like it a step before the first to come."""
+        return self._scheduler.state.in_flight[-1].worker if self._steady else self.batch(-1)
+
+    def process_other(self, number: int, tokens: np.ndarray) -> StepResult:
+        """Process the oldest batch in flight, which is ``others[number]``. Its samples ``tokens`` may end no request."""
+        scheduler, state = self._scheduler, self._scheduler.state
+        if number:  # a batch was formed between the last one and this one
+            scheduler.composer.repeated(state.slots[0], 1)
+        result = scheduler.process(self.others[number], tokens)
+        if not number:
+            state.insert_computed()
+        return result
 
     def batch(self, ahead: int) -> ModelWorkerBatch:
         """The batch after the next ``ahead`` ones as it would be formed, without its pages."""
@@ -79,32 +95,34 @@ class SteadyDecode:
         return hit // stop_ids.size if same.item(hit) else len(tokens)
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
-        """Form ``steps`` batches and process as many: ``tokens``, int[k, n], are the samples of the k oldest of the running
-        requests, those in flight first. They are one less than ``steps`` if ``other`` was the first to be processed. None
-        of them may end a request."""
-        scheduler, other = self._scheduler, self.other
+        """Form ``steps`` batches and process as many: first ``others``, as has been done, then the oldest of the running
+        requests, those in flight first, whose samples are ``tokens``, int[k, n]. None of these may end a request."""
+        scheduler, others = self._scheduler, self.others
         state = scheduler.state
-        slot, table, flight = state.slots[0], state.table, state.in_flight
-        running, processed, formed = slot.running, len(tokens), len(flight)
-        token_at = flight[0].token_at + _AHEAD[: formed + steps]
+        slot, table, flight, steady = state.slots[0], state.table, state.in_flight, self._steady
+        running, processed = slot.running, len(tokens)
+        # Where the tokens of batch after batch go, and before them those of the newest one formed so far.
+        back = max(steady - 1, 0)
+        token_at = running.token_at + _STEPS[_NOW - back : _NOW + steps + 1]
+        first = back - steady + 1
         # The batches in flight are those formed last. Loops hold the objects, so these stand for other steps now.
         workers = [batch.worker for batch in flight][processed:]
-        if other is not None:
+        for other in reversed(others):
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
         workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
-        for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=processed):
+        for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=first + processed):
             batch.worker = worker
             batch.token_at = token_at[ahead]
-        table.add_tokens(token_at[:processed].ravel(), tokens.ravel())
+        table.add_tokens(token_at[first : first + processed].ravel(), tokens.ravel())
         # With one token a page, a row's pages and its tokens are numbered alike.
         one = state.config.page_size == 1
-        page_at = token_at[formed - 1 : -1].ravel() if one else running.page_places(steps)
+        page_at = token_at[back:-1].ravel() if one else running.page_places(steps)
         table.add_pages(page_at, state.cache.allocate_steps(self._page_needs[:steps]))
         running.lens, running.token_at = workers[-1].seq_lens, token_at[-1]
         running.context_tokens += steps * running.count
         running.steps_to_stop -= steps
-        scheduler.composer.repeated(slot, steps)
+        scheduler.composer.repeated(slot, steps - max(len(others) - 1, 0))
         state.step += steps
 
 
@@ -112,23 +130,26 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     """The steps, at most ``most``, in which nothing is to be decided; None where there is none.
 
     That is so when the batches in flight decode exactly the running requests, nobody can be admitted, and there is KV. The
-    oldest of several batches may be another one, if nobody waits for what its end may set free.
+    oldest ones may be others if nobody waits for what their end may set free; all but the first must hold on to nothing,
+    for batches are formed between their ends.
     """
     state = scheduler.state
     slot = state.slots[0]
     running, cache = slot.running, state.cache
     if len(state.slots) > 1 or scheduler.held or scheduler.has_deadlines or not state.in_flight:
         return None
-    if state.chunked is not None or state.computed or state.ended or state.retracted:
+    if state.chunked is not None or state.ended or state.retracted:
         return None
     if state.waiting and not slot.full:
         return None
-    oldest, *others = state.in_flight
-    # The same object is the same members: whoever ends, joins or is retracted replaces it.
-    if any(batch.worker.rows is not running.rows for batch in others):
-        return None
-    other = None if oldest.worker.rows is running.rows else oldest
-    if other is not None and (state.waiting or not others):
+    others: list[ScheduleBatch] = []
+    for number, batch in enumerate(state.in_flight):
+        # The same object is the same members: whoever ends, joins or is retracted replaces it.
+        if batch.worker.rows is not running.rows:
+            if state.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
+                return None
+            others.append(batch)
+    if state.computed and not others:
         return None
     steps = min(most, MOST_STEPS, running.steps_to_stop - 1)
     if steps < 1:
@@ -136,4 +157,4 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     needs = running.page_needs(steps)
     pages = list(accumulate(needs))
     enough = bisect_right(pages, cache.available_pages)
-    return SteadyDecode(scheduler, needs[:enough], pages[:enough], other) if enough else None
+    return SteadyDecode(scheduler, needs[:enough], pages[:enough], others) if enough else None

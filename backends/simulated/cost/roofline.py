@@ -131,6 +131,7 @@ class _Stage:
         model, tp = cost.model, cost.tp
         self._cost = cost
         self._layers = list(model.stage_layers(cost.pp, stage))
+        self._moe = sum(model.moe_layers[layer] for layer in self._layers)
         self._first, self._last = stage == 0, stage == cost.pp - 1
         self.fixed: dict[int, float] = {}
         self._linear: dict[tuple[int, int], dict[str, float]] = {}
@@ -169,8 +170,7 @@ class _Stage:
     def _work_out(self, tokens: int, samples: int) -> dict[str, float]:
         cost, model, gpu, tp, ep = self._cost, self._cost.model, self._cost.gpu, self._cost.tp, self._cost.ep
         count = len(self._layers)
-        moe = sum(model.moe_layers[layer] for layer in self._layers)
-        dense = count - moe
+        moe, dense = self._moe, count - self._moe
         hidden = model.hidden
         # Two products around attention (QKV in, O out) share its parameters.
         projections = model.attention_parameters() / tp
