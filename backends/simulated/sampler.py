@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
+_STEPS = np.arange(256)[:, None]
 END_OF_SEQUENCE = -2
 """Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
 
@@ -54,7 +55,8 @@ class ScriptedSampler:
     def sample_ahead(self, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
         """int32[steps, n]: what the same requests sample in a decode batch of these ``rows`` and ``seq_lens``, and in
         the steps after it; past a request's end, anything."""
-        at = self._starts_of(rows) + seq_lens + np.arange(steps)[:, None]
+        ahead = _STEPS[:steps] if steps <= len(_STEPS) else np.arange(steps)[:, None]
+        at = self._starts_of(rows) + seq_lens + ahead
         return self._flat.take(at, mode="clip")
 
     def _starts_of(self, rows: np.ndarray) -> np.ndarray:

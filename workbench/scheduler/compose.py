@@ -19,9 +19,9 @@ from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
 from workbench.scheduler.decode import DecodeManager
 from workbench.scheduler.policy import Policy
 from workbench.scheduler.request import Req
-from workbench.scheduler.running import stack_stops, stop_table
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.state import SchedulerState, Slot
+from workbench.scheduler.stops import StopIds, chosen, stacked, stop_ids_of
 
 
 class Composer(Protocol):
@@ -175,7 +175,8 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     if not prefill:
         return _build_decode(state, slot, needing)
     running = slot.running
-    rows = seq_lens = page_rows = pages = decode_stops = None
+    rows = seq_lens = token_at = page_rows = pages = None
+    decode_stops: StopIds = None
     reqs: list[Req] = []
     stops: Sequence[int] = ()
     decode_tokens = context_tokens = 0
@@ -184,20 +185,28 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
         page_rows = rows if needing is None else rows[needing]
         pages = state.cache.allocate(len(page_rows))
         stops = running.advance(needing, pages)
-        seq_lens, context_tokens = running.lens, running.context_tokens
+        seq_lens, token_at, context_tokens = running.lens, running.token_at, running.context_tokens
         if stops:
             running.remove(stops)
     unsampled = None
     left = 0
     mode: Mode = "mixed" if decodes else "prefill"
-    rows, seq_lens, reqs = _join(prefill, rows, seq_lens, reqs)
-    token_at = rows * state.table.width + seq_lens
-    prefill_stops = stop_table([row.req for row in prefill])
-    stop_ids = stack_stops(prefill_stops, decode_stops, len(prefill), decode_tokens)
+    new_reqs = [row.req for row in prefill]
+    width = state.table.width
+    # One array for all of them: each of its own would cost as much.
+    new_rows, new_lens, new_at, extend_lens = np.array(
+        [(row.req.row, row.end, row.req.row * width + row.end, row.end - row.start) for row in prefill], np.int64
+    ).T.copy()
+    if rows is None or seq_lens is None or token_at is None:
+        rows, seq_lens, token_at = new_rows, new_lens, new_at
+    else:
+        rows, seq_lens = np.concatenate((new_rows, rows)), np.concatenate((new_lens, seq_lens))
+        token_at = np.concatenate((new_at, token_at))
+    reqs = [*new_reqs, *reqs]
+    prefill_stops = stop_ids_of(new_reqs)
+    stop_ids = stacked(prefill_stops, decode_stops, len(prefill), decode_tokens)
     context_tokens += sum(row.end for row in prefill)
-    new_tokens = [row.end - row.start for row in prefill]
-    extend_lens = np.array(new_tokens, np.int64)
-    prefill_tokens = sum(new_tokens)
+    prefill_tokens = sum(row.end - row.start for row in prefill)
     inputs = [row.req.tokens[row.start : row.end] for row in prefill]
     input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
     new_requests = tuple(
@@ -214,9 +223,8 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     if joining:
         # Nearly always all of them do, and a slice is the quicker index.
         at = slice(len(prefill)) if len(joining) == len(prefill) else joining
-        joining_stops = None if prefill_stops is None else prefill_stops[at]
-        running.add([prefill[i].req for i in joining], rows[at], seq_lens[at], token_at[at], joining_stops)
-    state.computed = [row.req for row in prefill]
+        running.add([new_reqs[i] for i in joining], rows[at], seq_lens[at], token_at[at], chosen(prefill_stops, at))
+    state.computed = new_reqs
     worker = ModelWorkerBatch(
         state.step, mode, rows, seq_lens, extend_lens, len(prefill),
         len(rows) - (0 if unsampled is None else len(unsampled)), prefill_tokens, decode_tokens, context_tokens,
@@ -252,16 +260,3 @@ def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None)
     state.step += 1
     state.in_flight.append(batch)
     return batch
-
-
-def _join(prefill: list[PrefillRow], rows: np.ndarray | None, seq_lens: np.ndarray | None,
-          reqs: list[Req]) -> tuple[np.ndarray, np.ndarray, list[Req]]:  # fmt: skip
-    first_rows = np.array([row.req.row for row in prefill], np.int64)
-    first_lens = np.array([row.end for row in prefill], np.int64)
-    if rows is None or seq_lens is None:
-        return first_rows, first_lens, [row.req for row in prefill]
-    return (
-        np.concatenate((first_rows, rows)),
-        np.concatenate((first_lens, seq_lens)),
-        [row.req for row in prefill] + reqs,
-    )

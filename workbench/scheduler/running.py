@@ -8,6 +8,7 @@ from itertools import compress
 import numpy as np
 
 from workbench.scheduler.request import Req
+from workbench.scheduler.stops import StopIds, chosen, stacked
 from workbench.scheduler.table import TableManager
 
 _ONE = np.array(1)
@@ -25,11 +26,15 @@ class RunningSet:
         self._table = table
         self._page_size = page_size
         self.reqs: list[Req] = []
+        self.context_tokens = 0
+        self.steps_to_stop = 0
+        """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
         nobody = np.empty(0, np.int64)
         self._set(nobody, nobody, nobody, nobody, None)
 
-    def _set(self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray,
-             stop_ids: np.ndarray | None) -> None:  # fmt: skip
+    def _set(
+        self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray, stop_ids: StopIds
+    ) -> None:
         self.rows = rows
         """int64[n], table rows."""
         self.lens = lens
@@ -37,15 +42,10 @@ class RunningSet:
         self.ends = ends
         """int64[n], KV length at which each stops by length."""
         self.count = len(rows)
-        # Sums and minima over lists: below a hundred requests numpy's own take longer.
-        self.context_tokens = sum(lens.tolist())
-        self.steps_to_stop = min((ends - lens).tolist(), default=0)
-        """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
         self.token_at = token_at
         """int64[n], index in the token table of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids
-        """int32[n] token id that ends each request, int32[n, k] where one has several, padded with -1; None where
-        nothing but length ends any of them."""
+        """What samples end them."""
 
     @property
     def remaining(self) -> np.ndarray:
@@ -53,35 +53,41 @@ class RunningSet:
         return self.ends - self.lens
 
     def add(self, reqs: Sequence[Req], rows: np.ndarray, lens: np.ndarray, token_at: np.ndarray,
-            stop_ids: np.ndarray | None) -> None:  # fmt: skip
-        """Admit requests whose prompt is in KV, with their entries of these arrays; ``stop_ids`` is their
-        :func:`stop_table`."""
+            stop_ids: StopIds) -> None:  # fmt: skip
+        """Admit requests whose prompt is in KV, with their entries of these arrays."""
         self.reqs = [*self.reqs, *reqs]
+        steps = min(r.end_len - r.kv_len for r in reqs)
+        self.steps_to_stop = min(self.steps_to_stop, steps) if self.count else steps
+        self.context_tokens += sum(r.kv_len for r in reqs)
         self._set(
             np.concatenate((self.rows, rows)),
             np.concatenate((self.lens, lens)),
             np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
             np.concatenate((self.token_at, token_at)),
-            stack_stops(self.stop_ids, stop_ids, self.count, len(reqs)),
+            stacked(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
 
     def remove(self, indices: Sequence[int]) -> list[Req]:
         """Take requests out, with their ``kv_len`` brought up to date."""
         gone = [self.reqs[i] for i in indices]
+        last = False
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
+            self.context_tokens -= req.kv_len
+            last |= req.end_len - req.kv_len == self.steps_to_stop
         stays = np.ones(self.count, bool)
         stays[list(indices)] = False
         self.reqs = list(compress(self.reqs, stays.tolist()))
         stay = stays.nonzero()[0]  # several arrays are cut, and with indices that is quicker
-        stop_ids = None if self.stop_ids is None else self.stop_ids[stay]
+        stop_ids = chosen(self.stop_ids, stay)
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
+        if last:
+            self.steps_to_stop = min(self.remaining.tolist(), default=0)
         return gone
 
     def index_of(self, req: Req) -> int | None:
         """Position of a request, or None."""
-        at = (self.rows == req.row).nonzero()[0]
-        return int(at[0]) if len(at) and self.reqs[at[0]] is req else None
+        return place_of(req, self.reqs)
 
     def needing_page(self) -> np.ndarray | None:
         """Indices whose next token starts a page; None means all of them (page size 1)."""
@@ -122,36 +128,10 @@ class RunningSet:
         return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
 
 
-def stop_table(reqs: Sequence[Req]) -> np.ndarray | None:
-    """int32[n] or int32[n, k], as tokens are: the ids that end each request, padded with -1; None when there are none."""
-    width = max((len(r.stop_ids) for r in reqs), default=0)
-    if width == 0:
-        return None
-    if width == 1:  # the model's end of sequence, nearly always
-        return np.array([r.stop_ids[0] if r.stop_ids else -1 for r in reqs], np.int32)
-    table = np.full((len(reqs), width), -1, np.int32)
-    for i, req in enumerate(reqs):
-        table[i, : len(req.stop_ids)] = req.stop_ids
-    return table
-
-
-def stack_stops(
-    upper: np.ndarray | None, lower: np.ndarray | None, upper_count: int, lower_count: int
-) -> np.ndarray | None:
-    """One stop table over another, the narrower one padded."""
-    if upper is None and lower is None:
-        return None
-    if upper_count == 0 or lower_count == 0:
-        return lower if upper_count == 0 else upper
-    if upper is not None and lower is not None and upper.ndim == lower.ndim == 1:
-        return np.concatenate((upper, lower))
-    parts = []
-    width = max(part.shape[1] if part is not None and part.ndim == 2 else 1 for part in (upper, lower))
-    for part, count in ((upper, upper_count), (lower, lower_count)):
-        padded = np.full((count, width), -1, np.int32)
-        if part is not None:
-            part = part if part.ndim == 2 else part[:, None]
-            padded[:, : part.shape[1]] = part
-        parts.append(padded)
-    table = np.concatenate(parts)
-    return table[:, 0].copy() if width == 1 else table
+def place_of(req: Req, reqs: Sequence[Req]) -> int | None:
+    """Index of a request among others, or None."""
+    # Once a request: arrays of rows would cost a comparison, a search and a look.
+    for place, other in enumerate(reqs):
+        if other is req:
+            return place
+    return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.request import Req
+from workbench.scheduler.stops import StopIds
 
 
 class ScheduleBatch:
@@ -21,7 +22,7 @@ class ScheduleBatch:
 
     def __init__(self, worker: ModelWorkerBatch, reqs: list[Req], slot: int, prefill: Sequence[PrefillRow],
                  length_stops: Sequence[int], retracted: Sequence[Req], token_at: np.ndarray,
-                 stop_ids: np.ndarray | None) -> None:  # fmt: skip
+                 stop_ids: StopIds) -> None:  # fmt: skip
         self.worker = worker
         self.reqs = reqs
         self.slot = slot
@@ -33,7 +34,7 @@ class ScheduleBatch:
         self.token_at = token_at
         """int64[n], where each row's sample goes in the token table (flat)."""
         self.stop_ids = stop_ids
-        """The running set's ``stop_ids``, for the rows of this batch."""
+        """What samples end them."""
         self.dropped: set[int] | None = None
         """Indices of requests that ended while the batch was in flight: their result is not used."""
         self.late: dict[int, Req] | None = None
@@ -43,7 +44,7 @@ class ScheduleBatch:
         self.release_rows: Sequence[int] = ()
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
-    def stand_for(self, reqs: list[Req], stop_ids: np.ndarray | None) -> None:
+    def stand_for(self, reqs: list[Req], stop_ids: StopIds) -> None:
         """Become a decode of other requests, after being processed. ``worker`` and ``token_at`` are still to be set."""
         self.reqs, self.stop_ids = reqs, stop_ids
         self.prefill = self.length_stops = self.retracted = self.release = self.release_rows = ()

@@ -17,6 +17,7 @@ from workbench.scheduler.policy import POLICIES, load_policy
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.state import SchedulerState, remove_from
+from workbench.scheduler.stops import stopped
 
 
 @dataclass(slots=True)
@@ -274,9 +275,7 @@ class Scheduler:
         assert state.in_flight[0] is batch, "batches are processed in the order in which they were formed"
         state.in_flight.popleft()
         unsampled = batch.worker.unsampled
-        hits: Sequence[int] = ()
-        if batch.stop_ids is not None:
-            hits = _stops(batch.stop_ids, tokens)
+        hits = stopped(batch.stop_ids, tokens)
         if unsampled is None:
             state.table.add_tokens(batch.token_at, tokens)
         else:
@@ -404,11 +403,4 @@ class Scheduler:
 
 def ends(batch: ScheduleBatch, tokens: np.ndarray) -> bool:
     """Whether processing a batch with the samples ``tokens`` may end a request."""
-    return bool(batch.length_stops) or (batch.stop_ids is not None and bool(_stops(batch.stop_ids, tokens)))
-
-
-def _stops(stop_ids: np.ndarray, tokens: np.ndarray) -> Sequence[int]:
-    """Indices whose sample is one of their stop ids."""
-    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
-    hits = same.nonzero()[0]
-    return hits.tolist() if len(hits) else ()
+    return bool(batch.length_stops or stopped(batch.stop_ids, tokens))

@@ -12,7 +12,7 @@ from workbench.scheduler.cache import CacheManager
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.policy import PolicyView
 from workbench.scheduler.request import Finish, Req
-from workbench.scheduler.running import RunningSet
+from workbench.scheduler.running import RunningSet, place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.sessions import Sessions
 from workbench.scheduler.table import TableManager
@@ -130,20 +130,12 @@ class SchedulerState:
 
     def last_flight(self, req: Req) -> tuple[ScheduleBatch, int] | None:
         """The newest batch in flight that holds a request, and its index there."""
-        for batch in reversed(self.in_flight):
-            for index in (batch.worker.rows == req.row).nonzero()[0].tolist():
-                if batch.reqs[index] is req:
-                    return batch, index
-        return None
+        flights = self.flights(req)
+        return flights[-1] if flights else None
 
     def flights(self, req: Req) -> list[tuple[ScheduleBatch, int]]:
         """Every batch in flight that holds a request, oldest first, and its index there."""
-        return [
-            (batch, index)
-            for batch in self.in_flight
-            for index in (batch.worker.rows == req.row).nonzero()[0].tolist()
-            if batch.reqs[index] is req
-        ]
+        return [(batch, index) for batch in self.in_flight if (index := place_of(req, batch.reqs)) is not None]
 
     def samples_in_flight(self, req: Req) -> int:
         """Tokens that launched batches have yet to deliver to a request."""

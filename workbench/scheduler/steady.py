@@ -15,6 +15,7 @@ import numpy as np
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.scheduler.stops import first_stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
@@ -43,7 +44,7 @@ class SteadyDecode:
         """Batches in flight of the running requests."""
         running = scheduler.state.slots[0].running
         self.rows = running.rows
-        self.first_lens = running.lens + (1 - self._steady)
+        self.first_lens = running.lens if self._steady == 1 else running.lens + (1 - self._steady)
         """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 
     @property
@@ -87,12 +88,7 @@ class SteadyDecode:
 
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k, n], end a request, else k."""
-        stop_ids = self._scheduler.state.slots[0].running.stop_ids
-        if stop_ids is None:
-            return len(tokens)
-        same = tokens == stop_ids if stop_ids.ndim == 1 else tokens[:, :, None] == stop_ids
-        hit = int(same.argmax())
-        return hit // stop_ids.size if same.item(hit) else len(tokens)
+        return first_stopped(self._scheduler.state.slots[0].running.stop_ids, tokens)
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
         """Form ``steps`` batches and process as many: first ``others``, as has been done, then the oldest of the running
