@@ -8,6 +8,7 @@ the last step before something happens. The result is the one of going step by s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from backends.simulated.backend import SimulatedBackend, SimulatedForward
@@ -36,6 +37,20 @@ class LogDecodes(Protocol):
     def __call__(self, iteration: int, instance: int, requests: int, context_tokens: int, waiting: int, running: int,
                  cpu_s: tuple[float, ...], launch_s: Sequence[float], start_s: Sequence[float], end_s: Sequence[float],
                  kv_used_tokens: Sequence[int]) -> None: ...  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Times:
+    """Moments of the batches in flight, and then of those ahead."""
+
+    issued_s: list[float]
+    """When the last kernel of each was issued."""
+    start_s: list[float]
+    end_s: list[float]
+    sent_s: list[float]
+    """When the result of the oldest was sent, of the next one, and so on: one for each of those ahead."""
+    wait: float
+    """When the result after those may be processed."""
 
 
 class SteadyBackend(SimulatedBackend):
@@ -81,24 +96,56 @@ class SteadyBackend(SimulatedBackend):
         if steps < least:
             return wait
         host, pending = self._host, list(self._pending)
-        # Batches of other requests are processed first.
         samples = [one.tokens() for one in pending[:others]]
         if any(ends(other, sample) for other, sample in zip(steady.others, samples, strict=True)):
             return wait
-        # From then on the requests are the same, and so are the CPU phases.
+        # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
         last = steady.last
-        receive_s, schedule_s, process_s = host.receive(0), host.schedule(last), host.process(last, 0)
-        processes_s = [host.process(one.batch, 0) for one in pending[:others]] + [process_s] * (steps - others)
-        prepare_s, issue_s, graph = host.launch(last)
-        launch_s = prepare_s + issue_s
-        thought_s, all_s = receive_s + schedule_s, receive_s + schedule_s + launch_s
-        # When the kernels of each batch were issued, its start and its end: of those in flight, then of those ahead.
+        processes_s = [host.process(one.batch, 0) for one in pending[:others]]
+        processes_s += [host.process(last, 0)] * (steps - others)
+        cpu_s = host.receive(0), host.schedule(last), *host.launch(last)
+        times = self._times(self._seconds(steady, last, steps), processes_s, cpu_s, wait, horizon)
+        formed = len(times.sent_s)
+        if formed < max(others, 1):
+            return wait
+        for one, process_s in zip(pending[:formed], processes_s, strict=False):
+            self._write(one, process_s)
+        for number, sample in enumerate(samples):
+            self._outbox.note(steady.process_other(number, sample), times.sent_s[number])
+        phases_s = cpu_s[0], cpu_s[1], cpu_s[2] + cpu_s[3]
+        ahead = slice(len(pending), formed)
+        if formed > len(pending):
+            self._log_decodes(
+                last.step + 1, self._instance, last.decode_tokens, last.context_tokens + last.decode_tokens, last.waiting,
+                steady.running, (*phases_s, processes_s[-1]), times.issued_s[ahead], times.start_s[ahead],
+                times.end_s[ahead], steady.used_tokens(formed - len(pending)),
+            )  # fmt: skip
+        steady.take(tokens[: formed - others], formed)
+        if formed > others:
+            self._outbox.send_steady(scheduler.state.in_flight[0], times.sent_s[others:])
+        cpus_s = [one.cpu_s for one in pending] + [phases_s] * formed
+        for at, (one, flight) in enumerate(zip(pending, scheduler.state.in_flight, strict=True), start=formed):
+            one.batch, one.launch_s, one.cpu_s = flight.worker, times.issued_s[at], cpus_s[at]
+            one.starts_s, one.ends_s, one.end_s = [times.start_s[at]], [times.end_s[at]], times.end_s[at]
+        self._stage_free_s[0] = times.end_s[-1]
+        return times.wait
+
+    def _times(self, gpu_s: Iterable[float], processes_s: list[float], cpu_s: tuple[float, float, float, float, bool],
+               wait: float, horizon: float) -> _Times:  # fmt: skip
+        """The sums of the normal and the overlap loop for as many steps as there are ``gpu_s``, or up to ``horizon``.
+
+        ``processes_s`` are what it takes to process the oldest batch at each of them, ``cpu_s`` the other phases: receive,
+        schedule, and launch before and after the first kernel, and whether a graph is replayed.
+        """
+        receive_s, schedule_s, prepare_s, issue_s, graph = cpu_s
+        thought_s = receive_s + schedule_s
+        all_s = thought_s + (prepare_s + issue_s)
+        pending, free_s = self._pending, self._stage_free_s[0]
         issues = [one.launch_s for one in pending]
         starts, ends_s = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
-        free_s, before = self._stage_free_s[0], wait
         moments: list[float] = []
-        for gpu_s, processing_s in zip(self._seconds(steady, last, steps), processes_s, strict=True):
-            sent = wait + processing_s
+        for seconds, process_s in zip(gpu_s, processes_s, strict=True):
+            sent = wait + process_s
             if sent >= horizon:
                 break
             moments.append(sent)
@@ -107,7 +154,7 @@ class SteadyBackend(SimulatedBackend):
             start = issued if graph else prepared
             if free_s > start:
                 start = free_s
-            free_s = start + gpu_s
+            free_s = start + seconds
             if free_s < issued:
                 free_s = issued
             issues.append(issued)
@@ -117,35 +164,7 @@ class SteadyBackend(SimulatedBackend):
             wait = end if end > paid else paid
             if wait >= horizon:
                 break
-        formed = len(moments)
-        if formed < max(others, 1):
-            return before
-        self._stage_free_s[0] = free_s
-        cpu_s = receive_s, schedule_s, launch_s
-        for one, cost_s in zip(pending[:formed], processes_s, strict=False):
-            self._write(one, cost_s)
-        for number, sample in enumerate(samples):
-            self._outbox.note(steady.process_other(number, sample), moments[number])
-        ahead_of = slice(len(pending), formed)
-        self._log_ahead(steady, last, issues[ahead_of], starts[ahead_of], ends_s[ahead_of], (*cpu_s, process_s))
-        steady.take(tokens[: formed - others], formed)
-        if formed > others:
-            self._outbox.send_steady(scheduler.state.in_flight[0], moments[others:])
-        cpus = [one.cpu_s for one in pending] + [cpu_s] * formed
-        for at, (one, flight) in enumerate(zip(pending, scheduler.state.in_flight, strict=True), start=formed):
-            one.batch, one.launch_s, one.cpu_s = flight.worker, issues[at], cpus[at]
-            one.starts_s, one.ends_s, one.end_s = [starts[at]], [ends_s[at]], ends_s[at]
-        return wait
-
-    def _log_ahead(self, steady: SteadyDecode, last: ModelWorkerBatch, issues: list[float], starts: list[float],
-                   ends: list[float], cpu_s: tuple[float, ...]) -> None:  # fmt: skip
-        """Log as many of the batches after ``last`` as there are times, before they are taken."""
-        if issues:
-            requests = last.decode_tokens
-            self._log_decodes(
-                last.step + 1, self._instance, requests, last.context_tokens + requests, last.waiting, steady.running,
-                cpu_s, issues, starts, ends, steady.used_tokens(len(issues)),
-            )  # fmt: skip
+        return _Times(issues, starts, ends_s, moments, wait)
 
     def _seconds(self, steady: SteadyDecode, last: ModelWorkerBatch, steps: int) -> Iterable[float]:
         """GPU time of the batches after ``last``, one after the other."""
