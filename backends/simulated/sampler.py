@@ -8,9 +8,9 @@ import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
-_STEPS = np.arange(256)[:, None]
 END_OF_SEQUENCE = -2
 """Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
+_STEPS = np.arange(256)[:, None]
 
 
 class ScriptedSampler:

@@ -70,18 +70,18 @@ class RunningSet:
     def remove(self, indices: Sequence[int]) -> list[Req]:
         """Take requests out, with their ``kv_len`` brought up to date."""
         gone = [self.reqs[i] for i in indices]
-        last = False
+        soonest = False
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
             self.context_tokens -= req.kv_len
-            last |= req.end_len - req.kv_len == self.steps_to_stop
+            soonest |= req.end_len - req.kv_len == self.steps_to_stop
         stays = np.ones(self.count, bool)
         stays[list(indices)] = False
         self.reqs = list(compress(self.reqs, stays.tolist()))
         stay = stays.nonzero()[0]  # several arrays are cut, and with indices that is quicker
         stop_ids = chosen(self.stop_ids, stay)
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
-        if last:
+        if soonest:
             self.steps_to_stop = min(self.remaining.tolist(), default=0)
         return gone
 

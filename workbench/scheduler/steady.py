@@ -44,6 +44,7 @@ class SteadyDecode:
         """Batches in flight of the running requests."""
         running = scheduler.state.slots[0].running
         self.rows = running.rows
+        """int64[n], of every batch of the running requests."""
         self.first_lens = running.lens if self._steady == 1 else running.lens + (1 - self._steady)
         """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 

@@ -78,6 +78,7 @@ class _Table:
 
     WAITING = 256
     FEW = 5
+    """One large write costs as much as so many small ones."""
 
     def __init__(self, rows: int, width: int) -> None:
         self.values = np.zeros((rows, width), np.int32)
