@@ -10,7 +10,6 @@ from workbench.scheduler.batch import ModelWorkerBatch
 
 END_OF_SEQUENCE = -2
 """Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
-_STEPS = np.arange(256)[:, None]
 
 
 class ScriptedSampler:
@@ -55,8 +54,7 @@ class ScriptedSampler:
     def sample_ahead(self, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
         """int32[steps, n]: what the same requests sample in a decode batch of these ``rows`` and ``seq_lens``, and in
         the steps after it; past a request's end, anything."""
-        ahead = _STEPS[:steps] if steps <= len(_STEPS) else np.arange(steps)[:, None]
-        at = self._starts_of(rows) + seq_lens + ahead
+        at = self._starts_of(rows) + seq_lens + np.arange(steps)[:, None]
         return self._flat.take(at, mode="clip")
 
     def _starts_of(self, rows: np.ndarray) -> np.ndarray:

@@ -111,9 +111,10 @@ def test_the_log_keeps_whole_numbers_exact_and_takes_numpy_values() -> None:
     assert columns["iteration"].tolist() == [2**60 + 1, 7]
     assert columns["mode"].dtype == np.int8 and columns["mode"].tolist() == [2, 0]
     assert columns["end_s"].tolist() == [0.0, 1.5]
-    for count in ("requests", "kv_used_tokens"):
-        with pytest.raises((struct.error, TypeError)):
+    for count, error in (("requests", struct.error), ("kv_used_tokens", TypeError)):
+        with pytest.raises(error):
             log.append(**iteration_row(**{count: 1.5}))
+    assert {len(column) for column in log.columns().values()} == {2}, "what is refused leaves nothing behind"
 
 
 def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:

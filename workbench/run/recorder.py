@@ -215,9 +215,6 @@ class RecordingOutbox:
         rows = batch.worker.rows
         if self._steady:
             self._settle()
-        if batch.prefill and not (batch.worker.decode_tokens or batch.dropped or batch.late):
-            self._prefilled(batch, now)
-            return
         before = self._last_token_s[rows]
         if not (batch.prefill or batch.dropped or batch.late):
             self._recorder.gap_arrays.append(now - before)
@@ -241,17 +238,6 @@ class RecordingOutbox:
         self._last_token_s[sampled] = now
         if not batch.prefill:
             self._steady[batch.slot] = (rows, now)
-
-    def _prefilled(self, batch: ScheduleBatch, now: float) -> None:
-        """Prompts alone: no arrays needed for the few of them."""
-        for part, row in zip(batch.prefill, batch.worker.rows.tolist(), strict=True):
-            if part.last:
-                record = self._recorder.by_id.get(part.req.rid)
-                if record is not None and record.last_token_s == record.last_token_s:
-                    # Retracted before, it has been silent since its last token.
-                    self._recorder.gaps_s.append(now - record.last_token_s)
-                    self._recorder.gap_counts.append(1)
-                self._last_token_s[row] = now
 
     def _settle(self) -> None:
         for rows, at in self._steady.values():

@@ -14,7 +14,7 @@ from typing import Protocol
 from backends.simulated.backend import SimulatedBackend, SimulatedForward
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler, StepResult, ends
+from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.steady import MOST_STEPS, SteadyDecode, steady_decode
 
 LOOPS = ("normal", "overlap")
@@ -97,7 +97,7 @@ class SteadyBackend(SimulatedBackend):
             return wait
         host, pending = self._host, list(self._pending)
         samples = [one.tokens() for one in pending[:others]]
-        if any(ends(other, sample) for other, sample in zip(steady.others, samples, strict=True)):
+        if steady.others_end(samples):
             return wait
         # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
         last = steady.last

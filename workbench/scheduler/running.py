@@ -27,6 +27,7 @@ class RunningSet:
         self._page_size = page_size
         self.reqs: list[Req] = []
         self.context_tokens = 0
+        """Sum of ``lens``."""
         self.steps_to_stop = 0
         """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
         nobody = np.empty(0, np.int64)
@@ -84,10 +85,6 @@ class RunningSet:
         if soonest:
             self.steps_to_stop = min(self.remaining.tolist(), default=0)
         return gone
-
-    def index_of(self, req: Req) -> int | None:
-        """Position of a request, or None."""
-        return place_of(req, self.reqs)
 
     def needing_page(self) -> np.ndarray | None:
         """Indices whose next token starts a page; None means all of them (page size 1)."""

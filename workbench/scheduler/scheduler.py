@@ -15,6 +15,7 @@ from workbench.scheduler.compose import COMPOSERS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
 from workbench.scheduler.policy import POLICIES, load_policy
 from workbench.scheduler.request import Finish, Req
+from workbench.scheduler.running import place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.state import SchedulerState, remove_from
 from workbench.scheduler.stops import stopped
@@ -207,7 +208,7 @@ class Scheduler:
             state.end(req, finish)
         else:
             running = state.slots[req.slot].running
-            index = running.index_of(req)
+            index = place_of(req, running.reqs)
             if index is not None:
                 running.remove([index])
             if req is state.chunked:
@@ -330,7 +331,7 @@ class Scheduler:
             if req.row < 0:
                 remove_from(state.waiting, [req])
                 continue
-            index = running.index_of(req)
+            index = place_of(req, running.reqs)
             if index is not None:
                 leaving.append(index)
         if leaving:
@@ -399,8 +400,3 @@ class Scheduler:
         assert len(np.unique(pages)) == len(pages), "a page has two owners"
         unlocked = sum(len(node.pages) for node in state.cache.tree.nodes() if not node.locks)
         assert unlocked == state.cache.tree.evictable_pages, "evictable pages are miscounted"
-
-
-def ends(batch: ScheduleBatch, tokens: np.ndarray) -> bool:
-    """Whether processing a batch with the samples ``tokens`` may end a request."""
-    return bool(batch.length_stops or stopped(batch.stop_ids, tokens))

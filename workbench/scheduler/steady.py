@@ -8,6 +8,7 @@ one by one would do, and nothing else; a property test holds the two equal.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
-from workbench.scheduler.stops import first_stopped
+from workbench.scheduler.stops import first_stopped, stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
@@ -52,6 +53,11 @@ class SteadyDecode:
     def last(self) -> ModelWorkerBatch:
         """The newest batch of the running requests; if none is in flight, one like it a step before the first to come."""
         return self._scheduler.state.in_flight[-1].worker if self._steady else self.batch(-1)
+
+    def others_end(self, samples: Sequence[np.ndarray]) -> bool:
+        """Whether processing ``others``, which have these samples, may end a request."""
+        pairs = zip(self.others, samples, strict=True)
+        return any(other.length_stops or stopped(other.stop_ids, tokens) for other, tokens in pairs)
 
     def process_other(self, number: int, tokens: np.ndarray) -> StepResult:
         """Process the oldest batch in flight, which is ``others[number]``. Its samples ``tokens`` may end no request."""
