@@ -14,9 +14,11 @@ end of sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import accumulate
 
 import numpy as np
 
@@ -27,7 +29,8 @@ FIRST_SYNTHETIC_ID = 3
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_PIECE = 16_384  # Elements hashed at a time: the working arrays then stay in a core's L2 cache.
+PIECE_TOKENS = 16_384
+"""Hashed at a time: the working arrays then stay in a core's L2 cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +88,7 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
 
     Raises ValueError when the vocabulary has no id left to synthesise.
     """
-    if vocab_size <= FIRST_SYNTHETIC_ID:
-        raise ValueError(f"synthetic tokens need a vocabulary of more than {FIRST_SYNTHETIC_ID} ids, not {vocab_size}")
+    _check_vocabulary(vocab_size)
     tokens = np.empty(stop - start, dtype=np.int32)
     at = start
     if content.blocks is not None:
@@ -97,13 +99,36 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
     for number, (_, key) in enumerate(content.spans):
         end = min(stop, content.spans[number + 1][0]) if number + 1 < len(content.spans) else stop
         if at < end:
-            base = _mix_one(key_of("span:" + key) + seed * _GOLDEN)
-            for piece in range(at, end, _PIECE):
-                piece_end = min(piece + _PIECE, end)
+            base = _base(key, seed)
+            for piece in range(at, end, PIECE_TOKENS):
+                piece_end = min(piece + PIECE_TOKENS, end)
                 state = _steps(piece, piece_end) + np.array(base, np.uint64)
                 _to_ids(_mix(state), vocab_size, tokens[piece - start : piece_end - start])
             at = end
     return tokens
+
+
+def tokens_of_keys(sequences: Sequence[tuple[str, int]], vocab_size: int, seed: int = 0) -> list[np.ndarray]:
+    """The first tokens, int32, of sequences that are one span each, given by key and length: those of
+    :func:`synthetic_tokens`, which also says what is raised."""
+    _check_vocabulary(vocab_size)
+    if not sequences:
+        return []
+    lengths = [length for _, length in sequences]
+    state = np.concatenate([_steps(0, length) for length in lengths])
+    state += np.repeat(np.array([_base(key, seed) for key, _ in sequences], np.uint64), lengths)
+    tokens = np.empty(len(state), np.int32)
+    _to_ids(_mix(state), vocab_size, tokens)
+    return [tokens[end - length : end] for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+
+def _check_vocabulary(vocab_size: int) -> None:
+    if vocab_size <= FIRST_SYNTHETIC_ID:
+        raise ValueError(f"synthetic tokens need a vocabulary of more than {FIRST_SYNTHETIC_ID} ids, not {vocab_size}")
+
+
+def _base(key: str, seed: int) -> int:
+    return _mix_one(key_of("span:" + key) + seed * _GOLDEN)
 
 
 def _fill_blocks(tokens: np.ndarray, blocks: Blocks, start: int, stop: int, vocab_size: int, seed: int) -> None:
@@ -117,7 +142,7 @@ def _fill_blocks(tokens: np.ndarray, blocks: Blocks, start: int, stop: int, voca
     bases = _mix(ids)
     steps = np.arange(1, size + 1, dtype=np.uint64)
     steps *= np.uint64(_GOLDEN)
-    rows = max(1, _PIECE // size)
+    rows = max(1, PIECE_TOKENS // size)
     for row in range(0, len(bases), rows):
         state = (bases[row : row + rows, None] + steps[None, :]).reshape(-1)
         at = (first + row) * size

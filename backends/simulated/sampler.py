@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class ScriptedSampler:
     def sample_ahead(self, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
         """int32[steps, n]: what the same requests sample in a decode batch of these ``rows`` and ``seq_lens``, and in
         the steps after it; past a request's end, anything."""
-        at = self._starts_of(rows) + seq_lens + np.arange(steps)[:, None]
+        at = self._starts_of(rows) + seq_lens + _numbers(steps)
         return self._flat.take(at, mode="clip")
 
     def _starts_of(self, rows: np.ndarray) -> np.ndarray:
@@ -62,3 +63,9 @@ class ScriptedSampler:
             self._batch_rows = rows
             self._batch_starts = self._starts[rows]
         return self._batch_starts
+
+
+@cache
+def _numbers(count: int) -> np.ndarray:
+    """int64[count, 1]: 0, 1, 2, ..."""
+    return np.arange(count)[:, None]

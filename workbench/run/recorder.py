@@ -215,25 +215,27 @@ class RecordingOutbox:
         rows = batch.worker.rows
         if self._steady:
             self._settle()
-        before = self._last_token_s[rows]
         if not (batch.prefill or batch.dropped or batch.late):
-            self._recorder.gap_arrays.append(now - before)
+            self._recorder.gap_arrays.append(now - self._last_token_s[rows])
             self._steady[batch.slot] = (rows, now)  # settled before anybody looks
             return
-        for i, part in enumerate(batch.prefill):
-            # A row starts afresh; a request retracted before has been silent since its last token.
-            record = self._recorder.by_id.get(part.req.rid)
-            before[i] = record.last_token_s if record is not None and part.last else NAN
-        if batch.dropped:
-            before[list(batch.dropped)] = NAN
-        if batch.late:
-            for req in batch.late.values():
-                if req.rid in self._recorder.by_id:
-                    self._recorder.by_id[req.rid].last_token_s = now
-        gaps = now - before
-        gaps = gaps[gaps == gaps]
-        if len(gaps):
-            self._recorder.gap_arrays.append(gaps)
+        # A row starts afresh; a request retracted before has been silent since its last token.
+        by_id = self._recorder.by_id
+        silent_s = [
+            by_id[rid].last_token_s if part.last and (rid := part.req.rid) in by_id else NAN for part in batch.prefill
+        ]
+        for req in (batch.late or {}).values():
+            if req.rid in by_id:
+                by_id[req.rid].last_token_s = now
+        if batch.worker.decode_tokens or any(at == at for at in silent_s):
+            before = self._last_token_s[rows]
+            before[: len(silent_s)] = silent_s
+            if batch.dropped:
+                before[list(batch.dropped)] = NAN
+            gaps = now - before
+            gaps = gaps[gaps == gaps]
+            if len(gaps):
+                self._recorder.gap_arrays.append(gaps)
         sampled = rows if batch.worker.unsampled is None else np.delete(rows, batch.worker.unsampled)
         self._last_token_s[sampled] = now
         if not batch.prefill:

@@ -7,7 +7,7 @@ import gc
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -20,6 +20,7 @@ from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStep
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
 from reports.record import RunRecord
 from traces import Trace, TraceRequest
+from traces.ahead import with_tokens
 from workbench.loops import LOOPS
 from workbench.run.clients import Clients
 from workbench.run.interrupts import Interrupt, noted_interrupts
@@ -68,7 +69,9 @@ class SimulatedWorld:
             self._inboxes += (SimulatedInbox(self.env, self.recorder.queued) for _ in range(settings.dp))
         for number, inbox in enumerate(self._inboxes):
             self._start_instance(number, inbox, decisions)
-        self._clients = Clients(self.env, trace, self._deliver, settings.concurrency)
+        self._tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        """Of requests read and not delivered, where they are made ahead."""
+        self._clients = Clients(self.env, self._read(trace), self._deliver, settings.concurrency)
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
         """Simulate to the end of the trace. Returns False when interrupted from the keyboard, or stopped by ``watch``."""
@@ -124,9 +127,16 @@ class SimulatedWorld:
             options["overlap_prefills"] = settings.overlap_prefills
         self.env.run_loop(LOOPS[built.loop](scheduler, backend, inbox, outbox, **options))
 
+    def _read(self, trace: Trace) -> Iterator[TraceRequest]:
+        for request, tokens in with_tokens(trace, self.instance.model.vocab, self.settings.seed):
+            if tokens is not None:
+                self._tokens[request.request_id] = tokens
+            yield request
+
     def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
         settings = self.settings
-        prompt, output = request.tokens(self.instance.model.vocab, settings.seed)
+        made = self._tokens.pop(request.request_id, None)
+        prompt, output = made or request.tokens(self.instance.model.vocab, settings.seed)
         number = self._router.choose(prompt, request.adapter or "")
         self._instance_of[request.request_id] = number, len(prompt)
         self._outputs[request.request_id] = len(prompt), output

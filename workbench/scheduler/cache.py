@@ -52,6 +52,9 @@ class CacheManager:
 
     def allocate_steps(self, counts: list[int]) -> np.ndarray:
         """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
+        total = sum(counts)
+        if total <= self.pool.free:
+            return self.pool.take(total)
         taken: list[np.ndarray] = []
         totals = list(accumulate(counts, initial=0))
         first = 0
@@ -62,19 +65,9 @@ class CacheManager:
                 taken.append(self.allocate(counts[first]))
                 first += 1
                 continue
-            total = totals[last] - totals[first]
-            pages = self.pool.take(total)
-            # The pool is a stack: what is taken first lies last.
-            if total and len(set(counts[first:last])) == 1:
-                taken.append(pages.reshape(last - first, -1)[::-1].ravel())
-                first = last
-                continue
-            end = total
-            for count in counts[first:last]:
-                taken.append(pages[end - count : end])
-                end -= count
+            taken.append(self.pool.take(totals[last] - totals[first]))
             first = last
-        return taken[0] if len(taken) == 1 else np.concatenate(taken)
+        return np.concatenate(taken)
 
     def measure(self, req: Req) -> tuple[Node | None, int]:
         """The node and length a request would match now, without touching recency: for ordering the queue."""

@@ -15,12 +15,12 @@ class PagePool:
         self.free = pages
 
     def take(self, count: int) -> np.ndarray:
-        """int32[count] page ids. The caller has made sure that ``count <= free``."""
+        """int32[count] page ids, the same as in several calls for less. The caller has made sure that ``count <= free``."""
         top = self.free
         if count > top:
             raise AssertionError(f"took {count} of {top} free pages")
         self.free = rest = top - count
-        return self._stack[rest:top].copy()
+        return self._stack[rest:top][::-1].copy()
 
     def give(self, pages: np.ndarray) -> None:
         """Return pages to the pool."""

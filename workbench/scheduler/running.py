@@ -53,7 +53,7 @@ class RunningSet:
         """int64[n], most tokens each may still generate."""
         return self.ends - self.lens
 
-    def add(self, reqs: Sequence[Req], rows: np.ndarray, lens: np.ndarray, token_at: np.ndarray,
+    def add(self, reqs: Sequence[Req], rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray,
             stop_ids: StopIds) -> None:  # fmt: skip
         """Admit requests whose prompt is in KV, with their entries of these arrays."""
         self.reqs = [*self.reqs, *reqs]
@@ -63,7 +63,7 @@ class RunningSet:
         self._set(
             np.concatenate((self.rows, rows)),
             np.concatenate((self.lens, lens)),
-            np.concatenate((self.ends, np.array([r.end_len for r in reqs], np.int64))),
+            np.concatenate((self.ends, ends)),
             np.concatenate((self.token_at, token_at)),
             stacked(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
@@ -72,14 +72,14 @@ class RunningSet:
         """Take requests out, with their ``kv_len`` brought up to date."""
         gone = [self.reqs[i] for i in indices]
         soonest = False
+        stays = bytearray(b"\1") * self.count
         for i, req in zip(indices, gone, strict=True):
             req.kv_len = int(self.lens[i])
             self.context_tokens -= req.kv_len
             soonest |= req.end_len - req.kv_len == self.steps_to_stop
-        stays = np.ones(self.count, bool)
-        stays[list(indices)] = False
-        self.reqs = list(compress(self.reqs, stays.tolist()))
-        stay = stays.nonzero()[0]  # several arrays are cut, and with indices that is quicker
+            stays[i] = 0
+        self.reqs = list(compress(self.reqs, stays))
+        stay = np.frombuffer(stays, bool).nonzero()[0]  # several arrays are cut, and with indices that is quicker
         stop_ids = chosen(self.stop_ids, stay)
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
         if soonest:

@@ -6,8 +6,8 @@ look at the samples' bytes tells. Batches that differ have a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from sys import byteorder
 
 import numpy as np
 
@@ -56,29 +56,33 @@ def stopped(stop_ids: StopIds, tokens: np.ndarray) -> Sequence[int]:
     if stop_ids is None:
         return ()
     if isinstance(stop_ids, int):
-        # Between two tokens the bytes may look like it, too.
-        if _bytes(stop_ids) not in tokens.tobytes():
-            return ()
-        same = tokens == stop_ids
-    else:
-        same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
+        return list(_places(stop_ids, tokens))
+    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
     hits: list[int] = same.nonzero()[0].tolist()
     return hits
 
 
 def first_stopped(stop_ids: StopIds, tokens: np.ndarray) -> int:
     """Index of the first of many steps whose ``tokens``, int[k, n], end a request, else k."""
-    if stop_ids is None or (isinstance(stop_ids, int) and _bytes(stop_ids) not in tokens.tobytes()):
+    if stop_ids is None:
         return len(tokens)
-    many = isinstance(stop_ids, np.ndarray) and stop_ids.ndim == 2
-    hits = ((tokens[:, :, None] if many else tokens) == stop_ids).reshape(len(tokens), -1).any(axis=1).nonzero()[0]
+    if isinstance(stop_ids, int):
+        place = next(_places(stop_ids, tokens), None)
+        return len(tokens) if place is None else place // tokens.shape[1]
+    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, :, None] == stop_ids).any(2)
+    hits = same.any(1).nonzero()[0]
     return int(hits[0]) if len(hits) else len(tokens)
 
 
-@cache
-def _bytes(stop_id: int) -> bytes:
-    """Part of any array of tokens, of 32 or 64 bits, that holds the id."""
-    return np.int32(stop_id).tobytes()
+def _places(stop_id: int, tokens: np.ndarray) -> Iterator[int]:
+    """Where the id is, in the order of the tokens in memory."""
+    size, data = tokens.itemsize, tokens.tobytes()
+    pattern = stop_id.to_bytes(size, byteorder, signed=True)
+    at = data.find(pattern)
+    while at >= 0:
+        if at % size == 0:  # between two tokens the bytes may look like it, too
+            yield at // size
+        at = data.find(pattern, at + 1)
 
 
 def _table(stop_ids: StopIds, count: int) -> np.ndarray:
