@@ -6,7 +6,7 @@ look at the samples' bytes tells. Batches that differ have a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from sys import byteorder
 
 import numpy as np
@@ -56,7 +56,7 @@ def stopped(stop_ids: StopIds, tokens: np.ndarray) -> Sequence[int]:
     if stop_ids is None:
         return ()
     if isinstance(stop_ids, int):
-        return list(_places(stop_ids, tokens))
+        return _places(stop_ids, tokens)
     same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
     hits: list[int] = same.nonzero()[0].tolist()
     return hits
@@ -67,22 +67,24 @@ def first_stopped(stop_ids: StopIds, tokens: np.ndarray) -> int:
     if stop_ids is None:
         return len(tokens)
     if isinstance(stop_ids, int):
-        place = next(_places(stop_ids, tokens), None)
-        return len(tokens) if place is None else place // tokens.shape[1]
+        places = _places(stop_ids, tokens)
+        return places[0] // tokens.shape[1] if places else len(tokens)
     same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, :, None] == stop_ids).any(2)
     hits = same.any(1).nonzero()[0]
     return int(hits[0]) if len(hits) else len(tokens)
 
 
-def _places(stop_id: int, tokens: np.ndarray) -> Iterator[int]:
-    """Where the id is, in the order of the tokens in memory."""
+def _places(stop_id: int, tokens: np.ndarray) -> list[int]:
+    """Where the id is, counted through the rows."""
+    places: list[int] = []
     size, data = tokens.itemsize, tokens.tobytes()
     pattern = stop_id.to_bytes(size, byteorder, signed=True)
     at = data.find(pattern)
     while at >= 0:
         if at % size == 0:  # between two tokens the bytes may look like it, too
-            yield at // size
+            places.append(at // size)
         at = data.find(pattern, at + 1)
+    return places
 
 
 def _table(stop_ids: StopIds, count: int) -> np.ndarray:
