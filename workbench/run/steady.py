@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from operator import add, le
+from operator import add, lt
 from typing import Protocol
 
 from backends.simulated.backend import SimulatedBackend, SimulatedForward
@@ -147,20 +147,19 @@ class SteadyBackend(SimulatedBackend):
         issues = [one.launch_s for one in pending]
         starts, ends_s = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
 
-        if len(pending) > 1 and free_s > wait:
+        if len(pending) > 1:
             # Most often the GPU never waits for the CPU: a batch starts when the one before it ends, and nothing has to be
             # asked from step to step.
             free = len(pending) - 1
-            busy_s = ends_s[:free] + list(accumulate(gpu_s, initial=free_s))
+            busy_s = [*ends_s[:free], *accumulate(gpu_s, initial=free_s)]
             moments = list(map(add, [wait, *busy_s[1:]], processes_s))
-            issued_s = [sent + thought_s + prepare_s + issue_s for sent in moments]
-            paid_s = [sent + all_s for sent in moments]
-            if all(map(le, issued_s, busy_s[free:])) and all(map(le, paid_s, busy_s[1:])):
+            # With a nanosecond to spare, for sums in another order end in other digits.
+            if all(map(lt, [sent + (all_s + 1e-9) for sent in moments], busy_s[1:])):
                 formed = bisect_left(moments, horizon)
-                issues += issued_s[:formed]
+                del moments[formed:]
+                issues += [sent + thought_s + prepare_s + issue_s for sent in moments]
                 starts += busy_s[free : free + formed]
-                wait = busy_s[formed] if formed else wait
-                return _Times(issues, starts, busy_s[: free + 1 + formed], moments[:formed], wait)
+                return _Times(issues, starts, busy_s[: free + 1 + formed], moments, busy_s[formed])
 
         moments = []
         for seconds, process_s in zip(gpu_s, processes_s, strict=True):
