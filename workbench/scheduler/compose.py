@@ -193,14 +193,12 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     mode: Mode = "mixed" if decodes else "prefill"
     new_reqs = [row.req for row in prefill]
     width = state.table.width
+    numbers = [
+        (req.row, row.end, req.end_len, req.row * width + row.end, row.end - row.start)
+        for req, row in zip(new_reqs, prefill, strict=True)
+    ]
     # One array for all of them: each of its own would cost as much.
-    new_rows, new_lens, new_ends, new_at, extend_lens = np.array(
-        [
-            (row.req.row, row.end, row.req.end_len, row.req.row * width + row.end, row.end - row.start)
-            for row in prefill
-        ],
-        np.int64,
-    ).T.copy()
+    new_rows, new_lens, new_ends, new_at, extend_lens = np.array(numbers, np.int64).T.copy()
     if rows is None or seq_lens is None or token_at is None:
         rows, seq_lens, token_at = new_rows, new_lens, new_at
     else:
@@ -227,14 +225,8 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     if joining:
         # Nearly always all of them do, and a slice is the quicker index.
         at = slice(len(prefill)) if len(joining) == len(prefill) else joining
-        running.add(
-            [new_reqs[i] for i in joining],
-            new_rows[at],
-            new_lens[at],
-            new_ends[at],
-            new_at[at],
-            chosen(prefill_stops, at),
-        )
+        joined, stop_ids_at = [new_reqs[i] for i in joining], chosen(prefill_stops, at)
+        running.add(joined, new_rows[at], new_lens[at], new_ends[at], new_at[at], stop_ids_at)
     state.computed = new_reqs
     worker = ModelWorkerBatch(
         state.step, mode, rows, seq_lens, extend_lens, len(prefill),
