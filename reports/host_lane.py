@@ -90,27 +90,31 @@ def _begin_late(begun_s: np.ndarray, late: list[int], at_once: list[bool], proce
 def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
     """The CPU of one instance over the whole run. Phases that took no time have no bar."""
     rows = first_stage_rows(column, instance)
-    launched_s = column["launch_s"][rows]
-    scheduled_s = launched_s - column["launch_host_s"][rows]
-    received_s = scheduled_s - column["schedule_s"][rows]
-    processed_s = process_begins_s(column, rows)
-    # Two runs that are almost in order, which is quickly sorted: what leads to each launch, and the processing.
-    before_s = np.stack((received_s - column["receive_s"][rows], received_s, scheduled_s, launched_s), axis=1)
-    begin_s = np.concatenate((before_s[:, :-1].ravel(), processed_s))
-    end_s = np.concatenate((before_s[:, 1:].ravel(), processed_s + column["process_s"][rows]))
-    kind = np.concatenate((np.tile(np.arange(PROCESS, dtype=np.int8), len(rows)), np.full(len(rows), PROCESS, np.int8)))
-    row = np.concatenate((np.repeat(rows, PROCESS), rows))
+    leading = len(rows) * PROCESS
+    # Two runs that are almost in order, which is quickly sorted: what leads to each launch, and the processing. There may be
+    # millions of bars, so arrays of them are few and written in place.
+    begin_s, end_s = np.empty(leading + len(rows)), np.empty(leading + len(rows))
+    phase_begins_s, phase_ends_s = begin_s[:leading].reshape(-1, PROCESS), end_s[:leading].reshape(-1, PROCESS)
+    phase_ends_s[:, LAUNCH] = column["launch_s"][rows]
+    phase_ends_s[:, SCHEDULE] = phase_begins_s[:, LAUNCH] = phase_ends_s[:, LAUNCH] - column["launch_host_s"][rows]
+    phase_ends_s[:, RECEIVE] = phase_begins_s[:, SCHEDULE] = phase_ends_s[:, SCHEDULE] - column["schedule_s"][rows]
+    phase_begins_s[:, RECEIVE] = phase_ends_s[:, RECEIVE] - column["receive_s"][rows]
+    begin_s[leading:] = process_begins_s(column, rows)
+    np.add(begin_s[leading:], column["process_s"][rows], out=end_s[leading:])
     order = np.argsort(begin_s, kind="stable")
-    kind, begin_s, end_s, row = kind[order], begin_s[order], end_s[order], row[order]
+    begin_s, end_s = begin_s[order], end_s[order]
     if ((begin_s[1:] == begin_s[:-1]) & (end_s[1:] < end_s[:-1])).any():
         # The shorter of two that begin at once comes first: rarely the case, and by far the slower way to sort.
-        order = np.lexsort((end_s, begin_s))
-        kind, begin_s, end_s, row = kind[order], begin_s[order], end_s[order], row[order]
-    if len(end_s):
-        # Looks at the inbox that found nothing count into the next batch: what they took lies earlier than drawn.
-        begin_s = np.maximum(begin_s, np.concatenate(([-np.inf], np.maximum.accumulate(end_s)[:-1])))
+        again = np.lexsort((end_s, begin_s))
+        order, begin_s, end_s = order[again], begin_s[again], end_s[again]
+    # Looks at the inbox that found nothing count into the next batch: what they took lies earlier than drawn.
+    np.maximum(begin_s[1:], np.maximum.accumulate(end_s)[:-1], out=begin_s[1:])
     real = end_s > begin_s
-    return HostLane(kind[real], begin_s[real], end_s[real], row[real])
+    if not real.all():
+        order, begin_s, end_s = order[real], begin_s[real], end_s[real]
+    leads = order < leading
+    kind = np.where(leads, order % PROCESS, PROCESS).astype(np.int8)
+    return HostLane(kind, begin_s, end_s, rows[np.where(leads, order // PROCESS, order - leading)])
 
 
 def host_lane_of(record: RunRecord, instance: int) -> HostLane:
