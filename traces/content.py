@@ -111,9 +111,9 @@ def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int,
 def tokens_of_keys(sequences: Sequence[tuple[str, int]], vocab_size: int, seed: int = 0) -> list[np.ndarray]:
     """The first tokens, int32, of sequences that are one span each, given by key and length: those of
     :func:`synthetic_tokens`, which also says what is raised."""
-    _check_vocabulary(vocab_size)
     if not sequences:
         return []
+    _check_vocabulary(vocab_size)
     lengths = [length for _, length in sequences]
     state = np.concatenate([_steps(0, length) for length in lengths])
     state += np.repeat(np.array([_base(key, seed) for key, _ in sequences], np.uint64), lengths)
