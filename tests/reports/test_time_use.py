@@ -11,7 +11,7 @@ from reports.host_lane import PROCESS, host_lane
 from reports.load import load_runs
 from reports.record import RunRecord
 from reports.schema import CHUNK, RETRACTED
-from reports.time_use import CAUSES, time_use
+from reports.time_use import BUSY, CAUSES, idle_pieces, time_use
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 from tests.reports.simulated import SAMPLE, simulate
 
@@ -50,6 +50,16 @@ def test_two_stages_idle_for_the_causes_worked_out_by_hand() -> None:
     assert use.idle_s == {"cpu": 10.0, "kv": 12.0, "bubble": 6.0, "none": 4.0, "other": 0.0}
     assert sum(use.busy_s.values()) + sum(use.idle_s.values()) == use.gpu_s
     assert use.host_s == 5.0 and use.hidden_s == 0.0
+
+
+def test_a_window_inside_a_run_begins_and_ends_where_it_is_asked_to() -> None:
+    pieces = idle_pieces(two_stages(), 0, 2, 3.5, 8.5)
+    assert pieces.edges_s[0] == 3.5 and pieces.edges_s[-1] == 8.5
+    lengths_s, (first, _) = np.diff(pieces.edges_s), pieces.cause
+    # Of stage 0: computing until 4, a bubble until 6, the CPU until 7, a bubble until 8, the CPU again.
+    assert {name: lengths_s[first == place].sum() for place, name in ((BUSY, "busy"), *enumerate(CAUSES))} == {
+        "busy": 0.5, "cpu": 1.5, "bubble": 3.0, "kv": 0.0, "none": 0.0, "other": 0.0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
