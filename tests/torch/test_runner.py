@@ -98,28 +98,24 @@ def test_every_other_family_agrees_under_each_loop_with_chunks_retraction_and_ra
 ) -> None:
     model = make(architecture, tmp_path, **OTHERS[architecture])
     expected = [reference(model, prompt, NEW)[0] for prompt in PROMPTS]
-    for loop, tp, pp, page_size in (
-        ("normal", 1, 1, 1),
-        ("normal", 1, 1, 16),
-        ("overlap", 2, 1, 16),
-        ("pipeline", 1, 2, 1),
-    ):
-        backend = backend_of(str(tmp_path), tp=tp, pp=pp, page_size=page_size, kv_tokens=176)
-        try:
-            run = serve(
-                backend,
-                staggered(),
-                loop,
-                max_running=8,
-                slots=pp,
-                page_size=page_size,
-                chunk=16,
-                conservativeness=0.01,
-            )
-        finally:
-            backend.close()
-        check(run, expected)
-        assert any(batch.worker.unsampled is not None for batch in run.batches)
+    for loop, tp, pp in (("normal", 1, 1), ("overlap", 2, 1), ("pipeline", 1, 2)):
+        for page_size in (1, 16):
+            backend = backend_of(str(tmp_path), tp=tp, pp=pp, page_size=page_size, kv_tokens=176)
+            try:
+                run = serve(
+                    backend,
+                    staggered(),
+                    loop,
+                    max_running=8,
+                    slots=pp,
+                    page_size=page_size,
+                    chunk=16,
+                    conservativeness=0.01,
+                )
+            finally:
+                backend.close()
+            check(run, expected)
+            assert any(batch.worker.unsampled is not None for batch in run.batches)
 
 
 @pytest.mark.parametrize("loop, tp, pp", [("overlap", 2, 1), ("normal", 2, 1), ("pipeline", 1, 2), ("pipeline", 2, 2)])

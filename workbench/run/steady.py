@@ -152,14 +152,15 @@ class SteadyBackend(SimulatedBackend):
             # asked from step to step.
             free = len(pending) - 1
             busy_s = [*ends_s[:free], *accumulate(gpu_s, initial=free_s)]
-            moments = list(map(add, [wait, *busy_s[1:]], processes_s))
+            waits = [wait, *busy_s[1:]]
+            moments = list(map(add, waits, processes_s))
             # With a nanosecond to spare, for sums in another order end in other digits.
-            if all(map(lt, [sent + (all_s + 1e-9) for sent in moments], busy_s[1:])):
+            if all(map(lt, [sent + (all_s + 1e-9) for sent in moments], waits[1:])):
                 formed = bisect_left(moments, horizon)
                 del moments[formed:]
                 issues += [sent + thought_s + prepare_s + issue_s for sent in moments]
                 starts += busy_s[free : free + formed]
-                return _Times(issues, starts, busy_s[: free + 1 + formed], moments, busy_s[formed])
+                return _Times(issues, starts, busy_s[: free + 1 + formed], moments, waits[formed])
 
         moments = []
         for seconds, process_s in zip(gpu_s, processes_s, strict=True):

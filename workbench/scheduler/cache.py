@@ -52,9 +52,6 @@ class CacheManager:
 
     def allocate_steps(self, counts: list[int]) -> np.ndarray:
         """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
-        total = sum(counts)
-        if total <= self.pool.free:
-            return self.pool.take(total)
         taken: list[np.ndarray] = []
         totals = list(accumulate(counts, initial=0))
         first = 0
@@ -67,7 +64,7 @@ class CacheManager:
                 continue
             taken.append(self.pool.take(totals[last] - totals[first]))
             first = last
-        return np.concatenate(taken)
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def measure(self, req: Req) -> tuple[Node | None, int]:
         """The node and length a request would match now, without touching recency: for ordering the queue."""

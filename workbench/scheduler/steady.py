@@ -24,8 +24,8 @@ _NOW = 64
 """More batches than any loop has in flight."""
 _STEPS = np.arange(-_NOW, MOST_STEPS + 1)[:, None]
 """Numbers of steps, past ones below 0; step 0 is at ``_NOW``."""
-_STEP = [step[0, ...] for step in _STEPS]
-"""Each of them alone, as an array: numpy takes twice as long to add a Python number to a small array."""
+_NUMBER = {step: np.array(step) for step in range(-_NOW, MOST_STEPS + 1)}
+"""Each of them as an array without dimensions: numpy takes twice as long to add a Python number to a small array."""
 
 
 class SteadyDecode:
@@ -48,7 +48,7 @@ class SteadyDecode:
         running = scheduler.state.slots[0].running
         self.rows = running.rows
         """int64[n], of every batch of the running requests."""
-        self.first_lens = running.lens if self._steady == 1 else running.lens + _STEP[_NOW + 1 - self._steady]
+        self.first_lens = running.lens if self._steady == 1 else running.lens + _NUMBER[1 - self._steady]
         """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 
     @property
@@ -77,7 +77,7 @@ class SteadyDecode:
         running = state.slots[0].running
         count = running.count
         return ModelWorkerBatch(
-            state.step + ahead, "decode", running.rows, running.lens + _STEP[_NOW + ahead + 1], None, 0, count, 0, count,
+            state.step + ahead, "decode", running.rows, running.lens + _NUMBER[ahead + 1], None, 0, count, 0, count,
             running.context_tokens + count * (ahead + 1), None, None, (), None, None, (),
             state.cache.used_tokens + self._pages[ahead] * state.config.page_size, len(state.waiting),
             self.running,
