@@ -44,6 +44,8 @@ class GPU:
     Graphs", 2019)."""
     link_latency_s: float = 8e-6
     gpus_per_node: int = 8
+    multiprocessors: int = 0
+    """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
 
     def flops_for(self, dtype: str) -> float:
         """Peak FLOP/s of matrix products. Weights narrower than the hardware computes are converted to bf16 on the way."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.cost.roofline import ACTIVATION_BYTES, RooflineCost
+from backends.simulated.cost.sequence_splits import cut_at, first_uncut
 from backends.simulated.cost.tables import Curve, Grid, OperatorTables
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec
@@ -49,6 +50,10 @@ class ProfileCost:
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
+        self._attention = tables.attention
+        if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:
+            first = first_uncut(gpu.multiprocessors, max(model.kv_heads / tp, 1), self._capture)
+            self._attention = cut_at(tables.attention, first)
         self._step_s = step_s
         self._gaps_s = tables.kernels_per_layer * gpu.kernel_overhead_s
         self._graph_gaps_s = tables.kernels_per_layer * gpu.graph_gap_s
@@ -170,7 +175,7 @@ class ProfileCost:
     def attention_of(self, chunk: int, cached: float, decodes: int, mean: float, longest: float) -> float:
         """Attention of one layer: ``chunk`` prompt tokens after ``cached`` ones, beside ``decodes`` at ``mean`` context
         tokens, the longest of them at ``longest``. ``cached`` is negative for several short prompts in place of one."""
-        attention = self.tables.attention
+        attention = self._attention
         unevenness = 1 - mean / longest if decodes > 1 else 0.0
         if not chunk:
             grid = attention.decode

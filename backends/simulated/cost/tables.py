@@ -84,7 +84,7 @@ class Grid:
         assert values.shape == tuple(len(axis) for axis in self.axes)
         self.ends = [axis[-1] for axis in self.axes]
         """Where the measured range ends, by axis."""
-        self._values = values
+        self.values = values
         self._parts: dict[tuple[int, ...], Grid] = {}
         self._flat: list[float] = np.ascontiguousarray(values, np.float64).reshape(-1).tolist()
         strides, step = [], 1
@@ -101,7 +101,7 @@ class Grid:
         )
         part = self._parts.get(at)
         if part is None:
-            part = self._parts[at] = Grid(self.axes[len(at) :], self._values[at])
+            part = self._parts[at] = Grid(self.axes[len(at) :], self.values[at])
         return part
 
     def at(self, *where: float) -> float:
