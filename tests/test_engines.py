@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.simulated.host import HostModel
+from tests.cost.profiles import batch, linear_profile
 from workbench.run.engines import engine_names, load_engine
 from workbench.run.settings import RunSettings, resolve, settings_from
 from workbench.scheduler.config import ConfigError
@@ -35,6 +36,24 @@ def test_graphs_of_vllm_hold_every_decode_batch_and_small_mixed_steps():
     assert engine.mixed_capture_sizes(1000)[-1] == 512
     assert engine.capture_sizes(100)[-1] == 104
     assert load_engine("sglang-0.5").mixed_capture_sizes(128) == []
+
+
+def test_vllm_sends_whole_rows_of_its_page_table_before_every_step(tmp_path):
+    folder = linear_profile(tmp_path / "p")
+
+    def beside(requests: int, **flags: object) -> float:
+        settings = settings_from(
+            None, {"cost": f"profile:{folder}", "kv_tokens": 100_000, "max_context": 32_000, **flags}
+        )
+        cost = resolve(settings, "overlap").cost
+        return cost.beside_s(batch([100] * requests))
+
+    # 32,000 tokens are 2,000 pages of four bytes a request, over PCIe 5.0.
+    row_s = 2000 * 4 / 64e9
+    vllm = {"engine": "vllm-0.19"}
+    assert beside(200, **vllm) - beside(100, **vllm) == pytest.approx(100 * row_s)
+    assert beside(200, **vllm, page_size=32) - beside(100, **vllm, page_size=32) == pytest.approx(50 * row_s)
+    assert beside(200) == beside(100), "ours keeps its table on the GPU"
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest_name():

@@ -43,6 +43,8 @@ class GPU:
     """Between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
     Graphs", 2019)."""
     link_latency_s: float = 8e-6
+    host_bandwidth: float = 64e9
+    """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
     multiprocessors: int = 0
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""

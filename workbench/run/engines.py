@@ -26,12 +26,18 @@ class Engine:
     """Fields of the host model."""
     gpu_step_s: float = 0.0
     """GPU time of a step beside the model."""
+    page_entry_bytes: int = 0
+    """Of the page table that the host sends before every step, 0 if it sends none."""
 
     def capture_sizes(self, max_running: int) -> list[int] | None:
         """Batches for which decode graphs are captured; None: the default of the cost models."""
         if not self.graphs:
             return None
         return _sizes(min(self.graphs["most"], _next_size(max_running)))
+
+    def gpu_request_s(self, max_context: int, page_size: int, gpu_bytes_per_s: float) -> float:
+        """GPU time of a step for each request in it: receiving its row of the page table."""
+        return self.page_entry_bytes * -(-max_context // page_size) / gpu_bytes_per_s
 
     def mixed_capture_sizes(self, max_running: int) -> list[int]:
         """Token counts for which everything but the attention of a step with prompt tokens is captured."""
@@ -48,8 +54,9 @@ def load_engine(name: str) -> Engine:
         hint = f"nearest: {near[0]}; " if near else ""
         raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join(presets)}")
     values = dict(presets[name])
-    graphs, host, gpu_step_s = values.pop("graphs", {}), values.pop("host", {}), values.pop("gpu_step_s", 0.0)
-    return Engine(name, values, graphs, host, gpu_step_s)
+    graphs, host = values.pop("graphs", {}), values.pop("host", {})
+    gpu_step_s, page_entry_bytes = values.pop("gpu_step_s", 0.0), values.pop("page_entry_bytes", 0)
+    return Engine(name, values, graphs, host, gpu_step_s, page_entry_bytes)
 
 
 def engine_names() -> list[str]:

@@ -205,8 +205,9 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
     want = CostRequest(
-        model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s
-    )
+        model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s,
+        engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
+    )  # fmt: skip
     cost = build_cost(settings.cost, want)
     if lock_step and not hasattr(cost, "group_forward"):
         raise ConfigError(

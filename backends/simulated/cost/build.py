@@ -34,6 +34,8 @@ class CostRequest:
     mixed_capture_sizes: Sequence[int] = ()
     step_s: float = 0.0
     """GPU time of a step beside the model; the roofline and fitted costs have it already."""
+    request_s: float = 0.0
+    """The same, for each request in a step."""
 
 
 def split(spec: str) -> tuple[str, Path | None]:
@@ -65,6 +67,7 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
     return ProfileCost(
         tables, want.model, want.gpu, dtype=want.dtype, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
         capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes, step_s=want.step_s,
+        request_s=want.request_s,
     )  # fmt: skip
 
 

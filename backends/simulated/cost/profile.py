@@ -41,12 +41,12 @@ class ProfileCost:
     ``capture_sizes`` are the batches for which decode graphs were captured, ``mixed_capture_sizes`` the token counts
     for which the parts between attention were; empty runs them at their own size. ``ep`` is over how many GPUs the
     experts are spread. ``step_s`` is what every step runs on the GPU beside the model (staging copies, gathering the
-    last tokens): no table has it.
+    last tokens), ``request_s`` what it runs for each request in it: no table has these.
     """
 
     def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16",
                  tp: int = 1, pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] = (),
-                 mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0) -> None:  # fmt: skip
+                 mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0, request_s: float = 0.0) -> None:  # fmt: skip
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
@@ -54,7 +54,7 @@ class ProfileCost:
         if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:
             first = first_uncut(gpu.multiprocessors, max(model.kv_heads / tp, 1), self._capture)
             self._attention = cut_at(tables.attention, first)
-        self._step_s = step_s
+        self._step_s, self._request_s = step_s, request_s
         self._gaps_s = tables.kernels_per_layer * gpu.kernel_overhead_s
         self._graph_gaps_s = tables.kernels_per_layer * gpu.graph_gap_s
         self._shape = RooflineCost(model, gpu, dtype=dtype, kv_dtype=kv_dtype, tp=tp, pp=pp, capture_sizes=[]).stage(0)
@@ -133,7 +133,8 @@ class ProfileCost:
         a graph replays them."""
         sizes = self._mixed_capture if batch.num_prefill else self._capture
         graph = bool(sizes) and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]
-        return self._step_s + self._stages[stage].layers * (self._graph_gaps_s if graph else self._gaps_s)
+        staged = self._step_s + self._request_s * (batch.num_prefill + batch.decode_tokens)
+        return staged + self._stages[stage].layers * (self._graph_gaps_s if graph else self._gaps_s)
 
     def linear_s(self, tokens: int, stage: int = 0) -> float:
         """Everything of a stage but attention, experts and head."""
