@@ -262,9 +262,10 @@ def test_every_public_profile_folder_is_read_at_both_sizes(model):
 @needs_data
 def test_aiconfigurator_tables_give_plausible_steps_for_any_model_they_cover():
     base = DATA / "profiles" / "aiconfigurator"
-    gpu = load_gpu("h100")
-    for name, tp in (("meta-llama/Llama-3.1-8B", 1), ("meta-llama/Llama-3.1-8B", 2), ("Qwen/Qwen3-30B-A3B", 1)):
-        model = load_model(name)
+    llama, experts = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B"
+    for card, name, tp in (("a100", llama, 1), ("a100", experts, 2), ("h200", llama, 1), ("h100", llama, 1),
+                           ("h100", llama, 2), ("h100", experts, 1)):  # fmt: skip
+        model, gpu = load_model(name), load_gpu(card)
         cost = ProfileCost(read_profile(base, tp, model, gpu), model, gpu, tp=tp)
         one = cost.forward(batch([1000]))
         weights_s = model.active_parameters * 2 / tp / gpu.memory_bandwidth

@@ -30,6 +30,8 @@ EXPERT_LOAD = "power_law_1.01"
 """Of the measured distributions of tokens over experts, the mildly uneven one."""
 PREFIXES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 ELEMENT_BYTES = 2
+OPTIONAL = {"window_size": 0.0}
+"""Columns that some sets lack, and what their rows have."""
 
 
 def sets(path: Path) -> list[Path]:
@@ -125,7 +127,7 @@ def _between(axis: np.ndarray, value: float) -> tuple[list[tuple[int, float]], f
 
 @lru_cache(maxsize=4)
 def _table(base: Path, kind: str, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
-    return read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers)
+    return read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers, OPTIONAL)
 
 
 def _gemm(base: Path, dtype: str) -> tuple[np.ndarray, ...]:
@@ -143,8 +145,8 @@ def _elementwise(model: ModelSpec, gpu: GPU, tp: int, dtype: str, counts: np.nda
 
 
 def _attention(base: Path, heads: int, kv_heads: int, head_dim: int) -> AttentionTable:
-    names = ("num_heads", "num_key_value_heads", "head_dim", "window_size")
-    wanted = (heads, kv_heads, head_dim, 0)
+    names = ("num_heads", "num_key_value_heads", "head_dim")
+    wanted = {"num_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "window_size": 0}
     context = _table(
         base, "context_attention", ("attn_dtype", "kv_cache_dtype"), ("batch_size", "isl", *names, "latency")
     )
@@ -152,7 +154,7 @@ def _attention(base: Path, heads: int, kv_heads: int, head_dim: int) -> Attentio
 
     def rows(columns: dict[str, Any], kind: str) -> np.ndarray:
         of = np.array(columns["kv_cache_dtype"]) == "bfloat16"
-        for name, value in zip(names, wanted, strict=True):
+        for name, value in wanted.items():
             of &= columns[name] == value
         if "attn_dtype" in columns:
             of &= np.array(columns["attn_dtype"]) == "bfloat16"
