@@ -1,74 +1,79 @@
-"""The roofline against measured operator times of Llama-3.1-8B on an RTX PRO 6000 (LLMServingSim's tables of vLLM 0.19).
+"""The roofline against measured operator times: the same steps by both cost models.
 
-    python benchmarks/roofline_vs_tables.py
+    python benchmarks/roofline_vs_tables.py [DATA]
 
-Sums the measured operators of a step and prints the roofline's difference. Nothing in the roofline was fitted to them.
+Prints, for every GPU that has tables and a few models, how much longer the roofline says a step takes than its measured
+operators add up to. The achievable shares in ``gpus.toml`` were fitted to single operators of these tables
+(``roofline_fit.py``), not to steps of these models. DATA is ../shared/data.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from profile_lookup import batch
 
+from backends.simulated.cost.profile import ProfileCost
+from backends.simulated.cost.profiles import read_profile
 from backends.simulated.cost.roofline import RooflineCost
+from backends.simulated.cost.tables import ProfileError
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from workbench.scheduler.batch import ModelWorkerBatch
 
-TABLES = Path(__file__).resolve().parents[2] / (
-    "shared/data/profiles/llmservingsim/RTXPRO6000/meta-llama/Llama-3.1-8B/bf16/tp1"
-)
-ONCE_A_LAYER = ("qkv_proj", "rotary_emb", "o_proj", "gate_up_proj", "act_fn", "down_proj")
+MODELS = {
+    "Qwen/Qwen3-0.6B": (1,), "meta-llama/Llama-3.1-8B": (1, 2, 4), "Qwen/Qwen3-14B": (1,), "Qwen/Qwen3-32B": (1, 2, 4),
+    "meta-llama/Llama-3.1-70B": (4, 8), "Qwen/Qwen3-30B-A3B": (1, 2),
+}  # fmt: skip
+"""Tensor-parallel sizes of each."""
+RTX_MODELS = {"meta-llama/Llama-3.1-8B": (1, 2), "Qwen/Qwen3-32B": (1, 2), "Qwen/Qwen3-30B-A3B-Instruct-2507": (1, 2)}
 
 
-def nearest(table: pd.DataFrame, **wanted: int) -> float:
-    """Microseconds of the row whose columns are closest to what is wanted."""
-    distance = sum((table[name] / max(value, 1) - value / max(value, 1)).abs() for name, value in wanted.items())
-    return float(table.loc[distance.idxmin(), "time_us"])
-
-
-def measured_s(prompt: int, decodes: int, context: int) -> float:
-    """Seconds of a step of one prompt of ``prompt`` tokens, or of ``decodes`` requests at ``context`` tokens."""
-    dense, heads, attention = (
-        pd.read_csv(TABLES / f"{name}.csv.gz") for name in ("dense", "per_sequence", "attention")
-    )
-    tokens, sequences = prompt + decodes, max(decodes, 1)
-
-    def layer(name: str) -> float:
-        rows = dense[dense.layer == name]
-        return float(np.interp(tokens, rows.tokens, rows.time_us))
-
-    attended = nearest(
-        attention, prefill_chunk=prompt, kv_prefill=0, n_decode=decodes, kv_decode=context if decodes else 0
-    )
-    each = sum(layer(name) for name in ONCE_A_LAYER) + 2 * layer("layernorm") + attended
-    ends = sum(nearest(heads[heads.layer == name], sequences=sequences) for name in ("lm_head", "sampler"))
-    return (32 * each + layer("embedding") + layer("final_layernorm") + ends) * 1e-6
-
-
-def roofline_s(cost: RooflineCost, prompt: int, decodes: int, context: int) -> float:
-    lens = np.array([prompt] if prompt else [context] * decodes, np.int64)
-    batch = ModelWorkerBatch(
-        0, "prefill" if prompt else "decode", np.arange(len(lens)), lens, lens if prompt else None, 1 if prompt else 0,
-        len(lens), prompt, decodes, int(lens.sum()), None, None, (), None, None, (), 0, 0, 0,
-    )  # fmt: skip
-    return cost.forward(batch)
+def steps() -> dict[str, ModelWorkerBatch]:
+    """Decodes by number and context, prompts by length."""
+    decodes = {(n, 1024) for n in (1, 16, 64, 128, 256)} | {(16, 4096), (64, 4096)}
+    found = {
+        f"{n} at {kv // 1024}k": batch(np.full(n, kv, np.int64)) for n, kv in sorted(decodes, key=lambda d: d[::-1])
+    }
+    for n in (256, 512, 1024, 2048, 4096, 8192):
+        found[f"prompt {n}"] = batch(np.array([n], np.int64), (n,))
+    return found
 
 
 def main() -> None:
-    if not TABLES.is_dir():
-        sys.exit(f"error: {TABLES}: the reference tables are not here")
-    cost = RooflineCost(load_model("meta-llama/Llama-3.1-8B"), load_gpu("rtx-pro-6000"))
-    print(f"{'step':28}{'measured ms':>12}{'roofline ms':>12}{'difference':>12}")
-    for prompt, decodes, context in [(0, n, 1024) for n in (1, 16, 64, 128)] + [
-        (n, 0, 0) for n in (256, 512, 1024, 2048)
-    ]:
-        name = f"prefill of {prompt}" if prompt else f"decode of {decodes} at {context}"
-        measured, modelled = measured_s(prompt, decodes, context), roofline_s(cost, prompt, decodes, context)
-        print(f"{name:28}{measured * 1e3:12.2f}{modelled * 1e3:12.2f}{modelled / measured - 1:+12.1%}")
+    data = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "shared/data"
+    tables = data / "profiles"
+    if not tables.is_dir():
+        sys.exit(f"error: {tables}: the operator tables are not here")
+    cases = [(gpu, tables / "aiconfigurator", model, tp, dtype)
+             for gpu, dtypes in (("a100", ("bf16",)), ("h100", ("bf16", "fp8")), ("h200", ("bf16", "fp8")))
+             for (model, tps), dtype in itertools.product(MODELS.items(), dtypes) for tp in tps]  # fmt: skip
+    cases += [("rtx-pro-6000", tables / "llmservingsim/RTXPRO6000" / model / "bf16", model, tp, "bf16")
+              for model, tps in RTX_MODELS.items() for tp in tps]  # fmt: skip
+    named = steps()
+    print(f"{'':46}" + "".join(f"{name:>12}" for name in named))
+    groups: dict[str, list[list[float]]] = defaultdict(list)
+    for card, path, name, tp, dtype in cases:
+        model, gpu = load_model(name), load_gpu(card)
+        try:
+            measured = ProfileCost(read_profile(path, tp, model, gpu, dtype), model, gpu, dtype=dtype, tp=tp)
+        except ProfileError as error:
+            print(f"{card}: {name}: left out: {error}")
+            continue
+        modelled = RooflineCost(model, gpu, dtype=dtype, tp=tp, capture_sizes=[])
+        errors = [modelled.forward(step) / measured.forward(step) - 1 for step in named.values()]
+        kind = "experts" if model.experts else "dense"
+        groups[f"{card}, {kind}, {dtype}"].append(errors)
+        print(f"{card:13}{name.split('/')[1]:24}tp {tp} {dtype:5}" + "".join(f"{error:+12.0%}" for error in errors))
+    print("\nmean of the absolute errors: of decodes, of prompts")
+    decodes = sum("at" in name for name in named)
+    for kind, rows in groups.items():
+        found = np.abs(rows)
+        print(f"{kind:28}{found[:, :decodes].mean():8.1%}{found[:, decodes:].mean():8.1%}")
 
 
 if __name__ == "__main__":

@@ -34,15 +34,31 @@ class GPU:
     fp32_flops: float = 0.0
     int8_flops: float = 0.0
     memory_efficiency: float = 0.82
-    """Share of the bandwidth that streaming kernels reach."""
-    compute_efficiency: float = 0.70
+    """Share of the bandwidth that products which stream their weights, and elementwise kernels, reach."""
+    compute_efficiency: float = 0.75
     """Share of the matrix rate that large products reach."""
+    fp8_efficiency: float = 0.55
+    """The same with eight-bit weights."""
+    kv_efficiency: float = 0.85
+    """Share of the bandwidth at which the attention of decodes reads KV."""
+    attention_efficiency: float = 0.50
+    """Share of the bf16 matrix rate that the attention of prompts reaches."""
+    expert_efficiency: float = 0.25
+    """Share of the matrix rate that the grouped products of routed experts reach."""
     kernel_overhead_s: float = 2e-6
-    """Start and drain of a kernel inside a graph or a full launch queue."""
+    """Start and drain of an elementwise kernel inside a graph or a full launch queue."""
+    product_overhead_s: float = 4e-6
+    """The same of a matrix product."""
+    attention_overhead_s: float = 12e-6
+    """The same of a layer's attention."""
+    expert_overhead_s: float = 20e-6
+    """The same of a layer's routed experts: sorting the tokens, two grouped products, summing up."""
     graph_gap_s: float = 0.5e-6
     """Between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
     Graphs", 2019)."""
     link_latency_s: float = 8e-6
+    link_efficiency: float = 1.0
+    """Share of the link's bandwidth that collectives reach."""
     host_bandwidth: float = 64e9
     """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
@@ -92,7 +108,7 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
     for name, field in known.items():
         if field.default is dataclasses.MISSING and not values.get(name):
             raise CatalogueError(f"{where}: {name}: missing")
-    for name in ("memory_efficiency", "compute_efficiency"):
+    for name in (name for name in known if name.endswith("_efficiency")):
         if name in values and not 0 < values[name] <= 1:
             raise CatalogueError(f"{where}: {name}: {values[name]} is not between 0 and 1")
     return GPU(**values)

@@ -18,7 +18,7 @@ from backends.simulated.cost.tables import Curve, Grid, ProfileError, grid_from_
 from backends.simulated.cost.uneven import uneven_grid
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from tests.cost.profiles import GPU, LAYERS, MODEL, attention_s, batch, head_s, layer_s, linear_profile
+from tests.cost.profiles import GPU, LAYERS, MODEL, attention_rows, attention_s, batch, head_s, layer_s, linear_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))
@@ -175,6 +175,26 @@ def test_missing_tables_and_bad_numbers_are_named_with_file_line_and_column(tmp_
 def test_a_model_with_experts_needs_their_table(tmp_path):
     folder = linear_profile(tmp_path / "p", model="Qwen/Qwen3-30B-A3B")
     assert "no table 'experts'" in refused(folder, model="Qwen/Qwen3-30B-A3B")
+
+
+def test_tensor_parallelism_divides_the_experts_as_expert_parallelism_does(tmp_path):
+    name, tokens = "Qwen/Qwen3-30B-A3B", (1, 64, 1024)
+    model, gpu = load_model(name), load_gpu(GPU)
+    folder = tmp_path / "p"
+    rows = [(n, used, 1e-6 * n + 1e-6 * used) for n in tokens for used in (1, model.experts)]
+    for tp in (1, 2):
+        write_profile(folder, tp, {"model": name, "gpu": GPU, "dtype": "bf16"}, {
+            "layer": [("mlp", n, layer_s(n)) for n in tokens], "head": [("lm_head", n, head_s(n)) for n in (1, 256)],
+            "attention": attention_rows(), "experts": rows,
+        })  # fmt: skip
+
+    def experts_s(tp: int, ep: int) -> float:
+        return ProfileCost(read_profile(folder, tp, model, gpu), model, gpu, tp=tp, ep=ep).experts_s(512)
+
+    assert experts_s(2, 1) == experts_s(2, 2) == experts_s(1, 2) == pytest.approx(experts_s(1, 1) / 2)
+    measured = read_profile(folder, 2, model, gpu)
+    measured.experts_over = 2
+    assert ProfileCost(measured, model, gpu, tp=2).experts_s(512) == experts_s(1, 1), "they were measured divided"
 
 
 def test_a_table_that_no_profile_has_is_not_written(tmp_path):

@@ -79,7 +79,7 @@ def read(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str) -> Operato
     head_curve = _Products(base, DTYPES["bf16"]).curve(model.vocab // tp, hidden)
     return OperatorTables(
         provenance(base), layer, {}, {"lm_head": head_curve}, _attention(base, heads, kv_heads, head), experts,
-        _all_reduce(base, tp) if tp > 1 else None,
+        _all_reduce(base, tp) if tp > 1 else None, experts_over=tp,
         missing=["norms, rotary and activation functions: by the roofline", "sampler: taken as free",
          "prompts after a cached prefix, and prompts beside decodes: one after the other"],
     )  # fmt: skip

@@ -10,16 +10,21 @@ def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     latency: the engines use one-shot kernels where the ring's many latencies would count."""
     if gpus == 1:
         return 0.0
-    return gpu.link_latency_s + 2 * (gpus - 1) / gpus * message_bytes / gpu.link_bandwidth
+    return gpu.link_latency_s + 2 * (gpus - 1) / gpus * message_bytes / _rate(gpu)
 
 
 def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     """Seconds of an all-to-all in which every GPU sends ``message_bytes`` in all, evenly: (n-1)/n of it leaves."""
     if gpus == 1:
         return 0.0
-    return gpu.link_latency_s + (gpus - 1) / gpus * message_bytes / gpu.link_bandwidth
+    return gpu.link_latency_s + (gpus - 1) / gpus * message_bytes / _rate(gpu)
 
 
 def send_s(message_bytes: float, gpu: GPU) -> float:
     """Seconds of a point-to-point send."""
-    return gpu.link_latency_s + message_bytes / gpu.link_bandwidth
+    return gpu.link_latency_s + message_bytes / _rate(gpu)
+
+
+def _rate(gpu: GPU) -> float:
+    """Bytes/s."""
+    return gpu.link_bandwidth * gpu.link_efficiency

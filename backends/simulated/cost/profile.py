@@ -49,6 +49,7 @@ class ProfileCost:
                  mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0, request_s: float = 0.0) -> None:  # fmt: skip
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
+        self._expert_parts = max(tp, ep) / tables.experts_over
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
         self._attention = tables.attention
         if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:
@@ -231,13 +232,14 @@ class ProfileCost:
     def experts_s(self, tokens: int) -> float:
         """Routed experts of one layer on one GPU, for the ``tokens`` of all ranks that share them.
 
-        A GPU with 1/ep of the experts computes 1/ep of the rows, on as many of its experts as the tokens choose.
+        A GPU with one of n parts of the experts computes 1/n of the rows, on as many of its experts as the tokens choose.
+        Tensor parallelism divides every expert instead: the same arithmetic and the same weights to read.
         """
         grid, model = self.tables.experts, self.model
         assert grid is not None
         chosen = 1 - (1 - model.experts_per_token / model.experts) ** tokens
-        rows, most = tokens / self.ep, grid.ends[0]
-        seconds = grid.at(rows, model.experts / self.ep * chosen)
+        rows, most = tokens / self._expert_parts, grid.ends[0]
+        seconds = grid.at(rows, model.experts / self._expert_parts * chosen)
         if rows > most:
             self._note("tokens of a GPU's experts", int(rows), int(most))
             seconds *= self._shape.experts_s(int(rows)) / self._shape.experts_s(int(most))

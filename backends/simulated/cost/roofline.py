@@ -21,8 +21,8 @@ GEMM_TILE_ROWS = 64
 """Tensor-core kernels compute whole tiles: token counts round up to this for arithmetic, not for traffic."""
 ELEMENTWISE_PASSES = 10
 """Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
-ATTENTION_COMPUTE_SHARE = 0.75
-"""Of the matrix efficiency, what prefill attention reaches: softmax runs beside the tensor cores."""
+EXPERT_TILE_ROWS = 64
+"""The same for the grouped products of experts, each of which has few rows."""
 
 
 def default_capture_sizes(max_batch: int = 256) -> list[int]:
@@ -41,8 +41,14 @@ class RooflineCost:
         self.model, self.gpu = model, gpu
         self.dtype, self.tp, self.pp, self.ep = dtype, tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
-        self._flops = gpu.flops_for(dtype) * gpu.compute_efficiency
-        self._attention_flops = gpu.flops_for("bf16") * gpu.compute_efficiency * ATTENTION_COMPUTE_SHARE
+        narrow = gpu.flops_for(dtype) > gpu.bf16_flops
+        # Products in eight bits need their activations in eight bits: a kernel more.
+        self.product_overhead_s = gpu.product_overhead_s + narrow * gpu.kernel_overhead_s
+        self._flops = gpu.flops_for(dtype) * (gpu.fp8_efficiency if narrow else gpu.compute_efficiency)
+        self._bf16_flops = gpu.bf16_flops * gpu.compute_efficiency
+        self._expert_flops = gpu.flops_for(dtype) * gpu.expert_efficiency
+        self._attention_flops = gpu.bf16_flops * gpu.attention_efficiency
+        self._kv_bandwidth = gpu.memory_bandwidth * gpu.kv_efficiency
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
         self._weight_bytes = DTYPE_BYTES[dtype]
         self._stages = [_Stage(self, stage, kv_dtype) for stage in range(pp)]
@@ -117,7 +123,7 @@ class RooflineCost:
         """A matrix product: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row."""
         rows = math.ceil(tokens / GEMM_TILE_ROWS) * GEMM_TILE_ROWS
         traffic = parameters * self._weight_bytes + tokens * width * ACTIVATION_BYTES
-        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + self.gpu.kernel_overhead_s
+        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + self.product_overhead_s
 
     def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
         """Operators that only move memory."""
@@ -153,11 +159,11 @@ class _Stage:
         else:
             self._kv_layer_bytes = 2 * max(model.kv_heads / tp, 1) * model.head_dim * kv_bytes
             self._decode_pair_flops = self._prefill_pair_flops = 4 * heads * model.head_dim
-        per_context_s = max(self._kv_layer_bytes / cost._bandwidth, self._decode_pair_flops / cost._attention_flops)
+        per_context_s = max(self._kv_layer_bytes / cost._kv_bandwidth, self._decode_pair_flops / cost._attention_flops)
         self.layer_context_s = per_context_s
         """Seconds a layer for each token of context that a decode reads."""
         self.context_s = per_context_s * len(self._layers)
-        self.attention_overhead_s = cost.gpu.kernel_overhead_s * len(self._layers)
+        self.attention_overhead_s = cost.gpu.attention_overhead_s * len(self._layers)
 
     def linear(self, tokens: int, samples: int) -> dict[str, float]:
         """Everything but attention, for ``tokens`` computed and ``samples`` of them sampled."""
@@ -174,12 +180,12 @@ class _Stage:
         hidden = model.hidden
         # Two products around attention (QKV in, O out) share its parameters.
         projections = model.attention_parameters() / tp
-        parts = {"projections": count * (cost.matrix_s(tokens, projections, 4 * hidden) + gpu.kernel_overhead_s)}
+        parts = {"projections": count * (cost.matrix_s(tokens, projections, 4 * hidden) + cost.product_overhead_s)}
         if dense:
             gate = 3 if model.gated_mlp else 2
             parameters = gate * hidden * model.intermediate / tp
             width = 2 * hidden + gate * model.intermediate / tp
-            parts["mlp"] = dense * (cost.matrix_s(tokens, parameters, width) + gpu.kernel_overhead_s)
+            parts["mlp"] = dense * (cost.matrix_s(tokens, parameters, width) + cost.product_overhead_s)
         if moe:
             parts["experts"] = moe * self.experts_s(tokens)
         kv_write = tokens * self._kv_layer_bytes
@@ -196,8 +202,8 @@ class _Stage:
         if self._last and samples:
             # Kept in 2 bytes whatever the weights are.
             head = hidden * model.vocab / tp
-            flops_s = 2 * math.ceil(samples / GEMM_TILE_ROWS) * GEMM_TILE_ROWS * head / cost._flops
-            parts["lm_head"] = max(flops_s, head * 2 / cost._bandwidth) + gpu.kernel_overhead_s
+            flops_s = 2 * math.ceil(samples / GEMM_TILE_ROWS) * GEMM_TILE_ROWS * head / cost._bf16_flops
+            parts["lm_head"] = max(flops_s, head * 2 / cost._bandwidth) + gpu.product_overhead_s
             # Logits in fp32: written, scaled, and read for the choice.
             parts["sampler"] = cost.traffic_s(3 * 4 * samples * model.vocab / tp, kernels=4)
             if tp > 1:
@@ -214,11 +220,11 @@ class _Stage:
         parameters = model.expert_parameters() / ranks
         traffic = touched * parameters * cost._weight_bytes
         traffic += tokens * per_token * (2 * model.hidden + 3 * model.expert_intermediate) / ranks * ACTIVATION_BYTES
-        # Each touched expert computes whole tiles of its own few rows (small tiles: grouped kernels use 16 rows).
-        rows = touched * math.ceil(tokens * per_token / max(touched, 1) / 16) * 16
+        # Each touched expert computes whole tiles of its own few rows.
+        rows = touched * math.ceil(tokens * per_token / max(touched, 1) / EXPERT_TILE_ROWS) * EXPERT_TILE_ROWS
         flops = 2 * rows * parameters
         router = cost.matrix_s(tokens, model.hidden * model.experts, model.hidden + model.experts)
-        seconds = max(flops / cost._flops, traffic / cost._bandwidth) + 2 * gpu.kernel_overhead_s + router
+        seconds = max(flops / cost._expert_flops, traffic / cost._bandwidth) + gpu.expert_overhead_s + router
         if model.shared_expert_intermediate:
             shared = 3 * model.hidden * model.shared_expert_intermediate / cost.tp
             seconds += cost.matrix_s(tokens, shared, 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp)
@@ -227,7 +233,7 @@ class _Stage:
     def prefill_attention_s(self, pairs: float, read_tokens: float) -> float:
         """Attention of one layer's prompts: ``pairs`` of query and key, over ``read_tokens`` of KV."""
         flops_s = self._prefill_pair_flops * pairs / self._cost._attention_flops
-        return max(flops_s, read_tokens * self._kv_layer_bytes / self._cost._bandwidth)
+        return max(flops_s, read_tokens * self._kv_layer_bytes / self._cost._kv_bandwidth)
 
     def attention_s(self, batch: ModelWorkerBatch) -> float:
         """Attention of all layers: prefill rows causally over their prefix, decode rows over their context."""

@@ -236,11 +236,13 @@ class OperatorTables:
     """Seconds a step by operator, by sampled sequences."""
     attention: AttentionTable
     experts: Grid | None = None
-    """(tokens, distinct experts they use): the routed experts of a layer with all its experts on one GPU."""
+    """(tokens, distinct experts they use): the routed experts of a layer on one GPU."""
     all_reduce: Grid | None = None
     """(bytes,): an all-reduce over the tensor-parallel group."""
     kernels_per_layer: int = 0
     """Kernels that a layer launches, where the tables hold the kernels' own times: what lies between two of them is
     then to be added to steps that launch them one by one."""
+    experts_over: int = 1
+    """Over how many GPUs the experts were divided when they were measured."""
     missing: list[str] = field(default_factory=list)
     """Operators that were not measured, and what stands in for them."""
