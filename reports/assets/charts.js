@@ -61,6 +61,18 @@ WB.parts.push(async () => {
     actions[event.key]();
   }
 
+  // uPlot's own ticks of a logarithmic axis never end where the axis begins just below a power of ten. These are the 1, 2, 5
+  // of every decade, all digits where few decades are shown, and even steps where a zoom shows less than that.
+  function logTicks(self, axis, min, max) {
+    const digits = Math.log10(max / min) > 1.5 ? [1, 2, 5] : [1, 2, 3, 4, 5, 6, 7, 8, 9];
+    const ticks = [];
+    for (let exponent = Math.floor(Math.log10(min)); 10 ** exponent <= max; exponent++) {
+      for (const digit of digits) ticks.push(Number(`${digit}e${exponent}`));
+    }
+    const inside = ticks.filter((tick) => tick >= min && tick <= max);
+    return inside.length > 1 ? inside : [0.2, 0.4, 0.6, 0.8].map((part) => min + part * (max - min));
+  }
+
   const lines = (write) => data.runs.map((run, i) => ({
     label: run, stroke: runColour(i), width: 1.5, points: { show: false }, spanGaps: true, value: (_, value) => write(value),
     dash: i >= 8 ? [6, 3] : undefined,
@@ -71,9 +83,10 @@ WB.parts.push(async () => {
     const x = packed.x;
     const log = x.length > 1 && x[0] > 0 && x[x.length - 1] / x[0] > 30;
     const columns = [x, ...data.runs.map((_, i) => packed[i])];
+    const logarithmic = log ? { splits: logTicks, filter: (self, ticks) => ticks } : {};
     draw(place("cdfs", title, log ? "share of requests, logarithmic time" : "share of requests"), () => ({
       scales: { x: { time: false, distr: log ? 3 : 1, range: (_, min, max) => [min, max] }, y: { range: [0, 1] } },
-      axes: axes(seconds, share),
+      axes: axes(seconds, share).map((axis, i) => (i ? axis : { ...axis, ...logarithmic })),
       series: [{ label: "≤", value: (_, value) => seconds(value) }, ...lines(share).map((line) => ({ ...line, paths: uPlot.paths.stepped({ align: 1 }) }))],
     }), columns);
   }

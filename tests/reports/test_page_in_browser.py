@@ -15,7 +15,7 @@ from reports.host_lane import host_lane
 from reports.load import load_runs
 from reports.page import MOST_BYTES, write_report
 from reports.record import RunRecord
-from tests.reports.records import record_of, toy_run
+from tests.reports.records import record_of, request_row, toy_run
 from tests.reports.simulated import SAMPLE, SHARED, simulate
 from tests.reports.test_metrics import by_pandas
 
@@ -330,6 +330,32 @@ def test_charts_answer_the_keyboard(page: Any) -> None:
     page.keyboard.press("0")
     page.wait_for_timeout(40)
     assert page.evaluate(width) == before
+
+
+@pytest.mark.parametrize("shortest_s", [0.0095, 0.0962, 0.0999, 0.1, 0.5])
+def test_a_logarithmic_axis_has_a_few_ticks_wherever_it_begins_and_ends(
+    tmp_path: Path, open_page: Any, shortest_s: float
+) -> None:
+    # uPlot's own ticks never end where the axis begins between 9.5 and 10 times a power of ten.
+    rows = [
+        request_row(request_id=f"r{i}", arrival_s=0.0, queued_s=0.0, scheduled_s=0.0, first_token_s=shortest_s / 2,
+                    finish_s=shortest_s * 1.5**i, input_tokens=10, output_tokens=2)
+        for i in range(14)
+    ]  # fmt: skip
+    path = tmp_path / "report.html"
+    write_report({"one": record_of(rows)}, path, "by hand", "")
+    page = open_page(path)
+    chart = "workbenchCharts.find((entry) => entry.body.getAttribute('aria-label').startsWith('E2E')).chart"
+    low, high, scale = page.evaluate(
+        f"(() => {{ const {{min, max, distr}} = {chart}.scales.x; return [min, max, distr]; }})()"
+    )
+    assert (low, scale) == (pytest.approx(shortest_s), 3)
+    for part in (1.0, 0.3, 0.01):
+        end = low * (high / low) ** part
+        page.evaluate(f"{chart}.setScale('x', {{min: {low}, max: {end}}})")
+        page.wait_for_timeout(50)
+        ticks = page.evaluate(f"{chart}.axes[0]._splits")
+        assert 2 <= len(ticks) <= 20 and all(low <= tick <= end * 1.0001 for tick in ticks)
 
 
 def test_a_metric_sorts_the_runs_and_a_run_sorts_the_metrics(page: Any) -> None:
