@@ -115,6 +115,9 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
                 break
             except Exception:
                 bar.remove_task(task)  # all that is said of it is why it failed
+                if not bar.tasks:  # nor does an empty line stand for nothing
+                    bar.live.transient = bar.disable = True
+                    bar.live.stop()
                 raise
             update(
                 record.meta["totals"].get("simulated_s", record.meta["totals"].get("wall_s")),
