@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.cost.build import CostError, same_gpu
+from backends.simulated.cost.request import CostError, same_gpu
 from backends.simulated.cost.tables import ProfileError
 from backends.simulated.models import same_model
 from reports.compare import Comparison, compare

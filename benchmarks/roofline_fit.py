@@ -19,11 +19,13 @@ import pandas as pd
 
 from backends.simulated.cost.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
 from backends.simulated.hardware import GPU, load_gpu
+from backends.simulated.models import load_model
 
 SETS = {"a100": "a100_sxm_sglang-0.5.10", "h100": "h100_sxm_sglang-0.5.14", "h200": "h200_sxm_sglang-0.5.14"}
 SHARES = np.arange(0.2, 0.96, 0.025)
 OVERHEADS_S = np.arange(1, 33) * 1e-6
 GPUS_IN_A_GROUP = (2, 4, 8)
+RTX_MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-32B")
 
 
 def fit(measured_s: np.ndarray, modelled: Callable[..., np.ndarray], *candidates: Iterable[float]) -> str:
@@ -35,6 +37,32 @@ def fit(measured_s: np.ndarray, modelled: Callable[..., np.ndarray], *candidates
     best = min(itertools.product(*candidates), key=error)
     shares = [f"{value:.3g}" if value > 1e-3 else f"{value * 1e6:.0f} us" for value in best]
     return f"{', '.join(shares):32} off by {error(best):.1%} on average, {len(measured_s):,} points"
+
+
+def rtx_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """LLMServingSim's tables of two models, as products, attention of decodes and attention of prompts in the columns of
+    the others."""
+    dense, attention = [], []
+    for name in RTX_MODELS:
+        model = load_model(name)
+        width = model.head_dim
+        for tp in (1, 2):
+            heads, kv_heads = model.heads // tp, model.kv_heads // tp
+            shapes = {"qkv_proj": ((heads + 2 * kv_heads) * width, model.hidden), "o_proj": (model.hidden, heads * width),
+                      "gate_up_proj": (2 * model.intermediate // tp, model.hidden),
+                      "down_proj": (model.hidden, model.intermediate // tp)}  # fmt: skip
+            table = pd.read_csv(folder / name / "bf16" / f"tp{tp}" / "dense.csv.gz")
+            table = table[table.tokens.le(16) | table.tokens.mod(64).eq(0)].assign(dtype="bfloat16")
+            for layer, (n, k) in shapes.items():
+                dense.append(table[table.layer.eq(layer)].assign(n=n, k=k))
+            table = pd.read_csv(folder / name / "bf16" / f"tp{tp}" / "attention.csv.gz")
+            attention.append(table.assign(num_heads=heads, num_key_value_heads=kv_heads))
+    gemm, both = pd.concat(dense).rename(columns={"tokens": "m"}), pd.concat(attention)
+    for table in (gemm, both):
+        table["latency"] = table.time_us * 1e-3
+    decodes = both[both.prefill_chunk.eq(0)].rename(columns={"n_decode": "batch_size", "kv_decode": "step"})
+    prompts = both[both.n_decode.eq(0) & both.kv_prefill.eq(0)].assign(batch_size=1)
+    return gemm, decodes, prompts.rename(columns={"prefill_chunk": "isl"})
 
 
 def products(table: pd.DataFrame, gpu: GPU, dtype: str) -> str:
@@ -116,13 +144,19 @@ def main() -> None:
         gemm = gemm.rename(columns={"gemm_dtype": "dtype"})
         print(f"{name}: {prefix}")
         for dtype in gemm.dtype.unique():
-            print(f"  products, {dtype:22} {products(gemm, gpu, dtype)}")
+            print(f"  products, {dtype:21} {products(gemm, gpu, dtype)}")
         print(f"  attention of decodes            {decode_attention(attention_rows(decode), gpu)}")
         print(f"  attention of prompts            {prompt_attention(attention_rows(prompts), gpu)}")
         for dtype in ("bfloat16", "fp8_block"):
             if moe.moe_dtype.eq(dtype).any():
-                print(f"  experts, {dtype:22}  {experts(moe, gpu, dtype, gpu.memory_efficiency)}")
+                print(f"  experts, {dtype:22} {experts(moe, gpu, dtype, gpu.memory_efficiency)}")
         print(f"  all-reduce                      {all_reduce(reduce, gpu)}")
+    gpu = load_gpu("rtx-pro-6000")
+    gemm, decode, prompts = rtx_tables(data / "profiles/llmservingsim/RTXPRO6000")
+    print(f"rtx-pro-6000: vLLM 0.19, {', '.join(RTX_MODELS)}")
+    print(f"  products, bfloat16              {products(gemm, gpu, 'bfloat16')}")
+    print(f"  attention of decodes            {decode_attention(decode, gpu)}")
+    print(f"  attention of prompts            {prompt_attention(prompts, gpu)}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.simulated.cost.build import CostError
 from backends.simulated.cost.own_profile import write_profile
 from backends.simulated.cost.profile import ProfileCost
 from backends.simulated.cost.profiles import describe, read_profile
+from backends.simulated.cost.request import CostError
 from backends.simulated.cost.tables import Curve, Grid, ProfileError, grid_from_points
 from backends.simulated.cost.uneven import uneven_grid
 from backends.simulated.hardware import load_gpu

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.simulated.cost import CostModel
-from backends.simulated.cost.build import CostRequest, build_cost, split
+from backends.simulated.cost.build import build_cost, split
+from backends.simulated.cost.request import CostRequest
 from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel

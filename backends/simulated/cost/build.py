@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from backends.simulated.cost import CostModel
+from backends.simulated.cost.request import CostError, CostRequest
 from backends.simulated.cost.roofline import RooflineCost
-from backends.simulated.hardware import GPU
-from backends.simulated.models import ModelSpec, same_model
 
 KINDS = ("roofline", "profile:PATH", "fitted:PATH")
-
-
-class CostError(ValueError):
-    """A cost model that cannot be had, in one line."""
-
-
-@dataclass(frozen=True)
-class CostRequest:
-    """What a cost model is asked to be of."""
-
-    model: ModelSpec
-    gpu: GPU
-    dtype: str = "bf16"
-    kv_dtype: str = "bf16"
-    tp: int = 1
-    pp: int = 1
-    ep: int = 1
-    capture_sizes: Sequence[int] = ()
-    mixed_capture_sizes: Sequence[int] = ()
-    step_s: float = 0.0
-    """GPU time of a step beside the model; the roofline and fitted costs have it already."""
-    request_s: float = 0.0
-    """The same, for each request in a step."""
 
 
 def split(spec: str) -> tuple[str, Path | None]:
@@ -69,21 +42,3 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
         capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes, step_s=want.step_s,
         request_s=want.request_s,
     )  # fmt: skip
-
-
-def check_model(path: Path, profiled: str | None, model: ModelSpec) -> None:
-    """Raise :class:`CostError` when a profile is of another model."""
-    if profiled is not None and not same_model(profiled, model.name):
-        raise CostError(f"{path}: measured with {profiled}, not {model.name}")
-
-
-def check_gpu(path: Path, profiled: str, gpu: GPU) -> None:
-    """Raise :class:`CostError` when a profile is of another GPU. Names are compared by their letters and digits."""
-    if not same_gpu(profiled, gpu.name):
-        raise CostError(f"{path}: measured on {profiled}, not {gpu.name}")
-
-
-def same_gpu(one: str, other: str) -> bool:
-    """Whether two names mean the same GPU: ``RTXPRO6000`` and ``rtx-pro-6000``, ``h100_sxm`` and ``h100``."""
-    a, b = (re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removesuffix("sxm") for name in (one, other))
-    return a == b
