@@ -58,7 +58,7 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     check_model(path, source.model, model)
     if any(window is not None for window in model.windows):
         raise ProfileError(
-            f"{path}: {model.name} attends over sliding windows, which no table here holds; use roofline"
+            f"{path}: {model.name} attends over sliding windows, which are not read from tables; use roofline"
         )
     if source.format == "aiconfigurator":
         return aiconfigurator.read(path, tp, model, gpu, dtype)
