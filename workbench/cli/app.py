@@ -6,6 +6,7 @@ import typer
 
 from workbench.cli import (
     calibrate,
+    catalogue,
     compare,
     import_,
     observe,
@@ -38,6 +39,7 @@ app.command("diff-config")(report.diff_config)
 app.command("compare")(compare.compare)
 app.command("import")(import_.import_run)
 app.command("calibrate")(calibrate.calibrate)
+app.command("catalogue")(catalogue.catalogue)
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 
