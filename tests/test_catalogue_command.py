@@ -42,6 +42,16 @@ def test_every_gpu_names_its_source():
     assert len(model_names()) >= 15 and all(load_model(name).parameters > 1e8 for name in model_names())
 
 
+def test_a_file_of_ones_own_is_shown_or_refused_with_what_is_wrong_in_it(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\n")
+    assert json.loads(catalogue(str(mine), "--json").stdout)["name"] == "mine"
+    mine.write_text("memory_bytes = 1e9\nkv_efficiency = 2\n")
+    assert catalogue(str(mine)).stderr == f"error: {mine}: memory_bandwidth: missing\n"
+    (tmp_path / "config.json").write_text("{")
+    assert catalogue(str(tmp_path)).stderr.startswith(f"error: {tmp_path / 'config.json'}")
+
+
 @pytest.mark.parametrize(("name", "near"), [("h10", "h100"), ("meta-llama/Llama-3.1-9B", "meta-llama/Llama-3.1-8B")])
 def test_an_unknown_name_is_refused_with_the_nearest_in_one_line(name, near):
     done = catalogue(name)

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.simulated.cost.profile import ProfileCost
+from backends.simulated.cost.profiles import read_profile
 from backends.simulated.cost.roofline import RooflineCost, default_capture_sizes
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
+from tests.cost.test_profile import DATA, needs_data
 from workbench.scheduler.batch import ModelWorkerBatch
 
 
@@ -83,6 +86,18 @@ def test_the_decodes_ahead_are_the_same_steps_to_the_last_bit(name):
         assert any(window is not None for window in cost.model.windows), "only a window needs each context"
         return
     assert ahead == [cost.forward(batch([], [n + step for n in lens])) for step in range(1, 21)]
+
+
+@needs_data
+@pytest.mark.parametrize(("gpu", "most"), [("a100", 0.12), ("h100", 0.06), ("h200", 0.07)])
+def test_whole_steps_are_near_the_sum_of_their_measured_operators(gpu, most):
+    model, card = load_model("meta-llama/Llama-3.1-8B"), load_gpu(gpu)
+    measured = ProfileCost(read_profile(DATA / "profiles/aiconfigurator", 1, model, card), model, card)
+    modelled = RooflineCost(model, card, capture_sizes=[])
+    steps = [batch([], [1024] * n) for n in (1, 16, 64, 128, 256)]
+    steps += [batch([(0, n)]) for n in (512, 1024, 2048, 4096, 8192)]
+    errors = [abs(modelled.forward(step) / measured.forward(step) - 1) for step in steps]
+    assert sum(errors) / len(errors) < most, "docs/cost-model.md says how near"
 
 
 def test_tensor_parallelism_pays_on_large_batches_and_costs_communication():

@@ -57,14 +57,18 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
 def _one(name: str) -> dict[str, Any]:
     """Everything about one GPU or model. Raises CatalogueError, with the nearest names of both kinds."""
     import difflib
+    from pathlib import Path
 
     from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
     from backends.simulated.models import load_model, model_names
 
+    is_file = Path(name).suffix == ".toml" or Path(name).exists()
     for load in (load_gpu, load_model):
         try:
             found: Any = load(name)
         except CatalogueError:
+            if is_file and (load is load_gpu) == (Path(name).suffix == ".toml"):
+                raise  # what is wrong with the file
             continue
         if load is load_gpu:
             return dataclasses.asdict(found)
