@@ -156,7 +156,7 @@ def test_chunk_0_computes_prompts_whole_and_a_run_like_that_one_does_too(tmp_pat
     ("arguments", "line"),
     [
         (["nope.jsonl"], "error: nope.jsonl: no such file"),
-        ([SAMPLE, "--gpu", "h1000"], "error: unknown GPU 'h1000'; nearest: h100, v100, h200 (or a TOML file)"),
+        ([SAMPLE, "--gpu", "h1000"], "error: unknown GPU 'h1000'; nearest: h100, v100, h800 (or a TOML file)"),
         ([SAMPLE, "--model", "Llama-3.1-9B"], "error: unknown model 'Llama-3.1-9B'; nearest: "),
         ([SAMPLE, "--model", "Llama-3.1-70B"], "error: meta-llama/Llama-3.1-70B in bf16 does not fit h100 with "),
         ([SAMPLE, "--loop", "foo"], "error: loop: 'foo' is not one of normal, overlap, pipeline"),
