@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.cost.request import CostError, same_gpu
-from backends.simulated.cost.tables import ProfileError
+from backends.simulated.cost.request import same_gpu
 from backends.simulated.models import same_model
 from reports.compare import Comparison, compare
+from reports.errors import RecordError
 from reports.measured import read_measured
 from reports.record import RunRecord, write_record
 from traces import open_trace
@@ -147,7 +147,7 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
     for truth in found:
         try:
             result, record = score(data, truth)
-        except (FileNotFoundError, CostError, ProfileError) as error:
+        except (OSError, ValueError, RecordError) as error:  # every error of bad input here is one of these
             skipped.append(f"{truth.name}: {error}")
             continue
         scores.append(result)
