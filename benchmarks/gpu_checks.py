@@ -162,7 +162,7 @@ def check_tokens(run: Run) -> None:
             cases += [("kernels", "cuda", "triton", ()), ("kernels in CUDA graphs", "cuda", "triton", sizes)]
         else:
             cases += [("kernels in the interpreter", "cpu", "triton", ())]
-            run.skip("greedy tokens with CUDA graphs", "there is no GPU")
+            run.skip("greedy tokens with CUDA graphs, launches that wait for nothing", "there is no GPU")
         for name, device, ops, captured in cases:
             options = RunnerOptions(folder, device, "float32", ops=ops, rows=8, max_context=256, kv_tokens=2048,
                                     capture_sizes=captured)  # fmt: skip
@@ -172,8 +172,24 @@ def check_tokens(run: Run) -> None:
                 wanted = wanted or found
                 wrong = [rid for rid in wanted if found[rid] != wanted[rid]]
                 run.check(f"greedy tokens, {name}, {loop}", not wrong, f"{len(wrong)} of {len(wanted)} requests differ")
+            if device == "cuda":
+                _check_waits(run, name, backend, prompts, new)
             backend.close()
     run.say(f"greedy tokens of {len(prompts)} prompts compared: {len(cases)} ways, two loops")
+
+
+def _check_waits(run: Run, name: str, backend: TorchBackend, prompts: list[list[int]], new: int) -> None:
+    """Nothing on the way to a launch, of a prefill or a decode, makes the host wait for the device: torch raises at what
+    would. (Waiting for the event behind a result is no such thing.)"""
+    torch.cuda.set_sync_debug_mode("error")
+    problem = ""
+    try:
+        _tokens(backend, "overlap", prompts, new)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    run.check(f"launches that wait for nothing, {name}", not problem, problem)
 
 
 def _tokens(backend: TorchBackend, loop: str, prompts: list[list[int]], new: int) -> dict[str, list[int]]:

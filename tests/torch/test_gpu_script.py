@@ -65,7 +65,10 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     assert len(results["loops"]["overlap"]) == 3
     for of_shape in results["fp8"].values():
         assert len(of_shape["overlap"]) == 3 and 0.9 < of_shape["quality"]["cosine_least"] < 1
-    assert {entry["what"] for entry in results["skipped"]} == {"greedy tokens with CUDA graphs", "cost of CUDA graphs"}
+    assert {entry["what"] for entry in results["skipped"]} == {
+        "greedy tokens with CUDA graphs, launches that wait for nothing",
+        "cost of CUDA graphs",
+    }
     # The table comes last, and names what was left out.
     assert done.stdout.splitlines()[-1].startswith("skipped: ")
 
@@ -117,3 +120,23 @@ def test_what_does_not_fit_the_time_is_named(tmp_path: Path) -> None:
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
     done = run(str(SCRIPT), "--out", str(tmp_path), "--only", "kernels,lops")
     assert done.returncode == 2 and "lops" in done.stderr
+
+
+def test_a_launch_that_waits_for_the_device_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu, gpu_checks
+
+    modes: list[str] = []
+    monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
+    for problem in ("called a synchronizing CUDA operation", None):
+        run = gpu.Run(tmp_path, "cuda", quick=True, budget_s=60)
+
+        def replayed(*_: object, problem: str | None = problem) -> dict[str, list[int]]:
+            assert modes[-1] == "error"
+            if problem:
+                raise RuntimeError(problem)
+            return {}
+
+        monkeypatch.setattr(gpu_checks, "_tokens", replayed)
+        gpu_checks._check_waits(run, "kernels", None, [], 1)  # type: ignore[arg-type]
+        assert run.failed == ([f"launches that wait for nothing, kernels: {problem}"] if problem else [])
+        assert modes[-1] == "default"
