@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.cost.request import same_gpu
+from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.models import same_model
 from reports.compare import Comparison, compare
 from reports.errors import RecordError
@@ -205,7 +205,10 @@ def main() -> None:
         kept = {s.case: {name: round(value, 5) for name, value in s.errors.items()} for s in scores}
         RECORDED.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
     if options.check:
-        worse = grown(scores, json.loads(RECORDED.read_text()))
+        recorded = json.loads(RECORDED.read_text())
+        scored = {s.case for s in scores}
+        lost = [case.name for case in cases(options.data) if case.name in recorded and case.name not in scored]
+        worse = [*grown(scores, recorded), *(f"{name}: could be scored before" for name in lost)]
         for line in worse:
             print(f"worse: {line}", file=sys.stderr)
         sys.exit(1 if worse else 0)

@@ -70,7 +70,7 @@ def main() -> None:
         groups[f"{card}, {kind}, {dtype}"].append(errors)
         print(f"{card:13}{name.split('/')[1]:24}tp {tp} {dtype:5}" + "".join(f"{error:+12.0%}" for error in errors))
     print("\nmean of the absolute errors: of decodes, of prompts")
-    decodes = sum("at" in name for name in named)
+    decodes = sum(not step.num_prefill for step in named.values())
     for kind, rows in groups.items():
         found = np.abs(rows)
         print(f"{kind:28}{found[:, :decodes].mean():8.1%}{found[:, decodes:].mean():8.1%}")

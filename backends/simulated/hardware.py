@@ -72,7 +72,8 @@ class GPU:
 
 
 def load_gpu(name: str) -> GPU:
-    """A GPU of the catalogue, or of a TOML file with the same fields. Raises :class:`CatalogueError` in one line."""
+    """A GPU of the catalogue, or of a TOML file with the same fields. ``reaches_like = NAME`` in either takes what operators
+    reach from another GPU of the catalogue. Raises :class:`CatalogueError` in one line."""
     path = Path(name)
     if path.suffix == ".toml":
         try:
@@ -98,6 +99,13 @@ def gpu_names() -> list[str]:
 
 def _gpu(values: dict[str, Any], where: str) -> GPU:
     known = {field.name: field for field in dataclasses.fields(GPU)}
+    relative = values.get("reaches_like")
+    if relative is not None:
+        if not isinstance(relative, str) or relative not in _catalogue():
+            raise CatalogueError(f"{where}: reaches_like: {relative!r} is not a GPU of the catalogue")
+        like = load_gpu(relative)
+        values = {name: getattr(like, name) for name in known if _is_reached(name)} | values
+        del values["reaches_like"]
     for name, value in values.items():
         if name not in known:
             raise CatalogueError(f"{where}: {name}: no such field")
@@ -112,6 +120,11 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
         if name in values and not 0 < values[name] <= 1:
             raise CatalogueError(f"{where}: {name}: {values[name]} is not between 0 and 1")
     return GPU(**values)
+
+
+def _is_reached(field: str) -> bool:
+    """Whether a field says what operators make of a GPU, as against what its datasheet says."""
+    return field.endswith(("_efficiency", "_overhead_s")) or field == "link_latency_s"
 
 
 @cache

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from backends.simulated.cost.own_profile import write_profile
 from workbench.scheduler.batch import ModelWorkerBatch
 
+DATA = Path(os.environ.get("WORKBENCH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+LLAMA = DATA / "profiles/llmservingsim/RTXPRO6000/meta-llama/Llama-3.1-8B/bf16"
+needs_data = pytest.mark.skipif(not LLAMA.is_dir(), reason=f"the reference profiles are not at {DATA}")
 MODEL, GPU = "Qwen/Qwen3-0.6B", "h100"
 LAYERS = 28
 TOKENS = (1, 64, 256, 1024, 2048)

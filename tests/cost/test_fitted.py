@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from backends.simulated.calibrate import fit_host
+from backends.simulated.cost.cost_request import CostError, CostRequest
 from backends.simulated.cost.fitted import Coefficients, fit_steps, load_fitted
-from backends.simulated.cost.request import CostError, CostRequest
 from backends.simulated.cost.tables import ProfileError
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model

@@ -133,3 +133,18 @@ def test_a_layer_that_is_not_attention_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CatalogueError, match=r"config\.json: .*layer_types: 'linear_attention' is not modelled"):
         load_model(str(tmp_path / "config.json"))
+
+
+def test_a_gpu_that_reaches_what_another_does_takes_its_shares_and_keeps_its_own(tmp_path):
+    mine = tmp_path / "mine.toml"
+    facts = "memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\n"
+    mine.write_text(facts + 'reaches_like = "h200"\nexpert_efficiency = 0.4\n')
+    found, like = load_gpu(str(mine)), load_gpu("h200")
+    assert (found.kv_efficiency, found.attention_overhead_s, found.link_latency_s) == (
+        like.kv_efficiency, like.attention_overhead_s, like.link_latency_s,
+    )  # fmt: skip
+    assert found.expert_efficiency == 0.4 and found.memory_bandwidth == 1e12 and found.multiprocessors == 0
+    for relative in ('"h201"', "7"):
+        mine.write_text(facts + f"reaches_like = {relative}\n")
+        with pytest.raises(CatalogueError, match=r"mine\.toml: reaches_like: .* is not a GPU of the catalogue"):
+            load_gpu(str(mine))

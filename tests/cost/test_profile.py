@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +9,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.own_profile import write_profile
 from backends.simulated.cost.profile import ProfileCost
 from backends.simulated.cost.profiles import describe, read_profile
-from backends.simulated.cost.request import CostError
 from backends.simulated.cost.tables import Curve, Grid, ProfileError, grid_from_points
 from backends.simulated.cost.uneven import uneven_grid
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from tests.cost.profiles import GPU, LAYERS, MODEL, attention_rows, attention_s, batch, head_s, layer_s, linear_profile
+from tests.cost.profiles import (
+    DATA,
+    GPU,
+    LAYERS,
+    LLAMA,
+    MODEL,
+    attention_rows,
+    attention_s,
+    batch,
+    head_s,
+    layer_s,
+    linear_profile,
+    needs_data,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))
-LLAMA = DATA / "profiles/llmservingsim/RTXPRO6000/meta-llama/Llama-3.1-8B/bf16"
-needs_data = pytest.mark.skipif(not LLAMA.is_dir(), reason=f"the reference profiles are not at {DATA}")
 
 
 def cost_of(folder: Path, **options: object) -> ProfileCost:

@@ -12,7 +12,7 @@ from backends.simulated.cost.profiles import read_profile
 from backends.simulated.cost.roofline import RooflineCost, default_capture_sizes
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from tests.cost.test_profile import DATA, needs_data
+from tests.cost.profiles import DATA, needs_data
 from workbench.scheduler.batch import ModelWorkerBatch
 
 

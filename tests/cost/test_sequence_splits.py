@@ -11,8 +11,7 @@ from backends.simulated.cost.sequence_splits import cut_at, first_uncut
 from backends.simulated.cost.tables import AttentionTable, Grid
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from tests.cost.profiles import batch
-from tests.cost.test_profile import LLAMA, needs_data
+from tests.cost.profiles import LLAMA, batch, needs_data
 
 COUNTS, MEANS, UNEVENNESS = (16.0, 32.0, 64.0, 128.0), (512.0, 2048.0), (0.0, 0.5, 0.9)
 TAIL_S = 30e-6

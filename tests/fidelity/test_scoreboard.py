@@ -46,6 +46,18 @@ def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(tmp_path
     assert "requests.jsonl: line 1: queued_ts: missing" in skipped[2]
 
 
+def test_a_recorded_run_that_is_there_and_cannot_be_scored_fails_the_check(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "truth" / "RTXPRO6000_Llama-3.1-8B"
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text("{}")
+    (folder / "requests.jsonl").write_text("not JSON\n")
+    monkeypatch.setattr("sys.argv", ["fidelity.py", "--data", str(tmp_path), "--check"])
+    with pytest.raises(SystemExit) as stopped:
+        fidelity.main()
+    assert stopped.value.code == 1
+    assert "worse: RTXPRO6000_Llama-3.1-8B: could be scored before" in capsys.readouterr().err
+
+
 def test_growth_is_counted_from_the_recorded_value_and_noise_is_not():
     def score(value: float) -> fidelity.Score:
         return fidelity.Score("x", {"tpot_mean": value}, {}, None, [])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Opening pages for the tests that look at them."""
+"""Opening pages for the tests that look at them, and the run that most of them look at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from reports.load import load_runs
+from reports.record import RunRecord
+from tests.reports.simulated import LOOPS, SAMPLE, simulate
 
 Opened = Callable[..., Any]
 
@@ -33,3 +37,21 @@ def open_page(browser: Any) -> Iterator[Opened]:
         page.close()
         assert problems == []
         assert [url for url in asked if not url.startswith("blob:")] == [path.as_uri()]
+
+
+@pytest.fixture(scope="session")
+def three_loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three loops over a slice of the sample, short of memory so that requests are retracted."""
+    flags = ("--loop", ",".join(LOOPS), "--tp", 2, "--requests", 120, "--kv-tokens", 9000, "--max-context", 8000,
+             "--batching", "mixed", "--chunk", 512, "--slo-ttft", 0.5, "--speedup", 8)  # fmt: skip
+    return simulate(tmp_path_factory.mktemp("runs") / "o", SAMPLE, *flags)
+
+
+@pytest.fixture(scope="session")
+def records(three_loops: Path) -> dict[str, RunRecord]:
+    return load_runs([three_loops])
+
+
+@pytest.fixture
+def page(three_loops: Path, open_page: Any) -> Any:
+    return open_page(three_loops / "report.html")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOPS = ("normal", "overlap", "pipeline")
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 _DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared/data"))
 SHARED = _DATA / "traces" if (_DATA / "traces").is_dir() else None

@@ -62,18 +62,16 @@ def _one(name: str) -> dict[str, Any]:
     from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
     from backends.simulated.models import load_model, model_names
 
-    is_file = Path(name).suffix == ".toml" or Path(name).exists()
-    for load in (load_gpu, load_model):
-        try:
-            found: Any = load(name)
-        except CatalogueError:
-            if is_file and (load is load_gpu) == (Path(name).suffix == ".toml"):
-                raise  # what is wrong with the file
-            continue
-        if load is load_gpu:
-            return dataclasses.asdict(found)
-        weights = {f"weight_bytes_{dtype}": int(found.weight_bytes(dtype)) for dtype in WEIGHTS}
-        return _model_row(found) | weights | {k: v for k, v in dataclasses.asdict(found).items() if k != "name"}
+    if Path(name).suffix == ".toml" or name.lower() in gpu_names():
+        return dataclasses.asdict(load_gpu(name))
+    try:
+        model = load_model(name)
+    except CatalogueError:
+        if Path(name).exists():
+            raise  # what is wrong with the file
+    else:
+        weights = {f"weight_bytes_{dtype}": int(model.weight_bytes(dtype)) for dtype in WEIGHTS}
+        return _model_row(model) | weights | {k: v for k, v in dataclasses.asdict(model).items() if k != "name"}
     names = {known.lower(): known for known in (*gpu_names(), *model_names())}
     near = [names[each] for each in difflib.get_close_matches(name.lower(), names, 3, 0.4)]
     raise CatalogueError(

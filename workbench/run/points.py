@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends.simulated.calibrate import fit_host
+from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.cost.fitted import LEAST_STEPS, fit_steps, read_fitted, write_fitted
-from backends.simulated.cost.request import same_gpu
 from backends.simulated.hardware import gpu_names
 from reports.errors import RecordError
 from reports.json_file import read_object

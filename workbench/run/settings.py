@@ -10,7 +10,7 @@ from typing import Any
 
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.build import build_cost, split
-from backends.simulated.cost.request import CostRequest
+from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.roofline import default_capture_sizes
 from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.cost.attention_table import attention_table
+from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.cost.csv_table import find_table, read_table
-from backends.simulated.cost.request import same_gpu
 from backends.simulated.cost.roofline import RooflineCost
 from backends.simulated.cost.tables import AttentionTable, Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.hardware import GPU

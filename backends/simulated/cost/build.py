@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backends.simulated.cost import CostModel
-from backends.simulated.cost.request import CostError, CostRequest
+from backends.simulated.cost.cost_request import CostError, CostRequest
 from backends.simulated.cost.roofline import RooflineCost
 
 KINDS = ("roofline", "profile:PATH", "fitted:PATH")

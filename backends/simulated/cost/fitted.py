@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.cost.communication import send_s
+from backends.simulated.cost.cost_request import CostRequest, check_gpu, check_model
 from backends.simulated.cost.least_squares import relative_least_squares
-from backends.simulated.cost.request import CostRequest, check_gpu, check_model
 from backends.simulated.cost.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables import ProfileError, Provenance
 from backends.simulated.hardware import GPU

@@ -52,7 +52,7 @@ class ProfileCost:
         self._expert_parts = max(tp, ep) / tables.experts_over
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
         self._attention = tables.attention
-        if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:
+        if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:  # whose kernel follows that rule
             first = first_uncut(gpu.multiprocessors, max(model.kv_heads / tp, 1), self._capture)
             self._attention = cut_at(tables.attention, first)
         self._step_s, self._request_s = step_s, request_s

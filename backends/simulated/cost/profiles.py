@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.simulated.cost import aiconfigurator, llmservingsim, own_profile
-from backends.simulated.cost.request import check_gpu, check_model, same_gpu
+from backends.simulated.cost.cost_request import check_gpu, check_model, same_gpu
 from backends.simulated.cost.tables import Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.hardware import GPU, gpu_names, load_gpu
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model

@@ -41,10 +41,10 @@ class RooflineCost:
         self.model, self.gpu = model, gpu
         self.dtype, self.tp, self.pp, self.ep = dtype, tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
-        narrow = gpu.flops_for(dtype) > gpu.bf16_flops
-        # Products in eight bits need their activations in eight bits: a kernel more.
-        self.product_overhead_s = gpu.product_overhead_s + narrow * gpu.kernel_overhead_s
-        self._flops = gpu.flops_for(dtype) * (gpu.fp8_efficiency if narrow else gpu.compute_efficiency)
+        eight_bits = gpu.flops_for(dtype) > gpu.bf16_flops
+        # Such products need their activations in eight bits, too: a kernel more.
+        self._product_overhead_s = gpu.product_overhead_s + eight_bits * gpu.kernel_overhead_s
+        self._flops = gpu.flops_for(dtype) * (gpu.fp8_efficiency if eight_bits else gpu.compute_efficiency)
         self._bf16_flops = gpu.bf16_flops * gpu.compute_efficiency
         self._expert_flops = gpu.flops_for(dtype) * gpu.expert_efficiency
         self._attention_flops = gpu.bf16_flops * gpu.attention_efficiency
@@ -119,11 +119,11 @@ class RooflineCost:
         at = bisect.bisect_left(self._capture, requests)
         return self._capture[at] if at < len(self._capture) else requests
 
-    def matrix_s(self, tokens: float, parameters: float, width: float) -> float:
-        """A matrix product: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row."""
+    def matrix_s(self, tokens: float, parameters: float, width: float, products: int = 1) -> float:
+        """Matrix products: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row, all together."""
         rows = math.ceil(tokens / GEMM_TILE_ROWS) * GEMM_TILE_ROWS
         traffic = parameters * self._weight_bytes + tokens * width * ACTIVATION_BYTES
-        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + self.product_overhead_s
+        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + products * self._product_overhead_s
 
     def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
         """Operators that only move memory."""
@@ -180,12 +180,12 @@ class _Stage:
         hidden = model.hidden
         # Two products around attention (QKV in, O out) share its parameters.
         projections = model.attention_parameters() / tp
-        parts = {"projections": count * (cost.matrix_s(tokens, projections, 4 * hidden) + cost.product_overhead_s)}
+        parts = {"projections": count * cost.matrix_s(tokens, projections, 4 * hidden, products=2)}
         if dense:
             gate = 3 if model.gated_mlp else 2
             parameters = gate * hidden * model.intermediate / tp
             width = 2 * hidden + gate * model.intermediate / tp
-            parts["mlp"] = dense * (cost.matrix_s(tokens, parameters, width) + cost.product_overhead_s)
+            parts["mlp"] = dense * cost.matrix_s(tokens, parameters, width, products=2)
         if moe:
             parts["experts"] = moe * self.experts_s(tokens)
         kv_write = tokens * self._kv_layer_bytes

@@ -63,7 +63,7 @@ def _equal_rows(decode: Grid, before: float, after: float, first: int) -> dict[i
     """Times at the last count that is cut and at the first that is not, each along the line through its own side."""
     counts, values = decode.axes[0], decode.values
     low, high = bisect_left(counts, before), bisect_left(counts, after)
-    rows = {first - 1: values[low], first: values[high]}
+    rows = {}
     for at, one, other in ((first - 1, low - 1, low), (first, high, high + 1)):
         if one >= 0 and other < len(counts):
             slope = (values[other] - values[one]) / (counts[other] - counts[one])
