@@ -173,3 +173,18 @@ def test_mixed_chunk_lets_decodes_join_a_prefill_and_pays_for_them_from_its_budg
         assert (batch.worker.mode, extends(batch)) == (mode, [extend])
         assert rids(batch) == (["b", "a"] if mixed_chunk else ["b"])
         finish_all(s)
+
+
+# -- preemption --------------------------------------------------------------------------------------------------------
+
+
+@every_loop
+def test_an_urgent_request_takes_the_only_row_from_one_that_is_in_flight(loop):
+    jobs = [
+        Job("low", words(0, 10), 40, eos=False),
+        Job("urgent", words(300, 10), 5, arrival_s=0.1, priority=4, eos=False),
+    ]
+    run = simulate(jobs, loop, policy="priority", preempt_threshold=2, max_running=1)
+    all_finished(run, jobs)
+    assert run.end_s["urgent"] < run.end_s["low"]
+    assert run.ended["low"].retractions == 1

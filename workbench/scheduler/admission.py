@@ -214,7 +214,8 @@ class PrefillManager:
         return "chunked"
 
     def _preempt_for(self, req: Req, slot: Slot, budget: _Budget) -> bool:
-        """Take the KV of running requests of clearly lower priority, if that lets ``req`` in."""
+        """Take the KV of running requests of clearly lower priority, if that lets ``req`` in; whether it can be let in now.
+        The row of one that is in flight is free only after that batch: then ``req`` comes in with the next one."""
         state = self.state
         threshold = state.config.preempt_threshold
         if threshold is None:
@@ -229,29 +230,32 @@ class PrefillManager:
         need = state.cache.pages_for(len(req.tokens) - cached + output_estimate(req)) * state.config.page_size
         total = budget.total()
         rows_free = min(state.table.free_rows, state.config.max_running_per_slot - running.count)
+        rows_coming = sum(len(batch.release) + len(batch.release_rows) for batch in state.in_flight)
         victims: list[int] = []
         unlocked: dict[Node, int] = {}
         for _, _, index, victim in sorted(candidates, key=lambda c: c[:2]):
-            if need < total and rows_free > 0:
+            if need < total and rows_free + rows_coming > 0:
                 break
             own = state.cache.pages_for(int(running.lens[index])) - victim.shared_pages
             shared = [node for node in _path(victim.node) if node.locks == unlocked.get(node, 0) + 1]
             own += sum(len(node.pages) for node in shared)  # nobody else needs them: eviction could free them
-            if own == 0 and rows_free > 0:
+            if own == 0 and rows_free + rows_coming > 0:
                 continue  # it would lose its place for nothing
             for node in _path(victim.node):
                 unlocked[node] = unlocked.get(node, 0) + 1
             if state.last_flight(victim) is None:
-                rows_free += 1  # otherwise its row is free only after that batch
+                rows_free += 1
+            else:
+                rows_coming += 1
             victims.append(index)
             expected = min(int(running.remaining[index]), OUTPUT_ESTIMATE_LIMIT) * state.new_token_ratio
             total += own * state.config.page_size + int(expected)
-        if not victims or need >= total or rows_free <= 0:
+        if not victims or need >= total or rows_free + rows_coming <= 0:
             return False
         for victim in running.remove(victims):
             state.retract(victim, victim.kv_len)
         budget.reserved = reserved_tokens(state)
-        return True
+        return rows_free > 0
 
 
 def _path(node: Node | None) -> Iterator[Node]:

@@ -123,6 +123,8 @@ class SchedulerState:
             insort(self.waiting, req, key=lambda r: r.seq)
         else:
             self.waiting.append(req)
+        if self.config.preempt_threshold is not None:
+            self.memory_freed()  # it may get in where those who waited could not
 
     def memory_freed(self) -> None:
         for slot in self.slots:
