@@ -241,7 +241,7 @@ def _retraction(summaries: Summaries, uses: Mapping[str, TimeUse]) -> list[str]:
     if not counts:
         return []
     listed = ", ".join(f"{count:,.0f} times in {run}" for run, count in counts.items())
-    lines = [f"KV memory ran out: requests were retracted and computed again {listed}."]
+    lines = [f"Requests lost their KV, to memory pressure or to a higher priority, and were computed again {listed}."]
     again = {run: uses[run] for run in counts if run in uses and uses[run].recomputed_tokens}
     if again:
         lost = ", ".join(

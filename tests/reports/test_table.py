@@ -105,7 +105,7 @@ def test_the_verdict_names_every_cause_the_numbers_show() -> None:
         "b finished 7 of 10 requests (2 aborted, 1 unfinished); its latencies and throughput count the finished ones.",
         "b has the highest output throughput: 250 tok/s, 2.5 times, or 150% above a (100 tok/s).",
         "The prefix cache spares a 50.0% of its input tokens, b 10.0%.",
-        "KV memory ran out: requests were retracted and computed again 1,200 times in b.",
+        "Requests lost their KV, to memory pressure or to a higher priority, and were computed again 1,200 times in b.",
         "Most of the mean TTFT is queueing before the first batch (75.0% in a): capacity is short.",
     ]
 
