@@ -16,6 +16,8 @@ MOST_TOKENS = 100_000_000
 """Far beyond any model's context: a longer request is a mistake in the file, and its tokens would fill the memory."""
 MOST = 1 << 53
 """Whole numbers up to here are exact everywhere a record takes them."""
+MOST_TIME = 10**19
+"""In a file's own unit: nanoseconds since 1970, until 2286."""
 
 
 def parse_json(source: Source, line: int, text: bytes) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def seconds(source: Source, line: int, field: str, value: Any) -> float:
         raise source.error(line, field, f"'{value}' is not a finite number")
     if number < 0:
         raise source.error(line, field, f"'{value}' is negative")
-    if number > MOST:
+    if number > MOST_TIME:
         raise source.error(line, field, f"'{value}' is larger than any number here may be")
     return number
 

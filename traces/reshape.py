@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 
 from traces.request import TraceRequest
+from traces.since_first import check_span
 from traces.trace import Trace, TraceInfo
 
 
@@ -79,13 +80,22 @@ def _read(
         else:
             poisson = _poisson_s(rate, seed)
             info.note(f"arrivals were all equal: now Poisson at {rate:g}/s, seed {seed}")
+    first = True
     for request in islice(trace, requests):
+        if first:  # what is known from the beginning, for a run that is stopped before the end
+            first = False
+            _pass_on(trace, info)
         if request.arrival_s is not None:
             if poisson is not None:
                 request.arrival_s = next(poisson)
             elif stretch != 1.0 or first_s:
                 request.arrival_s = (request.arrival_s - first_s) * stretch
+            check_span(trace.source, request)
         yield request
+    _pass_on(trace, info)
+
+
+def _pass_on(trace: Trace, info: TraceInfo) -> None:
     for note in trace.info.notes:
         info.note(note)
 

@@ -13,6 +13,7 @@ from traces.formats import FORMATS, Format, Head, Reading
 from traces.formats.sharegpt import conversations
 from traces.formats.table import columns
 from traces.request import TraceRequest
+from traces.since_first import SinceFirst, check_span
 from traces.text import Tokenizer, load_tokenizer
 
 SAMPLE = Path(__file__).parent / "samples" / "sample.jsonl"
@@ -49,8 +50,8 @@ class TraceInfo:
 class Trace:
     """Requests in file order; iterating opens the file and reads it as it goes.
 
-    Arrivals never decrease, a session's turns follow each other in order, and request ids differ. A fault raises
-    TraceError when the reading gets to it.
+    Times count from the first request, which arrives at 0. Arrivals never decrease, a session's turns follow each other
+    in order, and request ids differ. A fault raises TraceError when the reading gets to it.
     """
 
     info: TraceInfo
@@ -133,6 +134,7 @@ def _checked(chosen: Format, source: Source, tokenizer: Tokenizer | None, info: 
     """One pass with the checks every format shares."""
     ids: set[int] = set()
     last_s, last_line, empty = 0.0, 0, True
+    clock: SinceFirst | None = None
     for request in chosen.read(Reading(source, tokenizer, info.note)):
         empty = False
         if (arrival_s := request.arrival_s) is not None:
@@ -143,6 +145,12 @@ def _checked(chosen: Format, source: Source, tokenizer: Tokenizer | None, info: 
                     f"arrivals go back: {arrival_s:.12g} s after {last_s:.12g} s on line {last_line}",
                 )
             last_s, last_line = arrival_s, request.line
+            if clock is None:
+                clock = SinceFirst(arrival_s)
+                for note in clock.notes:
+                    info.note(note)
+            request.arrival_s = clock.since_s(arrival_s)
+        check_span(source, request)
         if chosen.ids_from_file:
             # Hashes, not texts: 64 bits make a false alarm among a million ids a matter of one in 10^7.
             mark = hash(request.request_id)

@@ -63,14 +63,14 @@ def test_burstgpt_rows_without_a_response_are_skipped_and_counted_once(tmp_path:
         "118,,1.0,ChatGPT,417,276,693,Conversation log\n"
     )
     trace = open_trace(path)
-    assert shape(trace) == shape(trace) == [(5.0, 472, 18), (118.0, 417, 276)]
-    assert trace.info.notes == ["1 failed requests (0 response tokens) were skipped"]
+    assert shape(trace) == shape(trace) == [(0.0, 472, 18), (113.0, 417, 276)]
+    assert trace.info.notes[1:] == ["1 failed requests (0 response tokens) were skipped"]
 
 
 def test_vidur_columns_are_read_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("num_decode_tokens,arrived_at,num_prefill_tokens\n3,0.25,7\n")
-    assert shape(open_trace(path)) == [(0.25, 7, 3)]
+    path.write_text("num_decode_tokens,arrived_at,num_prefill_tokens\n3,0.25,7\n4,1,8\n")
+    assert shape(open_trace(path)) == [(0.0, 7, 3), (0.75, 8, 4)]
 
 
 def test_mooncake_ticks_are_spread_evenly(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_bailian_turns_keep_their_arrivals_and_share_16_token_blocks(tmp_path: P
     ]  # fmt: skip
     trace = written(tmp_path, *records)
     first, second = trace
-    assert (first.arrival_s, second.arrival_s, second.session_id) == (0.5, 9.0, None)
+    assert (first.arrival_s, second.arrival_s, second.session_id) == (0.0, 8.5, None)
     assert common(prompt(first), prompt(second)) == 32
     assert not trace.info.closed_loop
 
@@ -213,7 +213,7 @@ def test_a_long_file_gives_its_first_request_without_being_read(tmp_path: Path) 
         ("mooncake_conversation.jsonl.gz", "mooncake", (0.0, 6758, 500)),
         ("weka_agentic_max64k.jsonl.gz", "weka", (0.0, 15161, 291)),
         ("lmcache_agent_trace.jsonl.gz", "lmcache", (0.0, 306, 345)),
-        ("llmservingsim_sharegpt-llama-3.1-8b-300-sps10.jsonl.gz", "llmservingsim", (0.046926808, 2358, 531)),
+        ("llmservingsim_sharegpt-llama-3.1-8b-300-sps10.jsonl.gz", "llmservingsim", (0.0, 2358, 531)),
     ],
 )
 def test_a_real_file_is_recognised(name: str, format: str, first: tuple[float, int, int]) -> None:

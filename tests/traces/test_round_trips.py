@@ -84,7 +84,7 @@ def test_a_converted_real_trace_has_the_same_requests_and_tokens(tmp_path: Path,
 
 def test_optional_fields_survive_writing(tmp_path: Path) -> None:
     request = TraceRequest(
-        "a", 1.5, 3, 2, max_tokens=9, session_id="s", priority=-2, adapter="lora", slo_ttft_s=0.5, slo_tpot_s=0.0
+        "a", 0.0, 3, 2, max_tokens=9, session_id="s", priority=-2, adapter="lora", slo_ttft_s=0.5, slo_tpot_s=0.0
     )
     write_trace([request], tmp_path / "t.jsonl")
     assert facts(open_trace(tmp_path / "t.jsonl")) == facts([request])

@@ -1,0 +1,56 @@
+"""Times counted from the first request of a trace, whatever they were counted from in its file."""
+
+from __future__ import annotations
+
+import math
+
+from traces.files import Source
+from traces.request import TraceRequest
+
+MOST_SPAN_S = 4_000_000_000
+"""From the first request to the last: 126 years, the longest time a run record holds."""
+_DECIMALS = 9
+"""A run record has nanoseconds."""
+
+
+class SinceFirst:
+    """A trace's clock: it stands at 0 when the first request arrives.
+
+    Files begin where their writer's clock stood: at 0, at the first of the month, in 1970. Nothing that is simulated or
+    sent depends on it, except that everybody would wait for the first request. A trace that begins at 0 is left as it is,
+    to the last bit.
+    """
+
+    def __init__(self, first_s: float) -> None:
+        self._first_s = first_s
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of it; nothing of a trace that begins at 0."""
+        if not self._first_s:
+            return []
+        return [f"the first request arrives at {self._first_s:.15g} s: times are counted from there"]
+
+    def since_s(self, arrival_s: float) -> float:
+        """Seconds from the first arrival to `arrival_s`, as many decimals as numbers of this size have: seconds since 1970
+        are floats of a quarter of a microsecond, and what lies below that is not of the file."""
+        if not self._first_s:
+            return arrival_s
+        decimals = min(_DECIMALS, math.floor(-math.log10(math.ulp(max(arrival_s, self._first_s)))))
+        return round(arrival_s - self._first_s, decimals)
+
+
+def check_span(source: Source, request: TraceRequest) -> None:
+    """Raises TraceError for a request with a time that no run lasts: mostly one in another unit than is thought."""
+    for field in ("arrival_s", "think_time_s", "slo_ttft_s", "slo_tpot_s"):
+        value_s = getattr(request, field)
+        if value_s is not None and value_s > MOST_SPAN_S:
+            # What a file calls an arrival differs from format to format.
+            where, what = (
+                ("", f"arrives {value_s:,.0f} s after the first request")
+                if field == "arrival_s"
+                else (field, f"is {value_s:,.0f} s")
+            )
+            raise source.error(
+                request.line, where, f"{what}; a run lasts {MOST_SPAN_S:,} s at most: are these seconds?"
+            )
