@@ -65,6 +65,10 @@ CASES = [
     ({**TEXT, "logit_bias": {"99999999": 1}}, "logit_bias"),
     ({**TEXT, "priority": 1 << 40}, "priority"),
     ({**TEXT, "request_id": ""}, "request_id"),
+    ({**TEXT, "slo_ttft_s": 0}, "slo_ttft_s"),
+    ({**TEXT, "slo_ttft_s": "soon"}, "slo_ttft_s"),
+    ({**CHAT, "slo_tpot_s": -1}, "slo_tpot_s"),
+    ({**TEXT, "cache_salt": ""}, "cache_salt"),
     ({**TEXT, "echo": True}, "echo"),
     ({**TEXT, "best_of": 4}, "best_of"),
     ({**TEXT, "suffix": "end"}, "suffix"),
@@ -177,3 +181,11 @@ def test_errors_are_counted(server):
     before = server.metric("request_refused_total", status="400")
     server.http.post("/v1/completions", content=b"{}")
     assert server.metric("request_refused_total", status="400") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("x-slo-ttft-s", "soon"), ("x-slo-ttft-ms", "-1"), ("x-slo-tpot-ms", "inf")]
+)
+def test_a_wrong_objective_in_a_header_is_a_400_that_names_the_header(server, header, value):
+    error = refused(server.http.post("/v1/completions", json=TEXT, headers={header: value}), 400)
+    assert error["param"] == header

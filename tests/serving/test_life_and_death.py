@@ -233,6 +233,13 @@ def test_a_port_in_use_is_one_line(start):
     (("--host", "no.such.host.invalid"), "cannot listen"),
     (("--kv-tokens", "0"), "kv_tokens"),
     (("--backend", "cpu", "--time-scale", "2"), "simulated"),
+    (("--backend", "cpu", "--load-format", "zip"), "load_format: 'zip' is not one of auto, safetensors, gguf, dummy"),
+    (("--backend", "cpu", "--gpu", "h100"), "gpu: has no effect"),
+    (("--backend", "cpu", "--cost", "roofline"), "cost: has no effect"),
+    (("--backend", "cpu", "--mem-fraction", "0.5"), "kv_tokens says how much KV"),
+    (("--backend", "cpu", "--cuda-graphs"), "cuda_graphs: has no effect"),
+    (("--no-record-content",), "record_content"),
+    (("--force",), "force"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_served_are_one_line(flags, said):
     assert said in failed_start(*flags)

@@ -87,10 +87,13 @@ class World:
         for message in said:
             self.inbound.send(encode(message))
 
-    def ask(self, stream: int, prompt: list[int], session: str = "", opening: int = 0, **params) -> None:
+    def ask(self, stream: int, prompt: list[int], session: str = "", opening: int = 0, namespace: str = "",
+            slo_ttft_s: float | None = None, **params) -> None:  # fmt: skip
         tokens = np.array(prompt, np.int32).tobytes()
         sampling = SamplingParams(**params)
-        self.tell(Submit(stream, f"r{stream}", tokens, sampling, 0.0, 0, (), True, session, opening))
+        self.tell(
+            Submit(stream, f"r{stream}", tokens, sampling, 0.0, 0, (), True, session, opening, namespace, slo_ttft_s)
+        )
 
     def run(self, steps: int = 1_000_000) -> None:
         """Send the loop on until it rests or has made so many steps."""
@@ -299,3 +302,21 @@ def test_iterations_are_logged_with_modelled_gpu_time_and_measured_cpu_time():
         assert end_s - start_s == pytest.approx(0.01)
         assert all(phase > 0 for phase in row[-4:]) == (row[2] == 0)
     assert world.vitals.progress_s > 0
+
+
+def test_edf_serves_live_requests_by_their_deadlines():
+    world = World("normal", policy="edf", max_running=1)
+    for stream, slo_ttft_s in enumerate([None, 9.0, 3.0, 6.0]):
+        world.ask(stream, [1, 2, 3 + stream], slo_ttft_s=slo_ttft_s, max_new_tokens=2)
+    world.run()
+    assert list(world.ended) == [2, 3, 1, 0]
+
+
+def test_prefixes_are_shared_within_a_namespace_only():
+    world = World("normal")
+    cached = {}
+    for stream, namespace in enumerate(["", "mine", "mine", ""]):
+        world.ask(stream, list(range(50)), namespace=namespace, max_new_tokens=2)
+        world.run()
+        cached |= {number: found for step in world.steps for number, _, found in step.first}
+    assert cached == {0: 0, 1: 0, 2: 49, 3: 49}

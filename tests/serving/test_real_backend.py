@@ -10,7 +10,12 @@ torch = pytest.importorskip("torch")
 
 from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
+from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
+from workbench.run.real import device_defaults  # noqa: E402
+from workbench.run.settings import settings_from  # noqa: E402
+from workbench.serving.backends import make_backend  # noqa: E402
+from workbench.serving.settings import ServeSettings  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'developer' %}{{ raise_exception('no developers here') }}{% endif %}"
@@ -33,9 +38,35 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(model):
-    server = Server("--served-model-name", "tiny", "--kv-tokens", "2000", model=str(model[0]), backend="cpu")
+    server = Server(
+        "--served-model-name", "tiny", "--kv-tokens", "2000", "--load-format", "safetensors", model=str(model[0]),
+        backend="cpu",
+    )  # fmt: skip
     yield server
     server.kill()
+
+
+def test_a_step_on_a_cpu_is_small_unless_told_otherwise_and_the_server_says_so(server):
+    assert ", chunk 512, " in server.first_line
+    assert server.http.get("/state").json()["settings"]["chunk"] == 512
+
+
+@pytest.mark.parametrize(("flags", "expected"), [({}, (512, 512)), ({"chunk": 64, "max_batch_tokens": 4096}, (64, 4096)),
+                                                 ({"chunk": 0}, (None, 512))])  # fmt: skip
+def test_a_given_chunk_wins_over_that_of_the_device(flags, expected):
+    settings = settings_from(None, flags, defaults=device_defaults("cpu"))
+    assert (settings.chunk, settings.max_batch_tokens) == expected
+    assert settings_from(None, {}, defaults=device_defaults("cuda")).chunk == 8192
+
+
+def test_a_gguf_file_is_served_when_it_is_asked_for_by_its_format(model, tmp_path):
+    write_gguf(model[1], "llama", tmp_path / "tiny.gguf")
+    run = settings_from(None, {"model": str(tmp_path / "tiny.gguf"), "kv_tokens": 100}, defaults=device_defaults("cpu"))
+    built = make_backend(ServeSettings(run, "cpu", load_format="gguf"), None, lambda *row: None, 0.0)
+    assert built.vocab == TOKENIZER.get_vocab_size()
+    built.close()
+    with pytest.raises(ValueError, match="load_format says safetensors"):
+        make_backend(ServeSettings(run, "cpu", load_format="safetensors"), None, lambda *row: None, 0.0)
 
 
 def greedy(model, prompt: str, count: int) -> list[int]:

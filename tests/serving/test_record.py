@@ -86,6 +86,9 @@ def test_the_run_record_has_every_request_and_its_times(recorded):
     assert np.all(iterations["end_s"] >= iterations["start_s"])
     assert iterations["schedule_s"].min() > 0
     assert (folder / "report.html").is_file()
+    chunks = [i for i, event in enumerate(record.events["event"]) if event == "prefill"]
+    assert sum(record.events["tokens"][i] for i in chunks) == iterations["prefill_tokens"].sum() > 0
+    assert (folder / "overlap" / "events.csv").is_file()
 
 
 def test_the_trace_says_what_was_served_and_no_more_than_it_may(recorded):
@@ -147,6 +150,36 @@ def test_a_server_that_served_nothing_leaves_an_empty_folder(tmp_path):
     code, said = server.stop()
     assert (code, "no request came" in said) == (0, True)
     assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_a_request_says_when_its_first_token_is_due_and_edf_and_the_record_go_by_it(tmp_path):
+    server = Server("--record", str(tmp_path / "due"), "--policy", "edf", "--max-running", "1", "--slo-ttft", "5000")
+    assert server.http.post("/pause").is_success
+    asked = [
+        ("/v1/completions", {"prompt": "none of its own"}, {}),
+        ("/v1/completions", {"prompt": "in the body", "slo_ttft_s": 4000, "slo_tpot_s": 0.5}, {"x-slo-ttft-s": "1"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "in a header"}]}, {"x-slo-ttft-s": "3000"}),
+        ("/generate", {"text": "as routers send it", "cache_salt": "secret"}, {"x-slo-ttft-ms": "2000000"}),
+    ]
+    threads = []
+    for count, (path, body, headers) in enumerate(asked, 1):
+        options = {"json": {**body, "request_id": f"r{count}"}, "headers": headers}
+        threads.append(threading.Thread(target=server.http.post, args=(path,), kwargs=options))
+        threads[-1].start()
+        server.await_metric("num_requests_waiting", lambda value, count=count: value == count)
+    assert server.http.post("/resume").is_success
+    for thread in threads:
+        thread.join()
+    assert server.stop()[0] == 0
+    record = read_record(tmp_path / "due" / "overlap")
+    order = np.argsort(record.requests["scheduled_s"], kind="stable")
+    assert order.tolist() == [3, 2, 1, 0]
+    np.testing.assert_equal(record.requests["slo_ttft_s"], [np.nan, 4000, 3000, 2000])
+    assert record.requests["slo_tpot_s"][1] == 0.5
+    assert record.meta["settings"]["slo_ttft"] == 5000
+    requests = list(open_trace(tmp_path / "due" / "trace.jsonl"))
+    assert [request.slo_ttft_s for request in requests] == [None, 4000, 3000, 2000]
+    assert [request.adapter for request in requests] == [None, None, None, "salt-1"], "a salt is a secret"
 
 
 def test_requests_cut_off_by_the_end_are_in_the_record(tmp_path):

@@ -108,7 +108,11 @@ Cache = Annotated[Optional[str], option("--cache", help="Prefix cache: radix | n
 Evict = Annotated[Optional[str], option("--evict", help="lru | lfu | fifo. Default lru.", panel=SCHED)]
 Chunk = Annotated[
     Optional[int],
-    option("--chunk", help="Prompt tokens of a prefill batch; 0: prompts whole. Default 8192.", panel=SCHED),
+    option(
+        "--chunk",
+        help="Prompt tokens of a prefill batch; 0: prompts whole. Default 8192; a real model on a CPU: 512.",
+        panel=SCHED,
+    ),
 ]
 ChunkDepth = Annotated[
     Optional[int],
@@ -120,7 +124,12 @@ ChunkDepth = Annotated[
 ]
 MaxPrefillTokens = Annotated[Optional[int], option("--max-prefill-tokens", help="Default 16384.", panel=SCHED)]
 MaxBatchTokens = Annotated[
-    Optional[int], option("--max-batch-tokens", help="Token budget of a step (mixed). Default 2048.", panel=SCHED)
+    Optional[int],
+    option(
+        "--max-batch-tokens",
+        help="Token budget of a step (mixed). Default 2048; a real model on a CPU: 512.",
+        panel=SCHED,
+    ),
 ]
 MaxRunning = Annotated[
     Optional[int], option("--max-running", help="Requests running at a time. Default 256.", panel=SCHED)

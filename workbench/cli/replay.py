@@ -89,12 +89,13 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
-    settings = settings_from(config, flags, defaults={"dtype": "auto"})
     try:
-        from workbench.run.real import choose_device, runner_options
+        from workbench.run.real import choose_device, device_defaults, refuse_idle_flags, runner_options
         from workbench.run.replay import replay_loop
 
         device = choose_device(backend)
+        refuse_idle_flags(flags, device)
+        settings = settings_from(config, flags, defaults=device_defaults(device))
         for name in settings.loops:
             runner_options(settings, name, device, load_format)
     except ModuleNotFoundError as error:

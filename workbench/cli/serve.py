@@ -33,6 +33,8 @@ def serve(
     simulated_output_tokens: Annotated[Optional[str], option("--simulated-output-tokens", help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.", panel=_MODELLED)] = None,
     loop: options.Loop = None,
     config: options.Config = None,
+    slo_ttft: Annotated[Optional[float], option("--slo-ttft", help="Seconds in which the first token of a request without an objective of its own is due: edf goes by it, goodput counts it.", panel=RUN)] = None,
+    slo_tpot: options.SloTpot = None,
     seed: options.Seed = None,
     gpu: options.Gpu = None,
     tp: options.Tp = None,
@@ -89,14 +91,26 @@ def serve(
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
     from workbench.cli.runs import command_line
+    from workbench.run.real import choose_device, device_defaults, refuse_idle_flags, runner_options
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
     try:
         from workbench.serving.settings import ServeSettings
         from workbench.serving.supervisor import serve as run_server
+
+        real = server["backend"] in ("auto", "cpu", "cuda")
+        if real:
+            server["backend"] = choose_device(server["backend"])
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
-    defaults = {} if server["backend"] == "simulated" else {"dtype": "auto"}
+    if force and server["record"] is None:
+        raise ConfigError("force: there is no --record whose folder could be replaced")
+    defaults: dict[str, Any] = {}
+    if real:
+        refuse_idle_flags(flags, server["backend"])
+        defaults = device_defaults(server["backend"])
     settings = ServeSettings(settings_from(config, flags, defaults=defaults), command=command_line(), **server)
+    if real:  # what the runner does not do is refused before anything is loaded
+        runner_options(settings.run, settings.loop, settings.backend, settings.load_format)
     return run_server(settings, force)

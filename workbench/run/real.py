@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from backends.simulated.cost.roofline import default_capture_sizes
 from workbench.run.settings import RunSettings
@@ -21,7 +22,7 @@ DTYPE_NAMES = {theirs: ours for ours, theirs in TORCH_DTYPES.items() if theirs i
 def choose_device(backend: str) -> str:
     """``cpu`` or ``cuda`` for a ``--backend``; ``auto`` takes a GPU where torch sees one.
 
-    Raises ConfigError for another name and for a GPU that is not there.
+    Raises ConfigError for another name and for a GPU that is not there, ModuleNotFoundError without torch.
     """
     import torch
 
@@ -32,13 +33,39 @@ def choose_device(backend: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if backend == "auto" else backend
 
 
+CPU_STEP_TOKENS = 512
+"""Prompt tokens of a step on a CPU unless told otherwise: it then takes seconds, not minutes, so that decodes, timeouts and
+clients that leave do not wait for the whole of a long prompt."""
+
+
+def device_defaults(device: str) -> dict[str, Any]:
+    """Settings of a run on ``device`` that are neither given nor those of a simulation."""
+    step = {"chunk": CPU_STEP_TOKENS, "max_batch_tokens": CPU_STEP_TOKENS} if device == "cpu" else {}
+    return {"dtype": "auto", **step}
+
+
+def refuse_idle_flags(flags: Mapping[str, Any], device: str) -> None:
+    """Raise ConfigError for a flag that was given (not None) and would do nothing on a real ``device``."""
+    simulated = {"gpu": "the GPU is the machine's", "cost": "times are measured"}
+    on_cpu = {
+        "mem_fraction": "the memory of a CPU is not shared out; kv_tokens says how much KV there is",
+        "cuda_graphs": "there are none on a CPU",
+    }
+    for name, why in {**simulated, **(on_cpu if device == "cpu" else {})}.items():
+        if flags.get(name):
+            raise ConfigError(f"{name}: has no effect on a real {device} runner: {why}")
+
+
 def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
     """What the runner has to know to run ``settings`` under ``loop``.
 
     Raises ConfigError for what a real runner does not do.
     """
+    from backends.torch.loader import FORMATS
     from backends.torch.workers import RunnerOptions
 
+    if load_format not in FORMATS:
+        raise ConfigError(f"load_format: {load_format!r} is not one of {', '.join(FORMATS)}")
     for name in ("dp", "ep"):
         if getattr(settings, name) > 1:
             raise ConfigError(

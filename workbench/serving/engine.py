@@ -64,7 +64,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     vitals = Vitals(scheduler)
     log.vitals, log.record = vitals, record
     detokenizer = push_socket(context, addresses.detokenizer)
-    outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s)
+    outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s, settings.run.slo_ttft)
     inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.upkeep)
     options: dict[str, Any] = {}
     if settings.loop == "overlap":

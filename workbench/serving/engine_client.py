@@ -172,7 +172,8 @@ class EngineClient:
                 params = dataclasses.replace(params, seed=params.seed + index % wanted.n)
             asked.append((_Sequence(call, index, stream, name), encode(Submit(
                 stream, name, np.array(prompt, np.int32).tobytes(), params, call.arrival_s, wanted.priority, wanted.stop,
-                wanted.skip_special_tokens, wanted.session, wanted.opening,
+                wanted.skip_special_tokens, wanted.session, wanted.opening, wanted.cache_salt, wanted.slo_ttft_s,
+                wanted.slo_tpot_s,
             ))))  # fmt: skip
         # Nothing is noted before all of it can be sent: what is never sent never ends.
         self._calls[request_id] = call

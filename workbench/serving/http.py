@@ -20,6 +20,7 @@ from workbench.serving import protocol
 from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
+from workbench.serving.objectives import with_objectives
 from workbench.serving.openai_api import ChatShape, CompletionShape, GenerateShape, Shape, error_event
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
@@ -156,6 +157,7 @@ class Api:
         bound = protocol.COMPLETION_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id,
                               asked.session_id, given[0])  # fmt: skip
+        wanted = with_objectives(wanted, asked, request.headers)
         return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
@@ -180,6 +182,7 @@ class Api:
             raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs", code="invalid_value")
         n = protocol.choices(asked.n, 1)
         wanted = self._wanted(asked, [prompt], bound, logprobs, n, asked.priority, asked.request_id)
+        wanted = with_objectives(wanted, asked, request.headers)
         return self._answer(asked, wanted, ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
@@ -195,7 +198,7 @@ class Api:
         bound = self._limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
         wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id,
                               asked.session_id, asked.text)  # fmt: skip
-        call = self._engine.submit(wanted, "gen-")
+        call = self._engine.submit(with_objectives(wanted, asked, request.headers), "gen-")
         shape = GenerateShape(call, self._settings.model_name)
         return Answer(shape, asked.stream, self._metrics)
 

@@ -160,12 +160,14 @@ class LiveOutbox:
     """
 
     def __init__(self, scheduler: Scheduler, socket: Any, vitals: Vitals, record: LiveRecord | None,
-                 epoch_s: float) -> None:  # fmt: skip
+                 epoch_s: float, slo_ttft_s: float | None = None) -> None:  # fmt: skip
         self._scheduler = scheduler
         self._socket = socket
         self._vitals = vitals
         self._record = record
         self._epoch_s = epoch_s
+        self._slo_ttft_s = slo_ttft_s
+        """Of requests that have none of their own."""
         self._streams: dict[str, int] = {}
         self._logprobs: dict[int, int] = {}
         """By stream, how many alternatives were asked for."""
@@ -186,10 +188,12 @@ class LiveOutbox:
         ))  # fmt: skip
         generate = Generate(
             message.request_id, np.frombuffer(message.prompt, np.int32), params, message.arrival_s - self._epoch_s,
-            message.priority, session=message.session, opening=message.opening,
+            message.priority, message.namespace,
+            self._slo_ttft_s if message.slo_ttft_s is None else message.slo_ttft_s,
+            session=message.session, opening=message.opening,
         )  # fmt: skip
         if self._record is not None:
-            self._record.arrived(generate)
+            self._record.arrived(generate, message.slo_ttft_s, message.slo_tpot_s)
         return generate
 
     def changed(self, settings: dict[str, Any]) -> None:

@@ -39,7 +39,11 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
     skip_special_tokens: bool
     session: str = ""
     opening: int = 0
-    """As in :class:`~workbench.scheduler.messages.Generate`."""
+    """As in :class:`~workbench.scheduler.messages.Generate`, and so is the next one."""
+    namespace: str = ""
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
+    """The request's own objectives. Nothing is scheduled by the second; the record and its report have it."""
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True):

@@ -69,6 +69,9 @@ class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     request_id: str | None = None
     session_id: str | None = None
+    cache_salt: str | None = None
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
     # Known, and refused unless they ask for nothing:
     service_tier: Any = None
     store: Any = None
@@ -122,6 +125,9 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
     request_id: str | None = None
     session_id: str | None = None
+    cache_salt: str | None = None
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
 
 class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -194,6 +200,10 @@ class Sequences:
     """The session that the prompt continues, if any."""
     opening: int = 0
     """Leading tokens of the prompt that only a text's beginning has: left out of a later turn."""
+    cache_salt: str = ""
+    """Prefixes are shared with requests of the same salt only."""
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
 
 
 def parse(body: bytes, kind: Any) -> Any:

@@ -51,18 +51,24 @@ class LiveRecord:
         self._outbox = RecordingOutbox(self._recorder, scheduler.state.table.rows, on_end=lambda request_id: None)
         self._tokens = RequestTokens(scheduler)
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
-        self._arrivals: dict[str, tuple[int, Generate]] = {}
+        self._arrivals: dict[str, tuple[int, TraceRequest]] = {}
+        """Number and what was known of each request when it came: its lengths and its content come with its end."""
         self._count = 0
+        self._salts: dict[str, str] = {"": ""}
         self._notes: list[str] = []
         self.now_s = now_s
 
-    def arrived(self, message: Generate) -> None:
-        """A request has reached the scheduler."""
+    def arrived(self, message: Generate, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None) -> None:
+        """A request has reached the scheduler, with objectives of its own if any.
+
+        Salts are secrets: the trace has a number for each, so that what shared no prefix shares none in a simulation.
+        """
+        salt = self._salts.setdefault(message.namespace, f"salt-{len(self._salts)}")
         request = TraceRequest(
             message.rid, message.arrival_s, len(message.prompt), 1, message.params.max_new_tokens, message.session or None,
-            priority=message.priority,
+            priority=message.priority, adapter=salt or None, slo_ttft_s=slo_ttft_s, slo_tpot_s=slo_tpot_s,
         )  # fmt: skip
-        self._arrivals[message.rid] = self._count, message
+        self._arrivals[message.rid] = self._count, request
         self._count += 1
         self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
         self._recorder.queued([message])
@@ -121,7 +127,7 @@ class LiveRecord:
         loop = self._settings.loop
         record = RunRecord(
             self._meta(trace, requests), self._recorder.request_columns(), self._recorder.iterations.columns(),
-            self._recorder.inter_token_gaps(),
+            self._recorder.inter_token_gaps(), self._recorder.event_columns(),
         )  # fmt: skip
         write_record(record, self._folder / loop)
         if len(self._recorder.iterations):
@@ -200,17 +206,18 @@ class TraceSpool:
         """(arrival, number, offset in the file, length)."""
         self._encode = msgspec.json.Encoder().encode
 
-    def write(self, number: int, arrival: Generate, inputs: int, tokens: np.ndarray) -> None:
-        """Add request ``number`` with ``tokens`` int32: prompt, of ``inputs`` tokens, and output."""
+    def write(self, number: int, arrival: TraceRequest, inputs: int, tokens: np.ndarray) -> None:
+        """Add request ``number`` as it came, with ``tokens`` int32: prompt, of ``inputs`` tokens, and output."""
         content: TokenIds | Synthetic
         if self._hash is None:
             content = TokenIds(tokens[:inputs], tokens[inputs:], "")
         else:
-            content = Synthetic(((0, arrival.rid),), Blocks(self._hash.ids(tokens), BLOCK_TOKENS))
-        request = TraceRequest(
-            arrival.rid, arrival.arrival_s, inputs, len(tokens) - inputs, arrival.params.max_new_tokens,
-            priority=arrival.priority, content=content,
-        )  # fmt: skip
+            content = Synthetic(((0, arrival.request_id),), Blocks(self._hash.ids(tokens), BLOCK_TOKENS))
+        # Its prompt has its session's tokens: alone it is the whole turn.
+        request = dataclasses.replace(
+            arrival, input_length=inputs, output_length=len(tokens) - inputs, session_id=None, content=content
+        )
+        assert arrival.arrival_s is not None
         at = self._file.tell()
         self._lines.append((arrival.arrival_s, number, at, self._file.write(self._encode(record_of(request)))))
 

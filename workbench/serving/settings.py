@@ -44,10 +44,12 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
-        if self.load_format not in ("auto", "dummy"):
-            raise ConfigError(f"load_format: {self.load_format!r} is not one of auto, dummy")
         if self.backend == "simulated" and self.load_format != "auto":
             raise ConfigError("load_format: a simulated model has no weights to load")
+        if not self.record_content and self.record is None:
+            raise ConfigError("record_content: there is no --record whose trace could go without")
+        if self.served_model_name == "":
+            raise ConfigError("served_model_name: is empty")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port: {self.port} is not between 0 and 65535")
         for name, value in (("time_scale", self.time_scale), ("drain_timeout", self.drain_timeout_s)):

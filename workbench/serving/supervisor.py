@@ -18,6 +18,7 @@ from pathlib import Path
 import uvicorn
 
 from reports.record import prepare_out
+from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends import SyntheticText
 from workbench.serving.detokenizer import run_detokenizer
@@ -267,6 +268,14 @@ class _Supervisor:
         shown = f"[{host}]" if ":" in host else host
         print(
             f"serving {self._settings.model_name} on http://{shown}:{port} ({ready.backend} {ready.device}, "
-            f"{ready.loop} loop, {ready.kv_tokens:,} KV tokens, tokenizer: {self._tokenizer.name})",
+            f"{ready.loop} loop, {_prefill(self._settings.run)}, {ready.kv_tokens:,} KV tokens, "
+            f"tokenizer: {self._tokenizer.name})",
             flush=True,
         )
+
+
+def _prefill(run: RunSettings) -> str:
+    """How prompts are cut, in a few words."""
+    if run.batching == "mixed":
+        return f"steps of {run.max_batch_tokens} tokens"
+    return "prompts whole" if run.chunk is None else f"chunk {run.chunk}"
