@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -13,15 +14,22 @@ BLOCK_TOKENS = 128
 """Granularity at which the router remembers prompts."""
 REMEMBERED_BLOCKS = 200_000
 """Blocks remembered per instance, least recently used first out."""
-IMBALANCE_REQUESTS = 32
-"""Cache affinity gives way when the busiest instance has this many requests more than the idlest, and half as many again."""
+CACHE_THRESHOLD = 0.3
+"""Share of a prompt that an instance must have seen before it is sent there for its cache."""
+BALANCE_ABS_THRESHOLD = 64
+BALANCE_REL_THRESHOLD = 1.5
+"""Load is uneven when the busiest instance has so many requests more than the idlest and so many times as many: then
+cache affinity gives way. These three are the defaults of SGLang's router."""
 
 
 @dataclass
 class Router:
     """Chooses an instance. It knows only what a router in front of real servers knows: what it sent and what came back.
 
-    ``cache_aware`` remembers which prefixes it sent where and prefers the longest, unless load is uneven.
+    ``least_requests`` and ``least_tokens`` send a request where the fewest requests, or prompt tokens, are under way.
+    ``cache_aware`` remembers which prefixes it sent where, as SGLang's router does: a prompt goes where most of it has been
+    seen; one that is new, and any while load is uneven, goes where the fewest requests are. Instances with the same claim
+    take turns.
     """
 
     kind: str
@@ -40,15 +48,16 @@ class Router:
         """The instance for a prompt; counts it there until :meth:`ended`."""
         if self.instances == 1:
             return 0
+        everybody = range(self.instances)
         if self.kind == "round_robin":
-            chosen = self._next
-            self._next = (self._next + 1) % self.instances
+            chosen = self._in_turn(everybody)
         elif self.kind == "least_requests":
-            chosen = self._least(self._requests)
+            chosen = self._least(everybody, self._requests)
         elif self.kind == "least_tokens":
-            chosen = self._least(self._tokens)
+            chosen = self._least(everybody, self._tokens)
         else:
             chosen = self._by_cache(prompt, namespace)
+        self._next = (chosen + 1) % self.instances
         self._requests[chosen] += 1
         self._tokens[chosen] += len(prompt)
         return chosen
@@ -58,18 +67,25 @@ class Router:
         self._requests[instance] -= 1
         self._tokens[instance] -= prompt_tokens
 
-    def _least(self, load: list[int]) -> int:
-        return min(range(self.instances), key=lambda i: load[i])
+    def _least(self, among: Iterable[int], load: list[int]) -> int:
+        candidates = list(among)
+        least = min(load[i] for i in candidates)
+        return self._in_turn(i for i in candidates if load[i] == least)
+
+    def _in_turn(self, among: Iterable[int]) -> int:
+        """The first of these after the instance that was chosen last."""
+        return min(among, key=lambda i: (i - self._next) % self.instances)
 
     def _by_cache(self, prompt: np.ndarray, namespace: str) -> int:
         keys = _block_keys(prompt, namespace)
+        among: Iterable[int] = range(self.instances)
         high, low = max(self._requests), min(self._requests)
-        if high - low > IMBALANCE_REQUESTS and high > 1.5 * low:
-            chosen = self._least(self._requests)
-        else:
+        if not (high - low > BALANCE_ABS_THRESHOLD and high > BALANCE_REL_THRESHOLD * low):
             matched = [next((n for n, key in enumerate(keys) if key not in seen), len(keys)) for seen in self._blocks]
             best = max(matched)
-            chosen = min((i for i in range(self.instances) if matched[i] == best), key=lambda i: self._requests[i])
+            if best * BLOCK_TOKENS > CACHE_THRESHOLD * len(prompt):
+                among = [i for i in among if matched[i] == best]
+        chosen = self._least(among, self._requests)
         seen = self._blocks[chosen]
         for key in keys:
             seen[key] = None
