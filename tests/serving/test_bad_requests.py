@@ -6,6 +6,7 @@ import pytest
 
 from tests.serving.server import MODEL, Server, answer
 
+JSON = {"content-type": "application/json"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "model": MODEL}
 TEXT = {"prompt": "hi", "model": MODEL}
 
@@ -112,13 +113,15 @@ def test_a_wrong_field_is_a_400_that_names_it(server, body, param):
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
 def test_a_number_that_is_none_is_refused(server, value):
-    refused(server.http.post("/v1/completions", content=f'{{"prompt": "x", "temperature": {value}}}'), 400)
+    refused(
+        server.http.post("/v1/completions", content=f'{{"prompt": "x", "temperature": {value}}}', headers=JSON), 400
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{'a': 1}", b"\xff\xfe", b'{"prompt": "\\ud800"}'])
 def test_a_body_that_is_not_a_json_object_is_a_400(server, body):
     for path in ("/v1/completions", "/v1/chat/completions", "/generate", "/abort"):
-        refused(server.http.post(path, content=body), 400)
+        refused(server.http.post(path, content=body, headers=JSON), 400)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -155,7 +158,7 @@ def test_a_body_beyond_the_limit_is_a_413_also_when_it_does_not_say_its_length(s
         for _ in range(30):
             yield b"x" * 1000
 
-    refused(server.http.post("/v1/completions", content=pieces()), 413)
+    refused(server.http.post("/v1/completions", content=pieces(), headers=JSON), 413)
 
 
 @pytest.mark.parametrize("header", [None, "sesame", "Bearer wrong", "Bearer", "Bearer sesamé"])
@@ -177,9 +180,9 @@ def test_the_right_key_opens_and_health_and_metrics_need_none(locked):
 
 
 def test_errors_are_counted(server):
-    refused(server.http.post("/v1/completions", content=b"{"), 400)
+    refused(server.http.post("/v1/completions", content=b"{", headers=JSON), 400)
     before = server.metric("request_refused_total", status="400")
-    server.http.post("/v1/completions", content=b"{}")
+    server.http.post("/v1/completions", content=b"{}", headers=JSON)
     assert server.metric("request_refused_total", status="400") == before + 1
 
 
@@ -189,3 +192,26 @@ def test_errors_are_counted(server):
 def test_a_wrong_objective_in_a_header_is_a_400_that_names_the_header(server, header, value):
     error = refused(server.http.post("/v1/completions", json=TEXT, headers={header: value}), 400)
     assert error["param"] == header
+
+
+def test_a_page_of_another_origin_changes_nothing_and_a_body_has_to_be_json(server):
+    page = {"origin": "https://evil.example"}
+    changing = "pause resume flush_cache stop_profile abort generate v1/completions settings nothing"
+    for path in changing.split():
+        assert refused(server.http.post(f"/{path}", headers=page), 403)["code"] == "origin_not_allowed"
+        error = refused(server.http.post(f"/{path}", content=b"{}", headers={"content-type": "text/plain"}), 415)
+        assert error["code"] == "unsupported_media_type"
+    refused(server.http.get("/state", headers={"host": "evil.example"}), 403)
+    assert server.metric("scheduler_paused") == 0
+
+
+def test_a_page_that_is_let_in_gets_its_errors_and_its_answers():
+    server = Server("--allow-origin", "https://app.example", "--allow-host", "box.example")
+    page = {"origin": "https://app.example", "host": "box.example"}
+    for body, status in (({**TEXT, "max_tokens": 1}, 200), ({**TEXT, "n": 0}, 400)):
+        answered = server.http.post("/v1/completions", json=body, headers=page)
+        assert (answered.status_code, answered.headers["access-control-allow-origin"]) == (
+            status,
+            "https://app.example",
+        )
+    server.kill()

@@ -33,7 +33,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(place):
     server = Server(
-        "--kv-tokens", "2000", "--record", f"{place}/record", "--loop", "overlap", model=f"{place}/old", backend="cpu"
+        "--kv-tokens", "2000", "--record", f"{place}/record", "--loop", "overlap", "--profile-dir", f"{place}/profiles",
+        model=f"{place}/old", backend="cpu",
     )  # fmt: skip
     yield server
     server.kill()
@@ -98,24 +99,28 @@ def test_a_profile_ends_by_itself_or_when_it_is_told_or_with_the_server(server, 
 
     folders = [place / "profiles" / str(i) for i in range(3)]
     traces = [folder / "rank-0.json.gz" for folder in folders]
-    assert post("/start_profile", output_dir=str(folders[0])).json() == {"status": "ok"}
+
+    def start(folder, **body: object):
+        return post("/start_profile", output_dir=folder.name, **body)
+
+    assert start(folders[0]).json() == {"status": "ok"}
     line = f"a profile is running already, for {folders[0]}"
-    again = post("/start_profile", output_dir=str(folders[1]))
+    again = start(folders[1])
     assert (again.status_code, again.json()["error"]["message"]) == (400, line)
     generate(server)
     assert post("/stop_profile").json() == {"status": "ok", "files": [str(traces[0])]}
-    refused = post("/start_profile", output_dir=str(folders[0]))
+    refused = start(folders[0])
     line = f"output_dir: {traces[0]} exists and is not overwritten; name another folder"
     assert (refused.status_code, refused.json()["error"]["message"]) == (400, line)
 
-    assert post("/start_profile", output_dir=str(folders[1]), num_steps=3).is_success
+    assert start(folders[1], num_steps=3).is_success
     generate(server)
     until(traces[1].is_file, "the trace")
     assert post("/stop_profile").json()["error"]["message"] == "no profile is running"
 
     for name in ("new", "old", "new"):
         assert update(server, place / name).is_success
-    assert post("/start_profile", output_dir=str(folders[2]), num_steps=1000).is_success
+    assert start(folders[2], num_steps=1000).is_success
     generate(server)
     code, said = server.stop()
     assert code == 0, said

@@ -19,6 +19,11 @@ def serve(
     host: Annotated[str, option("--host", help="Address to listen on. Default 127.0.0.1: this machine only.", panel=_SERVER)] = "127.0.0.1",
     port: Annotated[int, option("--port", help="Port; 0 takes a free one. Default 8000.", panel=_SERVER)] = 8000,
     api_key: Annotated[Optional[str], typer.Option("--api-key", envvar="WORKBENCH_API_KEY", help="Key that clients must send as a bearer token.", rich_help_panel=_SERVER, show_default=False, show_envvar=True)] = None,
+    allow_origin: Annotated[Optional[list[str]], option("--allow-origin", help="Origin whose pages may use the server, such as https://example.org:8443; repeatable; '*' is every page. Default: none.", panel=_SERVER)] = None,
+    allow_host: Annotated[Optional[list[str]], option("--allow-host", help="Name that the server answers to beside localhost when it listens on the loopback without a key; repeatable; '*' is any.", panel=_SERVER)] = None,
+    trust_request_chat_template: Annotated[bool, option("--trust-request-chat-template", help="Let requests bring a chat template in chat_template_kwargs. Default: refused.", panel=_SERVER)] = False,
+    profile_dir: Annotated[Optional[Path], option("--profile-dir", help="Folder below which /start_profile writes. Default: it is refused.", panel=_SERVER)] = None,
+    weights_dir: Annotated[Optional[Path], option("--weights-dir", help="Folder below which /update_weights_from_disk reads. Default: any.", panel=_SERVER)] = None,
     served_model_name: Annotated[Optional[str], option("--served-model-name", help="What clients call the model. Default: MODEL.", panel=_SERVER)] = None,
     tokenizer: Annotated[Optional[str], option("--tokenizer", help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.", panel=_SERVER)] = None,
     load_format: options.LoadFormat = "auto",
@@ -75,10 +80,12 @@ def serve(
     server = {
         name: flags.pop(name)
         for name in (
-            "backend", "host", "port", "api_key", "served_model_name", "tokenizer", "load_format", "max_queue", "max_body_bytes", "record",
+            "backend", "host", "port", "api_key", "trust_request_chat_template", "profile_dir", "weights_dir", "served_model_name", "tokenizer", "load_format", "max_queue", "max_body_bytes", "record",
             "record_content", "time_scale", "simulated_output_tokens",
         )
     }  # fmt: skip
+    for name in ("allow_origin", "allow_host"):
+        server[name] = tuple(flags.pop(name) or ())
     server["stuck_after_s"] = flags.pop("stuck_after")
     server["drain_timeout_s"] = flags.pop("drain_timeout")
     del flags["force"], flags["config"]

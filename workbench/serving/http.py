@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from workbench.serving import protocol
 from workbench.serving.engine_client import Call, ClientGone, EngineClient
+from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
 from workbench.serving.objectives import with_objectives
@@ -293,7 +294,7 @@ class Api:
 
     async def update_weights(self, request: Request) -> Response:
         asked: protocol.UpdateWeightsRequest = await self._parse(request, protocol.UpdateWeightsRequest)
-        await self._engine.load_weights(asked.model_path)
+        await self._engine.load_weights(weights_folder(self._settings, asked.model_path))
         return json_response({"success": True, "message": f"serving the weights of {asked.model_path}"})
 
     async def start_profile(self, request: Request) -> Response:
@@ -301,7 +302,7 @@ class Api:
         steps = asked.num_steps
         if steps is not None and not 1 <= steps < 1 << 31:
             raise protocol.bad_value("num_steps", f"{steps} is {'less than 1' if steps < 1 else 'too large'}")
-        await self._engine.start_profile(asked.output_dir, steps)
+        await self._engine.start_profile(profile_folder(self._settings, asked.output_dir), steps)
         return json_response({"status": "ok"})
 
     async def stop_profile(self, request: Request) -> Response:

@@ -23,6 +23,16 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
+    allow_origin: tuple[str, ...] = ()
+    """Origins whose pages may use the server; ``*``: every page."""
+    allow_host: tuple[str, ...] = ()
+    """Names that the server answers to beside those of the loopback, where it checks them."""
+    trust_request_chat_template: bool = False
+    """Whether a request may bring a chat template of its own."""
+    profile_dir: Path | None = None
+    """Where /start_profile writes; None: it is refused."""
+    weights_dir: Path | None = None
+    """Where /update_weights_from_disk reads; None: any folder."""
     served_model_name: str | None = None
     tokenizer: str | None = None
     load_format: str = "auto"
@@ -70,6 +80,10 @@ class ServeSettings:
             ):
                 if given:
                     raise ConfigError(f"{name}: is for --backend simulated")
+        else:
+            for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
+                if folder is not None:
+                    raise ConfigError(f"{name}: a simulated model has neither a profile nor weights")
         if self.run.dp != 1:
             raise ConfigError(
                 f"dp: {self.run.dp}; a server is one instance, so start one for each and a router before them"

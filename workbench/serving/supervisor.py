@@ -24,9 +24,11 @@ from workbench.serving.backends import SyntheticText
 from workbench.serving.detokenizer import run_detokenizer
 from workbench.serving.engine import run_engine
 from workbench.serving.engine_client import EngineClient
+from workbench.serving.folders import with_folders
 from workbench.serving.http import Api
 from workbench.serving.messages import Addresses, Ready
 from workbench.serving.metrics import Metrics
+from workbench.serving.origins import Access, guarded
 from workbench.serving.protocol import ApiError
 from workbench.serving.settings import ServeSettings
 from workbench.serving.tokenizer import Tokenizer, load_tokenizer
@@ -55,11 +57,13 @@ def serve(settings: ServeSettings, force: bool = False) -> int:
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
     listener = _listen(settings.host, settings.port)
+    access = Access.of(settings, listener.getsockname()[0])
+    settings = with_folders(settings)
     if settings.record is not None:
         prepare_out(settings.record, force)
     folder = Path(tempfile.mkdtemp(prefix="workbench-"))
     try:
-        return asyncio.run(_Supervisor(settings, listener, folder).run())
+        return asyncio.run(_Supervisor(settings, listener, folder, access).run())
     except ServerFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -98,8 +102,9 @@ def _tokenizer_path(settings: ServeSettings) -> str | None:
 class _Supervisor:
     """One server's life."""
 
-    def __init__(self, settings: ServeSettings, listener: socket.socket, folder: Path) -> None:
+    def __init__(self, settings: ServeSettings, listener: socket.socket, folder: Path, access: Access) -> None:
         self._settings = settings
+        self._access = access
         self._tokenizer: Tokenizer
         self._listener = listener
         self._addresses = Addresses.within(folder)
@@ -197,7 +202,7 @@ class _Supervisor:
 
     async def _serve(self, engine: EngineClient, metrics: Metrics, ready: Ready,
                      death: asyncio.Future[BaseProcess | None]) -> int:  # fmt: skip
-        app = Api(self._settings, engine, self._tokenizer, metrics).app()
+        app = guarded(Api(self._settings, engine, self._tokenizer, metrics).app(), self._access, metrics.refused)
         server = _Uvicorn(uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
             server_header=False,
@@ -272,6 +277,8 @@ class _Supervisor:
             f"tokenizer: {self._tokenizer.name})",
             flush=True,
         )
+        for note in self._access.notes():
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _prefill(run: RunSettings) -> str:
