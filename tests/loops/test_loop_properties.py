@@ -25,8 +25,9 @@ def shared_prefix(which: int) -> list[int]:
 
 
 @st.composite
-def some_jobs(draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bool = True) -> list[Job]:
-    """Requests with partly shared prompts, some arriving together."""
+def some_jobs(draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bool = True,
+              prompts_alone: bool = True) -> list[Job]:  # fmt: skip
+    """Requests with partly shared prompts, some arriving together, and some of which want no output (``prompts_alone``)."""
     jobs = []
     at_s = 0.0
     for i in range(draw(st.integers(1, most))):
@@ -36,7 +37,8 @@ def some_jobs(draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bo
         own = [rng.randint(10, 99) for _ in range(draw(st.integers(1, 40)))]
         prompt = shared_prefix(draw(st.integers(0, 1)))[: draw(st.integers(0, 40))] + own
         writes = draw(st.integers(1, 30))
-        bound = draw(st.sampled_from([writes, writes + 5, 60, 4096])) if by_eos else writes
+        bounds = [writes, writes + 5, 60, 4096, *([writes, 0] if prompts_alone else [])]
+        bound = draw(st.sampled_from(bounds)) if by_eos else writes
         jobs.append(
             Job(f"r{i}", prompt, writes, bound=bound, arrival_s=at_s, priority=draw(st.integers(0, 3)), eos=by_eos,
                 namespace=draw(st.sampled_from(["", "", "", "b"])),

@@ -40,7 +40,9 @@ def test_an_oversized_request_alone_fails_with_a_reason_and_the_next_one_runs(lo
         (words(0, 81), 5, 100, "prompt_exceeds_kv"),
         (words(0, 80), 2, 100, "prompt_exceeds_kv"),
         ([], 5, 100, "empty_prompt"),
-        (words(0, 5), 0, 100, "no_output_asked"),
+        (words(0, 5), -1, 100, "output_bound_below_zero"),
+        (words(0, 60), 0, 60, "prompt_exceeds_context"),
+        (words(0, 81), 0, 100, "prompt_exceeds_kv"),
     ],
 )
 def test_what_can_never_run_is_refused_at_once_with_a_reason(prompt, new, max_context, reason):
@@ -199,3 +201,25 @@ def test_one_is_preempted_for_its_row_alone():
     batch = step(s)
     assert [req.rid for req in batch.retracted] == ["low"] and rids(batch) == ["c"]
     finish_all(s)
+
+
+@every_loop
+@both_batchings
+@pytest.mark.parametrize("chunk", [8192, 16])
+def test_a_request_for_no_output_computes_its_prompt_and_leaves_it_in_the_cache(loop, batching, chunk):
+    jobs = [
+        Job("busy", words(500, 10), 9, eos=False),
+        Job("a", words(0, 40), 1, bound=0),
+        Job("b", words(0, 50), 2, eos=False, arrival_s=1.0),
+        Job("c", words(0, 40), 1, bound=0, arrival_s=2.0),
+    ]
+    run = simulate(jobs, loop, batching=batching, chunk=chunk)
+    assert {rid: run.ended[rid].finish.status for rid in "abc"} == dict.fromkeys("abc", "finished")
+    assert run.ended["a"].finish.kind == "length"
+    assert "a" not in run.outputs and "a" not in run.first_s and run.ended["a"].output_len == 0
+    assert run.ended["b"].cached_tokens == 40
+    assert run.ended["c"].cached_tokens == 39, "one token is computed all the same"
+    mine = [(batch.worker, i) for batch in run.batches for i, req in enumerate(batch.reqs) if req.rid == "a"]
+    assert [int(worker.seq_lens[i]) for worker, i in mine][-1] == 40
+    assert all(i in worker.unsampled for worker, i in mine)
+    assert sum(batch.worker.num_samples for batch in run.batches) == len(run.outputs["busy"]) + len(run.outputs["b"])

@@ -134,7 +134,7 @@ def test_a_rejected_request_leaves_its_session_as_it_was_and_free():
     finish_all(s)
     before = history(s)
     assert refused(s, turn("b", words(50, 14), 1)) == "rejected:prompt_exceeds_context", "25 before its own 14"
-    assert refused(s, turn("c", words(50, 3), 0)) == "rejected:no_output_asked"
+    assert refused(s, turn("c", words(50, 3), -1)) == "rejected:output_bound_below_zero"
     s.receive([generate("d", words(60, 3), 1)])
     assert refused(s, turn("d", words(50, 3), 1)) == "rejected:duplicate_id"
     assert history(s) == before

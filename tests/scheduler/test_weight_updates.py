@@ -261,7 +261,7 @@ def test_updates_at_any_moment_lose_nobody_and_no_token_is_computed_from_kv_of_o
     @thorough(40)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
-        jobs = data.draw(some_jobs(most=10))
+        jobs = data.draw(some_jobs(most=10, prompts_alone=False))
         config = data.draw(some_settings(loop))
         updates = data.draw(st.lists(an_update(), min_size=1, max_size=5))
         told: list[str | None] = []

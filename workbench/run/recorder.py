@@ -190,6 +190,8 @@ class RecordingOutbox:
             assert req.finish is not None
             row = recorder.by_id.pop(req.rid)
             row.finish_s = now
+            if req.finish.kind == "length" and not req.output_len:
+                row.first_token_s = now  # it asked for its prompt alone: what a first token waits for is done
             row.output_tokens = req.output_len
             row.cached_tokens = req.cached_tokens
             row.retractions = req.retractions

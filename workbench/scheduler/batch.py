@@ -59,7 +59,7 @@ class ModelWorkerBatch(NamedTuple):
     num_prefill: int
     """Number of leading rows that extend a prompt (the rest decode one token each)."""
     num_samples: int
-    """Rows that emit a token in this step: decodes, and prefills whose prompt is complete after it."""
+    """Rows that emit a token in this step: decodes, and prefills whose prompt is complete after it and that want one."""
     prefill_tokens: int
     """Sum of ``extend_lens``."""
     decode_tokens: int
@@ -70,8 +70,8 @@ class ModelWorkerBatch(NamedTuple):
     """int32[prefill_tokens], the prompt tokens to compute, concatenated. A decode row's input is the last token sampled
     for that row; it may not be known on the host yet and is gathered on the device."""
     unsampled: np.ndarray | None
-    """int64[k], indices of prefill rows whose prompt is not complete after this step (a chunk that is not the last):
-    their sample is never used. None when every row samples."""
+    """int64[k], indices of prefill rows whose sample is never used: the prompt is not complete after this step (a chunk
+    that is not the last), or its request wants no output. None when every row samples."""
     new_requests: tuple[NewRequest, ...]
     """Every row that starts, or starts again after a retraction, in this batch."""
     decode_page_rows: np.ndarray | None

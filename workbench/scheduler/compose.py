@@ -218,7 +218,8 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
     )
     if state.chunked is not None:
         left = len(state.chunked.tokens) - state.chunked.kv_len
-        unsampled = np.array([i for i, row in enumerate(prefill) if not row.last], np.int64)
+    if not all(row.samples for row in prefill):
+        unsampled = np.array([i for i, row in enumerate(prefill) if not row.samples], np.int64)
     done = [row.req.kv_len == row.req.end_len for row in prefill]
     stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
     joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]

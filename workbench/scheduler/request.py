@@ -19,6 +19,7 @@ class SamplingParams:
     """How a request's tokens are chosen and when it stops."""
 
     max_new_tokens: int = 4096
+    """0: the prompt is computed, and nothing is sampled."""
     ignore_eos: bool = False
     """Stop by length alone: end-of-sequence and stop tokens are emitted like any other."""
     stop_token_ids: tuple[int, ...] = ()
@@ -118,4 +119,8 @@ class Req:
     @property
     def end_len(self) -> int:
         """KV length at which it stops by length: the last token is never an input."""
-        return len(self.prompt) + self.max_new - 1
+        return len(self.prompt) + max(self.max_new, 1) - 1
+
+    def output_at(self, kv_len: int) -> int:
+        """Tokens it has been given when so many are in KV and the last step's sample is known."""
+        return min(kv_len + 1 - len(self.prompt), self.max_new)

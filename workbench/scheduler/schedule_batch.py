@@ -54,7 +54,7 @@ class ScheduleBatch:
 class PrefillRow:
     """A request's part in a prefill: tokens ``start`` to ``end`` of ``req.tokens`` are computed."""
 
-    __slots__ = ("cached", "end", "last", "req", "start")
+    __slots__ = ("cached", "end", "last", "req", "samples", "start")
 
     def __init__(self, req: Req, start: int, end: int, cached: int) -> None:
         self.req = req
@@ -63,4 +63,6 @@ class PrefillRow:
         self.cached = cached
         """Tokens found in the prefix cache at this admission; 0 for a later chunk."""
         self.last = end == len(req.tokens)
-        """The prompt is complete after it, so it samples."""
+        """The prompt is complete after it."""
+        self.samples = self.last and req.max_new > 0
+        """A token comes of it: the first one, or after a retraction the next."""

@@ -96,11 +96,11 @@ class Scheduler:
             reason = "duplicate_id"
         elif not len(prompt):
             reason = "empty_prompt"
-        elif params.max_new_tokens < 1:
-            reason = "no_output_asked"
+        elif params.max_new_tokens < 0:
+            reason = "output_bound_below_zero"
         elif state.cache.pages_for(len(prompt)) > config.pages:
             reason = "prompt_exceeds_kv"
-        elif max_new < 1:
+        elif max_new < min(params.max_new_tokens, 1):
             reason = "prompt_exceeds_context"
         elif state.cache.pages_for(len(prompt) + (max_new > 1)) > config.pages:
             reason = "prompt_exceeds_kv"
@@ -215,7 +215,7 @@ class Scheduler:
                 state.chunked = None
             else:
                 # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
-                req.output_len = req.kv_len + 1 - req.input_len - state.samples_in_flight(req)
+                req.output_len = req.output_at(req.kv_len) - state.samples_in_flight(req)
             state.end(req, finish, req.kv_len, req.kv_len)
         state.ended.append(req)
 
@@ -289,7 +289,7 @@ class Scheduler:
             self._give_late_tokens(batch, tokens)
         for row in batch.prefill:
             req = row.req
-            if row.last and req.output_len == 0 and req.finish is None:
+            if row.samples and req.output_len == 0 and req.finish is None:
                 req.output_len = 1
                 result.first = [*result.first, req]
         if batch.length_stops or hits:
@@ -338,7 +338,7 @@ class Scheduler:
             running.remove(leaving)
         for i, req in done:
             valid = int(batch.worker.seq_lens[i])
-            req.output_len = valid + 1 - req.input_len
+            req.output_len = req.output_at(valid)
             state.end(req, ending[i], valid, req.kv_len)
         result.ended = [req for _, req in done]
 
