@@ -47,6 +47,9 @@ TITLES = {
     "ttft_mean": "TTFT mean", "tpot_mean": "TPOT mean", "e2e_mean": "E2E mean",
     "ttft_each": "TTFT each", "tpot_each": "TPOT each", "e2e_each": "E2E each",
 }  # fmt: skip
+FITTED = ", fitted to its simulation"
+FITTED_CASE = "RTXPRO6000_Llama-3.1-8B"
+"""The case whose simulation costs are fitted to."""
 SUMMARY_NAMES = {"TTFT Mean": "ttft_mean", "TPOT Mean": "tpot_mean", "Latency Mean": "e2e_mean"}
 
 
@@ -100,8 +103,8 @@ def score(data: Path, truth: Path) -> tuple[Score, RunRecord]:
     return Score(truth.name, _errors(found), published(truth / "summary.txt"), found, record.meta["cost_notes"]), record
 
 
-def fitted_score(settings: RunSettings, trace: Any, record: RunRecord) -> Score:
-    """How well costs fitted to a record reproduce it: the error of ``calibrate --from`` alone."""
+def fitted_score(case: str, settings: RunSettings, trace: Any, record: RunRecord) -> Score:
+    """How well costs fitted to a simulated record reproduce it: the error of ``calibrate --from`` alone."""
     import dataclasses
 
     with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +112,7 @@ def fitted_score(settings: RunSettings, trace: Any, record: RunRecord) -> Score:
         fit_record(record, Path(folder), file)
         again = _simulate(dataclasses.replace(settings, cost=f"fitted:{file}"), trace)
     found = compare(record, again)
-    return Score("fitted to a simulated record", _errors(found), {}, found, [])
+    return Score(f"{case}{FITTED}", _errors(found), {}, found, [])
 
 
 def _simulate(settings: RunSettings, trace: Any) -> RunRecord:
@@ -151,10 +154,10 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
             skipped.append(f"{truth.name}: {error}")
             continue
         scores.append(result)
-        if fitted is None:
+        if truth.name == FITTED_CASE:
             fields = {name: record.meta["settings"][name] for name in RunSettings.__dataclass_fields__}
             trace = open_trace(find_trace(data, read_measured(truth)))
-            fitted = fitted_score(RunSettings(**fields), trace, record)
+            fitted = fitted_score(truth.name, RunSettings(**fields), trace, record)
     return scores + ([fitted] if fitted else []), skipped
 
 

@@ -247,5 +247,17 @@ def test_the_commands_of_the_readme_run(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the reference traces are not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED.is_dir() else [])
 def test_a_slice_of_each_real_trace_runs_to_the_end(name, tmp_path):
-    metrics = run(tmp_path / "o", SHARED / name, "--requests", 60)["overlap"]
+    # Token ids of a model's own tokenizer need its vocabulary.
+    model = ("--model", "Qwen/Qwen3-8B") if "qwen3" in name else ()
+    metrics = run(tmp_path / "o", SHARED / name, "--requests", 60, *model)["overlap"]
     assert metrics["requests_finished"] == metrics["requests_total"] == 60
+
+
+def test_a_fault_of_the_trace_that_the_simulated_clock_comes_upon_is_one_line(tmp_path):
+    trace = tmp_path / "t.jsonl"
+    lines = [{"arrival_s": i, "prompt_token_ids": [3, 10**6 * i], "output_length": 2} for i in range(3)]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = workbench("simulate", trace, "--out", tmp_path / "o")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "t.jsonl, line 2, prompt_token_ids: " in done.stderr.splitlines()[-1]

@@ -13,13 +13,14 @@ class TraceError(ValueError):
     """
 
     def __init__(self, path: str | Path, line: int, field: str, message: str) -> None:
+        # Its args are the constructor's: an exception is made again from them where it is pickled, and where a simulated
+        # process hands it on.
+        super().__init__(str(path), line, field, message)
         self.path = str(path)
         self.line = line
         self.field = field
         self.message = message
-        where = self.path + (f", line {line}" if line else "") + (f", {field}" if field else "")
-        super().__init__(f"{where}: {message}")
 
-    def __reduce__(self) -> tuple[type[TraceError], tuple[str, int, str, str]]:
-        # Exceptions are pickled by their args, which here are the finished line and not the constructor's arguments.
-        return TraceError, (self.path, self.line, self.field, self.message)
+    def __str__(self) -> str:
+        where = self.path + (f", line {self.line}" if self.line else "") + (f", {self.field}" if self.field else "")
+        return f"{where}: {self.message}"

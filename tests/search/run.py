@@ -20,6 +20,31 @@ def workbench(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProce
     return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
+def changed(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command after some lines of Python, in a session of its own."""
+    command = [sys.executable, "-c", f"{code}\nfrom workbench.cli.main import main\nmain()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, start_new_session=True)
+
+
+def signalled(number: int, after_points: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A search that gets a signal, with all its processes, the moment it has kept so many points."""
+    code = f"""
+import os
+from workbench.search.results import Results
+
+add = Results.add
+
+def add_and_signal(results, *rest):
+    row = add(results, *rest)
+    if len(results.rows) == {after_points}:
+        os.killpg(os.getpgrp(), {int(number)})
+    return row
+
+Results.add = add_and_signal
+"""
+    return changed(code, *arguments)
+
+
 def sweep(out: Path, *arguments: object) -> pd.DataFrame:
     """The results of a sweep of the sample's first requests."""
     done = workbench("sweep", SAMPLE, "--requests", 12, "--out", out, *arguments)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 import openai
 
 from backends.simulated.synthetic import content_key, synthetic_output
+from tests.patience import PATIENCE_S, until
 from workbench.serving.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "llama-3.1-8b"
-PATIENCE_S = 60.0
 _MAIN = "from workbench.cli.main import main; main()"
 
 
@@ -111,14 +110,6 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.wait()
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait for something that must come."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def answer(prompt: str | list[int], tokens: int, seed: int | None = None) -> str:

@@ -12,14 +12,28 @@ pytest.importorskip("transformers")
 
 import torch
 
+from backends.torch import operator_times
 from backends.torch.operator_times import timed_steps
 from backends.torch.workers import CpuWorker, RunnerOptions
 from tests.torch.tiny import VOCAB, make
 from workbench.run.operators import Shape, spread_ids, step_of
 
-DENSE = {"matrix:gate_up_proj", "matrix:down_proj", "act_fn"}
-ALWAYS = {"embedding", "matrix:qkv_proj", "matrix:o_proj", "layernorm", "rotary_emb", "kv_store", "attention",
-          "final_layernorm", "lm_head", "sampler", "step"}  # fmt: skip
+LAYERS = 3
+EVERY_LAYER = ("matrix:qkv_proj", "matrix:o_proj", "rotary_emb", "kv_store")
+ONCE = ("embedding", "final_layernorm", "lm_head", "sampler")
+DENSE = {"matrix:gate_up_proj": LAYERS, "matrix:down_proj": LAYERS, "act_fn": LAYERS}
+ALWAYS = {**dict.fromkeys(EVERY_LAYER, LAYERS), "layernorm": 2 * LAYERS, **dict.fromkeys(ONCE, 1)}
+
+
+class Ticks:
+    """A clock that is one second later whenever it is read: an operator takes as many seconds as it had calls."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self.now_s += 1
+        return self.now_s
 
 
 def worker(architecture: str, folder: Path, **changes: int) -> CpuWorker:
@@ -28,23 +42,24 @@ def worker(architecture: str, folder: Path, **changes: int) -> CpuWorker:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes", "names"),
+    ("architecture", "changes", "more"),
     [
-        ("LlamaForCausalLM", {}, ALWAYS | DENSE),
-        ("Qwen3ForCausalLM", {"head_dim": 16}, ALWAYS | DENSE | {"qk_norm"}),
-        ("MixtralForCausalLM", {"num_local_experts": 4}, ALWAYS | {"experts"}),
+        ("LlamaForCausalLM", {}, DENSE),
+        ("Qwen3ForCausalLM", {"head_dim": 16}, DENSE | {"qk_norm": 2 * LAYERS}),
+        ("MixtralForCausalLM", {"num_local_experts": 4}, {"experts": LAYERS}),
     ],
 )
-def test_every_operator_of_a_step_is_timed_under_its_name(architecture, changes, names, tmp_path):
+def test_every_call_of_an_operator_is_timed_once_under_its_name(architecture, changes, more, tmp_path, monkeypatch):
     ranks = worker(architecture, tmp_path, **changes)
+    monkeypatch.setattr(operator_times, "time", Ticks())
     with timed_steps(ranks.runner) as run:
         for shape in (Shape(decodes=3, context=9), Shape(6, 8), Shape(6, 0, 2, 9)):
             seconds = run(step_of(shape, 4, VOCAB), spread_ids(shape.decodes, VOCAB).astype(np.int64))
-            assert set(seconds) == names
+            kinds = bool(shape.prompt) + bool(shape.decodes)  # prompts and decodes attend in calls of their own
             step = seconds.pop("step")
-            assert all(value > 0 for value in seconds.values())
-            # The rest is what lies between: the larger part of a step is in its operators even in a model of this size.
-            assert 0.3 * step < sum(seconds.values()) <= step
+            assert seconds == ALWAYS | more | {"attention": kinds * LAYERS}
+            # Two readings a call and the last one: no call lies within another, which would count its time twice.
+            assert step == 2 * sum(seconds.values()) + 1
     ranks.close()
 
 
