@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reports.first_arrival import first_arrival_s
+from reports.labels import Unit, written
 from reports.load import trace_of
 from reports.record import RunRecord
+
+_WORTH_SAYING_S = 1.0
+"""A page whose times differ by less from the record's confuses nobody."""
 
 
 def caveats(records: Mapping[str, RunRecord]) -> list[str]:
     """Everything that makes a comparison of `records` less than fair or less than complete."""
-    return [*_work(records), *_worlds(records), *_holes(records)]
+    return [*_work(records), *_worlds(records), *_clocks(records), *_holes(records)]
 
 
 def _work(records: Mapping[str, RunRecord]) -> list[str]:
@@ -52,6 +57,15 @@ def _worlds(records: Mapping[str, RunRecord]) -> list[str]:
         lines.append(f"{name} ran on real hardware{took}: its times are measured.")
     if len(real) < len(records):
         lines.append(f"The others are simulated: {', '.join(name for name in records if name not in real)}.")
+    return lines
+
+
+def _clocks(records: Mapping[str, RunRecord]) -> list[str]:
+    lines = []
+    for name, record in records.items():
+        if (first_s := first_arrival_s(record)) >= _WORTH_SAYING_S:
+            shown = written([first_s], Unit.SECONDS)[0]
+            lines.append(f"{name}'s clock stood at {shown} when its first request came: times here count from there.")
     return lines
 
 

@@ -121,8 +121,9 @@ def _quoted(texts: pyarrow.Array) -> pyarrow.Array:
     return compute.if_else(special, compute.binary_join_element_wise(quote, doubled, quote, nothing), texts)
 
 
-_MOST = {Kind.TIME: 4_000_000_000, Kind.NUMBER: 1 << 53, Kind.INT: 1 << 53}
-"""Nanoseconds and differences of them fit 64 bits, until 2096 if they are since 1970. Whole numbers are exact as floats."""
+_MOST = {Kind.TIME: 4_000_000_000, Kind.NUMBER: 1 << 53, Kind.INT: 1 << 51}
+"""Nanoseconds and differences of them fit 64 bits, until 2096 if they are since 1970. Whole numbers and differences of them
+are exact as floats, in the page's scripts, too."""
 
 
 def read_columns(path: Path, kinds: Mapping[str, Kind], optional: frozenset[str] = frozenset()) -> dict[str, Any]:

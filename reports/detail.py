@@ -1,6 +1,7 @@
 """The timeline of a run as the page holds it: every iteration where they fit, else stretches of them and bins of the whole.
 
-Times are whole ticks (a nanosecond, or a tenth of a microsecond where that is needed to make it fit). Columns are stored
+Times are whole ticks: a nanosecond, or a tenth of a microsecond where that is needed to make it fit, or what a very long run
+leaves. Columns are stored
 as what is left when the obvious is taken away: the CPU begins where it stopped, a batch starts where the one before ended,
 a decode step is as long as the last. timeline.js adds it up again; `tests/reports/test_detail.py` holds the two together.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from reports.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.intervals import covered, union
 from reports.metrics import run_window
-from reports.packed import differences, packed, text_of
+from reports.packed import differences, packed, text_of, tick_s_of
 from reports.record import RunRecord
 from reports.schema import MODES, RETRACTED
 from reports.time_use import CAUSES, NONE, idle_pieces
@@ -59,7 +60,8 @@ def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: 
     instance = _aligned(record, number, window)
     everything = np.arange(len(instance.process_s))
     bytes_a_row = 1.0
-    for tick_s in TICKS_S:
+    ticks_s = [tick_s_of(max(abs(window.begin_s), abs(window.end_s)), tick_s) for tick_s in TICKS_S]
+    for tick_s in ticks_s:
         # Packing all of a long run takes a second: a part of it tells whether it is worth it.
         part = everything[: max(len(everything) // 50, 2000)]
         bytes_a_row = len(_encoded(record, instance, part, tick_s)["data"]) / max(len(part), 1)
@@ -72,7 +74,7 @@ def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: 
     bins = _bins(record, number, window)
     room = max(budget_bytes - len(bins), budget_bytes // 4)
     chosen = _stretches(record, instance, int(room / bytes_a_row * 0.9))
-    return {"instance": number, "whole": False, **_encoded(record, instance, chosen, TICKS_S[-1]),
+    return {"instance": number, "whole": False, **_encoded(record, instance, chosen, ticks_s[-1]),
             "bins": BINS, "shares": bins, "of": len(everything)}  # fmt: skip
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reports.errors import RecordError
+from reports.first_arrival import from_first_arrival
 from reports.out_folder import partial_folder
 from reports.schema import MODES
 from reports.series import latency_cdfs, over_time
@@ -61,6 +63,7 @@ def write_figures(report: Report, folder: str | Path, file_format: str) -> list[
         "time_use": time_use_figure,
         "timeline": timeline_figure,
     }
+    report = replace(report, records={name: from_first_arrival(record) for name, record in report.records.items()})
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from reports.compare import Comparison
 from reports.compare_section import section
 from reports.detail import timeline_detail
 from reports.errors import RecordError
+from reports.first_arrival import from_first_arrival
 from reports.html_file import asset, embedded, rendered
 from reports.labels import Summaries, Unit, best_of, difference, percent, shown_metrics, values_of, written
 from reports.load import trace_of
@@ -158,7 +159,7 @@ def page_html(report: Report, title: str, command: str = "", comparison: Compari
 
 
 def _rendered(report: Report, title: str, command: str, comparison: Comparison | None, timeline_bytes: int) -> str:
-    records = report.records
+    records = {name: from_first_arrival(record) for name, record in report.records.items()}
     # Half of the timelines' time is packing, which another core can do.
     with ThreadPoolExecutor(1) as other:
         packing = other.submit(_timelines, records, timeline_bytes // len(records))
@@ -183,7 +184,7 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         runs=list(records),
         baseline=report.baseline,
         facts=_facts(records),
-        caveats=caveats(records),
+        caveats=caveats(report.records),
         headlines=headlines(report.summaries, report.baseline),
         outcome=outcome(report.summaries),
         reasons=reasons(report.summaries, report.uses),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reports.host_lane import first_stage_rows, results_s
-from reports.packed import differences, packed, packed_text
+from reports.metrics import run_span
+from reports.packed import differences, packed, packed_text, tick_s_of
 from reports.record import RunRecord
 from reports.schema import CHUNK
 
@@ -26,11 +27,13 @@ def request_details(records: Mapping[str, RunRecord], budget_bytes: int) -> dict
     wanted = min(MOST_REQUESTS, max(200, budget_bytes // (BYTES_A_REQUEST * len(records))))
     ids, total = _chosen(records, wanted)
     place = {request_id: number for number, request_id in enumerate(ids)}
+    spans = [span for record in records.values() if (span := run_span(record)) is not None]
+    tick_s = tick_s_of(max((abs(moment_s) for span in spans for moment_s in span), default=0.0), TICK_S)
     return {
-        "tick_s": TICK_S,
+        "tick_s": tick_s,
         "total": total,
         "ids": packed_text(ids),
-        "runs": {name: _of_run(record, place) for name, record in records.items()},
+        "runs": {name: _of_run(record, place, tick_s) for name, record in records.items()},
     }
 
 
@@ -66,12 +69,12 @@ def _chosen(records: Mapping[str, RunRecord], wanted: int) -> tuple[list[str], i
     return [request_id for request_id in rest if request_id in order], len(everyone)
 
 
-def _of_run(record: RunRecord, place: Mapping[str, int]) -> dict[str, Any]:
+def _of_run(record: RunRecord, place: Mapping[str, int], tick_s: float) -> dict[str, Any]:
     column = record.requests
     rows = np.array([row for row, request_id in enumerate(column["request_id"]) if request_id in place], dtype=np.int64)
     number = np.array([place[column["request_id"][row]] for row in rows.tolist()], dtype=np.int64)
     rows, number = rows[np.argsort(number, kind="stable")], np.sort(number)
-    ticks = {name: _ticks(column[name][rows]) for name in _MOMENTS}
+    ticks = {name: _ticks(column[name][rows], tick_s) for name in _MOMENTS}
     statuses = list(dict.fromkeys(column["status"]))
     table: dict[str, np.ndarray] = {"number": differences(number), "arrival_s": differences(ticks["arrival_s"])}
     for name in _MOMENTS[1:]:
@@ -81,17 +84,23 @@ def _of_run(record: RunRecord, place: Mapping[str, int]) -> dict[str, Any]:
         table[name] = column[name][rows]
     table["status"] = np.array([statuses.index(column["status"][row]) for row in rows.tolist()], dtype=np.int64)
     arrival_of = dict(zip(number.tolist(), ticks["arrival_s"].tolist(), strict=True))
-    return {"statuses": statuses, "requests": packed(table), "events": packed(_events(record, place, arrival_of))}
+    return {
+        "statuses": statuses,
+        "requests": packed(table),
+        "events": packed(_events(record, place, arrival_of, tick_s)),
+    }
 
 
 _MOMENTS = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
 
 
-def _ticks(seconds: np.ndarray) -> np.ndarray:
-    return np.rint(np.nan_to_num(seconds) / TICK_S).astype(np.int64)
+def _ticks(seconds: np.ndarray, tick_s: float) -> np.ndarray:
+    return np.rint(np.nan_to_num(seconds) / tick_s).astype(np.int64)
 
 
-def _events(record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int]) -> dict[str, np.ndarray]:
+def _events(
+    record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int, int], tick_s: float
+) -> dict[str, np.ndarray]:
     """`number`, `begin` (ticks since the arrival) and `lasts` of each chunk; a retraction begins when it was decided."""
     column, events = record.iterations, record.events
     shown = np.array([place.get(request_id) in arrival_of for request_id in events["request_id"]], dtype=bool)
@@ -105,7 +114,9 @@ def _events(record: RunRecord, place: Mapping[str, int], arrival_of: Mapping[int
         there[there] = column["iteration"][rows[at[there]]] == events["iteration"][of[there]]
         of, rows = of[there], rows[at[there]]
         decided_s = (column["launch_s"] - column["launch_host_s"])[rows]
-        moments = (_ticks(each).tolist() for each in (column["start_s"][rows], results_s(column, rows), decided_s))
+        moments = (
+            _ticks(each, tick_s).tolist() for each in (column["start_s"][rows], results_s(column, rows), decided_s)
+        )
         for event, start, end, decided in zip(of.tolist(), *moments, strict=True):
             number = place[events["request_id"][event]]
             chunk = events["event"][event] == CHUNK
@@ -133,7 +144,7 @@ def request_parts(record: RunRecord) -> list[list[Part]]:
     """
     column, iterations = record.requests, record.iterations
     place = {request_id: row for row, request_id in enumerate(column["request_id"])}
-    everything = _events(record, place, dict.fromkeys(range(len(place)), 0))
+    everything = _events(record, place, dict.fromkeys(range(len(place)), 0), TICK_S)
     events: dict[int, list[tuple[float, float, int, bool]]] = {}
     rows = np.cumsum(everything["number"]).tolist()
     for row, begin, lasts, tokens, lost in zip(

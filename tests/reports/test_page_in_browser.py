@@ -17,6 +17,7 @@ from reports.record import RunRecord
 from tests.reports.records import record_of, toy_run
 from tests.reports.simulated import LOOPS, SHARED, simulate
 from tests.reports.test_metrics import by_pandas
+from tests.reports.test_spans import two_requests
 
 COLOURS = """() => [...document.querySelectorAll("canvas")].map((canvas) => {
     const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -330,3 +331,14 @@ def test_pages_of_slices_of_real_traces_are_drawn(tmp_path: Path, open_page: Any
     page = open_page(out / "report.html")
     assert min(page.evaluate(COLOURS)) > 3
     assert page.locator("#waterfall li").count() == 14
+
+
+@pytest.mark.parametrize("apart_s", [1e-6, 40 * 86400.0, 3.9e9])
+def test_a_run_of_any_span_is_drawn(tmp_path: Path, open_page: Any, apart_s: float) -> None:
+    takes_s = min(0.5, apart_s / 2)
+    write_report({"long": two_requests(0.0, apart_s, takes_s)}, tmp_path / "page.html", "title", "")
+    page = open_page(tmp_path / "page.html")
+    rows = page.evaluate("() => [...document.querySelectorAll('#waterfall li')].map((row) => row.dataset.e2e)")
+    assert [float(row) for row in rows] == pytest.approx([takes_s] * 2, abs=2e-6)
+    assert page.evaluate("() => WB.timeline.view.span") == pytest.approx(apart_s + takes_s, rel=1e-9)
+    assert "NaN" not in page.locator("body").inner_text()

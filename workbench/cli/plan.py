@@ -131,7 +131,7 @@ def _report(candidates: list[Candidate], limits: list[Limit], load: Load, shared
         console.print(_table(candidates, limits, load, names, currency))
     for line in answer(candidates, limits, load, currency):
         console.print(line, highlight=False)
-    for note in found["notes"]:
+    for note in (*found["notes"], *found["trace"]["notes"]):
         console.print(f"note: {note}", highlight=False, style="dim")
     if page is not None:
         console.print(f"report: {page}", highlight=False, soft_wrap=True)

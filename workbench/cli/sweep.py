@@ -156,6 +156,7 @@ def _report(results: Results, shared: Shared, space: list[Dimension], objectives
             best[objective.metric] = _brief(ranked[0], names, objectives) if ranked else None
         front_rows = [_brief(row, names, objectives) for row in front]
         print(json.dumps({"points": counts, "best": best, "pareto": front_rows,
+                          "notes": results.manifest["trace"]["notes"],
                           "results": str(results.folder / RESULTS), "report": str(page)}, indent=2))  # fmt: skip
         return
     from rich.console import Console
@@ -166,6 +167,8 @@ def _report(results: Results, shared: Shared, space: list[Dimension], objectives
     console.print(f"{len(results.rows)} points: {told}", highlight=False)
     for status, reason in _first_reasons(results.rows):
         console.print(f"{status}: {reason}", highlight=False, style="dim", soft_wrap=True)
+    for note in results.manifest["trace"]["notes"]:
+        console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"results: {results.folder / RESULTS}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

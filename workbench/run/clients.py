@@ -36,7 +36,8 @@ class Clients:
         self._stream: Iterator[TraceRequest] = iter(trace)
         self._ahead: TraceRequest | None = None
         self.fault: Exception | None = None
-        """What reading the trace ran into. Kept for the run to raise: SimPy would rebuild it from its text."""
+        """What reading the trace or delivering a request of it ran into. Kept for the run to raise: SimPy would rebuild it
+        from its text."""
         if concurrency is None:
             env.process(self._replay())
         else:
@@ -62,7 +63,7 @@ class Clients:
             self._start_next()
 
     def _replay(self) -> Generator[simpy.Event, None, None]:
-        while (request := self._read()) is not None:
+        while self.fault is None and (request := self._read()) is not None:
             if request.arrival_s is None:
                 self._later_turn(request)
                 continue
@@ -81,7 +82,10 @@ class Clients:
         if request.session_id is not None:
             self._session_of[request.request_id] = request.session_id
             self._sessions.setdefault(request.session_id, _Session()).running = True
-        self._deliver(request, arrival_s)
+        try:
+            self._deliver(request, arrival_s)
+        except ValueError as error:  # token ids, too, are read only now
+            self.fault = self.fault or error
 
     def _later_turn(self, request: TraceRequest) -> None:
         session = self._sessions[request.session_id or ""]

@@ -76,7 +76,6 @@ class Observer:
         self.interrupted = False
         self.progress = progress
         self._trace, self._vocab_of = trace, vocab_of
-        self._fault: Exception | None = None
         self._began_s = time.monotonic()
         self.client = CompletionsClient(settings.url, settings.model, self.now_s, api_key=api_key, text_of=text_of)
         self._clock = Clock()
@@ -111,8 +110,8 @@ class Observer:
         while not self.interrupted:
             self._wake.clear()
             self._clock.advance_to(self.now_s())
-            if (fault := clients.fault or self._fault) is not None:
-                raise fault
+            if clients.fault is not None:
+                raise clients.fault
             if self._finished == 0 and self._failed >= HOPELESS:
                 break
             if not self._tasks and self._clock.peek() == float("inf"):
@@ -142,11 +141,7 @@ class Observer:
         self._wake.set()
 
     def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
-        try:
-            prompt = self._prompt(request)
-        except ValueError as error:
-            self._fault = error  # for the run to raise: SimPy would rebuild it from its text
-            return
+        prompt = self._prompt(request)
         late_s = self.now_s() - arrival_s
         row = _Row(request, arrival_s, len(prompt), late_s, Answer(arrival_s))
         self.rows.append(row)
