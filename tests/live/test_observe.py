@@ -130,6 +130,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
         server.kill()
     assert process.returncode == 130
     assert f"interrupted: what was observed is in {out}" in said
+    assert said.count("waiting: the next request comes in 1") == 1
     record = read_record(out)
     assert record.meta["interrupted"] is True
     assert record.requests["status"] == ["finished"] * 3

@@ -108,6 +108,8 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from workbench.cli.waits import SaidWaits
+
     columns = (
         SpinnerColumn(), TextColumn("observing"), TextColumn("{task.fields[time]:,.1f} s"),
         TextColumn("{task.fields[sent]:,} sent"), TextColumn("{task.fields[ended]:,} ended"),
@@ -121,6 +123,7 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
             bar.update(task, time=seconds, sent=sent, ended=ended, failed=failed)
 
         observer.progress = update
+        observer.waiting = SaidWaits()
         run(observer)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli import options
+
+if TYPE_CHECKING:
+    from reports.record import RunRecord
+    from traces import Trace
+    from workbench.run.settings import RunSettings
 
 
 def replay(
@@ -83,9 +88,8 @@ def replay(
 
 def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, format: str,
          tokenizer: Path | None, backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
-    from functools import partial
-
     from workbench.cli.runs import open_reshaped, run_and_report
+    from workbench.cli.waits import SaidWaits
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
@@ -101,5 +105,8 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     except ModuleNotFoundError as error:
         raise ConfigError(f"a real run needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
     trace = open_reshaped(path, format, tokenizer, settings)
-    run_one = partial(replay_loop, device=device, load_format=load_format)
+
+    def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
+        return replay_loop(settings, loop, trace, device=device, load_format=load_format, waiting=SaidWaits(), **more)
+
     run_and_report(trace, settings, out, force, as_json, decisions, run_one, "replayed")

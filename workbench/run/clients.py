@@ -12,6 +12,8 @@ from traces import TraceRequest
 
 Deliver = Callable[[TraceRequest, float], None]
 """Takes a request and its arrival time."""
+Waiting = Callable[[float, float], None]
+"""Called again and again while nothing runs, with the moment at which the next request comes and the present one."""
 
 
 @dataclass

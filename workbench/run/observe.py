@@ -25,7 +25,7 @@ from reports.record import RunRecord
 from reports.schema import ABORTED, FINISHED, REJECTED
 from traces import Trace, TraceRequest
 from traces.content import TokenIds
-from workbench.run.clients import Clients
+from workbench.run.clients import Clients, Waiting
 from workbench.run.openai_client import Answer, CompletionsClient, ServerRefused
 
 PROGRESS_EVERY_S = 0.1
@@ -75,6 +75,7 @@ class Observer:
         self.rows: list[_Row] = []
         self.interrupted = False
         self.progress = progress
+        self.waiting: Waiting | None = None
         self._trace, self._vocab_of = trace, vocab_of
         self._began_s = time.monotonic()
         self.client = CompletionsClient(settings.url, settings.model, self.now_s, api_key=api_key, text_of=text_of)
@@ -114,12 +115,16 @@ class Observer:
                 raise clients.fault
             if self._finished == 0 and self._failed >= HOPELESS:
                 break
-            if not self._tasks and self._clock.peek() == float("inf"):
-                break
+            due_next_s = self._clock.peek()
+            if not self._tasks:
+                if due_next_s == float("inf"):
+                    break
+                if self.waiting is not None:
+                    self.waiting(due_next_s, self.now_s())
             if self.progress is not None and self.now_s() >= due_s:
                 self.progress(self.now_s(), len(self.rows), self._ended, self._failed, self._pieces)
                 due_s = self.now_s() + PROGRESS_EVERY_S
-            wait_s = min(max(self._clock.peek() - self.now_s(), 0.0), PROGRESS_EVERY_S)
+            wait_s = min(max(due_next_s - self.now_s(), 0.0), PROGRESS_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
         if not self._finished and not self.interrupted:

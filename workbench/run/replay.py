@@ -22,7 +22,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
-from workbench.run.clients import Clients
+from workbench.run.clients import Clients, Waiting
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
@@ -49,9 +49,9 @@ class ReplayInbox(SimulatedInbox):
     """Delivers what simulated clients send, when the real clock gets there."""
 
     def __init__(self, clock: Clock, now_s: Callable[[], float], on_drain: Callable[[list[object]], None],
-                 interrupt: Interrupt) -> None:  # fmt: skip
+                 interrupt: Interrupt, on_wait: Waiting) -> None:  # fmt: skip
         super().__init__(clock, on_drain)
-        self._now_s, self._interrupt = now_s, interrupt
+        self._now_s, self._interrupt, self._on_wait = now_s, interrupt, on_wait
 
     def drain(self) -> list[object]:
         self._clock.advance_to(self._now_s())
@@ -66,6 +66,7 @@ class ReplayInbox(SimulatedInbox):
             if due_s == float("inf"):
                 raise ReplayOver
             while (early_s := due_s - self._now_s()) > 0:
+                self._on_wait(due_s, due_s - early_s)
                 time.sleep(min(early_s, LONGEST_NAP_S))
                 self._interrupt.check()
             self._clock.advance_to(self._now_s())
@@ -110,6 +111,10 @@ class _Outbox(RecordingOutbox):
 
     def send(self, result: StepResult, forward: object | None = None) -> None:
         super().send(result, forward)
+        self.show()
+
+    def show(self) -> None:
+        """Show how far the run is, if it is time to."""
         recorder = self._recorder
         now = recorder.now_s()
         if self.progress is not None and now >= self.due_s:
@@ -118,8 +123,8 @@ class _Outbox(RecordingOutbox):
 
 
 def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, load_format: str, trace_sha256: str,
-                command: str, progress: Progress | None = None,
-                decisions: Path | None = None) -> RunRecord:  # fmt: skip
+                command: str, progress: Progress | None = None, decisions: Path | None = None,
+                waiting: Waiting | None = None) -> RunRecord:  # fmt: skip
     """Run a trace on a real runner under one loop and return its record; ``meta['interrupted']`` tells whether it was
     stopped early.
 
@@ -132,22 +137,24 @@ def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, 
         backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
     try:
         if decisions is None:
-            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress)
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, None, waiting)
         with decisions.open("w", encoding="utf-8") as file:
-            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, file)
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, file, waiting)
     finally:
         backend.close()
 
 
 def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
-              device: str, progress: Progress | None = None, decisions: IO[str] | None = None) -> RunRecord:  # fmt: skip
+              device: str, progress: Progress | None = None, decisions: IO[str] | None = None,
+              waiting: Waiting | None = None) -> RunRecord:  # fmt: skip
     """Run a trace on a backend that is at rest; it can run another one afterwards, unless it was interrupted."""
     with noted_interrupts() as interrupt:
-        return _replay(backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, interrupt)
+        return _replay(backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, waiting,
+                       interrupt)  # fmt: skip
 
 
 def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
-            device: str, progress: Progress | None, decisions: IO[str] | None,
+            device: str, progress: Progress | None, decisions: IO[str] | None, waiting: Waiting | None,
             interrupt: Interrupt) -> RunRecord:  # fmt: skip
     recorder = Recorder(backend.now_s)
     backend.log_to(recorder.iterations.append)
@@ -156,7 +163,13 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
     rows = config.max_running_per_slot * config.slots
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
-    inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt)
+
+    def wait(due_s: float, now_s: float) -> None:
+        outbox.show()
+        if waiting is not None:
+            waiting(due_s, now_s)
+
+    inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt, wait)
 
     def deliver(request: TraceRequest, arrival_s: float) -> None:
         prompt = request.prompt_tokens(backend.vocab, settings.seed)
