@@ -8,6 +8,7 @@ clock: ``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, i
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,19 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     whole = np.zeros(len(rows), np.int64)
     version = meta.get("vllm_version")
     kwargs = meta.get("engine_kwargs") or {}
+    settings = {**settings_of(kwargs, version), **_kv_cache(meta)}
     described = {
         "name": name or folder.name,
         "latency_from": "queued",
         "trace": {"name": str(meta.get("dataset_path", "unknown")), "sha256": str(meta.get("dataset_hash", "")),
-                  "notes": []},
+                  "format": "llmservingsim", "notes": []},
         "model": str(meta.get("model", "unknown")),
-        "hardware": {"gpu": str(meta.get("hardware", "unknown")), "simulated": False},
-        "settings": {**settings_of(kwargs, version), **_kv_cache(meta), "engine_kwargs": kwargs},
+        "hardware": {"gpu": str(meta.get("hardware", "unknown")), "simulated": False,
+                     "gpus": math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp"))},
+        "settings": {**settings, "engine_kwargs": kwargs},
         "versions": {"vllm": version} if version else {},
         "interrupted": False,
-        "totals": {"requests": len(rows)},
+        "totals": {"requests": len(rows), "ended": len(rows), "iterations": 0},
     }  # fmt: skip
     columns: dict[str, Any] = {
         "request_id": [str(row.get("request_id", f"r{i + 1}")) for i, row in enumerate(rows)],
@@ -109,6 +112,10 @@ def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict
     if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8"):
         settings["kv_dtype"] = "fp8"
     return settings
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ from reports.schema import (
 
 __all__ = ["IterationLog", "RecordError", "RunRecord", "prepare_out", "read_record", "write_record"]
 
+EARLIER_NAME = "llm-workbench"
+"""What records of real runs once called the workbench in their versions."""
 _DECIMALS = 9  # nanoseconds
 
 
@@ -223,6 +225,9 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     version = meta.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise RecordError(f"{path}: format version {version}, this workbench reads {FORMAT_VERSION}")
+    versions = meta.get("versions")
+    if isinstance(versions, dict) and EARLIER_NAME in versions:
+        versions.setdefault("workbench", versions.pop(EARLIER_NAME))
     return meta
 
 

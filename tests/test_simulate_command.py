@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.record import RecordError, read_record
+from reports.record import RecordError, read_meta, read_record
+from tests.meta_form import check_meta
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
@@ -41,7 +42,8 @@ def test_three_loops_on_the_same_gpus_leave_records_and_a_page(tmp_path):
         assert metrics["requests_finished"] == 60
         for file in (*RECORD, "meta.json", "decisions.jsonl"):
             assert (tmp_path / "o" / loop / file).stat().st_size > 0
-        meta = json.loads((tmp_path / "o" / loop / "meta.json").read_text())
+        meta = read_meta(tmp_path / "o" / loop)
+        check_meta(meta)
         assert meta["hardware"]["gpus"] == 2
     assert numbers["overlap"]["tpot_mean_s"] < numbers["normal"]["tpot_mean_s"]
     assert numbers["overlap"]["cpu_exposed_share"] < numbers["normal"]["cpu_exposed_share"]

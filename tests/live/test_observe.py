@@ -21,6 +21,7 @@ pytest.importorskip("httpx2")
 
 from reports.compare import compare
 from reports.record import RunRecord, read_record
+from tests.meta_form import check_meta
 from tests.serving.server import _MAIN, MODEL, Server, environment, until
 from workbench.cli.app import app
 
@@ -54,7 +55,10 @@ def seen(tmp_path: Path, lines: list[dict[str, Any]], *flags: str) -> tuple[RunR
         server.stop()
     finally:
         server.kill()
-    return read_record(tmp_path / "server" / "overlap"), read_record(out)
+    records = read_record(tmp_path / "server" / "overlap"), read_record(out)
+    for record in records:
+        check_meta(record.meta)
+    return records
 
 
 def test_an_open_loop_sees_what_the_server_did(tmp_path):

@@ -17,6 +17,8 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from reports.record import read_meta
+from tests.meta_form import check_meta
 
 ROOT = Path(__file__).parents[2]
 CLI = [sys.executable, "-c", "from workbench.cli.main import main; main()"]
@@ -52,7 +54,8 @@ def test_a_trace_is_replayed_in_real_time_and_leaves_records_and_a_report(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "o/report.html").is_file()
     for loop in ("normal", "overlap"):
-        meta = json.loads((tmp_path / "o" / loop / "meta.json").read_text())
+        meta = read_meta(tmp_path / "o" / loop)
+        check_meta(meta)
         assert meta["hardware"]["simulated"] is False and meta["settings"]["backend"] == "cpu"
         assert (tmp_path / "o" / loop / "decisions.jsonl").read_text().count("\n") == meta["totals"]["iterations"]
         table = pd.read_csv(tmp_path / "o" / loop / "requests.csv").set_index("request_id")

@@ -15,6 +15,7 @@ from reports.errors import RecordError
 from reports.measured import read_measured, settings_of
 from reports.record import RunRecord, read_record, write_record
 from tests.cost.test_profile import ROOT, workbench
+from tests.meta_form import check_meta
 from tests.reports.records import record_of, request_row
 
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
@@ -162,6 +163,8 @@ def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_pat
     done = workbench("import", measured(tmp_path / "m"), "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     record = read_record(tmp_path / "r")
+    check_meta(record.meta, imported=True)
+    assert record.meta["hardware"]["gpus"] == 4
     assert record.requests["first_token_s"].tolist() == [0.5, 2.5]
     assert record.requests["queued_s"].tolist() == [0.0, 2.0]
     # The second needed 0.1 s longer from the client to the engine than the first.

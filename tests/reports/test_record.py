@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reports.csv_text import read_columns, write_columns
 from reports.labels import METRICS
 from reports.page import write_report
-from reports.record import IterationLog, RecordError, RunRecord, prepare_out, read_record, write_record
+from reports.record import IterationLog, RecordError, RunRecord, prepare_out, read_meta, read_record, write_record
 from reports.schema import EVENT_COLUMNS, ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 
@@ -44,6 +44,13 @@ def test_a_record_comes_back_as_it_was_written(tmp_path: Path, loop: str) -> Non
     record = toy_run(loop, number=30, pp=2 if loop == "pipeline" else 1)
     write_record(record, tmp_path / loop)
     assert equal(read_record(tmp_path / loop), record)
+
+
+def test_an_old_record_names_the_workbench_as_a_new_one_does(tmp_path: Path) -> None:
+    old = toy_run(number=3)
+    old.meta["versions"] = {"llm-workbench": "0.1.0", "python": "3.11.2"}
+    write_record(old, tmp_path / "old")
+    assert read_meta(tmp_path / "old")["versions"] == {"workbench": "0.1.0", "python": "3.11.2"}
 
 
 def test_the_same_record_gives_the_same_bytes(tmp_path: Path) -> None:

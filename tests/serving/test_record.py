@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.record import read_record
+from tests.meta_form import check_meta
 from tests.serving.server import MODEL, Server, answer
 from traces import open_trace
 from workbench.cli.app import app
@@ -65,6 +66,7 @@ def recorded(request, tmp_path_factory):
 def test_the_run_record_has_every_request_and_its_times(recorded):
     _, folder = recorded
     record = read_record(folder / "overlap")
+    check_meta(record.meta)
     (note,) = record.meta["trace"]["notes"]
     assert note.startswith("settings changed after ") and note.endswith(" s: max_prefill_tokens 4096")
     requests = record.requests

@@ -20,8 +20,10 @@ def import_run(
     with one_line_errors():
         from reports.measured import read_measured
         from reports.record import prepare_out, write_record
+        from workbench.cli.runs import command_line
 
         record = read_measured(source, name)
+        record.meta["command"] = command_line()
         prepare_out(out, force)
         write_record(record, out)
         settings = {key: value for key, value in record.meta["settings"].items() if key != "engine_kwargs"}

@@ -12,6 +12,8 @@ from typing import Any
 from workbench.scheduler.config import ConfigError
 
 PRESETS = Path(__file__).parent / "engines.toml"
+GRAPH_KEYS = frozenset({"most", "mixed"})
+"""What `[NAME.graphs]` holds."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
-import importlib.metadata
-import platform
 import signal
 import time
 from collections import Counter
@@ -26,6 +23,7 @@ from reports.schema import ABORTED, FINISHED, REJECTED
 from traces import Trace, TraceRequest
 from traces.content import TokenIds
 from workbench.run.clients import Clients, Waiting
+from workbench.run.meta import run_meta, trace_meta
 from workbench.run.openai_client import Answer, CompletionsClient, ServerRefused
 
 PROGRESS_EVERY_S = 0.1
@@ -212,28 +210,23 @@ class Observer:
             "turn": np.array([row.request.turn for row in rows], np.int64),
         }
         gaps = np.concatenate([np.empty(0), *(np.diff(a.chunk_s) for a in answers)])
-        info, settings = self._trace.info, self.settings
+        settings = self.settings
         late = np.array([row.late_s for row in rows]) if rows else np.zeros(1)
-        meta = {
-            "name": "observed",
-            "observed": True,
-            "command": command,
-            "trace": {"name": info.name, "format": info.format, "sha256": trace_sha256,
-                      "notes": [*info.notes, *self._notes(rows, float(late.mean()))]},
-            "model": self.client.model,
-            "hardware": {"gpu": "unknown", "simulated": False, "url": self.client.url},
-            "settings": {**dataclasses.asdict(settings), "model": self.client.model, "dp": 1, "pp": 1,
-                         "ignore_eos": self.client.dialect.ignore_eos},
-            "versions": {name: importlib.metadata.version(name) for name in ("llm-workbench", "numpy", "httpx2")}
-            | {"python": platform.python_version()},
-            "interrupted": self.interrupted,
-            "totals": {
+        found = {"model": self.client.model, "dp": 1, "pp": 1, "ignore_eos": self.client.dialect.ignore_eos}
+        said = trace_meta(self._trace, trace_sha256)
+        meta = run_meta(
+            name="observed", command=command, model=self.client.model, gpu="unknown", gpus=None, simulated=False,
+            trace={**said, "notes": [*said["notes"], *self._notes(rows, float(late.mean()))]},
+            hardware={"url": self.client.url}, settings=settings, found=found, ran_on=("simpy", "httpx2"),
+            interrupted=self.interrupted,
+            totals={
                 "requests": len(rows), "ended": self._ended, "failed": self._failed, "iterations": 0,
                 "wall_s": round(self.now_s(), 6), "pieces": int(sum(len(a.chunk_s) for a in answers)),
                 "resent": sum(a.resent for a in answers), "late_mean_s": round(float(late.mean()), 6),
                 "late_max_s": round(float(late.max()), 6),
             },
-        }  # fmt: skip
+            observed=True,
+        )  # fmt: skip
         return RunRecord(meta, columns, _no_iterations(), (gaps, np.ones(len(gaps), np.int64)))
 
     def _notes(self, rows: list[_Row], late_s: float) -> list[str]:

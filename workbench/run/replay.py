@@ -5,9 +5,6 @@ Clients and router are those of a simulated run, on a clock that follows the rea
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +21,7 @@ from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.run.clients import Clients, Waiting
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
+from workbench.run.meta import run_meta, trace_meta
 from workbench.run.real import DTYPE_NAMES, device_name, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.run.settings import RunSettings, scheduler_config
@@ -208,23 +206,14 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
             raise clients.fault from None
     except Interrupted:
         finished = False
-    meta = {
-        "name": loop,
-        "command": command,
-        "trace": {"name": trace.info.name, "format": trace.info.format, "sha256": trace_sha256,
-                  "notes": list(trace.info.notes)},
-        "model": settings.model,
-        "hardware": {"gpu": device_name(device), "gpus": tp * pp, "simulated": False},
-        "settings": {
-            **dataclasses.asdict(settings), "loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None,
-            "dtype": DTYPE_NAMES[backend.dtype], "kv_tokens": config.kv_tokens, "max_context": config.max_context,
-            "backend": device,
-        },
-        "versions": {name: importlib.metadata.version(name) for name in ("llm-workbench", "numpy", "torch")}
-        | {"python": platform.python_version()},
-        "interrupted": not finished,
-        "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                   "wall_s": round(backend.now_s(), 6)},
-    }  # fmt: skip
+    meta = run_meta(
+        name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=settings.model, gpu=device_name(device),
+        gpus=tp * pp, simulated=False, settings=settings,
+        found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": DTYPE_NAMES[backend.dtype],
+               "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device},
+        ran_on=("simpy", "torch"), interrupted=not finished,
+        totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                "wall_s": round(backend.now_s(), 6)},
+    )  # fmt: skip
     return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
                      recorder.event_columns())  # fmt: skip

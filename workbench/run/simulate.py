@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ from traces.ahead import with_tokens
 from workbench.loops import LOOPS
 from workbench.run.clients import Clients
 from workbench.run.interrupts import Interrupt, noted_interrupts
+from workbench.run.meta import run_meta, trace_meta
 from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.run.router import Router
 from workbench.run.settings import Instance, RunSettings, resolve
@@ -186,25 +185,16 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
     recorder = world.recorder
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
-    meta = {
-        "name": loop,
-        "command": command,
-        "trace": {"name": trace.info.name, "format": trace.info.format, "sha256": trace_sha256,
-                  "notes": list(trace.info.notes)},
-        "model": instance.model.name,
-        "hardware": {"gpu": instance.gpu.name, "gpus": instance.tp * instance.pp * settings.dp, "simulated": True},
-        "settings": {
-            **dataclasses.asdict(settings), "loop": loop, "tp": instance.tp, "pp": instance.pp,
-            "kv_tokens": instance.scheduler.kv_tokens, "max_context": instance.scheduler.max_context,
-        },
-        "kv_budget": instance.kv_budget,
-        "host_model": {f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
-        "cost_notes": list(getattr(world.cost, "notes", ())),
-        "versions": {"workbench": importlib.metadata.version("llm-workbench"), "python": platform.python_version(),
-                     "numpy": np.__version__, "simpy": simpy.__version__},
-        "interrupted": not finished,
-        "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                   "simulated_s": round(world.env.now, 9)},
-    }  # fmt: skip
+    meta = run_meta(
+        name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=instance.model.name, gpu=instance.gpu.name,
+        gpus=instance.tp * instance.pp * settings.dp, simulated=True, settings=settings,
+        found={"loop": loop, "tp": instance.tp, "pp": instance.pp, "kv_tokens": instance.scheduler.kv_tokens,
+               "max_context": instance.scheduler.max_context},
+        ran_on=("simpy",), interrupted=not finished,
+        totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                "simulated_s": round(world.env.now, 9)},
+        kv_budget=instance.kv_budget, cost_notes=list(getattr(world.cost, "notes", ())),
+        host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
+    )  # fmt: skip
     return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
                      recorder.event_columns())  # fmt: skip

@@ -7,6 +7,9 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+ENTRIES = ("currency", "source", "gpu_hour")
+"""What a price table holds."""
+
 
 class PriceError(ValueError):
     """A price table that cannot be used, in one line that names the file and the entry."""
@@ -43,7 +46,7 @@ def read_prices(path: Path) -> Prices:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PriceError(f"{path}: {error}") from error
     for name in values:
-        if name not in ("currency", "source", "gpu_hour"):
+        if name not in ENTRIES:
             raise PriceError(f"{path}: {name}: no such entry; there are currency, source and the table gpu_hour")
     table = values.get("gpu_hour")
     if not isinstance(table, dict) or not table:

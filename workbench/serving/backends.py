@@ -40,6 +40,7 @@ class LiveBackend:
     name: str
     device: str
     gpus: int
+    model: str
     kv_budget: dict[str, Any]
     dtype: str
     """Of the weights, in our words."""
@@ -77,8 +78,8 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
-        instance.tp * instance.pp, instance.kv_budget, settings.run.dtype, backend.rested, ModelledGPU(),
-        lambda: None,
+        instance.tp * instance.pp, instance.model.name, instance.kv_budget, settings.run.dtype,
+        backend.rested, ModelledGPU(), lambda: None,
     )  # fmt: skip
 
 
@@ -107,6 +108,6 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     tp, pp = settings.run.layout(settings.loop)
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
-        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp, {},
-        DTYPE_NAMES[backend.dtype], backend.rested, backend, backend.close,
+        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp,
+        settings.run.model, {}, DTYPE_NAMES[backend.dtype], backend.rested, backend, backend.close,
     )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
-import platform
 import secrets
 import sys
 import time
@@ -22,6 +20,7 @@ from reports.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
 from traces.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
+from workbench.run.meta import run_meta
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
@@ -145,32 +144,26 @@ class LiveRecord:
     def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
         settings, built, recorder = self._settings, self._built, self._recorder
         simulated = built.name == "simulated"
-        packages = ("llm-workbench", "numpy") if simulated else ("llm-workbench", "numpy", "torch")
         live = {
             "backend": built.name, "time_scale": settings.time_scale,
             "simulated_output_tokens": settings.simulated_output_tokens, "max_queue": settings.max_queue,
             "record_content": settings.record_content,
         }  # fmt: skip
-        return {
-            "name": settings.loop,
-            "command": settings.command,
-            "trace": {"name": "live traffic", "format": "workbench", "notes": self._notes,
-                      "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
-            "model": settings.run.model,
-            "hardware": {"gpu": built.device, "gpus": built.gpus, "simulated": simulated},
-            "settings": {
-                **dataclasses.asdict(settings.run), **live, "loop": settings.loop,
-                "dtype": built.dtype, "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
+        return run_meta(
+            name=settings.loop, command=settings.command, model=built.model, gpu=built.device, gpus=built.gpus,
+            trace={"name": "live traffic", "format": "workbench", "notes": self._notes,
+                   "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
+            simulated=simulated, settings=settings.run,
+            found={
+                **live, "loop": settings.loop, "dtype": built.dtype, "kv_tokens": built.scheduler.kv_tokens,
+                "max_context": built.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
-            "kv_budget": built.kv_budget,
-            "versions": {name: importlib.metadata.version(name) for name in packages}
-            | {"python": platform.python_version()},
-            "interrupted": bool(recorder.by_id),
-            "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "totals": {"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                       "traced": requests, "wall_s": round(self.now_s(), 9)},
-        }  # fmt: skip
+            ran_on=() if simulated else ("torch",), interrupted=bool(recorder.by_id),
+            totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                    "traced": requests, "wall_s": round(self.now_s(), 9)},
+            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), kv_budget=built.kv_budget,
+        )  # fmt: skip
 
 
 class RequestTokens:

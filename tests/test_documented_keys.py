@@ -1,0 +1,56 @@
+"""Keys that a file or a page documents exist, and those that exist are documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+from backends.simulated.hardware import GPU
+from backends.simulated.host import HostModel
+from workbench.run.engines import GRAPH_KEYS, Engine
+from workbench.run.settings import RunSettings
+from workbench.search.prices import ENTRIES
+
+ROOT = Path(__file__).parents[1]
+ENGINES = ROOT / "workbench/run/engines.toml"
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def comments(path: Path) -> str:
+    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+
+
+def test_engines_toml_documents_the_keys_it_may_hold():
+    head = ENGINES.read_text().split("\n\n")[0]
+    listed = set(re.findall(r"^# (\w+) {2,}\w", head, re.M))
+    own = names(Engine) - {"name", "settings", "graphs", "host"}
+    assert listed == own
+    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS
+
+
+def test_engines_toml_holds_only_keys_that_are_read():
+    own = names(Engine) - {"name", "settings"}
+    for preset in tomllib.loads(ENGINES.read_text()).values():
+        assert set(preset) <= own | names(RunSettings)
+        assert set(preset.get("graphs", {})) <= GRAPH_KEYS
+        assert set(preset.get("host", {})) <= names(HostModel)
+
+
+def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():
+    path = ROOT / "backends/simulated/gpus.toml"
+    known = names(GPU) | {"reaches_like"}
+    assert set(re.findall(r"`(\w+)`", comments(path))) <= known
+    for wildcard in re.findall(r"\*(_\w+)", comments(path)):
+        assert any(name.endswith(wildcard) for name in known)
+    for gpu in tomllib.loads(path.read_text()).values():
+        assert set(gpu) <= known
+
+
+def test_the_example_of_prices_documents_and_holds_only_what_is_read():
+    path = ROOT / "docs/prices-example.toml"
+    assert set(re.findall(r"`(\w+)`", comments(path))) | set(tomllib.loads(path.read_text())) <= set(ENTRIES)
