@@ -6,17 +6,19 @@ import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traces import Trace
-from workbench.run.settings import RunSettings
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PACKAGE = "llm-workbench"
 """What the package index calls us."""
 
 
 def run_meta(*, name: str, command: str, trace: Mapping[str, Any], model: str, gpu: str, gpus: int | None,
-             simulated: bool, settings: RunSettings, found: Mapping[str, Any], ran_on: tuple[str, ...],
+             simulated: bool, settings: DataclassInstance, found: Mapping[str, Any], ran_on: tuple[str, ...],
              interrupted: bool, totals: Mapping[str, Any], hardware: Mapping[str, Any] | None = None,
              **more: Any) -> dict[str, Any]:  # fmt: skip
     """Meta of one run. ``found`` replaces settings by what was used in the end, and adds those of this kind of run;
