@@ -195,7 +195,9 @@ def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):
     trace.write_text(good + "\n" + good.replace("5", "-5") + "\n")
     done = workbench("simulate", trace, "--out", tmp_path / "o")
     assert done.returncode == 2
-    assert done.stderr == f"error: {trace}, line 2, input_length: '-5' is negative\n"
+    assert (
+        done.stderr == f"error: {trace}, line 2, input_length: '-5' is negative; --skip-bad-rows leaves such rows out\n"
+    )
     assert not (tmp_path / "o").exists()
 
 

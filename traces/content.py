@@ -77,6 +77,18 @@ def unique(key: str) -> Synthetic:
     return Synthetic(spans=((0, key),))
 
 
+def continued(content: Synthetic, end: int, input_length: int, request_id: str) -> Synthetic:
+    """A session's sequence, `end` tokens long so far, running on in the next turn; cut at `input_length` and going another
+    way if that is shorter."""
+    if input_length >= end:
+        return content if content.inherited else Synthetic(content.spans, content.blocks, inherited=True)
+    blocks = content.blocks
+    if blocks is not None:
+        blocks = Blocks(blocks.ids[: -(-input_length // blocks.size)], blocks.size, blocks.scope)
+    spans = (*(span for span in content.spans if span[0] < input_length), (input_length, request_id))
+    return Synthetic(spans, blocks, inherited=True)
+
+
 @lru_cache(maxsize=4096)
 def key_of(text: str) -> int:
     """A 64-bit key for a name, the same in every process."""

@@ -12,6 +12,9 @@ class TraceError(ValueError):
     left out.
     """
 
+    hint: str = ""
+    """The flag that would help; no part of the line."""
+
     def __init__(self, path: str | Path, line: int, field: str, message: str) -> None:
         # Its args are the constructor's: an exception is made again from them where it is pickled, and where a simulated
         # process hands it on.
@@ -20,6 +23,8 @@ class TraceError(ValueError):
         self.line = line
         self.field = field
         self.message = message
+        self.of_a_row = line > 0 or field.startswith("[")
+        """Whether the fault is that of one row, so that the others may be read without it."""
 
     def __str__(self) -> str:
         where = self.path + (f", line {self.line}" if self.line else "") + (f", {self.field}" if self.field else "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -18,6 +20,8 @@ MOST = 1 << 53
 """Whole numbers up to here are exact everywhere a record takes them."""
 MOST_TIME = 10**19
 """In a file's own unit: nanoseconds since 1970, until 2286."""
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?", re.ASCII)
+"""A number as CSV writers have it: 18, 18.0, +18, 1.8e1. Without thousands separators: 1,024 may be one or a thousand."""
 
 
 def parse_json(source: Source, line: int, text: bytes) -> dict[str, Any]:
@@ -28,28 +32,58 @@ def parse_json(source: Source, line: int, text: bytes) -> dict[str, Any]:
     try:
         record = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise source.error(line, "", f"not valid JSON: {fault}") from None
+        raise source.error(line, "", json_fault(text, fault)) from None
     if not isinstance(record, dict):
         raise source.error(line, "", "is not a JSON object")
     return record
 
 
+def json_fault(text: bytes, fault: Exception) -> str:
+    """What is wrong with bytes that are no JSON, in words for someone who did not write the parser."""
+    if isinstance(fault, UnicodeDecodeError) or "utf-8" in str(fault).lower():
+        return "is not UTF-8 text"
+    if "truncated" in str(fault):
+        return f"the JSON {'list' if text.startswith(b'[') else 'object'} has no end"
+    return f"not valid JSON: {fault}"
+
+
 def integer(source: Source, line: int, field: str, value: Any) -> int:
-    """A whole number; text, as CSV has it, is parsed.
+    """A whole number in any notation: 18, 18.0, 1.8e1, and as text, as CSV has it.
 
     Raises TraceError when it is missing or not a whole number.
     """
-    if value is MISSING or value is None or value == "":
-        raise source.error(line, field, "is missing")
-    try:
-        number = int(value) if type(value) in (int, str) else None
-    except ValueError:
-        number = None
+    if type(value) is int:
+        number: int | None = value
+    else:
+        if _is_missing(value):
+            raise source.error(line, field, "is missing")
+        number = _whole(value)
     if number is None:
         raise source.error(line, field, f"'{value}' is not an integer")
     if abs(number) > MOST:
         raise source.error(line, field, f"'{value}' is larger than any number here may be")
     return number
+
+
+def _is_missing(value: Any) -> bool:
+    return value is MISSING or value is None or (isinstance(value, str) and not value.strip())
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value stands for, or None. Far beyond 64 bits any number as large will do."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.isascii() and text.isdigit() and len(text) < 40:
+            return int(text)
+        if _NUMBER.fullmatch(text) is None:
+            return None
+        number = Decimal(text)
+        if number and number.adjusted() >= 40:
+            return 10**40
+        return int(number) if number == number.to_integral_value() else None
+    if type(value) is float and math.isfinite(value) and value == math.floor(value):
+        return int(value)
+    return None
 
 
 def length(source: Source, line: int, field: str, value: Any, most: int = MOST_TOKENS) -> int:
@@ -81,14 +115,7 @@ def seconds(source: Source, line: int, field: str, value: Any) -> float:
 
     Raises TraceError when it is not.
     """
-    if value is MISSING or value is None or value == "":
-        raise source.error(line, field, "is missing")
-    try:
-        number = float(value) if type(value) in (int, float, str) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise source.error(line, field, f"'{value}' is not a finite number")
+    number = decimal(source, line, field, value)
     if number < 0:
         raise source.error(line, field, f"'{value}' is negative")
     if number > MOST_TIME:
@@ -96,36 +123,75 @@ def seconds(source: Source, line: int, field: str, value: Any) -> float:
     return number
 
 
+def decimal(source: Source, line: int, field: str, value: Any) -> float:
+    """A finite number of either sign; text is parsed.
+
+    Raises TraceError when it is not.
+    """
+    if type(value) is float:
+        number = value
+    elif _is_missing(value):
+        raise source.error(line, field, "is missing")
+    elif type(value) is int:
+        number = float(value) if abs(value) < 1 << 1000 else math.inf
+    elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        number = float(value)
+    else:
+        number = math.nan
+    if not math.isfinite(number):
+        raise source.error(line, field, f"'{value}' is not a finite number")
+    return number
+
+
 def text(source: Source, line: int, field: str, value: Any) -> str:
-    """A string that is not empty; numbers used as names are turned into text.
+    """A string that is not empty; whole numbers used as names are turned into text, 18.0 as 18.
 
     Raises TraceError when it is missing or anything else.
     """
     if value is MISSING or value is None or value == "":
         raise source.error(line, field, "is missing")
-    if type(value) is int:
-        return str(value)
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        return value
+    number = value if type(value) is int else _whole(value)
+    if number is None:
         raise source.error(line, field, f"'{value}' is not text")
-    return value
+    return str(number)
 
 
 def id_array(source: Source, line: int, field: str, value: Any, dtype: type[np.signedinteger]) -> np.ndarray:
-    """A list of integers as an array: int32 token ids, which may not be negative, or int64 block ids.
+    """A list of whole numbers as an array: int32 token ids, which may not be negative, or int64 block ids.
 
-    Raises TraceError when it is missing, not a list of integers, or holds one that does not fit.
+    Raises TraceError when it is missing, not a list of whole numbers, or holds one that does not fit.
     """
     if value is MISSING or value is None:
         raise source.error(line, field, "is missing")
+    numbers = whole_numbers(source, line, field, value)
     try:
-        ids = np.array(msgspec.convert(value, list[int]), dtype=dtype)
-    except msgspec.ValidationError as fault:
-        raise source.error(line, field, f"is not a list of integers: {fault}") from None
+        if dtype is np.int64 and numbers and max(numbers) >= 1 << 63:  # Hashes are often unsigned: they stay different.
+            return np.array(numbers, dtype=np.uint64).astype(np.int64)
+        ids = np.array(numbers, dtype=dtype)
     except OverflowError:
         raise source.error(line, field, f"holds an id that does not fit {np.iinfo(dtype).bits} bits") from None
     if dtype is np.int32 and len(ids) and ids.min() < 0:
         raise source.error(line, field, f"'{ids.min()}' is negative")
     return ids
+
+
+def whole_numbers(source: Source, line: int, field: str, value: Any) -> list[int]:
+    """A list of whole numbers of any size, in any notation.
+
+    Raises TraceError when it is anything else.
+    """
+    try:
+        return msgspec.convert(value, list[int])
+    except msgspec.ValidationError as fault:
+        if not isinstance(value, list):
+            raise source.error(line, field, f"is not a list of integers: {fault}") from None
+    numbers = [item if type(item) is int else _whole(item) for item in value]
+    for place, number in enumerate(numbers):
+        if number is None:
+            raise source.error(line, field, f"is not a list of integers: '{value[place]}' at place {place}")
+    return numbers  # type: ignore[return-value]  # there is no None among them
 
 
 def runs(source: Source, line: int, field: str, value: Any) -> np.ndarray:
@@ -136,7 +202,7 @@ def runs(source: Source, line: int, field: str, value: Any) -> np.ndarray:
     if value is MISSING or value is None:
         raise source.error(line, field, "is missing")
     try:
-        pairs = np.array(msgspec.convert(value, list[tuple[int, int]]), dtype=np.int64).reshape(-1, 2)
+        pairs = np.array(_pairs(source, line, field, value), dtype=np.int64).reshape(-1, 2)
     except (msgspec.ValidationError, OverflowError) as fault:
         raise source.error(line, field, f"is not a list of [first, count] runs: {fault}") from None
     counts = pairs[:, 1]
@@ -146,3 +212,12 @@ def runs(source: Source, line: int, field: str, value: Any) -> np.ndarray:
         raise source.error(line, field, f"runs of {counts.sum()} blocks in one prompt")
     ends = np.cumsum(counts)
     return np.repeat(pairs[:, 0] - (ends - counts), counts) + np.arange(counts.sum())
+
+
+def _pairs(source: Source, line: int, field: str, value: Any) -> list[Any]:
+    try:
+        return msgspec.convert(value, list[tuple[int, int]])
+    except msgspec.ValidationError:
+        if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+            raise
+    return [whole_numbers(source, line, field, pair) for pair in value]

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from traces.errors import TraceError
+from traces.file_kinds import foreign
 
 _CHUNK_BYTES = 1 << 18
 _GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"
@@ -22,16 +23,36 @@ class Source:
     """A file to read, opened anew by every call."""
 
     path: Path
+    place: str = ""
+    """Of the record that is being read, where the file is one JSON array: `[3]`. It stands in for a line."""
 
     def error(self, line: int, field: str, message: str) -> TraceError:
         """The error for a fault in this file."""
+        if self.place:
+            return TraceError(self.path, 0, f"{self.place}.{field}" if field else self.place, message)
         return TraceError(self.path, line, field, message)
+
+    def line(self, number: int) -> int:
+        """The line to say a record is on, which in an array is none."""
+        return 0 if self.place else number
+
+    def field(self, name: str) -> str:
+        """A field's name as the errors have it."""
+        return f"{self.place}.{name}" if self.place else name
 
     def chunks(self) -> Iterator[bytes]:
         """The file's bytes, decompressed when the first bytes say gzip or zstd.
 
-        Raises TraceError for a file that is missing, unreadable, or a broken archive.
+        Raises TraceError for a file that is missing, unreadable, a broken archive, or plainly no text.
         """
+        chunks = self._chunks()
+        first = next(chunks, b"")
+        if (name := foreign(first)) is not None:
+            raise self.error(0, "", f"is {name}")
+        yield first
+        yield from chunks
+
+    def _chunks(self) -> Iterator[bytes]:
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -82,7 +103,7 @@ class Source:
                 number += 1
                 if number == 1:
                     line = line.removeprefix(_BOM)
-                line = line.strip()
+                line = _stripped(line)
                 if line:
                     yield number, line
             if rest:
@@ -90,7 +111,7 @@ class Source:
         line = b"".join(pieces)
         if number == 0:
             line = line.removeprefix(_BOM)
-        line = line.strip()
+        line = _stripped(line)
         if line:
             yield number + 1, line
 
@@ -113,6 +134,11 @@ class Source:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as fault:
             raise self.error(0, "", f"cannot be read: {fault.strerror}") from None
+
+
+def _stripped(line: bytes) -> bytes:
+    """Without the white space around it; a tab at the end may stand behind a last, empty cell."""
+    return line.rstrip(b" \r\n").lstrip()
 
 
 def _decompressor(kind: str) -> Any:

@@ -47,9 +47,11 @@ def encode(tokenizer: Tokenizer | None, source: Source, line: int, field: str, v
     if not isinstance(value, str):
         raise source.error(line, field, f"'{value}' is not text")
     if tokenizer is None:
-        raise source.error(
+        fault = source.error(
             line, field, "is text, which takes a tokenizer to read: give --tokenizer FOLDER|tokenizer.json"
         )
+        fault.of_a_row = False
+        raise fault
     return np.array(tokenizer.encode(value, add_special_tokens=False).ids, dtype=np.int32)
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from traces.fields import parse_json
+from traces.bad_rows import BadRows
+from traces.fields import MOST_TOKENS
 from traces.files import Source
-from traces.formats import FORMATS, Format, Head, Reading
-from traces.formats.sharegpt import conversations
-from traces.formats.table import columns
+from traces.formats import FORMATS, Format, Reading
+from traces.head import read_head, unknown_format
+from traces.lengths import parse_lengths
+from traces.order import by_arrival, in_order
+from traces.prefix import look_ahead
 from traces.request import TraceRequest
 from traces.since_first import SinceFirst, check_span
 from traces.text import Tokenizer, load_tokenizer
+from traces.ticks import AUTO, parse_spread, spread_ticks
+from traces.time_units import check_unit, in_seconds
 
 SAMPLE = Path(__file__).parent / "samples" / "sample.jsonl"
 
@@ -70,33 +76,77 @@ class Trace:
         return self.source.sha256()
 
 
-def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | None = None) -> Trace:
+@dataclass(frozen=True, slots=True)
+class ReadAs:
+    """How a file is to be understood, where it does not say so itself. Raises ValueError for words it does not know."""
+
+    format: str = "auto"
+    tokenizer: str | Path | None = None
+    """tokenizer.json or a folder with one; only traces of text need it."""
+    time_unit: str = "auto"
+    """Of times that are plain numbers: one of `traces.time_units.CHOICES`."""
+    spread_ticks: str = "auto"
+    """Equal arrivals: auto (where the file's clock ticks), off, or the tick in seconds."""
+    block_tokens: int | None = None
+    """Of hash ids whose blocks the file does not tell the size of."""
+    output: str | None = None
+    """Lengths to draw for requests without one, as `traces.lengths` reads them."""
+    skip_bad_rows: bool = False
+    sort: bool = False
+    """By arrival, all requests in memory."""
+    ordered: bool = True
+    """Whether arrivals count, so that they may not go back."""
+    seed: int = 0
+    """Of drawn output lengths."""
+
+    def __post_init__(self) -> None:
+        if self.format != "auto" and self.format not in FORMATS:
+            raise ValueError(f"unknown trace format '{self.format}'; known: {', '.join(['auto', *FORMATS])}")
+        check_unit(self.time_unit)
+        parse_spread(self.spread_ticks)
+        if self.block_tokens is not None and not 1 <= self.block_tokens <= MOST_TOKENS:
+            raise ValueError(f"block-tokens: {self.block_tokens} is not a number of tokens from 1 on")
+        if self.output is not None:
+            parse_lengths(self.output)
+
+    def check(self, path: str, chosen: Format) -> None:
+        """Raises ValueError for what a format has no use for."""
+        for flag, asked, usable, reason in (
+            ("--time-unit", self.time_unit != "auto", chosen.time_unit is not None, "says the unit of its times"),
+            ("--block-tokens", self.block_tokens is not None, chosen.has_blocks, "has no blocks of unknown size"),
+            ("--output", self.output is not None, chosen.draws_output, "always has output lengths"),
+        ):
+            if asked and not usable:
+                raise ValueError(f"{flag}: {path} is read as {chosen.name}, which {reason}")
+
+
+def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | None = None, **how: Any) -> Trace:
     """Open a trace in any of `traces.FORMATS`, plain, gzip or zstd; `auto` tells the format by its first record.
 
-    `tokenizer` is a tokenizer.json or a folder with one; only traces of text need it.
+    `how` are the other fields of :class:`ReadAs`.
 
     Raises TraceError for a file that is missing, empty or of no known format, and ValueError for a format's name that
-    does not exist.
+    does not exist and for what a format has no use for.
     """
+    read_as = ReadAs(format, tokenizer, **how)
     source = Source(Path(path))
-    if format != "auto" and format not in FORMATS:
-        raise ValueError(f"unknown trace format '{format}'; known: {', '.join(['auto', *FORMATS])}")
-    head = _head(source)
+    head = read_head(source)
     if format == "auto":
         chosen = next((known for known in FORMATS.values() if known.sniff(head)), None)
         if chosen is None:
-            raise source.error(1, "", f"is the start of no known format; name one with --format ({', '.join(FORMATS)})")
+            raise source.error(0 if head.in_array else 1, "", unknown_format(head))
     else:
         chosen = FORMATS[format]
+    read_as.check(str(path), chosen)
+    reader = load_tokenizer(Path(tokenizer)) if tokenizer is not None else None
     info = TraceInfo(
         name=_name(source.path),
         path=str(path),
         format=chosen.name,
-        waits=partial(_has_sessions, chosen, source),
+        waits=partial(_has_sessions, chosen, source, reader, read_as),
         notes=list(chosen.notes),
     )
-    reader = load_tokenizer(Path(tokenizer)) if tokenizer is not None else None
-    return Trace(info, source, partial(_checked, chosen, source, reader, info))
+    return Trace(info, source, partial(_checked, chosen, source, reader, info, read_as))
 
 
 def sample_path() -> Path:
@@ -104,8 +154,13 @@ def sample_path() -> Path:
     return SAMPLE
 
 
-def _has_sessions(chosen: Format, source: Source) -> bool:
-    return source.holds(b'"session_id"') if chosen.closed_loop is None else chosen.closed_loop
+def _has_sessions(chosen: Format, source: Source, tokenizer: Tokenizer | None, read_as: ReadAs) -> bool:
+    if chosen.closed_loop is not None:
+        return chosen.closed_loop
+    if chosen.session_mark:
+        return source.holds(chosen.session_mark)
+    first, _ = look_ahead(chosen.read(_reading(chosen, source, tokenizer, lambda text: None, read_as)))
+    return any(request.session_id is not None for request in first)
 
 
 def _name(path: Path) -> str:
@@ -115,48 +170,68 @@ def _name(path: Path) -> str:
     return Path(name).stem
 
 
-def _head(source: Source) -> Head:
-    """The first record.
+def _reading(
+    chosen: Format, source: Source, tokenizer: Tokenizer | None, note: Callable[[str], None], read_as: ReadAs
+) -> Reading:
+    return Reading(
+        source,
+        tokenizer,
+        note,
+        bad_rows=BadRows(read_as.skip_bad_rows),
+        output=parse_lengths(read_as.output) if read_as.output is not None else None,
+        seed=read_as.seed,
+        block_tokens=read_as.block_tokens,
+        unit=chosen.time_unit,
+        unit_is_sure=chosen.time_unit_is_sure,
+        asked_unit=read_as.time_unit,
+    )
 
-    Raises TraceError when the file holds nothing.
-    """
-    line, first = next(source.lines(), (0, b""))
-    if not line:
-        raise source.error(0, "", "holds no requests: the file is empty")
-    if first.startswith(b"["):
-        return Head(record=next(conversations(source), (0, {}))[1])
-    if first.startswith(b"{"):
-        return Head(record=parse_json(source, line, first))
-    return Head(columns=columns(source, line, first))
 
-
-def _checked(chosen: Format, source: Source, tokenizer: Tokenizer | None, info: TraceInfo) -> Iterator[TraceRequest]:
-    """One pass with the checks every format shares."""
-    ids: set[int] = set()
-    last_s, last_line, empty = 0.0, 0, True
+def _checked(
+    chosen: Format, source: Source, tokenizer: Tokenizer | None, info: TraceInfo, read_as: ReadAs
+) -> Iterator[TraceRequest]:
+    """One pass with all that every format shares: bad rows, the unit of times, order, ticks, and times from 0."""
+    reading = _reading(chosen, source, tokenizer, info.note, read_as)
+    requests: Iterable[TraceRequest] = chosen.read(reading)
+    if chosen.ids_from_file:
+        requests = _unlike(reading, requests)
+    if chosen.time_unit is not None:
+        requests = in_seconds(reading, requests)
+    if read_as.sort:
+        requests = by_arrival(requests, info.note)
+    elif read_as.ordered:
+        requests = in_order(source, requests)
+    spread = parse_spread(read_as.spread_ticks)
+    if read_as.ordered and (spread != AUTO or chosen.logged):
+        requests = spread_ticks(requests, spread, info.note)
     clock: SinceFirst | None = None
-    for request in chosen.read(Reading(source, tokenizer, info.note)):
+    empty = True
+    for request in requests:
         empty = False
-        if (arrival_s := request.arrival_s) is not None:
-            if arrival_s < last_s:
-                raise source.error(
-                    request.line,
-                    "",
-                    f"arrivals go back: {arrival_s:.12g} s after {last_s:.12g} s on line {last_line}",
-                )
-            last_s, last_line = arrival_s, request.line
+        if request.arrival_s is not None:
             if clock is None:
-                clock = SinceFirst(arrival_s)
+                clock = SinceFirst(request.arrival_s)
                 for note in clock.notes:
                     info.note(note)
-            request.arrival_s = clock.since_s(arrival_s)
+            request.arrival_s = clock.since_s(request.arrival_s)
         check_span(source, request)
-        if chosen.ids_from_file:
-            # Hashes, not texts: 64 bits make a false alarm among a million ids a matter of one in 10^7.
-            mark = hash(request.request_id)
-            if mark in ids:
-                raise source.error(request.line, "request_id", f"'{request.request_id}' appears twice")
-            ids.add(mark)
         yield request
+    reading.finish()
     if empty:
-        raise source.error(0, "", "holds no requests")
+        skipped = f": {reading.bad_rows.note()}" if reading.bad_rows.kinds else ""
+        raise source.error(0, "", f"holds no requests{skipped}")
+
+
+def _unlike(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
+    """Requests whose ids differ; one that has another's is a bad row, unless it is a turn that others wait for."""
+    ids: set[int] = set()
+    for request in requests:
+        # Hashes, not texts: 64 bits make a false alarm among a million ids a matter of one in 10^7.
+        mark = hash(request.request_id)
+        if mark in ids:
+            fault = reading.source.error(request.line, "request_id", f"'{request.request_id}' appears twice")
+            fault.of_a_row = request.session_id is None
+            reading.bad_rows.add(fault)
+            continue
+        ids.add(mark)
+        yield request

@@ -64,23 +64,13 @@ def test_burstgpt_rows_without_a_response_are_skipped_and_counted_once(tmp_path:
     )
     trace = open_trace(path)
     assert shape(trace) == shape(trace) == [(0.0, 472, 18), (113.0, 417, 276)]
-    assert trace.info.notes[1:] == ["1 failed requests (0 response tokens) were skipped"]
+    assert trace.info.notes.count("1 failed requests (0 response tokens) were skipped") == 1
 
 
 def test_vidur_columns_are_read_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("num_decode_tokens,arrived_at,num_prefill_tokens\n3,0.25,7\n4,1,8\n")
     assert shape(open_trace(path)) == [(0.0, 7, 3), (0.75, 8, 4)]
-
-
-def test_mooncake_ticks_are_spread_evenly(tmp_path: Path) -> None:
-    stamps = [0, 0, 0, 3000, 3000, 9000]
-    trace = written(
-        tmp_path,
-        *({"timestamp": t, "input_length": 600, "output_length": 2, "hash_ids": [0, n]} for n, t in enumerate(stamps)),
-    )
-    assert [request.arrival_s for request in trace] == [0, 1, 2, 3, 4.5, 9]
-    assert "ticks of 3 s" in trace.info.notes[0]
 
 
 def test_mooncake_blocks_with_equal_ids_have_equal_tokens(tmp_path: Path) -> None:

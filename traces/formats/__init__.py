@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from traces.formats import azure, bailian, burstgpt, llmservingsim, lmcache, mooncake, own, sharegpt, vidur, weka
+from traces.formats import (
+    aibrix,
+    azure,
+    bailian,
+    blis,
+    burstgpt,
+    length_table,
+    llmservingsim,
+    lmcache,
+    mooncake,
+    own,
+    sharegpt,
+    splitwise,
+    vidur,
+    weka,
+)
 from traces.formats.base import Format, Head, Reading
 
 FORMATS: dict[str, Format] = {
@@ -11,6 +26,8 @@ FORMATS: dict[str, Format] = {
         azure.FORMAT,
         burstgpt.FORMAT,
         vidur.FORMAT,
+        splitwise.FORMAT,
+        blis.FORMAT,
         llmservingsim.FORMAT,
         bailian.FORMAT,
         mooncake.FORMAT,
@@ -18,6 +35,8 @@ FORMATS: dict[str, Format] = {
         lmcache.TRACE_FORMAT,
         lmcache.TEXT_FORMAT,
         sharegpt.FORMAT,
+        aibrix.FORMAT,
+        length_table.FORMAT,  # Whatever has lengths under names of its own.
         own.FORMAT,  # Last: it asks the least of a record, so that a misspelt field gets an error that names it.
     )
 }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from traces.content import Blocks, Synthetic
-from traces.fields import MISSING, id_array, length, parse_json, seconds, text
+from traces.dates import Times
+from traces.fields import MISSING, id_array, length, text
+from traces.files import Source
 from traces.formats.base import Format, Head, Reading
 from traces.request import TraceRequest
 
@@ -20,19 +23,23 @@ def _sniff(head: Head) -> bool:
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
     """Turns keep the arrivals they were logged with, so they are no session here; what they share is in the hash ids."""
-    source = reading.source
-    for line, row in source.lines():
-        record = parse_json(source, line, row)
+    times = Times("timestamp")
+
+    def make(source: Source, line: int, record: dict[str, Any]) -> TraceRequest:
         request_id = "chat" + text(source, line, "chat_id", record.get("chat_id", MISSING))
         ids = id_array(source, line, "hash_ids", record.get("hash_ids", MISSING), np.int64)
-        yield TraceRequest(
+        request = TraceRequest(
             request_id=request_id,
-            arrival_s=seconds(source, line, "timestamp", record.get("timestamp", MISSING)),
+            arrival_s=times.read(source, line, record.get("timestamp", MISSING)),
             input_length=length(source, line, "input_length", record.get("input_length", MISSING)),
-            output_length=length(source, line, "output_length", record.get("output_length", MISSING)),
-            content=Synthetic(spans=((0, request_id),), blocks=Blocks(ids, BLOCK_TOKENS)),
-            line=line,
+            output_length=reading.output_length(source, line, "output_length", record.get("output_length", MISSING)),
+            content=Synthetic(spans=((0, request_id),), blocks=Blocks(ids, reading.block_tokens or BLOCK_TOKENS)),
+            line=source.line(line),
         )
+        reading.dates = bool(times.dates)
+        return request
+
+    return reading.json(make)
 
 
 FORMAT = Format(
@@ -42,5 +49,10 @@ FORMAT = Format(
     read=_read,
     closed_loop=False,
     ids_from_file=True,
+    needs=("chat_id", "timestamp", "hash_ids"),
+    time_unit="s",
+    logged=True,
+    draws_output=True,
+    has_blocks=True,
     notes=("open loop: the turns of a chat keep their logged arrivals and do not wait for each other",),
 )

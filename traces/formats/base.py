@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import numpy as np
+
+from traces.bad_rows import BadRows
+from traces.errors import TraceError
+from traces.fields import MISSING, length, parse_json
 from traces.files import Source
+from traces.formats.table import Table
+from traces.lengths import HELP, Lengths
+from traces.records import records
 from traces.request import TraceRequest
 from traces.text import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +28,16 @@ class Head:
     columns: tuple[str, ...] = ()
     """Of a CSV; empty for JSON."""
     record: dict[str, Any] | None = None
-    """Of JSON lines; None for CSV."""
+    """Of JSON; None for CSV."""
+    in_array: bool = False
+    """Whether the JSON records are elements of one array."""
 
     def has(self, *fields: str) -> bool:
         """Whether the JSON record has all of these."""
         return self.record is not None and all(field in self.record for field in fields)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """One pass over a file."""
 
@@ -33,6 +45,89 @@ class Reading:
     tokenizer: Tokenizer | None
     note: Callable[[str], None]
     """Says something the user should know; saying it again in a later pass changes nothing."""
+    bad_rows: BadRows = field(default_factory=lambda: BadRows(skip=False))
+    output: Lengths | None = None
+    """Output lengths of requests that have none."""
+    seed: int = 0
+    block_tokens: int | None = None
+    """Tokens of a block of `hash_ids`, where the user says it."""
+    unit: str | None = "s"
+    """Unit of the arrivals that the reader gives; None: they are seconds, and no user's word changes that. A reader that
+    finds it in the file sets it."""
+    unit_is_sure: bool = True
+    asked_unit: str = "auto"
+    """What the user says the unit is, which the caller sees to."""
+    dates: bool = False
+    """Set by a reader that found dates, whose arrivals are then seconds."""
+    drawn: int = 0
+    """Output lengths made so far."""
+    mended: list[str] = field(default_factory=list)
+    """Places of records with broken characters; the first, and how many more."""
+    mended_more: int = 0
+    _rng: np.random.Generator | None = None
+
+    def json(self, make: Callable[[Source, int, dict[str, Any]], T]) -> Iterator[T]:
+        """What `make(source, number, record)` makes of every JSON record. Bad rows are counted.
+
+        The source names the record's place in errors, together with the number, which is the line's in JSON lines.
+        """
+        for source, number, raw in records(self.source, self._mend):
+            try:
+                made = make(source, number, parse_json(source, number, raw))
+            except TraceError as fault:
+                self.bad_rows.add(fault)
+                continue
+            yield made
+
+    def csv(self, columns: tuple[str, ...], make: Callable[[Source, int, list[str]], T | None]) -> Iterator[T]:
+        """What `make(source, line, cells)` makes of every row, None where it is nothing; the cells are those of `columns`.
+        Bad rows are counted."""
+        table = Table(self.source, columns)
+        for line, row in table.lines():
+            try:
+                made = make(self.source, line, table.cells(line, row))
+            except TraceError as fault:
+                self.bad_rows.add(fault)
+                continue
+            if made is not None:
+                yield made
+
+    def output_length(self, source: Source, line: int, name: str, value: Any) -> int:
+        """An output length, or a drawn one where the record has none.
+
+        Raises TraceError when it is no length, or missing with none to draw.
+        """
+        if value is not MISSING and value is not None and value != "":
+            return length(source, line, name, value)
+        if self.output is None:
+            fault = source.error(line, name, "is missing")
+            fault.hint = f"--output draws such lengths ({HELP}), --skip-bad-rows leaves such rows out"
+            raise fault
+        if self._rng is None:
+            self._rng = np.random.default_rng([self.seed, 2])
+        self.drawn += 1
+        return self.output.draw(self._rng)
+
+    def _mend(self, place: str) -> None:
+        if self.mended:
+            self.mended_more += 1
+        else:
+            self.mended.append(place)
+
+    def finish(self) -> None:
+        """Say what was counted, at the end of the pass."""
+        if self.bad_rows.kinds:
+            self.note(self.bad_rows.note())
+        if self.drawn:
+            self.note(f"{self.drawn} output lengths were not in the file: drawn, seed {self.seed}")
+        elif self.output is not None:
+            self.note("--output had nothing to do: every request has an output length")
+        if self.mended:
+            count = 1 + self.mended_more
+            text = (
+                f"{count} record{'s have' if count > 1 else ' has'} halves of surrogate pairs, which are no characters"
+            )
+            self.note(f"{text}: read as U+FFFD (first: {self.mended[0]})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +145,18 @@ class Format:
     """Whether request ids can repeat; readers that number the lines cannot repeat one."""
     notes: tuple[str, ...] = ()
     """True of every file of this format."""
+    needs: tuple[str, ...] = ()
+    """Columns or fields by which it is known, for the message when no format fits."""
+    time_unit: str | None = None
+    """Unit of numeric arrivals as the reader gives them, which a user may know better; None: it is a fact, and the reader
+    gives seconds."""
+    time_unit_is_sure: bool = True
+    """Whether the format says the unit, so that it is not guessed from the numbers."""
+    logged: bool = False
+    """Whether arrivals come from a log, whose clock may tick coarsely. Times that somebody chose mean what they say."""
+    draws_output: bool = False
+    """Whether a request may lack its output length."""
+    has_blocks: bool = False
+    """Whether the size of a block of hash ids is not in the file, so that a user may know it better."""
+    session_mark: bytes = b""
+    """What stands in every file with sessions, where `closed_loop` is None; nothing: the requests are looked at."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from traces.fields import count, length, seconds
+from traces.dates import Times
+from traces.fields import count, length
+from traces.files import Source
 from traces.formats.base import Format, Head, Reading
-from traces.formats.table import rows
 from traces.request import TraceRequest
 
 _COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
@@ -18,20 +19,27 @@ def _sniff(head: Head) -> bool:
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
     """The sessions of later releases only group rows: every row keeps the arrival it was logged with."""
-    source = reading.source
+    times = Times("Timestamp")
     failed = 0
-    for line, (stamp, prompt, response) in rows(source, *_COLUMNS):
+
+    def make(source: Source, line: int, cells: list[str]) -> TraceRequest | None:
+        nonlocal failed
+        stamp, prompt, response = cells
         output_length = count(source, line, "Response tokens", response)
         if output_length == 0:
             failed += 1
-            continue
-        yield TraceRequest(
+            return None
+        request = TraceRequest(
             request_id=f"r{line}",
-            arrival_s=seconds(source, line, "Timestamp", stamp),
+            arrival_s=times.read(source, line, stamp),
             input_length=length(source, line, "Request tokens", prompt),
             output_length=output_length,
             line=line,
         )
+        reading.dates = bool(times.dates)
+        return request
+
+    yield from reading.csv(_COLUMNS, make)
     if failed:
         reading.note(f"{failed} failed requests (0 response tokens) were skipped")
 
@@ -43,4 +51,7 @@ FORMAT = Format(
     read=_read,
     closed_loop=False,
     ids_from_file=False,
+    needs=_COLUMNS,
+    time_unit="s",
+    logged=True,
 )

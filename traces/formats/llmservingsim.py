@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from traces.content import TokenIds, unique
-from traces.fields import MISSING, id_array, length, parse_json, seconds
+from traces.fields import MISSING, id_array, length, seconds
+from traces.files import Source
 from traces.formats.base import Format, Head, Reading
 from traces.request import TraceRequest
 
@@ -17,9 +19,7 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
-    for line, text in source.lines():
-        record = parse_json(source, line, text)
+    def make(source: Source, line: int, record: dict[str, Any]) -> TraceRequest:
         input_length = length(source, line, "input_toks", record.get("input_toks", MISSING))
         output_length = length(source, line, "output_toks", record.get("output_toks", MISSING))
         arrival_ns = seconds(source, line, "arrival_time_ns", record.get("arrival_time_ns", MISSING))
@@ -30,7 +30,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
                 if len(ids[field]) != tokens:
                     raise source.error(line, field, f"has {len(ids[field])} ids where the length says {tokens}")
         request_id = f"r{line}"
-        yield TraceRequest(
+        return TraceRequest(
             request_id=request_id,
             arrival_s=arrival_ns / 1e9,
             input_length=input_length,
@@ -39,13 +39,15 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
                 prompt=ids["input_tok_ids"],
                 output=ids.get("output_tok_ids"),
                 path=str(source.path),
-                prompt_field="input_tok_ids",
-                output_field="output_tok_ids",
+                prompt_field=source.field("input_tok_ids"),
+                output_field=source.field("output_tok_ids"),
             )
             if "input_tok_ids" in ids
             else unique(request_id),
-            line=line,
+            line=source.line(line),
         )
+
+    return reading.json(make)
 
 
 FORMAT = Format(
@@ -55,4 +57,5 @@ FORMAT = Format(
     read=_read,
     closed_loop=False,
     ids_from_file=False,
+    needs=("input_toks", "output_toks", "arrival_time_ns"),
 )

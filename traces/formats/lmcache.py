@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from traces.content import Blocks, Content, Synthetic, TokenIds
-from traces.fields import MISSING, count, parse_json, runs, seconds, text
+from traces.fields import MISSING, count, runs, seconds, text
+from traces.files import Source
 from traces.formats.base import Format, Reading
 from traces.formats.chains import Call, sequence_ids
 from traces.request import TraceRequest
 from traces.text import encode
 
 BLOCK_TOKENS = 16
+_TRACE_FIELDS = ("session", "turn", "hash_rle")
+_TEXT_FIELDS = ("session", "turn", "input", "output")
 _START_NOTE = "times are relative to each session's start: all sessions arrive at 0 unless a rate spreads them"
 _THINK_NOTE = (
     "think times are not recorded: each is the gap between two calls' starts less the earlier call's output at the "
@@ -27,6 +30,8 @@ _THINK_NOTE = (
 @dataclass(slots=True)
 class _Line:
     line: int
+    """Numbers it; `place` is what errors say, 0 in an array."""
+    place: int
     session_id: str
     started_s: float
     input_length: int
@@ -38,11 +43,10 @@ class _Line:
 
 
 def _read_trace(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
-
-    def parse(line: int, record: dict[str, Any]) -> _Line:
+    def parse(source: Source, line: int, record: dict[str, Any]) -> _Line:
         return _Line(
             line=line,
+            place=source.line(line),
             session_id=text(source, line, "session", record.get("session", MISSING)),
             started_s=seconds(source, line, "t_s", record.get("t_s", MISSING)),
             input_length=count(source, line, "input_length", record.get("input_length", MISSING)),
@@ -55,13 +59,12 @@ def _read_trace(reading: Reading) -> Iterator[TraceRequest]:
 
 
 def _read_text(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
-
-    def parse(line: int, record: dict[str, Any]) -> _Line:
+    def parse(source: Source, line: int, record: dict[str, Any]) -> _Line:
         prompt = encode(reading.tokenizer, source, line, "input", record.get("input", MISSING))
         output = encode(reading.tokenizer, source, line, "output", record.get("output", MISSING))
         return _Line(
             line=line,
+            place=source.line(line),
             session_id=text(source, line, "session", record.get("session", MISSING)),
             started_s=seconds(source, line, "t_s", record.get("t_s", MISSING)),
             input_length=len(prompt),
@@ -73,23 +76,28 @@ def _read_text(reading: Reading) -> Iterator[TraceRequest]:
     return _read(reading, parse)
 
 
-def _read(reading: Reading, parse: Any) -> Iterator[TraceRequest]:
-    source = reading.source
+def _read(reading: Reading, parse: Callable[[Source, int, dict[str, Any]], _Line]) -> Iterator[TraceRequest]:
     no_input = no_output = 0
     seen: set[str] = set()
-    session: list[_Line] = []
-    for line, row in source.lines():
-        call = parse(line, parse_json(source, line, row))
-        if call.session_id in seen and (not session or session[-1].session_id != call.session_id):
-            raise source.error(line, "session", f"'{call.session_id}' continues after another session began")
+    last: _Line | None = None
+
+    def make(source: Source, line: int, record: dict[str, Any]) -> _Line:
+        nonlocal last
+        call = parse(source, line, record)
+        if last is None or call.session_id != last.session_id:
+            if call.session_id in seen:
+                raise source.error(line, "session", f"'{call.session_id}' continues after another session began")
+        elif call.started_s < last.started_s:
+            raise source.error(line, "t_s", f"'{call.started_s}' is before '{last.started_s}' on line {last.line}")
         seen.add(call.session_id)
+        last = call
+        return call
+
+    session: list[_Line] = []
+    for call in reading.json(make):
         if session and call.session_id != session[-1].session_id:
             yield from _session(reading, session)
             session = []
-        if session and call.started_s < session[-1].started_s:
-            raise source.error(
-                line, "t_s", f"'{call.started_s}' is before '{session[-1].started_s}' on line {session[-1].line}"
-            )
         if call.input_length == 0:
             no_input += 1
             continue
@@ -120,7 +128,7 @@ def _session(reading: Reading, lines: list[_Line]) -> Iterator[TraceRequest]:
             turn=turn,
             think_time_s=think_s,
             content=content,
-            line=line.line,
+            line=line.place,
         )
 
 
@@ -161,7 +169,8 @@ def think_times_s(starts_s: list[float], output_lengths: list[int]) -> list[floa
 TRACE_FORMAT = Format(
     name="lmcache",
     about="LMCache agent trace, JSON lines with hash ids of 16-token blocks",
-    sniff=lambda head: head.has("session", "turn", "hash_rle"),
+    sniff=lambda head: head.has(*_TRACE_FIELDS),
+    needs=_TRACE_FIELDS,
     read=_read_trace,
     closed_loop=True,
     ids_from_file=True,
@@ -171,7 +180,8 @@ TRACE_FORMAT = Format(
 TEXT_FORMAT = Format(
     name="lmcache-text",
     about="LMCache agent trace, JSON lines with text (needs a tokenizer)",
-    sniff=lambda head: head.has("session", "turn", "input", "output"),
+    sniff=lambda head: head.has(*_TEXT_FIELDS),
+    needs=_TEXT_FIELDS,
     read=_read_text,
     closed_loop=True,
     ids_from_file=True,

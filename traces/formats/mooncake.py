@@ -1,59 +1,212 @@
-"""Mooncake: timestamp (ms), input_length, output_length, hash_ids of 512-token blocks, shared by the whole file."""
+"""Mooncake and what grew out of it (aiperf, Dynamo, vLLM's timed traces): timestamp, input_length, output_length, hash_ids.
+
+Block ids are shared by the whole file. Without a timestamp a request or session arrives at 0; with `session_id` a later turn
+waits for the one before and `delay`, unless every turn has a timestamp of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Synthetic
-from traces.fields import MISSING, id_array, length, parse_json, seconds
+from traces.content import Blocks, Content, Synthetic, TokenIds, continued
+from traces.dates import Times
+from traces.fields import MISSING, id_array, length, seconds, text
+from traces.files import Source
 from traces.formats.base import Format, Head, Reading
+from traces.formats.own import prompt_ids
+from traces.prefix import look_ahead
 from traces.request import TraceRequest
+from traces.time_units import UNITS
 
 BLOCK_TOKENS = 512
-TICK_S = 3.0
+OTHER_BLOCK_TOKENS = (16, 32, 64, 128, 256, 1024, 2048)
+FITTING = 0.9
+"""Share of the first prompts that a block size must explain."""
+WHOLE, NEW = "message_array_with_responses", ("deltas_without_responses", "deltas_with_responses")
+"""What a later turn's row says its lengths are of, in aiperf's words."""
+
+
+@dataclass(slots=True)
+class _Row:
+    source: Source
+    number: int
+    stamp: float | None
+    delay_s: float | None
+    input_length: int
+    prompt: np.ndarray | None
+    """Of text."""
+    prompt_field: str
+    output_length: int
+    ids: np.ndarray | None
+    session_id: str | None
+    mode: str | None
+
+
+@dataclass(slots=True)
+class _Session:
+    """What a later turn needs of the turn before it."""
+
+    turn: int
+    input_length: int
+    end: int
+    ids: np.ndarray | None
+    content: Synthetic
 
 
 def _sniff(head: Head) -> bool:
-    return head.has("timestamp", "input_length", "output_length", "hash_ids")
+    record = head.record
+    if record is None or "arrival_s" in record or not ({"input_length", "text_input"} & record.keys()):
+        return False
+    if "block_size" in record or "turn" in record:  # Our own format, with a mistake in it.
+        return False
+    return bool({"timestamp", "hash_ids", "delay", "session_id", "text_input"} & record.keys())
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    """A tick's requests are held back until the next tick shows how long it lasted."""
-    tick_s, tick = 0.0, list[TraceRequest]()
-    for request in _records(reading):
-        stamp_s = request.arrival_s or 0.0
-        if tick and stamp_s != tick_s:
-            yield from _spread(tick, tick_s, stamp_s)
-            tick = []
-        tick_s = stamp_s
-        tick.append(request)
-    yield from _spread(tick, tick_s, tick_s + TICK_S)
-
-
-def _spread(tick: list[TraceRequest], start_s: float, next_s: float) -> list[TraceRequest]:
-    """Move a tick's requests to even distances; times that go back are left for the caller to refuse."""
-    step_s = max(0.0, min(next_s - start_s, TICK_S)) / max(1, len(tick))
-    for place, request in enumerate(tick):
-        request.arrival_s = round(start_s + place * step_s, 6)
-    return tick
-
-
-def _records(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
-    for line, text in source.lines():
-        record = parse_json(source, line, text)
-        request_id = f"r{line}"
-        ids = id_array(source, line, "hash_ids", record.get("hash_ids", MISSING), np.int64)
+    first, rows = look_ahead(_rows(reading))
+    block_tokens = reading.block_tokens or _block_tokens(reading, first)
+    starts_with_stamps = any(row.stamp is not None for row in first)
+    closed = any(row.session_id is not None and (row.stamp is None or row.delay_s is not None) for row in first)
+    if not starts_with_stamps and first:
+        reading.note("no timestamps in the file: all arrive at 0 unless a rate spreads them")
+    if not closed and any(row.session_id is not None for row in first):
+        reading.note("open loop: turns of a session have timestamps of their own and do not wait for each other")
+    sessions: dict[str, _Session] = {}
+    whole = new = unused = 0
+    for row in rows:
+        request_id = f"r{row.number}"
+        before = sessions.get(row.session_id) if closed and row.session_id is not None else None
+        if before is None and starts_with_stamps and row.stamp is None:
+            reading.bad_rows.add(row.source.error(row.number, "timestamp", "is missing, where other rows have one"))
+            continue
+        content: Content = _content(row, request_id, block_tokens)
+        input_length = row.input_length
+        if before is not None:
+            unused += row.stamp is not None
+            if _is_whole(row, before, block_tokens):
+                whole += 1
+            else:
+                new += 1
+                input_length += before.end
+                content = continued(before.content, before.end, input_length, request_id)
+        if closed and row.session_id is not None:
+            if not isinstance(content, Synthetic):
+                fault = row.source.error(
+                    row.number, row.prompt_field, "text in a session is not read: give input_length"
+                )
+                reading.bad_rows.add(fault)
+                continue
+            sessions[row.session_id] = _Session(
+                before.turn + 1 if before else 0,
+                input_length,
+                input_length + row.output_length,
+                None if content.inherited else row.ids,
+                content,
+            )
         yield TraceRequest(
             request_id=request_id,
-            arrival_s=seconds(source, line, "timestamp", record.get("timestamp", MISSING)) / 1e3,
-            input_length=length(source, line, "input_length", record.get("input_length", MISSING)),
-            output_length=length(source, line, "output_length", record.get("output_length", MISSING)),
-            content=Synthetic(spans=((0, request_id),), blocks=Blocks(ids, BLOCK_TOKENS)),
-            line=line,
+            arrival_s=None if before is not None else row.stamp or 0.0,
+            input_length=input_length,
+            output_length=row.output_length,
+            session_id=row.session_id if closed else None,
+            turn=before.turn + 1 if before else 0,
+            think_time_s=(row.delay_s or 0.0) if before else 0.0,
+            content=content,
+            line=row.source.line(row.number),
         )
+    if new:
+        reading.note(
+            f"{new} later turns give the lengths of what is new: their prompts begin with all that was said before"
+        )
+    if whole:
+        reading.note(f"{whole} later turns give whole prompts: their hash ids go on from those of the turn before")
+    if unused:
+        reading.note(
+            f"timestamps of {unused} later turns are not used: a turn waits for the one before it and its delay"
+        )
+
+
+def _rows(reading: Reading) -> Iterator[_Row]:
+    times = Times("timestamp")
+    # Timestamps may turn out to be seconds; a delay is in milliseconds unless the user says otherwise.
+    delay_unit = UNITS["ms" if reading.asked_unit == "auto" else reading.asked_unit]
+
+    def make(source: Source, line: int, record: dict[str, Any]) -> _Row:
+        prompt, prompt_field = None, next((name for name in ("text_input", "messages") if record.get(name)), "")
+        if prompt_field:
+            field = "messages" if prompt_field == "messages" else "prompt"
+            prompt = prompt_ids(reading, source, line, field, record[prompt_field])
+        mode = record.get("context_mode")
+        if mode is not None and mode != WHOLE and mode not in NEW:
+            raise source.error(line, "context_mode", f"'{mode}' is not one of {', '.join((WHOLE, *NEW))}")
+        row = _Row(
+            source=source,
+            number=line,
+            stamp=times.read(source, line, record["timestamp"]) if record.get("timestamp") is not None else None,
+            delay_s=seconds(source, line, "delay", record["delay"]) / delay_unit
+            if record.get("delay") is not None
+            else None,
+            input_length=len(prompt)
+            if prompt is not None
+            else length(source, line, "input_length", record.get("input_length", MISSING)),
+            prompt=prompt,
+            prompt_field=prompt_field,
+            output_length=reading.output_length(source, line, "output_length", record.get("output_length", MISSING)),
+            ids=id_array(source, line, "hash_ids", record["hash_ids"], np.int64)
+            if record.get("hash_ids") is not None
+            else None,
+            session_id=text(source, line, "session_id", record["session_id"])
+            if record.get("session_id") is not None
+            else None,
+            mode=mode,
+        )
+        reading.dates = bool(times.dates)
+        return row
+
+    return reading.json(make)
+
+
+def _content(row: _Row, request_id: str, block_tokens: int) -> Content:
+    if row.prompt is not None:
+        return TokenIds(row.prompt, None, str(row.source.path), prompt_field=row.source.field(row.prompt_field))
+    blocks = Blocks(row.ids, block_tokens) if row.ids is not None else None
+    return Synthetic(spans=((0, request_id),), blocks=blocks)
+
+
+def _is_whole(row: _Row, before: _Session, block_tokens: int) -> bool:
+    """Whether a later turn's lengths are those of its whole prompt, and not of what it adds to the session."""
+    if row.mode is not None:
+        return row.mode == WHOLE
+    if row.ids is None or before.ids is None or row.input_length < before.input_length:
+        return False
+    full = max(1, min(before.input_length // block_tokens, len(before.ids)))
+    return len(row.ids) >= full and bool(np.array_equal(row.ids[:full], before.ids[:full]))
+
+
+def _block_tokens(reading: Reading, rows: list[_Row]) -> int:
+    """512, unless the numbers of ids fit another block size and not that one."""
+    known = [row for row in rows if row.ids is not None and len(row.ids) > 1]
+
+    def fits(size: int) -> bool:
+        fitting = sum(
+            row.input_length // size <= len(row.ids) <= -(-(row.input_length + row.output_length) // size)
+            for row in known
+            if row.ids is not None
+        )
+        return fitting >= FITTING * len(known)
+
+    if not known or fits(BLOCK_TOKENS):
+        return BLOCK_TOKENS
+    found = next((size for size in OTHER_BLOCK_TOKENS if fits(size)), BLOCK_TOKENS)
+    if found != BLOCK_TOKENS:
+        reading.note(
+            f"blocks of {found} tokens: as many as the hash ids of a prompt are (--block-tokens says otherwise)"
+        )
+    return found
 
 
 FORMAT = Format(
@@ -61,7 +214,12 @@ FORMAT = Format(
     about="Mooncake, JSON lines with hash ids of 512-token blocks",
     sniff=_sniff,
     read=_read,
-    closed_loop=False,
+    closed_loop=None,
     ids_from_file=False,
-    notes=("timestamps come in ticks of 3 s: each tick's requests are spread evenly over the tick",),
+    needs=("timestamp", "input_length", "output_length", "hash_ids"),
+    time_unit="ms",
+    time_unit_is_sure=False,
+    logged=True,
+    draws_output=True,
+    has_blocks=True,
 )

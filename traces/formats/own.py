@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Content, Synthetic, TokenIds, unique
-from traces.fields import MISSING, MOST, count, id_array, integer, length, parse_json, seconds, text
+from traces.content import Blocks, Content, Synthetic, TokenIds, continued, unique
+from traces.fields import MISSING, MOST, count, id_array, integer, length, seconds, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
 from traces.request import TraceRequest
@@ -56,12 +56,12 @@ def _sniff(head: Head) -> bool:
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
     sessions: dict[str, _Session] = {}
-    for line, row in reading.source.lines():
-        yield _request(reading, line, parse_json(reading.source, line, row), sessions)
+    return reading.json(lambda source, line, record: _request(reading, source, line, record, sessions))
 
 
-def _request(reading: Reading, line: int, record: dict[str, Any], sessions: dict[str, _Session]) -> TraceRequest:
-    source = reading.source
+def _request(
+    reading: Reading, source: Source, line: int, record: dict[str, Any], sessions: dict[str, _Session]
+) -> TraceRequest:
     if None in record.values():  # Many writers say null for what they leave out.
         record = {field: value for field, value in record.items() if value is not None}
     if not record.keys() <= _KNOWN:
@@ -75,7 +75,7 @@ def _request(reading: Reading, line: int, record: dict[str, Any], sessions: dict
         raise source.error(
             line, "", f"needs exactly one of {', '.join(PROMPT_FIELDS)}; has {' and '.join(given) or 'none'}"
         )
-    output_length, output = _output(source, line, record)
+    output_length, output = _output(reading, source, line, record)
     content: Content
     if given[0] == "input_length":
         input_length = length(source, line, "input_length", record["input_length"])
@@ -83,16 +83,14 @@ def _request(reading: Reading, line: int, record: dict[str, Any], sessions: dict
             raise source.error(line, "output_token_ids", "needs the prompt as token ids or text, not only its length")
         content = _lengths_only(source, line, record, request_id, before, input_length)
     else:
-        prompt = _prompt(reading, line, given[0], record[given[0]])
+        prompt = prompt_ids(reading, source, line, given[0], record[given[0]])
         input_length = len(prompt)
         for field in ("hash_ids", "block_size", "hash_scope"):
             if field in record:
                 raise source.error(line, field, f"goes with input_length, not with {given[0]}")
-        content = TokenIds(prompt, output, str(source.path), prompt_field=given[0])
-    if session_id is not None:
-        kept = content if isinstance(content, Synthetic) else None
-        sessions[session_id] = _Session(turn, input_length + output_length, kept)
-    return TraceRequest(
+        content = TokenIds(prompt, output, str(source.path), prompt_field=source.field(given[0]),
+                           output_field=source.field("output_token_ids"))  # fmt: skip
+    request = TraceRequest(
         request_id,
         None if turn else seconds(source, line, "arrival_s", record.get("arrival_s", MISSING)),
         input_length,
@@ -106,8 +104,12 @@ def _request(reading: Reading, line: int, record: dict[str, Any], sessions: dict
         seconds(source, line, "slo_ttft_s", record["slo_ttft_s"]) if "slo_ttft_s" in record else None,
         seconds(source, line, "slo_tpot_s", record["slo_tpot_s"]) if "slo_tpot_s" in record else None,
         content,
-        line,
+        source.line(line),
     )
+    if session_id is not None:  # Of a row that is as it should be; one that is left out never was.
+        kept = content if isinstance(content, Synthetic) else None
+        sessions[session_id] = _Session(turn, input_length + output_length, kept)
+    return request
 
 
 def _refuse_unknown(source: Source, line: int, record: dict[str, Any]) -> None:
@@ -136,9 +138,9 @@ def _turn(source: Source, line: int, record: dict[str, Any], session_id: str | N
     return turn
 
 
-def _output(source: Source, line: int, record: dict[str, Any]) -> tuple[int, np.ndarray | None]:
+def _output(reading: Reading, source: Source, line: int, record: dict[str, Any]) -> tuple[int, np.ndarray | None]:
     if "output_token_ids" not in record:
-        return length(source, line, "output_length", record.get("output_length", MISSING)), None
+        return reading.output_length(source, line, "output_length", record.get("output_length", MISSING)), None
     ids = id_array(source, line, "output_token_ids", record["output_token_ids"], np.int32)
     if not len(ids):
         raise source.error(line, "output_token_ids", "is empty; a request has at least 1 token")
@@ -147,8 +149,11 @@ def _output(source: Source, line: int, record: dict[str, Any]) -> tuple[int, np.
     return len(ids), ids
 
 
-def _prompt(reading: Reading, line: int, field: str, value: Any) -> np.ndarray:
-    source = reading.source
+def prompt_ids(reading: Reading, source: Source, line: int, field: str, value: Any) -> np.ndarray:
+    """Token ids of a prompt given as ids, `messages` or text: int32.
+
+    Raises TraceError when it is none or empty.
+    """
     if field == "prompt_token_ids":
         prompt = id_array(source, line, field, value, np.int32)
     elif field == "messages":
@@ -183,18 +188,7 @@ def _lengths_only(
         raise source.error(
             line, "input_length", "the session's turn before gives its tokens, so this one must give its own too"
         )
-    return _continued(before.content, before.end, input_length, request_id)
-
-
-def _continued(content: Synthetic, end: int, input_length: int, request_id: str) -> Synthetic:
-    """The session's sequence so far, running on; cut at `input_length` and going another way if it is shorter."""
-    if input_length >= end:
-        return content if content.inherited else Synthetic(content.spans, content.blocks, inherited=True)
-    blocks = content.blocks
-    if blocks is not None:
-        blocks = Blocks(blocks.ids[: -(-input_length // blocks.size)], blocks.size, blocks.scope)
-    spans = (*(span for span in content.spans if span[0] < input_length), (input_length, request_id))
-    return Synthetic(spans, blocks, inherited=True)
+    return continued(before.content, before.end, input_length, request_id)
 
 
 FORMAT = Format(
@@ -204,4 +198,7 @@ FORMAT = Format(
     read=_read,
     closed_loop=None,
     ids_from_file=True,
+    needs=("arrival_s", "input_length", "output_length"),
+    draws_output=True,
+    session_mark=b'"session_id"',
 )

@@ -1,11 +1,14 @@
-"""ShareGPT: a JSON array of conversations. Only text and no times: needs a tokenizer, and every session arrives at 0."""
+"""ShareGPT: conversations, as a JSON array or one a line.
+
+Only text and no times: it needs a tokenizer, and every session arrives at 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from traces.content import TokenIds
@@ -23,76 +26,79 @@ def _sniff(head: Head) -> bool:
     return head.has("conversations")
 
 
-def conversations(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(1-based place, conversation). The format is one JSON value, so the file is read whole.
-
-    Raises TraceError when the file is not an array of objects.
-    """
-    raw = b"".join(source.chunks()).removeprefix(b"\xef\xbb\xbf")
-    try:
-        # The elements stay undecoded bytes until their turn comes.
-        elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    except msgspec.DecodeError as fault:
-        raise source.error(0, "", f"not a JSON array: {fault}") from None
-    del raw
-    for number, element in enumerate(elements):
-        record = msgspec.json.decode(element)
-        if not isinstance(record, dict):
-            raise source.error(0, f"[{number}]", "is not a JSON object")
-        yield number + 1, record
-
-
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
     skipped = 0
-    for place, record in conversations(source):
-        where = f"[{place - 1}]"
-        session_id = f"s{place}"
-        said = record.get("conversations", MISSING)
-        if not isinstance(said, list):
-            raise source.error(0, f"{where}.conversations", "is missing or not a list")
-        history: list[np.ndarray] = []
-        turn = told = 0  # `told`: pieces of the history since the last answer.
-        for number, message in enumerate(said):
-            here = f"{where}.conversations[{number}]"
-            if not isinstance(message, dict):
-                raise source.error(0, here, "is not a JSON object")
-            role = text(source, 0, f"{here}.from", message.get("from", MISSING))
-            ids = encode(reading.tokenizer, source, 0, f"{here}.value", message.get("value", MISSING))
-            if role in _PROMPT_ROLES:
-                history.append(ids)
-                told += len(ids)
-            elif role not in _OUTPUT_ROLES:
-                raise source.error(
-                    0, f"{here}.from", f"'{role}' is not one of {', '.join(_PROMPT_ROLES + _OUTPUT_ROLES)}"
-                )
-            else:
-                if told and len(ids):
-                    prompt = np.concatenate(history)
-                    yield TraceRequest(
-                        request_id=f"{session_id}/{turn}",
-                        arrival_s=None if turn else 0.0,
-                        input_length=len(prompt),
-                        output_length=len(ids),
-                        session_id=session_id,
-                        turn=turn,
-                        content=TokenIds(prompt, ids, str(source.path), f"{where}.conversations", f"{here}.value"),
-                    )
-                    turn += 1
-                else:
-                    skipped += 1
-                history.append(ids)
-                told = 0
+
+    def make(source: Source, place: int, record: dict[str, Any]) -> list[TraceRequest]:
+        nonlocal skipped
+        requests, left_out = _conversation(reading, source, place, record)
+        skipped += left_out
+        return requests
+
+    yield from chain.from_iterable(reading.json(make))
     if skipped:
         reading.note(f"{skipped} answers were skipped: empty, or with nothing said before them")
 
 
+def _conversation(
+    reading: Reading, source: Source, place: int, record: dict[str, Any]
+) -> tuple[list[TraceRequest], int]:
+    """(a turn for each answer, answers that are none)."""
+    session_id = f"s{place}"
+    said = record.get("conversations", MISSING)
+    if not isinstance(said, list):
+        raise source.error(place, "conversations", "is missing or not a list")
+    requests: list[TraceRequest] = []
+    history: list[np.ndarray] = []
+    told = skipped = 0  # `told`: tokens of the history since the last answer.
+    for number, message in enumerate(said):
+        here = f"conversations[{number}]"
+        if not isinstance(message, dict):
+            raise source.error(place, here, "is not a JSON object")
+        role = text(source, place, f"{here}.from", message.get("from", MISSING))
+        ids = encode(reading.tokenizer, source, place, f"{here}.value", message.get("value", MISSING))
+        if role in _PROMPT_ROLES:
+            history.append(ids)
+            told += len(ids)
+            continue
+        if role not in _OUTPUT_ROLES:
+            raise source.error(
+                place, f"{here}.from", f"'{role}' is not one of {', '.join(_PROMPT_ROLES + _OUTPUT_ROLES)}"
+            )
+        if told and len(ids):
+            prompt, turn = np.concatenate(history), len(requests)
+            requests.append(
+                TraceRequest(
+                    request_id=f"{session_id}/{turn}",
+                    arrival_s=None if turn else 0.0,
+                    input_length=len(prompt),
+                    output_length=len(ids),
+                    session_id=session_id,
+                    turn=turn,
+                    content=TokenIds(
+                        prompt,
+                        ids,
+                        str(source.path),
+                        source.field("conversations"),
+                        source.field(f"{here}.value"),
+                    ),
+                    line=source.line(place),
+                )
+            )
+        else:
+            skipped += 1
+        history.append(ids)
+        told = 0
+    return requests, skipped
+
+
 FORMAT = Format(
     name="sharegpt",
-    about="ShareGPT, a JSON array of conversations (needs a tokenizer)",
+    about="ShareGPT, conversations as a JSON array or one a line (needs a tokenizer)",
     sniff=_sniff,
     read=_read,
     closed_loop=True,
     ids_from_file=False,
+    needs=("conversations",),
     notes=("no times in the file: all sessions arrive at 0 unless a rate spreads them, and nobody thinks",),
 )

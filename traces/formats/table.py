@@ -7,44 +7,73 @@ from collections.abc import Iterator
 
 from traces.files import Source
 
+_DELIMITERS = ",;\t|"
+
 
 def columns(source: Source, line: int, header: bytes) -> tuple[str, ...]:
     """The column names of a header line.
 
     Raises TraceError when it is not a line of CSV.
     """
-    return tuple(cell.strip() for cell in _cells(source, line, header))
+    return tuple(cell.strip() for cell in _cells(source, line, header, delimiter_of(header)))
 
 
-def rows(source: Source, *wanted: str) -> Iterator[tuple[int, list[str]]]:
-    """(1-based line, the wanted cells in the wanted order) of every row below the header.
+def header_of(source: Source) -> tuple[str, ...]:
+    """The column names of a file; none where it is empty.
 
-    Raises TraceError when the header lacks a column or a row has another number of cells.
+    Raises TraceError when they are not a line of CSV.
     """
-    lines = source.lines()
-    first = next(lines, None)
-    if first is None:
-        return
-    header = columns(source, *first)
-    for column in wanted:
-        if column not in header:
-            raise source.error(first[0], column, "column is missing from the header")
-    places = [header.index(column) for column in wanted]
-    for line, row in lines:
-        cells = _cells(source, line, row)
-        if len(cells) != len(header):
-            raise source.error(line, "", f"has {len(cells)} cells where the header has {len(header)}")
-        yield line, [cells[place].strip() for place in places]
+    line, header = next(source.lines(), (0, b""))
+    return columns(source, line, header) if line else ()
 
 
-def _cells(source: Source, line: int, row: bytes) -> list[str]:
+def delimiter_of(header: bytes) -> str:
+    """What separates the columns: a comma or, in a header without one, what other programs put there."""
+    return next((mark for mark in _DELIMITERS if mark.encode() in header), ",")
+
+
+class Table:
+    """The wanted columns of a CSV file, in the wanted order.
+
+    Raises TraceError when the header lacks one.
+    """
+
+    def __init__(self, source: Source, wanted: tuple[str, ...]) -> None:
+        self.source = source
+        self._lines = source.lines()
+        line, header = next(self._lines, (0, b""))
+        self._delimiter = delimiter_of(header)
+        self.header = columns(source, line, header) if line else ()
+        for column in wanted:
+            if line and column not in self.header:
+                fault = source.error(line, column, "column is missing from the header")
+                fault.of_a_row = False
+                raise fault
+        self._places = [self.header.index(column) for column in wanted] if line else []
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(1-based line, bytes) of every row below the header."""
+        return self._lines
+
+    def cells(self, line: int, row: bytes) -> list[str]:
+        """The wanted cells of a row.
+
+        Raises TraceError when it is not a line of CSV or has another number of cells than the header.
+        """
+        cells = _cells(self.source, line, row, self._delimiter)
+        if len(cells) != len(self.header):
+            raise self.source.error(line, "", f"has {len(cells)} cells where the header has {len(self.header)}")
+        return [cells[place].strip() for place in self._places]
+
+
+def _cells(source: Source, line: int, row: bytes, delimiter: str) -> list[str]:
     try:
         text = row.decode()
     except UnicodeDecodeError:
         raise source.error(line, "", "is not UTF-8 text") from None
     if '"' not in text:  # The common case, five times as fast.
-        return text.split(",")
+        return text.split(delimiter)
     try:
-        return next(csv.reader([text], strict=True), [])
+        return next(csv.reader([text], strict=True, delimiter=delimiter), [])
     except csv.Error as fault:
         raise source.error(line, "", f"is not a line of CSV: {fault}") from None

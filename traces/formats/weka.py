@@ -8,12 +8,13 @@ after the other. What each of its calls shares with others is in the block ids, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from traces.content import Blocks, Synthetic
-from traces.fields import MISSING, id_array, length, parse_json, runs, seconds, text
+from traces.fields import MISSING, id_array, length, runs, seconds, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
 from traces.formats.chains import Call, sequence_ids
@@ -25,16 +26,17 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    source = reading.source
     derived = nested = 0
-    for line, row in source.lines():
-        session = parse_json(source, line, row)
+
+    def make(source: Source, line: int, session: dict[str, Any]) -> list[TraceRequest]:
+        nonlocal derived, nested
+        gaps = 0
+        requests: list[TraceRequest] = []
         session_id = text(source, line, "id", session.get("id", MISSING))
         block_tokens = length(source, line, "block_size", session.get("block_size", MISSING))
         records = list(_flat(source, line, session.get("requests", MISSING), "requests"))
         if not records:
             raise source.error(line, "requests", "is empty")
-        nested += any(where.count("requests") > 1 for where, _ in records)
         calls = [
             Call(
                 ids=_ids(source, line, where, record),
@@ -54,23 +56,30 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
                 think_s = seconds(source, line, f"{where}.think_time", record["think_time"])
             elif turn:
                 think_s = _gap_s(source, line, where, before, record)
-                derived += 1
+                gaps += 1
             request_id = f"{session_id}/{turn}"
-            yield TraceRequest(
-                request_id=request_id,
-                arrival_s=None if turn else 0.0,
-                input_length=call.input_length,
-                output_length=call.output_length,
-                session_id=session_id,
-                turn=turn,
-                think_time_s=think_s,
-                content=Synthetic(
-                    spans=((0, request_id),),
-                    blocks=Blocks(ids, block_tokens, scope=session_id if local else ""),
-                ),
-                line=line,
+            requests.append(
+                TraceRequest(
+                    request_id=request_id,
+                    arrival_s=None if turn else 0.0,
+                    input_length=call.input_length,
+                    output_length=call.output_length,
+                    session_id=session_id,
+                    turn=turn,
+                    think_time_s=think_s,
+                    content=Synthetic(
+                        spans=((0, request_id),),
+                        blocks=Blocks(ids, block_tokens, scope=session_id if local else ""),
+                    ),
+                    line=source.line(line),
+                )
             )
             before = record
+        nested += any(where.count("requests") > 1 for where, _ in records)
+        derived += gaps
+        return requests
+
+    yield from chain.from_iterable(reading.json(make))
     if derived:
         reading.note(f"{derived} calls without a think time: taken as the gap since the end of the call before")
     if nested:
@@ -116,5 +125,6 @@ FORMAT = Format(
     read=_read,
     closed_loop=True,
     ids_from_file=True,
+    needs=("id", "block_size", "requests"),
     notes=("times are relative to each session's start: all sessions arrive at 0 unless a rate spreads them",),
 )

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from workbench.cli.trace_flags import Reading, with_trace_flags
+
 if TYPE_CHECKING:
     from reports.compare import Comparison
 
 
+@with_trace_flags
 def compare(
     a: Annotated[Path, typer.Argument(help="The reference: a run record, usually the measured one.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="The run to judge by it.", show_default=False)],
@@ -19,16 +22,17 @@ def compare(
     trace: Annotated[Optional[Path], typer.Option("--trace", help="The trace of both: simulates B again with A's step times, CPU phases and KV capacity for the error budget.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write a page: both runs side by side with this comparison in it.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Compare two runs of one trace: errors of latencies, throughput over time, first differing decision, error budget."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _compare(a, b, origin, trace, out, as_json)
+        _compare(a, b, origin, trace, out, as_json, reading)
 
 
 def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, out: Path | None,
-             as_json: bool) -> None:  # fmt: skip
+             as_json: bool, reading: Reading) -> None:  # fmt: skip
     from reports.compare import compare as compare_records
     from reports.record import RecordError, read_record
     from reports.schema import DECISIONS_FILE
@@ -43,7 +47,7 @@ def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None,
         from reports.compare import first_difference
 
         found.decisions = first_difference(*(_decisions(file) for file in files))
-    found.budget = error_budget(a, b, found.latency_from, trace)
+    found.budget = error_budget(a, b, found.latency_from, trace, reading)
     if out is not None:
         _write_page(path_a, path_b, found, out)
     if as_json:

@@ -20,7 +20,8 @@ def one_line_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
     except (ValueError, RecordError) as error:  # every error of bad input here is one of the two
-        _fail(str(error))
+        hint = getattr(error, "hint", "")
+        _fail(f"{error}; {hint}" if hint else str(error))
     except MemoryError as error:
         _fail(f"there is not enough memory for this: {error}" if str(error) else "there is not enough memory for this")
 

@@ -10,6 +10,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.options import SHAPE, option
+from workbench.cli.trace_flags import Reading, with_trace_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _SERVER = "Server"
 
 
+@with_trace_flags
 def observe(
     url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8000.", show_default=False)],
     trace: Annotated[Path, option("--trace", help="Trace file: any known format, plain, gzip or zstd.", panel=SHAPE)],
@@ -35,8 +37,8 @@ def observe(
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    format: options.Format = "auto",
     tokenizer: Annotated[Optional[Path], option("--tokenizer", help="tokenizer.json or its folder: for traces of text, and for servers that take prompts as text only.", panel=SHAPE)] = None,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Send TRACE to a running server in real time, streamed, and record what its clients see."""
     from workbench.cli.errors import one_line_errors
@@ -51,11 +53,11 @@ def observe(
                 f"observing needs the package {error.name!r}: pip install 'llm-workbench[live]'"
             ) from error
         settings = ObserveSettings(url, model, concurrency, rate, speedup, requests, seed or 0, slo_ttft, slo_tpot)
-        _run(settings, trace, out, force, as_json, format, tokenizer, vocab, api_key)
+        _run(settings, trace, out, force, as_json, {**reading, "tokenizer": tokenizer}, vocab, api_key)
 
 
-def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, as_json: bool, format: str,
-         tokenizer: Path | None, vocab: int | None, api_key: str | None) -> None:  # fmt: skip
+def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, as_json: bool, reading: Reading,
+         vocab: int | None, api_key: str | None) -> None:  # fmt: skip
     from reports.record import prepare_out, write_record
     from traces.text import load_tokenizer
     from workbench.cli.runs import command_line, free_folder, open_reshaped
@@ -71,8 +73,9 @@ def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, a
         concurrency=settings.concurrency, rate=settings.rate, speedup=settings.speedup, requests=settings.requests,
         seed=settings.seed, slo_ttft=settings.slo_ttft, slo_tpot=settings.slo_tpot,
     )  # fmt: skip
-    trace = open_reshaped(path, format, tokenizer, shape)
+    trace = open_reshaped(path, reading, shape)
     sha256 = trace.sha256()
+    tokenizer: Path | None = reading["tokenizer"]
     reader: Any = load_tokenizer(tokenizer) if tokenizer is not None else None
 
     def text_of(ids: np.ndarray) -> str:

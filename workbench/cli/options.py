@@ -193,9 +193,4 @@ Concurrency = Annotated[
     Optional[int],
     option("--concurrency", help="Closed loop: so many at a time, arrivals ignored.", panel=SHAPE),
 ]
-Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=SHAPE)]
-TraceTokenizer = Annotated[
-    Optional[Path],
-    option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE),
-]
 Executor = Annotated[str, option("--executor", help="Where runs go: local | ray. Default local.", panel=RUN)]

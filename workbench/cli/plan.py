@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
+from workbench.cli.trace_flags import Reading, open_as, with_trace_flags, words_of
 
 if TYPE_CHECKING:
     from workbench.search.plan import Candidate, Load
@@ -23,6 +24,7 @@ def _option(*names: str, help: str, panel: str = _PLAN) -> Any:
 
 
 @with_setting_flags
+@with_trace_flags
 def plan(
     trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
     slo: Annotated[Optional[str], _option("--slo", help="What must be kept: ttft_p99=2s,tpot_p99=50ms. Latencies ttft, tpot, itl, e2e, queue; mean or any percentile.")] = None,
@@ -36,22 +38,20 @@ def plan(
     force: Annotated[bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    format: options.Format = "auto",
-    tokenizer: options.TraceTokenizer = None,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, slo, vary or [], prices, rate, jobs, executor, time_limit, out, force, as_json, config, format,
-             tokenizer, settings)  # fmt: skip
+        _run(trace, slo, vary or [], prices, rate, jobs, executor, time_limit, out, force, as_json, config, reading,
+             settings)  # fmt: skip
 
 
 def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None, rate: float | None, jobs: int | None,
          executor: str, time_limit_s: float | None, out: Path | None, force: bool, as_json: bool, config: Path | None,
-         format: str, tokenizer: Path | None, flags: dict[str, Any]) -> None:  # fmt: skip
-    from traces import open_trace
+         reading: Reading, flags: dict[str, Any]) -> None:  # fmt: skip
     from traces.memory import in_memory
     from workbench.search.executor import check_executor
     from workbench.search.plan import measure_load, prepare_plan_folder, run_plan
@@ -72,9 +72,9 @@ def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None,
     base = Base.for_space(config, flags, space)
     points = list(grid_points(space))
     check_executor(executor, jobs, time_limit_s)
-    opened = open_trace(path, format, tokenizer)
+    opened = open_as(path, reading, seed=base.seed)
     check_any(Shared(base, opened, "", prices), points)
-    shared = Shared(base, (held := in_memory(opened)), held.sha256(), prices)
+    shared = Shared(base, (held := in_memory(opened)), held.sha256(), prices, trace_flags=words_of(reading))
     load = measure_load(shared, points, rate)
     if out is not None:
         prepare_plan_folder(out, force)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import options
+from workbench.cli.trace_flags import Reading, with_trace_flags
 
 if TYPE_CHECKING:
     from reports.record import RunRecord
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.run.settings import RunSettings
 
 
+@with_trace_flags
 def replay(
     trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
     loop: options.Loop = None,
@@ -62,8 +64,7 @@ def replay(
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    format: options.Format = "auto",
-    tokenizer: options.TraceTokenizer = None,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
     given = dict(locals())
@@ -74,8 +75,7 @@ def replay(
         "as_json",
         "decisions",
         "config",
-        "format",
-        "tokenizer",
+        "reading",
         "backend",
         "load_format",
     ):
@@ -83,11 +83,11 @@ def replay(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, config, format, tokenizer, backend, load_format, given)
+        _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, given)
 
 
-def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, format: str,
-         tokenizer: Path | None, backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, reading: Reading,
+         backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
     from workbench.cli.runs import open_reshaped, run_and_report
     from workbench.cli.waits import SaidWaits
     from workbench.run.settings import settings_from
@@ -104,7 +104,7 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
             runner_options(settings, name, device, load_format)
     except ModuleNotFoundError as error:
         raise ConfigError(f"a real run needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
-    trace = open_reshaped(path, format, tokenizer, settings)
+    trace = open_reshaped(path, reading, settings)
 
     def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
         return replay_loop(settings, loop, trace, device=device, load_format=load_format, waiting=SaidWaits(), **more)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from reports.schema import PAGE_FILE
+from workbench.cli.trace_flags import Reading, open_as
 
 if TYPE_CHECKING:
     from reports.page import Report
@@ -31,12 +32,11 @@ def command_line() -> str:
     return " ".join(words)
 
 
-def open_reshaped(path: Path, format: str, tokenizer: Path | None, settings: RunSettings) -> Trace:
-    """The trace as the settings want it. Raises TraceError."""
-    from traces import open_trace
+def open_reshaped(path: Path, reading: Reading, settings: RunSettings) -> Trace:
+    """The trace as the settings want it. Raises TraceError, and ValueError for flags of the trace that make no sense."""
     from traces.reshape import reshape
 
-    trace = open_trace(path, format, tokenizer)
+    trace = open_as(path, reading, ordered=settings.concurrency is None, seed=settings.seed)
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
         trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
     return trace

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.cli import simulate
+from workbench.cli.trace_flags import NAMES
 
-NOT_SETTINGS = frozenset({"trace", "out", "force", "as_json", "decisions", "config", "format", "tokenizer", "like"})
+NOT_SETTINGS = NAMES | {"trace", "out", "force", "as_json", "decisions", "config", "like"}
 """Parameters of `simulate` that say what to do with a run, not what it is."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
+from workbench.cli.trace_flags import Reading, with_trace_flags
 
 if TYPE_CHECKING:
     from reports.record import RunRecord
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from workbench.run.settings import RunSettings
 
 
+@with_trace_flags
 def simulate(
     trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
     loop: options.Loop = None,
@@ -68,21 +70,20 @@ def simulate(
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    format: options.Format = "auto",
-    tokenizer: options.TraceTokenizer = None,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Replay TRACE under the event loops on a modelled GPU and compare them."""
     given = dict(locals())
-    for name in ("trace", "out", "force", "as_json", "decisions", "like", "config", "format", "tokenizer"):
+    for name in ("trace", "out", "force", "as_json", "decisions", "like", "config", "reading"):
         given.pop(name)
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, like, config, format, tokenizer, given)
+        _run(trace, out, force, as_json, decisions, like, config, reading, given)
 
 
 def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, like: Path | None, config: Path | None,
-         format: str, tokenizer: Path | None, flags: dict[str, Any]) -> None:  # fmt: skip
+         reading: Reading, flags: dict[str, Any]) -> None:  # fmt: skip
     from workbench.cli.runs import open_reshaped, run_and_report
     from workbench.run.settings import resolve, settings_from
     from workbench.run.simulate import simulate_loop
@@ -92,7 +93,7 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.
         instances[name] = resolve(settings, name)
-    trace = open_reshaped(path, format, tokenizer, settings)
+    trace = open_reshaped(path, reading, settings)
 
     def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
         return simulate_loop(settings, loop, trace, instance=instances[loop], **more)

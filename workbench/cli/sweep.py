@@ -9,10 +9,11 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
+from workbench.cli.trace_flags import Reading, open_as, with_trace_flags, words_of
 
 if TYPE_CHECKING:
     from workbench.search.objectives import Objective
-    from workbench.search.point import Shared
+    from workbench.search.point import Base, Shared
     from workbench.search.results import Results
     from workbench.search.space import Dimension
 
@@ -25,6 +26,7 @@ def _option(*names: str, help: str, panel: str = _SEARCH) -> Any:
 
 
 @with_setting_flags
+@with_trace_flags
 def sweep(
     trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
     vary: Annotated[Optional[list[str]], _option("--vary", help="Setting and values: key=v1,v2 or, for numbers, key=low..high, with /steps for a grid and :log. Repeat for more.")] = None,
@@ -41,8 +43,7 @@ def sweep(
     keep_records: Annotated[bool, _option("--keep-records", help="Keep the run record of every point in records/.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the outcome as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    format: options.Format = "auto",
-    tokenizer: options.TraceTokenizer = None,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Simulate TRACE at many points of a space of settings: one CSV and a page.
@@ -53,14 +54,13 @@ def sweep(
 
     with one_line_errors():
         _run(trace, vary or [], search, points, objective, prices, jobs, executor, time_limit, out, resume, force,
-             keep_records, as_json, config, format, tokenizer, settings)  # fmt: skip
+             keep_records, as_json, config, reading, settings)  # fmt: skip
 
 
 def _run(path: Path, vary: list[str], search: str, points: int | None, objective: str, prices_file: Path | None,
          jobs: int | None, executor: str, time_limit_s: float | None, out: Path | None, resume: bool, force: bool,
-         keep_records: bool, as_json: bool, config: Path | None, format: str, tokenizer: Path | None,
+         keep_records: bool, as_json: bool, config: Path | None, reading: Reading,
          flags: dict[str, Any]) -> None:  # fmt: skip
-    from traces import open_trace
     from traces.memory import in_memory
     from workbench.search.executor import check_executor
     from workbench.search.objectives import parse_objectives
@@ -80,12 +80,13 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
     check_executor(executor, jobs, time_limit_s)
     # Everything that can be wrong is wrong before a folder is made or the first second is spent.
     asked = open_source(search, space, points, base.seed, objectives, [])
-    opened = open_trace(path, format, tokenizer)
+    opened = open_as(path, reading, ordered=_arrivals_count(base, space), seed=base.seed)
     if isinstance(asked, Listed):
         check_any(Shared(base, opened, "", prices), asked.points)
     held = in_memory(opened)
     folder = out if out is not None else Path("runs") / f"{held.info.name}-sweep"
-    shared = Shared(base, held, held.sha256(), prices, folder / RECORDS if keep_records else None)
+    shared = Shared(base, held, held.sha256(), prices, folder / RECORDS if keep_records else None,
+                    trace_flags=words_of(reading))  # fmt: skip
     manifest = manifest_of(shared, space, search, points, objectives)
     with Results(folder, manifest, resume, force) as results:
         done = [(results.point_of(row), row) for row in results.rows]
@@ -100,6 +101,13 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
             f"interrupted: {len(results.rows)} of {source.total} points are in {folder}; --resume goes on", err=True
         )
         raise typer.Exit(130)
+
+
+def _arrivals_count(base: Base, space: list[Dimension]) -> bool:
+    """Whether any run goes by the arrivals of the trace: not where all have a number of requests at a time."""
+    varied = [dimension.values for dimension in space if dimension.name == "concurrency"]
+    asked = varied[0] if varied else (base.given().get("concurrency"),)
+    return any(value is None for value in asked)
 
 
 def _progress_bar(quiet: bool) -> Any:

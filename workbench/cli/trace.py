@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.errors import one_line_errors
+from workbench.cli.trace_flags import Reading, open_as, with_trace_flags
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
@@ -21,8 +22,6 @@ _LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
 TraceArgument = Annotated[Path, typer.Argument(help="Trace file, plain, gzip or zstd.", show_default=False)]
 OutArgument = Annotated[Path, typer.Argument(help="File to write; .gz and .zst compress.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
-Format = Annotated[str, typer.Option(help="Trace format; auto tells it by the first record.")]
-Tokenizer = Annotated[Path | None, typer.Option(help="tokenizer.json, or a folder with one, for traces of text.")]
 Rate = Annotated[float | None, typer.Option(help="Stretch arrivals to this many a second.")]
 Speedup = Annotated[float | None, typer.Option(help="Divide arrivals by this.")]
 Requests = Annotated[int | None, typer.Option(help="Only the first so many requests.")]
@@ -70,21 +69,21 @@ def generate_command(
 
 
 @app.command("convert")
+@with_trace_flags
 def convert_command(
     trace: TraceArgument,
     out: OutArgument,
-    format: Format = "auto",
-    tokenizer: Tokenizer = None,
     rate: Rate = None,
     speedup: Speedup = None,
     requests: Requests = None,
     force: Force = False,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Write any trace that can be read as one of our own."""
     from traces.write import write_trace
 
     with one_line_errors():
-        opened = _open(trace, format, tokenizer, rate, speedup, requests)
+        opened = _open(trace, reading, rate, speedup, requests)
         written = write_trace(_progress(opened, "converting", requests), out, force)
     for note in opened.info.notes:
         typer.echo(f"note: {note}", err=True)
@@ -92,20 +91,20 @@ def convert_command(
 
 
 @app.command("describe")
+@with_trace_flags
 def describe_command(
     trace: TraceArgument,
-    format: Format = "auto",
-    tokenizer: Tokenizer = None,
     rate: Rate = None,
     speedup: Speedup = None,
     requests: Requests = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Print a trace's rates, lengths, burstiness, possible prefix reuse and sessions."""
     from traces.describe import describe
 
     with one_line_errors():
-        opened = _open(trace, format, tokenizer, rate, speedup, requests)
+        opened = _open(trace, reading, rate, speedup, requests)
         figures = describe(_progress(opened, "reading", requests))
         info: dict[str, Any] = {
             "name": opened.info.name,
@@ -124,16 +123,14 @@ def describe_command(
 
 def _open(
     path: Path,
-    format: str,
-    tokenizer: Path | None,
+    reading: Reading,
     rate: float | None,
     speedup: float | None,
     requests: int | None,
 ) -> Trace:
-    from traces import open_trace
     from traces.reshape import reshape
 
-    opened = open_trace(path, format, tokenizer)
+    opened = open_as(path, reading)
     if rate is None and speedup is None and requests is None:
         return opened
     return reshape(opened, rate, speedup, requests)

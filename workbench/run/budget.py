@@ -50,8 +50,12 @@ class ReplayedCost:
         return self._fitted.transfer_s(batch, stage)
 
 
-def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | None) -> dict[str, Any]:
-    """Shares of the difference, as errors of the mean latencies before and after each replacement, and as sentences."""
+def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | None,
+                 reading: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Shares of the difference, as errors of the mean latencies before and after each replacement, and as sentences.
+
+    `reading` says how the trace is to be read: fields of :class:`traces.trace.ReadAs`.
+    """
     reason = _cannot(a, b, trace_path)
     if reason is not None:
         return {"separable": False, "lines": [f"error budget: {reason}", *_what_is_known(a, b, origin)]}
@@ -63,7 +67,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     fields = {field.name for field in dataclasses.fields(RunSettings)}
     settings = RunSettings(**{name: value for name, value in b.meta["settings"].items() if name in fields})
     loop = settings.loops[0]
-    trace = open_trace(trace_path)
+    trace = open_trace(trace_path, **(reading or {}), ordered=settings.concurrency is None, seed=settings.seed)
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
         trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
     built = resolve(settings, loop)

@@ -90,6 +90,8 @@ class Shared:
     prices: Prices | None = None
     records: Path | None = None
     """Where run records are kept, one folder a point."""
+    trace_flags: str = ""
+    """Of the command line, that say how the trace is to be read."""
     command: str = field(default_factory=lambda: " ".join(["workbench", *sys.argv[1:]]))
 
     def check(self, point: Point) -> None:
@@ -110,7 +112,7 @@ class Shared:
         if (tp, pp) != (settings.tp, settings.pp):
             given |= {"tp": tp, "pp": pp}
         given |= changes
-        words = ["workbench", "simulate", self.trace.info.path]
+        words = ["workbench", "simulate", self.trace.info.path, *shlex.split(self.trace_flags)]
         if self.base.config is not None:
             words += ["--config", str(self.base.config)]
         for name, value in given.items():

@@ -1,0 +1,195 @@
+"""Tables of lengths, as CSV or JSON lines, whatever their columns are called: with or without arrivals, sessions, turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from traces.content import Synthetic, continued, unique
+from traces.dates import Times
+from traces.fields import MISSING, count, length, parse_json, seconds, text
+from traces.files import Source
+from traces.formats import own
+from traces.formats.base import Format, Head, Reading
+from traces.formats.length_columns import Column, find_columns
+from traces.formats.table import header_of
+from traces.prefix import look_ahead
+from traces.records import records
+from traces.request import TraceRequest
+from traces.time_units import UNITS
+
+
+@dataclass(slots=True)
+class _Row:
+    source: Source
+    number: int
+    arrival: float | None
+    input_length: int
+    output_length: int
+    session_id: str | None
+    think_s: float
+
+
+@dataclass(slots=True)
+class _Session:
+    turn: int
+    end: int
+    content: Synthetic
+
+
+def _sniff(head: Head) -> bool:
+    if head.record is None:
+        return "input" in find_columns(head.columns)[0]
+    found, _ = find_columns(head.record)
+    if "input" not in found or not found.keys() & {"output", "arrival"}:
+        return False
+    # Our own names belong to our own format, which says what is missing.
+    return any(found[what].name not in own.FIELDS for what in ("input", "output", "arrival") if what in found)
+
+
+def _read(reading: Reading) -> Iterator[TraceRequest]:
+    is_json, names = _names(reading.source)
+    columns, others = find_columns(names)
+    if "input" not in columns:
+        raise reading.source.error(
+            0, "", f"has no column of input lengths, such as input_tokens, among {', '.join(names)}"
+        )
+    _note_columns(reading, columns, others)
+    closed = "session" in columns and ("arrival" not in columns or "think" in columns)
+    if "arrival" not in columns:
+        reading.note("no times in the file: all arrive at 0 unless a rate spreads them")
+    first, rows = look_ahead(_rows(reading, is_json, columns))
+    if not closed:
+        if "session" in columns:
+            reading.note("open loop: turns of a session keep their times, do not wait for each other and share nothing")
+        return (_request(row, None, row.input_length, None, closed=False) for row in rows)
+    return _turns(reading, first, rows)
+
+
+def _turns(reading: Reading, first: list[_Row], rows: Iterator[_Row]) -> Iterator[TraceRequest]:
+    new = _later_turns_are_new(first)
+    sessions: dict[str, _Session] = {}
+    later = 0
+    for row in rows:
+        before = sessions.get(row.session_id) if row.session_id is not None else None
+        input_length = row.input_length + (before.end if before is not None and new else 0)
+        content = unique(f"r{row.number}")
+        if before is not None:
+            later += 1
+            content = continued(before.content, before.end, input_length, f"r{row.number}")
+        if row.session_id is not None:
+            turn = before.turn + 1 if before is not None else 0
+            sessions[row.session_id] = _Session(turn, input_length + row.output_length, content)
+        yield _request(row, before, input_length, content, closed=True)
+    if later:
+        reading.note(
+            "later turns give the lengths of what is new: their prompts begin with all that was said before"
+            if new
+            else "later turns give the lengths of whole prompts, which begin with all that was said before"
+        )
+
+
+def _later_turns_are_new(rows: list[_Row]) -> bool:
+    """Whether later turns count what they add: some are too short to hold what was said before."""
+    ends: dict[str, int] = {}
+    for row in rows:
+        if row.session_id is not None:
+            if row.input_length < ends.get(row.session_id, 0):
+                return True
+            ends[row.session_id] = row.input_length + row.output_length
+    return False
+
+
+def _request(
+    row: _Row, before: _Session | None, input_length: int, content: Synthetic | None, *, closed: bool
+) -> TraceRequest:
+    request_id = f"r{row.number}"
+    return TraceRequest(
+        request_id=request_id,
+        arrival_s=None if before is not None else row.arrival or 0.0,
+        input_length=input_length,
+        output_length=row.output_length,
+        session_id=row.session_id if closed else None,
+        turn=before.turn + 1 if before is not None else 0,
+        think_time_s=row.think_s if before is not None else 0.0,
+        content=content if content is not None else unique(request_id),
+        line=row.source.line(row.number),
+    )
+
+
+def _names(source: Source) -> tuple[bool, tuple[str, ...]]:
+    """(whether it is JSON, columns or fields of the first record)."""
+    _, first = next(source.lines(), (0, b""))
+    if not first.startswith((b"{", b"[")):
+        return False, header_of(source)
+    for place, number, raw in records(source, lambda place: None):
+        return True, tuple(parse_json(place, number, raw))
+    return True, ()
+
+
+def _note_columns(reading: Reading, columns: dict[str, Column], others: list[str]) -> None:
+    names = ", ".join(f"{meaning} {column.name!r}" for meaning, column in columns.items())
+    reading.note(f"columns read: {names}" + (f"; not read: {', '.join(others)}" if others else ""))
+    arrival = columns.get("arrival")
+    if arrival is not None and arrival.unit is not None and reading.asked_unit == "auto":
+        reading.unit, reading.unit_is_sure = arrival.unit, True
+
+
+def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterator[_Row]:
+    names = {meaning: column.name for meaning, column in columns.items()}
+    times = Times(names.get("arrival", ""))
+    turns: dict[str, int] = {}
+    think_unit = UNITS[(columns["think"].unit or "s") if "think" in columns else "s"]
+    output_name = names.get("output", "output_length")
+
+    def make(source: Source, line: int, value: Callable[[str], Any]) -> _Row:
+        arrival = times.read(source, line, value("arrival")) if "arrival" in names else None
+        session = value("session")
+        session_id = None if session in (MISSING, None, "") else text(source, line, names["session"], session)
+        think = value("think")
+        row = _Row(
+            source,
+            line,
+            arrival,
+            length(source, line, names["input"], value("input")),
+            reading.output_length(source, line, output_name, value("output")),
+            session_id,
+            0.0 if think in (MISSING, None, "") else seconds(source, line, names["think"], think) / think_unit,
+        )
+        if session_id is not None and "turn" in names:
+            turn = count(source, line, names["turn"], value("turn"))
+            if session_id in turns and turn != turns[session_id] + 1:
+                message = f"session '{session_id}' has turn {turn} after turn {turns[session_id]}"
+                raise source.error(line, names["turn"], message)
+            turns[session_id] = turn
+        reading.dates = bool(times.dates)
+        return row
+
+    if is_json:
+
+        def of_record(source: Source, line: int, record: dict[str, Any]) -> _Row:
+            return make(source, line, lambda what: record.get(names[what], MISSING) if what in names else MISSING)
+
+        return reading.json(of_record)
+    places = {meaning: place for place, meaning in enumerate(names)}
+
+    def of_cells(source: Source, line: int, cells: list[str]) -> _Row:
+        return make(source, line, lambda what: cells[places[what]] if what in places else MISSING)
+
+    return reading.csv(tuple(names.values()), of_cells)
+
+
+FORMAT = Format(
+    name="lengths",
+    about="lengths under the usual names, CSV or JSON lines, with or without times and sessions",
+    sniff=_sniff,
+    read=_read,
+    closed_loop=None,
+    ids_from_file=False,
+    needs=("input_tokens", "output_tokens"),
+    time_unit="s",
+    time_unit_is_sure=False,
+    logged=True,
+    draws_output=True,
+)

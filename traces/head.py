@@ -1,0 +1,68 @@
+"""The beginning of a file: what `--format auto` goes by, and what is said when nothing fits."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from traces.fields import parse_json
+from traces.files import Source
+from traces.formats import FORMATS, Format, Head
+from traces.formats.table import columns
+from traces.records import records
+
+_MOST_NAMES = 30
+_MOST_NEAREST = 3
+
+
+def read_head(source: Source) -> Head:
+    """The first record that can be read; of JSON lines, the first line is enough.
+
+    Raises TraceError when the file holds nothing, or nothing that is a record.
+    """
+    lines = source.lines()
+    line, first = next(lines, (0, b""))
+    if not line:
+        raise source.error(0, "", "holds no requests: the file is empty")
+    if not first.startswith((b"{", b"[")):
+        return Head(columns=columns(source, line, first))
+    in_array = first.startswith(b"[")
+    if not in_array and _goes_on(first, next(lines, None)):
+        raise source.error(
+            0,
+            "",
+            "is one JSON object over several lines; a trace has a JSON object on each line, or is one JSON array of them "
+            "(jq -c . FILE puts objects on lines)",
+        )
+    for place, number, raw in islice(records(source, lambda place: None), 1):
+        return Head(record=parse_json(place, number, raw), in_array=in_array)
+    raise source.error(0, "", "holds no requests: the JSON array is empty")
+
+
+def _goes_on(first: bytes, second: tuple[int, bytes] | None) -> bool:
+    """Whether a line that begins an object does not end it, as programs write that indent."""
+    return second is not None and (first == b"{" or (first.endswith(b",") and not second[1].startswith(b"{")))
+
+
+def unknown_format(head: Head) -> str:
+    """Why a file's first record is that of no format: what it has, and what the nearest formats would need."""
+    is_json = head.record is not None
+    names = tuple(head.record) if head.record is not None else head.columns
+    listed = ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )
+    what = "fields" if is_json else "columns"
+    text = f"is the start of no known format; name one with --format ({', '.join(FORMATS)}); it has the {what} "
+    text += listed or "of none"
+    lacking = [f"{known.name} lacks {', '.join(lacks)}" for known, lacks in _nearest(names)]
+    return text + (f"; nearest: {'; '.join(lacking)}" if lacking else "")
+
+
+def _nearest(names: tuple[str, ...]) -> list[tuple[Format, list[str]]]:
+    """Formats that need something the record has, with what they lack, those that lack least first."""
+    found = []
+    for known in FORMATS.values():
+        lacks = [name for name in known.needs if name not in names]
+        if len(lacks) < len(known.needs):
+            found.append((known, lacks))
+    found.sort(key=lambda pair: len(pair[1]) / len(pair[0].needs))
+    return found[:_MOST_NEAREST]
