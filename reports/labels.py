@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 Summaries = Mapping[str, Mapping[str, float | int | None]]
 
@@ -137,6 +138,22 @@ def best_of(metric: Metric, summaries: Summaries) -> list[bool]:
         return [False] * len(values)
     best = max(known) if metric.better is Better.HIGHER else min(known)
     return [value == best for value in values]
+
+
+def weights_label(meta: Mapping[str, Any]) -> str:
+    """What a run's weights were held in and who said so, as one clause; empty where the record does not say."""
+    weights = meta.get("weights")
+    if not isinstance(weights, Mapping):
+        return ""
+    dtype, computes, plain = (str(weights.get(name, "")) for name in ("dtype", "computes", "kept_in"))
+    parts = [f"computed in {computes}"] if computes and computes != dtype else []
+    kept = weights.get("kept")
+    if plain and plain != dtype and isinstance(kept, Mapping):
+        said = [
+            f"{'' if share == 1 else f'{percent(share)} of '}{part.replace('_', ' ')}" for part, share in kept.items()
+        ]
+        parts += [f"{', '.join(said)} in {plain}"] if said else []
+    return ", ".join([f"{dtype} (from {weights.get('said_by', 'unknown')})", *parts])
 
 
 def difference(value: float | int | None, base: float | int | None) -> float | None:

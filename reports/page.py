@@ -17,7 +17,17 @@ from reports.detail import timeline_detail
 from reports.errors import RecordError
 from reports.first_arrival import from_first_arrival
 from reports.html_file import asset, embedded, rendered
-from reports.labels import Summaries, Unit, best_of, difference, percent, shown_metrics, values_of, written
+from reports.labels import (
+    Summaries,
+    Unit,
+    best_of,
+    difference,
+    percent,
+    shown_metrics,
+    values_of,
+    weights_label,
+    written,
+)
 from reports.load import trace_of
 from reports.metrics import summarise
 from reports.out_folder import PAGE_MARK, write_file
@@ -242,6 +252,7 @@ def _facts(records: Mapping[str, RunRecord]) -> list[tuple[str, str]]:
         ("Trace", [trace_of(record)[0] for record in records.values()]),
         ("Requests", [f"{len(record.requests['request_id']):,}" for record in records.values()]),
         ("Model", [_named(record.meta.get("model")) for record in records.values()]),
+        ("Weights", [weights_label(record.meta) for record in records.values()]),
         ("Hardware", [_hardware(record) for record in records.values()]),
     ):
         texts = list(dict.fromkeys(text for text in found if text))

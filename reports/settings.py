@@ -8,7 +8,18 @@ from typing import Any
 
 from reports.record import RunRecord
 
-_SHOWN = ("model", "hardware", "trace", "settings", "kv_budget", "host_model", "versions", "totals", "interrupted")
+_SHOWN = (
+    "model",
+    "weights",
+    "hardware",
+    "trace",
+    "settings",
+    "kv_budget",
+    "host_model",
+    "versions",
+    "totals",
+    "interrupted",
+)
 
 _FOUND = ("kv_budget", "totals", "interrupted")
 """Of those, what follows from a run rather than leading to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec
 
@@ -32,35 +33,57 @@ class MemoryBudget:
     kv_tokens: int
 
 
-def kv_capacity(model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16", tp: int = 1, pp: int = 1,
-                ep: int = 1, mem_fraction: float = 0.9, max_prefill_tokens: int = 8192,
+def kv_capacity(model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16", kv_dtype: str = "bf16",
+                tp: int = 1, pp: int = 1, ep: int = 1, mem_fraction: float = 0.9, max_prefill_tokens: int = 8192,
                 max_running: int = 256) -> MemoryBudget:  # fmt: skip
     """KV capacity: ``memory * mem_fraction`` less weights, peak activations, graphs and runtime, over the bytes of a
     token, for the stage with the least room.
 
-    Raises :class:`ModelDoesNotFit` with what is needed, what there is, and the smallest tensor parallel size that fits.
+    Raises :class:`ModelDoesNotFit` with what is needed, what there is, and what fits: the smallest tensor parallel size, or
+    narrower weights.
     """
-    budget = _tightest(model, gpu, dtype, kv_dtype, tp, pp, ep, mem_fraction, max_prefill_tokens, max_running)
-    if budget.kv_tokens >= SMALLEST_USEFUL_TOKENS:
-        return budget
-    needed = budget.usable_bytes - budget.kv_bytes
-    fits = "no tensor parallel size of one node fits"
-    size = tp * 2
-    while size <= gpu.gpus_per_node and model.heads % size == 0:
-        wider = _tightest(
-            model, gpu, dtype, kv_dtype, size, pp, min(ep, size), mem_fraction, max_prefill_tokens, max_running
+    weights = as_precision(dtype)
+
+    def budget(weights: Precision, tp: int) -> MemoryBudget:
+        experts_over = min(ep, tp) if tp > first else ep
+        return _tightest(
+            model, gpu, weights, kv_dtype, tp, pp, experts_over, mem_fraction, max_prefill_tokens, max_running
         )
-        if wider.kv_tokens >= SMALLEST_USEFUL_TOKENS:
-            fits = f"it fits with tp {size}"
-            break
-        size *= 2
+
+    def smallest(weights: Precision) -> int | None:
+        """The smallest tensor parallel size that fits, from the one asked for on."""
+        size = first
+        while size == first or (size <= gpu.gpus_per_node and model.heads % size == 0):
+            if budget(weights, size).kv_tokens >= SMALLEST_USEFUL_TOKENS:
+                return size
+            size *= 2
+        return None
+
+    first = tp
+    found = budget(weights, tp)
+    if found.kv_tokens >= SMALLEST_USEFUL_TOKENS:
+        return found
+    wider = smallest(weights)
+    fits = f"it fits with tp {wider}" if wider else "no tensor parallel size of one node fits"
+    narrower = [
+        f"--dtype {name}" + (f" and tp {size}" if size > tp else "")
+        for name in ("fp8", "int4")
+        if DTYPE_BYTES[name] < weights.bytes_of(_heaviest(model)) and (size := smallest(named(name)))
+    ]
+    if narrower:
+        fits += f"{',' if wider else ';'} {'or' if wider else 'it would'} with {', or with '.join(narrower)}"
     raise ModelDoesNotFit(
-        f"{model.name} in {dtype} does not fit {gpu.name} with tp {tp}, pp {pp}: needs {needed / 2**30:.1f} GiB before KV, "
-        f"{budget.usable_bytes / 2**30:.1f} GiB usable a GPU; {fits}"
+        f"{model.name} in {weights.dtype} does not fit {gpu.name} with tp {tp}, pp {pp}: needs "
+        f"{(found.usable_bytes - found.kv_bytes) / 2**30:.1f} GiB before KV, {found.usable_bytes / 2**30:.1f} GiB usable a "
+        f"GPU; {fits} ({weights.dtype} is from {weights.said_by})"
     )
 
 
-def _tightest(model: ModelSpec, gpu: GPU, dtype: str, kv_dtype: str, tp: int, pp: int, ep: int, mem_fraction: float,
+def _heaviest(model: ModelSpec) -> str:
+    return "experts" if any(model.moe_layers) else "mlp"
+
+
+def _tightest(model: ModelSpec, gpu: GPU, dtype: Precision, kv_dtype: str, tp: int, pp: int, ep: int, mem_fraction: float,
               max_prefill_tokens: int, max_running: int) -> MemoryBudget:  # fmt: skip
     budgets = []
     for stage in range(pp):

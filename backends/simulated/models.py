@@ -5,20 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backends.checkpoint.families import DEFAULTS, context_tokens, experts, kv_heads, mixtures, text_values, windows
+from backends.checkpoint.fields import Fields, UnsupportedModel
+from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
 from backends.simulated.hardware import CatalogueError
 from backends.simulated.json_file import read_object
 
-DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128}
-"""Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights."""
 CATALOGUE = Path(__file__).parent / "models.json"
 """By Hugging Face id, the fields of each model's published config.json that are read below."""
-SUPPORTED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss",
-             "gemma2", "phi3", "olmo2", "smollm3", "granite")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,16 @@ class ModelSpec:
     shared_expert_intermediate: int = 0
     """Of all shared experts together."""
     mla: MLA | None = None
+    saved: Precision | str = field(default_factory=lambda: named("bf16", "nothing in its configuration"))
+    """How its checkpoint holds the weights, or the line about why that is not known."""
+
+    def precision(self, dtype: str = "auto") -> Precision:
+        """How the weights are held: ``auto`` as they were saved, else as the word says. Raises :class:`CatalogueError`."""
+        if dtype != "auto":
+            return named(dtype)
+        if isinstance(self.saved, str):
+            raise CatalogueError(f"{self.saved}; --dtype says what to count its weights as")
+        return self.saved
 
     def attention_parameters(self) -> int:
         """Weights of one layer's projections."""
@@ -99,17 +108,26 @@ class ModelSpec:
         first = stage * each + min(stage, more)
         return range(first, first + each + (stage < more))
 
-    def weight_bytes(self, dtype: str, tp: int = 1, pp: int = 1, ep: int = 1, stage: int = 0) -> float:
+    def weight_bytes(self, dtype: str | Precision, tp: int = 1, pp: int = 1, ep: int = 1, stage: int = 0) -> float:
         """Bytes of weights on one GPU of a stage. Experts are spread over max(tp, ep) GPUs; embeddings and the output
-        head, on the first and last stage and split by tp, stay 2 bytes when the rest is quantised."""
-        matrices = 0.0
+        head are on the first and last stage, split by tp."""
+        weights, total = as_precision(dtype), 0.0
         for layer in self.stage_layers(pp, stage):
-            matrices += self.attention_parameters() / tp
-            matrices += self.mlp_parameters(layer) / (max(tp, ep) if self.moe_layers[layer] else tp)
-        ends = (stage == 0) + (stage == pp - 1)
-        if self.tied_embeddings and pp == 1:
-            ends = 1
-        return matrices * DTYPE_BYTES[dtype] + ends * self.vocab * self.hidden / tp * max(DTYPE_BYTES[dtype], 2)
+            total += self.attention_parameters() / tp * weights.bytes_of("attention")
+            if not self.moe_layers[layer]:
+                total += self.mlp_parameters(layer) / tp * weights.bytes_of("mlp")
+                continue
+            ranks = max(tp, ep)
+            total += self.experts * self.expert_parameters() / ranks * weights.bytes_of("experts")
+            shared = 3 * self.hidden * self.shared_expert_intermediate
+            total += shared / ranks * weights.bytes_of("shared_experts")
+            total += self.hidden * self.experts / ranks * weights.plain.bytes
+        table = self.vocab * self.hidden / tp
+        if stage == 0:
+            total += table * weights.plain.bytes
+        if stage == pp - 1 and not (self.tied_embeddings and pp == 1):
+            total += table * (weights.plain.bytes if self.tied_embeddings else weights.bytes_of("head"))
+        return total
 
     def kv_bytes_per_token(self, kv_dtype: str = "bf16", tp: int = 1, pp: int = 1, stage: int = 0) -> float:
         """Bytes of KV a token on one GPU. KV heads are copied when there are fewer than GPUs; a latent is never split."""
@@ -164,70 +182,47 @@ def _catalogue() -> dict[str, Any]:
 def from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
     """Read a config.json. Raises :class:`CatalogueError` naming ``where`` and the field that is missing, wrong or not
     supported."""
-    config = {**config, **config.get("text_config", {})}
-    kind = config.get("model_type", "missing")
-    if kind not in SUPPORTED:
-        raise CatalogueError(f"{where}: model_type: {kind!r} is not supported; known: {', '.join(SUPPORTED)}")
+    try:
+        return _read(Fields(text_values(config, where), where), name)
+    except UnsupportedModel as error:
+        raise CatalogueError(str(error)) from error
 
-    def number(field: str, default: int | None = None) -> int:
-        value = config.get(field)
-        if value is None:
-            value = default
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            problem = "missing" if value is None else f"{value!r} is not a positive whole number"
-            raise CatalogueError(f"{where}: {field}: {problem}")
-        return value
 
-    layers, hidden, heads = number("num_hidden_layers"), number("hidden_size"), number("num_attention_heads")
-    experts = config.get("num_experts") or config.get("num_local_experts") or config.get("n_routed_experts") or 0
-    intermediate = number("intermediate_size")
-    expert_intermediate = number("moe_intermediate_size", intermediate) if experts else 0
+def _read(fields: Fields, name: str) -> ModelSpec:
+    kind = fields.need("model_type", str)
+    if kind not in DEFAULTS:
+        raise fields.error("model_type", f"{kind!r} is not supported; known: {', '.join(DEFAULTS)}")
+    fields = fields.with_defaults(**DEFAULTS[kind])
+    layers, hidden, heads = (
+        fields.size("num_hidden_layers"),
+        fields.size("hidden_size"),
+        fields.size("num_attention_heads"),
+    )
+    routed, intermediate = experts(fields), fields.size("intermediate_size")
+    expert_intermediate = fields.size("moe_intermediate_size", intermediate) if routed else 0
+    per_token = fields.size("num_experts_per_tok") if routed else 0
+    if per_token > routed:
+        raise fields.error("num_experts_per_tok", f"{per_token}, with {routed} experts")
     mla = None
-    if config.get("kv_lora_rank"):
+    if fields.raw("kv_lora_rank") is not None:
         mla = MLA(
-            config.get("q_lora_rank"), number("kv_lora_rank"), number("qk_nope_head_dim"), number("qk_rope_head_dim"),
-            number("v_head_dim"),
+            fields.size("q_lora_rank") if fields.raw("q_lora_rank") is not None else None, fields.size("kv_lora_rank"),
+            fields.size("qk_nope_head_dim"), fields.size("qk_rope_head_dim"), fields.size("v_head_dim"),
         )  # fmt: skip
+    max_context = context_tokens(fields)
+    saved: Precision | str
+    try:
+        saved = read_precision(fields, layers)
+    except UnsupportedModel as error:
+        saved = str(error)
     return ModelSpec(
-        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=number("num_key_value_heads", heads),
-        head_dim=number("head_dim", max(hidden // heads, 1)), intermediate=intermediate, vocab=number("vocab_size"),
-        max_context=number("max_position_embeddings"), tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        moe_layers=_moe_layers(config, layers, experts), windows=_windows(config, layers, where), experts=experts,
-        experts_per_token=number("num_experts_per_tok") if experts else 0, expert_intermediate=expert_intermediate,
-        shared_expert_intermediate=(config.get("n_shared_experts") or 0) * expert_intermediate, mla=mla,
+        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads(fields),
+        head_dim=fields.size("head_dim", max(hidden // heads, 1)), intermediate=intermediate,
+        vocab=fields.size("vocab_size"), max_context=max_context,
+        tied_embeddings=fields.flag("tie_word_embeddings"), moe_layers=mixtures(fields, routed),
+        # A window that no sequence can fill hides nothing.
+        windows=tuple(w if w is not None and w < max_context else None for w in windows(fields, kind)), experts=routed,
+        experts_per_token=per_token, expert_intermediate=expert_intermediate,
+        shared_expert_intermediate=fields.count("n_shared_experts") * expert_intermediate if routed else 0, mla=mla,
+        saved=saved,
     )  # fmt: skip
-
-
-def _moe_layers(config: dict[str, Any], layers: int, experts: int) -> tuple[bool, ...]:
-    if not experts:
-        return (False,) * layers
-    first = config.get("first_k_dense_replace") or 0
-    every = config.get("decoder_sparse_step") or config.get("moe_layer_freq") or 1
-    dense = set(config.get("mlp_only_layers") or ())
-    if "decoder_sparse_step" in config:
-        return tuple(i not in dense and (i + 1) % every == 0 for i in range(layers))
-    return tuple(i >= first and i % every == 0 and i not in dense for i in range(layers))
-
-
-def _windows(config: dict[str, Any], layers: int, where: str) -> tuple[int | None, ...]:
-    types = config.get("layer_types")
-    if isinstance(types, str):  # the catalogue writes the repeating pattern
-        pattern = types.split(",")
-        types = [pattern[i % len(pattern)] for i in range(layers)]
-    other = sorted({kind for kind in types or () if kind not in ("full_attention", "sliding_attention")})
-    if other:
-        raise CatalogueError(
-            f"{where}: layer_types: {other[0]!r} is not modelled; full_attention and sliding_attention are"
-        )
-    window = config.get("sliding_window")
-    # Qwen's configurations carry a window that is off unless they say otherwise.
-    used = config.get("use_sliding_window", not config["model_type"].startswith("qwen"))
-    if not window or not used:
-        return (None,) * layers
-    if types is not None:
-        if len(types) != layers:
-            raise CatalogueError(f"{where}: layer_types: {len(types)} entries for {layers} layers")
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    if config["model_type"] == "gemma2":
-        return tuple(window if i % 2 == 0 else None for i in range(layers))
-    return (window,) * layers

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from backends.checkpoint import fields as checkpoint
+from backends.checkpoint.families import context_tokens, rope_field
+from backends.checkpoint.families import kv_heads as count_kv_heads
+from backends.checkpoint.fields import UnsupportedModel as UnsupportedModel  # said by callers, too
+from backends.checkpoint.precision import block_size, quant_method
 from backends.torch.fp8 import Fp8
 from backends.torch.rotary import Rope
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-T = TypeVar("T", int, float, str, bool)
-
-
-class UnsupportedModel(ValueError):
-    """The model asks for something that the layers here do not compute, or its configuration is not whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,52 +76,8 @@ class ModelConfig:
         return 2 * self.layers * self.kv_heads * self.head_dim * (self.dtype or torch.float32).itemsize
 
 
-class Fields:
-    """The raw fields of one configuration, with getters whose errors name the file and the field."""
-
-    def __init__(self, values: Mapping[str, Any], source: str, defaults: Mapping[str, Any] | None = None) -> None:
-        """``defaults`` are what transformers' own class assumes for fields that a file leaves out."""
-        self.values, self.source, self.defaults = values, source, dict(defaults or {})
-
-    def with_defaults(self, **defaults: Any) -> Fields:
-        """The same fields, with these assumed where the file has none."""
-        return Fields(self.values, self.source, {**self.defaults, **defaults})
-
-    def error(self, field: str, why: str) -> UnsupportedModel:
-        """The one line that is said about a field."""
-        return UnsupportedModel(f"{self.source}: {field} {why}")
-
-    def get(self, field: str, kind: type[T], default: T | None = None) -> T | None:
-        """The field, or ``default`` where it is absent or null. Raises UnsupportedModel if it has another type."""
-        value = self.values[field] if field in self.values else self.defaults.get(field)
-        if value is None:
-            return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return kind(value)
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise self.error(field, f"is {value!r}, not {_a(kind)}")
-        return value
-
-    def need(self, field: str, kind: type[T]) -> T:
-        """The field. Raises UnsupportedModel where it is absent, null or of another type."""
-        value = self.get(field, kind)
-        if value is None:
-            raise self.error(field, "is missing")
-        return value
-
-    def size(self, field: str, default: int | None = None) -> int:
-        """A whole number above zero. Raises UnsupportedModel for anything else."""
-        value = self.need(field, int) if default is None else self.get(field, int, default)
-        assert value is not None
-        if value < 1:
-            raise self.error(field, f"is {value}, must be at least 1")
-        return value
-
-    def must_be(self, field: str, *allowed: Any) -> None:
-        """Refuse any other value than these (the first is what absence means)."""
-        value = self.values.get(field, self.defaults.get(field))
-        if value is not None and value not in allowed:
-            raise self.error(field, f"is {value!r}; supported: {', '.join(map(str, allowed))}")
+class Fields(checkpoint.Fields):
+    """The raw fields of one configuration, and the configuration that they make."""
 
     def model_config(
         self,
@@ -146,25 +100,25 @@ class Fields:
         """
         fp8 = self.fp8()
         if fp8 is not None and experts:
-            raise self.error("quantization_config", "(fp8) is not supported for experts; use the unquantised weights")
+            raise self.error("quantization_config", "fp8 is not supported for experts; use the unquantised weights")
         self.must_be("hidden_act", "silu", "swish")
         layers, hidden, heads = (
             self.size("num_hidden_layers"),
             self.size("hidden_size"),
             self.size("num_attention_heads"),
         )
-        kv_heads = self.size("num_key_value_heads", heads)
+        kv_heads = count_kv_heads(self)
         if heads % kv_heads:
-            raise self.error("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} attention heads")
+            raise self.error("num_key_value_heads", f"{kv_heads} does not divide {heads} attention heads")
         if self.get("head_dim", int) is None and hidden % heads:
-            raise self.error("head_dim", f"is missing and hidden_size {hidden} is not a multiple of {heads} heads")
+            raise self.error("head_dim", f"missing, and hidden_size {hidden} is not a multiple of {heads} heads")
         head_dim = self.size("head_dim", hidden // heads)
         if head_dim % 2:
-            raise self.error("head_dim", f"is {head_dim}; rotary embeddings need an even number")
+            raise self.error("head_dim", f"{head_dim} is odd; rotary embeddings need an even number")
         rope, max_context = self.rope(self.size("max_position_embeddings"))
         if experts and not 1 <= top_k <= experts:
-            raise self.error("num_experts_per_tok", f"is {top_k}, with {experts} experts")
-        windows = self.no_windows() if windows is None else tuple(windows)
+            raise self.error("num_experts_per_tok", f"{top_k}, with {experts} experts")
+        windows = (None,) * layers if windows is None else tuple(windows)
         return ModelConfig(
             architecture=self.values["architectures"][0],
             source=self.source,
@@ -198,65 +152,35 @@ class Fields:
 
     def fp8(self) -> Fp8 | None:
         """What ``quantization_config`` says. Raises UnsupportedModel for any quantisation but FP8 weights."""
-        raw = self.values.get("quantization_config")
-        if raw is None:
+        raw = self.object("quantization_config")
+        if not raw:
             return None
-        method = raw.get("quant_method", "unknown") if isinstance(raw, Mapping) else raw
-        if not isinstance(raw, Mapping) or method != "fp8":
-            raise self.error("quantization_config", f"({method}) is not supported; use the unquantised weights")
+        method = quant_method(self)
+        if method != "fp8":
+            raise self.error("quantization_config", f"{method} is not supported; use the unquantised weights")
         own = Fields(raw, self.source)
         own.must_be("fmt", "e4m3")
-        block = raw.get("weight_block_size")
-        if block is not None:
-            sizes = isinstance(block, Sequence) and [n for n in block if isinstance(n, int) and n >= 1]
-            if not sizes or len(block) != 2 or len(sizes) != 2 or sizes[1] & (sizes[1] - 1 | 15):
-                why = f"is {block!r}, not rows and columns (a power of two from 16 up)"
-                raise self.error("quantization_config.weight_block_size", why)
-            block = (sizes[0], sizes[1])
-        plain = raw.get("modules_to_not_convert") or raw.get("ignored_layers") or ()
-        for name in plain:
-            if str(name).endswith("_proj"):
+        block = block_size(own)
+        if block is not None and block[1] & (block[1] - 1 | 15):
+            why = f"{list(block)} is not rows and columns (a power of two from 16 up)"
+            raise self.error("quantization_config.weight_block_size", why)
+        for name in own.texts("modules_to_not_convert", "ignored_layers"):
+            if name.endswith("_proj"):
                 raise self.error("quantization_config", f"leaves {name} unquantised, which is not supported")
         return Fp8(block, saved=True)
-
-    def no_windows(self) -> tuple[None, ...]:
-        """Every layer sees everything. Raises UnsupportedModel if the file says otherwise."""
-        self.layer_types({"full_attention"})
-        return (None,) * self.size("num_hidden_layers")
-
-    def same_window(self) -> tuple[int | None, ...]:
-        """``sliding_window`` in every layer, as Mistral and Mixtral read it. Raises UnsupportedModel."""
-        window = self.get("sliding_window", int)
-        kinds = self.layer_types({"sliding_attention" if window else "full_attention"})
-        return (self.size("sliding_window") if window is not None else None,) * len(kinds)
-
-    def layer_types(self, allowed: set[str], default: str = "full_attention") -> tuple[str, ...]:
-        """The kind of attention of each layer. Raises UnsupportedModel for one that is not allowed."""
-        layers = self.size("num_hidden_layers")
-        kinds = self.values.get("layer_types")
-        if kinds is None:
-            return (default,) * layers
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise self.error("layer_types", f"must list {layers} layers")
-        for kind in kinds:
-            if kind not in allowed:
-                raise self.error("layer_types", f"has {kind!r}; supported here: {', '.join(sorted(allowed))}")
-        return tuple(kinds)
 
     def rope(self, max_position: int) -> tuple[Rope, int]:
         """(how positions turn into angles, tokens of context). Raises UnsupportedModel.
 
         Reads ``rope_theta`` with ``rope_scaling``, and transformers 5's ``rope_parameters``, which holds both.
         """
-        field = "rope_scaling" if self.values.get("rope_scaling") else "rope_parameters"
-        raw = self.values.get(field) or {}
-        if not isinstance(raw, Mapping):
-            raise self.error(field, f"is {raw!r}, not an object")
+        field = rope_field(self)
+        raw = self.object(field)
         for key, value in raw.items():
             if isinstance(value, Mapping):
                 raise self.error(f"{field}.{key}", "differs from layer to layer, which is not supported")
         own = {key: value for key, value in raw.items() if value is not None}
-        scaling = _RopeFields(own, self.source, field)
+        scaling = checkpoint.Inner(own, self.source, field)
         for place in (self, scaling):
             if place.get("partial_rotary_factor", float, 1.0) != 1.0:
                 raise place.error("partial_rotary_factor", "other than 1 is not supported")
@@ -293,46 +217,16 @@ class Fields:
                 mscale=scaling.get("mscale", float),
                 mscale_all_dim=scaling.get("mscale_all_dim", float),
             )
-            # Qwen's instructions add yarn to a file whose max_position_embeddings still is the original context.
-            return rope, max(max_position, int(original * factor))
+            return rope, context_tokens(self)
         if kind == "divisors":
             return Rope(theta=theta, kind="divisors", divisors=tuple(own["divisors"])), max_position
         if kind == "dynamic":
             raise scaling.error(
                 "rope_type", "'dynamic' changes the angles of cached keys as a sequence grows, which is not supported"
             )
-        raise scaling.error("rope_type", f"is {kind!r}; supported: default, linear, llama3, yarn")
-
-    def token_ids(self, field: str) -> tuple[int, ...]:
-        """One id or a list of them, as a tuple. Raises UnsupportedModel for anything else."""
-        value = self.values.get(field)
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise self.error(field, f"is {value!r}, not a token id or a list of them")
-        return tuple(dict.fromkeys(ids))
+        raise scaling.error("rope_type", f"{kind!r} is not supported; supported: default, linear, llama3, yarn")
 
     def dtype(self) -> torch.dtype | None:
         """What the weights were saved in, if the file says so. Raises UnsupportedModel for an unknown one."""
-        field = "dtype" if "dtype" in self.values else "torch_dtype"
-        name = self.get(field, str)
-        if name is None:
-            return None
-        name = name.removeprefix("torch.")
-        if name not in DTYPES:
-            raise self.error(field, f"is {name!r}; supported: {', '.join(DTYPES)}")
-        return DTYPES[name]
-
-
-class _RopeFields(Fields):
-    """Fields inside ``rope_scaling`` or ``rope_parameters``."""
-
-    def __init__(self, values: Mapping[str, Any], source: str, field: str) -> None:
-        super().__init__(values, source)
-        self.field = field
-
-    def error(self, field: str, why: str) -> UnsupportedModel:
-        return super().error(f"{self.field}.{field}", why)
-
-
-def _a(kind: type) -> str:
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+        name = self.dtype_name()
+        return None if name is None else getattr(torch, name)

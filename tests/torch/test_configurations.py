@@ -16,50 +16,50 @@ from tests.torch.tiny import COMMON
 REFUSED = {
     "an unknown architecture": (
         {"architectures": ["GPT2LMHeadModel"]},
-        f"architectures is 'GPT2LMHeadModel'; supported: {', '.join(MODELS)}",
+        f"architectures: 'GPT2LMHeadModel' is not supported; supported: {', '.join(MODELS)}",
     ),
-    "no architecture": ({"architectures": None}, "architectures is missing"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu, swish"),
+    "no architecture": ({"architectures": None}, "architectures: missing"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported; supported: silu, swish"),
     "quantised weights": (
         {"quantization_config": {"quant_method": "gptq"}},
-        "quantization_config (gptq) is not supported; use the unquantised weights",
+        "quantization_config: gptq is not supported; use the unquantised weights",
     ),
     "linear attention": (
         {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
-        "layer_types has 'linear_attention'; supported here: full_attention",
+        "layer_types: 'linear_attention' is not supported; supported: full_attention, sliding_attention",
     ),
-    "too few layer types": ({"layer_types": ["full_attention"]}, "layer_types must list 3 layers"),
+    "too few layer types": ({"layer_types": ["full_attention"]}, "layer_types: 1 entries for 3 layers"),
     "dynamic rope": (
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        "rope_scaling.rope_type 'dynamic' changes the angles of cached keys as a sequence grows, which is not supported",
+        "rope_scaling.rope_type: 'dynamic' changes the angles of cached keys as a sequence grows, which is not supported",
     ),
     "an unknown rope": (
         {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
-        "rope_scaling.rope_type is 'longrope'; supported: default, linear, llama3, yarn",
+        "rope_scaling.rope_type: 'longrope' is not supported; supported: default, linear, llama3, yarn",
     ),
-    "a rope without its factor": ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor is missing"),
+    "a rope without its factor": ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor: missing"),
     "a rope for each kind of layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
-        "rope_parameters.full_attention differs from layer to layer, which is not supported",
+        "rope_parameters.full_attention: differs from layer to layer, which is not supported",
     ),
     "heads that are rotated in part": (
-        {"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1 is not supported",
+        {"partial_rotary_factor": 0.5}, "partial_rotary_factor: other than 1 is not supported",
     ),
-    "a missing size": ({"hidden_size": None}, "hidden_size is missing"),
-    "a size of another type": ({"hidden_size": "64"}, "hidden_size is '64', not a whole number"),
-    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0, must be at least 1"),
+    "a missing size": ({"hidden_size": None}, "hidden_size: missing"),
+    "a size of another type": ({"hidden_size": "64"}, "hidden_size: '64' is not a whole number"),
+    "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is less than 1"),
     "KV heads that do not divide": (
-        {"num_key_value_heads": 3}, "num_key_value_heads is 3, which does not divide 4 attention heads",
+        {"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide 4 attention heads",
     ),
-    "an odd head": ({"head_dim": 17}, "head_dim is 17; rotary embeddings need an even number"),
+    "an odd head": ({"head_dim": 17}, "head_dim: 17 is odd; rotary embeddings need an even number"),
     "heads of no whole size": (
-        {"num_attention_heads": 6}, "head_dim is missing and hidden_size 64 is not a multiple of 6 heads",
+        {"num_attention_heads": 6}, "head_dim: missing, and hidden_size 64 is not a multiple of 6 heads",
     ),
-    "an unknown dtype": ({"dtype": "int8"}, "dtype is 'int8'; supported: float32, float16, bfloat16"),
-    "an end that is no token": ({"eos_token_id": "</s>"}, "eos_token_id is '</s>', not a token id or a list of them"),
+    "an unknown dtype": ({"dtype": "int8"}, "dtype: 'int8' is not supported; supported: float32, float16, bfloat16"),
+    "an end that is no token": ({"eos_token_id": "</s>"}, "eos_token_id: '</s>' is not a token id or a list of them"),
     "more experts a token than there are": (
         {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 3},
-        "num_experts_per_tok is 3, with 2 experts",
+        "num_experts_per_tok: 3, with 2 experts",
     ),
 }  # fmt: skip
 

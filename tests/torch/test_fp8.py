@@ -130,10 +130,10 @@ def test_what_is_not_such_a_checkpoint_is_refused(tmp_path):
         return str(quantised)
 
     for changes, message in (
-        ({"weight_block_size": [32, 24]}, "weight_block_size is [32, 24], not rows and columns"),
-        ({"fmt": "e5m2"}, "fmt is 'e5m2'; supported: e4m3"),
+        ({"weight_block_size": [32, 24]}, "weight_block_size: [32, 24] is not rows and columns"),
+        ({"fmt": "e5m2"}, "fmt: 'e5m2' is not supported; supported: e4m3"),
         ({"modules_to_not_convert": ["model.layers.0.mlp.up_proj"]}, "leaves model.layers.0.mlp.up_proj unquantised"),
-        ({"quant_method": "gptq"}, "quantization_config (gptq) is not supported"),
+        ({"quant_method": "gptq"}, "quantization_config: gptq is not supported"),
     ):
         with pytest.raises(UnsupportedModel, match=re.escape(message)):
             load_config(rewritten(**changes))

@@ -119,7 +119,7 @@ def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
-    settings = settings_from(None, flags, defaults={"dtype": "auto"})
+    settings = settings_from(None, flags)
     try:
         from workbench.run.measure import measure, points_folder
         from workbench.run.real import choose_device

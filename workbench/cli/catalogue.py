@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from backends.simulated.hardware import GPU
     from backends.simulated.models import ModelSpec
 
-WEIGHTS = ("bf16", "fp8", "int4")
+WEIGHTS = ("auto", "bf16", "fp8", "int4")
 
 
 def catalogue(
@@ -70,7 +70,7 @@ def _one(name: str) -> dict[str, Any]:
         if Path(name).exists():
             raise  # what is wrong with the file
     else:
-        weights = {f"weight_bytes_{dtype}": int(model.weight_bytes(dtype)) for dtype in WEIGHTS}
+        weights = {f"weight_bytes_{dtype}": int(model.weight_bytes(model.precision(dtype))) for dtype in WEIGHTS}
         return _model_row(model) | weights | {k: v for k, v in dataclasses.asdict(model).items() if k != "name"}
     names = {known.lower(): known for known in (*gpu_names(), *model_names())}
     near = [names[each] for each in difflib.get_close_matches(name.lower(), names, 3, 0.4)]

@@ -67,7 +67,7 @@ Dtype = Annotated[
     Optional[str],
     option(
         "--dtype",
-        help="Weights: bf16 | fp16 | fp32 | fp8 | int4 (simulated), or auto: as saved (real). Default bf16, real: auto.",
+        help="Weights: bf16 | fp16 | fp32 | fp8 | int8, int4 (simulated) | auto: as the checkpoint says. Default auto.",
         panel=GPU,
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,9 +172,17 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     console.print(comparison_table(made.summaries))
     for line in verdict(made.summaries, made.uses):
         console.print(line, highlight=False)
-    for note in (*first.meta["trace"]["notes"], *first.meta.get("cost_notes", ())):
+    for note in (*_weights(records), *first.meta["trace"]["notes"], *first.meta.get("cost_notes", ())):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _weights(records: Mapping[str, RunRecord]) -> list[str]:
+    """What the weights were held in, and who said so: each answer once."""
+    from reports.labels import weights_label
+
+    said = dict.fromkeys(weights_label(record.meta) for record in records.values())
+    return [f"weights: {label}" for label in said if label]
 
 
 def free_folder(folder: Path) -> Path:

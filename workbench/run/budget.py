@@ -19,7 +19,7 @@ from backends.simulated.cost.fitted import FittedCost
 from reports.compare import compare
 from reports.record import RunRecord
 from workbench.run.calibrate import fit_stages, host_columns
-from workbench.run.settings import RunSettings, resolve
+from workbench.run.settings import RunSettings, recorded_settings, resolve
 from workbench.scheduler.batch import ModelWorkerBatch
 
 METRICS = ("ttft", "tpot", "e2e")
@@ -64,8 +64,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     from traces.reshape import reshape
     from workbench.run.simulate import simulate_loop
 
-    fields = {field.name for field in dataclasses.fields(RunSettings)}
-    settings = RunSettings(**{name: value for name, value in b.meta["settings"].items() if name in fields})
+    settings = RunSettings(**recorded_settings(b.meta, Path(b.name)))
     loop = settings.loops[0]
     trace = open_trace(trace_path, **(reading or {}), ordered=settings.concurrency is None, seed=settings.seed)
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:

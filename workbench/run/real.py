@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from backends.checkpoint.precision import BY_FLAG
 from backends.simulated.cost.roofline import default_capture_sizes
 from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError, largest_step
@@ -41,7 +42,7 @@ clients that leave do not wait for the whole of a long prompt."""
 def device_defaults(device: str) -> dict[str, Any]:
     """Settings of a run on ``device`` that are neither given nor those of a simulation."""
     step = {"chunk": CPU_STEP_TOKENS, "max_batch_tokens": CPU_STEP_TOKENS} if device == "cpu" else {}
-    return {"dtype": "auto", **step}
+    return step
 
 
 def refuse_idle_flags(flags: Mapping[str, Any], device: str) -> None:
@@ -87,6 +88,11 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         step_tokens=largest_step(settings), capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),
         seed=settings.seed,
     )  # fmt: skip
+
+
+def held_weights(dtype: str, settings: RunSettings) -> dict[str, str]:
+    """What a record says of a real runner's weights: what torch calls their ``dtype``, in our words, and who said it."""
+    return {"dtype": DTYPE_NAMES[dtype], "said_by": "the checkpoint" if settings.dtype == "auto" else BY_FLAG}
 
 
 def device_name(device: str) -> str:

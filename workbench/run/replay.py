@@ -22,7 +22,7 @@ from workbench.loops.drive import drive
 from workbench.run.clients import Clients, Waiting
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.meta import run_meta, trace_meta
-from workbench.run.real import DTYPE_NAMES, device_name, runner_options
+from workbench.run.real import device_name, held_weights, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.run.settings import RunSettings, scheduler_config
 from workbench.run.simulate import PROGRESS_EVERY_S, Progress
@@ -206,12 +206,13 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
             raise clients.fault from None
     except Interrupted:
         finished = False
+    weights = held_weights(backend.dtype, settings)
     meta = run_meta(
         name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=settings.model, gpu=device_name(device),
         gpus=tp * pp, simulated=False, settings=settings,
-        found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": DTYPE_NAMES[backend.dtype],
+        found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": weights["dtype"],
                "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device},
-        ran_on=("simpy", "torch"), interrupted=not finished,
+        weights=weights, ran_on=("simpy", "torch"), interrupted=not finished,
         totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                 "wall_s": round(backend.now_s(), 6)},
     )  # fmt: skip

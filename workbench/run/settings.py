@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.checkpoint.precision import BY_FLAG, Precision
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.build import build_cost, split
 from backends.simulated.cost.cost_request import CostRequest
@@ -54,7 +56,7 @@ class RunSettings:
     mem_fraction: float = 0.9
     kv_tokens: int | None = None
     max_context: int | None = None
-    dtype: str = "bf16"
+    dtype: str = "auto"
     kv_dtype: str = "bf16"
     cost: str = "roofline"
     cuda_graphs: bool = True
@@ -160,6 +162,7 @@ class Instance:
     lock_step: bool
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
+    weights: Precision
 
 
 def resolve(settings: RunSettings, loop: str) -> Instance:
@@ -167,9 +170,8 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """
-    if settings.dtype == "auto":
-        raise ConfigError("dtype: auto is for a real runner, which sees the weights; name one to simulate")
     model, gpu = load_model(settings.model), load_gpu(settings.gpu)
+    weights = model.precision(settings.dtype)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
         raise ConfigError(
@@ -195,7 +197,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     kv_tokens = settings.kv_tokens
     if kv_tokens is None:
         found = kv_capacity(
-            model, gpu, dtype=settings.dtype, kv_dtype=settings.kv_dtype, tp=tp, pp=pp, ep=settings.ep,
+            model, gpu, dtype=weights, kv_dtype=settings.kv_dtype, tp=tp, pp=pp, ep=settings.ep,
             mem_fraction=settings.mem_fraction, max_prefill_tokens=largest_step(settings), max_running=settings.max_running,
         )  # fmt: skip
         budget = dataclasses.asdict(found)
@@ -206,7 +208,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
     want = CostRequest(
-        model, gpu, settings.dtype, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s,
+        model, gpu, weights, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s,
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
     )  # fmt: skip
     cost = build_cost(settings.cost, want)
@@ -214,7 +216,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         raise ConfigError(
             f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"
         )
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget)
+    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget, weights)
 
 
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
@@ -294,11 +296,18 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """The settings of a run record."""
-    from reports.record import read_record
+    from reports.record import read_meta
 
-    meta = read_record(folder).meta
+    return recorded_settings(read_meta(folder), folder)
+
+
+def recorded_settings(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that the record in ``folder`` with this meta.json was made with. Raises ConfigError."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-    recorded = meta.get("settings") or {}
+    recorded = dict(meta.get("settings") or {})
+    weights = meta.get("weights")
+    if isinstance(weights, dict) and weights.get("said_by") != BY_FLAG:
+        recorded["dtype"] = "auto"  # as the checkpoint says
     values = {name: value for name, value in recorded.items() if name in fields and value is not None}
     for name, value in values.items():
         if not fits(value, fields[name]):

@@ -189,11 +189,11 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
         name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=instance.model.name, gpu=instance.gpu.name,
         gpus=instance.tp * instance.pp * settings.dp, simulated=True, settings=settings,
         found={"loop": loop, "tp": instance.tp, "pp": instance.pp, "kv_tokens": instance.scheduler.kv_tokens,
-               "max_context": instance.scheduler.max_context},
+               "max_context": instance.scheduler.max_context, "dtype": instance.weights.dtype},
         ran_on=("simpy",), interrupted=not finished,
         totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                 "simulated_s": round(world.env.now, 9)},
-        kv_budget=instance.kv_budget, cost_notes=list(getattr(world.cost, "notes", ())),
+        weights=instance.weights.described, kv_budget=instance.kv_budget, cost_notes=list(getattr(world.cost, "notes", ())),
         host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
     )  # fmt: skip
     return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),

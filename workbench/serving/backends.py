@@ -13,7 +13,7 @@ from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
-from workbench.run.real import DTYPE_NAMES, choose_device, device_name, runner_options
+from workbench.run.real import choose_device, device_name, held_weights, runner_options
 from workbench.run.settings import resolve, scheduler_config
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.settings import ServeSettings
@@ -42,8 +42,8 @@ class LiveBackend:
     gpus: int
     model: str
     kv_budget: dict[str, Any]
-    dtype: str
-    """Of the weights, in our words."""
+    weights: dict[str, Any]
+    """Their `dtype`, in our words, and who said it."""
     rested: Callable[[], None]
     """To be called when a wait of its loop is over."""
     upkeep: Upkeep
@@ -78,7 +78,7 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
-        instance.tp * instance.pp, instance.model.name, instance.kv_budget, settings.run.dtype,
+        instance.tp * instance.pp, instance.model.name, instance.kv_budget, instance.weights.described,
         backend.rested, ModelledGPU(), lambda: None,
     )  # fmt: skip
 
@@ -109,5 +109,5 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp,
-        settings.run.model, {}, DTYPE_NAMES[backend.dtype], backend.rested, backend, backend.close,
+        settings.run.model, {}, held_weights(backend.dtype, settings.run), backend.rested, backend, backend.close,
     )  # fmt: skip

@@ -155,14 +155,14 @@ class LiveRecord:
                    "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
             simulated=simulated, settings=settings.run,
             found={
-                **live, "loop": settings.loop, "dtype": built.dtype, "kv_tokens": built.scheduler.kv_tokens,
+                **live, "loop": settings.loop, "dtype": built.weights["dtype"], "kv_tokens": built.scheduler.kv_tokens,
                 "max_context": built.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
             ran_on=() if simulated else ("torch",), interrupted=bool(recorder.by_id),
             totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                     "traced": requests, "wall_s": round(self.now_s(), 9)},
-            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), kv_budget=built.kv_budget,
+            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), weights=built.weights, kv_budget=built.kv_budget,
         )  # fmt: skip
 
 

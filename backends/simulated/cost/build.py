@@ -26,7 +26,7 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
     kind, path = split(spec)
     if path is None:
         return RooflineCost(
-            want.model, want.gpu, dtype=want.dtype, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
+            want.model, want.gpu, dtype=want.weights, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
             capture_sizes=want.capture_sizes,
         )  # fmt: skip
     if kind == "fitted":
@@ -38,7 +38,7 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
 
     tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
     return ProfileCost(
-        tables, want.model, want.gpu, dtype=want.dtype, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
+        tables, want.model, want.gpu, dtype=want.weights, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
         capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes, step_s=want.step_s,
         request_s=want.request_s,
     )  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from backends.checkpoint.precision import Precision, named
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec, same_model
 
@@ -21,7 +22,7 @@ class CostRequest:
 
     model: ModelSpec
     gpu: GPU
-    dtype: str = "bf16"
+    weights: Precision = field(default_factory=lambda: named("bf16"))
     kv_dtype: str = "bf16"
     tp: int = 1
     pp: int = 1
@@ -32,6 +33,11 @@ class CostRequest:
     """GPU time of a step beside the model; the roofline and fitted costs have it already."""
     request_s: float = 0.0
     """The same, for each request in a step."""
+
+    @property
+    def dtype(self) -> str:
+        """The word for the weights' precision, which profiles are told apart by."""
+        return self.weights.dtype
 
 
 def check_model(path: Path, profiled: str | None, model: ModelSpec) -> None:

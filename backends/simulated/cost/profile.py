@@ -17,6 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from backends.checkpoint.precision import Precision
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.cost.roofline import ACTIVATION_BYTES, RooflineCost
 from backends.simulated.cost.sequence_splits import cut_at, first_uncut
@@ -44,8 +45,8 @@ class ProfileCost:
     last tokens), ``request_s`` what it runs for each request in it: no table has these.
     """
 
-    def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16",
-                 tp: int = 1, pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] = (),
+    def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16",
+                 kv_dtype: str = "bf16", tp: int = 1, pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] = (),
                  mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0, request_s: float = 0.0) -> None:  # fmt: skip
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep

@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Sequence
 
+from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.cost.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.hardware import GPU
 from backends.simulated.models import DTYPE_BYTES, ModelSpec
@@ -36,21 +37,18 @@ class RooflineCost:
     ``capture_sizes`` pads decode batches to captured graphs; empty runs them at their own size.
     """
 
-    def __init__(self, model: ModelSpec, gpu: GPU, *, dtype: str = "bf16", kv_dtype: str = "bf16", tp: int = 1,
+    def __init__(self, model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16", kv_dtype: str = "bf16", tp: int = 1,
                  pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] | None = None) -> None:  # fmt: skip
         self.model, self.gpu = model, gpu
-        self.dtype, self.tp, self.pp, self.ep = dtype, tp, pp, ep
+        self.tp, self.pp, self.ep = tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
-        eight_bits = gpu.flops_for(dtype) > gpu.bf16_flops
-        # Such products need their activations in eight bits, too: a kernel more.
-        self._product_overhead_s = gpu.product_overhead_s + eight_bits * gpu.kernel_overhead_s
-        self._flops = gpu.flops_for(dtype) * (gpu.fp8_efficiency if eight_bits else gpu.compute_efficiency)
-        self._bf16_flops = gpu.bf16_flops * gpu.compute_efficiency
-        self._expert_flops = gpu.flops_for(dtype) * gpu.expert_efficiency
+        weights = as_precision(dtype)
+        self.notes = list(weights.notes)
+        self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
+        self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._attention_flops = gpu.bf16_flops * gpu.attention_efficiency
         self._kv_bandwidth = gpu.memory_bandwidth * gpu.kv_efficiency
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
-        self._weight_bytes = DTYPE_BYTES[dtype]
         self._stages = [_Stage(self, stage, kv_dtype) for stage in range(pp)]
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
@@ -119,15 +117,33 @@ class RooflineCost:
         at = bisect.bisect_left(self._capture, requests)
         return self._capture[at] if at < len(self._capture) else requests
 
-    def matrix_s(self, tokens: float, parameters: float, width: float, products: int = 1) -> float:
+    def matrix_s(self, held: _Matrices, tokens: float, parameters: float, width: float, products: int = 1) -> float:
         """Matrix products: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row, all together."""
         rows = math.ceil(tokens / GEMM_TILE_ROWS) * GEMM_TILE_ROWS
-        traffic = parameters * self._weight_bytes + tokens * width * ACTIVATION_BYTES
-        return max(2 * rows * parameters / self._flops, traffic / self._bandwidth) + products * self._product_overhead_s
+        traffic = parameters * held.bytes + tokens * width * ACTIVATION_BYTES
+        return max(2 * rows * parameters * held.flop_s, traffic / self._bandwidth) + products * held.overhead_s
 
     def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
         """Operators that only move memory."""
         return traffic_bytes / self._bandwidth + kernels * self.gpu.kernel_overhead_s
+
+
+class _Matrices:
+    """How fast the products of a part of the model are."""
+
+    def __init__(self, gpu: GPU, held: Sequence[tuple[float, Held]]) -> None:
+        """``held``: the share of the part's matrices that is held in each way."""
+        self.bytes = sum(share * how.bytes for share, how in held)
+        self.flop_s = self.expert_flop_s = 0.0
+        """Seconds a FLOP, of large products and of the grouped ones of routed experts."""
+        self.overhead_s = gpu.product_overhead_s
+        for share, how in held:
+            peak = gpu.flops_for(how.computes)
+            eight_bits = peak > gpu.bf16_flops
+            self.flop_s += share / (peak * (gpu.fp8_efficiency if eight_bits else gpu.compute_efficiency))
+            self.expert_flop_s += share / (peak * gpu.expert_efficiency)
+            # Such products need their activations in eight bits, too: a kernel more.
+            self.overhead_s += share * eight_bits * gpu.kernel_overhead_s
 
 
 class _Stage:
@@ -180,12 +196,14 @@ class _Stage:
         hidden = model.hidden
         # Two products around attention (QKV in, O out) share its parameters.
         projections = model.attention_parameters() / tp
-        parts = {"projections": count * cost.matrix_s(tokens, projections, 4 * hidden, products=2)}
+        parts = {
+            "projections": count * cost.matrix_s(cost.parts["attention"], tokens, projections, 4 * hidden, products=2)
+        }
         if dense:
             gate = 3 if model.gated_mlp else 2
             parameters = gate * hidden * model.intermediate / tp
             width = 2 * hidden + gate * model.intermediate / tp
-            parts["mlp"] = dense * cost.matrix_s(tokens, parameters, width, products=2)
+            parts["mlp"] = dense * cost.matrix_s(cost.parts["mlp"], tokens, parameters, width, products=2)
         if moe:
             parts["experts"] = moe * self.experts_s(tokens)
         kv_write = tokens * self._kv_layer_bytes
@@ -200,10 +218,8 @@ class _Stage:
         if self._first:
             parts["embedding"] = cost.traffic_s(2 * message)
         if self._last and samples:
-            # Kept in 2 bytes whatever the weights are.
-            head = hidden * model.vocab / tp
-            flops_s = 2 * math.ceil(samples / GEMM_TILE_ROWS) * GEMM_TILE_ROWS * head / cost._bf16_flops
-            parts["lm_head"] = max(flops_s, head * 2 / cost._bandwidth) + gpu.product_overhead_s
+            held = cost.plain if model.tied_embeddings else cost.parts["head"]
+            parts["lm_head"] = cost.matrix_s(held, samples, hidden * model.vocab / tp, 0)
             # Logits in fp32: written, scaled, and read for the choice.
             parts["sampler"] = cost.traffic_s(3 * 4 * samples * model.vocab / tp, kernels=4)
             if tp > 1:
@@ -213,21 +229,22 @@ class _Stage:
     def experts_s(self, tokens: int) -> float:
         """Router, the experts that ``tokens`` draws touch, and shared experts; load is taken as even over ranks."""
         cost, model, gpu = self._cost, self._cost.model, self._cost.gpu
-        per_token = model.experts_per_token
+        per_token, held = model.experts_per_token, cost.parts["experts"]
         # Expected distinct experts when every token picks `per_token` of them at random.
         touched = model.experts * (1 - (1 - per_token / model.experts) ** tokens)
         ranks = max(cost.tp, cost.ep)
         parameters = model.expert_parameters() / ranks
-        traffic = touched * parameters * cost._weight_bytes
+        traffic = touched * parameters * held.bytes
         traffic += tokens * per_token * (2 * model.hidden + 3 * model.expert_intermediate) / ranks * ACTIVATION_BYTES
         # Each touched expert computes whole tiles of its own few rows.
         rows = touched * math.ceil(tokens * per_token / max(touched, 1) / EXPERT_TILE_ROWS) * EXPERT_TILE_ROWS
-        flops = 2 * rows * parameters
-        router = cost.matrix_s(tokens, model.hidden * model.experts, model.hidden + model.experts)
-        seconds = max(flops / cost._expert_flops, traffic / cost._bandwidth) + gpu.expert_overhead_s + router
+        flops_s = 2 * rows * parameters * held.expert_flop_s
+        router = cost.matrix_s(cost.plain, tokens, model.hidden * model.experts, model.hidden + model.experts)
+        seconds = max(flops_s, traffic / cost._bandwidth) + gpu.expert_overhead_s + router
         if model.shared_expert_intermediate:
             shared = 3 * model.hidden * model.shared_expert_intermediate / cost.tp
-            seconds += cost.matrix_s(tokens, shared, 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp)
+            width = 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp
+            seconds += cost.matrix_s(cost.parts["shared_experts"], tokens, shared, width)
         return seconds
 
     def prefill_attention_s(self, pairs: float, read_tokens: float) -> float:

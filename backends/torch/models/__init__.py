@@ -29,7 +29,7 @@ def model_class(fields: Fields) -> type[Model]:
     """
     names = fields.values.get("architectures")
     if not names or not isinstance(names, list):
-        raise fields.error("architectures", "is missing")
+        raise fields.error("architectures", "missing")
     if names[0] not in MODELS:
-        raise fields.error("architectures", f"is {names[0]!r}; supported: {', '.join(MODELS)}")
+        raise fields.error("architectures", f"{names[0]!r} is not supported; supported: {', '.join(MODELS)}")
     return MODELS[names[0]]

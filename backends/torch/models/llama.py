@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backends.checkpoint.families import DEFAULTS, windows
 from backends.torch.config import Fields, ModelConfig
 from backends.torch.models.decoder import Model
 
@@ -14,6 +15,8 @@ class LlamaForCausalLM(Model):
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
         """Raises UnsupportedModel."""
-        fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0)
-        bias = bool(fields.get("attention_bias", bool))
-        return fields.model_config(qkv_bias=bias, o_bias=bias, mlp_bias=bool(fields.get("mlp_bias", bool)))
+        fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0, **DEFAULTS["llama"])
+        bias = fields.flag("attention_bias")
+        return fields.model_config(
+            qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias"), windows=windows(fields, "llama")
+        )  # fmt: skip

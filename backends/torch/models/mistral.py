@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backends.checkpoint.families import DEFAULTS, windows
 from backends.torch.config import Fields, ModelConfig
 from backends.torch.models.decoder import Model
 
@@ -14,7 +15,5 @@ class MistralForCausalLM(Model):
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
         """Raises UnsupportedModel."""
-        fields = fields.with_defaults(
-            rms_norm_eps=1e-6, rope_theta=10_000.0, num_key_value_heads=8, sliding_window=4096
-        )  # fmt: skip
-        return fields.model_config(windows=fields.same_window())
+        fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0, **DEFAULTS["mistral"])
+        return fields.model_config(windows=windows(fields, "mistral"))

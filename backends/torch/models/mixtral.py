@@ -8,6 +8,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from backends.checkpoint.families import DEFAULTS, windows
 from backends.torch.config import Fields, ModelConfig
 from backends.torch.layers import AnySource, Mixture
 from backends.torch.models.decoder import DecoderLayer, Model
@@ -38,11 +39,9 @@ class MixtralForCausalLM(Model):
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
         """Raises UnsupportedModel."""
-        fields = fields.with_defaults(
-            rms_norm_eps=1e-5, rope_theta=1_000_000.0, num_key_value_heads=8, num_local_experts=8, num_experts_per_tok=2
-        )  # fmt: skip
+        fields = fields.with_defaults(rms_norm_eps=1e-5, rope_theta=1_000_000.0, **DEFAULTS["mixtral"])
         return fields.model_config(
-            windows=fields.same_window(),
+            windows=windows(fields, "mixtral"),
             experts=fields.size("num_local_experts"),
             top_k=fields.size("num_experts_per_tok"),
             expert_intermediate=fields.size("intermediate_size"),

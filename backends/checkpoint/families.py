@@ -1,0 +1,156 @@
+"""What the families of models have in common and where they differ, by the ``model_type`` of a config.json.
+
+Both worlds ask here: which layers have a window, which are mixtures of experts, how long a sequence may be, and what a field
+means that the file leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from backends.checkpoint.fields import Fields
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096, "num_experts": 128, "num_experts_per_tok": 8,
+                  "moe_intermediate_size": 768},
+    "deepseek_v2": {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                    "v_head_dim": 128, "n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407},
+    "deepseek_v3": {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                    "v_head_dim": 128, "n_routed_experts": 256, "n_shared_experts": 1, "moe_intermediate_size": 2048,
+                    "num_experts_per_tok": 8, "first_k_dense_replace": 3},
+    "gpt_oss": {"num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128, "num_local_experts": 128,
+                "num_experts_per_tok": 4},
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
+    "gemma2": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True},
+    "phi3": {},
+    "olmo2": {},
+    "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "granite": {},
+}  # fmt: skip
+"""What transformers' classes assume for fields that a file leaves out, where that is not null, false or none."""
+
+EVERY_LAYER = frozenset({"mistral", "mixtral", "phi3"})
+SWITCHED = frozenset({"qwen2", "qwen3", "smollm3"})
+"""A window only with ``use_sliding_window``, and from layer ``max_window_layers`` on."""
+SWITCHED_EVERYWHERE = frozenset({"qwen3_moe"})
+FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6}
+"""Every so many layers one sees everything, the others have the window."""
+
+
+def text_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The fields of the language model: those of ``text_config``, where a model of several senses has one, over the others.
+
+    Raises UnsupportedModel.
+    """
+    return {**values, **Fields(values, source).object("text_config")}
+
+
+def windows(fields: Fields, kind: str) -> tuple[int | None, ...]:
+    """For each layer of a model of this ``model_type``, how many of the last tokens a token sees; None for all.
+
+    ``layer_types`` wins where the file has it. Raises UnsupportedModel.
+    """
+    layers = fields.size("num_hidden_layers")
+    window = _window(fields, kind)
+    types = layer_types(fields, layers)
+    if types is not None:
+        if SLIDING in types and window is None:
+            raise fields.error("layer_types", f"has {SLIDING!r}, but there is no sliding window")
+        return tuple(window if each == SLIDING else None for each in types)
+    if window is None:
+        return (None,) * layers
+    if kind in SWITCHED:
+        first = fields.count("max_window_layers")
+        return tuple(window if layer >= first else None for layer in range(layers))
+    every = FULL_EVERY.get(kind)
+    if every is None:
+        return (window,) * layers
+    every = fields.size("sliding_window_pattern", every)
+    return tuple(None if (layer + 1) % every == 0 else window for layer in range(layers))
+
+
+def _window(fields: Fields, kind: str) -> int | None:
+    """The window of those layers that have one."""
+    switched = kind in SWITCHED | SWITCHED_EVERYWHERE
+    if kind not in EVERY_LAYER | FULL_EVERY.keys() and not switched:
+        return None
+    if switched and not fields.flag("use_sliding_window"):
+        return None
+    return fields.size("sliding_window") if fields.raw("sliding_window") is not None else None
+
+
+def layer_types(fields: Fields, layers: int) -> tuple[str, ...] | None:
+    """The kind of attention of each layer, None where the file does not say. Raises UnsupportedModel for other kinds."""
+    kinds = fields.raw("layer_types")
+    if kinds is None:
+        return None
+    if not isinstance(kinds, list) or not all(isinstance(each, str) for each in kinds):
+        raise fields.error("layer_types", f"{kinds!r} is not a list of texts")
+    if len(kinds) != layers:
+        raise fields.error("layer_types", f"{len(kinds)} entries for {layers} layers")
+    for each in kinds:
+        if each not in (FULL, SLIDING):
+            raise fields.error("layer_types", f"{each!r} is not supported; supported: {FULL}, {SLIDING}")
+    return tuple(kinds)
+
+
+def mixtures(fields: Fields, experts: int) -> tuple[bool, ...]:
+    """For each layer, whether its MLP is a mixture of experts. Raises UnsupportedModel."""
+    layers = range(fields.size("num_hidden_layers"))
+    if not experts:
+        return (False,) * len(layers)
+    dense = fields.raw("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
+        raise fields.error("mlp_only_layers", f"{dense!r} is not a list of layers")
+    step, every = fields.size("decoder_sparse_step", 1), fields.size("moe_layer_freq", 1)
+    first = fields.count("first_k_dense_replace")
+    return tuple(
+        layer >= first and layer % every == 0 and (layer + 1) % step == 0 and layer not in dense for layer in layers
+    )
+
+
+def experts(fields: Fields) -> int:
+    """Routed experts of a mixture layer, 0 for a dense model. Raises UnsupportedModel."""
+    # transformers 5 writes num_local_experts; published checkpoints of Qwen have num_experts, DeepSeek's n_routed_experts.
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    written = [name for name in names if fields.values.get(name) is not None]
+    assumed = [name for name in names if fields.raw(name) is not None]
+    found = written or assumed
+    return fields.count(found[0]) if found else 0
+
+
+def kv_heads(fields: Fields) -> int:
+    """Heads of keys and values: as many as of queries where the file says null. Raises UnsupportedModel."""
+    return fields.size("num_key_value_heads", fields.size("num_attention_heads"))
+
+
+def context_tokens(fields: Fields) -> int:
+    """Tokens a sequence may have, prompt and output together. Raises UnsupportedModel.
+
+    Qwen's instructions add yarn to a file whose ``max_position_embeddings`` still is the original context.
+    """
+    longest = fields.size("max_position_embeddings")
+    scaling = fields.object(rope_field(fields))
+    if scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return longest
+    inner = Fields({key: value for key, value in scaling.items() if value is not None}, fields.source)
+    field = "original_max_position_embeddings"
+    # transformers lets the field outside win over the one inside.
+    original = fields.get(field, int) or inner.get(field, int, longest)
+    factor = inner.get("factor", float, 1.0)
+    assert original is not None and factor is not None
+    return max(longest, int(original * factor))
+
+
+def rope_field(fields: Fields) -> str:
+    """Where the scaling of rotary embeddings stands: transformers 5 calls it otherwise."""
+    return "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"
