@@ -125,6 +125,8 @@ class EngineClient:
         """What the scheduler process said before it ended."""
         self.failed = asyncio.Event()
         self._refusal: ApiError | None = None
+        self.refusing = asyncio.Event()
+        """Set from when no request is taken any more."""
 
     async def run(self) -> None:
         """Take in what the other processes say, for ever."""
@@ -316,6 +318,7 @@ class EngineClient:
     def refuse_new(self, why: ApiError) -> None:
         """From now on every new request gets this error."""
         self._refusal = why
+        self.refusing.set()
 
     def resume_for_drain(self) -> None:
         """A paused scheduler would never finish."""

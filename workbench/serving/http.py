@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -17,20 +17,24 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from workbench.serving import protocol
+from workbench.serving.chat_templates import Bounds, ChatTemplates
 from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
 from workbench.serving.objectives import with_objectives
 from workbench.serving.openai_api import ChatShape, CompletionShape, GenerateShape, Shape, error_event
+from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
 from workbench.serving.settings import ServeSettings
-from workbench.serving.tokenizer import ChatTemplateError, Tokenizer
+from workbench.serving.tokenizer import Tokenizer
 
 Endpoint = Callable[[Request], Awaitable[Any]]
-_LONG_TEXT = 4000
-"""Characters from which on encoding leaves the event loop to others."""
+T = TypeVar("T")
+
+MIN_CHAT_CHARACTERS = 1 << 20
+"""A chat may become as long a text as a body may be, and this long at least, for templates add to it."""
 
 
 class Answer:
@@ -103,6 +107,9 @@ class Api:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._created_s = int(time.time())
+        self.chats = ChatTemplates(
+            tokenizer, Bounds(max(settings.max_body_bytes, MIN_CHAT_CHARACTERS)), settings.trust_request_chat_template
+        )
         ready = engine.ready.result()
         self._limits = Limits(
             ready.max_context,
@@ -113,6 +120,7 @@ class Api:
             settings.run.max_tokens,
             settings.run.ignore_eos,
         )
+        self._prompts = Prompts(tokenizer, self._limits)
 
     def app(self) -> Starlette:
         """The application."""
@@ -152,9 +160,9 @@ class Api:
     async def completions(self, request: Request) -> Answer:
         asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
         self._check_model(asked.model)
-        given = protocol.prompt_list(asked.prompt)
-        prompts = [await self._prompt(prompt, "prompt") for prompt in given]
-        n = protocol.choices(asked.n, len(prompts))
+        given = self._prompts.listed(asked.prompt)
+        n = protocol.choices(asked.n, len(given))
+        prompts = await self._while_wanted(request, self._prompts.encoded(given, "prompt"))
         bound = protocol.COMPLETION_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id,
                               asked.session_id, given[0])  # fmt: skip
@@ -168,11 +176,11 @@ class Api:
             raise ApiError(400, "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
                            "continue sessions", param="session_id", code="unsupported_parameter")  # fmt: skip
         messages = protocol.chat_messages(asked.messages)
-        try:
-            prompt = await asyncio.to_thread(self._tokenizer.chat, messages, asked.chat_template_kwargs or {})
-        except ChatTemplateError as error:
-            raise ApiError(400, str(error), param="messages", code="chat_template") from error
-        protocol.check_prompt(prompt, self._limits, "messages")
+
+        async def prompt_of_chat() -> list[int]:
+            return await self._prompts.chat(await self.chats.text(messages, asked.chat_template_kwargs or {}))
+
+        prompt = await self._while_wanted(request, prompt_of_chat())
         if asked.max_tokens is not None and asked.max_completion_tokens is not None:
             raise ApiError(400, "max_tokens: is the old name of max_completion_tokens; give one of them",
                            param="max_tokens", code="invalid_value")  # fmt: skip
@@ -191,10 +199,8 @@ class Api:
         if (asked.input_ids is None) == (asked.text is None):
             raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
                            code="invalid_value")  # fmt: skip
-        if asked.text is not None:
-            prompt = await self._prompt(asked.text, "text")
-        else:
-            prompt = await self._prompt(asked.input_ids or [], "input_ids")
+        given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
+        (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
         sampling = asked.sampling_params
         bound = self._limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
         wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id,
@@ -226,14 +232,19 @@ class Api:
         made = shape(call, self._settings.model_name, include_usage=usage)
         return Answer(made, bool(asked.stream), self._metrics)
 
-    async def _prompt(self, prompt: str | list[int], param: str) -> list[int]:
-        if isinstance(prompt, str):
-            if len(prompt) > _LONG_TEXT:
-                prompt = await asyncio.to_thread(self._tokenizer.encode, prompt)
-            else:
-                prompt = self._tokenizer.encode(prompt)
-        protocol.check_prompt(prompt, self._limits, param)
-        return prompt
+    async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work`` for a request whose body has been read. It ends when the client goes, or when the server takes no
+        requests any more. Raises ClientDisconnect or ApiError then."""
+        working = asyncio.ensure_future(work)
+        gone, refusing = asyncio.ensure_future(request.receive()), asyncio.ensure_future(self._engine.refusing.wait())
+        try:
+            await asyncio.wait((working, gone, refusing), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise self._engine.refusal or ClientDisconnect()
+        finally:
+            for task in (working, gone, refusing):
+                task.cancel()
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 

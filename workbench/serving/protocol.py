@@ -214,6 +214,8 @@ def parse(body: bytes, kind: Any) -> Any:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    except RecursionError as error:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
     for name, values in ACCEPTED.items():
         value = getattr(request, name, None)
         if value is not None and value not in values:
@@ -344,14 +346,21 @@ def check_prompt(prompt: list[int], limits: Limits, param: str) -> None:
     """Raise ApiError for a prompt that can never be served."""
     if not prompt:
         raise bad_value(param, "is empty")
-    # The context holds the prompt, at least one new token, and the position after it.
-    longest = min(limits.max_context - 2, limits.kv_tokens - 1)
-    if len(prompt) > longest:
-        message = f"{param}: {len(prompt)} tokens are more than the {longest} that fit the context with an answer"
-        raise ApiError(400, message, param=param, code="context_length_exceeded")
+    check_length(len(prompt), limits, param)
     if min(prompt) < 0 or max(prompt) >= limits.vocab:
         bad = next(token for token in prompt if not 0 <= token < limits.vocab)
         _token(param, bad, limits)
+
+
+def check_length(tokens: int, limits: Limits, param: str, at_least: bool = False) -> None:
+    """Raise ApiError for so many tokens of a prompt, or ``at_least`` so many, if that is more than can be served."""
+    # The context holds the prompt, at least one new token, and the position after it.
+    longest = min(limits.max_context - 2, limits.kv_tokens - 1)
+    if tokens > longest:
+        message = (
+            f"{'at least ' * at_least}{tokens} tokens are more than the {longest} that fit the context with an answer"
+        )
+        raise ApiError(400, f"{param}: {message}", param=param, code="context_length_exceeded")
 
 
 def prompt_list(prompt: Any) -> list[str | list[int]]:

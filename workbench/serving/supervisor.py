@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -31,6 +32,7 @@ from workbench.serving.metrics import Metrics
 from workbench.serving.origins import Access, guarded
 from workbench.serving.protocol import ApiError
 from workbench.serving.settings import ServeSettings
+from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.serving.tokenizer import Tokenizer, load_tokenizer
 
 FLUSH_S = 5.0
@@ -63,13 +65,15 @@ def serve(settings: ServeSettings, force: bool = False) -> int:
         prepare_out(settings.record, force)
     folder = Path(tempfile.mkdtemp(prefix="workbench-"))
     try:
-        return asyncio.run(_Supervisor(settings, listener, folder, access).run())
+        code = asyncio.run(_Supervisor(settings, listener, folder, access).run())
     except ServerFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        code = 1
     finally:
         listener.close()
         shutil.rmtree(folder, ignore_errors=True)
+    end_process_if_busy(code)
+    return code
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -112,6 +116,7 @@ class _Supervisor:
         self._signalled = asyncio.Event()
         self._said: asyncio.Task[None]
         self._ending = False
+        self._closing = contextlib.ExitStack()
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -121,7 +126,12 @@ class _Supervisor:
         engine = EngineClient(self._addresses, metrics, self._settings.max_queue)
         reader = asyncio.create_task(engine.run())
         try:
-            death = await self._start_children(engine)
+            starting = asyncio.create_task(self._start_children(engine))
+            await self._unless_signalled(starting)
+            if not starting.done():
+                starting.cancel()
+                return 0
+            death = starting.result()
             ready = await self._started(engine, death)
             if ready is None:
                 return 0
@@ -129,6 +139,7 @@ class _Supervisor:
         finally:
             if engine.failure is not None and self._settings.record is not None:
                 await self._ended(self._children[:1])  # what was recorded until then is still being written
+            self._closing.close()
             for child in self._children:
                 child.kill()
             for child in self._children:
@@ -178,7 +189,7 @@ class _Supervisor:
         simulated = self._settings.backend == "simulated"
         if not simulated:
             start_scheduler(None)
-        self._tokenizer = await asyncio.to_thread(load_tokenizer, _tokenizer_path(self._settings))
+        self._tokenizer = await in_thread(load_tokenizer, _tokenizer_path(self._settings))
         if simulated:
             start_scheduler(SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id))
         start(spawn.Process(
@@ -186,13 +197,15 @@ class _Supervisor:
         ))  # fmt: skip
         return death
 
+    async def _unless_signalled(self, *waiting: asyncio.Future[Any]) -> None:
+        """Wait for any of these, or for a signal."""
+        signalled = asyncio.create_task(self._signalled.wait())
+        await asyncio.wait((*waiting, signalled), return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+
     async def _started(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None]) -> Ready | None:
         """Wait until the scheduler process can take requests; None when told to end before."""
-        signalled = asyncio.create_task(self._signalled.wait())
-        try:
-            await asyncio.wait((engine.ready, death, signalled), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            signalled.cancel()
+        await self._unless_signalled(engine.ready, death)
         if death.done():
             line = await self._why(engine, death.result())
             if engine.failure is not None and engine.failure.bad_input:
@@ -202,7 +215,10 @@ class _Supervisor:
 
     async def _serve(self, engine: EngineClient, metrics: Metrics, ready: Ready,
                      death: asyncio.Future[BaseProcess | None]) -> int:  # fmt: skip
-        app = guarded(Api(self._settings, engine, self._tokenizer, metrics).app(), self._access, metrics.refused)
+        api = Api(self._settings, engine, self._tokenizer, metrics)
+        self._closing.callback(api.chats.close)
+        warming = asyncio.create_task(api.chats.warm())
+        app = guarded(api.app(), self._access, metrics.refused)
         server = _Uvicorn(uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
             server_header=False,
@@ -225,6 +241,7 @@ class _Supervisor:
         server.should_exit = True
         await serving
         signalled.cancel()
+        warming.cancel()
         if line is None:
             engine.shut_down()
             await self._ended(self._children)

@@ -13,15 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from workbench.serving.least_tokens import least_tokens_of
 from workbench.serving.text_stream import ByteStream, TextStream, WindowStream
 
 
 class TokenizerError(ValueError):
     """A tokenizer that cannot be used, in one line."""
-
-
-class ChatTemplateError(ValueError):
-    """A conversation that the model's chat template refuses."""
 
 
 class Decoder(Protocol):
@@ -47,8 +44,21 @@ class Tokenizer(Protocol):
         """Token ids of a prompt, the special tokens a model expects at its start included."""
         ...
 
-    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
-        """Token ids of a conversation that the assistant is to continue. Raises ChatTemplateError."""
+    chat_template: str | None
+    """Jinja, to be rendered with :attr:`special_tokens`; None: there is none."""
+    special_tokens: dict[str, str]
+    """By the names that templates have for them: bos_token and so on."""
+
+    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
+        """The text of a conversation that the assistant is to continue, without a template; None: it takes one."""
+        ...
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of a conversation as text, which has its special tokens in it."""
+        ...
+
+    def least_tokens(self, text: str) -> int:
+        """A number that the tokens of ``text`` are never fewer than, much sooner than they can be had."""
         ...
 
     def serialised(self) -> str | None:
@@ -71,14 +81,24 @@ class ByteTokenizer:
     name = "built-in bytes"
     eos_token_id = 256
     opening_tokens = 0
+    chat_template: str | None = None
+
+    def __init__(self) -> None:
+        self.special_tokens: dict[str, str] = {}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "surrogatepass"))
 
-    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
         """Paragraphs of ``role: content``."""
         lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
-        return self.encode("".join(lines) + "assistant:")
+        return "".join(lines) + "assistant:"
+
+    def encode_chat(self, text: str) -> list[int]:
+        return self.encode(text)
+
+    def least_tokens(self, text: str) -> int:
+        return len(text.encode("utf-8", "surrogatepass"))
 
     def serialised(self) -> str | None:
         return None
@@ -121,22 +141,30 @@ class ModelTokenizer:
         if backend is None:
             raise TokenizerError(f"{path}: its tokenizer has no tokenizer.json form, which decoding needs")
         self._serialised: str = backend.to_str()
+        self._least_tokens = least_tokens_of(self._serialised, _byte_level_alphabet())
         added = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         self.opening_tokens = len(list(takewhile(bool, added)))
+        self.special_tokens = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+        self.chat_template = self._default_template()
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
 
-    def chat(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
-        if not self._tokenizer.chat_template:
-            raise ChatTemplateError(f"{self.name} has no chat template; use /v1/completions")
+    def _default_template(self) -> str | None:
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        except Exception as fault:  # templates raise what they like
-            raise ChatTemplateError(
-                f"the model's chat template refuses these messages: {_first_line(fault)}"
-            ) from fault
+            template: str = self._tokenizer.get_chat_template()
+        except ValueError:  # none, or several and no default
+            return None
+        return template
+
+    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
+        return None
+
+    def encode_chat(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def least_tokens(self, text: str) -> int:
+        return self._least_tokens(text)
 
     def serialised(self) -> str | None:
         return self._serialised

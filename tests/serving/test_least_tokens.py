@@ -1,0 +1,139 @@
+"""A text never has fewer tokens than it is said to have at least; a prompt far too long is refused without encoding it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from tests.serving.test_text_streams import CORPUS, TOKENIZERS, byte_fallback, byte_level
+from workbench.serving.least_tokens import least_tokens_of
+from workbench.serving.prompts import Prompts
+from workbench.serving.protocol import ApiError, Limits
+from workbench.serving.tokenizer import ByteTokenizer, ModelTokenizer, _byte_level_alphabet
+
+
+def normalized(*steps) -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.normalizer = normalizers.Sequence(list(steps))
+    return tokenizer
+
+
+def as_llama_2() -> Tokenizer:
+    tokenizer = byte_fallback()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return tokenizer
+
+
+def unknown_fused() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE({"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}, [("a", "b")], unk_token="<unk>",
+                                     fuse_unk=True))  # fmt: skip
+    tokenizer.add_special_tokens(["<unk>"])
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(CORPUS * 5, trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", show_progress=False,
+                                                                      special_tokens=["<unk>"]))  # fmt: skip
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##a": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def split_away() -> Tokenizer:
+    tokenizer = byte_level()
+    removing = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([removing, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return tokenizer
+
+
+def blanks_taken_along() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, special=True)])
+    return tokenizer
+
+
+MADE = {
+    **TOKENIZERS, "as Llama 2": as_llama_2(), "NFC": normalized(normalizers.NFC()), "NFKD": normalized(normalizers.NFKD()),
+    "lower case": normalized(normalizers.Lowercase()), "stripped": normalized(normalizers.Strip()), "unigram": unigram(),
+    "unknown fused": unknown_fused(), "word piece": word_piece(), "split away": split_away(), "blanks": blanks_taken_along(),
+}  # fmt: skip
+LEAST = {name: least_tokens_of(made.to_str(), _byte_level_alphabet()) for name, made in MADE.items()}
+PIECES = [
+    *CORPUS, "the quick ", "<|end|>", "<|im start|>", "größe added", " " * 9, "\n\n", "e\u0301", "\u0338",
+    "가", "\u1100\u1161", "ﬁ", "aaaa", "abc", "ab", "=" * 20, "▁▁", "日", "zzz", "\u2003",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE)
+@given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_a_text_has_no_fewer_tokens_than_it_is_said_to_have(name, text):
+    assert LEAST[name](text) <= len(MADE[name].encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_long_text_has_at_least_a_share_of_its_tokens_unless_nothing_can_be_said(name):
+    text = "the quick brown fox abc " * 1000
+    share = LEAST[name](text) / len(MADE[name].encode(text).ids)
+    assert share == 0 if name in ("word piece", "lower case", "stripped", "split away") else share > 0.05
+
+
+def limits(longest: int) -> Limits:
+    return Limits(longest + 2, 10**9, 10**6, True, "cpu", 16, False)
+
+
+class Counting(ByteTokenizer):
+    """Bytes; knows how often it was used."""
+
+    encoded = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded += 1
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("prompt", ["x" * 20_000, ["fits", "x" * 20_000], [1] * 20_000, [[1], [2] * 20_000]])
+def test_a_prompt_far_too_long_is_refused_before_any_is_encoded(prompt):
+    tokenizer = Counting()
+
+    async def encode():
+        prompts = Prompts(tokenizer, limits(10_000))
+        return await prompts.encoded(prompts.listed(prompt), "prompt")
+
+    with pytest.raises(ApiError, match="20000 tokens are more than the 10000 that fit") as caught:
+        asyncio.run(encode())
+    assert caught.value.body["error"]["code"] == "context_length_exceeded"
+    assert tokenizer.encoded == 0
+
+
+def test_a_chat_far_too_long_is_refused_before_it_is_encoded(tmp_path):
+    TOKENIZERS["byte-level"].save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer = ModelTokenizer(str(tmp_path))
+
+    async def encode(text: str) -> list[int]:
+        return await Prompts(tokenizer, limits(1000)).chat(text)
+
+    text = "the quick brown fox " * 5000
+    tokenizer.encode_chat = None
+    with pytest.raises(ApiError, match=r"^messages: at least [0-9]+ tokens are more than the 1000 that fit"):
+        asyncio.run(encode(text))
+
+
+@pytest.mark.parametrize("longest", [4001, 20_000])
+def test_the_longest_prompt_that_fits_is_encoded(longest):
+    async def encode():
+        return await Prompts(ByteTokenizer(), limits(longest)).encoded(["x" * longest], "prompt")
+
+    assert len(asyncio.run(encode())[0]) == longest

@@ -1,0 +1,232 @@
+"""Conversations as the text of a prompt: what clients may say about the template, and renderings within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import pickle
+import signal
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing.context import ForkServerProcess
+from typing import Any
+
+from workbench.serving.chat_worker import Rendering, TemplateRefused, run_worker, text_of
+from workbench.serving.protocol import ApiError
+from workbench.serving.threads import in_thread
+from workbench.serving.tokenizer import Tokenizer
+
+QUICK_CPU_S = 0.1
+"""Processor time that any rendering gets at once. What takes longer begins again among its like, and delays no other."""
+CPU_S = 2.0
+"""Processor time after which a rendering is given up."""
+QUICK_WORKERS, SLOW_WORKERS = 2, 1
+MAX_SLOW = 16
+"""Slow renderings that may wait; the next is refused."""
+SILENT_S = 120.0
+"""A worker that has not answered for so long does not run."""
+
+
+@cache
+def reserved_names() -> frozenset[str]:
+    """Names in chat_template_kwargs that would reach the renderer or its environment, not the template alone."""
+    import inspect
+
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+    from transformers.utils import chat_template_utils
+
+    names = {"messages", *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES}
+    for renderer in (PreTrainedTokenizerBase.apply_chat_template, chat_template_utils.render_jinja_template):
+        names.update(inspect.signature(renderer).parameters)
+    names.update(chat_template_utils._compile_jinja_template("").environment.globals)
+    return frozenset(names)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of the rendering of one chat."""
+
+    max_characters: int
+    quick_cpu_s: float = QUICK_CPU_S
+    cpu_s: float = CPU_S
+
+
+class ChatTemplates:
+    """Turns conversations into text by the model's template, or by one that a request brings where that is trusted."""
+
+    def __init__(self, tokenizer: Tokenizer, bounds: Bounds, trust_requests: bool) -> None:
+        self._tokenizer = tokenizer
+        self._bounds = bounds
+        self._trust_requests = trust_requests
+        self._quick = _Lane(QUICK_WORKERS)
+        self._slow = _Lane(SLOW_WORKERS)
+
+    async def warm(self) -> None:
+        """Start what the first chat would otherwise wait for."""
+        if self._tokenizer.chat_template is not None:
+            await asyncio.gather(self._quick.warm(), in_thread(reserved_names))
+
+    def close(self) -> None:
+        """End all workers, whatever they do."""
+        self._quick.close()
+        self._slow.close()
+
+    @property
+    def slow_renderings(self) -> int:
+        """Renderings that take long and have not ended."""
+        return self._slow.waiting
+
+    async def text(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
+        """The text that the assistant is to continue. ``given``: chat_template_kwargs.
+
+        Raises ApiError for names that are not for clients to set, and for what cannot be rendered. When it is cancelled the
+        rendering ends.
+        """
+        variables = dict(given)
+        own = await self._own_template(variables)
+        template = self._tokenizer.chat_template if own is None else own
+        if template is None:
+            text = self._tokenizer.plain_chat(messages)
+            if text is None:
+                raise _error("messages", f"{self._tokenizer.name} has no default chat template; use /v1/completions")
+            return text
+        whose, param = ("the model's chat template", "messages")
+        if own is not None:
+            whose, param = ("the chat template", "chat_template_kwargs.chat_template")
+        try:
+            return await self._render(template, messages, variables)
+        except TemplateRefused as refusal:
+            raise _error(param, f"{whose} {refusal}") from None
+
+    async def _own_template(self, variables: dict[str, Any]) -> str | None:
+        """Take the template that a request brings out of its variables, all of which are checked."""
+        own = None
+        if variables:
+            reserved = await in_thread(reserved_names)
+            if "chat_template" in variables and self._trust_requests:
+                own = variables.pop("chat_template")
+                if not isinstance(own, str):
+                    raise _error("chat_template_kwargs.chat_template", "must be text", "invalid_type")
+            for name in variables:
+                if name == "chat_template":
+                    what = "a request may not bring its own (--trust-request-chat-template, at the start, lets it)"
+                elif name in reserved or name in self._tokenizer.special_tokens:
+                    what = "is not a variable of a template but a name of its renderer's"
+                else:
+                    continue
+                raise _error(f"chat_template_kwargs.{name}", what, "unsupported_parameter")
+        return own
+
+    async def _render(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        bounds = self._bounds
+        rendering = Rendering(
+            template, messages, variables, dict(self._tokenizer.special_tokens), bounds.max_characters, bounds.quick_cpu_s
+        )  # fmt: skip
+        text = await self._quick.render(rendering)
+        if text is None:
+            if self.slow_renderings >= MAX_SLOW:
+                raise ApiError(503, f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
+                               kind="overloaded_error", code="overloaded", retry_after_s=5)  # fmt: skip
+            text = await self._slow.render(replace(rendering, cpu_s=bounds.cpu_s))
+        if text is None:
+            raise TemplateRefused(f"takes more than {bounds.cpu_s:g} s of processor time to render")
+        return text
+
+
+def _error(param: str, what: str, code: str = "chat_template") -> ApiError:
+    return ApiError(400, f"{param}: {what}", param=param, code=code)
+
+
+class _Worker:
+    """One process, and the pipe to it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        # Imported once, in the process that the workers are copies of.
+        context.set_forkserver_preload(
+            ["__main__", "workbench.serving.chat_worker", "transformers.utils.chat_template_utils"]
+        )
+        self._connection, theirs = context.Pipe()
+        self._process: ForkServerProcess = context.Process(
+            target=run_worker, args=(theirs,), name="chat-template", daemon=True
+        )  # fmt: skip
+        self._process.start()
+        theirs.close()
+
+    def ask(self, rendering: bytes) -> bytes | None:
+        """Its answer; None when the time was over. Raises TemplateRefused when it ends in another way."""
+        try:
+            self._connection.send_bytes(rendering)
+            if self._connection.poll(SILENT_S):
+                return self._connection.recv_bytes()
+        except (EOFError, OSError):
+            self._process.join(SILENT_S)
+        if self._process.exitcode == -signal.SIGPROF:
+            return None
+        raise TemplateRefused("cannot be rendered")
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class _Lane:
+    """Workers that take turns, started when they are needed, and those who wait for them."""
+
+    def __init__(self, size: int) -> None:
+        self._turns = asyncio.Semaphore(size)
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
+        self._closed = False
+        self.waiting = 0
+        """Renderings that wait or run."""
+
+    async def warm(self) -> None:
+        async with self._turns:
+            self._idle.append(await self._start())
+
+    async def _start(self) -> _Worker:
+        starting = asyncio.ensure_future(in_thread(_Worker))
+        starting.add_done_callback(self._started)
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(lambda started: self._idle.append(started.result()))  # for the next
+            raise
+
+    def _started(self, starting: asyncio.Future[_Worker]) -> None:
+        worker = starting.result()
+        self._all.add(worker)
+        if self._closed:
+            self._discard(worker)
+
+    async def render(self, rendering: Rendering) -> str | None:
+        """The text; None when it takes longer than it may. Raises TemplateRefused."""
+        self.waiting += 1
+        try:
+            async with self._turns:
+                worker = self._idle.pop() if self._idle else await self._start()
+                try:
+                    asked = pickle.dumps(rendering)
+                    answer = await in_thread(worker.ask, asked)
+                except RecursionError:
+                    self._idle.append(worker)
+                    raise TemplateRefused("gets variables that are nested too deeply") from None
+                except BaseException:
+                    self._discard(worker)
+                    raise
+                if answer is None:
+                    self._discard(worker)
+                    return None
+                self._idle.append(worker)
+                return text_of(answer)
+        finally:
+            self.waiting -= 1
+
+    def _discard(self, worker: _Worker) -> None:
+        worker.kill()
+        self._all.discard(worker)
+
+    def close(self) -> None:
+        self._closed = True
+        for worker in list(self._all):
+            self._discard(worker)

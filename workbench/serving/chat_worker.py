@@ -1,0 +1,134 @@
+"""The process that renders chat templates: one at a time, within a processor time and a memory that it cannot exceed.
+
+A template is a program. A loop in one cannot be interrupted from another thread, nor can what it builds be kept from
+growing, so the bounds are the kernel's, and whoever waits for a rendering may end it by ending the process. The environment
+is that of transformers: a template renders here as it does everywhere else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from workbench.serving.process import begin_child
+
+MEMORY_BYTES = 256 << 20
+"""Memory beyond the worker's own that a rendering may take, and for each byte that it is given, MEMORY_FACTOR more."""
+MEMORY_FACTOR = 16
+_TEXT, _REFUSED = b"t", b"r"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What is to be rendered, and the bounds."""
+
+    template: str
+    messages: list[dict[str, Any]]
+    variables: dict[str, Any]
+    special_tokens: dict[str, str]
+    max_characters: int
+    cpu_s: float
+
+
+class TemplateRefused(ValueError):
+    """Why there is no text, in one line that goes on after the template's name."""
+
+
+def run_worker(connection: Connection) -> None:
+    """The process: answers each pickled Rendering with what :func:`text_of` reads, until nobody asks any more."""
+    begin_child()
+    for number in (signal.SIGTERM, signal.SIGPROF):  # nothing is lost with it
+        signal.signal(number, signal.SIG_DFL)
+    own_bytes = _address_space_bytes()
+    while True:
+        try:
+            asked = connection.recv_bytes()
+        except EOFError:
+            return
+        if own_bytes is not None:
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (own_bytes + MEMORY_BYTES + MEMORY_FACTOR * len(asked), hard))
+        rendering: Rendering = pickle.loads(asked)
+        signal.setitimer(signal.ITIMER_PROF, rendering.cpu_s)  # its signal ends the process
+        try:
+            answer = _TEXT + _render(rendering).encode()
+        except UnicodeEncodeError:
+            answer = _REFUSED + b"writes what is not text"
+        except TemplateRefused as refusal:
+            answer = _REFUSED + str(refusal).encode("utf-8", "replace")
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send_bytes(answer)
+
+
+def text_of(answer: bytes) -> str:
+    """What a worker has answered. Raises TemplateRefused."""
+    text = answer[1:].decode()
+    if answer[:1] != _TEXT:
+        raise TemplateRefused(text)
+    return text
+
+
+def _address_space_bytes() -> int | None:
+    """None where the kernel does not say, which is where it does not bound it either."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return None
+    return pages * resource.getpagesize()
+
+
+def _render(rendering: Rendering) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    variables: dict[str, Any] = {**rendering.special_tokens, **rendering.variables}
+    try:
+        text: str = render_jinja_template(
+            [rendering.messages], chat_template=rendering.template, add_generation_prompt=True, **variables
+        )[0][0]  # fmt: skip
+    except Exception as fault:  # templates raise what they like
+        raise TemplateRefused(_why(fault)) from None
+    if len(text) > rendering.max_characters:
+        raise TemplateRefused(f"writes more than {rendering.max_characters} characters")
+    return text
+
+
+def _why(fault: Exception) -> str:
+    """What is wrong in the words of the template's author, or by its line: nobody who sends a chat need know Python."""
+    from jinja2 import exceptions
+
+    at = _line_of(fault)
+    if isinstance(fault, exceptions.TemplateSyntaxError):
+        return f"is not valid in line {fault.lineno}: {_one_line(fault.message)}"
+    if type(fault) is exceptions.TemplateError:  # raise_exception()
+        return f"refuses these messages: {_one_line(fault.message)}"
+    if isinstance(fault, MemoryError):
+        return f"needs too much memory{at}"
+    if isinstance(fault, RecursionError):
+        return f"is nested too deeply{at}"
+    if isinstance(fault, exceptions.UndefinedError):
+        return f"fails{at}: it uses what is not defined there"
+    if isinstance(fault, exceptions.SecurityError):
+        return f"fails{at}: it does what a template may not"
+    if isinstance(fault, OverflowError):
+        return f"fails{at}: a range or a number is too large"
+    return f"fails{at} for these messages and variables"
+
+
+def _line_of(fault: Exception) -> str:
+    line, step = None, fault.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<template>":
+            line = step.tb_lineno
+        step = step.tb_next
+    return "" if line is None else f" in line {line}"
+
+
+def _one_line(text: object) -> str:
+    lines = str(text or "").strip().splitlines()
+    return lines[0][:500] if lines else "no reason given"
