@@ -61,6 +61,7 @@ def _one(name: str) -> dict[str, Any]:
 
     from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
     from backends.simulated.models import load_model, model_names
+    from reports.labels import weights_label
 
     if Path(name).suffix == ".toml" or name.lower() in gpu_names():
         return dataclasses.asdict(load_gpu(name))
@@ -71,7 +72,17 @@ def _one(name: str) -> dict[str, Any]:
             raise  # what is wrong with the file
     else:
         weights = {f"weight_bytes_{dtype}": int(model.weight_bytes(model.precision(dtype))) for dtype in WEIGHTS}
-        return _model_row(model) | weights | {k: v for k, v in dataclasses.asdict(model).items() if k != "name"}
+        saved = {
+            "saved_as": model.saved
+            if isinstance(model.saved, str)
+            else weights_label({"weights": model.saved.described})
+        }
+        return (
+            _model_row(model)
+            | saved
+            | weights
+            | {k: v for k, v in dataclasses.asdict(model).items() if k not in ("name", "saved")}
+        )
     names = {known.lower(): known for known in (*gpu_names(), *model_names())}
     near = [names[each] for each in difflib.get_close_matches(name.lower(), names, 3, 0.4)]
     raise CatalogueError(
