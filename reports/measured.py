@@ -46,6 +46,7 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
 
     Raises RecordError with file, line and field.
     """
+    _check_folder(folder)
     meta = read_object(folder / "meta.json")
     rows = _rows(folder / "requests.jsonl")
     queued, scheduled, first, last = (np.array([row[key] for row in rows], np.float64) for key in TIMES)
@@ -90,6 +91,20 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     iterations = {column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
                   for column, kind in ITERATION_COLUMNS.items()}  # fmt: skip
     return RunRecord(described, columns, iterations, (np.empty(0), np.empty(0, np.int64)))
+
+
+def _check_folder(folder: Path) -> None:
+    wanted = ("requests.jsonl", "meta.json")
+    if not folder.exists():
+        raise RecordError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: is a file; give the folder of a run, which holds {' and '.join(wanted)}")
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        kind = "a run record already" if (folder / "requests.csv").is_file() else "not the folder of a measured run"
+        raise RecordError(
+            f"{folder}: is {kind}: it has no {' and no '.join(missing)}, as LLMServingSim's benchmarks leave them"
+        )
 
 
 def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict[str, Any]:

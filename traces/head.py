@@ -51,8 +51,8 @@ def unknown_format(head: Head) -> str:
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )
     what = "fields" if is_json else "columns"
-    text = f"is the start of no known format; name one with --format ({', '.join(FORMATS)}); it has the {what} "
-    text += listed or "of none"
+    text = f"is the start of no known format; name one with --format ({', '.join(FORMATS)}); it has "
+    text += f"the {what} {listed}" if listed else f"no {what}"
     lacking = [f"{known.name} lacks {', '.join(lacks)}" for known, lacks in _nearest(names)]
     return text + (f"; nearest: {'; '.join(lacking)}" if lacking else "")
 

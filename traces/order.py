@@ -19,8 +19,9 @@ def in_order(source: Source, requests: Iterable[TraceRequest]) -> Iterator[Trace
         if (arrival_s := request.arrival_s) is not None:
             if arrival_s < last_s:
                 where = f" on line {last_line}" if last_line else ""
+                who = "" if request.line else f" at request '{request.request_id}'"
                 fault = source.error(
-                    request.line, "", f"arrivals go back: {arrival_s:.12g} s after {last_s:.12g} s{where}"
+                    request.line, "", f"arrivals go back{who}: {arrival_s:.12g} s after {last_s:.12g} s{where}"
                 )
                 fault.hint = "--sort orders by arrival"
                 raise fault

@@ -211,7 +211,9 @@ def _checked(
         if request.arrival_s is not None:
             if clock is None:
                 clock = SinceFirst(request.arrival_s)
-                for note in clock.notes:
+                for note in (
+                    clock.notes if not reading.dates else ()
+                ):  # Dates are counted from the first, or there about.
                     info.note(note)
             request.arrival_s = clock.since_s(request.arrival_s)
         check_span(source, request)

@@ -119,7 +119,7 @@ class Reading:
         if self.bad_rows.kinds:
             self.note(self.bad_rows.note())
         if self.drawn:
-            self.note(f"{self.drawn} output lengths were not in the file: drawn, seed {self.seed}")
+            self.note(f"output lengths that were not in the file and were drawn: {self.drawn} (seed {self.seed})")
         elif self.output is not None:
             self.note("--output had nothing to do: every request has an output length")
         if self.mended:

@@ -75,13 +75,13 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
 
     yield from reading.csv((*_COLUMNS, *present), make)
     if failed:
-        reading.note(f"{failed} requests that failed (status other than ok) were skipped")
+        reading.note(f"failed requests (status other than ok) that were skipped: {failed}")
     if turns:
         reading.note(
-            f"open loop: {turns} rounds of sessions keep their times and share no more than their prefix group"
+            f"open loop: rounds of sessions ({turns}) keep their times and share no more than their prefix group"
         )
     if unread:
-        reading.note(f"priorities and deadlines of {unread} requests are not read")
+        reading.note(f"requests whose priority or deadline is not read: {unread}")
 
 
 def _group_id(group: str) -> np.ndarray:

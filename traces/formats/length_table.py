@@ -14,6 +14,7 @@ from traces.formats import own
 from traces.formats.base import Format, Head, Reading
 from traces.formats.length_columns import Column, find_columns
 from traces.formats.table import header_of
+from traces.lengths import HELP
 from traces.prefix import look_ahead
 from traces.records import records
 from traces.request import TraceRequest
@@ -51,10 +52,13 @@ def _sniff(head: Head) -> bool:
 def _read(reading: Reading) -> Iterator[TraceRequest]:
     is_json, names = _names(reading.source)
     columns, others = find_columns(names)
-    if "input" not in columns:
-        raise reading.source.error(
-            0, "", f"has no column of input lengths, such as input_tokens, among {', '.join(names)}"
-        )
+    for what in ("input", "output"):
+        if what not in columns and (what == "input" or reading.output is None):
+            fault = reading.source.error(
+                0, "", f"has no column of {what} lengths, such as {what}_tokens, among {', '.join(names)}"
+            )
+            fault.hint = f"--output draws them ({HELP})" if what == "output" else ""
+            raise fault
     _note_columns(reading, columns, others)
     closed = "session" in columns and ("arrival" not in columns or "think" in columns)
     if "arrival" not in columns:

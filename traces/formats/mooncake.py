@@ -120,13 +120,15 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
         )
     if new:
         reading.note(
-            f"{new} later turns give the lengths of what is new: their prompts begin with all that was said before"
+            f"later turns that give the lengths of what is new: {new} (their prompts begin with all that was said before)"
         )
     if whole:
-        reading.note(f"{whole} later turns give whole prompts: their hash ids go on from those of the turn before")
+        reading.note(
+            f"later turns that give whole prompts: {whole} (their hash ids go on from those of the turn before)"
+        )
     if unused:
         reading.note(
-            f"timestamps of {unused} later turns are not used: a turn waits for the one before it and its delay"
+            f"later turns whose timestamps are not used: {unused} (a turn waits for the one before it and its delay)"
         )
 
 
