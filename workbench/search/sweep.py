@@ -39,7 +39,8 @@ def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int
     """Everything that decides what the results of a sweep are; a resumed one must have the same."""
     info = shared.trace.info
     return {
-        "trace": {"name": info.name, "path": info.path, "sha256": shared.trace_sha256, "notes": list(info.notes)},
+        "trace": {"name": info.name, "path": info.path, "sha256": shared.trace_sha256, "notes": list(info.notes),
+                  **({"flags": shared.trace_flags} if shared.trace_flags else {})},
         "settings": shared.base.given(),
         "space": [dimension.to_dict() for dimension in space],
         "search": search,
@@ -50,7 +51,7 @@ def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int
         "records": shared.records is not None,
         "version": importlib.metadata.version("llm-workbench"),
         "command": shared.command,
-    }
+    }  # fmt: skip
 
 
 def check_any(shared: Shared, points: list[Point]) -> None:
