@@ -243,6 +243,31 @@ def test_a_table_of_sessions_waits_for_turns_and_shares_what_was_said(tmp_path: 
         list(opened(tmp_path, text.replace("b,2", "b,3")))
 
 
+def test_a_table_with_times_of_first_turns_alone_is_a_closed_loop(tmp_path: Path) -> None:
+    text = "session,round,prompt_len,output_len,arrival_time\na,0,5,5,3\na,1,15,5,\nb,0,9,5,4\n"
+    trace = opened(tmp_path, text)
+    assert trace.info.closed_loop
+    assert turns(trace) == [("a", 0, 0.0, 0.0, 5, 5), ("a", 1, None, 0.0, 15, 5), ("b", 0, 1.0, 0.0, 9, 5)]
+    with pytest.raises(TraceError, match="line 4, arrival_time: is missing"):
+        list(opened(tmp_path, text.replace("5,4\n", "5,\n")))
+    with pytest.raises(TraceError, match="line 4, round: session 'b' has turn 2 but none before it"):
+        list(opened(tmp_path, text.replace("b,0", "b,2")))
+
+
+def test_offline_requests_with_small_blocks_arrive_at_once(tmp_path: Path) -> None:
+    for extra in ({"chat_id": 1, "turn": 1}, {}, {"type": "text", "turn": 1}):
+        trace = opened(tmp_path, lines({"input_length": 33, "output_length": 6, "hash_ids": [1, 2, 3], **extra}))
+        assert shape(trace) == [(0.0, 33, 6)]
+        (request,) = trace
+        assert request.content.blocks.size == 16  # type: ignore[union-attr]
+        assert "no timestamps in the file: all arrive at 0 unless a rate spreads them" in trace.info.notes
+
+
+def test_a_prompt_of_text_names_its_own_field(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="line 1, text_input: is text, which takes a tokenizer to read"):
+        list(opened(tmp_path, lines({"text_input": "hello", "output_length": 4})))
+
+
 def test_a_table_of_sessions_with_a_time_for_every_turn_is_an_open_loop(tmp_path: Path) -> None:
     trace = opened(tmp_path, "session_id,timestamp,input_tokens,output_tokens\na,0,10,5\na,2,18,5\n")
     assert turns(trace) == [(None, 0, 0.0, 0.0, 10, 5), (None, 0, 2.0, 0.0, 18, 5)]

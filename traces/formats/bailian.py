@@ -18,24 +18,33 @@ BLOCK_TOKENS = 16
 
 
 def _sniff(head: Head) -> bool:
-    return head.has("chat_id", "timestamp", "hash_ids")
+    return head.has("chat_id", "hash_ids")
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    """Turns keep the arrivals they were logged with, so they are no session here; what they share is in the hash ids."""
+    """Turns keep the arrivals they were logged with, so they are no session here; what they share is in the hash ids.
+
+    Offline requests were logged without: where the first row has no timestamp, none is read.
+    """
     times = Times("timestamp")
+    timed: bool | None = None
 
     def make(source: Source, line: int, record: dict[str, Any]) -> TraceRequest:
+        nonlocal timed
+        stamped = record.get("timestamp") is not None if timed is None else timed
         request_id = "chat" + text(source, line, "chat_id", record.get("chat_id", MISSING))
         ids = id_array(source, line, "hash_ids", record.get("hash_ids", MISSING), np.int64)
         request = TraceRequest(
             request_id=request_id,
-            arrival_s=times.read(source, line, record.get("timestamp", MISSING)),
+            arrival_s=times.read(source, line, record.get("timestamp", MISSING)) if stamped else 0.0,
             input_length=length(source, line, "input_length", record.get("input_length", MISSING)),
             output_length=reading.output_length(source, line, "output_length", record.get("output_length", MISSING)),
             content=Synthetic(spans=((0, request_id),), blocks=Blocks(ids, reading.block_tokens or BLOCK_TOKENS)),
             line=source.line(line),
         )
+        if timed is None and not stamped:
+            reading.note("no timestamps in the file: all arrive at 0 unless a rate spreads them")
+        timed = stamped
         reading.dates = bool(times.dates)
         return request
 
@@ -49,7 +58,7 @@ FORMAT = Format(
     read=_read,
     closed_loop=False,
     ids_from_file=True,
-    needs=("chat_id", "timestamp", "hash_ids"),
+    needs=("chat_id", "hash_ids"),
     time_unit="s",
     logged=True,
     draws_output=True,

@@ -64,28 +64,36 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
     if "arrival" not in columns:
         reading.note("no times in the file: all arrive at 0 unless a rate spreads them")
     first, rows = look_ahead(_rows(reading, is_json, columns))
+    closed = closed or any(row.session_id is not None and row.arrival is None for row in first)
     if not closed:
         if "session" in columns:
             reading.note("open loop: turns of a session keep their times, do not wait for each other and share nothing")
         return (_request(row, None, row.input_length, None, closed=False) for row in rows)
-    return _turns(reading, first, rows)
+    return _turns(reading, first, rows, columns["arrival"].name if "arrival" in columns else "")
 
 
-def _turns(reading: Reading, first: list[_Row], rows: Iterator[_Row]) -> Iterator[TraceRequest]:
+def _turns(reading: Reading, first: list[_Row], rows: Iterator[_Row], arrival: str) -> Iterator[TraceRequest]:
+    """`arrival` is the column of arrivals, empty where there is none."""
     new = _later_turns_are_new(first)
     sessions: dict[str, _Session] = {}
-    later = 0
+    later = unused = 0
     for row in rows:
         before = sessions.get(row.session_id) if row.session_id is not None else None
+        if before is None and row.arrival is None and arrival:
+            reading.bad_rows.add(row.source.error(row.number, arrival, "is missing"))
+            continue
         input_length = row.input_length + (before.end if before is not None and new else 0)
         content = unique(f"r{row.number}")
         if before is not None:
             later += 1
+            unused += row.arrival is not None
             content = continued(before.content, before.end, input_length, f"r{row.number}")
         if row.session_id is not None:
             turn = before.turn + 1 if before is not None else 0
             sessions[row.session_id] = _Session(turn, input_length + row.output_length, content)
         yield _request(row, before, input_length, content, closed=True)
+    if unused:
+        reading.note(f"later turns whose times are not used: {unused} (a turn waits for the one before it)")
     if later:
         reading.note(
             "later turns give the lengths of what is new: their prompts begin with all that was said before"
@@ -148,9 +156,11 @@ def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterat
     output_name = names.get("output", "output_length")
 
     def make(source: Source, line: int, value: Callable[[str], Any]) -> _Row:
-        arrival = times.read(source, line, value("arrival")) if "arrival" in names else None
         session = value("session")
         session_id = None if session in (MISSING, None, "") else text(source, line, names["session"], session)
+        arrival = None
+        if "arrival" in names and not (session_id is not None and value("arrival") in (MISSING, None, "")):
+            arrival = times.read(source, line, value("arrival"))
         think = value("think")
         row = _Row(
             source,
@@ -163,6 +173,8 @@ def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterat
         )
         if session_id is not None and "turn" in names:
             turn = count(source, line, names["turn"], value("turn"))
+            if session_id not in turns and turn > 1:
+                raise source.error(line, names["turn"], f"session '{session_id}' has turn {turn} but none before it")
             if session_id in turns and turn != turns[session_id] + 1:
                 message = f"session '{session_id}' has turn {turn} after turn {turns[session_id]}"
                 raise source.error(line, names["turn"], message)

@@ -23,6 +23,7 @@ from traces.request import TraceRequest
 from traces.time_units import UNITS
 
 BLOCK_TOKENS = 512
+_OWN = frozenset({"block_size", "hash_scope", "think_time_s", "prompt_token_ids", "output_token_ids", "slo_ttft_s"})
 OTHER_BLOCK_TOKENS = (16, 32, 64, 128, 256, 1024, 2048)
 FITTING = 0.9
 """Share of the first prompts that a block size must explain."""
@@ -61,7 +62,7 @@ def _sniff(head: Head) -> bool:
     record = head.record
     if record is None or "arrival_s" in record or not ({"input_length", "text_input"} & record.keys()):
         return False
-    if "block_size" in record or "turn" in record:  # Our own format, with a mistake in it.
+    if not _OWN.isdisjoint(record):  # Our own format, with a mistake in it.
         return False
     return bool({"timestamp", "hash_ids", "delay", "session_id", "text_input"} & record.keys())
 
@@ -140,8 +141,7 @@ def _rows(reading: Reading) -> Iterator[_Row]:
     def make(source: Source, line: int, record: dict[str, Any]) -> _Row:
         prompt, prompt_field = None, next((name for name in ("text_input", "messages") if record.get(name)), "")
         if prompt_field:
-            field = "messages" if prompt_field == "messages" else "prompt"
-            prompt = prompt_ids(reading, source, line, field, record[prompt_field])
+            prompt = prompt_ids(reading, source, line, prompt_field, record[prompt_field])
         mode = record.get("context_mode")
         if mode is not None and mode != WHOLE and mode not in NEW:
             raise source.error(line, "context_mode", f"'{mode}' is not one of {', '.join((WHOLE, *NEW))}")
