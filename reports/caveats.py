@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reports.cuts import cut_lines
 from reports.first_arrival import first_arrival_s
 from reports.labels import Unit, written
 from reports.load import trace_of
@@ -15,7 +16,7 @@ _WORTH_SAYING_S = 1.0
 
 def caveats(records: Mapping[str, RunRecord]) -> list[str]:
     """Everything that makes a comparison of `records` less than fair or less than complete."""
-    return [*_work(records), *_worlds(records), *_clocks(records), *_holes(records)]
+    return [*_work(records), *_worlds(records), *_clocks(records), *cut_lines(records), *_holes(records)]
 
 
 def _work(records: Mapping[str, RunRecord]) -> list[str]:

@@ -28,9 +28,11 @@ class LatencyError:
     """One latency of all requests that finished in both runs."""
 
     reference_mean_s: float
-    mean: float
-    """Error of the mean."""
-    percentiles: dict[str, float]
+    mean_difference_s: float
+    """B's mean less A's."""
+    mean: float | None
+    """Error of the mean; None, as below, where the reference is 0: a run without any queueing."""
+    percentiles: dict[str, float | None]
     """Error of p50, p90 and p99."""
     absolute_mean: float | None
     """Mean over requests of the absolute error; None where the reference is next to nothing for some."""
@@ -54,8 +56,8 @@ class Comparison:
     duration_b_s: float
     throughput: dict[str, list[float]]
     """Output tokens a second of finished requests over windows of A's duration: ``t_s``, ``a``, ``b``."""
-    throughput_error: float
-    """Mean over windows of the absolute difference, as a share of A's mean throughput."""
+    throughput_error: float | None
+    """Mean over windows of the absolute difference, as a share of A's mean throughput; None where A has none."""
     decisions: dict[str, Any] | None = None
     """Where the schedulers' decisions part; None without both files."""
     budget: dict[str, Any] = field(default_factory=dict)
@@ -160,16 +162,17 @@ def _latencies(record: RunRecord, order: np.ndarray | None, origin: str) -> dict
 
 def _error(a: np.ndarray, b: np.ndarray) -> LatencyError:
     mean = float(a.mean())
-    percentiles = {}
-    for p in PERCENTILES:
-        reference = float(np.percentile(a, p))
-        percentiles[f"p{p}"] = float(np.percentile(b, p)) / reference - 1 if reference > 0 else float("nan")
+    percentiles = {f"p{p}": _relative(float(np.percentile(b, p)), float(np.percentile(a, p))) for p in PERCENTILES}
     each = b / a - 1 if (a > LEAST_FOR_SHARES_S).all() else None
     return LatencyError(
-        mean, float(b.mean()) / mean - 1 if mean > 0 else float("nan"), percentiles,
+        mean, float(b.mean()) - mean, _relative(float(b.mean()), mean), percentiles,
         *(None if each is None else float(value(each)) for value in (
             lambda e: abs(e).mean(), lambda e: np.median(abs(e)), lambda e: e.mean(), np.median)),
     )  # fmt: skip
+
+
+def _relative(value: float, reference: float) -> float | None:
+    return value / reference - 1 if reference > 0 else None
 
 
 def _duration(record: RunRecord) -> float:
@@ -182,6 +185,8 @@ def _throughput(a: RunRecord, b: RunRecord, order: np.ndarray, both: np.ndarray)
     begin_a, begin_b = float(a.requests["arrival_s"].min()), float(b.requests["arrival_s"].min())
     edges = np.linspace(0.0, _duration(a), WINDOWS + 1)
     width = edges[1] - edges[0]
+    if width <= 0:
+        return {"t_s": [], "a": [], "b": []}
     rates = []
     for columns, take, begin in ((a.requests, slice(None), begin_a), (b.requests, order, begin_b)):
         first = columns["first_token_s"][take][both] - begin
@@ -193,9 +198,9 @@ def _throughput(a: RunRecord, b: RunRecord, order: np.ndarray, both: np.ndarray)
     return {"t_s": (edges[:-1] + width / 2).tolist(), "a": rates[0], "b": rates[1]}
 
 
-def _mean_gap(window: dict[str, list[float]]) -> float:
+def _mean_gap(window: dict[str, list[float]]) -> float | None:
     x, y = np.array(window["a"]), np.array(window["b"])
-    return float(abs(y - x).mean() / x.mean()) if x.mean() > 0 else float("nan")
+    return float(abs(y - x).mean() / x.mean()) if x.sum() > 0 else None
 
 
 # -- where decisions part ----------------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ def error_rows(found: Comparison) -> list[list[str]]:
 
 def sentences(found: Comparison) -> list[str]:
     """The rest of what was found, notes excepted."""
-    longer = found.duration_b_s / found.duration_a_s - 1
+    longer = found.duration_b_s / found.duration_a_s - 1 if found.duration_a_s > 0 else None
     said = [
-        f"duration {found.duration_a_s:.2f} s and {found.duration_b_s:.2f} s ({longer:+.1%}); "
-        f"output tokens/s over time differ by {found.throughput_error:.1%} on average"
+        f"duration {found.duration_a_s:.2f} s and {found.duration_b_s:.2f} s ({_share(longer, True)}); "
+        f"output tokens/s over time differ by {_share(found.throughput_error)} on average"
     ]
     decisions = found.decisions
     if decisions is not None and decisions["equal"]:
@@ -65,7 +65,7 @@ def section(found: Comparison) -> dict[str, Any]:
 
 
 def _share(value: float | None, signed: bool = False) -> str:
-    return "" if value is None or value != value else percent(value, signed=signed)
+    return "-" if value is None else percent(value, signed=signed)
 
 
 def _chart(label: str, a_s: np.ndarray, b_s: np.ndarray) -> dict[str, Any]:

@@ -52,6 +52,8 @@ GROUPS: dict[str, list[Metric]] = {
         Metric("requests_aborted", "Aborted", Unit.COUNT, Better.LOWER),
         Metric("requests_rejected", "Rejected", Unit.COUNT, Better.LOWER),
         Metric("requests_unfinished", "Unfinished", Unit.COUNT, Better.LOWER),
+        Metric("requests_cut", "Cut short", Unit.COUNT, Better.LOWER),
+        Metric("cut_tokens", "Not written", Unit.TOKENS, Better.LOWER),
     ],
     "Throughput": [
         Metric("request_throughput", "Requests", Unit.REQUESTS_PER_S, Better.HIGHER),
@@ -106,7 +108,8 @@ GROUPS: dict[str, list[Metric]] = {
 
 METRICS = {metric.name: metric for metrics in GROUPS.values() for metric in metrics}
 
-_QUIET_WHEN_ZERO = frozenset({"requests_aborted", "requests_rejected", "requests_unfinished", "gpu_mixed_s",
+_QUIET_WHEN_ZERO = frozenset({"requests_aborted", "requests_rejected", "requests_unfinished",
+                              "requests_cut", "cut_tokens", "gpu_mixed_s",
                               "iterations_mixed", "iterations_prefill", "busy_mixed_share", "idle_kv_share",
                               "idle_bubble_share", "idle_other_share", "recomputed_tokens"})  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from reports.cuts import cut_totals
 from reports.intervals import length, overlap, union
 from reports.percentiles import spread
 from reports.record import RunRecord
@@ -136,10 +137,13 @@ def _counts(record: RunRecord, requests: _Requests, window: Window | None) -> Su
     counted = {
         outcome: int((requests.outcome == outcome).sum()) for outcome in (FINISHED, ABORTED, REJECTED, UNFINISHED)
     }
+    cut = cut_totals(record)
     return {
         "duration_s": window.duration_s if window else None,
         "requests_total": len(requests.outcome),
         **{f"requests_{outcome}": number for outcome, number in counted.items()},
+        "requests_cut": cut[0] if cut is not None else None,
+        "cut_tokens": cut[1] if cut is not None else None,
     }
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reports.cuts import cuts_of
+from reports.json_file import json_text
 from reports.labels import Summaries, best_of, difference, percent, shown_metrics, values_of, written
 from reports.verdict import Uses, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from reports.record import RunRecord
 
 __all__ = ["comparison_table", "to_json", "verdict"]
 
@@ -57,20 +60,18 @@ def to_json(
     folders: Mapping[str, str | Path] | None = None,
     report: str | Path | None = None,
     uses: Uses | None = None,
+    records: Mapping[str, RunRecord] | None = None,
 ) -> str:
-    """The summaries as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}}}, "report": ..., "verdict": [...]}`.
+    """The summaries as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}, "cut": {...}}}, "report": ...,
+    "verdict": [...]}`.
 
-    `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict).
-    All three may be left out.
+    `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
+    `records` what cut outputs short. All four may be left out.
     """
     runs = {
         name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
+        | ({"cut": cuts_of(records[name])} if records is not None else {})
         for name, summary in summaries.items()
     }
     page = None if report is None else str(report)
-    return json.dumps(
-        {"runs": runs, "report": page, "verdict": verdict(summaries, uses)},
-        indent=2,
-        ensure_ascii=False,
-        allow_nan=False,
-    )
+    return json_text({"runs": runs, "report": page, "verdict": verdict(summaries, uses)})

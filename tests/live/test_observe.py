@@ -292,3 +292,29 @@ def test_what_cannot_be_run_ends_with_one_line(stub, tmp_path):
         assert (ran.exit_code, ran.stderr.count("\n")) == (2, 1), ran.output
         assert says in ran.stderr
         assert not (tmp_path / "never").exists()
+
+
+def test_answers_that_were_cut_are_counted_by_what_cut_them(stub, tmp_path):
+    def short(body: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+        tokens = min(body["max_tokens"], 7)  # all the room it has
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": tokens}
+        return 200, [*(piece("x") for _ in range(tokens)), piece("", "length"), {"choices": [], "usage": usage}]
+
+    lines = [
+        {"arrival_s": 0, "input_length": 5, "output_length": 6},
+        {"arrival_s": 0, "input_length": 5, "output_length": 9},
+        {"arrival_s": 0, "input_length": 5, "output_length": 9, "max_tokens": 4},
+    ]
+    words = ["--trace", write_trace(tmp_path / "t.jsonl", lines), "--vocab", "100"]
+    ran = observe(stub(short), *words, "--out", tmp_path / "o", "--max-tokens", "5")
+    assert ran.exit_code == 0, ran.output
+    record = read_record(tmp_path / "o")
+    assert record.requests["output_tokens"].tolist() == [5, 5, 4]
+    assert record.meta["totals"]["cut"] == {
+        "max_tokens": {"requests": 2, "tokens": 5}, "trace": {"requests": 1, "tokens": 5},
+    }  # fmt: skip
+    assert "2 requests were cut short by --max-tokens (5)" in " ".join(ran.output.split())
+    observe(stub(short), *words, "--out", tmp_path / "free")
+    assert read_record(tmp_path / "free").meta["totals"]["cut"] == {
+        "server": {"requests": 1, "tokens": 2}, "trace": {"requests": 1, "tokens": 5},
+    }  # fmt: skip

@@ -49,7 +49,7 @@ def test_four_requests_give_the_metrics_worked_out_by_hand() -> None:
     expected = {
         "duration_s": 12.0,  # 0 to the abort at 12
         "requests_total": 4, "requests_finished": 2, "requests_aborted": 1, "requests_rejected": 1,
-        "requests_unfinished": 0,
+        "requests_unfinished": 0, "requests_cut": None, "cut_tokens": None,
         "request_throughput": 2 / 12, "input_throughput": 160 / 12, "output_throughput": 6 / 12,
         "total_throughput": 166 / 12,
         "ttft_mean_s": 4.5, "ttft_p50_s": 4.5, "ttft_p90_s": 4.9, "ttft_p99_s": 4.99,  # 4 and 5
@@ -206,7 +206,7 @@ def by_pandas(folder: Path, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, t
         "duration_s": duration,
         "requests_total": len(requests), "requests_finished": len(done),
         "requests_aborted": requests.status.str.startswith("aborted").sum(),
-        "requests_rejected": 0, "requests_unfinished": 0,
+        "requests_rejected": 0, "requests_unfinished": 0, "requests_cut": None, "cut_tokens": None,
         "request_throughput": len(done) / duration,
         "input_throughput": done.input_tokens.sum() / duration,
         "output_throughput": done.output_tokens.sum() / duration,

@@ -45,9 +45,8 @@ def calibrate(
 
 def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str,
                flags: dict[str, Any]) -> None:  # fmt: skip
-    import json
-
     from backends.simulated.cost.own_profile import is_own
+    from reports.json_file import json_text
     from reports.record import RecordError, read_record
     from workbench.run.calibrate import fit_record
     from workbench.run.measure import wants_file
@@ -69,7 +68,7 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
     else:
         found = _measure(out, force, as_json, backend, load_format, flags)
     if as_json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        print(json_text(found))
         return
     from rich.console import Console
 

@@ -34,6 +34,7 @@ def compare(
 def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, out: Path | None,
              as_json: bool, reading: Reading) -> None:  # fmt: skip
     from reports.compare import compare as compare_records
+    from reports.json_file import json_text
     from reports.record import RecordError, read_record
     from reports.schema import DECISIONS_FILE
     from workbench.run.budget import error_budget
@@ -51,7 +52,7 @@ def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None,
     if out is not None:
         _write_page(path_a, path_b, found, out)
     if as_json:
-        print(json.dumps(_finite(found.to_dict()), indent=2, allow_nan=False))
+        print(json_text(found.to_dict()))
         return
     _print(found)
     if out is not None:
@@ -78,15 +79,6 @@ def _decisions(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise RecordError(f"{path}: line {number}: {error}") from error
     return lines
-
-
-def _finite(value: Any) -> Any:
-    """NaN, which JSON does not have, becomes null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
 
 
 def _print(found: Comparison) -> None:

@@ -34,6 +34,7 @@ def observe(
     slo_ttft: options.SloTtft = None,
     slo_tpot: options.SloTpot = None,
     requests: options.Requests = None,
+    max_tokens: Annotated[Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default: what the trace says they write.", panel=SHAPE)] = None,
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
@@ -52,7 +53,9 @@ def observe(
             raise ConfigError(
                 f"observing needs the package {error.name!r}: pip install 'llm-workbench[live]'"
             ) from error
-        settings = ObserveSettings(url, model, concurrency, rate, speedup, requests, seed or 0, slo_ttft, slo_tpot)
+        settings = ObserveSettings(
+            url, model, concurrency, rate, speedup, requests, max_tokens, seed or 0, slo_ttft, slo_tpot
+        )
         _run(settings, trace, out, force, as_json, {**reading, "tokenizer": tokenizer}, vocab, api_key)
 
 
@@ -71,6 +74,7 @@ def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, a
     # The same checks, words and reshaping as for a simulation.
     shape = RunSettings(
         concurrency=settings.concurrency, rate=settings.rate, speedup=settings.speedup, requests=settings.requests,
+        max_tokens=settings.max_tokens,
         seed=settings.seed, slo_ttft=settings.slo_ttft, slo_tpot=settings.slo_tpot,
     )  # fmt: skip
     trace = open_reshaped(path, reading, shape)
@@ -131,18 +135,19 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
 
 
 def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool) -> None:
+    from reports.cuts import cut_lines
     from reports.metrics import summarise
     from reports.table import comparison_table, to_json
 
     summaries = {record.name: summarise(record, settings.slo_ttft, settings.slo_tpot)}
     if as_json:
-        print(to_json(summaries, {record.name: folder}, None))
+        print(to_json(summaries, {record.name: folder}, None, records={record.name: record}))
         return
     from rich.console import Console
 
     console = Console()
     console.print(comparison_table(summaries))
-    for note in record.meta["trace"]["notes"]:
+    for note in (*record.meta["trace"]["notes"], *cut_lines({record.name: record})):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"record: {folder}", highlight=False, soft_wrap=True)
 

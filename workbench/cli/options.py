@@ -171,7 +171,12 @@ IgnoreEos = Annotated[
     option("--ignore-eos/--no-ignore-eos", help="Output lengths are known to the scheduler.", panel=SHAPE),
 ]
 MaxTokens = Annotated[
-    Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default 4096.", panel=SHAPE)
+    Optional[int],
+    option(
+        "--max-tokens",
+        help="Output bound of requests that have none. Default 4096, or what the trace says they write if that is more.",
+        panel=SHAPE,
+    ),
 ]
 
 Out = Annotated[

@@ -112,8 +112,7 @@ def _progress_bar(total: int, quiet: bool) -> Any:
 
 def _report(candidates: list[Candidate], limits: list[Limit], load: Load, shared: Shared, names: list[str],
             out: Path | None, as_json: bool) -> None:  # fmt: skip
-    import json
-
+    from reports.json_file import json_text
     from workbench.search.plan import answer, result, write_plan
 
     currency = shared.prices.currency if shared.prices is not None else ""
@@ -122,7 +121,7 @@ def _report(candidates: list[Candidate], limits: list[Limit], load: Load, shared
     if out is not None:
         page = write_plan(found, names, out)
     if as_json:
-        print(json.dumps({**found, "report": str(page) if page is not None else None}, indent=2, ensure_ascii=False))
+        print(json_text({**found, "report": str(page) if page is not None else None}))
         return
     from rich.console import Console
 

@@ -25,13 +25,12 @@ def show(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        import json
-
         from backends.simulated.cost.profiles import describe
+        from reports.json_file import json_text
 
         found = describe(path, model)
         if as_json:
-            print(json.dumps(found, indent=2))
+            print(json_text(found))
         else:
             _print(found)
 

@@ -66,7 +66,7 @@ def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[st
     from reports.verdict import verdict
 
     if as_json:
-        print(to_json(made.numbers, report=page, uses=made.uses))
+        print(to_json(made.numbers, report=page, uses=made.uses, records=made.records))
         return
     console = Console()
     console.print(comparison_table(made.numbers) if full else compact_table(made.numbers, made.baseline))

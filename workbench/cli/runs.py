@@ -158,12 +158,13 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
 
 
 def _print(made: Report, folder: Path, as_json: bool) -> None:
+    from reports.cuts import cut_lines
     from reports.table import comparison_table, to_json
     from reports.verdict import verdict
 
     records, page = made.records, folder / PAGE_FILE
     if as_json:
-        print(to_json(made.summaries, {name: folder / name for name in records}, page, made.uses))
+        print(to_json(made.summaries, {name: folder / name for name in records}, page, made.uses, records))
         return
     from rich.console import Console
 
@@ -172,7 +173,12 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     console.print(comparison_table(made.summaries))
     for line in verdict(made.summaries, made.uses):
         console.print(line, highlight=False)
-    for note in (*_weights(records), *first.meta["trace"]["notes"], *first.meta.get("cost_notes", ())):
+    for note in (
+        *_weights(records),
+        *first.meta["trace"]["notes"],
+        *first.meta.get("cost_notes", ()),
+        *cut_lines(records),
+    ):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

@@ -145,9 +145,9 @@ def _progress_bar(quiet: bool) -> Any:
 
 def _report(results: Results, shared: Shared, space: list[Dimension], objectives: list[Objective],
             as_json: bool) -> None:  # fmt: skip
-    import json
     from collections import Counter
 
+    from reports.json_file import json_text
     from reports.sweep_page import write_sweep_page
     from workbench.search.results import PAGE, RESULTS
     from workbench.search.sweep import best_rows, pareto_front
@@ -163,9 +163,9 @@ def _report(results: Results, shared: Shared, space: list[Dimension], objectives
             ranked = best_rows(results.rows, objective)
             best[objective.metric] = _brief(ranked[0], names, objectives) if ranked else None
         front_rows = [_brief(row, names, objectives) for row in front]
-        print(json.dumps({"points": counts, "best": best, "pareto": front_rows,
-                          "notes": results.manifest["trace"]["notes"],
-                          "results": str(results.folder / RESULTS), "report": str(page)}, indent=2))  # fmt: skip
+        print(json_text({"points": counts, "best": best, "pareto": front_rows,
+                         "notes": results.manifest["trace"]["notes"],
+                         "results": str(results.folder / RESULTS), "report": str(page)}))  # fmt: skip
         return
     from rich.console import Console
 

@@ -85,7 +85,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
         steps.append(("KV capacity", {"kv_tokens": int(capacity)}))
     errors = [_errors(a, b, origin)]
     applied: dict[str, Any] = {}
-    parts = []
+    parts: list[dict[str, Any]] = []
     for name, change in steps:
         applied |= change
         instance = dataclasses.replace(built, cost=applied["cost"])
@@ -98,13 +98,13 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
             instance = dataclasses.replace(instance, scheduler=scheduler)
         record = simulate_loop(settings, loop, trace, trace_sha256="", command="", instance=instance)
         errors.append(_errors(a, record, origin))
-        parts.append({"part": name, **{metric: errors[-2][metric] - errors[-1][metric] for metric in METRICS}})
+        parts.append({"part": name, **{metric: _less(errors[-2][metric], errors[-1][metric]) for metric in METRICS}})
     parts.append({"part": "scheduling and the rest", **errors[-1]})
     replayed = applied["cost"]
     share = replayed.replayed / max(replayed.replayed + replayed.estimated, 1)
     lines = [f"error budget, in points of the error of the mean ({share:.0%} of the steps replayed as measured):"]
     lines += [
-        "  " + f"{part['part']:24}" + "  ".join(f"{metric.upper()} {part[metric]:+.1%}" for metric in METRICS)
+        "  " + f"{part['part']:24}" + "  ".join(f"{metric.upper()} {_points(part[metric])}" for metric in METRICS)
         for part in parts
     ]
     return {"separable": True, "parts": parts, "replayed_share": share, "lines": lines}
@@ -126,16 +126,24 @@ def _what_is_known(a: RunRecord, b: RunRecord, origin: str) -> list[str]:
     if "ttft" not in found or "e2e" not in found:
         return []
 
-    def gap(name: str) -> float:
-        return found[name].mean * found[name].reference_mean_s if name in found else 0.0
+    first, whole = found["ttft"].mean_difference_s, found["e2e"].mean_difference_s
+    queue = found["queue"].mean_difference_s if "queue" in found else None
+    until_first = (
+        f"{first:+.3f} s are the first token"
+        if queue is None  # who only watched a server does not know
+        else f"{queue:+.3f} s are queueing, {first - queue:+.3f} s from the first batch to the first token"
+    )
+    return [f"  of the {whole:+.3f} s in mean E2E, {until_first}, {whole - first:+.3f} s decoding"]
 
-    queue, first, whole = gap("queue"), gap("ttft"), gap("e2e")
-    return [
-        f"  of the {whole:+.3f} s in mean E2E, {queue:+.3f} s are queueing, {first - queue:+.3f} s from the first batch "
-        f"to the first token, {whole - first:+.3f} s decoding"
-    ]
 
-
-def _errors(a: RunRecord, b: RunRecord, origin: str) -> dict[str, float]:
+def _errors(a: RunRecord, b: RunRecord, origin: str) -> dict[str, float | None]:
     found = compare(a, b, origin).latencies
-    return {name: found[name].mean if name in found else float("nan") for name in METRICS}
+    return {name: found[name].mean if name in found else None for name in METRICS}
+
+
+def _less(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else before - after
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"

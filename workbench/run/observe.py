@@ -22,6 +22,7 @@ from reports.record import RunRecord
 from reports.schema import ABORTED, FINISHED, REJECTED
 from traces import Trace, TraceRequest
 from traces.content import TokenIds
+from workbench.run.bounds import Bound, Cause, bound_of, counted
 from workbench.run.clients import Clients, Waiting
 from workbench.run.meta import run_meta, trace_meta
 from workbench.run.openai_client import Answer, CompletionsClient, ServerRefused
@@ -49,6 +50,8 @@ class ObserveSettings:
     rate: float | None = None
     speedup: float | None = None
     requests: int | None = None
+    max_tokens: int | None = None
+    """Output bound of requests that have none; None: what the trace says they write."""
     seed: int = 0
     slo_ttft: float | None = None
     slo_tpot: float | None = None
@@ -60,7 +63,19 @@ class _Row:
     arrival_s: float
     prompt_tokens: int
     late_s: float
+    bound: Bound
     answer: Answer
+
+    def cut(self) -> tuple[Cause, int] | None:
+        """What cut the answer, and tokens that were not written; None where nothing did, or nobody can tell."""
+        written = _or(self.answer.output_tokens, len(self.answer.chunk_s))
+        missing = self.request.output_length - written
+        if self.answer.status != FINISHED or missing <= 0:
+            return None
+        if self.bound.tokens < self.request.output_length and written >= self.bound.tokens:
+            return self.bound.cause, missing
+        # Fewer than were asked for, and the server says that there was no room for more.
+        return ("server", missing) if self.answer.reason == "length" and self.answer.output_tokens is not None else None
 
 
 class Observer:
@@ -146,7 +161,8 @@ class Observer:
     def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
         prompt = self._prompt(request)
         late_s = self.now_s() - arrival_s
-        row = _Row(request, arrival_s, len(prompt), late_s, Answer(arrival_s))
+        bound = bound_of(request, self.settings.max_tokens, length_known=True)
+        row = _Row(request, arrival_s, len(prompt), late_s, bound, Answer(arrival_s))
         self.rows.append(row)
         task = asyncio.get_running_loop().create_task(self._ask(row, prompt))
         self._tasks.add(task)
@@ -164,9 +180,8 @@ class Observer:
 
     async def _ask(self, row: _Row, prompt: np.ndarray) -> None:
         request, answer = row.request, row.answer
-        bound = min(request.max_tokens or request.output_length, request.output_length)
         try:
-            await self.client.complete(request.request_id, prompt, bound, answer)
+            await self.client.complete(request.request_id, prompt, row.bound.tokens, answer)
         except asyncio.CancelledError:
             return  # interrupted: it stays unfinished
         if answer.resent:
@@ -224,6 +239,7 @@ class Observer:
                 "wall_s": round(self.now_s(), 6), "pieces": int(sum(len(a.chunk_s) for a in answers)),
                 "resent": sum(a.resent for a in answers), "late_mean_s": round(float(late.mean()), 6),
                 "late_max_s": round(float(late.max()), 6),
+                "cut": counted(cut for row in rows if (cut := row.cut()) is not None),
             },
             observed=True,
         )  # fmt: skip
@@ -244,9 +260,10 @@ class Observer:
         short = sum(
             row.answer.output_tokens is not None and row.answer.output_tokens < row.request.output_length
             for row in finished
+            if row.cut() is None
         )
         if short:
-            notes.append(f"{short} answers were shorter than in the trace")
+            notes.append(f"{short} answers ended before the length in the trace")
         for what, has in (("priorities", any(row.request.priority for row in rows)),
                           ("adapters", any(row.request.adapter for row in rows))):  # fmt: skip
             if has:

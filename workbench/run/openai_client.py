@@ -14,11 +14,16 @@ import msgspec
 import numpy as np
 
 from reports.schema import ABORTED, FINISHED, REJECTED, UNFINISHED
+from workbench.run.event_stream import DONE, Event, events
 
 CONNECT_TIMEOUT_S = 10.0
 _MESSAGE_CHARACTERS = 200
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
+
+
+FAILURES = frozenset({"abort", "aborted", "cancelled", "canceled", "content_filter", "error", "timeout"})
+"""Finish reasons of answers that did not get to their end."""
 
 
 class ServerRefused(ValueError):
@@ -35,6 +40,8 @@ class Answer:
     """When each piece with tokens came."""
     finish_s: float = float("nan")
     status: str = UNFINISHED
+    reason: str | None = None
+    """Why it ended, in the server's word."""
     message: str = ""
     """What the server said of a failure."""
     prompt_tokens: int | None = None
@@ -146,18 +153,21 @@ class CompletionsClient:
             raise ServerRefused(f"{self.url}: {what}")
 
     async def complete(self, request_id: str, prompt: np.ndarray, max_tokens: int, answer: Answer) -> None:
-        """Ask, and fill ``answer`` as its tokens come. A failure becomes its status."""
+        """Ask, and fill ``answer`` as its tokens come. A failure becomes its status.
+
+        An answer has finished when the server gave a reason that is no failure, or all tokens that were asked for.
+        """
         while True:
             sent = dataclasses.replace(self.dialect)
             answer.sent_s = self._now_s()
+            broken = ""
             try:
                 refused = await self._once(self._body(request_id, prompt, max_tokens), answer)
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                begun = ABORTED if answer.chunk_s else REJECTED
-                answer.status, answer.message = f"{begun}:connection", _reason(error)
-                answer.finish_s = self._now_s()
-                return
+                refused, broken = None, _reason(error)
             if refused is None:
+                self._settle(answer, max_tokens, broken)
+                self.dialect.ids_taken |= sent.token_ids and bool(answer.chunk_s)
                 return
             status, said = refused
             if status in (400, 422) and self.dialect.drop(said, sent, self._text_of is not None):
@@ -166,6 +176,26 @@ class CompletionsClient:
             answer.status, answer.message = f"{REJECTED}:http_{status}", f"{status} {said}"
             answer.finish_s = self._now_s()
             return
+
+    def _settle(self, answer: Answer, max_tokens: int, broken: str) -> None:
+        """Say how an answer ended whose stream is over; ``broken`` is what its connection ended with, if not well."""
+        tokens = len(answer.chunk_s) if answer.output_tokens is None else answer.output_tokens
+        if not answer.message and (answer.reason is not None or tokens >= max_tokens):
+            if answer.reason in FAILURES:
+                answer.status, answer.message = f"{ABORTED}:{answer.reason}", f"finish_reason {answer.reason}"
+            else:
+                answer.status = FINISHED
+            if answer.finish_s != answer.finish_s:
+                answer.finish_s = answer.chunk_s[-1] if answer.chunk_s else self._now_s()
+            return
+        answer.finish_s = self._now_s()
+        if answer.message:
+            answer.status = f"{ABORTED}:error"
+        elif broken:
+            answer.status, answer.message = f"{ABORTED if answer.chunk_s else REJECTED}:connection", broken
+        else:
+            answer.status = f"{ABORTED}:cut_off"
+            answer.message = f"no finish_reason, and {tokens} of {max_tokens} tokens"
 
     def _body(self, request_id: str, prompt: np.ndarray, max_tokens: int) -> bytes:
         said: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": True}
@@ -187,65 +217,123 @@ class CompletionsClient:
         async with self._http.stream("POST", "/v1/completions", content=body) as reply:
             if reply.status_code != 200:
                 return reply.status_code, _said(await reply.aread())
-            reason, ended = None, False
-            async for data in _events(reply):
-                now = self._now_s()
-                if data == b"[DONE]":
-                    ended = True
+            blocks = reply.aiter_bytes()
+            first = await anext(blocks, b"")
+            if first.lstrip().startswith((b"{", b"[")):
+                answer.message = _not_streamed(b"".join([first, *[block async for block in blocks]]))
+                return None
+            async for event in events(_again(first, blocks)):
+                if event.data == DONE:
                     break
-                try:
-                    event = _decode(data)
-                except msgspec.DecodeError:
-                    answer.message = f"not JSON: {data[:60]!r}"
+                self._take(event, answer)
+                if answer.message:
                     break
-                if "error" in event:
-                    answer.message = _said(data)
-                    break
-                for choice in event.get("choices") or ():
-                    why = choice.get("finish_reason")
-                    # A last piece without text only says why it ended; any other stands for a token at least.
-                    if choice.get("text") or not why:
-                        answer.chunk_s.append(now)
-                    if why:
-                        reason, answer.finish_s = why, now
-                if usage := event.get("usage"):
-                    _count(answer, usage)
-        if reason in ("stop", "length") or (ended and reason is None and answer.chunk_s):
-            answer.status = FINISHED
-            if answer.finish_s != answer.finish_s:
-                answer.finish_s = answer.chunk_s[-1]
-        else:
-            answer.status = f"{ABORTED}:{reason or ('error' if answer.message else 'cut_off')}"
-            answer.finish_s = self._now_s()
-            self.dialect.ids_taken |= self.dialect.token_ids
         return None
 
+    def _take(self, event: Event, answer: Answer) -> None:
+        """One event of a stream: tokens, why it ended, counts, or what went wrong."""
+        now = self._now_s()
+        try:
+            chunk = _decode(event.data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            answer.message = f"not JSON: {event.data[:60]!r}"
+            return
+        choices = chunk.get("choices") if isinstance(chunk, dict) else None
+        if event.name == "error" or not isinstance(chunk, dict) or _is_error(chunk, choices):
+            answer.message = _said(event.data) or "an error without words"
+            return
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            if choice.get("error"):
+                answer.message = _words(choice)
+                return
+            why = choice.get("finish_reason")
+            if isinstance(why, dict):  # as SGLang's own endpoints say it
+                why = why.get("type")
+            # A last piece without text only says why it ended; any other stands for a token at least.
+            if choice.get("text") or not why:
+                answer.chunk_s.append(now)
+            if why:
+                answer.reason, answer.finish_s = str(why), now
+        if isinstance(usage := chunk.get("usage"), dict):
+            _count(answer, usage)
 
-async def _events(reply: httpx2.Response) -> AsyncIterator[bytes]:
-    """The data of server-sent events."""
-    rest = b""
-    async for block in reply.aiter_bytes():
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
+
+def _is_error(chunk: dict[str, Any], choices: Any) -> bool:
+    """Whether an event is an error: servers have many shapes for one. What has no choices and says nothing, such as a sign
+    of life, is none."""
+    if chunk.get("error") or chunk.get("errors") or "error" in (chunk.get("object"), chunk.get("type")):
+        return True
+    if choices is not None or isinstance(chunk.get("usage"), dict):
+        return False
+    return any(chunk.get(name) for name in ("detail", "message", "error_message", "error_code", "exception"))
+
+
+def _not_streamed(body: bytes) -> str:
+    """What is wrong with a success that is one JSON object: it should have been a stream."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        found: Any = _decode(body)
+        if isinstance(found, dict) and "choices" not in found:
+            return _words(found)
+    return "answered in one piece, without streaming"
 
 
 def _count(answer: Answer, usage: dict[str, Any]) -> None:
-    answer.prompt_tokens = usage.get("prompt_tokens")
-    answer.output_tokens = usage.get("completion_tokens")
-    answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = usage.get("prompt_tokens_details")
+    answer.prompt_tokens = _whole(usage.get("prompt_tokens"))
+    answer.output_tokens = _whole(usage.get("completion_tokens"))
+    answer.cached_tokens = _whole(details.get("cached_tokens")) or 0 if isinstance(details, dict) else 0
+
+
+def _whole(value: Any) -> int | None:
+    """A count, in whatever notation; None where it is none."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+async def _again(first: bytes, blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A stream with the block that was read from it."""
+    yield first
+    async for block in blocks:
+        yield block
 
 
 def _said(body: bytes) -> str:
     """The message in an error's body, on one line."""
-    text = body.decode(errors="replace")
-    with contextlib.suppress(msgspec.DecodeError):
-        found: Any = _decode(body)
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return _words(_decode(body))
+    return _line(body.decode(errors="replace"))
+
+
+def _words(found: Any) -> str:
+    """What an error says, whatever its shape, on one line."""
+    while True:
         if isinstance(found, dict):
-            error = found.get("error", found)
-            message = error.get("message", error.get("detail")) if isinstance(error, dict) else error
-            text = str(message) if message is not None else text
+            names = (
+                "error",
+                "errors",
+                "message",
+                "msg",
+                "detail",
+                "error_message",
+                "reason",
+                "exception",
+                "code",
+                "type",
+            )
+            inner = next((found[name] for name in names if found.get(name)), None)
+        elif isinstance(found, list) and found:
+            inner = found[0]
+        else:
+            inner = None
+        if inner is None:
+            return _line(found if isinstance(found, str) else _encode(found).decode())
+        found = inner
+
+
+def _line(text: str) -> str:
     return " ".join(text.split())[:_MESSAGE_CHARACTERS]
 
 

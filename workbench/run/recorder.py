@@ -11,8 +11,10 @@ from typing import IO
 import numpy as np
 
 from reports.record import IterationLog
-from reports.schema import CHUNK, RETRACTED
+from reports.schema import CHUNK, FINISHED, RETRACTED
 from traces import TraceRequest
+from workbench.run.bounds import Bound, Cause
+from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
 
@@ -41,13 +43,19 @@ class RequestRow:
     retractions: int = 0
     status: str = "unfinished"
     last_token_s: float = NAN
+    wanted_tokens: int = 0
+    """What the trace says that it writes; 0 where nobody knows."""
+    bound_by: Cause = "trace"
+    """Who would cut it at its bound."""
 
 
 class Recorder:
     """Collects requests, iterations and inter-token gaps of all instances of a run."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float], room: Cause = "max_context") -> None:
         self.now_s = now_s
+        self.room = room
+        """What leaves no room for longer sequences: the context, or a KV pool that is smaller."""
         self.iterations = IterationLog()
         self.rows: list[RequestRow] = []
         self.by_id: dict[str, RequestRow] = {}
@@ -57,15 +65,29 @@ class Recorder:
         self.gap_arrays: list[np.ndarray] = []
         self.events: list[tuple[str, int, int, str, int]] = []
         """Rows of events.csv: which request was prefilled or retracted in which iteration."""
+        self.cuts: list[tuple[Cause, int]] = []
+        """(what cut a request's output, tokens that it did not write)."""
 
-    def arrived(self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int) -> None:
+    def arrived(self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int,
+                bound: Bound | None = None) -> None:  # fmt: skip
+        """A request has come. With its ``bound`` it counts as cut if it ends before the trace says."""
         row = RequestRow(
             request.request_id, request.session_id or "", instance, arrival_s, input_tokens,
             NAN if request.slo_ttft_s is None else request.slo_ttft_s,
             NAN if request.slo_tpot_s is None else request.slo_tpot_s, request.priority, request.turn,
         )  # fmt: skip
+        if bound is not None:
+            row.wanted_tokens, row.bound_by = request.output_length, bound.cause
         self.rows.append(row)
         self.by_id[request.request_id] = row
+
+    def note_cut(self, row: RequestRow, req: Req) -> None:
+        """A request has ended with fewer tokens than the trace says."""
+        missing = row.wanted_tokens - req.output_len
+        if row.status == "aborted:kv_exhausted":
+            self.cuts.append(("kv_tokens", missing))
+        elif row.status == FINISHED:
+            self.cuts.append((row.bound_by if req.output_len >= req.params.max_new_tokens else self.room, missing))
 
     def queued(self, messages: list[object]) -> None:
         """A scheduler has taken messages out of its inbox."""
@@ -196,6 +218,8 @@ class RecordingOutbox:
             row.cached_tokens = req.cached_tokens
             row.retractions = req.retractions
             row.status = req.finish.status
+            if req.output_len < row.wanted_tokens:
+                recorder.note_cut(row, req)
             self._started.pop(req.rid, None)
             recorder.done += 1
             self._on_end(req.rid)

@@ -19,6 +19,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
+from workbench.run.bounds import bound_of, counted
 from workbench.run.clients import Clients, Waiting
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.meta import run_meta, trace_meta
@@ -154,10 +155,10 @@ def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Tr
 def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
             device: str, progress: Progress | None, decisions: IO[str] | None, waiting: Waiting | None,
             interrupt: Interrupt) -> RunRecord:  # fmt: skip
-    recorder = Recorder(backend.now_s)
+    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
+    recorder = Recorder(backend.now_s, config.room)
     backend.log_to(recorder.iterations.append)
     tp, pp = settings.layout(loop)
-    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
     rows = config.max_running_per_slot * config.slots
     clock = Clock()
     open_requests: dict[str, TraceRequest] = {}
@@ -172,11 +173,9 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
     def deliver(request: TraceRequest, arrival_s: float) -> None:
         prompt = request.prompt_tokens(backend.vocab, settings.seed)
         open_requests[request.request_id] = request
-        recorder.arrived(request, 0, arrival_s, len(prompt))
-        bound = request.max_tokens or settings.max_tokens
-        if settings.ignore_eos:
-            bound = min(bound, request.output_length) if request.max_tokens else request.output_length
-        params = SamplingParams(bound, settings.ignore_eos, temperature=0.0)
+        bound = bound_of(request, settings.max_tokens, settings.ignore_eos)
+        recorder.arrived(request, 0, arrival_s, len(prompt), bound)
+        params = SamplingParams(bound.tokens, settings.ignore_eos, temperature=0.0)
         slo = request.slo_ttft_s if request.slo_ttft_s is not None else settings.slo_ttft
         namespace = request.adapter or ""
         inbox.put(Generate(request.request_id, prompt, params, arrival_s, request.priority, namespace, slo))
@@ -214,6 +213,7 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
                "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device},
         weights=weights, ran_on=("simpy", "torch"), interrupted=not finished,
         totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                "cut": counted(recorder.cuts),
                 "wall_s": round(backend.now_s(), 6)},
     )  # fmt: skip
     return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),

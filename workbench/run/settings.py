@@ -61,7 +61,8 @@ class RunSettings:
     cost: str = "roofline"
     cuda_graphs: bool = True
     ignore_eos: bool = False
-    max_tokens: int = 4096
+    max_tokens: int | None = None
+    """Of requests that have no bound of their own. None: the larger of 4,096 and what the trace says they write."""
     preempt_threshold: int | None = None
     conservativeness: float = 1.0
     max_passed_over: int | None = 64
@@ -79,12 +80,12 @@ class RunSettings:
     slo_tpot: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("tp", "pp", "dp", "ep", "max_tokens", "max_running"):
+        for name in ("tp", "pp", "dp", "ep", "max_running"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
         if self.dp > MOST_INSTANCES:
             raise ConfigError(f"dp: {self.dp} is more than {MOST_INSTANCES} instances")
-        for name in ("requests", "concurrency", "kv_tokens", "max_context"):
+        for name in ("requests", "concurrency", "kv_tokens", "max_context", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is less than 1")

@@ -20,6 +20,7 @@ from reports.record import RunRecord
 from traces import Trace, TraceRequest
 from traces.ahead import with_tokens
 from workbench.loops import LOOPS
+from workbench.run.bounds import bound_of, counted
 from workbench.run.clients import Clients
 from workbench.run.interrupts import Interrupt, noted_interrupts
 from workbench.run.meta import run_meta, trace_meta
@@ -58,7 +59,7 @@ class SimulatedWorld:
         self._instance_of: dict[str, tuple[int, int]] = {}
         self.cost = instance.cost
         self._router = Router(settings.router, settings.dp)
-        self.recorder = Recorder(self.env.now_s)
+        self.recorder = Recorder(self.env.now_s, instance.scheduler.room)
         self._group: LockStepGroup | None = None
         self._inboxes: list[SimulatedInbox] = []
         if instance.lock_step:
@@ -139,12 +140,10 @@ class SimulatedWorld:
         number = self._router.choose(prompt, request.adapter or "")
         self._instance_of[request.request_id] = number, len(prompt)
         self._outputs[request.request_id] = len(prompt), output
-        self.recorder.arrived(request, number, arrival_s, len(prompt))
-        bound = request.max_tokens or settings.max_tokens
-        if settings.ignore_eos:
-            bound = min(bound, request.output_length) if request.max_tokens else request.output_length
+        bound = bound_of(request, settings.max_tokens, settings.ignore_eos)
+        self.recorder.arrived(request, number, arrival_s, len(prompt), bound)
         slo = request.slo_ttft_s if request.slo_ttft_s is not None else settings.slo_ttft
-        params = SamplingParams(bound, settings.ignore_eos)
+        params = SamplingParams(bound.tokens, settings.ignore_eos)
         namespace = request.adapter or ""
         message = Generate(request.request_id, prompt, params, arrival_s, request.priority, namespace, slo)
         self._inboxes[number].put(message)
@@ -192,6 +191,7 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
                "max_context": instance.scheduler.max_context, "dtype": instance.weights.dtype},
         ran_on=("simpy",), interrupted=not finished,
         totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
+                "cut": counted(recorder.cuts),
                 "simulated_s": round(world.env.now, 9)},
         weights=instance.weights.described, kv_budget=instance.kv_budget, cost_notes=list(getattr(world.cost, "notes", ())),
         host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},

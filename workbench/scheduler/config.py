@@ -71,6 +71,11 @@ class SchedulerConfig:
     """Abort a request that has not finished within this time of its arrival."""
     seed: int = 0
 
+    @property
+    def room(self) -> Literal["max_context", "kv_tokens"]:
+        """What bounds the length of a sequence: the context, or a KV pool that holds less."""
+        return "kv_tokens" if self.max_context > self.kv_tokens else "max_context"
+
     def __post_init__(self) -> None:
         for name in ("kv_tokens", "max_context", "page_size", "max_running", "slots", "max_prefill_tokens",
                      "max_batch_tokens"):  # fmt: skip
@@ -87,10 +92,10 @@ class SchedulerConfig:
                 _at_least(name, getattr(self, name), 1)
         for name in ("queue_timeout_s", "request_timeout_s"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}: {value} is not positive")
-        if not self.conservativeness > 0:
-            raise ConfigError(f"conservativeness: {self.conservativeness} is not positive")
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: {value} is not positive and finite")
+        if not 0 < self.conservativeness < float("inf"):
+            raise ConfigError(f"conservativeness: {self.conservativeness} is not positive and finite")
         _one_of("batching", self.batching, ("prefill-first", "mixed"))
         _one_of("cache", self.cache, ("radix", "none"))
         _one_of("evict", self.evict, ("lru", "lfu", "fifo"))

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from workbench.scheduler.radix import Node
     from workbench.scheduler.sessions import Session
 
+DEFAULT_MAX_NEW_TOKENS = 4096
+"""The output bound where nobody says one."""
 FinishKind = Literal["length", "stop", "aborted", "rejected"]
 
 
@@ -18,7 +20,7 @@ FinishKind = Literal["length", "stop", "aborted", "rejected"]
 class SamplingParams:
     """How a request's tokens are chosen and when it stops."""
 
-    max_new_tokens: int = 4096
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     """0: the prompt is computed, and nothing is sampled."""
     ignore_eos: bool = False
     """Stop by length alone: end-of-sequence and stop tokens are emitted like any other."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reports.json_file import json_text
 from reports.out_folder import write_file
 from reports.plan_page import write_plan_page
 from traces.reshape import reshape
@@ -289,7 +290,7 @@ def _is_plan(path: Path) -> bool:
 
 def write_plan(found: dict[str, Any], names: list[str], folder: Path) -> Path:
     """Write plan.json and plan.html; returns the page's path. Raises RecordError."""
-    text = json.dumps({"format": FORMAT, **found}, indent=2, ensure_ascii=False) + "\n"
+    text = json_text({"format": FORMAT, **found}) + "\n"
     write_file(folder / PLAN, text)
     write_plan_page(found, names, folder / PAGE)
     return folder / PAGE

@@ -117,7 +117,7 @@ class Api:
             ready.vocab,
             ready.logprobs,
             ready.backend,
-            settings.run.max_tokens,
+            settings.max_tokens,
             settings.run.ignore_eos,
         )
         self._prompts = Prompts(tokenizer, self._limits)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
+from workbench.scheduler.request import DEFAULT_MAX_NEW_TOKENS
 
 BACKENDS = ("auto", "cpu", "cuda", "simulated")
 
@@ -90,6 +92,14 @@ class ServeSettings:
             )
         if len(self.run.loops) != 1:
             raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
+
+        if self.run.max_tokens is None:  # there is no trace that would say what a request writes
+            object.__setattr__(self, "run", dataclasses.replace(self.run, max_tokens=DEFAULT_MAX_NEW_TOKENS))
+
+    @property
+    def max_tokens(self) -> int:
+        """The output bound of requests that give none."""
+        return self.run.max_tokens or DEFAULT_MAX_NEW_TOKENS
 
     @property
     def loop(self) -> str:
