@@ -47,7 +47,11 @@ CASES = [
     ({**TEXT, "repetition_penalty": 0}, "repetition_penalty"),
     ({**TEXT, "presence_penalty": 3}, "presence_penalty"),
     ({**TEXT, "frequency_penalty": -3}, "frequency_penalty"),
-    ({**TEXT, "max_tokens": 0}, "max_tokens"),
+    ({**TEXT, "max_tokens": -1}, "max_tokens"),
+    ({**TEXT, "max_tokens": 4, "max_completion_tokens": 5}, "max_tokens"),
+    ({**TEXT, "max_tokens": True}, "max_tokens"),
+    ({**TEXT, "prompt": [8.5]}, "prompt"),
+    ({**TEXT, "logit_bias": {"8.5": 1}}, "logit_bias"),
     ({**TEXT, "max_tokens": 1 << 40}, "max_tokens"),
     ({**TEXT, "max_tokens": 2.5}, "max_tokens"),
     ({**TEXT, "min_tokens": 17}, "min_tokens"),
@@ -99,7 +103,7 @@ CASES = [
     ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
     ({**CHAT, "top_logprobs": 2}, "top_logprobs"),
     ({**CHAT, "logprobs": True}, "logprobs"),
-    ({**CHAT, "max_tokens": 1, "max_completion_tokens": 1}, "max_tokens"),
+    ({**CHAT, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
 ]  # fmt: skip
 
 

@@ -77,9 +77,11 @@ class Detokenizer:
             if stream is None:
                 continue
             end = ended.pop(number, None)
+            asked = logprobs.get(number)
+            offset = stream.text.offset(token) if asked is not None else 0
             chunk = self._take(stream, token, end)
-            if number in logprobs:
-                chunk.logprobs = [self._spell(token, logprobs[number])]
+            if asked is not None:
+                chunk.logprobs = [self._spell(token, asked, offset)]
             chunks.append(chunk)
             if chunk.kind:
                 del self._streams[number]
@@ -101,27 +103,26 @@ class Detokenizer:
             return self._end(stream, end, text, [token])
         if stream.tokens <= opened.min_new_tokens:
             # Text before the least length ends nothing, so it is not looked at.
-            return Chunk(opened.stream, text, [token])
+            return Chunk(opened.stream, text, [token], "", "", None, stream.prompt_tokens, stream.cached_tokens)
         text, stop = stream.matcher.push(text)
-        if stop is not None:
-            return Chunk(opened.stream, text, [token], "stop", "", stop, stream.prompt_tokens, stream.cached_tokens)
-        return Chunk(opened.stream, text, [token])
+        kind = "" if stop is None else "stop"
+        return Chunk(opened.stream, text, [token], kind, "", stop, stream.prompt_tokens, stream.cached_tokens)
 
     def _end(self, stream: _Stream, end: Ended, text: str, tokens: list[int]) -> Chunk:
         opened = stream.opened
         text, stop = text + stream.text.finish(), None
+        counts = end.prompt_tokens, max(end.cached_tokens, stream.cached_tokens)
         if stream.tokens > opened.min_new_tokens:
             text, stop = stream.matcher.push(text)
         if stop is not None:
-            return Chunk(opened.stream, text, tokens, "stop", "", stop, end.prompt_tokens, stream.cached_tokens)
+            return Chunk(opened.stream, text, tokens, "stop", "", stop, *counts)
         text += stream.matcher.finish()
         reason = tokens[-1] if end.kind == "stop" and tokens else None
-        counts = end.prompt_tokens, stream.cached_tokens
         return Chunk(opened.stream, text, tokens, end.kind, end.detail, reason, *counts)
 
-    def _spell(self, token: int, logprob: TokenLogprob) -> LogprobText:
+    def _spell(self, token: int, logprob: TokenLogprob, offset: int) -> LogprobText:
         top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, logprob.top_logprobs, strict=True)]
-        return LogprobText(*self._decoder.token(token), logprob.logprob, top)
+        return LogprobText(*self._decoder.token(token), logprob.logprob, top, token, logprob.top_ids, offset)
 
 
 def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:

@@ -64,9 +64,10 @@ class _Sequence:
 class Call:
     """One request of a client: its sequences, and what has come for them. Ends with :meth:`close`."""
 
-    def __init__(self, engine: EngineClient, request_id: str, prompts: int, n: int) -> None:
+    def __init__(self, engine: EngineClient, request_id: str, prompts: int, n: int, label: str | None = None) -> None:
         self._engine = engine
         self.id = request_id
+        self.label = label
         self.prompts = prompts
         self.n = n
         self.created_s = int(time.time())
@@ -162,12 +163,13 @@ class EngineClient:
         if request_id in self._calls:
             raise ApiError(400, f"request_id: {request_id!r} is being served already", param="request_id",
                            code="invalid_value")  # fmt: skip
-        call = Call(self, request_id, len(wanted.prompts), wanted.n)
+        call = Call(self, request_id, len(wanted.prompts), wanted.n, wanted.label)
         asked: list[tuple[_Sequence, bytes]] = []
         for index in range(count):
             stream = next(self._numbers)
             # The number makes it the scheduler's only one, also when a client uses an id again.
-            name = f"{request_id}-{stream}" if wanted.request_id or count > 1 else request_id
+            named = wanted.request_id or wanted.label
+            name = f"{named or request_id}-{stream}" if named or count > 1 else request_id
             prompt = wanted.prompts[index // wanted.n]
             params = wanted.params
             if params.seed is not None and index % wanted.n:
@@ -205,8 +207,8 @@ class EngineClient:
             self._scheduler.send(encode(Cancel(sequence.request_id, why)))
 
     def abort_id(self, request_id: str | None) -> int:
-        """Abort a call by its id, or all (None); returns how many calls that were."""
-        calls = [call for call in self._calls.values() if request_id in (None, call.id)]
+        """Abort calls by their id or label, or all (None); returns how many that were."""
+        calls = [call for call in self._calls.values() if request_id in (None, call.id, call.label)]
         for call in calls:
             self.abort(call, "client")
         return len(calls)

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,10 +23,12 @@ from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
+from workbench.serving.native import GenerateRequest, GenerateShape, request_id_of, sampling_of
 from workbench.serving.objectives import with_objectives
-from workbench.serving.openai_api import ChatShape, CompletionShape, GenerateShape, Shape, error_event
+from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
+from workbench.serving.request_ids import answered_as, given_id
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
 from workbench.serving.settings import ServeSettings
 from workbench.serving.tokenizer import Tokenizer
@@ -52,6 +55,7 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = self._shape.call
+        answered_as(scope, call.id)
         watcher = asyncio.create_task(_watch(call, receive))
         try:
             if self._stream:
@@ -160,14 +164,15 @@ class Api:
     async def completions(self, request: Request) -> Answer:
         asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
         self._check_model(asked.model)
+        bound = protocol.output_bound(protocol.COMPLETION_MAX_TOKENS, max_tokens=asked.max_tokens,
+                                      max_completion_tokens=asked.max_completion_tokens)  # fmt: skip
         given = self._prompts.listed(asked.prompt)
         n = protocol.choices(asked.n, len(given))
         prompts = await self._while_wanted(request, self._prompts.encoded(given, "prompt"))
-        bound = protocol.COMPLETION_MAX_TOKENS if asked.max_tokens is None else asked.max_tokens
         wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id,
                               asked.session_id, given[0])  # fmt: skip
         wanted = with_objectives(wanted, asked, request.headers)
-        return self._answer(asked, wanted, CompletionShape, "cmpl-")
+        return self._answer(asked, replace(wanted, label=given_id(request.headers)), CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
         asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
@@ -176,38 +181,34 @@ class Api:
             raise ApiError(400, "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
                            "continue sessions", param="session_id", code="unsupported_parameter")  # fmt: skip
         messages = protocol.chat_messages(asked.messages)
+        bound = protocol.output_bound(self._limits.default_max_tokens, max_tokens=asked.max_tokens,
+                                      max_completion_tokens=asked.max_completion_tokens)  # fmt: skip
 
         async def prompt_of_chat() -> list[int]:
             return await self._prompts.chat(await self.chats.text(messages, asked.chat_template_kwargs or {}))
 
         prompt = await self._while_wanted(request, prompt_of_chat())
-        if asked.max_tokens is not None and asked.max_completion_tokens is not None:
-            raise ApiError(400, "max_tokens: is the old name of max_completion_tokens; give one of them",
-                           param="max_tokens", code="invalid_value")  # fmt: skip
-        given = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-        bound = self._limits.default_max_tokens if given is None else given
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        if asked.top_logprobs is not None and not asked.logprobs:
+        if asked.top_logprobs and not asked.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs", code="invalid_value")
         n = protocol.choices(asked.n, 1)
         wanted = self._wanted(asked, [prompt], bound, logprobs, n, asked.priority, asked.request_id)
         wanted = with_objectives(wanted, asked, request.headers)
-        return self._answer(asked, wanted, ChatShape, "chatcmpl-")
+        return self._answer(asked, replace(wanted, label=given_id(request.headers)), ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
-        asked: protocol.GenerateRequest = await self._parse(request, protocol.GenerateRequest)
+        asked: GenerateRequest = await self._parse(request, GenerateRequest)
+        sampling, bound, logprobs = sampling_of(asked, self._limits.default_max_tokens)
         if (asked.input_ids is None) == (asked.text is None):
             raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
                            code="invalid_value")  # fmt: skip
         given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
         (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
-        sampling = asked.sampling_params
-        bound = self._limits.default_max_tokens if sampling.max_tokens is None else sampling.max_tokens
-        wanted = self._wanted(sampling, [prompt], bound, sampling.logprobs, 1, asked.priority, asked.request_id,
+        wanted = self._wanted(sampling, [prompt], bound, logprobs, 1, asked.priority, request_id_of(asked),
                               asked.session_id, asked.text)  # fmt: skip
-        call = self._engine.submit(with_objectives(wanted, asked, request.headers), "gen-")
-        shape = GenerateShape(call, self._settings.model_name)
-        return Answer(shape, asked.stream, self._metrics)
+        wanted = with_objectives(wanted, asked, request.headers)
+        call = self._engine.submit(replace(wanted, label=given_id(request.headers)), "gen-")
+        return Answer(GenerateShape(call, self._settings.model_name, asked), bool(asked.stream), self._metrics)
 
     def _wanted(self, asked: Sampling, prompts: list[list[int]], bound: int, logprobs: int | None, n: int,
                 priority: int | None, request_id: str | None, session_id: str | None = None,
@@ -227,9 +228,12 @@ class Api:
         if asked.stream_options is not None and not asked.stream:
             raise ApiError(400, "stream_options: only with stream set to true", param="stream_options",
                            code="invalid_value")  # fmt: skip
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        options = asked.stream_options or protocol.StreamOptions()
         call = self._engine.submit(wanted, prefix)
-        made = shape(call, self._settings.model_name, include_usage=usage)
+        made = shape(call, self._settings.model_name, include_usage=bool(options.include_usage),
+                     continuous_usage=bool(options.continuous_usage_stats),
+                     tokens_as_ids=bool(asked.return_tokens_as_token_ids),
+                     logprobs=wanted.params.logprobs is not None)  # fmt: skip
         return Answer(made, bool(asked.stream), self._metrics)
 
     async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -332,8 +336,9 @@ class Api:
         key = self._settings.api_key
         if key is None:
             return
-        given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
+        if scheme.lower() != "bearer" or not right:
             raise ApiError(401, "wrong or missing API key", code="invalid_api_key")
 
     def _check_model(self, name: str | None) -> None:

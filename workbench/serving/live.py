@@ -230,7 +230,8 @@ class LiveOutbox:
             self._socket.send(encode(Step(streams, tokens, first, ended, logprobs)))
         vitals = self._vitals
         vitals.generated_tokens += count
-        for req in result.first:
+        computed = [req for req in result.ended if not req.output_len and req.finish and req.finish.kind == "length"]
+        for req in (*result.first, *computed):
             vitals.prompt_tokens += req.input_len
             vitals.cached_prompt_tokens += req.cached_tokens
         if self._record is not None:
@@ -252,7 +253,7 @@ class LiveOutbox:
         assert req.finish is not None
         stream = self._streams.pop(req.rid)
         self._logprobs.pop(stream, None)
-        return Ended(stream, req.finish.kind, req.finish.detail, req.input_len)
+        return Ended(stream, req.finish.kind, req.finish.detail, req.input_len, req.cached_tokens)
 
     def _asked_logprobs(self, batch: ScheduleBatch, emits: np.ndarray | None,
                         forward: Any) -> dict[int, TokenLogprob] | None:  # fmt: skip

@@ -159,6 +159,8 @@ class Ended(msgspec.Struct, array_like=True):
     detail: str
     prompt_tokens: int = 0
     """Those of its session included."""
+    cached_tokens: int = 0
+    """How many of them were found in the cache."""
 
 
 class Step(msgspec.Struct, tag="step", array_like=True):
@@ -185,6 +187,11 @@ class LogprobText(msgspec.Struct, array_like=True):
     token_bytes: bytes
     logprob: float
     top: list[tuple[str, bytes, float]]
+    token_id: int = -1
+    top_ids: list[int] = []
+    """Of ``top``."""
+    offset: int = 0
+    """Characters of the sequence's text before it, as :meth:`~workbench.serving.text_stream.TextStream.offset` counts."""
 
 
 class Chunk(msgspec.Struct, array_like=True):
@@ -199,7 +206,6 @@ class Chunk(msgspec.Struct, array_like=True):
     stop_reason: str | int | None = None
     """The stop string or stop token that ended it."""
     prompt_tokens: int = 0
-    """With the end, as are the cached ones."""
     cached_tokens: int = 0
     logprobs: list[LogprobText] | None = None
 

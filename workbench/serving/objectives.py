@@ -20,7 +20,10 @@ HEADERS = {
 def with_objectives(wanted: Sequences, asked: Any, headers: Mapping[str, str]) -> Sequences:
     """``wanted`` with the objectives and the salt of the body ``asked`` and its headers. Raises ApiError 400."""
     return dataclasses.replace(
-        wanted, cache_salt=cache_salt(asked), **{name: objective(name, asked, headers) for name in HEADERS}
+        wanted,
+        cache_salt=cache_salt(asked),
+        slo_ttft_s=objective("slo_ttft_s", asked, headers),
+        slo_tpot_s=objective("slo_tpot_s", asked, headers),
     )
 
 

@@ -1,8 +1,8 @@
-"""OpenAI's response shapes, and that of /generate: chunks of an engine call into JSON."""
+"""OpenAI's response shapes: chunks of an engine call into JSON."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,19 @@ class Usage:
 class Shape:
     """One endpoint's way to write an answer."""
 
-    def __init__(self, call: Call, model: str, *, include_usage: bool = False) -> None:
+    def __init__(self, call: Call, model: str, *, include_usage: bool = False, continuous_usage: bool = False,
+                 tokens_as_ids: bool = False, logprobs: bool = False) -> None:  # fmt: skip
+        """``logprobs``: they were asked for, and an answer without a token has an empty list of them."""
         self.call = call
         self.model = model
         self.include_usage = include_usage
+        self.continuous_usage = continuous_usage
+        self.tokens_as_ids = tokens_as_ids
+        self.logprobs = logprobs
         self.usage = Usage()
         self.choices = call.prompts * call.n
+        self._written = [0] * self.choices
+        """Tokens of each choice so far."""
 
     async def events(self) -> AsyncIterator[tuple[int, Chunk]]:
         """The call's events, counted; an end that is no answer raises its ApiError."""
@@ -84,6 +91,7 @@ class Shape:
             if fault is not None:
                 raise fault
             self.usage.add(index, self.call.n, chunk)
+            self._written[index] += len(chunk.token_ids)
             yield index, chunk
 
     async def whole(self) -> bytes:
@@ -121,7 +129,12 @@ class Shape:
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def _with_usage(self, piece: dict[str, Any]) -> dict[str, Any]:
+    def _with_usage(
+        self, piece: dict[str, Any], index: int, chunk: Chunk, written: int | None = None
+    ) -> dict[str, Any]:
+        if self.continuous_usage:
+            tokens = self._written[index] if written is None else written
+            return {**piece, "usage": Usage(chunk.prompt_tokens, tokens, chunk.cached_tokens).as_json()}
         # OpenAI: asked for usage, every chunk has the field, and all but the last are null.
         return {**piece, "usage": None} if self.include_usage else piece
 
@@ -129,44 +142,61 @@ class Shape:
 class CompletionShape(Shape):
     """/v1/completions."""
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        self._offsets = [0] * self.choices
-
     def _head(self) -> dict[str, Any]:
         return {"id": self.call.id, "object": "text_completion", "created": self.call.created_s, "model": self.model}
 
-    def _choice(self, index: int, text: str, logprobs: list[LogprobText], end: Chunk) -> dict[str, Any]:
+    def _choice(self, index: int, text: str, logprobs: list[LogprobText], end: Chunk,
+                whole: bool = False) -> dict[str, Any]:  # fmt: skip
         return {
             "index": index,
             "text": text,
-            "logprobs": self._logprobs(index, logprobs) if logprobs else None,
+            "logprobs": self._logprobs(logprobs) if logprobs or (whole and self.logprobs) else None,
             "finish_reason": finish_reason(end),
             "stop_reason": end.stop_reason,
         }
 
     def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
                ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
-        choices = [self._choice(i, text, logprobs[i], ends[i]) for i, text in enumerate(texts)]
+        choices = [self._choice(i, text, logprobs[i], ends[i], whole=True) for i, text in enumerate(texts)]
         return {**self._head(), "choices": choices, "usage": self.usage.as_json()}
 
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         if not (chunk.text or chunk.kind or chunk.logprobs):
             return []
         choice = self._choice(index, chunk.text, chunk.logprobs or [], chunk)
-        return [self._with_usage({**self._head(), "choices": [choice]})]
+        return [self._with_usage({**self._head(), "choices": [choice]}, index, chunk)]
 
-    def _logprobs(self, index: int, found: list[LogprobText]) -> dict[str, Any]:
-        offsets = []
-        for item in found:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(item.token)
+    def _logprobs(self, found: list[LogprobText]) -> dict[str, Any]:
         return {
-            "tokens": [item.token for item in found],
+            "tokens": [self._name(item.token_id, item.token, item.token_bytes) for item in found],
             "token_logprobs": [item.logprob for item in found],
-            "top_logprobs": [{token: value for token, _, value in item.top} for item in found],
-            "text_offset": offsets,
+            "top_logprobs": [self._top(item) for item in found],
+            "text_offset": [item.offset for item in found],
         }
+
+    def _top(self, item: LogprobText) -> dict[str, float]:
+        """One entry for each of the likeliest tokens, and one for the sampled token if it is none of them. A text that
+        several have belongs to the sampled one, or to the likeliest; the others are told by their ids."""
+        sampled = self._name(item.token_id, item.token, item.token_bytes)
+        owner = {sampled: item.token_id}
+        top: dict[str, float] = {}
+        for token_id, (token, piece, value) in zip(item.top_ids, item.top, strict=True):
+            name = self._name(token_id, token, piece)
+            if owner.setdefault(name, token_id) != token_id:
+                name = _id_name(token_id)
+            top[name] = item.logprob if token_id == item.token_id else value
+        top.setdefault(sampled, item.logprob)
+        return top
+
+    def _name(self, token_id: int, token: str, piece: bytes) -> str:
+        """A token as text; one that is no text, as OpenAI writes it: ``bytes:\\xe2\\x82``."""
+        if self.tokens_as_ids:
+            return _id_name(token_id)
+        try:
+            piece.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+        return token
 
 
 class ChatShape(Shape):
@@ -187,7 +217,7 @@ class ChatShape(Shape):
             {
                 "index": i,
                 "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": _chat_logprobs(logprobs[i]),
+                "logprobs": self._logprobs(logprobs[i], whole=True),
                 "finish_reason": finish_reason(ends[i]),
                 "stop_reason": ends[i].stop_reason,
             }
@@ -199,65 +229,47 @@ class ChatShape(Shape):
         pieces = []
         if not self._begun[index]:
             self._begun[index] = True
-            pieces.append(self._piece(index, {"role": "assistant", "content": ""}, None, None, None))
+            pieces.append(self._piece(index, {"role": "assistant", "content": ""}, chunk, begin=True))
         if chunk.text or chunk.kind or chunk.logprobs:
             delta = {"content": chunk.text} if chunk.text or chunk.logprobs else {}
-            pieces.append(self._piece(index, delta, chunk.logprobs, finish_reason(chunk), chunk.stop_reason))
+            pieces.append(self._piece(index, delta, chunk))
         return pieces
 
-    def _piece(self, index: int, delta: dict[str, Any], logprobs: list[LogprobText] | None, reason: str | None,
-               stop_reason: str | int | None) -> dict[str, Any]:  # fmt: skip
-        choice = {
-            "index": index, "delta": delta, "logprobs": _chat_logprobs(logprobs or []), "finish_reason": reason,
-            "stop_reason": stop_reason,
+    def _piece(self, index: int, delta: dict[str, Any], chunk: Chunk, begin: bool = False) -> dict[str, Any]:
+        choice: dict[str, Any] = {
+            "index": index, "delta": delta, "logprobs": None, "finish_reason": None, "stop_reason": None,
         }  # fmt: skip
-        return self._with_usage({**self._head(), "choices": [choice]})
+        if not begin:
+            choice["logprobs"] = self._logprobs(chunk.logprobs or [])
+            choice["finish_reason"], choice["stop_reason"] = finish_reason(chunk), chunk.stop_reason
+        return self._with_usage({**self._head(), "choices": [choice]}, index, chunk, 0 if begin else None)
+
+    def _logprobs(self, found: list[LogprobText], whole: bool = False) -> dict[str, Any] | None:
+        if not found and not (whole and self.logprobs):
+            return None
+        return chat_logprobs(found, self.tokens_as_ids)
 
 
-class GenerateShape(Shape):
-    """/generate: token ids beside the text, one sequence."""
+def chat_logprobs(found: list[LogprobText], tokens_as_ids: bool = False) -> dict[str, Any]:
+    """Log probabilities as chats have them."""
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.call.id, "model": self.model}
-
-    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
-               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
-        return {**self._head(), **self._body(texts[0], tokens[0], logprobs[0], ends[0]), "usage": self.usage.as_json()}
-
-    def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        if not (chunk.token_ids or chunk.text or chunk.kind):
-            return []
-        piece = {**self._head(), **self._body(chunk.text, chunk.token_ids, chunk.logprobs or [], chunk)}
-        if chunk.kind:
-            piece["usage"] = self.usage.as_json()
-        return [piece]
-
-    def _body(self, text: str, tokens: list[int], logprobs: list[LogprobText], end: Chunk) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "output_ids": tokens, "text": text, "finish_reason": finish_reason(end), "stop_reason": end.stop_reason,
-        }  # fmt: skip
-        if logprobs:
-            body["logprobs"] = _chat_logprobs(logprobs)
-        return body
-
-
-MakeShape = Callable[..., Shape]
-
-
-def _chat_logprobs(found: list[LogprobText]) -> dict[str, Any] | None:
-    if not found:
-        return None
-
-    def one(token: str, piece: bytes, value: float) -> dict[str, Any]:
-        return {"token": token, "logprob": value, "bytes": list(piece)}
+    def one(token_id: int, token: str, piece: bytes, value: float) -> dict[str, Any]:
+        return {"token": _id_name(token_id) if tokens_as_ids else token, "logprob": value, "bytes": list(piece)}
 
     return {
         "content": [
-            {**one(item.token, item.token_bytes, item.logprob), "top_logprobs": [one(*top) for top in item.top]}
+            {
+                **one(item.token_id, item.token, item.token_bytes, item.logprob),
+                "top_logprobs": [one(i, *top) for i, top in zip(item.top_ids, item.top, strict=True)],
+            }
             for item in found
         ],
         "refusal": None,
     }
+
+
+def _id_name(token_id: int) -> str:
+    return f"token_id:{token_id}"
 
 
 def _event(piece: dict[str, Any]) -> bytes:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from workbench.scheduler.request import SamplingParams
+from workbench.serving.fields import Unsupported, without_neutral
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
@@ -32,7 +34,10 @@ class ApiError(Exception):
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    """At the end, in an event of its own."""
+    continuous_usage_stats: bool | None = None
+    """In every event, of its choice so far."""
 
 
 class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -58,76 +63,38 @@ class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     """Fields that both OpenAI endpoints share."""
 
+    parts: ClassVar[dict[str, Any]] = {"stream_options": StreamOptions}
     model: str | None = None
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     priority: int | None = None
     request_id: str | None = None
+    return_tokens_as_token_ids: bool | None = None
     session_id: str | None = None
     cache_salt: str | None = None
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
-    # Known, and refused unless they ask for nothing:
-    service_tier: Any = None
-    store: Any = None
 
 
 class CompletionRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions."""
 
+    where: ClassVar[str] = "completions"
     prompt: Any
     logprobs: int | None = None
-    best_of: Any = None
-    echo: Any = None
-    suffix: Any = None
+    max_completion_tokens: int | None = None
 
 
 class ChatRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
 
+    where: ClassVar[str] = "chat"
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    tools: Any = None
-    tool_choice: Any = None
-    functions: Any = None
-    function_call: Any = None
-    response_format: Any = None
-    modalities: Any = None
-    audio: Any = None
-    prediction: Any = None
-    reasoning_effort: Any = None
-    verbosity: Any = None
-    web_search_options: Any = None
-
-
-class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
-    """``sampling_params`` of /generate."""
-
-    logprobs: int | None = None
-
-
-class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /generate."""
-
-    input_ids: list[int] | None = None
-    text: str | None = None
-    sampling_params: GenerateSampling = msgspec.field(default_factory=GenerateSampling)
-    stream: bool = False
-    priority: int = 0
-    request_id: str | None = None
-    session_id: str | None = None
-    cache_salt: str | None = None
-    slo_ttft_s: float | None = None
-    slo_tpot_s: float | None = None
 
 
 class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -148,27 +115,6 @@ class StartProfileRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
     output_dir: str
     num_steps: int | None = None
-
-
-ACCEPTED: dict[str, tuple[Any, ...]] = {
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-}
-"""Fields of OpenAI's that this server does not have, and the values that ask for nothing it lacks."""
 
 
 @dataclass(frozen=True)
@@ -204,23 +150,58 @@ class Sequences:
     """Prefixes are shared with requests of the same salt only."""
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
+    label: str | None = None
+    """The id that the client's side has for it (``x-request-id``): /abort and the record take it, too."""
+
+
+_FREE_FORM = ("messages", "chat_template_kwargs")
+"""Fields whose values are for the chat template, which may tell 1.0 from 1."""
 
 
 def parse(body: bytes, kind: Any) -> Any:
     """A body as ``kind``. Raises ApiError 400 that names what is wrong."""
     try:
-        request = msgspec.json.decode(body, type=kind)
+        given = msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8))
+        if isinstance(given, dict):
+            given = _cleaned(given, kind)
+        return msgspec.convert(given, kind)
+    except Unsupported as error:
+        raise ApiError(400, str(error), param=error.param, code="unsupported_parameter") from error
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
-    for name, values in ACCEPTED.items():
-        value = getattr(request, name, None)
-        if value is not None and value not in values:
-            raise ApiError(400, f"{name}: not supported by this server", param=name, code="unsupported_parameter")
-    return request
+
+
+def _cleaned(given: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Without the fields that ask for nothing, and with whole numbers as such."""
+    where = getattr(kind, "where", None)
+    if where is not None:
+        given = without_neutral(given, where, frozenset(kind.__struct_fields__))
+        for name, part in kind.parts.items():
+            own = frozenset(part.__struct_fields__)
+            value = given.get(name)
+            if isinstance(value, dict):
+                given[name] = without_neutral(value, name, own, f"{name}.")
+            elif isinstance(value, list):
+                given[name] = [
+                    without_neutral(each, name, own, f"{name}[{i}].") if isinstance(each, dict) else each
+                    for i, each in enumerate(value)
+                ]
+    return {name: value if name in _FREE_FORM else _whole(value) for name, value in given.items()}
+
+
+def _whole(value: Any) -> Any:
+    """Numbers like 8.0 as 8, in lists and objects, too: JSON has one kind of number, and some languages write it so."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1 << 63 else value
+    if isinstance(value, list):
+        return value if set(map(type, value)) <= {int, str} else [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    return value
 
 
 def parse_settings(body: bytes) -> dict[str, Any]:
@@ -250,6 +231,19 @@ def _invalid(message: str) -> ApiError:
     return ApiError(400, message, code="invalid_type")
 
 
+def output_bound(default: int, **given: int | None) -> int:
+    """The bound on the output, by whichever of its names it was given. Raises ApiError 400 where two of them differ, or for
+    a value that no bound has."""
+    found = {name: value for name, value in given.items() if value is not None}
+    if len(set(found.values())) > 1:
+        name, other = list(found)[:2]
+        raise bad_value(name, f"is another name of {other}, and they differ ({found[name]} and {found[other]})")
+    for name, value in found.items():
+        if not 0 <= value < 1 << 31:
+            raise bad_value(name, f"{value} is {'less than 0' if value < 0 else 'too large'}")
+    return next(iter(found.values()), default)
+
+
 def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: int | None) -> SamplingParams:
     """Check values and fill in what was not given. ``max_tokens`` is the bound that applies."""
     temperature = _number("temperature", given.temperature, 1.0, 0, 100)
@@ -257,10 +251,6 @@ def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: 
     if top_k < -1:
         raise bad_value("top_k", f"{top_k} is less than 1 (0 or -1: all tokens)")
     min_tokens = given.min_tokens or 0
-    if not 1 <= max_tokens < 1 << 31:
-        raise bad_value(
-            "max_tokens", f"{max_tokens} is less than 1" if max_tokens < 1 else f"{max_tokens} is too large"
-        )
     if not 0 <= min_tokens <= max_tokens:
         raise bad_value("min_tokens", f"{min_tokens} is not between 0 and max_tokens ({max_tokens})")
     if given.seed is not None and not -(1 << 63) <= given.seed < 1 << 63:
@@ -305,10 +295,11 @@ def _number(name: str, value: float | None, default: float, low: float, high: fl
 def _logit_bias(given: dict[str, float] | None, limits: Limits) -> tuple[tuple[int, float], ...]:
     biases = []
     for key, value in (given or {}).items():
-        if not key.isascii() or not key.isdigit():
+        if not re.fullmatch(r"[0-9]{1,19}(\.0*)?", key):
             raise bad_value("logit_bias", f"{key!r} is not a token id")
-        _token("logit_bias", int(key), limits)
-        biases.append((int(key), _number("logit_bias", value, 0.0, -100, 100)))
+        token = int(key.partition(".")[0])
+        _token("logit_bias", token, limits)
+        biases.append((token, _number("logit_bias", value, 0.0, -100, 100)))
     return tuple(biases)
 
 

@@ -31,6 +31,7 @@ from workbench.serving.messages import Addresses, Ready
 from workbench.serving.metrics import Metrics
 from workbench.serving.origins import Access, guarded
 from workbench.serving.protocol import ApiError
+from workbench.serving.request_ids import RequestIds
 from workbench.serving.settings import ServeSettings
 from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.serving.tokenizer import Tokenizer, load_tokenizer
@@ -218,7 +219,7 @@ class _Supervisor:
         api = Api(self._settings, engine, self._tokenizer, metrics)
         self._closing.callback(api.chats.close)
         warming = asyncio.create_task(api.chats.warm())
-        app = guarded(api.app(), self._access, metrics.refused)
+        app = RequestIds(guarded(api.app(), self._access, metrics.refused))
         server = _Uvicorn(uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
             server_header=False,

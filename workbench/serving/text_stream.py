@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -20,6 +21,11 @@ class TextStream(Protocol):
         """The rest: what was held back for want of its next byte."""
         ...
 
+    def offset(self, token_id: int) -> int:
+        """Characters of the text before a token that is about to be pushed. Where it goes on with a character that earlier
+        tokens began, those before that character."""
+        ...
+
 
 class ByteStream:
     """For vocabularies whose tokens are bytes: an incremental UTF-8 decoder over them."""
@@ -28,13 +34,32 @@ class ByteStream:
         self._table = table
         self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
 
     def push(self, token_ids: Sequence[int]) -> str:
         table, skipped = self._table, self._skipped
-        return self._decoder.decode(b"".join(table[i] for i in token_ids if i < len(table) and i not in skipped))
+        text = self._decoder.decode(b"".join(table[i] for i in token_ids if i < len(table) and i not in skipped))
+        self._characters += len(text)
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", True)
+
+    def offset(self, token_id: int) -> int:
+        begun = self._decoder.getstate()[0]
+        piece = self._table[token_id] if token_id < len(self._table) and token_id not in self._skipped else b""
+        if not begun or not piece or _goes_on(begun, piece):
+            return self._characters
+        return self._characters + len(begun.decode("utf-8", "replace"))
+
+
+def _goes_on(begun: bytes, piece: bytes) -> bool:
+    """Whether the first byte of a piece belongs to the character that the bytes before it have begun."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(begun + piece[:1])
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class WindowStream:
@@ -46,14 +71,16 @@ class WindowStream:
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], skipped: frozenset[int], byte_tokens: frozenset[int]
+        self, decode: Callable[[list[int]], str], skipped: frozenset[int], byte_tokens: Mapping[int, int]
     ) -> None:
+        """``byte_tokens``: the byte that a token is, of those that are one."""
         self._decode = decode
         self._skipped = skipped
         self._byte_tokens = byte_tokens
         self._window: list[int] = []
         self._told = 0
         """Tokens of the window whose text is out."""
+        self._characters = 0
 
     def push(self, token_ids: Sequence[int]) -> str:
         new = [i for i in token_ids if i not in self._skipped]
@@ -67,7 +94,32 @@ class WindowStream:
             return ""
         del self._window[: self._told]
         self._told = len(self._window)
+        self._characters += len(text)
         return text
+
+    def offset(self, token_id: int) -> int:
+        held = self._window[self._told :]
+        if not held or token_id in self._skipped:
+            return self._characters
+        before = self._new_text()
+        if token_id in self._byte_tokens:
+            run = list(takewhile(self._byte_tokens.__contains__, reversed(held)))[::-1]
+            if not run:
+                return self._characters + len(before)
+            # A run is spelled as a whole when it is over: as characters if it is some, and that is taken for granted here.
+            written = codecs.getincrementaldecoder("utf-8")("replace")
+            whole = written.decode(bytes(self._byte_tokens[i] for i in run))
+            piece = bytes([self._byte_tokens[token_id]])
+            begun = written.getstate()[0]
+            cut = 0 if not begun or _goes_on(begun, piece) else len(begun.decode("utf-8", "replace"))
+            return self._characters + len(self._new_text(len(run))) + len(whole) + cut
+        self._window.append(token_id)
+        after = self._new_text()
+        self._window.pop()
+        if before.endswith(REPLACEMENT) and after.endswith(REPLACEMENT):
+            before = before.rstrip(REPLACEMENT)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+        return self._characters + len(list(same))
 
     def finish(self) -> str:
         text = self._new_text()
@@ -75,9 +127,10 @@ class WindowStream:
         self._told = 0
         return text
 
-    def _new_text(self) -> str:
+    def _new_text(self, without: int = 0) -> str:
+        """The text of what is held, without the last so many tokens."""
         before = self._decode(self._window[: self._told]) if self._told else ""
-        return self._decode(self._window)[len(before) :]
+        return self._decode(self._window[: len(self._window) - without])[len(before) :]
 
 
 class StopMatcher:

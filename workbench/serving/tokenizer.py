@@ -7,6 +7,7 @@ detokenizer process, which needs the `tokenizers` library alone.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
@@ -195,9 +196,11 @@ class SerialisedDecoder:
         kind = json.loads(text).get("decoder") or {}
         steps = kind["decoders"] if kind.get("type") == "Sequence" else [kind]
         self._table = self._byte_table() if [step.get("type") for step in steps] == ["ByteLevel"] else None
-        self._byte_tokens = frozenset(
-            i for i in range(self.size) if (t := self._tokenizer.id_to_token(i)) and len(t) == 6 and t[:3] == "<0x"
-        )
+        self._byte_tokens = {
+            i: int(t[3:5], 16)
+            for i in range(self.size)
+            if (t := self._tokenizer.id_to_token(i)) and len(t) == 6 and t[:3] == "<0x"
+        }
 
     def stream(self, skip_special_tokens: bool) -> TextStream:
         skipped = self.special_ids if skip_special_tokens else frozenset()
@@ -213,12 +216,25 @@ class SerialisedDecoder:
         if self._table is not None:
             piece = self._table[token_id] if token_id < self.size else b""
             return piece.decode("utf-8", "replace"), piece
-        name = self._tokenizer.id_to_token(token_id)
-        if token_id in self._byte_tokens and name is not None:
-            piece = bytes([int(name[3:5], 16)])
+        if token_id in self._byte_tokens:
+            piece = bytes([self._byte_tokens[token_id]])
             return piece.decode("utf-8", "replace"), piece
-        text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        # After another one: at the beginning of a text some decoders leave out a space, and two tokens would look alike.
+        before, both = (
+            self._tokenizer.decode(ids, skip_special_tokens=False) for ids in (self._anchor, [*self._anchor, token_id])
+        )
+        text = (
+            both[len(before) :]
+            if both.startswith(before)
+            else self._tokenizer.decode([token_id], skip_special_tokens=False)
+        )
         return text, text.encode()
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """An ordinary token that is a letter, if there is one."""
+        letters = (self._tokenizer.token_to_id(letter) for letter in "aetionsr")
+        return [found for found in letters if found is not None and found not in self.special_ids][:1]
 
     def _byte_table(self) -> list[bytes]:
         """The bytes of every token of a byte-level vocabulary, which spells bytes as printable characters."""

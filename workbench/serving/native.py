@@ -1,0 +1,157 @@
+"""/generate: token ids beside the text. It takes SGLang's names beside this server's own.
+
+A request that uses one of SGLang's own names is streamed as SGLang does: every event has all of the text and the ids so far.
+Any other gets what is new with each event, which is less work for a long answer.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar
+
+import msgspec
+
+from workbench.serving.engine_client import Call
+from workbench.serving.messages import Chunk, LogprobText
+from workbench.serving.openai_api import Shape, chat_logprobs, finish_reason
+from workbench.serving.protocol import ApiError, Sampling, bad_value, output_bound
+
+
+class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
+    """``sampling_params``."""
+
+    logprobs: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /generate."""
+
+    where: ClassVar[str] = "generate"
+    parts: ClassVar[dict[str, Any]] = {"sampling_params": GenerateSampling}
+    input_ids: list[int] | None = None
+    text: str | None = None
+    sampling_params: GenerateSampling | None = None
+    stream: bool | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    rid: str | None = None
+    session_id: str | None = None
+    cache_salt: str | None = None
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
+    return_logprob: bool | None = None
+    logprob_start_len: int | None = None
+    top_logprobs_num: int | None = None
+    return_text_in_logprobs: bool | None = None
+
+
+def speaks_sglang(asked: GenerateRequest) -> bool:
+    """Whether a request uses a name that only SGLang has for it."""
+    sampling = asked.sampling_params or GenerateSampling()
+    names = (asked.rid, asked.return_logprob, asked.logprob_start_len, asked.top_logprobs_num, asked.return_text_in_logprobs,
+             sampling.max_new_tokens, sampling.min_new_tokens)  # fmt: skip
+    return any(name is not None for name in names)
+
+
+def sampling_of(asked: GenerateRequest, default_max_tokens: int) -> tuple[GenerateSampling, int, int | None]:
+    """(the sampling under this server's names, its output bound, alternatives to report with log probabilities or None).
+
+    Raises ApiError 400 where two names of one thing differ, and for log probabilities of the prompt.
+    """
+    given = asked.sampling_params or GenerateSampling()
+    bound = output_bound(default_max_tokens, max_tokens=given.max_tokens, max_new_tokens=given.max_new_tokens)
+    least = output_bound(0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens)
+    logprobs = given.logprobs
+    if asked.return_logprob:
+        if logprobs is None:
+            logprobs = asked.top_logprobs_num or 0
+        if asked.logprob_start_len not in (None, -1):
+            raise ApiError(400, f"logprob_start_len: {asked.logprob_start_len} asks for log probabilities of the prompt, "
+                           "which are not supported; -1 is those of the output", param="logprob_start_len",
+                           code="unsupported_parameter")  # fmt: skip
+    return msgspec.structs.replace(given, min_tokens=least), bound, logprobs
+
+
+def request_id_of(asked: GenerateRequest) -> str | None:
+    """The id by either of its names."""
+    if asked.rid is not None and asked.request_id not in (None, asked.rid):
+        raise bad_value("rid", "is another name of request_id, and they differ")
+    return asked.request_id if asked.rid is None else asked.rid
+
+
+class GenerateShape(Shape):
+    """One sequence, in both vocabularies."""
+
+    def __init__(self, call: Call, model: str, asked: GenerateRequest) -> None:
+        super().__init__(call, model)
+        self._asked = asked
+        self._so_far = speaks_sglang(asked)
+        self._text = ""
+        self._ids: list[int] = []
+        self._found: list[LogprobText] = []
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.call.id, "model": self.model}
+
+    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
+               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
+        body = self._body(texts[0], tokens[0], logprobs[0], ends[0])
+        return {**self._head(), **body, "usage": self.usage.as_json()}
+
+    def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        text, ids, found = chunk.text, chunk.token_ids, chunk.logprobs or []
+        if not (ids or text or chunk.kind):
+            return []
+        if self._so_far:
+            self._text += text
+            self._ids += ids
+            self._found += found
+            text, ids, found = self._text, self._ids, self._found
+        piece = {**self._head(), **self._body(text, ids, found, chunk)}
+        if chunk.kind:
+            piece["usage"] = self.usage.as_json()
+        return [piece]
+
+    def _body(self, text: str, tokens: list[int], logprobs: list[LogprobText], end: Chunk) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "output_ids": tokens, "text": text, "finish_reason": finish_reason(end), "stop_reason": end.stop_reason,
+            "meta_info": self._meta(logprobs, end),
+        }  # fmt: skip
+        if logprobs:
+            body["logprobs"] = chat_logprobs(logprobs)
+        return body
+
+    def _meta(self, logprobs: list[LogprobText], end: Chunk) -> dict[str, Any]:
+        """SGLang's account of the answer so far."""
+        written = self._written[0]
+        reason: dict[str, Any] | None = None
+        if end.kind == "length":
+            reason = {"type": "length", "length": written}
+        elif end.kind == "stop":
+            reason = {"type": "stop", "matched": end.stop_reason}
+        elif end.kind:
+            reason = {"type": "abort", "message": end.detail}
+        meta: dict[str, Any] = {
+            "id": self.call.id, "finish_reason": reason, "prompt_tokens": end.prompt_tokens, "completion_tokens": written,
+            "cached_tokens": end.cached_tokens,
+        }  # fmt: skip
+        if end.kind:
+            meta["e2e_latency"] = time.monotonic() - self.call.arrival_s
+        if self._asked.return_logprob:
+            spelled = bool(self._asked.return_text_in_logprobs)
+            meta["input_token_logprobs"] = []
+            meta["output_token_logprobs"] = [
+                [item.logprob, item.token_id, item.token if spelled else None] for item in logprobs
+            ]
+            if self._asked.top_logprobs_num:
+                meta["input_top_logprobs"] = []
+                meta["output_top_logprobs"] = [
+                    [
+                        [value, i, text if spelled else None]
+                        for i, (text, _, value) in zip(item.top_ids, item.top, strict=True)
+                    ]
+                    for item in logprobs
+                ]
+        return meta
