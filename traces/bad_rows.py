@@ -9,7 +9,7 @@ from traces.errors import TraceError
 
 MOST_KINDS = 5
 """Named in a note; of the others it gives the number."""
-_HINT = "--skip-bad-rows leaves such rows out"
+HINT = "--skip-bad-rows leaves such rows out"
 _QUOTED = re.compile(r"'.*'\s*")
 
 
@@ -35,7 +35,7 @@ class BadRows:
         if not fault.of_a_row:
             raise fault
         if not self.skip:
-            fault.hint = fault.hint or _HINT
+            fault.hint = fault.hint or HINT
             raise fault
         key = (re.sub(r"\[\d+\]\.?", "", fault.field), _QUOTED.sub("", fault.message))
         if key in self.kinds:

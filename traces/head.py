@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from itertools import islice
 
+from traces.bad_rows import HINT
+from traces.errors import TraceError
 from traces.fields import parse_json
 from traces.files import Source
 from traces.formats import FORMATS, Format, Head
 from traces.formats.table import columns
+from traces.prefix import MOST_ITEMS
 from traces.records import records
 
 _MOST_NAMES = 30
 _MOST_NEAREST = 3
 
 
-def read_head(source: Source) -> Head:
-    """The first record that can be read; of JSON lines, the first line is enough.
+def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
+    """The first record; with `skip_bad_rows`, the first that can be read.
 
     Raises TraceError when the file holds nothing, or nothing that is a record.
     """
@@ -33,8 +36,17 @@ def read_head(source: Source) -> Head:
             "is one JSON object over several lines; a trace has a JSON object on each line, or is one JSON array of them "
             "(jq -c . FILE puts objects on lines)",
         )
-    for place, number, raw in islice(records(source, lambda place: None), 1):
-        return Head(record=parse_json(place, number, raw), in_array=in_array)
+    fault: TraceError | None = None
+    for place, number, raw in islice(records(source, lambda place: None), MOST_ITEMS):
+        try:
+            return Head(record=parse_json(place, number, raw), in_array=in_array)
+        except TraceError as raised:
+            raised.hint = HINT
+            if not skip_bad_rows:
+                raise
+            fault = fault or raised
+    if fault is not None:
+        raise fault
     raise source.error(0, "", "holds no requests: the JSON array is empty")
 
 

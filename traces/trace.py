@@ -130,7 +130,7 @@ def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | N
     """
     read_as = ReadAs(format, tokenizer, **how)
     source = Source(Path(path))
-    head = read_head(source)
+    head = read_head(source, read_as.skip_bad_rows)
     if format == "auto":
         chosen = next((known for known in FORMATS.values() if known.sniff(head)), None)
         if chosen is None:
@@ -205,20 +205,21 @@ def _checked(
     if read_as.ordered and (spread != AUTO or chosen.logged):
         requests = spread_ticks(requests, spread, info.note)
     clock: SinceFirst | None = None
-    empty = True
-    for request in requests:
-        empty = False
-        if request.arrival_s is not None:
-            if clock is None:
-                clock = SinceFirst(request.arrival_s)
-                for note in (
-                    clock.notes if not reading.dates else ()
-                ):  # Dates are counted from the first, or there about.
-                    info.note(note)
-            request.arrival_s = clock.since_s(request.arrival_s)
-        check_span(source, request)
-        yield request
-    reading.finish()
+    empty, complete = True, False
+    try:
+        for request in requests:
+            empty = False
+            if request.arrival_s is not None:
+                if clock is None:
+                    clock = SinceFirst(request.arrival_s)
+                    for note in clock.notes if not reading.dates else ():  # Dates count from the first, or thereabout.
+                        info.note(note)
+                request.arrival_s = clock.since_s(request.arrival_s)
+            check_span(source, request)
+            yield request
+        complete = True
+    finally:  # What was left out is said of a pass that ends early, too.
+        reading.finish(complete)
     if empty:
         skipped = f": {reading.bad_rows.note()}" if reading.bad_rows.kinds else ""
         raise source.error(0, "", f"holds no requests{skipped}")

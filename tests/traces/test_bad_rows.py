@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from traces import Trace, TraceError, open_trace
+from traces.reshape import reshape
 from workbench.cli.app import app
 
 GOOD_ROW, BAD_ROW, EARLY_ROW = 0, 1, 2
@@ -109,6 +110,27 @@ def test_a_file_of_bad_rows_only_says_what_they_were(tmp_path: Path) -> None:
     path = write(tmp_path, "azure", [BAD_ROW, BAD_ROW])
     with pytest.raises(TraceError, match=r"holds no requests: 2 bad rows were skipped: 2 x GeneratedTokens is 0;"):
         list(open_trace(path, skip_bad_rows=True))
+
+
+def test_a_bad_first_row_does_not_hide_the_format(tmp_path: Path) -> None:
+    good = '{"timestamp": 5, "input_length": 5, "output_length": 5, "hash_ids": [1]}'
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"timestamp": 5, "inp\n[1]\n{good}\n')
+    with pytest.raises(TraceError, match="line 1: the JSON object has no end") as caught:
+        open_trace(path)
+    assert caught.value.hint == "--skip-bad-rows leaves such rows out"
+    trace = open_trace(path, skip_bad_rows=True)
+    assert trace.info.format == "mooncake" and lines_of(trace) == [3]
+    path.write_text(f"[1, {good}]")
+    assert len(list(open_trace(path, skip_bad_rows=True))) == 1
+
+
+def test_skipped_rows_are_counted_when_only_the_first_requests_are_wanted(tmp_path: Path) -> None:
+    trace = reshape(
+        open_trace(write(tmp_path, "azure", [BAD_ROW, GOOD_ROW, GOOD_ROW, GOOD_ROW]), skip_bad_rows=True), requests=2
+    )
+    assert lines_of(trace) == [3, 4]
+    assert [note for note in trace.info.notes if note.startswith("1 bad row was skipped: ")]
 
 
 def test_what_is_wrong_with_the_file_is_no_bad_row(tmp_path: Path) -> None:

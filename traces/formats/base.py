@@ -114,13 +114,13 @@ class Reading:
         else:
             self.mended.append(place)
 
-    def finish(self) -> None:
-        """Say what was counted, at the end of the pass."""
+    def finish(self, complete: bool) -> None:
+        """Say what was counted, at the end of the pass; `complete` if that is the end of the file."""
         if self.bad_rows.kinds:
             self.note(self.bad_rows.note())
         if self.drawn:
             self.note(f"output lengths that were not in the file and were drawn: {self.drawn} (seed {self.seed})")
-        elif self.output is not None:
+        elif self.output is not None and complete:
             self.note("--output had nothing to do: every request has an output length")
         if self.mended:
             count = 1 + self.mended_more

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from workbench.cli.trace_flags import Reading, with_trace_flags
+from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
     from reports.compare import Comparison
@@ -22,7 +22,7 @@ def compare(
     trace: Annotated[Optional[Path], typer.Option("--trace", help="The trace of both: simulates B again with A's step times, CPU phases and KV capacity for the error budget.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Also write a page: both runs side by side with this comparison in it.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Compare two runs of one trace: errors of latencies, throughput over time, first differing decision, error budget."""
     from workbench.cli.errors import one_line_errors
@@ -32,7 +32,7 @@ def compare(
 
 
 def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, out: Path | None,
-             as_json: bool, reading: Reading) -> None:  # fmt: skip
+             as_json: bool, reading: TraceReading) -> None:  # fmt: skip
     from reports.compare import compare as compare_records
     from reports.json_file import json_text
     from reports.record import RecordError, read_record

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.options import SHAPE, option
-from workbench.cli.trace_flags import Reading, with_trace_flags
+from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def observe(
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
     tokenizer: Annotated[Optional[Path], option("--tokenizer", help="tokenizer.json or its folder: for traces of text, and for servers that take prompts as text only.", panel=SHAPE)] = None,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Send TRACE to a running server in real time, streamed, and record what its clients see."""
     from workbench.cli.errors import one_line_errors
@@ -59,7 +59,7 @@ def observe(
         _run(settings, trace, out, force, as_json, {**reading, "tokenizer": tokenizer}, vocab, api_key)
 
 
-def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, as_json: bool, reading: Reading,
+def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, as_json: bool, reading: TraceReading,
          vocab: int | None, api_key: str | None) -> None:  # fmt: skip
     from reports.record import prepare_out, write_record
     from traces.text import load_tokenizer

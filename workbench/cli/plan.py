@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
-from workbench.cli.trace_flags import Reading, open_as, with_trace_flags, words_of
+from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags, words_of
 
 if TYPE_CHECKING:
     from workbench.search.plan import Candidate, Load
@@ -38,7 +38,7 @@ def plan(
     force: Annotated[bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""
@@ -51,7 +51,7 @@ def plan(
 
 def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None, rate: float | None, jobs: int | None,
          executor: str, time_limit_s: float | None, out: Path | None, force: bool, as_json: bool, config: Path | None,
-         reading: Reading, flags: dict[str, Any]) -> None:  # fmt: skip
+         reading: TraceReading, flags: dict[str, Any]) -> None:  # fmt: skip
     from traces.memory import in_memory
     from workbench.search.executor import check_executor
     from workbench.search.plan import measure_load, prepare_plan_folder, run_plan

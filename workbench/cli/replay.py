@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import options
-from workbench.cli.trace_flags import Reading, with_trace_flags
+from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
     from reports.record import RunRecord
@@ -64,7 +64,7 @@ def replay(
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
     given = dict(locals())
@@ -86,7 +86,7 @@ def replay(
         _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, given)
 
 
-def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, reading: Reading,
+def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, reading: TraceReading,
          backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
     from workbench.cli.runs import open_reshaped, run_and_report
     from workbench.cli.waits import SaidWaits

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from reports.schema import PAGE_FILE
-from workbench.cli.trace_flags import Reading, open_as
+from workbench.cli.trace_flags import TraceReading, open_as
 
 if TYPE_CHECKING:
     from reports.page import Report
@@ -32,7 +32,7 @@ def command_line() -> str:
     return " ".join(words)
 
 
-def open_reshaped(path: Path, reading: Reading, settings: RunSettings) -> Trace:
+def open_reshaped(path: Path, reading: TraceReading, settings: RunSettings) -> Trace:
     """The trace as the settings want it. Raises TraceError, and ValueError for flags of the trace that make no sense."""
     from traces.reshape import reshape
 

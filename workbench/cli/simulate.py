@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
-from workbench.cli.trace_flags import Reading, with_trace_flags
+from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
     from reports.record import RunRecord
@@ -70,7 +70,7 @@ def simulate(
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:  # fmt: skip
     """Replay TRACE under the event loops on a modelled GPU and compare them."""
     given = dict(locals())
@@ -83,7 +83,7 @@ def simulate(
 
 
 def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, like: Path | None, config: Path | None,
-         reading: Reading, flags: dict[str, Any]) -> None:  # fmt: skip
+         reading: TraceReading, flags: dict[str, Any]) -> None:  # fmt: skip
     from workbench.cli.runs import open_reshaped, run_and_report
     from workbench.run.settings import resolve, settings_from
     from workbench.run.simulate import simulate_loop

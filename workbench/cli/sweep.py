@@ -9,7 +9,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.setting_flags import with_setting_flags
-from workbench.cli.trace_flags import Reading, open_as, with_trace_flags, words_of
+from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags, words_of
 
 if TYPE_CHECKING:
     from workbench.search.objectives import Objective
@@ -43,7 +43,7 @@ def sweep(
     keep_records: Annotated[bool, _option("--keep-records", help="Keep the run record of every point in records/.", panel=_RUN)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the outcome as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:  # fmt: skip
     """Simulate TRACE at many points of a space of settings: one CSV and a page.
@@ -59,7 +59,7 @@ def sweep(
 
 def _run(path: Path, vary: list[str], search: str, points: int | None, objective: str, prices_file: Path | None,
          jobs: int | None, executor: str, time_limit_s: float | None, out: Path | None, resume: bool, force: bool,
-         keep_records: bool, as_json: bool, config: Path | None, reading: Reading,
+         keep_records: bool, as_json: bool, config: Path | None, reading: TraceReading,
          flags: dict[str, Any]) -> None:  # fmt: skip
     from traces.memory import in_memory
     from workbench.search.executor import check_executor

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.errors import one_line_errors
-from workbench.cli.trace_flags import Reading, open_as, with_trace_flags
+from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
@@ -77,7 +77,7 @@ def convert_command(
     speedup: Speedup = None,
     requests: Requests = None,
     force: Force = False,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Write any trace that can be read as one of our own."""
     from traces.write import write_trace
@@ -98,7 +98,7 @@ def describe_command(
     speedup: Speedup = None,
     requests: Requests = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    reading: Reading = {},  # noqa: B006  (replaced by the flags of a trace)
+    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Print a trace's rates, lengths, burstiness, possible prefix reuse and sessions."""
     from traces.describe import describe
@@ -123,7 +123,7 @@ def describe_command(
 
 def _open(
     path: Path,
-    reading: Reading,
+    reading: TraceReading,
     rate: float | None,
     speedup: float | None,
     requests: int | None,

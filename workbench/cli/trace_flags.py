@@ -66,7 +66,7 @@ _FLAGS: dict[str, tuple[Any, Any]] = {
 }
 """Fields of `traces.trace.ReadAs`, each with its flag and default."""
 NAMES = frozenset(_FLAGS)
-Reading = dict[str, Any]
+TraceReading = dict[str, Any]
 """Values of the flags, by field."""
 
 
@@ -95,7 +95,7 @@ def with_trace_flags(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def open_as(path: Path, reading: Reading, *, ordered: bool = True, seed: int = 0) -> Trace:
+def open_as(path: Path, reading: TraceReading, *, ordered: bool = True, seed: int = 0) -> Trace:
     """The trace as the flags say. Without `ordered`, arrivals have no meaning and may go back; `seed` is that of drawn
     output lengths.
 
@@ -106,7 +106,7 @@ def open_as(path: Path, reading: Reading, *, ordered: bool = True, seed: int = 0
     return open_trace(path, **reading, ordered=ordered, seed=seed)
 
 
-def words_of(reading: Reading) -> str:
+def words_of(reading: TraceReading) -> str:
     """The flags that are not at their defaults, as one writes them."""
     words = []
     for name, value in reading.items():
