@@ -179,6 +179,7 @@ def _reading(
         note,
         bad_rows=BadRows(read_as.skip_bad_rows),
         output=parse_lengths(read_as.output) if read_as.output is not None else None,
+        output_spec=read_as.output or "",
         seed=read_as.seed,
         block_tokens=read_as.block_tokens,
         unit=chosen.time_unit,

@@ -209,7 +209,7 @@ def test_output_lengths_that_are_missing_are_drawn_on_request(tmp_path: Path) ->
     drawn = [request.output_length for request in trace]
     assert drawn == [request.output_length for request in trace]
     assert drawn.pop(3) == 77 and set(drawn) == {5, 6, 7, 8, 9}
-    assert "output lengths that were not in the file and were drawn: 49 (seed 0)" in trace.info.notes
+    assert "output lengths that the file lacks are drawn: 5-9, seed 0" in trace.info.notes
     assert drawn != [r.output_length for n, r in enumerate(opened(tmp_path, text, output="5-9", seed=1)) if n != 3]
     with pytest.raises(ValueError, match="'often' is not a length"):
         opened(tmp_path, text, output="often")

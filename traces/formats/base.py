@@ -59,8 +59,10 @@ class Reading:
     """What the user says the unit is, which the caller sees to."""
     dates: bool = False
     """Set by a reader that found dates, whose arrivals are then seconds."""
-    drawn: int = 0
-    """Output lengths made so far."""
+    output_spec: str = ""
+    """Those, in the user's words."""
+    drawn: bool = False
+    """Whether any was needed so far."""
     mended: list[str] = field(default_factory=list)
     """Places of records with broken characters; the first, and how many more."""
     mended_more: int = 0
@@ -105,7 +107,7 @@ class Reading:
             raise fault
         if self._rng is None:
             self._rng = np.random.default_rng([self.seed, 2])
-        self.drawn += 1
+        self.drawn = True
         return self.output.draw(self._rng)
 
     def _mend(self, place: str) -> None:
@@ -119,7 +121,7 @@ class Reading:
         if self.bad_rows.kinds:
             self.note(self.bad_rows.note())
         if self.drawn:
-            self.note(f"output lengths that were not in the file and were drawn: {self.drawn} (seed {self.seed})")
+            self.note(f"output lengths that the file lacks are drawn: {self.output_spec}, seed {self.seed}")
         elif self.output is not None and complete:
             self.note("--output had nothing to do: every request has an output length")
         if self.mended:

@@ -60,7 +60,7 @@ class _Session:
 
 def _sniff(head: Head) -> bool:
     record = head.record
-    if record is None or "arrival_s" in record or not ({"input_length", "text_input"} & record.keys()):
+    if record is None or "arrival_s" in record or not ({"input_length", "text_input", "messages"} & record.keys()):
         return False
     if not _OWN.isdisjoint(record):  # Our own format, with a mistake in it.
         return False
