@@ -44,20 +44,26 @@ def records(source: Source, mended: Mended) -> Iterator[tuple[Source, int, bytes
         yield replace(source, place=place), number + 1, _whole(element, place, mended)
 
 
-def _elements(source: Source) -> list[bytes]:
-    """The elements of an array, undecoded."""
+def _elements(source: Source) -> Iterator[bytes]:
+    """The elements of an array. They stay views of the file's bytes until their turn comes."""
     raw = b"".join(source.chunks()).removeprefix(_BOM)
     try:
-        return [bytes(element) for element in msgspec.json.decode(raw, type=list[msgspec.Raw])]
+        elements = msgspec.json.decode(raw, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         if not _lone(raw):
             raise source.error(0, "", _array_fault(raw, fault)) from None
+    else:
+        del raw
+        yield from map(bytes, elements)
+        return
     # A broken character anywhere in it looks to the parser like an array without an end.
     try:
         marked = msgspec.json.decode(_ESCAPE.sub(_marked, raw), type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         raise source.error(0, "", _array_fault(raw, fault)) from None
-    return [bytes(element).replace(_MARK, rb"\ud800") for element in marked]
+    del raw
+    for element in marked:
+        yield bytes(element).replace(_MARK, rb"\ud800")
 
 
 _MARK = rb"\uffff\uffffLONE\uffff"
