@@ -72,7 +72,8 @@ def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
     if chosen["batching"] == "prefill-first" and chosen["chunk"] is None:
         chosen["chunk_depth"] = None
     if chosen["policy"] == "priority":
-        chosen["preempt_threshold"] = draw(st.sampled_from([None, 1, 2]))
+        threshold = draw(st.sampled_from([None, 1, 2]))
+        chosen["preempt_threshold"] = threshold if chosen["batching"] == "prefill-first" else None
     chunk = chosen["chunk"]
     if chosen["batching"] == "prefill-first" and isinstance(chunk, int) and chunk >= max_running + page_size:
         chosen["mixed_chunk"] = draw(st.booleans())

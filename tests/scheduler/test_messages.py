@@ -101,7 +101,10 @@ def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
         ({"mixed_chunk": True, "chunk": None}, "mixed_chunk: needs prefill-first batching with a chunk size"),
         ({"mixed_chunk": True, "chunk": 8, "max_running": 8},
          "chunk: 8 leaves no room for a prompt beside 8 decodes (mixed_chunk)"),
-        ({"preempt_threshold": 1}, "preempt_threshold: needs policy 'priority'"),
+        ({"preempt_threshold": 1},
+         "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching"),
+        ({"preempt_threshold": 1, "policy": "priority", "batching": "mixed"},
+         "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching"),
     ],
 )  # fmt: skip
 def test_a_setting_that_cannot_work_is_refused_in_one_line_that_names_it(settings, message):

@@ -140,7 +140,11 @@ MixedChunk = Annotated[
 ]
 PreemptThreshold = Annotated[
     Optional[int],
-    option("--preempt-threshold", help="Priority difference that preempts. Default: none does.", panel=SCHED),
+    option(
+        "--preempt-threshold",
+        help="Priority difference that preempts (policy priority, prefill-first). Default: none does.",
+        panel=SCHED,
+    ),
 ]
 Conservativeness = Annotated[
     Optional[float], option("--conservativeness", help="Scales the expected output share. Default 1.", panel=SCHED)

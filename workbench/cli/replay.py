@@ -88,8 +88,9 @@ def replay(
 
 def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, reading: TraceReading,
          backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
-    from workbench.cli.runs import open_reshaped, run_and_report
+    from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cli.waits import SaidWaits
+    from workbench.run.idle import check_effects
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
@@ -100,6 +101,7 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
         device = choose_device(backend)
         refuse_idle_flags(flags, device)
         settings = settings_from(config, flags, defaults=device_defaults(device))
+        say(check_effects(settings, flags, config))
         for name in settings.loops:
             runner_options(settings, name, device, load_format)
     except ModuleNotFoundError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +189,12 @@ def _weights(records: Mapping[str, RunRecord]) -> list[str]:
 
     said = dict.fromkeys(weights_label(record.meta) for record in records.values())
     return [f"weights: {label}" for label in said if label]
+
+
+def say(notes: Sequence[str]) -> None:
+    """Notes on what was asked for, where they disturb no output."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def free_folder(folder: Path) -> Path:

@@ -97,7 +97,8 @@ def serve(
 
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
-    from workbench.cli.runs import command_line
+    from workbench.cli.runs import command_line, say
+    from workbench.run.idle import check_effects
     from workbench.run.real import choose_device, device_defaults, refuse_idle_flags, runner_options
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
@@ -117,7 +118,9 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     if real:
         refuse_idle_flags(flags, server["backend"])
         defaults = device_defaults(server["backend"])
-    settings = ServeSettings(settings_from(config, flags, defaults=defaults), command=command_line(), **server)
+    run = settings_from(config, flags, defaults=defaults)
+    say(check_effects(run, flags, config))
+    settings = ServeSettings(run, command=command_line(), **server)
     if real:  # what the runner does not do is refused before anything is loaded
         runner_options(settings.run, settings.loop, settings.backend, settings.load_format)
     return run_server(settings, force)

@@ -84,11 +84,13 @@ def simulate(
 
 def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, like: Path | None, config: Path | None,
          reading: TraceReading, flags: dict[str, Any]) -> None:  # fmt: skip
-    from workbench.cli.runs import open_reshaped, run_and_report
+    from workbench.cli.runs import open_reshaped, run_and_report, say
+    from workbench.run.idle import check_effects
     from workbench.run.settings import resolve, settings_from
     from workbench.run.simulate import simulate_loop
 
     settings = settings_from(config, flags, like)
+    say(check_effects(settings, flags, config))
     instances = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.

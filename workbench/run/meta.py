@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traces import Trace
@@ -37,9 +37,14 @@ def run_meta(*, name: str, command: str, trace: Mapping[str, Any], model: str, g
     }
 
 
-def trace_meta(trace: Trace, sha256: str) -> dict[str, Any]:
-    """What a record says of the trace it was made from."""
-    return {"name": trace.info.name, "format": trace.info.format, "sha256": sha256, "notes": list(trace.info.notes)}
+def trace_meta(trace: Trace, sha256: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """What a record says of the trace it was made from, its reader's notes and these."""
+    return {
+        "name": trace.info.name,
+        "format": trace.info.format,
+        "sha256": sha256,
+        "notes": [*trace.info.notes, *notes],
+    }
 
 
 def versions(*packages: str) -> dict[str, str]:

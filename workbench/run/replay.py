@@ -21,6 +21,7 @@ from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.run.bounds import bound_of, counted
 from workbench.run.clients import Clients, Waiting
+from workbench.run.idle import trace_notes
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.meta import run_meta, trace_meta
 from workbench.run.real import device_name, held_weights, runner_options
@@ -207,7 +208,8 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
         finished = False
     weights = held_weights(backend.dtype, settings)
     meta = run_meta(
-        name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=settings.model, gpu=device_name(device),
+        name=loop, command=command, trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        model=settings.model, gpu=device_name(device),
         gpus=tp * pp, simulated=False, settings=settings,
         found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": weights["dtype"],
                "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device},

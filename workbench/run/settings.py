@@ -20,7 +20,7 @@ from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
 from workbench.run.engines import Engine, load_engine
 from workbench.run.router import ROUTERS
-from workbench.scheduler.config import ConfigError, SchedulerConfig, fits, largest_step
+from workbench.scheduler.config import ConfigError, SchedulerConfig, acts_with, fits, largest_step
 from workbench.scheduler.policy import load_policy
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -42,7 +42,7 @@ class RunSettings:
     pp: int = 1
     dp: int = 1
     ep: int = 1
-    router: str = "round_robin"
+    router: str = acts_with("dp of 2 or more", "round_robin", lambda s, loop: s.dp > 1)
     page_size: int = 1
     cache: str = "radix"
     evict: str = "lru"
@@ -51,9 +51,11 @@ class RunSettings:
     max_prefill_tokens: int = 16384
     max_batch_tokens: int = 2048
     max_running: int = 256
-    micro_batches: int | None = None
+    micro_batches: int | None = acts_with("the pipeline loop", None, lambda s, loop: loop == "pipeline")
     mixed_chunk: bool = False
-    mem_fraction: float = 0.9
+    mem_fraction: float = acts_with(
+        "KV capacity found from memory, not kv_tokens", 0.9, lambda s, loop: s.kv_tokens is None
+    )
     kv_tokens: int | None = None
     max_context: int | None = None
     dtype: str = "auto"
@@ -69,8 +71,8 @@ class RunSettings:
     max_prefill_streak: int | None = None
     queue_timeout: float | None = None
     request_timeout: float | None = None
-    overlap_prefills: bool = True
-    overlap: bool = True
+    overlap_prefills: bool = acts_with("the overlap loop", True, lambda s, loop: loop == "overlap")
+    overlap: bool = acts_with("no loop that is named, and pp 1", True, lambda s, loop: s.loop is None and s.pp == 1)
     seed: int = 0
     requests: int | None = None
     rate: float | None = None
@@ -105,6 +107,8 @@ class RunSettings:
         split(self.cost)
         if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
             raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
+        if self.rate is not None and self.speedup is not None:
+            raise ConfigError("speedup: has no effect beside rate, which replaces the trace's own")
         for loop in self.loops:
             if loop not in LOOP_NAMES:
                 raise ConfigError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
@@ -271,21 +275,7 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
 
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            values = tomllib.loads(config.read_text())
-        except OSError as error:
-            raise ConfigError(f"{config}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{config}: {error}") from error
-        fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-        values = {name.replace("-", "_"): value for name, value in values.items()}
-        for name, value in values.items():
-            if name not in fields:
-                raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")
-            if not fits(value, fields[name]):
-                raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
+    values = read_settings_file(config) if config is not None else {}
     values |= {name: value for name, value in flags.items() if value is not None}
     if values.get("chunk") == 0:
         values["chunk"] = None
@@ -293,6 +283,24 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
         values = {**_recorded(like), **values}
     preset = load_engine(values.get("engine", RunSettings.engine)).settings
     return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def read_settings_file(config: Path) -> dict[str, Any]:
+    """What a TOML file of settings says, under the names of the fields. Raises ConfigError."""
+    try:
+        values = tomllib.loads(config.read_text())
+    except OSError as error:
+        raise ConfigError(f"{config}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{config}: {error}") from error
+    fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")
+        if not fits(value, fields[name]):
+            raise ConfigError(f"{config}: {name}: {value!r} is not {fields[name].replace(' | None', '')}")
+    return values
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from traces.ahead import with_tokens
 from workbench.loops import LOOPS
 from workbench.run.bounds import bound_of, counted
 from workbench.run.clients import Clients
+from workbench.run.idle import trace_notes
 from workbench.run.interrupts import Interrupt, noted_interrupts
 from workbench.run.meta import run_meta, trace_meta
 from workbench.run.recorder import Recorder, RecordingOutbox, RequestRow
@@ -185,7 +186,8 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
     meta = run_meta(
-        name=loop, command=command, trace=trace_meta(trace, trace_sha256), model=instance.model.name, gpu=instance.gpu.name,
+        name=loop, command=command, trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        model=instance.model.name, gpu=instance.gpu.name,
         gpus=instance.tp * instance.pp * settings.dp, simulated=True, settings=settings,
         found={"loop": loop, "tp": instance.tp, "pp": instance.pp, "kv_tokens": instance.scheduler.kv_tokens,
                "max_context": instance.scheduler.max_context, "dtype": instance.weights.dtype},

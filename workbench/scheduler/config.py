@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 Batching = Literal["prefill-first", "mixed"]
@@ -23,6 +23,18 @@ class ConfigError(ValueError):
     """A setting that cannot work, in one line that names it."""
 
 
+def acts_with(needs: str, default: Any, acts: Callable[[Any, str], bool]) -> Any:
+    """A setting with a default that does nothing unless ``acts(settings, loop)``: ``needs`` says what it takes."""
+    return field(default=default, metadata={"needs": needs, "acts": acts})
+
+
+def _prefill_first(settings: Any, loop: str) -> bool:
+    return settings.batching == "prefill-first"
+
+
+PREFILL_FIRST = "prefill-first batching"
+
+
 @dataclass(frozen=True)
 class SchedulerConfig:
     """Settings of one scheduler. Lengths are tokens.
@@ -40,28 +52,34 @@ class SchedulerConfig:
     slots: int = 1
     """Micro-batches that take turns (pipeline parallelism); each has its own running set."""
     batching: Batching = "prefill-first"
-    chunk: int | None = 8192
+    chunk: int | None = acts_with(PREFILL_FIRST, 8192, _prefill_first)
     """Most prompt tokens of one prefill batch (prefill-first); None computes prompts whole."""
     chunk_depth: int | None = None
     """Ours: the prefix, in tokens, after which a chunk is half as long as at the start of a prompt: attention to what
     came before then takes what fewer tokens save, so that chunks take the same time and pipeline stages stay even."""
-    max_prefill_tokens: int = 16384
+    max_prefill_tokens: int = acts_with(PREFILL_FIRST, 16384, _prefill_first)
     """Prompt tokens after which a prefill batch takes no further request (prefill-first)."""
-    mixed_chunk: bool = False
+    mixed_chunk: bool = acts_with(PREFILL_FIRST, False, _prefill_first)
     """Prefill-first: running decodes join the prefill batch as rows of one token."""
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int = acts_with("mixed batching", 2048, lambda s, loop: s.batching == "mixed")
     """Token budget of one step (mixed batching)."""
     cache: CacheKind = "radix"
-    evict: Eviction = "lru"
+    evict: Eviction = acts_with("a prefix cache", "lru", lambda s, loop: s.cache != "none")
     policy: str = "fcfs"
     """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
-    preempt_threshold: int | None = None
-    """Priority policy: a waiting request may take the KV of running ones whose priority is lower by at least this."""
-    conservativeness: float = 1.0
+    preempt_threshold: int | None = acts_with(
+        "policy 'priority' and prefill-first batching", None,
+        lambda s, loop: s.policy == "priority" and s.batching == "prefill-first",
+    )  # fmt: skip
+    """Priority policy, prefill-first: a waiting request may take the KV of running ones whose priority is lower by at least
+    this."""
+    conservativeness: float = acts_with(PREFILL_FIRST, 1.0, _prefill_first)
     """Scales the share of their output bound that running requests are expected to use."""
-    max_passed_over: int | None = 64
+    max_passed_over: int | None = acts_with(
+        "a policy other than fcfs, or a prefix cache", 64, lambda s, loop: s.policy != "fcfs" or s.cache != "none"
+    )
     """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
-    max_prefill_streak: int | None = None
+    max_prefill_streak: int | None = acts_with(PREFILL_FIRST, None, _prefill_first)
     """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
     share_in_batch_tokens: int | None = 32
     """Put a request off by one batch when at least this much of its prompt is being computed in this one."""
@@ -118,8 +136,8 @@ class SchedulerConfig:
             raise ConfigError(
                 f"chunk: {self.chunk} leaves no room for a prompt beside {self.max_running_per_slot} decodes (mixed_chunk)"
             )
-        if self.preempt_threshold is not None and self.policy != "priority":
-            raise ConfigError("preempt_threshold: needs policy 'priority'")
+        if self.preempt_threshold is not None:
+            refuse_idle(self, "", ["preempt_threshold"])
 
     def chunk_at(self, depth: int, most: int) -> int:
         """How much of a chunk of ``most`` tokens is computed after a prefix of ``depth``: a page of it at least."""
@@ -139,6 +157,7 @@ class SchedulerConfig:
             if not fits(value, annotations[name]):
                 raise ConfigError(f"{name}: {value!r} is not {annotations[name].replace('| None', 'or null')}")
         found = replace(self, **settings)  # type: ignore[arg-type]
+        refuse_idle(found, "", settings)
         if found.max_running > first.max_running:
             raise ConfigError(
                 f"max_running: {found.max_running} is more than the {first.max_running} it was started with"
@@ -185,6 +204,22 @@ def fits(value: Any, annotation: str) -> bool:
     kind = annotation.replace(" | None", "")
     allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
     return isinstance(value, allowed[kind]) and (kind == "bool" or not isinstance(value, bool))
+
+
+def needs_of(kind: type, name: str) -> tuple[str, Callable[[Any, str], bool]] | None:
+    """What a setting of a dataclass takes to have an effect, in words and as a check; None: it always has one."""
+    declared = kind.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
+    if declared is None or "acts" not in declared.metadata:
+        return None
+    return declared.metadata["needs"], declared.metadata["acts"]
+
+
+def refuse_idle(settings: SchedulerConfig, loop: str, names: Iterable[str]) -> None:
+    """Raise :class:`ConfigError` for the first of these settings that would have no effect."""
+    for name in names:
+        found = needs_of(SchedulerConfig, name)
+        if found is not None and not found[1](settings, loop):
+            raise ConfigError(f"{name}: has no effect here: it needs {found[0]}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import shlex
 import shutil
 import sys
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from reports.record import RunRecord, write_record
 from reports.sweep_metrics import sweep_summary
 from traces import Trace
 from traces.reshape import reshape
-from workbench.run.settings import LOOP_NAMES, RunSettings, resolve, settings_from
+from workbench.run.idle import acts
+from workbench.run.settings import LOOP_NAMES, RunSettings, read_settings_file, resolve, settings_from
 from workbench.run.simulate import simulate_loop
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
@@ -63,8 +63,7 @@ class Base:
         """What the file and the flags say, with nothing filled in. Raises ConfigError for a bad settings file."""
         values: dict[str, Any] = {}
         if self.config is not None:
-            settings_from(self.config, {})
-            values = {name.replace("-", "_"): value for name, value in tomllib.loads(self.config.read_text()).items()}
+            values = read_settings_file(self.config)
         return values | self.flags
 
     def settings(self, point: Point) -> tuple[RunSettings, str]:
@@ -109,6 +108,8 @@ class Shared:
         settings, loop = self.base.settings(point)
         tp, pp = settings.layout(loop)
         given = {**self.base.flags, **point, "loop": loop}
+        # What does nothing at this point was given for others.
+        given = {name: value for name, value in given.items() if acts(settings, loop, name)}
         if (tp, pp) != (settings.tp, settings.pp):
             given |= {"tp": tp, "pp": pp}
         given |= changes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from workbench.run.idle import idle_in
 from workbench.run.interrupts import Interrupted, noted_interrupts
 from workbench.search.executor import open_executor
 from workbench.search.objectives import Objective
@@ -54,8 +56,21 @@ def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int
     }  # fmt: skip
 
 
+def check_effects(shared: Shared, points: list[Point]) -> None:
+    """Raises SpaceError for a flag, or a varied setting, that has no effect at any of the points."""
+    runs = []
+    for point in points:
+        with contextlib.suppress(ValueError):  # what is wrong with a point is said of that point
+            runs.append(shared.base.settings(point))
+    given = [name for name, value in shared.base.flags.items() if value is not None]
+    never, _ = idle_in(runs, dict.fromkeys([*given, *(name for point in points for name in point)]))
+    for name, missing in never.items():
+        raise SpaceError(f"{name}: has no effect at any point: it needs {missing}")
+
+
 def check_any(shared: Shared, points: list[Point]) -> None:
     """Raises SpaceError when none of the points can run: that is no search but a mistake."""
+    check_effects(shared, points)
     reason = ""
     for point in points:
         try:

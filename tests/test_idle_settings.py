@@ -1,0 +1,174 @@
+"""Every setting acts, or it is refused or noted: over all pairs of a setting and a choice beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from reports.record import read_meta
+from tests.meta_form import check_meta
+from workbench.cli.app import app
+from workbench.run.engines import engine_names
+from workbench.run.idle import acts, check_effects, needs
+from workbench.run.settings import RunSettings, settings_from
+from workbench.scheduler.config import ConfigError
+
+VALUES: dict[str, Any] = {
+    "router": "least_requests", "evict": "lfu", "chunk": 512, "max_prefill_tokens": 4096, "max_batch_tokens": 4096,
+    "mixed_chunk": True, "preempt_threshold": 2, "conservativeness": 0.5, "max_passed_over": 8, "max_prefill_streak": 3,
+    "micro_batches": 4, "mem_fraction": 0.8, "overlap_prefills": False, "overlap": False,
+}  # fmt: skip
+"""A value of every setting that acts only beside others."""
+SPOILED: dict[str, list[dict[str, Any]]] = {
+    "router": [{"dp": 1}],
+    "evict": [{"cache": "none"}],
+    "chunk": [{"batching": "mixed"}],
+    "max_prefill_tokens": [{"batching": "mixed"}],
+    "max_batch_tokens": [{"batching": "prefill-first"}],
+    "mixed_chunk": [{"batching": "mixed"}],
+    "preempt_threshold": [{"policy": "fcfs"}, {"policy": "edf"}, {"policy": "priority", "batching": "mixed"}],
+    "conservativeness": [{"batching": "mixed"}],
+    "max_passed_over": [{"policy": "fcfs", "cache": "none"}],
+    "max_prefill_streak": [{"batching": "mixed"}],
+    "micro_batches": [{"loop": "overlap"}, {"loop": "normal,overlap"}],
+    "mem_fraction": [{"kv_tokens": 10_000}],
+    "overlap_prefills": [{"loop": "normal"}, {"loop": "pipeline", "pp": 2}],
+    "overlap": [{"loop": "overlap"}, {"pp": 2}],
+}
+"""Choices beside which each of them does nothing."""
+HEEDED: dict[str, dict[str, Any]] = {
+    "router": {"dp": 2}, "evict": {"cache": "radix"}, "chunk": {"batching": "prefill-first"},
+    "max_prefill_tokens": {"batching": "prefill-first"}, "max_batch_tokens": {"batching": "mixed"},
+    "mixed_chunk": {"batching": "prefill-first"}, "preempt_threshold": {"policy": "priority"},
+    "conservativeness": {"batching": "prefill-first"}, "max_passed_over": {"policy": "lpm", "cache": "none"},
+    "max_prefill_streak": {"batching": "prefill-first"}, "micro_batches": {"loop": "pipeline", "pp": 2},
+    "mem_fraction": {}, "overlap_prefills": {"loop": "overlap"}, "overlap": {},
+}  # fmt: skip
+CHOICES: dict[str, list[Any]] = {
+    "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"], "batching": ["prefill-first", "mixed"],
+    "policy": ["fcfs", "lpm", "edf", "priority", "random"], "cache": ["radix", "none"], "pp": [1, 2], "dp": [1, 2],
+    "kv_tokens": [None, 10_000], "engine": [*engine_names()],
+}  # fmt: skip
+
+
+def said(flags: dict[str, Any]) -> str:
+    """What is said to these flags: a refusal, or notes."""
+    try:
+        settings = settings_from(None, flags)
+        return "; ".join(check_effects(settings, flags, None))
+    except ConfigError as error:
+        return f"refused: {error}"
+
+
+def test_the_tables_hold_every_setting_that_acts_only_beside_others():
+    declared = {field.name for field in dataclasses.fields(RunSettings) if needs(field.name) is not None}
+    assert declared == set(VALUES) == set(SPOILED) == set(HEEDED)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_setting_without_effect_is_refused_by_name_with_what_it_needs(name):
+    for beside in SPOILED[name]:
+        assert said({**beside, name: VALUES[name]}).startswith(f"refused: {name}: "), beside
+        default = getattr(RunSettings, name)
+        if default is not None:  # the default, if somebody gives it, is a setting like any other
+            assert said({**beside, name: default}) == f"refused: {name}: has no effect here: it needs {needs(name)}"
+    assert said({**HEEDED[name], name: VALUES[name]}) == ""
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("name", VALUES)
+def test_of_every_pair_the_setting_acts_or_something_is_said(name, choice):
+    for value in CHOICES[choice]:
+        flags = {choice: value, name: VALUES[name]}
+        if value is None:
+            del flags[choice]
+        answer = said(flags)
+        if answer.startswith("refused:"):
+            continue
+        settings = settings_from(None, flags)
+        acting = [acts(settings, loop, name) for loop in settings.loops]
+        assert any(acting)
+        assert (answer == "") is all(acting), (flags, answer)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_default_or_a_preset_is_never_held_against_anybody(choice):
+    for value in CHOICES[choice]:
+        flags = {} if value is None else {choice: value}
+        if flags.get("loop") in ("pipeline", "overlap,pipeline"):
+            flags["pp"] = 2
+        if flags.get("pp") == 2:
+            flags.setdefault("loop", "pipeline")
+        assert said(flags) == ""
+
+
+def test_a_setting_that_acts_under_some_of_the_loops_is_noted():
+    flags = {"loop": "overlap,pipeline", "tp": 2, "micro_batches": 4}
+    assert said(flags) == "micro_batches: has no effect under overlap: it needs the pipeline loop"
+
+
+def test_what_a_file_sets_without_effect_is_noted(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('batching = "mixed"\nchunk = 512\n')
+    assert check_effects(settings_from(file, {}), {}, file) == [
+        f"{file}: chunk: has no effect here: it needs prefill-first batching"
+    ]
+    with pytest.raises(ConfigError, match=r"^max_prefill_tokens: has no effect here"):
+        check_effects(settings_from(file, {"max_prefill_tokens": 100}), {"max_prefill_tokens": 100}, file)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"rate": 2.0, "speedup": 2.0}, "speedup: has no effect beside rate"),
+        ({"rate": 2.0, "concurrency": 2}, "concurrency: replaces arrivals"),
+        ({"pp": 1, "loop": "pipeline"}, "loop: pipeline needs pp of 2 or more"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(flags, says):
+    assert said(flags).startswith(f"refused: {says}")
+
+
+TRACE = [{"arrival_s": i / 10, "input_length": 20, "output_length": 3} for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "says"),
+    [
+        ("edf", {}, "no request has a deadline"),
+        ("edf", {"slo_ttft_s": 2.0}, None),
+        ("priority", {}, "all requests have priority 0"),
+        ("priority", {"priority": 3}, None),
+        ("fcfs", {"priority": 3}, "priorities of the trace have no effect under policy fcfs"),
+        ("fcfs", {}, None),
+    ],
+)
+def test_what_the_policy_does_not_heed_of_a_trace_is_noted(policy, changes, says, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    trace.write_text("".join(json.dumps(line | (changes if i == 2 else {})) + "\n" for i, line in enumerate(TRACE)))
+    words = ["simulate", trace, "--policy", policy, "--out", tmp_path / "o"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    meta = read_meta(tmp_path / "o/overlap")
+    check_meta(meta)
+    notes = " ".join(meta["trace"]["notes"])
+    assert says in notes if says else "policy" not in notes and "deadline" not in notes
+
+
+def test_a_sweep_takes_a_setting_that_acts_at_some_points_and_refuses_one_that_acts_at_none(tmp_path):
+    trace = tmp_path / "t.jsonl"
+    trace.write_text("".join(json.dumps(line) + "\n" for line in TRACE))
+    words = ["sweep", str(trace), "--preempt-threshold", "2", "--jobs", "1", "--vary", "max_running=4,8"]
+    refused = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a")])
+    assert refused.exit_code == 2
+    some = ["sweep", str(trace), "--jobs", "1", "--chunk", "256", "--vary", "batching=prefill-first,mixed"]
+    done = CliRunner().invoke(app, [*some, "--out", str(tmp_path / "b")])
+    assert done.exit_code == 0, done.output
+    idle = ["sweep", str(trace), "--jobs", "1", "--batching", "mixed", "--vary", "chunk=256,512"]
+    done = CliRunner().invoke(app, [*idle, "--out", str(tmp_path / "c")])
+    assert done.exit_code == 2
+    assert "chunk: has no effect at any point: it needs prefill-first batching" in done.output
