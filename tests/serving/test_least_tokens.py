@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from tests.serving.test_text_streams import CORPUS, TOKENIZERS, byte_fallback, byte_level
+from workbench.serving import least_tokens
 from workbench.serving.least_tokens import least_tokens_of
 from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits
@@ -77,16 +78,38 @@ PIECES = [
 
 @pytest.mark.parametrize("name", MADE)
 @given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_a_text_has_no_fewer_tokens_than_it_is_said_to_have(name, text):
-    assert LEAST[name](text) <= len(MADE[name].encode(text, add_special_tokens=False).ids)
+    tokens = len(MADE[name].encode(text, add_special_tokens=False).ids)
+    for enough in (0, 1, tokens, 10**6):
+        assert LEAST[name](text, enough) <= tokens
+
+
+@pytest.mark.parametrize("name", ["byte-level", "NFC", "as Llama 2", "blanks"])
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_nor_has_a_text_of_many_stretches(name, data):
+    text = "".join(data.draw(st.lists(st.sampled_from(PIECES), min_size=5, max_size=20)) * 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(least_tokens, "_CUT_FROM", 0)
+        patch.setattr(least_tokens, "_STRETCH_BYTES", data.draw(st.integers(1, 500)))
+        assert LEAST[name](text, 10**6) <= len(MADE[name].encode(text, add_special_tokens=False).ids)
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_long_text_has_at_least_a_share_of_its_tokens_unless_nothing_can_be_said(name):
     text = "the quick brown fox abc " * 1000
-    share = LEAST[name](text) / len(MADE[name].encode(text).ids)
+    share = LEAST[name](text, 0) / len(MADE[name].encode(text).ids)
     assert share == 0 if name in ("word piece", "lower case", "stripped", "split away") else share > 0.05
+
+
+def test_stretches_of_ordinary_text_have_nearly_all_of_its_tokens(monkeypatch):
+    text = "the quick brown fox abc größe " * 10_000
+    tokens = len(MADE["byte-level"].encode(text).ids)
+    weighed = LEAST["byte-level"](text, tokens)
+    monkeypatch.setattr(least_tokens, "_CUT_FROM", 0)
+    assert weighed < 0.5 * tokens < 0.9 * tokens < LEAST["byte-level"](text, tokens)
+    assert tokens // 10 <= LEAST["byte-level"](text, tokens // 10) < tokens // 2, "it stops when there are enough"
 
 
 def limits(longest: int) -> Limits:

@@ -51,7 +51,8 @@ class Prompts:
         return await self._encode(text, "messages", self._tokenizer.encode_chat)
 
     def _check_text(self, text: str, param: str) -> None:
-        protocol.check_length(self._tokenizer.least_tokens(text), self._limits, param, at_least=True)
+        least = self._tokenizer.least_tokens(text, self._limits.longest_prompt + 1)
+        protocol.check_length(least, self._limits, param, at_least=True)
 
     async def _encode(self, text: str, param: str, encode: Callable[[str], list[int]]) -> list[int]:
         if len(text) <= LONG_TEXT:

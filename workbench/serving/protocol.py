@@ -130,6 +130,11 @@ class Limits:
     ignore_eos: bool
     """Of requests that do not say."""
 
+    @property
+    def longest_prompt(self) -> int:
+        """The context holds the prompt, at least one new token, and the position after it."""
+        return min(self.max_context - 2, self.kv_tokens - 1)
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -345,8 +350,7 @@ def check_prompt(prompt: list[int], limits: Limits, param: str) -> None:
 
 def check_length(tokens: int, limits: Limits, param: str, at_least: bool = False) -> None:
     """Raise ApiError for so many tokens of a prompt, or ``at_least`` so many, if that is more than can be served."""
-    # The context holds the prompt, at least one new token, and the position after it.
-    longest = min(limits.max_context - 2, limits.kv_tokens - 1)
+    longest = limits.longest_prompt
     if tokens > longest:
         message = (
             f"{'at least ' * at_least}{tokens} tokens are more than the {longest} that fit the context with an answer"

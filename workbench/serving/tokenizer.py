@@ -58,8 +58,9 @@ class Tokenizer(Protocol):
         """Token ids of a conversation as text, which has its special tokens in it."""
         ...
 
-    def least_tokens(self, text: str) -> int:
-        """A number that the tokens of ``text`` are never fewer than, much sooner than they can be had."""
+    def least_tokens(self, text: str, enough: int) -> int:
+        """A number that the tokens of ``text`` are never fewer than, at a fraction of the cost of encoding it. From
+        ``enough`` on it need not be told how many more they are."""
         ...
 
     def serialised(self) -> str | None:
@@ -98,7 +99,7 @@ class ByteTokenizer:
     def encode_chat(self, text: str) -> list[int]:
         return self.encode(text)
 
-    def least_tokens(self, text: str) -> int:
+    def least_tokens(self, text: str, enough: int) -> int:
         return len(text.encode("utf-8", "surrogatepass"))
 
     def serialised(self) -> str | None:
@@ -164,8 +165,8 @@ class ModelTokenizer:
     def encode_chat(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def least_tokens(self, text: str) -> int:
-        return self._least_tokens(text)
+    def least_tokens(self, text: str, enough: int) -> int:
+        return self._least_tokens(text, enough)
 
     def serialised(self) -> str | None:
         return self._serialised
