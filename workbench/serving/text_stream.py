@@ -108,11 +108,10 @@ class WindowStream:
                 return self._characters + len(before)
             # A run is spelled as a whole when it is over: as characters if it is some, and that is taken for granted here.
             written = codecs.getincrementaldecoder("utf-8")("replace")
-            whole = written.decode(bytes(self._byte_tokens[i] for i in run))
-            piece = bytes([self._byte_tokens[token_id]])
+            written.decode(bytes(self._byte_tokens[i] for i in run))
             begun = written.getstate()[0]
-            cut = 0 if not begun or _goes_on(begun, piece) else len(begun.decode("utf-8", "replace"))
-            return self._characters + len(self._new_text(len(run))) + len(whole) + cut
+            cut = 0 if not begun or _goes_on(begun, bytes([self._byte_tokens[token_id]])) else 1
+            return self._characters + len(self._new_text(len(begun))) + cut
         self._window.append(token_id)
         after = self._new_text()
         self._window.pop()
