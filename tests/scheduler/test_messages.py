@@ -18,7 +18,7 @@ from tests.scheduler.by_hand import (
     words,
 )
 from tests.world import Job, simulate
-from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
 from workbench.scheduler.messages import Abort, Pause, Resume
 from workbench.scheduler.request import Req, SamplingParams
 
@@ -121,3 +121,11 @@ def test_a_slot_has_its_share_of_the_places_and_at_least_one():
 def test_a_request_knows_at_which_length_it_stops():
     req = Req("a", np.zeros(10, np.int32), SamplingParams(5), 5, 0)
     assert req.end_len == 14  # the fifth token is never an input
+
+
+def test_a_change_that_would_do_nothing_is_refused_but_not_what_stays_as_it_was():
+    config = SchedulerConfig(kv_tokens=1000, max_context=500)
+    with pytest.raises(ConfigError, match=r"^max_batch_tokens: has no effect here: it needs mixed batching$"):
+        config.changed({"max_batch_tokens": 512}, config)
+    same = {name: getattr(config, name) for name in CHANGEABLE}
+    assert config.changed(same, config) == config

@@ -157,7 +157,8 @@ class SchedulerConfig:
             if not fits(value, annotations[name]):
                 raise ConfigError(f"{name}: {value!r} is not {annotations[name].replace('| None', 'or null')}")
         found = replace(self, **settings)  # type: ignore[arg-type]
-        refuse_idle(found, "", settings)
+        # Who posts back what the state said changes nothing by what is idle.
+        refuse_idle(found, "", [name for name in settings if getattr(found, name) != getattr(self, name)])
         if found.max_running > first.max_running:
             raise ConfigError(
                 f"max_running: {found.max_running} is more than the {first.max_running} it was started with"
