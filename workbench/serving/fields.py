@@ -31,7 +31,7 @@ class Neutral:
     """At which they ask for nothing, beside null."""
     why: str
     clients: str
-    """Who sends them."""
+    """Who sends them, or whose fields they are."""
     where: tuple[str, ...] = ("completions", "chat", "generate")
     """The endpoints that take them, or the object inside a request."""
 
@@ -128,7 +128,7 @@ _ROWS = {(where, name): row for row in TABLE for where in row.where for name in 
 
 def as_markdown() -> str:
     """The table as docs/serving.md has it."""
-    lines = ["| taken at these values, beside null | because | sent by |", "|---|---|---|"]
+    lines = ["| taken at these values, beside null | because | of, or sent by |", "|---|---|---|"]
     for row in TABLE:
         values = "anything" if row.values is _ANY else ", ".join(f"`{json.dumps(value)}`" for value in row.values)
         if row.names == ("best_of",):
