@@ -84,6 +84,8 @@ TABLE = (
              "structured_outputs", "structural_tag", "logits_processor_args", "vllm_xargs", "kv_transfer_params",
              "prompt_embeds", "thinking_token_budget", "repetition_detection", "nvext"),
             (), "", "vLLM's and Dynamo's clients, genai-perf, aiperf with null"),
+    Neutral(("include_stop_str_in_output", "no_stop_trim"), (False,), "the default", "vLLM, SGLang",
+            ("completions", "chat", "sampling_params")),
     Neutral(("return_token_ids",), (False,), "the default", "vLLM, agent frameworks", ("completions", "chat")),
     # Of SGLang
     Neutral(("lora_path", "session_params", "bootstrap_host", "bootstrap_port", "bootstrap_room", "data_parallel_rank",
@@ -93,6 +95,9 @@ TABLE = (
     Neutral(("image_data", "audio_data", "video_data"), ([],), "none", "SGLang", ("generate",)),
     Neutral(("modalities",), ([],), "none", "SGLang", ("generate",)),
     Neutral(("structural_tag",), (), "", "SGLang", ("sampling_params",)),
+    Neutral(("n",), (1,), "the default", "SGLang", ("sampling_params",)),
+    Neutral(("sampling_seed",), (), "", "SGLang", ("sampling_params",)),
+    Neutral(("rid",), (), "", "SGLang", ("completions", "chat")),
     Neutral(("stream_interval",), (1,), "the default", "SGLang", ("sampling_params",)),
     Neutral(("return_hidden_states", "return_routed_experts", "return_entropy", "return_bytes",
              "return_cached_tokens_details", "return_prompt_token_ids", "return_meta_info", "background"),
