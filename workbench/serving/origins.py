@@ -19,13 +19,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workbench.scheduler.config import ConfigError
+from workbench.serving import request_ids
 from workbench.serving.http import error_response
 from workbench.serving.protocol import ApiError
 from workbench.serving.settings import ServeSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Nothing is changed by these, and no page of another origin can read what they answer."""
-EXPOSED_HEADERS = ("retry-after", "x-request-id")
+EXPOSED_HEADERS = ("retry-after", request_ids.HEADER)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)(?::(?P<port>[0-9]{0,5}))?")
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
