@@ -39,11 +39,13 @@ def cut_lines(records: Mapping[str, RunRecord]) -> list[str]:
     for name, record in records.items():
         settings: Mapping[str, Any] = record.meta.get("settings") or {}
         for cause, of in (cuts_of(record) or {}).items():
-            value = settings.get(cause) if cause in _SETTING else None
-            what = _CAUSES.get(cause, cause) + ("" if value is None else f" ({value:,}{_SETTING[cause]})")
-            requests = "request was" if of["requests"] == 1 else "requests were"
-            lines.append(
-                f"{name}: {of['requests']:,} {requests} cut short by {what}: {of['tokens']:,} output tokens of the trace "
-                "were not written."
-            )
+            lines.append(f"{name}: {cut_text(cause, of, settings)}.")
     return lines
+
+
+def cut_text(cause: str, of: Mapping[str, int], settings: Mapping[str, Any] | None = None) -> str:
+    """What one cause has cut, with the value that `settings` has for it."""
+    value = settings.get(cause) if settings and cause in _SETTING else None
+    what = _CAUSES.get(cause, cause) + ("" if value is None else f" ({value:,}{_SETTING[cause]})")
+    requests = "request was" if of["requests"] == 1 else "requests were"
+    return f"{of['requests']:,} {requests} cut short by {what}: {of['tokens']:,} output tokens of the trace were not written"

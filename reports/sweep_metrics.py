@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from reports.labels import METRICS, Better, Metric, Unit
 from reports.metrics import Summary, summarise
 from reports.record import RunRecord
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
 PER_GPU = ("request_throughput", "input_throughput", "output_throughput", "total_throughput", "goodput_rps")
 
 SWEEP_METRICS: dict[str, Metric] = {
@@ -23,6 +25,17 @@ SWEEP_METRICS: dict[str, Metric] = {
     ),
 }
 """Every metric of a sweep's results, in the order of their columns."""
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """The rows of results.csv whose numbers are compared: those of finished points. Where there are none, of points that
+    could not serve every request, those that served the most of them: the others had an easier load."""
+    finished = [row for row in rows if row["status"] == "finished"]
+    if finished:
+        return finished
+    some = [row for row in rows if row["status"] == "incomplete" and row["requests_rejected"] < row["requests_total"]]
+    fewest = min((row["requests_rejected"] for row in some), default=0)
+    return [row for row in some if row["requests_rejected"] == fewest]
 
 
 def sweep_summary(

@@ -13,7 +13,7 @@ from reports.errors import RecordError
 from reports.html_file import asset, embedded, rendered
 from reports.labels import Metric, percent, written
 from reports.out_folder import write_file
-from reports.sweep_metrics import SWEEP_METRICS
+from reports.sweep_metrics import SWEEP_METRICS, compared
 
 Row = Mapping[str, Any]
 
@@ -47,8 +47,10 @@ def write_sweep_page(rows: Sequence[Row], manifest: Mapping[str, Any], path: str
 def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of: Callable[[Row], str]) -> str:
     """The page as text."""
     names = [dimension["name"] for dimension in manifest["space"]]
-    finished = sorted((row for row in rows if row["status"] == "finished"), key=lambda row: row["point"])
-    others = sorted((row for row in rows if row["status"] != "finished"), key=lambda row: row["point"])
+    finished = sorted(compared(rows), key=lambda row: row["point"])
+    shown = {row["point"] for row in finished}
+    # What is compared although it could not serve everything stands in both tables: the reason is to be seen.
+    others = sorted((r for r in rows if r["point"] not in shown or r["status"] != "finished"), key=lambda r: r["point"])
     metrics = [metric for name, metric in SWEEP_METRICS.items() if any(row[name] is not None for row in finished)]
     objectives = [objective.partition(":")[2] for objective in manifest["objective"]]
     data = {
@@ -94,7 +96,7 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
 def findings(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[str]:
     """Sentences: the best point of every objective, what each setting does to it, and what did not run."""
     names = [dimension["name"] for dimension in manifest["space"]]
-    finished = [row for row in rows if row["status"] == "finished"]
+    finished = compared(rows)
     lines = []
     for objective in manifest["objective"]:
         way, _, name = objective.partition(":")
@@ -115,7 +117,18 @@ def findings(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[str]:
         told = [f"{setting} explains {percent(share)}" for setting, share in effects if share >= MATTERS]
         if told:
             lines.append(f"Of the differences in {metric.label}, {', '.join(told)}.")
-    counts = Counter(str(row["status"]) for row in rows if row["status"] != "finished")
+    if finished and finished[0]["status"] != "finished":
+        lost, total = finished[0]["requests_rejected"], finished[0]["requests_total"]
+        lines.append(
+            f"No point could serve every request: compared are those that served the most, all but {lost:,} of {total:,}."
+        )
+    if cut := sum(bool(row.get("requests_cut")) for row in finished):
+        lines.append(
+            f"{cut} of {len(finished)} points cut outputs short (requests_cut, cut_tokens in results.csv): their load was "
+            "lighter than the trace's."
+        )
+    shown = {row["point"] for row in finished}
+    counts = Counter(str(row["status"]) for row in rows if row["point"] not in shown)
     if counts:
         lines.append(
             f"{sum(counts.values())} of {len(rows)} points have no numbers to compare: "
@@ -161,7 +174,7 @@ def _axis(dimension: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     counts = Counter(str(row["status"]) for row in rows)
-    finished = [row for row in rows if row["status"] == "finished"]
+    finished = compared(rows)
     facts = [("Trace", str(manifest["trace"]["name"]))]
     for label, name in (("Model", "model"), ("GPU", "gpu")):
         found = sorted({str(row[name]) for row in finished})

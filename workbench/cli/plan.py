@@ -86,6 +86,24 @@ def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None,
         typer.echo("interrupted: nothing was written", err=True)
         raise typer.Exit(130) from None
     _report(candidates, limits, load, shared, [dimension.name for dimension in space], out, as_json)
+    _warn(candidates)
+
+
+def _warn(candidates: list[Candidate]) -> None:
+    """Say on stderr what can never be served. Raises typer.Exit with 2 when that is everything."""
+    from workbench.search.point import INCOMPLETE
+
+    lost = [c for c in candidates if c.status == INCOMPLETE or (c.found is not None and c.found.refused is not None)]
+    if not lost:
+        return
+    nothing = all(candidate.found is None for candidate in candidates)
+    # What the best cannot serve either is what the plan leaves out.
+    first = lost[0]
+    sentence = first.found.refused.sentence if first.found is not None and first.found.refused else first.reason
+    more = f" (and likewise {len(lost) - 1} more configurations)" if lost[1:] else ""
+    typer.echo(f"{'error' if nothing else 'warning'}: {sentence}{more}", err=True)
+    if nothing:
+        raise typer.Exit(2)
 
 
 def _progress_bar(total: int, quiet: bool) -> Any:

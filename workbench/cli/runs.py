@@ -46,9 +46,10 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
                    run_one: Callable[..., RunRecord], done: str) -> None:  # fmt: skip
     """Run every loop with ``run_one(settings, loop, trace, ...)``, write the records, print and write the comparison.
 
-    Raises typer.Exit with 130 after an interrupt and 2 when requests were rejected; whatever ``run_one`` raises.
+    Raises typer.Exit with 130 after an interrupt and 2 when no request could be served at all; whatever ``run_one`` raises.
     """
     from reports.record import prepare_out
+    from reports.refused import refused
 
     folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
@@ -67,9 +68,11 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
     if interrupted:
         print(f"interrupted: what was {done} is in {folder}", file=sys.stderr)
         raise typer.Exit(130)
-    lost = _rejected(records)
-    if lost:
-        print(lost, file=sys.stderr)
+    lost = [found for name, record in records.items() if (found := refused(record, name)) is not None]
+    nothing = len(lost) == len(records) and all(found.everything for found in lost)
+    for found in lost:
+        print(f"{'error' if nothing else 'warning'}: {found.sentence}", file=sys.stderr)
+    if nothing:
         raise typer.Exit(2)
 
 
@@ -213,18 +216,3 @@ def _clear_leftovers(folder: Path) -> None:
             file.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _rejected(records: dict[str, RunRecord]) -> str | None:
-    """One line about requests that could never be served, or None."""
-    for name, record in records.items():
-        lost = [i for i, status in enumerate(record.requests["status"]) if status.startswith("rejected")]
-        if lost:
-            requests = record.requests
-            return (
-                f"error: {len(lost)} of {len(requests['status'])} requests can never be served under {name}: "
-                f"{requests['request_id'][lost[0]]} with {requests['input_tokens'][lost[0]]} input tokens is "
-                f"{requests['status'][lost[0]].removeprefix('rejected:')} "
-                f"(kv_tokens {record.meta['settings']['kv_tokens']}, max_context {record.meta['settings']['max_context']})"
-            )
-    return None

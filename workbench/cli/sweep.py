@@ -96,11 +96,31 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
                 shared, source, results, executor=executor, jobs=jobs, time_limit_s=time_limit_s, progress=progress
             )
         _report(results, shared, space, objectives, as_json)
+        nothing = _warn(results.rows)
     if not finished:
         typer.echo(
             f"interrupted: {len(results.rows)} of {source.total} points are in {folder}; --resume goes on", err=True
         )
         raise typer.Exit(130)
+    if nothing:
+        raise typer.Exit(2)
+
+
+def _warn(rows: list[dict[str, Any]]) -> bool:
+    """Say on stderr which points could not serve every request; whether no point could serve any."""
+    from reports.sweep_metrics import compared
+    from workbench.search.point import INCOMPLETE
+
+    lost = [row for row in rows if row["status"] == INCOMPLETE]
+    nothing = bool(lost) and not compared(rows)
+    if lost:
+        points = f"{len(lost)} of {len(rows)} points"
+        what = (
+            f"no point can serve a request, {points} were tried" if nothing else f"{points} cannot serve every request"
+        )
+        first = f"point {lost[0]['point']}: {lost[0]['reason']}"
+        typer.echo(f"{'error' if nothing else 'warning'}: {what}; first, {first}", err=True)
+    return nothing
 
 
 def _arrivals_count(base: Base, space: list[Dimension]) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 
 from reports.labels import Unit, percent, written
 from reports.record import RunRecord
-from reports.schema import DECODE
+from reports.schema import ABORTED, DECODE
 from workbench.search.slo import Limit
 
 DOMINANT = 0.5
@@ -23,7 +23,7 @@ def explain(record: RunRecord, limit: Limit, idle: bool = False) -> str:
     A run that was stopped early is judged by what there is of it.
     """
     column = record.requests
-    lost = sorted({status for status in column["status"] if status.partition(":")[0] in ("rejected", "aborted")})
+    lost = sorted({status for status in column["status"] if status.partition(":")[0] == ABORTED})
     if lost:
         number = sum(status in lost for status in column["status"])
         return (

@@ -6,18 +6,19 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reports.cuts import cut_text
 from reports.json_file import json_text
 from reports.out_folder import write_file
 from reports.plan_page import write_plan_page
 from traces.reshape import reshape
 from workbench.run.settings import RunSettings, resolve
 from workbench.search.executor import open_executor
-from workbench.search.point import FAILED, FINISHED, INVALID, TIMED_OUT, Shared
+from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
 from workbench.search.rate import HighestRate, highest_rate, simulator
 from workbench.search.slo import Limit
 from workbench.search.space import Point, SpaceError
@@ -60,8 +61,8 @@ class Candidate:
 
     @property
     def carries(self) -> bool:
-        """Whether it keeps the SLO at the target."""
-        return self.found is not None and bool(self.found.target_kept)
+        """Whether it keeps the SLO at the target, of as many requests as any other can serve."""
+        return self.status == FINISHED and self.found is not None and bool(self.found.target_kept)
 
     def margin(self, target: float) -> float:
         """How far the highest rate lies above the target; 0.25 is a quarter."""
@@ -114,6 +115,8 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
         found = highest_rate(simulate, limits, load.arrivals, load.requests, load.target)
     except ValueError as error:
         return Candidate(point, INVALID, str(error))
+    if found.refused is not None and found.refused.everything:
+        return Candidate(point, INCOMPLETE, found.refused.sentence, instance.gpu.name, gpus, cost)
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
@@ -150,7 +153,24 @@ def run_plan(shared: Shared, points: list[Point], limits: list[Limit], load: Loa
                     candidates.append(done.result)
             if progress is not None:
                 progress(len(candidates), running.running)
-    return ranked(candidates, load.target)
+    return ranked(_held_to_the_most(candidates), load.target)
+
+
+def _held_to_the_most(candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates, those that can serve fewer requests than another as incomplete: the rest of the load is easier."""
+    fewest = min((_refused(candidate) for candidate in candidates if candidate.found is not None), default=0)
+    return [
+        replace(candidate, status=INCOMPLETE, reason=candidate.found.refused.sentence)
+        if candidate.found is not None and candidate.found.refused is not None and _refused(candidate) > fewest
+        else candidate
+        for candidate in candidates
+    ]
+
+
+def _refused(candidate: Candidate) -> int:
+    return (
+        candidate.found.refused.requests if candidate.found is not None and candidate.found.refused is not None else 0
+    )
 
 
 def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
@@ -167,7 +187,27 @@ def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
 
 
 def answer(candidates: list[Candidate], limits: list[Limit], load: Load, currency: str = "") -> list[str]:
-    """The plan in sentences: the choice, its margin, the next best, and what breaks first."""
+    """The plan in sentences: the choice, its margin, the next best, what breaks first, and what load it leaves out."""
+    return [*_choice(candidates, limits, load, currency), *_lighter(candidates)]
+
+
+def _lighter(candidates: list[Candidate]) -> list[str]:
+    """In how far the load that was searched with is less than the trace's."""
+    lines = []
+    searched = [candidate for candidate in candidates if candidate.found is not None]
+    for candidate in searched[:1]:
+        assert candidate.found is not None
+        if candidate.found.refused is not None:
+            lines.append(f"Left out: {candidate.found.refused.sentence}.")
+        for cause, of in candidate.found.cut.items():
+            lines.append(f"Cut short: {cut_text(cause, of)}.")
+    for candidate in candidates:
+        if candidate.status == INCOMPLETE:
+            lines.append(f"{_name(candidate)} cannot serve every request: {candidate.reason}.")
+    return lines
+
+
+def _choice(candidates: list[Candidate], limits: list[Limit], load: Load, currency: str) -> list[str]:
     searched = [candidate for candidate in candidates if candidate.found is not None]
     slo = ", ".join(map(str, limits))
     if not searched:
@@ -314,6 +354,8 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
         "burst_rps": found.burst_rps,
         "simulations": len(found.probes),
         "breaks_first": found.breaks,
+        "requests_rejected": _refused(candidate),
+        "cut": found.cut,
         "at_highest_rate": found.at_rate.measured_s if found.at_rate is not None else {},
         "probes": [
             {"rate": _finite(p.rate), "all_at_once": math.isinf(p.rate), "one_at_a_time": p.rate == 0, "kept": p.kept,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reports.metrics import Summary
-from reports.record import RunRecord, write_record
+from reports.record import write_record
+from reports.refused import refused
 from reports.sweep_metrics import sweep_summary
 from traces import Trace
 from traces.reshape import reshape
@@ -162,13 +163,5 @@ def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
         write_record(record, folder)
     metrics = sweep_summary(record, settings.slo_ttft, settings.slo_tpot, price)
     used = {**dataclasses.asdict(settings), "loop": loop}
-    reason = _rejections(record)
-    return Outcome(INCOMPLETE if reason else FINISHED, reason, used, metrics)
-
-
-def _rejections(record: RunRecord) -> str:
-    statuses = record.requests["status"]
-    lost = [status.partition(":")[2] for status in statuses if status.startswith("rejected")]
-    if not lost:
-        return ""
-    return f"{len(lost)} of {len(statuses)} requests can never be served ({', '.join(sorted(set(lost)))})"
+    lost = refused(record)
+    return Outcome(INCOMPLETE if lost else FINISHED, lost.sentence if lost else "", used, metrics)

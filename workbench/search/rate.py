@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from reports.cuts import cuts_of
 from reports.record import RunRecord
+from reports.refused import Refused, is_refused, refused
 from traces import Trace
 from traces.reshape import reshape
 from workbench.run.settings import RunSettings
@@ -59,6 +61,10 @@ class HighestRate:
     """The run at `rate`."""
     target_kept: bool | None = None
     """Whether the SLO is kept at the rate asked for."""
+    refused: Refused | None = None
+    """Requests that can never be served, at no rate: the SLO is of the others."""
+    cut: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Outputs that are cut short, by what cuts them, as in a run record's `totals.cut`."""
 
 
 Simulate = Callable[[float, Watch | None], RunRecord]
@@ -89,7 +95,7 @@ def highest_rate(simulate: Simulate, limits: list[Limit], arrivals: int, request
     """
     search = _Search(simulate, limits, arrivals, requests)
     burst = search.run(math.inf, watched=False)
-    if burst.kept:
+    if burst.kept or (search.refused is not None and search.refused.everything):
         return search.result(target)
     for share in FIRST_GUESSES:
         guess = share * search.burst_rps * arrivals / requests
@@ -119,6 +125,8 @@ class _Search:
         self.probes: list[Probe] = []
         self.kept_at, self.lost_at = 0.0, math.inf
         self.burst_rps = 0.0
+        self.refused: Refused | None = None
+        self.cut: dict[str, dict[str, int]] = {}
         self._breaks = ""
 
     @property
@@ -132,6 +140,8 @@ class _Search:
         record = self._simulate(rate, watch)
         if math.isinf(rate):
             self.burst_rps = burst_rps(record)
+            # Neither depends on the rate.
+            self.refused, self.cut = refused(record), cuts_of(record) or {}
         stopped = watch is not None and watch.broken is not None
         if stopped:
             assert watch is not None and watch.broken is not None
@@ -159,14 +169,14 @@ class _Search:
         if target is not None:
             target_kept = True if target <= self.kept_at else False if target >= self.lost_at else None
         return HighestRate(self.kept_at, self.lost_at, self.burst_rps, tuple(self.probes), self._breaks, at_rate,
-                           target_kept)  # fmt: skip
+                           target_kept, self.refused, self.cut)  # fmt: skip
 
 
 def burst_rps(record: RunRecord) -> float:
     """Requests/s from the first arrival to the last finish. The tail, with ever fewer of them running, makes it a little
     less than what is sustained with a queue that never empties: a point to start from."""
     finish_s = record.requests["finish_s"]
-    ended = ~np.isnan(finish_s)
+    ended = ~np.isnan(finish_s) & np.array([not is_refused(status) for status in record.requests["status"]], bool)
     if not ended.any():
         return 1.0
     return float(ended.sum()) / max(float(finish_s[ended].max() - record.requests["arrival_s"].min()), 1e-9)

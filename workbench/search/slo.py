@@ -13,6 +13,7 @@ import numpy as np
 from reports.labels import Unit, written
 from reports.percentiles import weighted_percentile
 from reports.record import RunRecord
+from reports.refused import is_refused
 from workbench.run.recorder import RequestRow
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
@@ -76,22 +77,23 @@ def parse_slo(text: str) -> list[Limit]:
 
 
 def latency_values(record: RunRecord, latency: str) -> tuple[np.ndarray, np.ndarray]:
-    """(seconds, how many had it) over all requests. A request that did not finish never got its tokens: infinite. A
-    request of one output token has no TPOT and is not counted there."""
+    """(seconds, how many had it) over all requests that can be served at all. A request that did not finish never got its
+    tokens: infinite. A request of one output token has no TPOT and is not counted there."""
     column = record.requests
+    possible = np.array([not is_refused(status) for status in column["status"]], dtype=bool)
     if latency == "itl":
-        lost = sum(status != "finished" for status in column["status"])
+        lost = sum(status != "finished" for status in column["status"]) - int((~possible).sum())
         return np.append(record.itl[0], np.inf), np.append(record.itl[1], lost)
     finished = np.array([status == "finished" for status in column["status"]], dtype=bool)
     arrival_s = column["arrival_s"]
     if latency == "tpot":
         gaps = column["output_tokens"] - 1
         values = (column["finish_s"] - column["first_token_s"]) / np.maximum(gaps, 1)
-        kept = (gaps > 0) | ~finished
+        kept = ((gaps > 0) | ~finished) & possible
         values, finished = values[kept], finished[kept]
     else:
         end = {"ttft": "first_token_s", "e2e": "finish_s", "queue": "scheduled_s"}[latency]
-        values = column[end] - arrival_s
+        values, finished = (column[end] - arrival_s)[possible], finished[possible]
     values = np.where(finished, values, np.inf)
     return values, np.ones(len(values), np.int64)
 
@@ -159,7 +161,10 @@ class Watch:
         """Whether to stop, looking at all requests that have arrived by now."""
         self.due_s = now_s + self._every_s
         for limit, enough in self._allowed:
-            if sum(_exceeds(row, limit.latency, limit.limit_s, now_s) for row in rows) >= enough:
+            if (
+                sum(not is_refused(row.status) and _exceeds(row, limit.latency, limit.limit_s, now_s) for row in rows)
+                >= enough
+            ):
                 self.broken = limit.name
                 return True
         return False

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from reports.sweep_metrics import compared
 from workbench.run.idle import idle_in
 from workbench.run.interrupts import Interrupted, noted_interrupts
 from workbench.search.executor import open_executor
 from workbench.search.objectives import Objective
-from workbench.search.point import FAILED, FINISHED, INVALID, TIMED_OUT, Outcome, Shared, run_point
+from workbench.search.point import FAILED, INVALID, TIMED_OUT, Outcome, Shared, run_point
 from workbench.search.results import Results, Row
 from workbench.search.sources import Source
 from workbench.search.space import Dimension, Point, SpaceError
@@ -131,18 +132,18 @@ def run_sweep(shared: Shared, source: Source, results: Results, *, executor: str
 
 
 def best_rows(rows: list[Row], objective: Objective) -> list[Row]:
-    """Finished rows that have the metric, the best first."""
-    having = [row for row in rows if row["status"] == FINISHED and row[objective.metric] is not None]
+    """The compared rows that have the metric, the best first."""
+    having = [row for row in compared(rows) if row[objective.metric] is not None]
     return sorted(having, key=lambda row: (-1 if objective.higher else 1) * row[objective.metric])
 
 
 def pareto_front(rows: list[Row], objectives: list[Objective]) -> list[Row]:
-    """Finished rows that no other row beats in one objective without losing in another."""
+    """Compared rows that no other row beats in one objective without losing in another."""
 
     def losses(row: Row) -> tuple[float, ...]:
         return tuple((-1 if o.higher else 1) * row[o.metric] for o in objectives)
 
-    having = [row for row in rows if row["status"] == FINISHED and all(row[o.metric] is not None for o in objectives)]
+    having = [row for row in compared(rows) if all(row[o.metric] is not None for o in objectives)]
     front: list[Row] = []
     scored: list[tuple[Any, Row]] = sorted(((losses(row), row) for row in having), key=lambda pair: pair[0])
     for mine, row in scored:
