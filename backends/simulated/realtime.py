@@ -58,6 +58,7 @@ class RealtimeBackend:
         self._scale = time_scale
         self._stage_free_s = [0.0] * stages
         self._link_free_s = [0.0] * (stages - 1)
+        self._busy_until_s = 0.0
         self._cpu_mark_s = time.thread_time()
         self._receive_s = self._schedule_s = 0.0
         self._pending: deque[RealtimeForward] = deque()
@@ -91,7 +92,7 @@ class RealtimeBackend:
             if stage < len(self._link_free_s):
                 begin = max(end, self._link_free_s[stage])
                 self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage) * self._scale
-        forward.end_s = forward.ends_s[-1]
+        forward.end_s = self._busy_until_s = forward.ends_s[-1]
         self._pending.append(forward)
         return forward
 
@@ -102,6 +103,10 @@ class RealtimeBackend:
             self._cpu_mark_s = time.thread_time()
 
         return wait
+
+    def worked_s(self) -> float:
+        """The clock while a launched batch computes; it stands at the end of the last one."""
+        return min(self._now_s(), self._busy_until_s)
 
     def cpu(self) -> Wait:
         return None  # real CPU time has passed already

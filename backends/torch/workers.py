@@ -24,12 +24,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from backends.torch.device_clock import DeviceClock
 from backends.torch.loader import load_model
 from backends.torch.ops import load_ops
 from backends.torch.parallel import SINGLE, Parallel
 from backends.torch.rank import Rank
 from backends.torch.runner import ModelRunner, NoRoomForKV
 from backends.torch.sampler import Logprobs
+from backends.torch.signs import Signs, cpu_clock
 from workbench.scheduler.batch import ModelWorkerBatch
 
 
@@ -94,6 +96,14 @@ class Workers(Protocol):
 
         Raises ValueError, the first rank's, when any of them does.
         """
+        ...
+
+    def worked_s(self) -> float:
+        """Grows while a batch computes. On a GPU it stands: nothing tells a long step of it from one that hangs."""
+        ...
+
+    def heard_s(self) -> float:
+        """``time.monotonic()`` when the rank that is silent longest was last heard of."""
         ...
 
     def close(self, patience_s: float = 5.0) -> None:
@@ -175,6 +185,10 @@ class _OneProcess:
         self.dtype = _dtype_name(self.runner)
         self.runner.allocate(self.kv_tokens // options.page_size)
         self.runner.capture(list(options.capture_sizes))
+        self.worked_s: Callable[[], float] = lambda: 0.0
+
+    def heard_s(self) -> float:
+        return time.monotonic()
 
 
 class CpuWorker(_OneProcess):
@@ -183,6 +197,7 @@ class CpuWorker(_OneProcess):
     def __init__(self, options: RunnerOptions) -> None:
         super().__init__(options, torch.device("cpu"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.worked_s = self._thread.submit(cpu_clock).result()
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
         future: Future[StepOutput] = self._thread.submit(self._run, batch)
@@ -249,36 +264,6 @@ class CudaWorker(_OneProcess):
         self.rank.close()
 
 
-class DeviceClock:
-    """Events in seconds of the monotonic clock.
-
-    The time between two events is a float32 of milliseconds, which is 60 microseconds coarse after a quarter of an hour, and
-    the device's clock runs a little faster or slower than the host's. So times count from an anchor that moves along.
-    """
-
-    ANCHOR_S = 1.0
-    """How old an anchor gets."""
-    DRIFT = 5e-5
-    """More than clocks differ by: how fast the anchor may follow the host's clock."""
-
-    def __init__(self, anchor: torch.cuda.Event, at_s: float) -> None:
-        self._anchor, self._at_s = anchor, at_s
-
-    def at(self, start: torch.cuda.Event, end: torch.cuda.Event, now_s: float, waited: bool) -> tuple[float, float]:
-        """When a step began and ended. Both events are over; ``waited``: the host has waited for the end, until now."""
-        start_s, end_s = (self._at_s + self._anchor.elapsed_time(event) / 1e3 for event in (start, end))
-        late_s = now_s - end_s
-        if late_s < 0:
-            # Nothing is known before it happens: the device's clock is ahead.
-            start_s, end_s = start_s + late_s, now_s
-            self._at_s += late_s
-        if end_s - self._at_s > self.ANCHOR_S:
-            # Only a host that has waited knows when it was; even then it wakes up a little later.
-            follow_s = min(late_s, self.DRIFT * (end_s - self._at_s)) if waited and late_s > 0 else 0.0
-            self._anchor, self._at_s = end, end_s + follow_s
-        return start_s, end_s
-
-
 def _to_host(tensor: Tensor) -> Tensor:
     """A copy into pinned memory that is done when the stream is."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
@@ -302,12 +287,16 @@ class ManyWorkers:
         context = torch.multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="workbench-")
         rendezvous = Path(self._folder.name) / "rendezvous"
+        self._signs = Signs(context, world)
+        self.worked_s, self.heard_s = self._signs.worked_s, self._signs.heard_s
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         resource_tracker.ensure_running()  # which would let Ctrl-C through again, were it to start with the first child
         for rank in range(world):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_rank_main, args=(rank, options, str(rendezvous), theirs), daemon=True)
+            process = context.Process(
+                target=_rank_main, args=(rank, options, str(rendezvous), theirs, self._signs), daemon=True
+            )
             # A child hit by Ctrl-C before it ignores it would complain.
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
@@ -421,9 +410,10 @@ class _Answer:
     refused: ValueError | None = None
 
 
-def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
+def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection, signs: Signs) -> None:
     """The life of one rank's process. Ctrl-C is its parent's business, which has a step to finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signs.give(rank, options.device == "cpu")
     try:
         _serve_rank(rank, options, rendezvous, pipe)
     except (EOFError, BrokenPipeError):

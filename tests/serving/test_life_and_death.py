@@ -9,10 +9,18 @@ import subprocess
 import threading
 import time
 
+import msgspec
 import openai
 import pytest
 
 from tests.serving.server import MODEL, PATIENCE_S, Server, answer, command, environment, until
+from tests.serving.test_many_clients import in_a_loop
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.scheduler import Scheduler
+from workbench.serving.engine_client import EngineClient
+from workbench.serving.messages import Addresses
+from workbench.serving.metrics import Metrics
+from workbench.serving.vitals import Vitals
 
 
 @pytest.fixture
@@ -138,26 +146,65 @@ def test_children_do_not_outlive_a_server_that_is_killed(start):
     until(lambda: not any(alive(pid) for pid in children.values()), "children gone")
 
 
-def test_a_stuck_scheduler_fails_the_health_check_and_recovers(start):
-    server = start("--stuck-after", "0.5")
-    pid = server.children()["scheduler"]
-    assert server.http.get("/health").is_success
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: server.http.get("/health").status_code == 503, "unhealthy")
-    assert "not been heard of" in server.http.get("/health").json()["error"]["message"]
-    os.kill(pid, signal.SIGCONT)
+def test_a_frozen_process_fails_the_health_check_and_recovers(start):
+    server = start("--stuck-after", "1")
+    for name, pid in server.children().items():
+        until(lambda: server.http.get("/health").is_success, "healthy")
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: server.http.get("/health").status_code == 503, "unhealthy")
+        said = server.http.get("/health").json()["error"]["message"]
+        assert said.startswith(f"the {name} process has not been heard of for ")
+        os.kill(pid, signal.SIGCONT)
     until(lambda: server.http.get("/health").is_success, "healthy again")
 
 
-def test_a_loop_without_progress_fails_the_health_check(start):
-    server = start("--stuck-after", "0.5", "--time-scale", "1000")
-    time.sleep(0.7)
-    assert server.http.get("/health").is_success, "an idle server is not stuck"
-    thread, _ = in_thread(lambda: complete(server, "slow", 100))
-    until(lambda: server.http.get("/health").status_code == 503, "unhealthy")
-    assert "no progress" in server.http.get("/health").json()["error"]["message"]
-    server.kill()
-    thread.join()
+class Model:
+    """Whatever computes, as a heartbeat sees it."""
+
+    def __init__(self) -> None:
+        self.worked_s = 0.0
+        self.heard_s = time.monotonic()
+
+    def vitals(self) -> Vitals:
+        return Vitals(Scheduler(SchedulerConfig(100, 50)), lambda: self.worked_s, lambda: self.heard_s)
+
+
+def test_progress_is_the_loops_or_that_of_the_batch_it_waits_for():
+    model = Model()
+    vitals = model.vitals()
+    vitals.progress_s = 5.0
+    assert vitals.beat().progress_s == 5.0, "nothing computes"
+    model.worked_s = 1.0
+    assert vitals.beat().progress_s > 5.0
+    at_s = vitals.progress_s
+    assert vitals.beat().progress_s == at_s, "what computed has ended, and the loop has not moved"
+    vitals.moved()
+    assert vitals.beat().progress_s >= at_s and vitals.beat().pending
+    vitals.resting()
+    assert not vitals.beat().pending
+
+
+def test_health_says_which_part_of_the_way_of_an_answer_is_silent(tmp_path):
+    async def check() -> None:
+        engine = EngineClient(Addresses.within(tmp_path), Metrics("m"), 10)
+        now = time.monotonic()
+        engine.beat, engine._pulse_s = Model().vitals().beat(), now
+        assert engine.silence(1000.0) is None
+        long_ago = now - 2000.0
+        for field, said in (
+            ("sent_s", "the scheduler process has not been heard of for 2000 s"),
+            ("heard_s", "a process of the model has not been heard of for 2000 s"),
+            ("progress_s", "the loop is stuck: no progress for 2000 s with work pending"),
+        ):
+            engine.beat = msgspec.structs.replace(Model().vitals().beat(), pending=True, **{field: long_ago})
+            assert engine.silence(1000.0) == said
+        engine.beat = msgspec.structs.replace(Model().vitals().beat(), pending=False, progress_s=long_ago)
+        assert engine.silence(1000.0) is None, "at rest"
+        engine._pulse_s = long_ago
+        assert engine.silence(1000.0) == "the detokenizer process has not been heard of for 2000 s"
+        engine.destroy()
+
+    in_a_loop(check())
 
 
 def test_overload_is_a_503_that_says_when_to_come_again(start):

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
 
-from backends.torch.workers import DeviceClock  # noqa: E402
+from backends.torch.device_clock import DeviceClock  # noqa: E402
 
 
 class Event:

@@ -47,6 +47,10 @@ class LiveBackend:
     rested: Callable[[], None]
     """To be called when a wait of its loop is over."""
     upkeep: Upkeep
+    worked_s: Callable[[], float]
+    """Grows while a batch computes, and stands while none does, whatever waits for it."""
+    heard_s: Callable[[], float]
+    """``time.monotonic()`` when the process that computes and is silent longest was last heard of."""
     close: Callable[[], None]
     """To be called at the end."""
 
@@ -79,7 +83,7 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
         instance.tp * instance.pp, instance.model.name, instance.kv_budget, instance.weights.described,
-        backend.rested, ModelledGPU(), lambda: None,
+        backend.rested, ModelledGPU(), backend.worked_s, time.monotonic, lambda: None,
     )  # fmt: skip
 
 
@@ -109,5 +113,6 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp,
-        settings.run.model, {}, held_weights(backend.dtype, settings.run), backend.rested, backend, backend.close,
+        settings.run.model, {}, held_weights(backend.dtype, settings.run), backend.rested, backend,
+        backend.workers.worked_s, backend.workers.heard_s, backend.close,
     )  # fmt: skip

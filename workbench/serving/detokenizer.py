@@ -14,6 +14,7 @@ from workbench.serving.messages import (
     Ended,
     LogprobText,
     Opened,
+    Pulse,
     Shutdown,
     Step,
     StopFound,
@@ -143,6 +144,8 @@ def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
                 scheduler.send(encode(stop))
             if chunks:
                 http.send(encode(Chunks(chunks, detokenizer.open_streams)))
+        elif isinstance(message, Pulse):
+            http.send(encode(message))
         else:
             assert isinstance(message, Shutdown)
             break

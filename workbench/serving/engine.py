@@ -61,7 +61,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
 
     scheduler = Scheduler(built.scheduler, eos_token_ids=built.eos_token_ids, clock=now_s)
     record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
-    vitals = Vitals(scheduler)
+    vitals = Vitals(scheduler, built.worked_s, built.heard_s)
     log.vitals, log.record = vitals, record
     detokenizer = push_socket(context, addresses.detokenizer)
     outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s, settings.run.slo_ttft)
@@ -72,7 +72,7 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     loop = LOOPS[settings.loop](scheduler, built.backend, inbox, outbox, **options)
     http.send(encode(_ready(settings, built, vitals)))
     try:
-        with heartbeat(vitals, context, addresses.http):
+        with heartbeat(vitals, context, addresses):
             drive(loop, built.rested)
     except Ending:
         detokenizer.send(encode(Shutdown()))

@@ -27,6 +27,7 @@ from workbench.serving.messages import (
     Done,
     Failed,
     LoadWeights,
+    Pulse,
     Ready,
     SessionAction,
     SessionControl,
@@ -118,10 +119,13 @@ class EngineClient:
         self._controls: dict[int, asyncio.Future[Done]] = {}
         self._without_token = 0
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        """Every process an answer passes is there."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.beat: Beat | None = None
         """The last heartbeat; there from the moment the engine is ready."""
+        self._pulse_s = 0.0
+        """When the scheduler process sent the last pulse that came through the detokenizer."""
         self.failure: Failed | None = None
         """What the scheduler process said before it ended."""
         self.failed = asyncio.Event()
@@ -140,6 +144,10 @@ class EngineClient:
                     self._deliver(chunk, now)
             elif isinstance(message, Beat):
                 self.beat = self._metrics.beat = message
+            elif isinstance(message, Pulse):
+                self._pulse_s = message.sent_s
+                if self._metrics.ready is not None and not self.ready.done():
+                    self.ready.set_result(self._metrics.ready)
             elif isinstance(message, Done):
                 waiter = self._controls.pop(message.number, None)
                 if waiter is not None and not waiter.done():
@@ -147,8 +155,6 @@ class EngineClient:
             elif isinstance(message, Ready):
                 self._metrics.ready = message
                 self.beat = self._metrics.beat = message.beat
-                if not self.ready.done():
-                    self.ready.set_result(message)
             else:
                 self.failure = message
                 self.failed.set()
@@ -258,6 +264,22 @@ class EngineClient:
     def refusal(self) -> ApiError | None:
         """Why no request is taken any more, if so."""
         return self._refusal
+
+    def silence(self, limit_s: float) -> str | None:
+        """Why no answer can be expected, in one line, or None: a process that answers pass has not been heard of for
+        ``limit_s`` seconds, or the loop has something to do and has not moved for so long, nor the batch it waits for."""
+        beat, now = self.beat, time.monotonic()
+        assert beat is not None, "the engine is ready"
+        for name, heard_s in (
+            ("the scheduler process", beat.sent_s),
+            ("a process of the model", beat.heard_s),
+            ("the detokenizer process", self._pulse_s),
+        ):
+            if now - heard_s > limit_s:
+                return f"{name} has not been heard of for {now - heard_s:.0f} s"
+        if beat.pending and now - beat.progress_s > limit_s:
+            return f"the loop is stuck: no progress for {now - beat.progress_s:.0f} s with work pending"
+        return None
 
     async def control(self, action: ControlAction) -> None:
         """Have the scheduler do something. Raises ApiError 503 when it does not answer."""

@@ -269,13 +269,7 @@ class Api:
         refusal = self._engine.refusal
         if refusal is not None:
             return error_response(refusal)
-        beat, now = self._engine.beat, time.monotonic()
-        limit_s = self._settings.stuck_after_s
-        why = None
-        if beat is not None and now - beat.sent_s > limit_s:
-            why = f"the scheduler process has not been heard of for {now - beat.sent_s:.0f} s"
-        elif beat is not None and beat.pending and now - beat.progress_s > limit_s:
-            why = f"the loop is stuck: no progress for {now - beat.progress_s:.0f} s with work pending"
+        why = self._engine.silence(self._settings.stuck_after_s)
         if why is not None:
             return error_response(ApiError(503, why, kind="server_error", code="stuck"))
         return json_response({"status": "ok"})

@@ -130,10 +130,14 @@ class LiveInbox:
         files: list[str] = []
 
         def act() -> None:
-            if isinstance(message, StartProfile):
-                self._upkeep.start_profile(message.folder, message.steps)
-            else:
-                files.extend(self._upkeep.stop_profile())
+            self._vitals.resting()  # writing a trace may take minutes, too
+            try:
+                if isinstance(message, StartProfile):
+                    self._upkeep.start_profile(message.folder, message.steps)
+                else:
+                    files.extend(self._upkeep.stop_profile())
+            finally:
+                self._vitals.moved()
 
         return Profile(act, lambda refused: self._done.append(Done(message.number, {"files": files}, refused)))
 

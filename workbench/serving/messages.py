@@ -1,9 +1,9 @@
 """What the three processes of a server say to each other, as msgpack over ZeroMQ.
 
-    HTTP ──Submit, Cancel, Control, Ask, Change, Shutdown──> scheduler ──Opened, Step──> detokenizer ──Chunks──> HTTP
-           SessionControl, LoadWeights,             ^ <──────StopFound──────────┘
-           StartProfile, StopProfile                │
-                                                    └──Ready, Beat, Done, Failed──> HTTP
+    HTTP ──Submit, Cancel, Control, Ask,──> scheduler ──Opened, Step, Pulse──> detokenizer ──Chunks, Pulse──> HTTP
+           Change, Shutdown,                    ^ │ <──────StopFound────────────────┘
+           SessionControl, LoadWeights,           │
+           StartProfile, StopProfile              └──Ready, Beat, Done, Failed──> HTTP
 
 Every process owns one PULL socket. A *stream* is a number the HTTP process gives to each sequence it asks for: what a step
 says about 256 sequences is then two small arrays.
@@ -177,7 +177,14 @@ class Step(msgspec.Struct, tag="step", array_like=True):
     """By stream, for those that asked."""
 
 
-ToDetokenizer = Opened | Step | Shutdown
+class Pulse(msgspec.Struct, tag="pulse", array_like=True):
+    """Goes the way of an answer, from the scheduler process through the detokenizer: while it comes, answers can."""
+
+    sent_s: float
+    """``time.monotonic()`` when the scheduler process sent it."""
+
+
+ToDetokenizer = Opened | Step | Pulse | Shutdown
 
 
 class LogprobText(msgspec.Struct, array_like=True):
@@ -219,13 +226,15 @@ class Chunks(msgspec.Struct, tag="chunks", array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", array_like=True):
-    """The scheduler process is alive, and how it stands. Counts are since its start."""
+    """The scheduler process is alive, and how it stands. Counts are since its start; moments are ``time.monotonic()``."""
 
     sent_s: float
+    heard_s: float
+    """When the process of the model that is silent longest was last heard of."""
     progress_s: float
-    """``time.monotonic()`` when the loop last moved."""
+    """When the loop last moved, or the batch that it waits for did."""
     pending: bool
-    """It has something to do."""
+    """The loop has something to do."""
     paused: bool
     waiting: int
     running: int
@@ -274,7 +283,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True):
     """The settings are at fault, not the program."""
 
 
-ToHttp = Chunks | Ready | Beat | Done | Failed
+ToHttp = Chunks | Ready | Beat | Pulse | Done | Failed
 
 encode: Any = msgspec.msgpack.Encoder().encode
 decode_to_scheduler: Any = msgspec.msgpack.Decoder(ToScheduler).decode
@@ -302,10 +311,14 @@ def pull_socket(context: zmq.Context[Any], address: str) -> Any:
     return socket
 
 
-def push_socket(context: zmq.Context[Any], address: str) -> Any:
-    """A socket to another process; sending never blocks. Not to be shared between threads."""
+def push_socket(context: zmq.Context[Any], address: str, most: int = 0) -> Any:
+    """A socket to another process; sending never blocks. Not to be shared between threads.
+
+    With ``most``, no more messages than that wait for a process that does not read: beyond it, sending without waiting
+    raises ``zmq.Again``.
+    """
     socket = context.socket(zmq.PUSH)
-    socket.set_hwm(0)
+    socket.set_hwm(most)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(address)
     return socket

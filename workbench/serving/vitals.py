@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import zmq
 
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.messages import Beat, encode, push_socket
+from workbench.serving.messages import Addresses, Beat, Pulse, encode, push_socket
 
 BEAT_EVERY_S = 0.1
+BEATS_WAITING = 100
+"""Beats that wait at most for a process that does not read."""
 
 
 class Vitals:
-    """Counters of one scheduler. The loop writes; the heartbeat reads, and sends even while the loop is stuck."""
+    """Counters of one scheduler. The loop writes; the heartbeat reads, and sends even while the loop is stuck.
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.backends.LiveBackend`.
+    """
+
+    def __init__(self, scheduler: Scheduler, worked_s: Callable[[], float] = lambda: 0.0,
+                 heard_s: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self._scheduler = scheduler
+        self._worked_s, self._heard_s = worked_s, heard_s
+        self._worked_before_s = 0.0
         self.progress_s = time.monotonic()
         self.pending = False
         self.iterations = 0
@@ -51,8 +59,13 @@ class Vitals:
         state = self._scheduler.state
         cache = state.cache
         receive, schedule, launch, process = self._phase_s
+        now_s, worked_s = time.monotonic(), self._worked_s()
+        if worked_s != self._worked_before_s:
+            # A batch may take minutes: as long as something computes, the loop that waits for it is not stuck.
+            self._worked_before_s = worked_s
+            self.progress_s = now_s
         return Beat(
-            time.monotonic(), self.progress_s, self.pending, self._scheduler.paused, len(state.waiting),
+            now_s, self._heard_s(), self.progress_s, self.pending, self._scheduler.paused, len(state.waiting),
             state.running_count + (state.chunked is not None), cache.used_tokens,
             cache.tree.evictable_pages * cache.page_size, all(slot.full for slot in state.slots), self.iterations,
             self.prompt_tokens, self.cached_prompt_tokens, self.generated_tokens, self.retractions,
@@ -61,15 +74,22 @@ class Vitals:
 
 
 @contextmanager
-def heartbeat(vitals: Vitals, context: zmq.Context[Any], address: str) -> Iterator[None]:
-    """Send a :class:`Beat` every tenth of a second while the body runs."""
+def heartbeat(vitals: Vitals, context: zmq.Context[Any], addresses: Addresses) -> Iterator[None]:
+    """Send a :class:`Beat` to the HTTP process and a :class:`Pulse` on the way of answers, every tenth of a second while the
+    body runs."""
     over = threading.Event()
 
     def run() -> None:
-        socket = push_socket(context, address)
+        # A frozen process reads nothing: what it has not heard by then it need not hear.
+        http = push_socket(context, addresses.http, BEATS_WAITING)
+        detokenizer = push_socket(context, addresses.detokenizer, BEATS_WAITING)
         while not over.wait(BEAT_EVERY_S):
-            socket.send(encode(vitals.beat()))
-        socket.close(0)
+            beat = vitals.beat()
+            for socket, message in ((http, beat), (detokenizer, Pulse(beat.sent_s))):
+                with suppress(zmq.Again):
+                    socket.send(encode(message), zmq.NOBLOCK)
+        http.close(0)
+        detokenizer.close(0)
 
     thread = threading.Thread(target=run, name="heartbeat", daemon=True)
     thread.start()
