@@ -29,7 +29,7 @@ def serve(
     load_format: options.LoadFormat = "auto",
     max_queue: Annotated[int, option("--max-queue", help="Sequences that may queue; more are answered 503. Default 1000.", panel=_SERVER)] = 1000,
     max_body_bytes: Annotated[int, option("--max-body-bytes", help="Largest request body. Default 16 MiB.", panel=_SERVER)] = 16 << 20,
-    stuck_after: Annotated[float, option("--stuck-after", help="Seconds without progress after which /health fails. Default 60.", panel=_SERVER)] = 60.0,
+    stuck_after: Annotated[float, option("--stuck-after", help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. Default 60.", panel=_SERVER)] = 60.0,
     drain_timeout: Annotated[float, option("--drain-timeout", help="Seconds that requests have to finish after SIGTERM. Default 300.", panel=_SERVER)] = 300.0,
     record: Annotated[Optional[Path], option("--record", help="Folder for a run record and a trace of the traffic.", panel=RUN)] = None,
     record_content: Annotated[bool, option("--record-content/--no-record-content", help="Token ids in the trace, or lengths and prefix hashes only. Default: ids.", panel=RUN)] = True,

@@ -47,7 +47,7 @@ class ServeSettings:
     """Sequences that may wait for their first token before new ones are refused."""
     max_body_bytes: int = 16 << 20
     stuck_after_s: float = 60.0
-    """No progress for so long with work pending means unhealthy."""
+    """No sign of life, or no progress with work pending, for so long means unhealthy."""
     drain_timeout_s: float = 300.0
     record: Path | None = None
     record_content: bool = True
