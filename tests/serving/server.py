@@ -34,13 +34,15 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Server:
-    """``workbench serve`` on a free port. Modelled time does not pass unless asked to."""
+    """``workbench serve`` on a free port. Modelled time does not pass unless asked to. ``limits`` are commands of the shell
+    that starts it."""
 
-    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", **env: str) -> None:
+    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", limits: str = "",
+                 **env: str) -> None:  # fmt: skip
         if "--time-scale" not in flags and backend == "simulated":
             flags = (*flags, "--time-scale", "0")
         self.process = subprocess.Popen(
-            command(*flags, model=model, backend=backend),
+            ["sh", "-c", f'{limits}\nexec "$@"', "sh", *command(*flags, model=model, backend=backend)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

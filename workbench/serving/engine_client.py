@@ -43,6 +43,9 @@ from workbench.serving.messages import (
 from workbench.serving.metrics import Metrics
 from workbench.serving.protocol import ApiError, Sequences
 
+MAX_UNREAD_BYTES = 256 << 20
+"""What may wait, over all requests, for clients that read more slowly than their tokens come."""
+
 
 class ClientGone(Exception):
     """Whoever asked has disconnected."""
@@ -76,6 +79,7 @@ class Call:
         self.open: dict[int, _Sequence] = {}
         """Sequences that have not ended, by stream."""
         self._queue: asyncio.Queue[tuple[int, Chunk] | Exception] = asyncio.Queue()
+        self.unread_bytes = 0
 
     async def events(self) -> AsyncIterator[tuple[int, Chunk]]:
         """(index of the choice, what is new) until every sequence has ended.
@@ -85,22 +89,48 @@ class Call:
         left = self.prompts * self.n
         while left:
             event = await self._queue.get()
+            self._count(event, -1)
             if isinstance(event, Exception):
                 raise event
             left -= bool(event[1].kind)
             yield event
 
     def put(self, event: tuple[int, Chunk] | Exception) -> None:
+        self._count(event, 1)
         self._queue.put_nowait(event)
+
+    def _count(self, event: tuple[int, Chunk] | Exception, sign: int) -> None:
+        if not isinstance(event, Exception):
+            held_bytes = sign * _held_bytes(event[1])
+            self.unread_bytes += held_bytes
+            self._engine.unread_bytes += held_bytes
+
+    def drop_unread(self) -> None:
+        """Forget what nobody will read."""
+        while not self._queue.empty():
+            self._count(self._queue.get_nowait(), -1)
+
+    def too_slow(self) -> None:
+        """End it: too much of it waits to be read."""
+        self._engine.close(self, "too_slow")
+        self.drop_unread()
+        self.put(ApiError(503, "the answer was read too slowly", kind="server_error", code="too_slow"))
 
     def disconnected(self) -> None:
         """The client has gone: nobody needs what is still to come."""
         self._engine.abort(self, "disconnected")
+        self.drop_unread()
         self.put(ClientGone())
 
     def close(self) -> None:
         """Forget the call; what has not ended is aborted."""
         self._engine.close(self)
+        self.drop_unread()
+
+
+def _held_bytes(chunk: Chunk) -> int:
+    """About how much memory a chunk takes while it waits."""
+    return 400 + 2 * len(chunk.text) + sum(300 * (1 + len(item.top)) for item in chunk.logprobs or ())
 
 
 class EngineClient:
@@ -115,6 +145,9 @@ class EngineClient:
         self._max_queue = max_queue
         self._numbers = itertools.count(1)
         self._sequences: dict[int, _Sequence] = {}
+        self._left: dict[int, _Sequence] = {}
+        """Sequences whose clients are not there any more and whose end has not come yet: it is counted when it does."""
+        self.unread_bytes = 0
         self._calls: dict[str, Call] = {}
         self._controls: dict[int, asyncio.Future[Done]] = {}
         self._without_token = 0
@@ -219,13 +252,15 @@ class EngineClient:
             self.abort(call, "client")
         return len(calls)
 
-    def close(self, call: Call) -> None:
+    def close(self, call: Call, why: str = "disconnected") -> None:
         """The call has been answered, or cannot be."""
-        if self._calls.pop(call.id, None) is None:
+        if self._calls.get(call.id) is not call:
             return
-        self.abort(call, "disconnected")
+        del self._calls[call.id]
+        self.abort(call, why)
         for stream in call.open:
-            self._forget(self._sequences.pop(stream))
+            self._left[stream] = self._sequences.pop(stream)
+            self._forget(self._left[stream])
         call.open.clear()
         self._metrics.open_streams = len(self._sequences)
         if not self._calls:
@@ -238,7 +273,8 @@ class EngineClient:
     def _deliver(self, chunk: Chunk, now: float) -> None:
         sequence = self._sequences.get(chunk.stream)
         if sequence is None:
-            return  # closed in the meantime
+            self._deliver_to_nobody(chunk, now)
+            return
         metrics, call = self._metrics, sequence.call
         for _ in chunk.token_ids:
             if sequence.tokens:
@@ -252,11 +288,26 @@ class EngineClient:
             del self._sequences[chunk.stream], call.open[chunk.stream]
             self._forget(sequence)
             metrics.open_streams = len(self._sequences)
-            metrics.finished(chunk.kind)
-            metrics.e2e_s.observe(now - call.arrival_s)
-            metrics.prompt_tokens.observe(chunk.prompt_tokens)
-            metrics.output_tokens.observe(sequence.tokens)
+            self._ended(sequence, chunk, now)
         call.put((sequence.index, chunk))
+        if self.unread_bytes > MAX_UNREAD_BYTES:
+            max(self._calls.values(), key=lambda waiting: waiting.unread_bytes).too_slow()
+
+    def _deliver_to_nobody(self, chunk: Chunk, now: float) -> None:
+        """What comes after its call was closed."""
+        sequence = self._left.get(chunk.stream)
+        if sequence is not None:
+            sequence.tokens += len(chunk.token_ids)
+            if chunk.kind:
+                del self._left[chunk.stream]
+                self._ended(sequence, chunk, now)
+
+    def _ended(self, sequence: _Sequence, end: Chunk, now: float) -> None:
+        metrics = self._metrics
+        metrics.finished(end.kind)
+        metrics.e2e_s.observe(now - sequence.call.arrival_s)
+        metrics.prompt_tokens.observe(end.prompt_tokens)
+        metrics.output_tokens.observe(sequence.tokens)
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 

@@ -150,6 +150,10 @@ class TokenLogprob(msgspec.Struct, array_like=True):
     top_logprobs: list[float]
 
 
+FINISH_WORDS = {"aborted": "abort"}
+"""What clients and metrics call a kind of :class:`Ended`, where that is another word."""
+
+
 class Ended(msgspec.Struct, array_like=True):
     """A sequence that has ended in the scheduler."""
 

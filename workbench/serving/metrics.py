@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from workbench.serving.messages import Beat, Ready
+from workbench.serving.messages import FINISH_WORDS, Beat, Ready
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -40,7 +40,7 @@ class Metrics:
             "workbench:request_success", "Sequences ended, by reason.", ["model_name", "finished_reason"],
             registry=self._registry,
         )  # fmt: skip
-        for reason in ("length", "stop", "aborted", "rejected"):
+        for reason in ("length", "stop", "abort", "rejected"):
             self._finished.labels(model_name, reason)  # there from the start, at 0
         self._refused = Counter(
             "workbench:request_refused", "Requests answered with an error, by HTTP status.", ["model_name", "status"],
@@ -52,8 +52,8 @@ class Metrics:
         self.detokenizer_streams = 0
         self._registry.register(_Scheduler(self, model_name))
 
-    def finished(self, reason: str) -> None:
-        self._finished.labels(self._model, reason).inc()
+    def finished(self, kind: str) -> None:
+        self._finished.labels(self._model, FINISH_WORDS.get(kind, kind)).inc()
 
     def refused(self, status: int) -> None:
         self._refused.labels(self._model, str(status)).inc()

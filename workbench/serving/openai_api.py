@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from workbench.serving.engine_client import Call
-from workbench.serving.messages import Chunk, LogprobText
+from workbench.serving.messages import FINISH_WORDS, Chunk, LogprobText
 from workbench.serving.protocol import ApiError
 
 _encode = msgspec.json.Encoder().encode
@@ -41,7 +41,7 @@ def fault_of(chunk: Chunk) -> ApiError | None:
 
 def finish_reason(chunk: Chunk) -> str | None:
     """OpenAI's word, and ``abort`` for what /abort ended."""
-    return {"": None, "aborted": "abort"}.get(chunk.kind, chunk.kind)
+    return FINISH_WORDS.get(chunk.kind, chunk.kind) or None
 
 
 @dataclass

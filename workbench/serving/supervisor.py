@@ -11,17 +11,15 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from reports.record import prepare_out
 from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends import SyntheticText
+from workbench.serving.connections import Crowded, Server, connection_room, raise_open_files
 from workbench.serving.detokenizer import run_detokenizer
 from workbench.serving.engine import run_engine
 from workbench.serving.engine_client import EngineClient
@@ -38,6 +36,8 @@ from workbench.serving.tokenizer import Tokenizer, load_tokenizer
 
 FLUSH_S = 5.0
 """How long answers may take to leave once nothing more will come."""
+LAST_WORDS_S = 1.0
+"""How long they may take when the time to drain is over."""
 CHILD_END_S = 60.0
 """How long the children may take to end in order: a long record has to be written."""
 
@@ -46,19 +46,12 @@ class ServerFailed(Exception):
     """A process of the server has ended by itself; in one line."""
 
 
-class _Uvicorn(uvicorn.Server):
-    """Signals are the supervisor's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 def serve(settings: ServeSettings, force: bool = False) -> int:
     """Run a server to its end and return the exit code: 0 drained, 1 a process died.
 
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
+    raise_open_files()
     listener = _listen(settings.host, settings.port)
     access = Access.of(settings, listener.getsockname()[0])
     settings = with_folders(settings)
@@ -219,25 +212,27 @@ class _Supervisor:
         api = Api(self._settings, engine, self._tokenizer, metrics)
         self._closing.callback(api.chats.close)
         warming = asyncio.create_task(api.chats.warm())
-        app = RequestIds(guarded(api.app(), self._access, metrics.refused))
-        server = _Uvicorn(uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=int(FLUSH_S),
-            server_header=False,
-        ))  # fmt: skip
-        serving = asyncio.create_task(server.serve([self._listener]))
+        app = guarded(api.app(), self._access, metrics.refused)
+        crowded = Crowded(app, metrics.refused)
+        room = connection_room()
+        server = Server(self._listener, RequestIds(app), RequestIds(crowded), room)
+        serving = asyncio.create_task(server.serve())
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         self._announce(ready)
+        admitted = self._settings.max_queue + ready.max_running
+        if room < admitted:
+            print(f"note: the limit of open files lets {room:,} clients connect at a time, fewer than --max-queue and "
+                  f"--max-running admit ({admitted:,}); more are answered 503", file=sys.stderr)  # fmt: skip
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((death, signalled, serving), return_when=asyncio.FIRST_COMPLETED)
         line = None
+        server.flush_s = FLUSH_S
         if not death.done():
-            await self._drain(engine, death)
+            server.flush_s = await self._drain(engine, death, server)
         if death.done():
             line = await self._why(engine, death.result())
-            engine.fail_all(ApiError(500, line, kind="server_error", code="engine_dead"))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.idle.wait(), FLUSH_S)
+            await self._cut_off(engine, server, ApiError(500, line, kind="server_error", code="engine_dead"))
         self._ending = True
         server.should_exit = True
         await serving
@@ -252,8 +247,11 @@ class _Supervisor:
             return 0
         raise ServerFailed(line)
 
-    async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None]) -> None:
-        """Take nothing new and let what there is finish, within the time that may take."""
+    async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None], server: Server) -> float:
+        """Take nothing new and let what there is finish, within the time that may take; returns how many seconds are left
+        for what was answered to be read."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._settings.drain_timeout_s
         engine.refuse_new(ApiError(503, "the server is shutting down", kind="server_error", code="draining",
                                    retry_after_s=1))  # fmt: skip
         engine.resume_for_drain()
@@ -262,9 +260,16 @@ class _Supervisor:
         idle.cancel()
         if not engine.idle.is_set() and not death.done():
             print("warning: some requests were cut off at the end of --drain-timeout", file=sys.stderr)
-            engine.fail_all(ApiError(503, "the server is shutting down", kind="server_error", code="draining"))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(engine.idle.wait(), FLUSH_S)
+            await self._cut_off(engine, server, ApiError(503, "the server is shutting down", kind="server_error",
+                                                         code="draining"))  # fmt: skip
+        return min(max(deadline - clock(), LAST_WORDS_S), FLUSH_S)
+
+    async def _cut_off(self, engine: EngineClient, server: Server, why: ApiError) -> None:
+        """Every open request ends with an error, for those who read."""
+        engine.fail_all(why)
+        server.cut_stalled()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(engine.idle.wait(), LAST_WORDS_S)
 
     async def _ended(self, children: list[BaseProcess]) -> None:
         """Until these have ended by themselves, within reason."""
