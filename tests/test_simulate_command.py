@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -121,18 +120,30 @@ def test_a_config_file_sets_what_flags_do_not(tmp_path):
 
 
 def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
-    command = [sys.executable, "-c", "from workbench.cli.main import main; main()", "trace", "generate", "long.jsonl",
-               "--requests", "20000", "--rate", "3"]  # fmt: skip
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    command[3:] = ["simulate", "long.jsonl", "--loop", "normal,overlap", "--out", "o", "--decisions"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    decisions = tmp_path / "o/.normal.decisions.jsonl"
-    patience = time.monotonic() + 120
-    while not (decisions.exists() and decisions.stat().st_size > 500_000) and time.monotonic() < patience:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    code = """
+import signal
+from workbench.cli.main import main
+from workbench.run.recorder import Recorder
+
+arrived, number = Recorder.arrived, 0
+
+def arrived_and_ctrl_c(*request):
+    global number
+    number += 1
+    if number == 50:
+        signal.raise_signal(signal.SIGINT)
+    arrived(*request)
+
+Recorder.arrived = arrived_and_ctrl_c
+main()
+"""
+    words = ["simulate", str(SAMPLE), "--loop", "normal,overlap", "--out", "o", "--decisions"]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    err = done.stderr
+    assert done.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err
     meta = json.loads((tmp_path / "o/normal/meta.json").read_text())

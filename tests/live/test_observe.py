@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +21,8 @@ pytest.importorskip("httpx2")
 from reports.compare import compare
 from reports.record import RunRecord, read_record
 from tests.meta_form import check_meta
-from tests.serving.server import _MAIN, MODEL, Server, environment, until
+from tests.patience import PATIENCE_S, until
+from tests.serving.server import _MAIN, MODEL, Server, environment
 from workbench.cli.app import app
 
 
@@ -62,17 +62,18 @@ def seen(tmp_path: Path, lines: list[dict[str, Any]], *flags: str) -> tuple[RunR
 
 
 def test_an_open_loop_sees_what_the_server_did(tmp_path):
-    lines = some(12, every_s=0.3)  # far enough apart that they come in as they went out, on a busy machine too
+    lines = some(12)
     there, here = seen(tmp_path, lines)
+    order = np.argsort(there.requests["input_tokens"])  # they need not come in as they went out
     assert here.requests["status"] == ["finished"] * 12
     assert here.requests["arrival_s"].tolist() == pytest.approx([line["arrival_s"] for line in lines])
     for column in ("input_tokens", "output_tokens", "cached_tokens"):
-        assert here.requests[column].tolist() == there.requests[column].tolist()
+        assert here.requests[column].tolist() == there.requests[column][order].tolist()
     assert here.requests["output_tokens"].tolist() == [line["output_length"] for line in lines]
     # A client sees a request take at least as long as the engine.
     for moment in ("first_token_s", "finish_s"):
         took, engine = (run.requests[moment] - run.requests["arrival_s"] for run in (here, there))
-        assert np.all(took > engine - 1e-3)
+        assert np.all(took > engine[order] - 1e-3)
     assert here.itl[1].sum() == (here.requests["output_tokens"] - 1).sum()
     assert len(here.iterations["stage"]) == 0
     assert np.isnan(here.requests["queued_s"]).all()
@@ -109,7 +110,7 @@ def test_later_turns_wait_for_the_answer_and_the_user(tmp_path):
 
 
 def test_compare_and_report_take_the_record(tmp_path):
-    seen(tmp_path, some(4, every_s=0.3))
+    seen(tmp_path, some(4))
     for words in (["compare", tmp_path / "server" / "overlap", tmp_path / "observed"],
                   ["report", tmp_path / "observed", "--out", tmp_path / "page.html"]):  # fmt: skip
         ran = CliRunner().invoke(app, [str(word) for word in words])
@@ -117,7 +118,13 @@ def test_compare_and_report_take_the_record(tmp_path):
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
-    trace = write_trace(tmp_path / "t.jsonl", [*some(3), {**some(1)[0], "request_id": "late", "arrival_s": 900.0}])
+    # A turn is sent when the one before it has come in whole: where the server has the fourth, three are finished.
+    turns = [{"request_id": f"t{i}", "session_id": "s", "turn": i, "input_length": 40 + 60 * i, "output_length": 5}
+             for i in range(4)]  # fmt: skip
+    turns[0]["arrival_s"] = 0.0
+    late = {"request_id": "t4", "session_id": "s", "turn": 4, "think_time_s": 900.0, "input_length": 300,
+            "output_length": 5}  # fmt: skip
+    trace = write_trace(tmp_path / "t.jsonl", [*turns, late])
     server = Server("--time-scale", "0")
     try:
         out = tmp_path / "observed"
@@ -125,19 +132,17 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
             [sys.executable, "-c", _MAIN, "observe", server.url, "--trace", str(trace), "--out", str(out)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
-        until(lambda: "generation_tokens_total" in server.http.get("/metrics").text, "metrics")
-        server.await_metric("generation_tokens_total", lambda value: value >= 12 + 13 + 14)
-        time.sleep(0.5)
+        until(lambda: "prompt_tokens_total" in server.http.get("/metrics").text, "metrics")
+        server.await_metric("prompt_tokens_total", lambda value: value >= 40 + 100 + 160 + 220)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     finally:
         server.kill()
     assert process.returncode == 130
     assert f"interrupted: what was observed is in {out}" in said
-    assert said.count("waiting: the next request comes in 1") == 1
     record = read_record(out)
     assert record.meta["interrupted"] is True
-    assert record.requests["status"] == ["finished"] * 3
+    assert record.requests["status"][:3] == ["finished"] * 3
 
 
 def test_the_key_is_sent_and_not_recorded(tmp_path):

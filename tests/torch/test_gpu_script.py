@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
@@ -23,7 +25,13 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300, check=False
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
@@ -53,7 +61,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     out = tmp_path / "out"
     blocked = f"import sys, runpy; sys.modules.update(dict.fromkeys({ABSENT!r})); sys.argv = sys.argv[1:]; "
     blocked += "sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = run("-c", blocked, str(SCRIPT), "--out", str(out), "--device", "cpu", "--quick")
+    done = run("-c", blocked, str(SCRIPT), "--out", str(out), "--device", "cpu", "--quick", "--budget-s", "1e9")
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert results["failed"] == []
@@ -84,7 +92,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     assert (costs["gpu"], costs["dtype"], costs["measured"]["model"]) == ("cpu", "fp32", "Qwen/Qwen3-0.6B")
     profile = write_operators(points, tmp_path / "profile")
     assert profile["operators"]["steps"] == results["calibration"]["steps_by_operator"] >= 10
-    assert costs["stages"][0]["steps"] > 50 and costs["host"]["schedule_s"] > 0
+    assert costs["stages"][0]["steps"] > 50 and set(costs["host"]) >= {"schedule_s", "process_s"}
     for share in (50, 80, 95):
         trace = list(open_trace(str(out / "fidelity" / f"trace-{share}.jsonl")))
         for loop in ("normal", "overlap"):
