@@ -195,8 +195,8 @@ def stub() -> Iterator[Callable[[Reply], str]]:
             def log_message(self, *_: Any) -> None: ...
 
         running.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=running[0].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{running[0].server_port}/v1"
+        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{running[-1].server_port}/v1"
 
     yield start
     for server in running:
