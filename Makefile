@@ -1,9 +1,9 @@
-# Two targets do everything on a fresh machine: `make demo` and `make test`.
+# Two targets do everything on a fresh machine: `make demo` and `make test`. `make fast` is for while you work.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fast bench clean
 
 # The environment is made again when what it is made of changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -24,6 +24,9 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser and not server"
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/simulator.py

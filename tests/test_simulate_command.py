@@ -259,7 +259,7 @@ def test_the_commands_of_the_readme_run(tmp_path):
         assert done.returncode == 0, (command, done.stderr)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the reference traces are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the reference data (../shared/data) is not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED.is_dir() else [])
 def test_a_slice_of_each_real_trace_runs_to_the_end(name, tmp_path):
     # Token ids of a model's own tokenizer need its vocabulary.

@@ -321,7 +321,7 @@ def test_a_run_without_iterations_makes_a_page_without_a_timeline_that_says_so(t
     assert both.locator("#lanes canvas").count() == 1
 
 
-@pytest.mark.skipif(SHARED is None, reason="the reference traces are not here")
+@pytest.mark.skipif(SHARED is None, reason="the reference data (../shared/data) is not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED else [])
 def test_pages_of_slices_of_real_traces_are_drawn(tmp_path: Path, open_page: Any, name: str) -> None:
     assert SHARED is not None

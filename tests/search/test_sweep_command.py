@@ -213,7 +213,7 @@ def test_ray_that_is_not_installed_is_refused_with_what_to_install(tmp_path):
 
 
 def test_the_same_results_come_from_ray(tmp_path):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="no ray: pip install ray")
     sweep(tmp_path / "local", *VARY)
     sweep(tmp_path / "ray", *VARY, "--executor", "ray", "--jobs", 1)
     assert (tmp_path / "ray/results.csv").read_bytes() == (tmp_path / "local/results.csv").read_bytes()

@@ -19,7 +19,7 @@ VOCAB = 32_000
 
 def real(name: str, tokenizer: Path | None = None) -> Trace:
     if not (DATA / name).exists():
-        pytest.skip(f"{name} is not here")
+        pytest.skip("the reference data (../shared/data) is not here")
     return open_trace(DATA / name, tokenizer=tokenizer)
 
 

@@ -76,7 +76,7 @@ def test_generating_writing_converting_and_reading_keep_every_request(workload: 
 )
 def test_a_converted_real_trace_has_the_same_requests_and_tokens(tmp_path: Path, name: str) -> None:
     if not (DATA / name).exists():
-        pytest.skip(f"{name} is not here")
+        pytest.skip("the reference data (../shared/data) is not here")
     trace = reshape(open_trace(DATA / name), requests=120)
     write_trace(trace, tmp_path / "t.jsonl")
     assert facts(open_trace(tmp_path / "t.jsonl")) == facts(trace)
@@ -191,5 +191,5 @@ def test_possible_reuse_is_what_comparing_all_tokens_finds(workload: Workload) -
 def test_mooncake_reuse_is_the_share_its_publishers_report() -> None:
     path = DATA / "mooncake_conversation.jsonl.gz"
     if not path.exists():
-        pytest.skip("the mooncake trace is not here")
+        pytest.skip("the reference data (../shared/data) is not here")
     assert describe(open_trace(path)).reusable_share == pytest.approx(0.37, abs=0.01)

@@ -117,6 +117,6 @@ def test_a_tick_that_is_none_is_refused(words: str) -> None:
 @pytest.mark.parametrize(("name", "tick_s"), [("mooncake_conversation.jsonl.gz", 3.0), ("azure2023_code.csv.gz", None)])
 def test_real_logs_show_the_ticks_they_have(name: str, tick_s: float | None) -> None:
     if not (DATA / name).exists():
-        pytest.skip(f"{name} is not here")
+        pytest.skip("the reference data (../shared/data) is not here")
     trace = open_trace(DATA / name, spread_ticks="off")
     assert find_tick_s([request.arrival_s or 0.0 for request in trace]) == tick_s
