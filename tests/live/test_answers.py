@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -17,6 +16,7 @@ pytest.importorskip("httpx2")
 
 import httpx2
 
+from tests.event_loop import in_a_loop
 from workbench.run.event_stream import Event, events
 from workbench.run.openai_client import Answer, CompletionsClient
 
@@ -56,7 +56,7 @@ def answer_to(body: bytes, status: int = 200, cuts: list[int] | None = None, bro
             await client.complete("r", np.array([1, 2], np.int32), ASKED, answer)
         return answer
 
-    return asyncio.run(ask())
+    return in_a_loop(ask())
 
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": ASKED}}
@@ -175,5 +175,5 @@ def test_events_keep_their_names_and_lines():
 
         return [event async for event in events(source())]
 
-    found = asyncio.run(read(b"event: a\r", b"\ndata: 1\r\n\r", b"\ndata\ndata: {\ndata:  }\n\n"))
+    found = in_a_loop(read(b"event: a\r", b"\ndata: 1\r\n\r", b"\ndata\ndata: {\ndata:  }\n\n"))
     assert found == [Event("a", b"1"), Event("", b"{\n }")]

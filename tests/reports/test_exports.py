@@ -28,7 +28,7 @@ from tests.reports.simulated import SAMPLE, simulate
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two loops short of memory: requests are retracted; and two instances."""
     flags = ("--loop", "overlap,pipeline", "--tp", 2, "--dp", 2, "--requests", 80, "--kv-tokens", 6000,
-             "--max-context", 6000, "--batching", "mixed", "--chunk", 512, "--speedup", 8)  # fmt: skip
+             "--max-context", 6000, "--batching", "mixed", "--speedup", 8)  # fmt: skip
     return simulate(tmp_path_factory.mktemp("runs") / "o", SAMPLE, *flags)
 
 

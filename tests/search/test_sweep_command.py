@@ -159,7 +159,10 @@ def test_points_that_reject_requests_are_not_compared(tmp_path):
     done = workbench("sweep", trace, "--vary", "kv_tokens=2000,8000", "--out", tmp_path / "o", "--json")
     results = pd.read_csv(tmp_path / "o" / "results.csv")
     assert list(results.status) == ["incomplete", "finished"]
-    assert results.reason[0] == "1 of 3 requests can never be served (prompt_exceeds_kv)"
+    assert results.reason[0] == (
+        "1 of 3 requests can never be served: "
+        "r3 with 3000 input tokens is prompt_exceeds_kv (kv_tokens 2000, max_context 2001)"
+    )
     assert {row["point"] for row in json.loads(done.stdout)["pareto"]} == {1}
 
 

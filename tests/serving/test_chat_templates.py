@@ -12,6 +12,7 @@ import threading
 import httpx2
 import pytest
 
+from tests.event_loop import in_a_loop
 from tests.serving.server import MODEL, Server, answer, until
 from tests.serving.test_text_streams import TOKENIZERS
 from workbench.serving import chat_templates
@@ -50,7 +51,7 @@ def run(scenario, trust: bool = False, tokenizer=None, bounds: Bounds = BOUNDS):
         finally:
             templates.close()
 
-    result = asyncio.run(whole())
+    result = in_a_loop(whole())
     until(lambda: not workers(), "no worker is left")
     return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from tests.event_loop import in_a_loop
 from tests.serving.test_text_streams import CORPUS, TOKENIZERS, byte_fallback, byte_level
 from workbench.serving import least_tokens
 from workbench.serving.least_tokens import least_tokens_of
@@ -135,7 +135,7 @@ def test_a_prompt_far_too_long_is_refused_before_any_is_encoded(prompt):
         return await prompts.encoded(prompts.listed(prompt), "prompt")
 
     with pytest.raises(ApiError, match="20000 tokens are more than the 10000 that fit") as caught:
-        asyncio.run(encode())
+        in_a_loop(encode())
     assert caught.value.body["error"]["code"] == "context_length_exceeded"
     assert tokenizer.encoded == 0
 
@@ -151,7 +151,7 @@ def test_a_chat_far_too_long_is_refused_before_it_is_encoded(tmp_path):
     text = "the quick brown fox " * 5000
     tokenizer.encode_chat = None
     with pytest.raises(ApiError, match=r"^messages: at least [0-9]+ tokens are more than the 1000 that fit"):
-        asyncio.run(encode(text))
+        in_a_loop(encode(text))
 
 
 @pytest.mark.parametrize("longest", [4001, 20_000])
@@ -159,4 +159,4 @@ def test_the_longest_prompt_that_fits_is_encoded(longest):
     async def encode():
         return await Prompts(ByteTokenizer(), limits(longest)).encoded(["x" * longest], "prompt")
 
-    assert len(asyncio.run(encode())[0]) == longest
+    assert len(in_a_loop(encode())[0]) == longest

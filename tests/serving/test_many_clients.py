@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
+from tests.event_loop import in_a_loop
 from tests.serving.server import MODEL, Server, answer
-
-Result = TypeVar("Result")
-
-
-def in_a_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine in a thread: the browser of other tests may keep an event loop running in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
 
 
 @pytest.fixture(scope="module")

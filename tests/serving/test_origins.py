@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import httpx2
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from tests.event_loop import in_a_loop
 from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.origins import Access, guarded, parse_origin, same_origin
@@ -42,7 +42,7 @@ def ask(policy: Access, method: str = "POST", headers: dict[str, str] | None = N
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
             return await client.request(method, "/x", headers=headers, content=content)
 
-    return asyncio.run(send())
+    return in_a_loop(send())
 
 
 def code(response: httpx2.Response) -> tuple[int, str | None]:

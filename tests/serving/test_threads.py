@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from tests.event_loop import in_a_loop
 from tests.serving.server import PATIENCE_S, command, environment
 from workbench.serving.threads import in_thread
 
 
 def test_a_thread_answers_with_its_result_or_its_error():
-    assert asyncio.run(in_thread(divmod, 7, 2)) == (3, 1)
+    assert in_a_loop(in_thread(divmod, 7, 2)) == (3, 1)
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(in_thread(divmod, 7, 0))
+        in_a_loop(in_thread(divmod, 7, 0))
 
 
 LEAVES = """

@@ -163,7 +163,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         edit_config("generation_config.json", eos_token_id=[2, 9]),
         "{}/config.json: another model: eos_token_ids is (2, 9), not (2,)",
     ),
-    "unknown family": (edit_config(architectures=["Gpt"]), "{}/config.json: architectures is 'Gpt'; supported: "),
+    "unknown family": (
+        edit_config(architectures=["Gpt"]),
+        "{}/config.json: architectures: 'Gpt' is not supported; supported: ",
+    ),
     "strange config": (edit_config(architectures=[["x"]]), "{}: cannot be read: TypeError: "),
     "no weights": (lambda f: [p.unlink() for p in f.glob("*.safetensors*")], "{}: no weights (no *.safetensors); "),
     "a missing tensor": (edit_tensors(lambda t: t.pop(NORM)), f"{{}}: missing tensor {NORM}"),
