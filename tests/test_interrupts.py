@@ -55,6 +55,7 @@ class CtrlC:
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])
+@pytest.mark.slow
 def test_ctrl_c_anywhere_in_a_run_keeps_a_record_of_all_that_came_before(loop: str) -> None:
     whole = simulate(loop)
     counted = CtrlC()

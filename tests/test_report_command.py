@@ -39,6 +39,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(runs, other, tmp_path)
     assert list(json.loads(done.stdout)["runs"]) == ["runs/overlap", "other/overlap"]
 
 
+@pytest.mark.slow
 def test_the_timeline_and_figures_come_along(runs, tmp_path):
     done = workbench("report", runs / "overlap", "--out", tmp_path / "r.html", "--trace-events", tmp_path / "t.json.gz",
                      "--figures", "svg")  # fmt: skip
@@ -48,6 +49,7 @@ def test_the_timeline_and_figures_come_along(runs, tmp_path):
         "latency.svg", "over_time.svg", "time_use.svg", "timeline.svg"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_empty_run_a_folder_that_is_none_and_mixed_traces_are_one_line_each(runs, tmp_path):
     (tmp_path / "nothing").mkdir()
     empty, mixed = tmp_path / "empty", tmp_path / "mixed"

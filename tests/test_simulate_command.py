@@ -49,6 +49,7 @@ def test_three_loops_on_the_same_gpus_leave_records_and_a_page(tmp_path):
     assert "<html" in (tmp_path / "o" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_writes_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         run(tmp_path / name, SAMPLE, "--requests", 80, "--policy", "random", "--seed", 7)
@@ -75,6 +76,7 @@ def test_overlap_hides_no_more_than_the_cpu_time_of_normal(tmp_path):
     assert 0 < ends["normal"] - ends["overlap"] <= cpu_s
 
 
+@pytest.mark.slow
 def test_known_lengths_waste_no_slot_and_unknown_ones_do_under_overlap(tmp_path):
     tokens = {}
     for name, flags in (("known", ["--ignore-eos"]), ("unknown", [])):
@@ -103,6 +105,7 @@ def test_an_idle_server_answers_in_prefill_time_plus_cpu_phases(tmp_path):
     assert (ttft > gpu + prefills[["receive_s", "schedule_s", "process_s"]].sum(axis=1).to_numpy() - 1e-9).all()
 
 
+@pytest.mark.slow
 def test_data_parallel_routers_use_every_instance(tmp_path):
     for router in ("round_robin", "least_requests", "least_tokens", "cache_aware"):
         run(tmp_path / router, SAMPLE, "--dp", 2, "--router", router, "--requests", 80)
@@ -151,6 +154,7 @@ main()
     assert (tmp_path / "o/report.html").exists()
 
 
+@pytest.mark.slow
 def test_chunk_0_computes_prompts_whole_and_a_run_like_that_one_does_too(tmp_path):
     trace = tmp_path / "long.jsonl"
     trace.write_text('{"arrival_s": 0.0, "input_length": 9000, "output_length": 3}\n')
@@ -192,6 +196,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, line, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_more_clients_than_requests_are_as_many_as_the_requests(tmp_path):
     few, many = (tmp_path / name for name in ("few", "many"))
     for out, clients in ((few, 5), (many, 10**18)):
@@ -246,6 +251,7 @@ def test_simulate_imports_neither_torch_nor_transformers():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run(tmp_path):
     readme = (ROOT / "README.md").read_text()
     commands = [line.strip() for line in readme.splitlines() if line.startswith("    workbench ")]
@@ -261,6 +267,7 @@ def test_the_commands_of_the_readme_run(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the reference data (../shared/data) is not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED.is_dir() else [])
+@pytest.mark.slow
 def test_a_slice_of_each_real_trace_runs_to_the_end(name, tmp_path):
     # Token ids of a model's own tokenizer need its vocabulary.
     model = ("--model", "Qwen/Qwen3-8B") if "qwen3" in name else ()

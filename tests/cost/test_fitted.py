@@ -81,6 +81,7 @@ def test_host_phases_are_recovered_phase_by_phase():
     assert all(abs(error) < 0.01 for error in errors.values())
 
 
+@pytest.mark.slow
 def test_calibrating_from_a_record_and_simulating_with_it_gives_the_record_again(tmp_path):
     first = workbench(
         "simulate", SAMPLE, "--requests", 80, "--ignore-eos", "--out", tmp_path / "a", "--batching", "mixed"

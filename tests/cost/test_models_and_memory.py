@@ -109,6 +109,7 @@ def test_windows_of_each_family_are_on_the_layers_that_have_them():
 
 
 @pytest.mark.parametrize("kind", sorted(DEFAULTS))
+@pytest.mark.slow
 def test_what_a_left_out_field_means_is_what_transformers_takes_it_for(kind):
     configurations = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     theirs = configurations[kind]()

@@ -219,6 +219,7 @@ def workbench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_simulating_with_a_profile_takes_model_and_gpu_from_it(tmp_path):
     folder = linear_profile(tmp_path / "p", host={"process_s": 1e-6})
     sample = ROOT / "traces" / "samples" / "sample.jsonl"
@@ -289,6 +290,7 @@ def test_every_public_profile_folder_is_read_at_both_sizes(model):
 
 
 @needs_data
+@pytest.mark.slow
 def test_aiconfigurator_tables_give_plausible_steps_for_any_model_they_cover():
     base = DATA / "profiles" / "aiconfigurator"
     llama, experts = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B"

@@ -90,6 +90,7 @@ def test_the_decodes_ahead_are_the_same_steps_to_the_last_bit(name):
 
 @needs_data
 @pytest.mark.parametrize(("gpu", "most"), [("a100", 0.12), ("h100", 0.06), ("h200", 0.07)])
+@pytest.mark.slow
 def test_whole_steps_are_near_the_sum_of_their_measured_operators(gpu, most):
     model, card = load_model("meta-llama/Llama-3.1-8B"), load_gpu(gpu)
     measured = ProfileCost(read_profile(DATA / "profiles/aiconfigurator", 1, model, card), model, card)

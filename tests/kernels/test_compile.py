@@ -36,6 +36,7 @@ def compiled(arch: int) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.slow
 def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_unit(arch):
     kernels = compiled(arch)
     assert {name.split("/")[0] for name in kernels} == {

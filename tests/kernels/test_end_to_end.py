@@ -16,6 +16,7 @@ from workbench.scheduler.request import SamplingParams
 @pytest.mark.parametrize(
     "architecture, changes", [("Qwen3ForCausalLM", {"head_dim": 16}), ("MixtralForCausalLM", {"num_local_experts": 4})]
 )
+@pytest.mark.slow
 def test_kernels_write_what_the_reference_writes(architecture: str, changes: dict, tmp_path: Path) -> None:
     make(architecture, tmp_path, num_hidden_layers=2, **changes)
     params = [greedy(4), SamplingParams(4, ignore_eos=True, temperature=0.8, top_p=0.9, top_k=50, seed=3), greedy(4)]

@@ -160,6 +160,7 @@ def test_a_connection_that_breaks_counts_what_had_come():
 
 
 @given(st.lists(st.integers(0, 400), max_size=12), st.sampled_from(["\n", "\r\n", "\r"]))
+@pytest.mark.slow
 def test_packets_may_end_anywhere(cuts, line_end):
     text = "".join(f"data: {json.dumps(piece(word), ensure_ascii=False)}\n\n" for word in ("größer", "日本語", "🙂"))
     body = (text + f"data: {json.dumps(USAGE)}\n\n{DONE}").replace("\n", line_end).encode()

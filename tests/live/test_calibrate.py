@@ -18,6 +18,7 @@ from workbench.cli.app import app
 from workbench.run import measure, points
 
 
+@pytest.mark.slow
 def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, monkeypatch):
     model = tmp_path / "tiny-llama"
     make("LlamaForCausalLM", model)
@@ -129,6 +130,7 @@ def test_a_record_gives_costs_of_whole_steps_and_no_profile(tmp_path):
     assert done.exit_code == 0 and (tmp_path / "costs.json").is_file(), done.output
 
 
+@pytest.mark.slow
 def test_two_ranks_are_measured_as_one_stage(tmp_path, monkeypatch):
     model = tmp_path / "tiny-llama"
     make("LlamaForCausalLM", model)
@@ -141,6 +143,7 @@ def test_two_ranks_are_measured_as_one_stage(tmp_path, monkeypatch):
     assert (found["tp"], found["pp"], len(found["stages"])) == (2, 1, 1)
 
 
+@pytest.mark.slow
 def test_operators_become_a_profile_that_simulate_takes_and_a_stopped_one_goes_on(tmp_path, monkeypatch):
     model = tmp_path / "tiny-llama"
     make("LlamaForCausalLM", model)

@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.slow
 def test_simulation_and_a_real_model_make_the_same_decisions(
     model: Path, trace: Path, tmp_path: Path, loop: str, name: str
 ) -> None:

@@ -44,6 +44,7 @@ def trace(tmp_path_factory: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_trace_is_replayed_in_real_time_and_leaves_records_and_a_report(
     model: Path, trace: Path, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_trace_is_replayed_in_real_time_and_leaves_records_and_a_report(
         assert table.loc["s2", "arrival_s"] >= table.loc["s1", "finish_s"] + 0.3
 
 
+@pytest.mark.slow
 def test_dummy_weights_need_a_configuration_alone(model: Path, trace: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/config.json").write_text((model / "config.json").read_text())
@@ -94,6 +96,7 @@ def test_dummy_weights_need_a_configuration_alone(model: Path, trace: Path, tmp_
         (["--max-context", "100000"], "a context of 100000 tokens is not within 1 to 256"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_leaves_nothing(
     model: Path, trace: Path, tmp_path: Path, words: list[str], says: str
 ) -> None:
@@ -106,6 +109,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_replayed(ranks: int, model: Path, tmp_path: Path) -> None:
     trace = tmp_path / "slow.jsonl"
     lines = [{"request_id": f"r{i}", "arrival_s": i * 0.2, "input_length": 9, "output_length": 2} for i in range(500)]

@@ -132,6 +132,7 @@ LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}]
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
+@pytest.mark.slow
 def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
     @thorough(150)
     @given(st.data())
@@ -148,6 +149,7 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])
+@pytest.mark.slow
 def test_a_stretch_of_steady_decode_is_the_same_as_its_steps_one_by_one(loop):
     taken = []
 
@@ -188,6 +190,7 @@ def left_behind(run: Run) -> tuple[object, ...]:
 
 @thorough(70)
 @given(st.data())
+@pytest.mark.slow
 def test_all_loops_emit_the_same_tokens_under_random_eos(data):
     jobs = data.draw(some_jobs())
     config = data.draw(some_settings("normal"))
@@ -206,6 +209,7 @@ def test_all_loops_emit_the_same_tokens_under_random_eos(data):
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
+@pytest.mark.slow
 def test_the_same_run_twice_gives_the_same_rows(loop):
     @thorough(25)
     @given(st.data())
@@ -231,6 +235,7 @@ def composition(run: Run) -> list[tuple]:
 
 @thorough(60)
 @given(st.data())
+@pytest.mark.slow
 def test_overlap_saves_at_most_the_cpu_time_it_can_hide(data):
     # Everyone is there from the start, has room, and stops by length: both loops run the same batches.
     jobs = data.draw(some_jobs(at_once=True, by_eos=False))

@@ -154,6 +154,7 @@ def test_charts_answer_the_keyboard(page: Any) -> None:
 
 
 @pytest.mark.parametrize("shortest_s", [0.0095, 0.0962, 0.0999, 0.1, 0.5])
+@pytest.mark.slow
 def test_a_logarithmic_axis_has_a_few_ticks_wherever_it_begins_and_ends(
     tmp_path: Path, open_page: Any, shortest_s: float
 ) -> None:

@@ -89,6 +89,7 @@ def test_the_first_batch_that_differs_is_found():
     assert first_difference(lines, lines[:4])["differs_in"] == ["length"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
     flags = ("--requests", 60, "--ignore-eos", "--decisions")
     for name, more in (("a", ()), ("b", ("--gpu", "h200"))):
@@ -109,6 +110,7 @@ def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
     assert total == pytest.approx(found["latencies"]["tpot"]["mean"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_comparison_shows_its_errors_and_every_request(tmp_path):
     for name, record in (("a", run()), ("b", run(1.25))):
         write_record(record, tmp_path / name)
@@ -130,6 +132,7 @@ def test_the_page_of_a_comparison_shows_its_errors_and_every_request(tmp_path):
     assert workbench("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "a").returncode == 2
 
 
+@pytest.mark.slow
 def test_mismatched_traces_and_missing_runs_exit_with_2(tmp_path):
     write_record(run(), tmp_path / "a")
     write_record(record_of([request_row(request_id="q", arrival_s=0.0, finish_s=1.0)]), tmp_path / "b")

@@ -136,6 +136,7 @@ def test_an_export_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.slow
 def test_figures_are_drawn_and_the_same_every_time(tmp_path: Path, file_format: str) -> None:
     report = make_report({loop: toy_run(loop, number=30) for loop in ("normal", "overlap")})
     files = write_figures(report, tmp_path / "one", file_format)

@@ -256,6 +256,7 @@ def test_colours_follow_the_scheme_when_it_changes(page: Any) -> None:
     raise AssertionError("the charts kept the colours of the light scheme")
 
 
+@pytest.mark.slow
 def test_a_long_run_keeps_detail_for_some_moments_and_shares_for_all(tmp_path: Path, open_page: Any) -> None:
     record = noisy_run(200_000)
     path = tmp_path / "r.html"
@@ -308,6 +309,7 @@ def noisy_run(iterations: int) -> RunRecord:
     return RunRecord({**few.meta, "name": "long"}, few.requests, columns, few.itl)
 
 
+@pytest.mark.slow
 def test_a_run_without_iterations_makes_a_page_without_a_timeline_that_says_so(tmp_path: Path, open_page: Any) -> None:
     few = toy_run(number=20)
     theirs = RunRecord({**few.meta, "name": "theirs"}, few.requests, record_of([]).iterations, few.itl)
@@ -323,6 +325,7 @@ def test_a_run_without_iterations_makes_a_page_without_a_timeline_that_says_so(t
 
 @pytest.mark.skipif(SHARED is None, reason="the reference data (../shared/data) is not here")
 @pytest.mark.parametrize("name", sorted(path.name for path in SHARED.glob("*.gz")) if SHARED else [])
+@pytest.mark.slow
 def test_pages_of_slices_of_real_traces_are_drawn(tmp_path: Path, open_page: Any, name: str) -> None:
     assert SHARED is not None
     # Token ids of a model's own tokenizer need its vocabulary.

@@ -383,6 +383,7 @@ class Naive:
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.slow
 def test_every_session_has_exactly_what_its_finished_requests_said(loop, crowd):
     seen = {"busy": 0, "turns": 0, "stopped": 0} | ({"retractions": 0} if crowd else {})
 

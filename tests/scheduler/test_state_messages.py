@@ -32,6 +32,7 @@ def a_change(draw: st.DrawFn) -> tuple[float, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
+@pytest.mark.slow
 def test_settings_may_change_at_any_moment_and_every_request_still_ends_once_with_its_tokens(loop):
     @given(
         some_jobs(most=10), st.sampled_from(["prefill-first", "mixed"]), st.integers(1, 2),

@@ -97,6 +97,7 @@ def opened(browser: Any, path: Path, width: int, scheme: str) -> tuple[Any, list
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "dark")])
+@pytest.mark.slow
 def test_a_browser_draws_the_sweep_and_answers(browser, swept, width, scheme):
     page, faults = opened(browser, swept / "sweep.html", width, scheme)
     finished = len(embedded(swept)["rows"])
@@ -143,6 +144,7 @@ def test_a_browser_draws_the_sweep_and_answers(browser, swept, width, scheme):
     assert faults == []
 
 
+@pytest.mark.slow
 def test_a_browser_draws_the_plan_and_sorts_it(browser, tmp_path):
     done = workbench("plan", SAMPLE, "--requests", 30, "--slo", "ttft_p90=300ms", "--vary", "max_running=2,4,64", "--out",
                      tmp_path / "o")  # fmt: skip
@@ -160,6 +162,7 @@ def test_a_browser_draws_the_plan_and_sorts_it(browser, tmp_path):
         assert faults == []
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_document_run(tmp_path):
     root = SAMPLE.parent.parent.parent
     text = (root / "docs" / "sweep-and-plan.md").read_text()

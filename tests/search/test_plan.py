@@ -52,6 +52,7 @@ def search(trace, slo: str, target: float | None = None, **settings):
         ("e2e_mean=1.5s", {"gpu": "l40s"}),
     ],
 )
+@pytest.mark.slow
 def test_the_highest_rate_is_that_of_brute_force_within_two_percent_and_twelve_simulations(trace, slo, settings):
     found, rates = search(trace, slo, **settings)
     assert len(rates) <= MOST_SIMULATIONS == 12
@@ -120,6 +121,7 @@ def test_what_breaks_first_is_named_with_its_cause(trace, slo, settings, says):
     assert says in found.breaks and found.breaks.startswith(slo.partition("=")[0])
 
 
+@pytest.mark.slow
 def test_the_cheapest_configuration_that_carries_the_load_wins_and_simulate_agrees(tmp_path):
     (tmp_path / "p.toml").write_text('currency = "EUR"\n[gpu_hour]\nh100 = 3\nl40s = 1\n')
     slo = "ttft_p99=500ms,tpot_p99=35ms"

@@ -14,6 +14,7 @@ from tests.patience import PATIENCE_S
 from tests.search.run import SAMPLE, changed, line, signalled, sweep, workbench, write_trace
 
 
+@pytest.mark.slow
 def test_a_grid_leaves_a_line_for_every_point_with_the_numbers_of_simulate(tmp_path):
     results = sweep(tmp_path / "o", "--vary", "tp=1,2", "--vary", "chunk=256,none", "--keep-records")
     assert list(results.point) == [0, 1, 2, 3] and set(results.status) == {"finished"}
@@ -40,6 +41,7 @@ def test_compared_loops_get_the_same_gpus_and_what_cannot_be_is_recorded_with_it
     assert by_point.reason["normal", 3].startswith("tp: 3 does not divide the 32 attention heads")
 
 
+@pytest.mark.slow
 def test_a_random_sweep_is_the_same_file_whatever_ran_first(tmp_path):
     flags = (
         "--vary",
@@ -58,6 +60,7 @@ def test_a_random_sweep_is_the_same_file_whatever_ran_first(tmp_path):
     assert (tmp_path / "one/results.csv").read_bytes() == (tmp_path / "two/results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_optuna_runs_different_points_and_goes_on_where_it_was(tmp_path):
     pytest.importorskip("optuna")
     flags = ("--vary", "max_running=2..32", "--vary", "cache=radix,none", "--search", "optuna")
@@ -76,6 +79,7 @@ def test_optuna_stops_when_a_small_space_is_used_up(tmp_path):
     assert sorted(results.cache.fillna("none")) == ["none", "radix"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_repeats_no_finished_point(tmp_path):
     trace = write_trace(tmp_path / "t.jsonl", 20)
     words = ["sweep", trace, "--vary", "max_running=2..17", "--jobs", 2, "--out", tmp_path / "o"]
@@ -93,6 +97,7 @@ def test_a_killed_sweep_goes_on_and_repeats_no_finished_point(tmp_path):
     assert set(finished) <= set(journal.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_resuming_runs_only_what_is_missing(tmp_path):
     flags = ("--vary", "max_running=2..5", "--keep-records")
     sweep(tmp_path / "o", *flags)
@@ -222,6 +227,7 @@ def test_the_same_results_come_from_ray(tmp_path):
     assert (tmp_path / "ray/results.csv").read_bytes() == (tmp_path / "local/results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_changed_question_is_not_resumed(tmp_path):
     trace = write_trace(tmp_path / "t.jsonl", 6)
     words = ["sweep", trace, *VARY, "--out", tmp_path / "o"]

@@ -167,6 +167,7 @@ def smollm2():
     return str(Path(spec.origin).parent)
 
 
+@pytest.mark.slow
 def test_smollm2_answers_a_question():
     folder = smollm2()
     model, config = load(folder)

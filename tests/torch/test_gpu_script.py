@@ -35,6 +35,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_it_imports_without_what_a_bare_machine_lacks() -> None:
     modules = (
         "benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop", "benchmarks.fp8",
@@ -46,6 +47,7 @@ def test_it_imports_without_what_a_bare_machine_lacks() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     import torch
 
@@ -57,6 +59,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
     out = tmp_path / "out"
     blocked = f"import sys, runpy; sys.modules.update(dict.fromkeys({ABSENT!r})); sys.argv = sys.argv[1:]; "

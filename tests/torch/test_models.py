@@ -156,6 +156,7 @@ def _rank(rank, folders, results, rendezvous):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_for_checkpoints_and_for_dummy_weights(tmp_path):
     folders = []
     for i, (architecture, changes) in enumerate(SPLIT.values()):

@@ -93,6 +93,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("architecture", OTHERS)
+@pytest.mark.slow
 def test_every_other_family_agrees_under_each_loop_with_chunks_retraction_and_ranks(
     architecture: str, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_every_other_family_agrees_under_each_loop_with_chunks_retraction_and_ra
 
 
 @pytest.mark.parametrize("loop, tp, pp", [("overlap", 2, 1), ("normal", 2, 1), ("pipeline", 1, 2), ("pipeline", 2, 2)])
+@pytest.mark.slow
 def test_several_ranks_write_what_one_writes(llama: Any, loop: str, tp: int, pp: int) -> None:
     folder, expected = llama
     backend = backend_of(folder, tp=tp, pp=pp, page_size=4)

@@ -51,6 +51,7 @@ def test_the_clock_of_a_thread_moves_while_it_computes_and_stands_while_it_waits
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_frozen_is_silent_until_it_goes_on(tmp_path):
     make("LlamaForCausalLM", tmp_path)
     workers = start_workers(RunnerOptions(str(tmp_path), tp=2, rows=4, kv_tokens=64, dtype="float32"))

@@ -93,6 +93,7 @@ def test_tokens_after_an_update_are_those_of_a_runner_started_from_the_new_check
     assert len(PROMPTS[1]) > run.ended["br2"].cached_tokens
 
 
+@pytest.mark.slow
 def test_every_stage_changes_its_layers_or_none_does_and_leaves_a_trace_of_its_own(
     llamas: tuple[Path, Path], tmp_path: Path
 ) -> None:
