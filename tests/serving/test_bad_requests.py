@@ -70,6 +70,9 @@ CASES = [
     ({**TEXT, "logit_bias": {"99999999": 1}}, "logit_bias"),
     ({**TEXT, "priority": 1 << 40}, "priority"),
     ({**TEXT, "request_id": ""}, "request_id"),
+    ({**TEXT, "request_id": "two\nlines"}, "request_id"),
+    ({**TEXT, "request_id": "x\r\nset-cookie: a=b", "stream": True}, "request_id"),
+    ({**CHAT, "request_id": "\u65e5"}, "request_id"),
     ({**TEXT, "slo_ttft_s": 0}, "slo_ttft_s"),
     ({**TEXT, "slo_ttft_s": "soon"}, "slo_ttft_s"),
     ({**CHAT, "slo_tpot_s": -1}, "slo_tpot_s"),
@@ -115,11 +118,12 @@ def test_a_wrong_field_is_a_400_that_names_it(server, body, param):
     assert param in error["message"]
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "9" * 5000])
 def test_a_number_that_is_none_is_refused(server, value):
-    refused(
+    error = refused(
         server.http.post("/v1/completions", content=f'{{"prompt": "x", "temperature": {value}}}', headers=JSON), 400
     )
+    assert (error["code"], error["param"]) == ("invalid_json", None)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{'a': 1}", b"\xff\xfe", b'{"prompt": "\\ud800"}'])

@@ -214,6 +214,7 @@ def test_sglangs_names_are_streamed_as_sglang_does(server):
     ({"lora_path": "x"}, "lora_path"),
     ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
     ({"rid": "a", "request_id": "b"}, "rid"),
+    ({"rid": "a\nb"}, "rid"),
     ({"sampling_params": {"max_new_tokns": 3}}, "sampling_params.max_new_tokns"),
 ])  # fmt: skip
 def test_what_sglang_has_and_this_server_lacks_is_refused_by_name(server, body, param):

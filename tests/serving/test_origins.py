@@ -79,7 +79,7 @@ def test_a_post_without_a_body_needs_no_content_type():
 @pytest.mark.parametrize("origin", [
     "https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1:8000", "http://localhost",
     "https://localhost", "http://localhost:8000.evil.example", "http://localhost:99999", "chrome-extension://abc",
-    "file://", "",
+    "file://", "", "http://[::1", "http://[x]", "http://[::1]x:8000", "http://a:b",
 ])  # fmt: skip
 def test_a_page_of_another_origin_may_change_nothing(origin):
     for headers, content in (({"origin": origin}, None), ({"origin": origin, **JSON}, b"{}")):

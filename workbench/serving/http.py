@@ -28,7 +28,7 @@ from workbench.serving.objectives import with_objectives
 from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
-from workbench.serving.request_ids import answered_as, given_id
+from workbench.serving.request_ids import answered_as, checked, given_id
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
 from workbench.serving.settings import ServeSettings
 from workbench.serving.tokenizer import Tokenizer
@@ -213,11 +213,9 @@ class Api:
     def _wanted(self, asked: Sampling, prompts: list[list[int]], bound: int, logprobs: int | None, n: int,
                 priority: int | None, request_id: str | None, session_id: str | None = None,
                 given: str | list[int] | None = None) -> Sequences:  # fmt: skip
-        if request_id is not None and not 0 < len(request_id) <= 200:
-            raise protocol.bad_value("request_id", "must have between 1 and 200 characters")
         wanted = Sequences(
             prompts, protocol.sampling_params(asked, self._limits, bound, logprobs), protocol.stop_strings(asked.stop), n,
-            protocol.check_priority(priority), asked.skip_special_tokens is not False, request_id,
+            protocol.check_priority(priority), asked.skip_special_tokens is not False, checked("request_id", request_id),
             "" if session_id is None else check_name(session_id),
             self._tokenizer.opening_tokens if isinstance(given, str) else 0,
         )  # fmt: skip

@@ -15,6 +15,7 @@ from workbench.serving.engine_client import Call
 from workbench.serving.messages import Chunk, LogprobText
 from workbench.serving.openai_api import Shape, chat_logprobs, finish_reason
 from workbench.serving.protocol import ApiError, Sampling, bad_value, output_bound
+from workbench.serving.request_ids import checked
 
 
 class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +79,7 @@ def request_id_of(asked: GenerateRequest) -> str | None:
     """The id by either of its names."""
     if asked.rid is not None and asked.request_id not in (None, asked.rid):
         raise bad_value("rid", "is another name of request_id, and they differ")
-    return asked.request_id if asked.rid is None else asked.rid
+    return asked.request_id if asked.rid is None else checked("rid", asked.rid)
 
 
 class GenerateShape(Shape):

@@ -126,15 +126,19 @@ def _is_loopback(name: str) -> bool:
 
 def same_origin(origin: str, host: str) -> bool:
     """Whether a page of ``origin`` came from the server that ``host``, a Host header, names."""
-    page, server = urlsplit(origin), _HOST.fullmatch(host)
+    server = _HOST.fullmatch(host)
+    try:
+        page = urlsplit(origin)
+        given_port = page.port
+    except ValueError:  # no origin, such as http://[::1
+        return False
     default = _DEFAULT_PORTS.get(page.scheme)
     if server is None or default is None or page.hostname is None:
         return False
-    try:
-        page_port = page.port or default
-    except ValueError:
-        return False
-    return (page.hostname, page_port) == (server["name"].strip("[]").lower(), int(server["port"] or default))
+    return (page.hostname, given_port or default) == (
+        server["name"].strip("[]").lower(),
+        int(server["port"] or default),
+    )
 
 
 class _Refusing:

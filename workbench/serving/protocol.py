@@ -228,6 +228,10 @@ def _invalid(message: str) -> ApiError:
     if missing:
         return ApiError(400, f"{missing[1]}: is required", param=missing[1], code="missing_required_parameter")
     at = re.search(r" - at `\$\.?(.*)`$", message)
+    if at and "out of range" in message:  # found before the fields are known
+        return ApiError(
+            400, f"the body has a number that cannot be held: {message[: at.start()].lower()}", code="invalid_json"
+        )
     if at:
         text = message[: at.start()]
         return ApiError(

@@ -37,7 +37,7 @@ class RequestIds:
                 headers = [pair for pair in message.get("headers", []) if pair[0] != HEADER.encode()]
                 message = {
                     **message,
-                    "headers": [*headers, (HEADER.encode(), scope[_KEY].encode("latin-1", "replace"))],
+                    "headers": [*headers, (HEADER.encode(), scope[_KEY].encode("ascii"))],
                 }
             await send(message)
 
@@ -46,9 +46,13 @@ class RequestIds:
 
 def given_id(headers: Mapping[str, str]) -> str | None:
     """The id that came with a request. Raises ApiError 400 for one that is no plain word."""
-    given = headers.get(HEADER)
+    return checked(HEADER, headers.get(HEADER))
+
+
+def checked(name: str, given: str | None) -> str | None:
+    """An id given as ``name``, which an answer's header can have. Raises ApiError 400 for one that is no plain word."""
     if given is not None and not _WELL_FORMED.fullmatch(given):
-        raise bad_value(HEADER, "must have between 1 and 200 printable ASCII characters and no space")
+        raise bad_value(name, "must have between 1 and 200 printable ASCII characters and no space")
     return given
 
 
