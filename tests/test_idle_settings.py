@@ -13,7 +13,7 @@ from reports.record import read_meta
 from tests.meta_form import check_meta
 from workbench.cli.app import app
 from workbench.run.engines import engine_names
-from workbench.run.idle import acts, check_effects, needs
+from workbench.run.idle import acts, check_effects, needs, trace_notes
 from workbench.run.settings import RunSettings, settings_from
 from workbench.scheduler.config import ConfigError
 
@@ -157,6 +157,13 @@ def test_what_the_policy_does_not_heed_of_a_trace_is_noted(policy, changes, says
     check_meta(meta)
     notes = " ".join(meta["trace"]["notes"])
     assert says in notes if says else "policy" not in notes and "deadline" not in notes
+
+
+@pytest.mark.parametrize(("policy", "cache"), [("lpm", "none"), ("dfs-weight", "none"), ("lpm", "radix")])
+def test_a_policy_by_prefixes_without_a_prefix_cache_is_noted(policy, cache):
+    notes = trace_notes(RunSettings(policy=policy, cache=cache), [])
+    expected = [f"there is no prefix cache: policy {policy} served them as fcfs does"]
+    assert notes == (expected if cache == "none" else [])
 
 
 def test_a_sweep_takes_a_setting_that_acts_at_some_points_and_refuses_one_that_acts_at_none(tmp_path):

@@ -46,10 +46,9 @@ def check_span(source: Source, request: TraceRequest) -> None:
         value_s = getattr(request, field)
         if value_s is not None and value_s > MOST_SPAN_S:
             # What a file calls an arrival differs from format to format.
+            seconds = f"{value_s:,.0f} s" if value_s < 1e15 else f"{value_s:g} s"
             where, what = (
-                ("", f"arrives {value_s:,.0f} s after the first request")
-                if field == "arrival_s"
-                else (field, f"is {value_s:,.0f} s")
+                ("", f"arrives {seconds} after the first request") if field == "arrival_s" else (field, f"is {seconds}")
             )
             raise source.error(
                 request.line, where, f"{what}; a run lasts {MOST_SPAN_S:,} s at most: are these seconds?"

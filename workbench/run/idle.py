@@ -65,6 +65,7 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
 
 def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
     """What the requests of a trace say that the policy does not heed, or do not say that it would."""
+    notes: list[str] = []
     rows = list(rows)
     priorities = {row.priority for row in rows}
     deadlines = settings.slo_ttft is not None or any(row.slo_ttft_s == row.slo_ttft_s for row in rows)
@@ -75,8 +76,10 @@ def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
         return [
             "no request has a deadline (slo_ttft_s in the trace, or --slo-ttft): policy edf served them as fcfs does"
         ]
+    if settings.policy in ("lpm", "dfs-weight") and settings.cache == "none":
+        notes.append(f"there is no prefix cache: policy {settings.policy} served them as fcfs does")
     if settings.policy != "priority" and not custom and len(priorities) > 1:
-        return [
+        notes.append(
             f"priorities of the trace have no effect under policy {settings.policy}; --policy priority follows them"
-        ]
-    return []
+        )
+    return notes
