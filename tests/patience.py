@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 
 PATIENCE_S = 600.0
+_TRY_EVERY_S = 0.02
 
 
 def until(true: Callable[[], bool], what: str) -> None:
-    """Wait for something that must come.
+    """Wait for something that must come: so many tries, whatever the time between them.
 
     Raises AssertionError when it does not.
     """
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
+    for _ in range(round(PATIENCE_S / _TRY_EVERY_S)):
+        if true():
+            return
+        time.sleep(_TRY_EVERY_S)
+    raise AssertionError(f"never: {what}")

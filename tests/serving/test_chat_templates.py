@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from tests.event_loop import in_a_loop
-from tests.serving.server import MODEL, Server, answer, until
+from tests.patience import until
+from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_text_streams import TOKENIZERS
 from workbench.serving import chat_templates
 from workbench.serving.chat_templates import Bounds, ChatTemplates, reserved_names

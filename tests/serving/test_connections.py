@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.serving.server import MODEL, PATIENCE_S, Server, answer, until
-from tests.serving.test_many_clients import in_a_loop
+from tests.event_loop import in_a_loop
+from tests.patience import PATIENCE_S, until
+from tests.serving.server import MODEL, Server, answer
 from workbench.scheduler.request import SamplingParams
 from workbench.serving import engine_client
 from workbench.serving.engine_client import EngineClient

@@ -7,16 +7,18 @@ import signal
 import socket
 import subprocess
 import threading
-import time
+from types import SimpleNamespace
 
 import msgspec
 import openai
 import pytest
 
-from tests.serving.server import MODEL, PATIENCE_S, Server, answer, command, environment, until
-from tests.serving.test_many_clients import in_a_loop
+from tests.event_loop import in_a_loop
+from tests.patience import PATIENCE_S, until
+from tests.serving.server import MODEL, Server, answer, command, environment
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.scheduler import Scheduler
+from workbench.serving import engine_client, vitals
 from workbench.serving.engine_client import EngineClient
 from workbench.serving.messages import Addresses
 from workbench.serving.metrics import Metrics
@@ -151,11 +153,22 @@ def test_a_frozen_process_fails_the_health_check_and_recovers(start):
     for name, pid in server.children().items():
         until(lambda: server.http.get("/health").is_success, "healthy")
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: server.http.get("/health").status_code == 503, "unhealthy")
-        said = server.http.get("/health").json()["error"]["message"]
-        assert said.startswith(f"the {name} process has not been heard of for ")
+        said = f"the {name} process has not been heard of for "
+        # On a busy machine another may be late as well, for a while.
+        until(lambda said=said: said in server.http.get("/health").text, f"unhealthy: {said}")
+        assert server.http.get("/health").status_code == 503
         os.kill(pid, signal.SIGCONT)
     until(lambda: server.http.get("/health").is_success, "healthy again")
+
+
+NOW_S = 5000.0
+
+
+@pytest.fixture
+def still_clock(monkeypatch):
+    """A clock that stands at NOW_S for those who judge how things are."""
+    for module in (engine_client, vitals):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: NOW_S))
 
 
 class Model:
@@ -163,34 +176,34 @@ class Model:
 
     def __init__(self) -> None:
         self.worked_s = 0.0
-        self.heard_s = time.monotonic()
+        self.heard_s = NOW_S
 
     def vitals(self) -> Vitals:
         return Vitals(Scheduler(SchedulerConfig(100, 50)), lambda: self.worked_s, lambda: self.heard_s)
 
 
-def test_progress_is_the_loops_or_that_of_the_batch_it_waits_for():
+def test_progress_is_the_loops_or_that_of_the_batch_it_waits_for(still_clock):
     model = Model()
-    vitals = model.vitals()
-    vitals.progress_s = 5.0
-    assert vitals.beat().progress_s == 5.0, "nothing computes"
+    heart = model.vitals()
+    heart.progress_s = 5.0
+    assert heart.beat().progress_s == 5.0, "nothing computes"
     model.worked_s = 1.0
-    assert vitals.beat().progress_s > 5.0
-    at_s = vitals.progress_s
-    assert vitals.beat().progress_s == at_s, "what computed has ended, and the loop has not moved"
-    vitals.moved()
-    assert vitals.beat().progress_s >= at_s and vitals.beat().pending
-    vitals.resting()
-    assert not vitals.beat().pending
+    assert heart.beat().progress_s == NOW_S
+    heart.progress_s = 5.0
+    assert heart.beat().progress_s == 5.0, "what computed has ended, and the loop has not moved"
+    heart.moved()
+    assert heart.beat().progress_s == NOW_S and heart.beat().pending
+    heart.progress_s = 5.0
+    heart.resting()
+    assert heart.beat().progress_s == NOW_S and not heart.beat().pending
 
 
-def test_health_says_which_part_of_the_way_of_an_answer_is_silent(tmp_path):
+def test_health_says_which_part_of_the_way_of_an_answer_is_silent(tmp_path, still_clock):
     async def check() -> None:
         engine = EngineClient(Addresses.within(tmp_path), Metrics("m"), 10)
-        now = time.monotonic()
-        engine.beat, engine._pulse_s = Model().vitals().beat(), now
+        engine.beat, engine._pulse_s = Model().vitals().beat(), NOW_S
         assert engine.silence(1000.0) is None
-        long_ago = now - 2000.0
+        long_ago = NOW_S - 2000.0
         for field, said in (
             ("sent_s", "the scheduler process has not been heard of for 2000 s"),
             ("heard_s", "a process of the model has not been heard of for 2000 s"),

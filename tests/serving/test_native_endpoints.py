@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from backends.simulated.synthetic import content_key, synthetic_output
-from tests.serving.server import MODEL, Server, answer, until
+from tests.patience import until
+from tests.serving.server import MODEL, Server, answer
 from workbench.serving.tokenizer import ByteTokenizer
 
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tests.event_loop import in_a_loop
-from tests.serving.server import PATIENCE_S, command, environment
+from tests.patience import PATIENCE_S
+from tests.serving.server import command, environment
 from workbench.serving.threads import in_thread
 
 

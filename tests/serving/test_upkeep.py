@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from reports.record import read_record  # noqa: E402
-from tests.serving.server import Server, until  # noqa: E402
+from tests.patience import until  # noqa: E402
+from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.checkpoints import altered  # noqa: E402
 from tests.torch.live import backend_of, greedy, messages, serve, spans  # noqa: E402

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +14,8 @@ pytest.importorskip("torch")
 
 from backends.torch.signs import cpu_clock
 from backends.torch.workers import RunnerOptions, start_workers
+from tests.patience import until
 from tests.torch.tiny import make
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.02)
 
 
 def test_the_clock_of_a_thread_moves_while_it_computes_and_stands_while_it_waits():
@@ -43,7 +37,7 @@ def test_the_clock_of_a_thread_moves_while_it_computes_and_stands_while_it_waits
 
     def stands() -> bool:
         before = clocks[0]()
-        time.sleep(0.05)
+        sum(range(1_000_000))  # what another thread computes does not count
         return clocks[0]() == before
 
     until(stands, "the clock stands")
@@ -55,14 +49,25 @@ def test_the_clock_of_a_thread_moves_while_it_computes_and_stands_while_it_waits
 def test_a_rank_that_is_frozen_is_silent_until_it_goes_on(tmp_path):
     make("LlamaForCausalLM", tmp_path)
     workers = start_workers(RunnerOptions(str(tmp_path), tp=2, rows=4, kv_tokens=64, dtype="float32"))
+    signs = workers._signs
     try:
-        silent_for_s = lambda: time.monotonic() - workers.heard_s()  # noqa: E731
-        until(lambda: silent_for_s() < 2, "both are heard of")
+
+        def both_go_on() -> bool:
+            before = list(signs._heard_s)
+            until(lambda: all(now != then for now, then in zip(signs._heard_s, before, strict=True)), "two signs")
+            return workers.heard_s() == min(signs._heard_s)
+
+        until(both_go_on, "both are heard of")
         frozen = workers._processes[1].pid
         os.kill(frozen, signal.SIGSTOP)
-        until(lambda: silent_for_s() > 3, "silent")
+        until(lambda: Path(f"/proc/{frozen}/stat").read_text().rpartition(")")[2].split()[0] == "T", "stopped")
+        silent_since_s = signs._heard_s[1]
+        for _ in range(3):
+            before_s = signs._heard_s[0]
+            until(lambda before_s=before_s: signs._heard_s[0] != before_s, "the other rank goes on")
+        assert workers.heard_s() == signs._heard_s[1] == silent_since_s, "the rank that is silent longest"
         os.kill(frozen, signal.SIGCONT)
-        until(lambda: silent_for_s() < 2, "heard of again")
+        until(lambda: workers.heard_s() != silent_since_s, "heard of again")
         assert workers.worked_s() > 0
     finally:
         workers.close()
