@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.value_file import read_toml
+
 CATALOGUE = Path(__file__).parent / "gpus.toml"
 
 
@@ -76,13 +78,7 @@ def load_gpu(name: str) -> GPU:
     reach from another GPU of the catalogue. Raises :class:`CatalogueError` in one line."""
     path = Path(name)
     if path.suffix == ".toml":
-        try:
-            fields = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise CatalogueError(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CatalogueError(f"{path}: {error}") from error
-        return _gpu({"name": path.stem, "source": str(path), **fields}, str(path))
+        return _gpu({"name": path.stem, "source": str(path), **read_toml(path, CatalogueError)}, str(path))
     catalogue = _catalogue()
     key = name.lower()
     if key not in catalogue:

@@ -14,7 +14,7 @@ from backends.checkpoint.families import DEFAULTS, context_tokens, experts, kv_h
 from backends.checkpoint.fields import Fields, UnsupportedModel
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
 from backends.simulated.hardware import CatalogueError
-from backends.simulated.json_file import read_object
+from backends.simulated.value_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"
 """By Hugging Face id, the fields of each model's published config.json that are read below."""
@@ -145,7 +145,7 @@ def load_model(name: str) -> ModelSpec:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
-        return from_config(read_object(path, CatalogueError), path.parent.name or str(path), str(path))
+        return from_config(read_json(path, CatalogueError), path.parent.name or str(path), str(path))
     for wanted in (name.lower(), _canonical(name)):
         for known, config in _catalogue().items():
             if wanted in (known.lower(), _canonical(known)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel
 from backends.simulated.memory import kv_capacity
 from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
+from backends.simulated.value_file import read_toml as read_toml  # for workbench.search, which sees no backend
 from workbench.run.engines import Engine, load_engine
 from workbench.run.router import ROUTERS
 from workbench.scheduler.config import ConfigError, SchedulerConfig, acts_with, fits, largest_step
@@ -287,14 +287,8 @@ def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
     """What a TOML file of settings says, under the names of the fields. Raises ConfigError."""
-    try:
-        values = tomllib.loads(config.read_text())
-    except OSError as error:
-        raise ConfigError(f"{config}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{config}: {error}") from error
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-    values = {name.replace("-", "_"): value for name, value in values.items()}
+    values = {name.replace("-", "_"): value for name, value in read_toml(config, ConfigError).items()}
     for name, value in values.items():
         if name not in fields:
             raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(fields))}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from workbench.run.settings import read_toml
 
 ENTRIES = ("currency", "source", "gpu_hour")
 """What a price table holds."""
@@ -39,12 +40,7 @@ def read_prices(path: Path) -> Prices:
 
     Raises PriceError for a file that cannot be read, an unknown entry, and a price that is not a number of 0 or more.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise PriceError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PriceError(f"{path}: {error}") from error
+    values = read_toml(path, PriceError)
     for name in values:
         if name not in ENTRIES:
             raise PriceError(f"{path}: {name}: no such entry; there are currency, source and the table gpu_hour")

@@ -24,8 +24,8 @@ from backends.simulated.cost.least_squares import relative_least_squares
 from backends.simulated.cost.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables import ProfileError, Provenance
 from backends.simulated.hardware import GPU
-from backends.simulated.json_file import read_object
 from backends.simulated.models import ModelSpec
+from backends.simulated.value_file import read_json
 from workbench.scheduler.batch import ModelWorkerBatch
 
 FORMAT = "workbench fitted costs"
@@ -156,7 +156,7 @@ def write_fitted(path: Path, fits: list[Fit], host: Mapping[str, float], *, mode
 
 def read_fitted(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises :class:`ProfileError` naming file and field."""
-    content = read_object(path, ProfileError)
+    content = read_json(path, ProfileError)
     if content.get("format") != FORMAT:
         raise ProfileError(f"{path}: not fitted costs (`workbench calibrate --from RECORD` writes them)")
     if content.get("format_version") != FORMAT_VERSION:

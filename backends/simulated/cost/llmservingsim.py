@@ -23,6 +23,7 @@ from backends.simulated.cost.tables import (
     grid_from_points,
 )
 from backends.simulated.models import ModelSpec
+from backends.simulated.value_file import read_yaml
 
 MICROSECOND = 1e-6
 MATRICES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
@@ -45,17 +46,8 @@ def is_llmservingsim(path: Path) -> bool:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The facts of ``meta.yaml``. Raises :class:`ProfileError`."""
-    import yaml
-
     file = path / "meta.yaml"
-    try:
-        meta = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ProfileError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{file}: {' '.join(str(error).split())}") from error
-    if not isinstance(meta, dict):
-        raise ProfileError(f"{file}: not a mapping")
+    meta = read_yaml(file, ProfileError)
     for name in ("model", "hardware"):
         if not isinstance(meta.get(name), str):
             raise ProfileError(f"{file}: {name}: missing")

@@ -14,8 +14,8 @@ import numpy as np
 from backends.simulated.cost.attention_table import attention_table
 from backends.simulated.cost.csv_table import find_table, read_table
 from backends.simulated.cost.tables import Curve, Grid, OperatorTables, ProfileError, Provenance, grid_from_points
-from backends.simulated.json_file import read_object
 from backends.simulated.models import ModelSpec
+from backends.simulated.value_file import read_json
 
 FORMAT = "workbench profile"
 FORMAT_VERSION = 1
@@ -46,7 +46,7 @@ def is_own(path: Path) -> bool:
 def read_meta(path: Path) -> dict[str, Any]:
     """The facts of ``profile.json``. Raises :class:`ProfileError`."""
     file = path / META_FILE
-    meta = read_object(file, ProfileError)
+    meta = read_json(file, ProfileError)
     if meta.get("format") != FORMAT:
         raise ProfileError(f"{file}: format: not {FORMAT!r}")
     if meta.get("format_version") != FORMAT_VERSION:

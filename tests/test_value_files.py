@@ -1,0 +1,56 @@
+"""Files of settings, prices, GPUs, models and profiles: whatever is wrong with one is said in one line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.simulated.cost.llmservingsim import read_meta
+from backends.simulated.hardware import load_gpu
+from backends.simulated.models import load_model
+from workbench.run.settings import read_settings_file
+from workbench.search.prices import read_prices
+
+READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "settings": ("run.toml", read_settings_file),
+    "prices": ("prices.toml", read_prices),
+    "GPU": ("mine.toml", lambda path: load_gpu(str(path))),
+    "model": ("config.json", lambda path: load_model(str(path))),
+    "LLMServingSim profile": ("meta.yaml", lambda path: read_meta(path.parent)),
+}
+BROKEN = {"cut off": b'{"a": [1, 2', "no text": b"\xff\xfe\x00 = 1", "nested": b"[" * 100_000, "a folder": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [(kind, broken) for kind in READERS for broken in BROKEN if (kind, broken) != ("model", "a folder")],  # it is one
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(kind, broken, tmp_path):
+    name, read = READERS[kind]
+    path, content = tmp_path / name, BROKEN[broken]
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_file_that_is_not_there_is_named_in_one_line(kind, tmp_path):
+    name, read = READERS[kind]
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / name)
+    assert str(error.value) == f"{tmp_path / name}: No such file or directory"
+
+
+def test_files_may_begin_with_the_mark_of_utf_8(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "run.toml").write_bytes(mark + b"max-running = 8\n")
+    (tmp_path / "prices.toml").write_bytes(mark + 'source = "Preisliste für März"\n[gpu_hour]\nh100 = 2\n'.encode())
+    (tmp_path / "meta.yaml").write_bytes(mark + b"model: a/b\nhardware: H100\n")
+    assert read_settings_file(tmp_path / "run.toml") == {"max_running": 8}
+    assert read_prices(tmp_path / "prices.toml").per_gpu_hour == {"h100": 2}
+    assert read_meta(tmp_path) == {"model": "a/b", "hardware": "H100"}
