@@ -184,17 +184,19 @@ def test_a_request_says_when_its_first_token_is_due_and_edf_and_the_record_go_by
     assert [request.adapter for request in requests] == [None, None, None, "salt-1"], "a salt is a secret"
 
 
-def test_requests_cut_off_by_the_end_are_in_the_record(tmp_path):
+@pytest.mark.parametrize("time_scale", ["2", "60"])
+def test_requests_cut_off_by_the_end_are_in_the_record_as_that(tmp_path, time_scale):
+    """With steps that are long, the scheduler learns of the cut and of the end at once."""
     folder = tmp_path / "cut"
-    server = Server("--record", str(folder), "--time-scale", "2", "--drain-timeout", "0")
+    server = Server("--record", str(folder), "--time-scale", time_scale, "--drain-timeout", "0")
     stream = server.openai().completions.create(model=MODEL, prompt="x", max_tokens=5000, stream=True)
     next(iter(stream))
     server.signal(signal.SIGTERM)
     code, _ = server.wait()
     assert code == 0
     record = read_record(folder / "overlap")
-    assert len(record.requests["status"]) == 1
-    assert record.requests["status"][0] in ("unfinished", "aborted:disconnected")
+    assert record.requests["status"] == ["aborted:shutdown"], "its client was there"
+    assert not np.isnan(record.requests["finish_s"]).any()
 
 
 def test_block_ids_tell_prefixes_apart_and_cannot_be_recomputed():

@@ -12,6 +12,7 @@ import zmq
 from reports.record import RecordError
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
+from workbench.loops.intake import report_ended
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.backends import LiveBackend, SyntheticText, make_backend
 from workbench.serving.live import Ending, LiveInbox, LiveOutbox
@@ -74,7 +75,9 @@ def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, lo
     try:
         with heartbeat(vitals, context, addresses):
             drive(loop, built.rested)
-    except Ending:
+    except Ending as ending:
+        scheduler.receive(ending.messages)  # requests that were cut off with the server end as such
+        report_ended(scheduler, outbox)
         detokenizer.send(encode(Shutdown()))
         _close(record, http)
     except Exception as error:

@@ -112,19 +112,22 @@ class Call:
 
     def too_slow(self) -> None:
         """End it: too much of it waits to be read."""
-        self._engine.close(self, "too_slow")
         self.drop_unread()
-        self.put(ApiError(503, "the answer was read too slowly", kind="server_error", code="too_slow"))
+        self.fail("too_slow", ApiError(503, "the answer was read too slowly", kind="server_error", code="too_slow"))
 
     def disconnected(self) -> None:
         """The client has gone: nobody needs what is still to come."""
-        self._engine.abort(self, "disconnected")
         self.drop_unread()
-        self.put(ClientGone())
+        self.fail("disconnected", ClientGone())
+
+    def fail(self, why: str, error: Exception) -> None:
+        """End it early: records have ``why``, and the client, after what waits to be read, ``error``."""
+        self._engine.close(self, why)
+        self.put(error)
 
     def close(self) -> None:
-        """Forget the call; what has not ended is aborted."""
-        self._engine.close(self)
+        """Forget the call. What has not ended by now is aborted: the answer failed before it was whole."""
+        self._engine.close(self, "request_failed")
         self.drop_unread()
 
 
@@ -252,8 +255,8 @@ class EngineClient:
             self.abort(call, "client")
         return len(calls)
 
-    def close(self, call: Call, why: str = "disconnected") -> None:
-        """The call has been answered, or cannot be."""
+    def close(self, call: Call, why: str) -> None:
+        """The call has been answered, or cannot be: what is open of it is aborted, and ``why`` is in records."""
         if self._calls.get(call.id) is not call:
             return
         del self._calls[call.id]
@@ -399,14 +402,14 @@ class EngineClient:
         """A paused scheduler would never finish."""
         self._scheduler.send(encode(Control(next(self._numbers), "resume")))
 
-    def fail_all(self, why: ApiError) -> None:
-        """The engine is gone: so does every open call learn."""
-        self.refuse_new(why)
-        for call in self._calls.values():
-            call.put(why)
+    def fail_all(self, why: str, error: ApiError) -> None:
+        """The server ends before its requests do: every one gets ``error``, and records have ``why``."""
+        self.refuse_new(error)
+        for call in list(self._calls.values()):
+            call.fail(why, error)
         for waiter in self._controls.values():
             if not waiter.done():
-                waiter.set_exception(why)
+                waiter.set_exception(error)
 
     def shut_down(self) -> None:
         """Tell the scheduler to end; it tells the detokenizer."""

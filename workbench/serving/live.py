@@ -52,7 +52,11 @@ _CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
 
 
 class Ending(Exception):
-    """The server is told to end: leaves the loop through its driver."""
+    """The server is told to end: leaves the loop through its driver, with the ``messages`` that came before."""
+
+    def __init__(self, messages: list[object]) -> None:
+        super().__init__()
+        self.messages = messages
 
 
 class LiveInbox:
@@ -100,7 +104,7 @@ class LiveInbox:
                 found.append(self._profile(message))
             else:
                 assert isinstance(message, Shutdown)
-                raise Ending
+                raise Ending(found)
 
     def _ask(self, number: int) -> GetState:
         return GetState(lambda state: self._done.append(Done(number, state)))

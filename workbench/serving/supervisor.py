@@ -232,7 +232,8 @@ class _Supervisor:
             server.flush_s = await self._drain(engine, death, server)
         if death.done():
             line = await self._why(engine, death.result())
-            await self._cut_off(engine, server, ApiError(500, line, kind="server_error", code="engine_dead"))
+            engine.fail_all("engine_dead", ApiError(500, line, kind="server_error", code="engine_dead"))
+            server.cut_stalled()
         self._ending = True
         server.should_exit = True
         await serving
@@ -252,24 +253,17 @@ class _Supervisor:
         for what was answered to be read."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._settings.drain_timeout_s
-        engine.refuse_new(ApiError(503, "the server is shutting down", kind="server_error", code="draining",
-                                   retry_after_s=1))  # fmt: skip
+        draining = ApiError(503, "the server is shutting down", kind="server_error", code="draining", retry_after_s=1)
+        engine.refuse_new(draining)
         engine.resume_for_drain()
         idle = asyncio.create_task(engine.idle.wait())
         await asyncio.wait((idle, death), timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         if not engine.idle.is_set() and not death.done():
             print("warning: some requests were cut off at the end of --drain-timeout", file=sys.stderr)
-            await self._cut_off(engine, server, ApiError(503, "the server is shutting down", kind="server_error",
-                                                         code="draining"))  # fmt: skip
+            engine.fail_all("shutdown", draining)
+            server.cut_stalled()
         return min(max(deadline - clock(), LAST_WORDS_S), FLUSH_S)
-
-    async def _cut_off(self, engine: EngineClient, server: Server, why: ApiError) -> None:
-        """Every open request ends with an error, for those who read."""
-        engine.fail_all(why)
-        server.cut_stalled()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(engine.idle.wait(), LAST_WORDS_S)
 
     async def _ended(self, children: list[BaseProcess]) -> None:
         """Until these have ended by themselves, within reason."""

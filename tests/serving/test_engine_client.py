@@ -1,0 +1,45 @@
+"""What the HTTP process tells the scheduler about the requests of its clients."""
+
+from __future__ import annotations
+
+import pytest
+import zmq.asyncio
+
+from tests.event_loop import in_a_loop
+from tests.serving.test_life_and_death import Model
+from workbench.scheduler.request import SamplingParams
+from workbench.serving.engine_client import Call, EngineClient
+from workbench.serving.messages import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
+from workbench.serving.metrics import Metrics
+from workbench.serving.protocol import ApiError, Sequences
+
+DRAINING = ApiError(503, "the server is shutting down", code="draining")
+
+
+@pytest.mark.parametrize(("end", "why"), [
+    (lambda engine, call: call.disconnected(), "disconnected"),
+    (lambda engine, call: call.too_slow(), "too_slow"),
+    (lambda engine, call: engine.fail_all("shutdown", DRAINING), "shutdown"),
+    (lambda engine, call: None, "request_failed"),
+])  # fmt: skip
+def test_each_sequence_that_is_ended_early_is_ended_once_and_for_what_happened(tmp_path, end, why):
+    async def check() -> None:
+        addresses = Addresses.within(tmp_path)
+        context = zmq.asyncio.Context()
+        scheduler = pull_socket(context, addresses.scheduler)
+        engine = EngineClient(addresses, Metrics("m"), 10)
+        beat = Model().vitals().beat()
+        engine.ready.set_result(Ready(100, 1000, 8, 256, False, "simulated", "h100", "overlap", beat))
+        call: Call = engine.submit(Sequences([[1, 2], [3]], SamplingParams(max_new_tokens=4), n=2), "cmpl-")
+        submitted = [decode_to_scheduler(await scheduler.recv()) for _ in range(4)]
+        end(engine, call)
+        call.close()  # what every answer ends with
+        cancelled = [decode_to_scheduler(await scheduler.recv()) for _ in range(4)]
+        assert cancelled == [Cancel(sequence.request_id, why) for sequence in submitted]
+        engine.shut_down()
+        assert not isinstance(decode_to_scheduler(await scheduler.recv()), Cancel), "none is told of twice"
+        assert engine.idle.is_set()
+        engine.destroy()
+        context.destroy(linger=0)
+
+    in_a_loop(check())
