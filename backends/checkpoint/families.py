@@ -130,8 +130,22 @@ def experts(fields: Fields) -> int:
 
 
 def kv_heads(fields: Fields) -> int:
-    """Heads of keys and values: as many as of queries where the file says null. Raises UnsupportedModel."""
-    return fields.size("num_key_value_heads", fields.size("num_attention_heads"))
+    """Heads of keys and values: as many as of queries where the file says null. Raises UnsupportedModel where they do not
+    serve equally many heads of queries."""
+    heads = fields.size("num_attention_heads")
+    found = fields.size("num_key_value_heads", heads)
+    if heads % found:
+        raise fields.error("num_key_value_heads", f"{found} does not divide {heads} attention heads")
+    return found
+
+
+def head_dim(fields: Fields) -> int:
+    """Width of a head: that of the model shared out, where the file does not say; heads of latent attention have widths of
+    their own. Raises UnsupportedModel."""
+    heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
+    if fields.get("head_dim", int) is None and fields.raw("kv_lora_rank") is None and hidden % heads:
+        raise fields.error("head_dim", f"missing, and hidden_size {hidden} is not a multiple of {heads} heads")
+    return fields.size("head_dim", max(hidden // heads, 1))
 
 
 def context_tokens(fields: Fields) -> int:

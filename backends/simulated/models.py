@@ -10,7 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from backends.checkpoint.families import DEFAULTS, context_tokens, experts, kv_heads, mixtures, text_values, windows
+from backends.checkpoint.families import (
+    DEFAULTS,
+    context_tokens,
+    experts,
+    head_dim,
+    kv_heads,
+    mixtures,
+    text_values,
+    windows,
+)
 from backends.checkpoint.fields import Fields, UnsupportedModel
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
 from backends.simulated.hardware import CatalogueError
@@ -217,7 +226,7 @@ def _read(fields: Fields, name: str) -> ModelSpec:
         saved = str(error)
     return ModelSpec(
         name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads(fields),
-        head_dim=fields.size("head_dim", max(hidden // heads, 1)), intermediate=intermediate,
+        head_dim=head_dim(fields), intermediate=intermediate,
         vocab=fields.size("vocab_size"), max_context=max_context,
         tied_embeddings=fields.flag("tie_word_embeddings"), moe_layers=mixtures(fields, routed),
         # A window that no sequence can fill hides nothing.

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from backends.checkpoint import families
 from backends.checkpoint import fields as checkpoint
 from backends.checkpoint.families import context_tokens, rope_field
-from backends.checkpoint.families import kv_heads as count_kv_heads
 from backends.checkpoint.fields import UnsupportedModel as UnsupportedModel  # said by callers, too
 from backends.checkpoint.precision import block_size, quant_method
 from backends.torch.fp8 import Fp8
@@ -107,12 +107,7 @@ class Fields(checkpoint.Fields):
             self.size("hidden_size"),
             self.size("num_attention_heads"),
         )
-        kv_heads = count_kv_heads(self)
-        if heads % kv_heads:
-            raise self.error("num_key_value_heads", f"{kv_heads} does not divide {heads} attention heads")
-        if self.get("head_dim", int) is None and hidden % heads:
-            raise self.error("head_dim", f"missing, and hidden_size {hidden} is not a multiple of {heads} heads")
-        head_dim = self.size("head_dim", hidden // heads)
+        kv_heads, head_dim = families.kv_heads(self), families.head_dim(self)
         if head_dim % 2:
             raise self.error("head_dim", f"{head_dim} is odd; rotary embeddings need an even number")
         rope, max_context = self.rope(self.size("max_position_embeddings"))
