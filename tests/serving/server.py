@@ -25,8 +25,9 @@ MODEL = "llama-3.1-8b"
 _MAIN = "from workbench.cli.main import main; main()"
 
 
-def command(*flags: str, model: str = MODEL, backend: str = "simulated") -> list[str]:
-    return [sys.executable, "-c", _MAIN, "serve", model, "--backend", backend, "--port", "0", *flags]
+def command(*flags: str, model: str = MODEL, backend: str = "simulated", before: str = "") -> list[str]:
+    """``before``: Python that runs first in the HTTP process."""
+    return [sys.executable, "-c", f"{before}\n{_MAIN}", "serve", model, "--backend", backend, "--port", "0", *flags]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -35,14 +36,14 @@ def environment(**extra: str) -> dict[str, str]:
 
 class Server:
     """``workbench serve`` on a free port. Modelled time does not pass unless asked to. ``limits`` are commands of the shell
-    that starts it."""
+    that starts it, ``before`` is as in :func:`command`."""
 
-    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", limits: str = "",
+    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", limits: str = "", before: str = "",
                  **env: str) -> None:  # fmt: skip
         if "--time-scale" not in flags and backend == "simulated":
             flags = (*flags, "--time-scale", "0")
         self.process = subprocess.Popen(
-            ["sh", "-c", f'{limits}\nexec "$@"', "sh", *command(*flags, model=model, backend=backend)],
+            ["sh", "-c", f'{limits}\nexec "$@"', "sh", *command(*flags, model=model, backend=backend, before=before)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -141,6 +141,15 @@ def test_a_process_that_is_killed_is_an_error_for_every_client_and_the_server(st
     until(lambda: not any(alive(pid) for pid in children.values()), "children gone")
 
 
+@pytest.mark.parametrize(("name", "limit"), [("scheduler", "SCHEDULER_END_S"), ("detokenizer", "DETOKENIZER_END_S")])
+def test_a_process_that_does_not_end_is_killed_and_an_error(start, name, limit):
+    server = start(before=f"from workbench.serving import supervisor; supervisor.{limit} = 0.5")
+    children = server.children()
+    os.kill(children[name], signal.SIGSTOP)
+    assert server.stop() == (1, f"error: the {name} process did not end within 0.5 s and was killed\n")
+    until(lambda: not any(alive(pid) for pid in children.values()), "children gone")
+
+
 def test_children_do_not_outlive_a_server_that_is_killed(start):
     server = start()
     children = server.children()

@@ -38,8 +38,10 @@ FLUSH_S = 5.0
 """How long answers may take to leave once nothing more will come."""
 LAST_WORDS_S = 1.0
 """How long they may take when the time to drain is over."""
-CHILD_END_S = 60.0
-"""How long the children may take to end in order: a long record has to be written."""
+SCHEDULER_END_S = 60.0
+"""How long the scheduler process may take to end in order: it may be inside a long step, or have a long record to write."""
+DETOKENIZER_END_S = 10.0
+"""How long the detokenizer process may take once the scheduler, which tells it to, has ended."""
 
 
 class ServerFailed(Exception):
@@ -47,7 +49,7 @@ class ServerFailed(Exception):
 
 
 def serve(settings: ServeSettings, force: bool = False) -> int:
-    """Run a server to its end and return the exit code: 0 drained, 1 a process died.
+    """Run a server to its end and return the exit code: 0 drained, 1 a process died or would not end.
 
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
@@ -132,7 +134,7 @@ class _Supervisor:
             return await self._serve(engine, metrics, ready, death)
         finally:
             if engine.failure is not None and self._settings.record is not None:
-                await self._ended(self._children[:1])  # what was recorded until then is still being written
+                await self._ends(self._children[0], SCHEDULER_END_S)  # what was recorded is still being written
             self._closing.close()
             for child in self._children:
                 child.kill()
@@ -241,10 +243,11 @@ class _Supervisor:
         warming.cancel()
         if line is None:
             engine.shut_down()
-            await self._ended(self._children)
-            failed = [child for child in self._children if child.exitcode]
-            if failed:
-                raise ServerFailed(await self._why(engine, failed[0]))
+            for child, limit_s in zip(self._children, (SCHEDULER_END_S, DETOKENIZER_END_S), strict=True):
+                if not await self._ends(child, limit_s):
+                    raise ServerFailed(f"the {child.name} process did not end within {limit_s:g} s and was killed")
+                if child.exitcode:
+                    raise ServerFailed(await self._why(engine, child))
             return 0
         raise ServerFailed(line)
 
@@ -265,12 +268,13 @@ class _Supervisor:
             server.cut_stalled()
         return min(max(deadline - clock(), LAST_WORDS_S), FLUSH_S)
 
-    async def _ended(self, children: list[BaseProcess]) -> None:
-        """Until these have ended by themselves, within reason."""
+    async def _ends(self, child: BaseProcess, within_s: float) -> bool:
+        """Whether a process ends by itself within so many seconds."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + CHILD_END_S
-        while any(child.is_alive() for child in children) and clock() < deadline:
+        deadline = clock() + within_s
+        while child.is_alive() and clock() < deadline:
             await asyncio.sleep(0.02)
+        return not child.is_alive()
 
     async def _why(self, engine: EngineClient, child: BaseProcess | None) -> str:
         """One line about a process that has ended; what it said last may still be on its way."""
