@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 
@@ -197,6 +198,17 @@ def test_requests_cut_off_by_the_end_are_in_the_record_as_that(tmp_path, time_sc
     record = read_record(folder / "overlap")
     assert record.requests["status"] == ["aborted:shutdown"], "its client was there"
     assert not np.isnan(record.requests["finish_s"]).any()
+
+
+def test_the_record_outlives_a_detokenizer_that_is_killed(tmp_path):
+    server = Server("--record", str(tmp_path), "--time-scale", "2")
+    stream = server.openai().completions.create(model=MODEL, prompt="x", max_tokens=5000, stream=True)
+    next(iter(stream))
+    os.kill(server.children()["detokenizer"], signal.SIGKILL)
+    code, said = server.wait()
+    assert (code, said.splitlines()[-1]) == (1, "error: the detokenizer process was killed by signal 9 (SIGKILL)")
+    assert read_record(tmp_path / "overlap").requests["status"] == ["aborted:server_failed"]
+    assert len((tmp_path / "trace.jsonl").read_text().splitlines()) == 1
 
 
 def test_block_ids_tell_prefixes_apart_and_cannot_be_recomputed():

@@ -234,7 +234,7 @@ class _Supervisor:
             server.flush_s = await self._drain(engine, death, server)
         if death.done():
             line = await self._why(engine, death.result())
-            engine.fail_all("engine_dead", ApiError(500, line, kind="server_error", code="engine_dead"))
+            engine.fail_all("server_failed", ApiError(500, line, kind="server_error", code="engine_dead"))
             server.cut_stalled()
         self._ending = True
         server.should_exit = True
@@ -249,6 +249,9 @@ class _Supervisor:
                 if child.exitcode:
                     raise ServerFailed(await self._why(engine, child))
             return 0
+        if self._settings.record is not None and engine.failure is None:
+            engine.shut_down()  # another process has died: the scheduler's record is whole
+            await self._ends(self._children[0], SCHEDULER_END_S)
         raise ServerFailed(line)
 
     async def _drain(self, engine: EngineClient, death: asyncio.Future[BaseProcess | None], server: Server) -> float:
