@@ -58,7 +58,8 @@ class TorchBackend:
                  began_s: float | None = None) -> None:  # fmt: skip
         self.workers = workers
         self.kv_tokens, self.max_context = workers.kv_tokens, workers.max_context
-        self.eos_token_ids, self.vocab, self.dtype = workers.eos_token_ids, workers.vocab, workers.dtype
+        self.eos_token_ids, self.vocab = workers.eos_token_ids, workers.vocab
+        self.dtype, self.kv_dtype = workers.dtype, workers.kv_dtype
         self.began_s = time.monotonic() if began_s is None else began_s
         self._log, self._instance = log_iteration, instance
         self._mark = time.perf_counter()

@@ -87,6 +87,8 @@ class Workers(Protocol):
     vocab: int
     dtype: str
     """Of the weights, as torch calls it: ``bfloat16``; ``fp8`` where the projections are."""
+    kv_dtype: str
+    """Of keys and values, as torch calls it: that of the weights, or of what is computed with FP8 ones."""
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
 
@@ -166,10 +168,10 @@ def _capacity(runner: ModelRunner, options: RunnerOptions) -> int:
     return tokens
 
 
-def _dtype_name(runner: ModelRunner) -> str:
-    if runner.config.fp8 is not None:
-        return "fp8"
-    return str(runner.config.dtype or torch.float32).removeprefix("torch.")
+def _dtype_names(runner: ModelRunner) -> tuple[str, str]:
+    """(of the weights, of keys and values)."""
+    computed = str(runner.config.dtype or torch.float32).removeprefix("torch.")
+    return computed if runner.config.fp8 is None else "fp8", computed
 
 
 class _OneProcess:
@@ -182,7 +184,7 @@ class _OneProcess:
         self.max_context = self.runner.max_context
         self.eos_token_ids = self.runner.config.eos_token_ids
         self.vocab = self.runner.config.vocab
-        self.dtype = _dtype_name(self.runner)
+        self.dtype, self.kv_dtype = _dtype_names(self.runner)
         self.runner.allocate(self.kv_tokens // options.page_size)
         self.runner.capture(list(options.capture_sizes))
         self.worked_s: Callable[[], float] = lambda: 0.0
@@ -311,7 +313,7 @@ class ManyWorkers:
             # Every rank holds part of every token: the one with least room decides.
             self.kv_tokens = min(fact["kv_tokens"] for fact in facts)
             self.max_context, self.vocab = facts[0]["max_context"], facts[0]["vocab"]
-            self.eos_token_ids, self.dtype = tuple(facts[0]["eos_token_ids"]), facts[0]["dtype"]
+            self.eos_token_ids, (self.dtype, self.kv_dtype) = tuple(facts[0]["eos_token_ids"]), facts[0]["dtypes"]
             for pipe in self._pipes:
                 pipe.send(self.kv_tokens // options.page_size)
             for rank in range(world):
@@ -446,7 +448,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     own = Rank(runner, rank, fp8=options.fp8, max_context=options.max_context)
     pipe.send({
         "kv_tokens": _capacity(runner, options), "max_context": runner.max_context, "vocab": runner.config.vocab,
-        "eos_token_ids": runner.config.eos_token_ids, "dtype": _dtype_name(runner),
+        "eos_token_ids": runner.config.eos_token_ids, "dtypes": _dtype_names(runner),
     })  # fmt: skip
     runner.allocate(pipe.recv())
     runner.capture(list(options.capture_sizes))

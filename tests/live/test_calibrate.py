@@ -85,7 +85,7 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
     simulated = CliRunner().invoke(app, ["simulate", str(trace), "--cost", f"fitted:{out}", *alike])
     assert simulated.exit_code == 0, simulated.output
     settings = json.loads((tmp_path / "alike/overlap/meta.json").read_text())["settings"]
-    assert (settings["dtype"], settings["kv_tokens"]) == ("fp32", 300)
+    assert (settings["dtype"], settings["kv_dtype"], settings["kv_tokens"]) == ("fp32", "fp32", 300)
 
     # The points alone, as they come from another machine, give the same costs.
     elsewhere = tmp_path / "elsewhere.json"

@@ -79,7 +79,8 @@ def test_dummy_weights_need_a_configuration_alone(model: Path, trace: Path, tmp_
     words = ("--model", tmp_path / "bare", "--load-format", "dummy", "--dtype", "fp8", *arguments, "--force")
     done = workbench("replay", trace, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "o/overlap/meta.json").read_text())["settings"]["dtype"] == "fp8"
+    settings = json.loads((tmp_path / "o/overlap/meta.json").read_text())["settings"]
+    assert (settings["dtype"], settings["kv_dtype"]) == ("fp8", "fp32")
     refused = workbench("replay", trace, "--model", tmp_path / "bare", *arguments, "--force", cwd=tmp_path)
     assert refused.returncode == 2 and "safetensors" in refused.stderr
 

@@ -307,6 +307,7 @@ def test_a_port_in_use_is_one_line(start):
     (("--backend", "cpu", "--cost", "roofline"), "cost: has no effect"),
     (("--backend", "cpu", "--mem-fraction", "0.5"), "kv_tokens says how much KV"),
     (("--backend", "cpu", "--cuda-graphs"), "cuda_graphs: has no effect"),
+    (("--backend", "cpu", "--kv-dtype", "fp8"), "kv_dtype: has no effect on a real cpu runner: KV is kept in"),
     (("--no-record-content",), "record_content"),
     (("--force",), "force"),
 ])  # fmt: skip

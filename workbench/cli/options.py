@@ -75,7 +75,10 @@ LoadFormat = Annotated[
     str,
     option("--load-format", help="Weights: auto | safetensors | gguf | dummy (random). Default auto.", panel=GPU),
 ]
-KvDtype = Annotated[Optional[str], option("--kv-dtype", help="KV cache: bf16 | fp16 | fp8. Default bf16.", panel=GPU)]
+KvDtype = Annotated[
+    Optional[str],
+    option("--kv-dtype", help="KV cache (simulated): bf16 | fp16 | fp32 | fp8. Default bf16.", panel=GPU),
+]
 MemFraction = Annotated[
     Optional[float], option("--mem-fraction", help="Share of GPU memory to use. Default 0.9.", panel=GPU)
 ]

@@ -47,7 +47,8 @@ def device_defaults(device: str) -> dict[str, Any]:
 
 def refuse_idle_flags(flags: Mapping[str, Any], device: str) -> None:
     """Raise ConfigError for a flag that was given (not None) and would do nothing on a real ``device``."""
-    simulated = {"gpu": "the GPU is the machine's", "cost": "times are measured"}
+    simulated = {"gpu": "the GPU is the machine's", "cost": "times are measured",
+                 "kv_dtype": "KV is kept in what is computed in"}  # fmt: skip
     on_cpu = {
         "mem_fraction": "the memory of a CPU is not shared out; kv_tokens says how much KV there is",
         "cuda_graphs": "there are none on a CPU",

@@ -24,7 +24,7 @@ from workbench.run.clients import Clients, Waiting
 from workbench.run.idle import trace_notes
 from workbench.run.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.run.meta import run_meta, trace_meta
-from workbench.run.real import device_name, held_weights, runner_options
+from workbench.run.real import DTYPE_NAMES, device_name, held_weights, runner_options
 from workbench.run.recorder import Recorder, RecordingOutbox
 from workbench.run.settings import RunSettings, scheduler_config
 from workbench.run.simulate import PROGRESS_EVERY_S, Progress
@@ -212,7 +212,8 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
         model=settings.model, gpu=device_name(device),
         gpus=tp * pp, simulated=False, settings=settings,
         found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": weights["dtype"],
-               "kv_tokens": config.kv_tokens, "max_context": config.max_context, "backend": device},
+               "kv_dtype": DTYPE_NAMES[backend.kv_dtype], "kv_tokens": config.kv_tokens,
+               "max_context": config.max_context, "backend": device},
         weights=weights, ran_on=("simpy", "torch"), interrupted=not finished,
         totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
                 "cut": counted(recorder.cuts),

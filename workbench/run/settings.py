@@ -100,7 +100,7 @@ class RunSettings:
         for name, allowed in (
             ("router", ROUTERS),
             ("dtype", ("auto", *DTYPE_BYTES)),
-            ("kv_dtype", ("bf16", "fp16", "fp8")),
+            ("kv_dtype", ("bf16", "fp16", "fp32", "fp8")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")

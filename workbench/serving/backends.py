@@ -13,7 +13,7 @@ from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
-from workbench.run.real import choose_device, device_name, held_weights, runner_options
+from workbench.run.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 from workbench.run.settings import resolve, scheduler_config
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.settings import ServeSettings
@@ -44,6 +44,8 @@ class LiveBackend:
     kv_budget: dict[str, Any]
     weights: dict[str, Any]
     """Their `dtype`, in our words, and who said it."""
+    kv_dtype: str
+    """Of keys and values, in our words."""
     rested: Callable[[], None]
     """To be called when a wait of its loop is over."""
     upkeep: Upkeep
@@ -83,7 +85,7 @@ def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Call
     return LiveBackend(
         backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
         instance.tp * instance.pp, instance.model.name, instance.kv_budget, instance.weights.described,
-        backend.rested, ModelledGPU(), backend.worked_s, time.monotonic, lambda: None,
+        run.kv_dtype, backend.rested, ModelledGPU(), backend.worked_s, time.monotonic, lambda: None,
     )  # fmt: skip
 
 
@@ -113,6 +115,7 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp,
-        settings.run.model, {}, held_weights(backend.dtype, settings.run), backend.rested, backend,
+        settings.run.model, {}, held_weights(backend.dtype, settings.run),
+        DTYPE_NAMES[backend.kv_dtype], backend.rested, backend,
         backend.workers.worked_s, backend.workers.heard_s, backend.close,
     )  # fmt: skip

@@ -155,8 +155,8 @@ class LiveRecord:
                    "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
             simulated=simulated, settings=settings.run,
             found={
-                **live, "loop": settings.loop, "dtype": built.weights["dtype"], "kv_tokens": built.scheduler.kv_tokens,
-                "max_context": built.scheduler.max_context,
+                **live, "loop": settings.loop, "dtype": built.weights["dtype"], "kv_dtype": built.kv_dtype,
+                "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
             ran_on=() if simulated else ("torch",), interrupted=bool(recorder.by_id),
