@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
+from workbench.serving.protocol import ApiError, CompletionRequest, parse
 
 JSON = {"content-type": "application/json"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "model": MODEL}
@@ -130,6 +131,24 @@ def test_a_number_that_is_none_is_refused(server, value):
 def test_a_body_that_is_not_a_json_object_is_a_400(server, body):
     for path in ("/v1/completions", "/v1/chat/completions", "/generate", "/abort"):
         refused(server.http.post(path, content=body, headers=JSON), 400)
+
+
+@pytest.mark.parametrize(("body", "why"), [
+    (b'{"prompt": "x \\ud83d"}', "a text has half of a surrogate pair"),
+    (b'{"prompt": "\\ud83d and more text behind it"}', "a text has half of a surrogate pair"),
+    (b'{"\\udc00": 1}', "a text has half of a surrogate pair"),
+    (b'\xef\xbb\xbf{"prompt": ["\\ud83d\\ud83d"]}', "a text has half of a surrogate pair"),
+    (b'{"prompt": "x \\ud83d', "Input data was truncated"),
+    (b'{"prompt": "\\ud83d\\ude00"', "Input data was truncated"),
+    (b'{"prompt": "\xff"}', "byte 12 is not UTF-8"),
+    (b'{"temperature": NaN}', "JSON is malformed: invalid character (byte 16)"),
+    (b"\xff\xfe", "byte 0 is not UTF-8"),
+    (b'{"prompt": "x",}', "JSON is malformed: trailing comma in object (byte 15)"),
+])  # fmt: skip
+def test_why_a_body_is_not_json_is_true(body, why):
+    with pytest.raises(ApiError) as caught:
+        parse(body, CompletionRequest)
+    assert caught.value.body["error"]["message"] == f"the body is not valid JSON: {why}"
 
 
 @pytest.mark.parametrize("stream", [False, True])

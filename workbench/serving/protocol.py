@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -175,9 +176,24 @@ def parse(body: bytes, kind: Any) -> Any:
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+        raise ApiError(400, f"the body is not valid JSON: {_why_not_json(body, error)}", code="invalid_json") from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
+
+
+def _why_not_json(body: bytes, error: Exception) -> str:
+    """What is wrong with the body, where the decoder's own words would not be true of the whole of it."""
+
+    def no_number(name: str) -> None:
+        raise ValueError(name)
+
+    try:
+        json.loads(body.decode("utf-8-sig"), parse_constant=no_number)
+    except UnicodeDecodeError as broken:
+        return f"byte {broken.start} is not UTF-8"
+    except (ValueError, RecursionError):
+        return str(error)
+    return "a text has half of a surrogate pair"  # the decoders differ in nothing else
 
 
 def _cleaned(given: dict[str, Any], kind: Any) -> dict[str, Any]:
