@@ -170,6 +170,20 @@ def test_an_origin_that_is_allowed_is_asked_and_answered_as_browsers_want():
     assert "Origin" in ask(policy, headers=JSON).headers["vary"], "no cache gives one origin's answer to another"
 
 
+@pytest.mark.parametrize("headers", [
+    {"origin": APP, "access-control-request-method": "PUT"},
+    {"origin": APP, "access-control-request-method": ""},
+    {"origin": "http://localhost:8000", "access-control-request-method": "POST"},  # its own: it need not ask
+])  # fmt: skip
+def test_a_preflight_that_is_refused_is_an_error_like_any_other(headers):
+    refused: list[int] = []
+    answered = ask(access(allow_origin=(APP,)), "OPTIONS", headers, None, refused)
+    assert code(answered) == (400, "preflight_refused") and refused == [400]
+    assert answered.headers["content-type"] == "application/json"
+    assert answered.headers.get("access-control-allow-origin") == (APP if headers["origin"] == APP else None)
+    assert "Origin" in answered.headers["vary"]
+
+
 def test_a_star_lets_every_page_in_and_is_noted():
     policy = access(allow_origin=("*",))
     for origin in ("https://evil.example", "null"):

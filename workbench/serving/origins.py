@@ -12,10 +12,12 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workbench.scheduler.config import ConfigError
@@ -76,8 +78,8 @@ def guarded(app: ASGIApp, access: Access, refused: Callable[[int], None]) -> ASG
     """``app`` behind the checks; ``refused`` is told the status of every refusal."""
     inner: ASGIApp = _JsonBodies(app, refused)
     if access.origins:
-        inner = CORSMiddleware(
-            inner, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",),
+        inner = _Cors(
+            inner, refused, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",),
             expose_headers=EXPOSED_HEADERS, allow_private_network=True,
         )  # fmt: skip
     return _Doors(inner, access, refused)
@@ -161,6 +163,26 @@ class _Refusing:
         raise NotImplementedError
 
 
+class _Cors(CORSMiddleware):
+    """Starlette's, with this server's errors."""
+
+    def __init__(self, app: ASGIApp, refused: Callable[[int], None], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._refused = refused
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        method, origin = request_headers["access-control-request-method"], request_headers["origin"]
+        error = ApiError(response.status_code, f"{bytes(response.body).decode()}: {method} from {origin}; pages of "
+                         "--allow-origin may send GET and POST", code="preflight_refused")  # fmt: skip
+        self._refused(error.status)
+        made = error_response(error)
+        made.headers.update({**response.headers, **made.headers})
+        return made
+
+
 class _Doors(_Refusing):
     """Names of the server, and pages of other origins."""
 
@@ -184,7 +206,7 @@ class _Doors(_Refusing):
         site = headers.get("sec-fetch-site", "none")
         if not origins and site in ("cross-site", "same-site") and not self._access.allows_origin("*"):
             return ApiError(403, f"Sec-Fetch-Site: a page of another origin ({site}) may not use this server "
-                            "(--allow-origin lets it)", code="origin_not_allowed")  # fmt: skip
+                            "(--allow-origin '*' lets it)", code="origin_not_allowed")  # fmt: skip
         return None
 
 
