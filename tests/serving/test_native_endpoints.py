@@ -121,19 +121,25 @@ def test_settings_change_while_it_serves_and_the_state_has_them(server):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "line"),
+    ("path", "body", "line", "param"),
     [
-        ("update_weights_from_disk", {"model_path": "/tmp"}, "the simulated backend has no weights to update"),
-        ("update_weights_from_disk", {}, "model_path: is required"),
-        ("start_profile", {"output_dir": "/tmp/x"}, "the simulated backend has no device to profile; the timeline of "),
-        ("start_profile", {"output_dir": "/tmp/x", "num_steps": 0}, "num_steps: 0 is less than 1"),
-        ("stop_profile", {}, "no profile is running"),
+        ("update_weights_from_disk", {"model_path": "/tmp"}, "the simulated backend has no weights to update", None),
+        ("update_weights_from_disk", {}, "model_path: is required", "model_path"),
+        (
+            "start_profile",
+            {"output_dir": "x"},
+            "the simulated backend has no device to profile; the timeline of ",
+            None,
+        ),
+        ("start_profile", {"output_dir": "x", "num_steps": 0}, "num_steps: 0 is less than 1", "num_steps"),
+        ("stop_profile", {}, "no profile is running", None),
     ],
 )
-def test_a_modelled_gpu_has_neither_weights_nor_a_profile(server, path, body, line):
+def test_a_modelled_gpu_has_neither_weights_nor_a_profile(server, path, body, line, param):
     refused = server.http.post(f"/{path}", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"].startswith(line), refused.text
+    assert refused.json()["error"]["param"] == param, "what is wrong with the request, if anything is"
 
 
 def test_pausing_stops_the_tokens_and_resuming_lets_them_go_on(server):

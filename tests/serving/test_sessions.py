@@ -144,10 +144,12 @@ def test_a_name_may_be_chosen_and_the_state_counts_the_open_ones(server):
     assert made and made != opened(server)
     assert server.http.get("/state").json()["sessions"] == before + 3
     response = server.http.post("/open_session", json={"session_id": "mine"})
-    assert error(response, 400)["message"] == "session 'mine' is open already"
+    found = error(response, 400)
+    assert (found["message"], found["param"]) == ("session 'mine' is open already", "session_id")
     assert server.http.post("/close_session", json={"session_id": "mine"}).json() == {"session_id": "mine"}
     response = server.http.post("/close_session", json={"session_id": "mine"})
-    assert error(response, 400)["message"] == "session 'mine' is not open"
+    found = error(response, 400)
+    assert (found["message"], found["param"]) == ("session 'mine' is not open", "session_id")
     for url in ("/v1/completions", "/generate"):
         body = {"prompt": "x"} if url.startswith("/v1") else {"text": "x"}
         found = error(server.http.post(url, json={**body, "session_id": "mine"}), 400)

@@ -108,11 +108,13 @@ def test_a_profile_ends_by_itself_or_when_it_is_told_or_with_the_server(server, 
     line = f"a profile is running already, for {folders[0]}"
     again = start(folders[1])
     assert (again.status_code, again.json()["error"]["message"]) == (400, line)
+    assert again.json()["error"]["param"] is None, "nothing is wrong with the folder"
     generate(server)
     assert post("/stop_profile").json() == {"status": "ok", "files": [str(traces[0])]}
     refused = start(folders[0])
     line = f"output_dir: {traces[0]} exists and is not overwritten; name another folder"
     assert (refused.status_code, refused.json()["error"]["message"]) == (400, line)
+    assert refused.json()["error"]["param"] == "output_dir"
 
     assert start(folders[1], num_steps=3).is_success
     generate(server)

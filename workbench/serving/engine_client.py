@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,9 @@ from workbench.serving.protocol import ApiError, Sequences
 
 MAX_UNREAD_BYTES = 256 << 20
 """What may wait, over all requests, for clients that read more slowly than their tokens come."""
+
+ANSWER_S = 30.0
+"""How long the scheduler may take to answer what it does between two batches."""
 
 
 class ClientGone(Exception):
@@ -348,38 +352,41 @@ class EngineClient:
     async def change(self, settings: dict[str, Any]) -> None:
         """Have the scheduler go on with other settings. Raises ApiError 400 with why it does not, 503 when it does not
         answer."""
-        refused = (await self._told(lambda number: Change(number, settings))).refused
-        if refused is not None:
-            name = refused.partition(":")[0]
-            raise ApiError(400, refused, param=name if name in settings else None, code="invalid_value")
+        await self._done(lambda number: Change(number, settings), {name: f"{name}:" for name in settings})
 
     async def session(self, name: str, action: SessionAction) -> None:
         """Have the scheduler open or close a session. Raises ApiError 400 with why it does not, 503 when it does not
         answer."""
-        await self._done(lambda number: SessionControl(number, name, action), "session_id", 30.0)
+        await self._done(lambda number: SessionControl(number, name, action), {"session_id": f"session {name!r}"})
 
     async def load_weights(self, folder: str) -> None:
         """Have the model go on with the weights in a folder, which takes as long as reading them does. Raises ApiError 400
         with why it does not."""
-        await self._done(lambda number: LoadWeights(number, folder), "model_path")
+        about = {"model_path": str(Path(folder))}
+        await self._done(lambda number: LoadWeights(number, folder), about, timeout_s=None)
 
     async def start_profile(self, folder: str, steps: int | None) -> None:
         """Have the batches to come profiled. Raises ApiError 400 with why they are not."""
-        await self._done(lambda number: StartProfile(number, folder, steps), "output_dir")
+        about = {"output_dir": "output_dir:"}
+        await self._done(lambda number: StartProfile(number, folder, steps), about, timeout_s=None)
 
     async def stop_profile(self) -> list[str]:
         """Have the profile written, and return its files. Raises ApiError 400 with why it is not."""
-        state = (await self._done(StopProfile, None)).state
+        state = (await self._done(StopProfile, {}, timeout_s=None)).state
         assert state is not None
         return state["files"]
 
-    async def _done(self, message: Callable[[int], Any], param: str | None, timeout_s: float | None = None) -> Done:
+    async def _done(self, message: Callable[[int], Any], about: Mapping[str, str],
+                    timeout_s: float | None = ANSWER_S) -> Done:  # fmt: skip
+        """Have something done. Raises ApiError 400 with why it is not; ``about`` has, for each field of the request, how a
+        line begins that finds fault with it."""
         done = await self._told(message, timeout_s)
         if done.refused is not None:
+            param = next((name for name, beginning in about.items() if done.refused.startswith(beginning)), None)
             raise ApiError(400, done.refused, param=param, code="invalid_value")
         return done
 
-    async def _told(self, message: Callable[[int], Any], timeout_s: float | None = 30.0) -> Done:
+    async def _told(self, message: Callable[[int], Any], timeout_s: float | None = ANSWER_S) -> Done:
         if self._refusal is not None:
             raise self._refusal
         number = next(self._numbers)
