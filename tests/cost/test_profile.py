@@ -31,6 +31,7 @@ from tests.cost.profiles import (
     linear_profile,
     needs_data,
 )
+from workbench.run.settings import resolve, settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -209,6 +210,19 @@ def test_tensor_parallelism_divides_the_experts_as_expert_parallelism_does(tmp_p
 def test_a_table_that_no_profile_has_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="no table 'gemm'"):
         write_profile(tmp_path, 1, {"model": MODEL, "gpu": GPU, "dtype": "bf16"}, {"gemm": []})
+
+
+def test_weights_are_what_a_profile_was_measured_with_and_the_run_says_so(tmp_path):
+    cost = f"profile:{linear_profile(tmp_path / 'p', dtype='fp8')}"
+
+    def weights(**flags: object) -> tuple[str, str]:
+        found = resolve(settings_from(None, {"cost": cost, **flags}), "overlap").weights
+        return found.dtype, found.said_by
+
+    assert weights() == weights(dtype="auto") == ("fp8", f"--cost {cost}")
+    assert weights(dtype="fp8") == ("fp8", "--dtype")
+    with pytest.raises(ValueError, match="fp8"):
+        weights(dtype="bf16")
 
 
 # -- on the command line -----------------------------------------------------------------------------------------------

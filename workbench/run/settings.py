@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.checkpoint.precision import BY_FLAG, Precision
+from backends.checkpoint.precision import BY_FLAG, Precision, named
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.build import build_cost, split
 from backends.simulated.cost.cost_request import CostRequest
@@ -176,7 +176,7 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """
     model, gpu = load_model(settings.model), load_gpu(settings.gpu)
-    weights = model.precision(settings.dtype)
+    weights = _weights(settings, model)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
         raise ConfigError(
@@ -271,7 +271,7 @@ def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig)
 def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None,
                   defaults: dict[str, Any] | None = None) -> RunSettings:  # fmt: skip
     """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
-    run record ``like``, what a profile is of, the engine's preset, and ``defaults``.
+    run record ``like``, the model and GPU that a profile is of, the engine's preset, and ``defaults``.
 
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
@@ -324,10 +324,24 @@ def recorded_settings(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
-def _profiled(values: dict[str, Any]) -> dict[str, Any]:
-    """The model, GPU and dtype that a profile is of, for what is not given."""
-    kind, path = split(values.get("cost", RunSettings.cost))
-    if path is None or {"model", "gpu", "dtype"} <= values.keys():
+def _profiled(values: dict[str, Any]) -> dict[str, str]:
+    """The model and GPU that a profile is of, for what is not given."""
+    if {"model", "gpu"} <= values.keys():
+        return {}
+    found = _identity(values.get("cost", RunSettings.cost))
+    return {name: value for name, value in found.items() if name in ("model", "gpu")}
+
+
+def _weights(settings: RunSettings, model: ModelSpec) -> Precision:
+    """What the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
+    profiled = _identity(settings.cost).get("dtype") if settings.dtype == "auto" else None
+    return named(profiled, f"--cost {settings.cost}") if profiled else model.precision(settings.dtype)
+
+
+def _identity(cost: str) -> dict[str, str]:
+    """The model, GPU and dtype that a profile is of."""
+    kind, path = split(cost)
+    if path is None:
         return {}
     from backends.simulated.cost.profiles import identity
 
