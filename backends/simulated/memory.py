@@ -53,7 +53,7 @@ def kv_capacity(model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16", 
     def smallest(weights: Precision) -> int | None:
         """The smallest tensor parallel size that fits, from the one asked for on."""
         size = first
-        while size == first or (size <= gpu.gpus_per_node and model.heads % size == 0):
+        while size == first or (size <= gpu.gpus_per_node and model.unsplit(size) is None):
             if budget(weights, size).kv_tokens >= SMALLEST_USEFUL_TOKENS:
                 return size
             size *= 2

@@ -75,6 +75,14 @@ class ModelSpec:
             raise CatalogueError(f"{self.saved}; --dtype says what to count its weights as")
         return self.saved
 
+    def unsplit(self, tp: int) -> str | None:
+        """Which heads cannot be shared out over ``tp`` GPUs, in words; None if all can. With fewer KV heads than GPUs,
+        neighbours hold the same one."""
+        if self.heads % tp:
+            return f"{self.heads} attention heads"
+        shared = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
+        return None if shared else f"{self.kv_heads} KV heads"
+
     def attention_parameters(self) -> int:
         """Weights of one layer's projections."""
         if self.mla is None:

@@ -13,6 +13,8 @@ from backends.checkpoint.families import DEFAULTS
 from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
 from backends.simulated.memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.models import from_config, load_model, model_names
+from workbench.run.settings import resolve, settings_from
+from workbench.scheduler.config import ConfigError
 
 PUBLISHED = {
     # Total and active, in billions: the model cards and reports of their makers.
@@ -227,6 +229,32 @@ def test_a_config_that_cannot_be_modelled_is_refused_by_field(change, line, tmp_
     with pytest.raises(CatalogueError) as error:
         load_model(str(tmp_path))
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "tp", "line"),
+    [
+        (6, 2, None),
+        (6, 3, None),
+        (2, 4, None),  # two GPUs hold the same head
+        (6, 4, "tp: 4 does not divide the 6 KV heads of m"),
+        (3, 2, "tp: 2 does not divide the 3 KV heads of m"),
+        (6, 5, "tp: 5 does not divide the 12 attention heads of m"),
+    ],
+)
+def test_heads_are_shared_out_over_gpus_as_the_real_runner_does(kv_heads, tp, line, tmp_path):
+    config = {"model_type": "llama", "hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12,
+              "num_key_value_heads": kv_heads, "intermediate_size": 768, "vocab_size": 100,
+              "max_position_embeddings": 512}  # fmt: skip
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    settings = settings_from(None, {"model": str(tmp_path / "m"), "tp": tp})
+    if line is None:
+        assert resolve(settings, "overlap").tp == tp
+        return
+    with pytest.raises(ConfigError) as error:
+        resolve(settings, "overlap")
+    assert str(error.value) == line
 
 
 def test_a_gpu_file_is_checked_by_field(tmp_path):

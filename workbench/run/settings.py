@@ -184,8 +184,8 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
         )
     if pp > model.layers:
         raise ConfigError(f"pp: {pp} stages for the {model.layers} layers of {model.name}")
-    if tp > 1 and model.heads % tp:
-        raise ConfigError(f"tp: {tp} does not divide the {model.heads} attention heads of {model.name}")
+    if (unsplit := model.unsplit(tp)) is not None:
+        raise ConfigError(f"tp: {tp} does not divide the {unsplit} of {model.name}")
     if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
         raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
     lock_step = settings.ep > tp
