@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -221,3 +222,8 @@ def test_what_sglang_has_and_this_server_lacks_is_refused_by_name(server, body, 
     refused = server.http.post("/generate", json={"text": "x", **body})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_requests_of_every_endpoint_have_the_fields_beside_prompt_and_sampling(kind):
+    assert get_type_hints(protocol.Asked).items() <= get_type_hints(kind).items()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,8 +22,8 @@ from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
-from workbench.serving.native import GenerateRequest, GenerateShape, request_id_of, sampling_of
-from workbench.serving.objectives import with_objectives
+from workbench.serving.native import GenerateRequest, GenerateShape, sampling_of, with_request_id
+from workbench.serving.objectives import cache_salt, objective
 from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
@@ -169,10 +168,8 @@ class Api:
         given = self._prompts.listed(asked.prompt)
         n = protocol.choices(asked.n, len(given))
         prompts = await self._while_wanted(request, self._prompts.encoded(given, "prompt"))
-        wanted = self._wanted(asked, prompts, bound, asked.logprobs, n, asked.priority, asked.request_id,
-                              asked.session_id, given[0])  # fmt: skip
-        wanted = with_objectives(wanted, asked, request.headers)
-        return self._answer(asked, replace(wanted, label=given_id(request.headers)), CompletionShape, "cmpl-")
+        wanted = self._wanted(request, asked, asked, prompts, bound, asked.logprobs, n, given[0])
+        return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
         asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
@@ -192,33 +189,40 @@ class Api:
         if asked.top_logprobs and not asked.logprobs:
             raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs", code="invalid_value")
         n = protocol.choices(asked.n, 1)
-        wanted = self._wanted(asked, [prompt], bound, logprobs, n, asked.priority, asked.request_id)
-        wanted = with_objectives(wanted, asked, request.headers)
-        return self._answer(asked, replace(wanted, label=given_id(request.headers)), ChatShape, "chatcmpl-")
+        wanted = self._wanted(request, asked, asked, [prompt], bound, logprobs, n)
+        return self._answer(asked, wanted, ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)
+        asked = with_request_id(asked)
         sampling, bound, logprobs = sampling_of(asked, self._limits.default_max_tokens)
         if (asked.input_ids is None) == (asked.text is None):
             raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
                            code="invalid_value")  # fmt: skip
         given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
         (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
-        wanted = self._wanted(sampling, [prompt], bound, logprobs, 1, asked.priority, request_id_of(asked),
-                              asked.session_id, asked.text)  # fmt: skip
-        wanted = with_objectives(wanted, asked, request.headers)
-        call = self._engine.submit(replace(wanted, label=given_id(request.headers)), "gen-")
+        wanted = self._wanted(request, asked, sampling, [prompt], bound, logprobs, 1, asked.text)
+        call = self._engine.submit(wanted, "gen-")
         return Answer(GenerateShape(call, self._settings.model_name, asked), bool(asked.stream), self._metrics)
 
-    def _wanted(self, asked: Sampling, prompts: list[list[int]], bound: int, logprobs: int | None, n: int,
-                priority: int | None, request_id: str | None, session_id: str | None = None,
-                given: str | list[int] | None = None) -> Sequences:  # fmt: skip
+    def _wanted(self, request: Request, asked: protocol.Asked, sampling: Sampling, prompts: list[list[int]], bound: int,
+                logprobs: int | None, n: int, given: str | list[int] | None = None) -> Sequences:  # fmt: skip
+        """``given`` is the prompt as it was given, of requests that may continue a session."""
         wanted = Sequences(
-            prompts, protocol.sampling_params(asked, self._limits, bound, logprobs), protocol.stop_strings(asked.stop), n,
-            protocol.check_priority(priority), asked.skip_special_tokens is not False, checked("request_id", request_id),
-            "" if session_id is None else check_name(session_id),
-            self._tokenizer.opening_tokens if isinstance(given, str) else 0,
-        )  # fmt: skip
+            prompts,
+            protocol.sampling_params(sampling, self._limits, bound, logprobs),
+            protocol.stop_strings(sampling.stop),
+            n,
+            protocol.check_priority(asked.priority),
+            sampling.skip_special_tokens is not False,
+            checked("request_id", asked.request_id),
+            session="" if asked.session_id is None else check_name(asked.session_id),
+            opening=self._tokenizer.opening_tokens if isinstance(given, str) else 0,
+            cache_salt=cache_salt(asked),
+            slo_ttft_s=objective("slo_ttft_s", asked, request.headers),
+            slo_tpot_s=objective("slo_tpot_s", asked, request.headers),
+            label=given_id(request.headers),
+        )
         check_turn(wanted)
         return wanted
 
@@ -348,7 +352,7 @@ class Api:
         if length.isdigit() and int(length) > limit:
             raise too_large
         body = bytearray()
-        async for piece in _pieces(request):
+        async for piece in request.stream():
             body += piece
             if len(body) > limit:
                 raise too_large
@@ -373,8 +377,3 @@ class Api:
 
     async def _on_disconnect(self, request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)
-
-
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    async for piece in request.stream():
-        yield piece

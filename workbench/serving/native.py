@@ -75,11 +75,13 @@ def sampling_of(asked: GenerateRequest, default_max_tokens: int) -> tuple[Genera
     return msgspec.structs.replace(given, min_tokens=least), bound, logprobs
 
 
-def request_id_of(asked: GenerateRequest) -> str | None:
-    """The id by either of its names."""
-    if asked.rid is not None and asked.request_id not in (None, asked.rid):
+def with_request_id(asked: GenerateRequest) -> GenerateRequest:
+    """The request with its id under this server's name for it. Raises ApiError 400 where the two names differ."""
+    if asked.rid is None:
+        return asked
+    if asked.request_id not in (None, asked.rid):
         raise bad_value("rid", "is another name of request_id, and they differ")
-    return asked.request_id if asked.rid is None else checked("rid", asked.rid)
+    return msgspec.structs.replace(asked, request_id=checked("rid", asked.rid))
 
 
 class GenerateShape(Shape):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
-from workbench.serving.protocol import Sequences, bad_value
+from workbench.serving.protocol import Asked, bad_value
 
 MAX_SALT_CHARACTERS = 1000
 HEADERS = {
@@ -17,17 +15,7 @@ HEADERS = {
 """For each objective the headers that set it, and their unit in seconds: those in milliseconds are what routers send."""
 
 
-def with_objectives(wanted: Sequences, asked: Any, headers: Mapping[str, str]) -> Sequences:
-    """``wanted`` with the objectives and the salt of the body ``asked`` and its headers. Raises ApiError 400."""
-    return dataclasses.replace(
-        wanted,
-        cache_salt=cache_salt(asked),
-        slo_ttft_s=objective("slo_ttft_s", asked, headers),
-        slo_tpot_s=objective("slo_tpot_s", asked, headers),
-    )
-
-
-def objective(name: str, asked: Any, headers: Mapping[str, str]) -> float | None:
+def objective(name: str, asked: Asked, headers: Mapping[str, str]) -> float | None:
     """Seconds of the objective ``name`` of a request: from its body, else from a header, else None.
 
     Raises ApiError 400 for what is no positive number.
@@ -51,9 +39,9 @@ def _positive(name: str, value: float) -> float:
     return float(value)
 
 
-def cache_salt(asked: Any) -> str:
+def cache_salt(asked: Asked) -> str:
     """The salt of a request, "" for none. Raises ApiError 400 for an empty or an overlong one."""
-    salt: str | None = asked.cache_salt
+    salt = asked.cache_salt
     if salt is None:
         return ""
     if not 0 < len(salt) <= MAX_SALT_CHARACTERS:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -96,6 +96,20 @@ class ChatRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class Asked(Protocol):
+    """What a request of any generation endpoint says beside its prompt and its sampling.
+
+    Written out in each, for a struct inherits from one other only.
+    """
+
+    priority: int | None
+    request_id: str | None
+    session_id: str | None
+    cache_salt: str | None
+    slo_ttft_s: float | None
+    slo_tpot_s: float | None
 
 
 class AbortRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
