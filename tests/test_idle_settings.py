@@ -15,12 +15,12 @@ from workbench.cli.app import app
 from workbench.run.engines import engine_names
 from workbench.run.idle import acts, check_effects, needs, trace_notes
 from workbench.run.settings import RunSettings, settings_from
-from workbench.scheduler.config import ConfigError
+from workbench.scheduler.config import ConfigError, SchedulerConfig
 
 VALUES: dict[str, Any] = {
     "router": "least_requests", "evict": "lfu", "chunk": 512, "max_prefill_tokens": 4096, "max_batch_tokens": 4096,
     "mixed_chunk": True, "preempt_threshold": 2, "conservativeness": 0.5, "max_passed_over": 8, "max_prefill_streak": 3,
-    "micro_batches": 4, "mem_fraction": 0.8, "overlap_prefills": False, "overlap": False,
+    "micro_batches": 4, "mem_fraction": 0.8, "kv_dtype": "fp8", "overlap_prefills": False, "overlap": False,
 }  # fmt: skip
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
@@ -36,6 +36,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "max_prefill_streak": [{"batching": "mixed"}],
     "micro_batches": [{"loop": "overlap"}, {"loop": "normal,overlap"}],
     "mem_fraction": [{"kv_tokens": 10_000}],
+    "kv_dtype": [{"kv_tokens": 10_000, "cost": "fitted:costs.json", "model": "Qwen/Qwen3-8B", "gpu": "h100"}],
     "overlap_prefills": [{"loop": "normal"}, {"loop": "pipeline", "pp": 2}],
     "overlap": [{"loop": "overlap"}, {"pp": 2}],
 }
@@ -46,8 +47,23 @@ HEEDED: dict[str, dict[str, Any]] = {
     "mixed_chunk": {"batching": "prefill-first"}, "preempt_threshold": {"policy": "priority"},
     "conservativeness": {"batching": "prefill-first"}, "max_passed_over": {"policy": "lpm", "cache": "none"},
     "max_prefill_streak": {"batching": "prefill-first"}, "micro_batches": {"loop": "pipeline", "pp": 2},
-    "mem_fraction": {}, "overlap_prefills": {"loop": "overlap"}, "overlap": {},
+    "mem_fraction": {}, "kv_dtype": {"kv_tokens": 10_000}, "overlap_prefills": {"loop": "overlap"}, "overlap": {},
 }  # fmt: skip
+ALWAYS: dict[str, set[str]] = {
+    "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
+    "how it is laid out": {"loop", "tp", "pp", "dp", "ep", "cuda_graphs", "slots"},
+    "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running"},
+    "what others act beside": {"batching", "policy", "cache"},
+    "refused without a chunk size": {"chunk_depth"},
+    "when a request ends": {
+        "ignore_eos", "max_tokens", "queue_timeout", "request_timeout", "queue_timeout_s", "request_timeout_s",
+    },
+    "which requests come, and when": {"requests", "rate", "speedup", "concurrency"},
+    "what is counted": {"slo_ttft", "slo_tpot"},
+}  # fmt: skip
+"""Settings that act whatever stands beside them, or contradict it and are refused by both classes themselves."""
+ONLY_WHILE_RUNNING = {"share_in_batch_tokens": {"cache": "none"}}
+"""Settings of the scheduler that no flag gives, with a choice beside which they do nothing."""
 CHOICES: dict[str, list[Any]] = {
     "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"], "batching": ["prefill-first", "mixed"],
     "policy": ["fcfs", "lpm", "edf", "priority", "random"], "cache": ["radix", "none"], "pp": [1, 2], "dp": [1, 2],
@@ -67,6 +83,22 @@ def said(flags: dict[str, Any]) -> str:
 def test_the_tables_hold_every_setting_that_acts_only_beside_others():
     declared = {field.name for field in dataclasses.fields(RunSettings) if needs(field.name) is not None}
     assert declared == set(VALUES) == set(SPOILED) == set(HEEDED)
+
+
+def test_every_setting_is_said_to_act_always_or_to_need_something():
+    always = [name for names in ALWAYS.values() for name in names]
+    fields = {field.name for kind in (RunSettings, SchedulerConfig) for field in dataclasses.fields(kind)}
+    assert sorted(always) == sorted({name for name in fields if needs(name) is None})
+    assert fields == set(always) | set(VALUES) | set(ONLY_WHILE_RUNNING)
+
+
+@pytest.mark.parametrize("name", ONLY_WHILE_RUNNING)
+def test_a_running_scheduler_refuses_a_setting_without_effect(name):
+    config = SchedulerConfig(kv_tokens=1000, max_context=100)
+    assert getattr(config.changed({name: 1}, config), name) == 1
+    beside = dataclasses.replace(config, **ONLY_WHILE_RUNNING[name])
+    with pytest.raises(ConfigError, match=f"^{name}: has no effect here: it needs {needs(name)}$"):
+        beside.changed({name: 1}, beside)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -59,7 +59,10 @@ class RunSettings:
     kv_tokens: int | None = None
     max_context: int | None = None
     dtype: str = "auto"
-    kv_dtype: str = "bf16"
+    kv_dtype: str = acts_with(
+        "KV capacity found from memory, not kv_tokens, or costs that are not fitted", "bf16",
+        lambda s, loop: s.kv_tokens is None or split(s.cost)[0] != "fitted",
+    )  # fmt: skip
     cost: str = "roofline"
     cuda_graphs: bool = True
     ignore_eos: bool = False

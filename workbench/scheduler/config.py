@@ -32,7 +32,12 @@ def _prefill_first(settings: Any, loop: str) -> bool:
     return settings.batching == "prefill-first"
 
 
+def _caches(settings: Any, loop: str) -> bool:
+    return settings.cache != "none"
+
+
 PREFILL_FIRST = "prefill-first batching"
+PREFIX_CACHE = "a prefix cache"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class SchedulerConfig:
     max_batch_tokens: int = acts_with("mixed batching", 2048, lambda s, loop: s.batching == "mixed")
     """Token budget of one step (mixed batching)."""
     cache: CacheKind = "radix"
-    evict: Eviction = acts_with("a prefix cache", "lru", lambda s, loop: s.cache != "none")
+    evict: Eviction = acts_with(PREFIX_CACHE, "lru", _caches)
     policy: str = "fcfs"
     """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
     preempt_threshold: int | None = acts_with(
@@ -81,7 +86,7 @@ class SchedulerConfig:
     """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
     max_prefill_streak: int | None = acts_with(PREFILL_FIRST, None, _prefill_first)
     """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
-    share_in_batch_tokens: int | None = 32
+    share_in_batch_tokens: int | None = acts_with(PREFIX_CACHE, 32, _caches)
     """Put a request off by one batch when at least this much of its prompt is being computed in this one."""
     queue_timeout_s: float | None = None
     """Abort a request that was not scheduled within this time of its arrival."""
