@@ -14,6 +14,7 @@ from tests.meta_form import check_meta
 from workbench.cli.app import app
 from workbench.run.engines import engine_names
 from workbench.run.idle import acts, check_effects, needs, trace_notes
+from workbench.run.real import check_device_effects
 from workbench.run.settings import RunSettings, settings_from
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 
@@ -151,6 +152,19 @@ def test_what_a_file_sets_without_effect_is_noted(tmp_path):
     ]
     with pytest.raises(ConfigError, match=r"^max_prefill_tokens: has no effect here"):
         check_effects(settings_from(file, {"max_prefill_tokens": 100}), {"max_prefill_tokens": 100}, file)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_real_runner_does_not_heed_is_refused_as_a_flag_and_noted_in_a_file(device, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('gpu = "h100"\ncost = "roofline"\nkv-dtype = "bf16"\nmem-fraction = 0.8\nchunk = 512\n')
+    idle = ["gpu", "cost", "kv_dtype"] + (["mem_fraction"] if device == "cpu" else [])
+    notes = check_device_effects({"gpu": None}, file, device)
+    assert [note.split(": ")[:2] for note in notes] == [[str(file), name] for name in idle]
+    assert all(f"has no effect on a real {device} runner" in note for note in notes)
+    for name in idle:
+        with pytest.raises(ConfigError, match=f"^{name}: has no effect on a real {device} runner: "):
+            check_device_effects({name: 0.8}, None, device)
 
 
 @pytest.mark.parametrize(

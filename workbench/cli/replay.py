@@ -95,11 +95,11 @@ def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bo
     from workbench.scheduler.config import ConfigError
 
     try:
-        from workbench.run.real import choose_device, device_defaults, refuse_idle_flags, runner_options
+        from workbench.run.real import check_device_effects, choose_device, device_defaults, runner_options
         from workbench.run.replay import replay_loop
 
         device = choose_device(backend)
-        refuse_idle_flags(flags, device)
+        say(check_device_effects(flags, config, device))
         settings = settings_from(config, flags, defaults=device_defaults(device))
         say(check_effects(settings, flags, config))
         for name in settings.loops:

@@ -99,7 +99,7 @@ def serve(
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
     from workbench.cli.runs import command_line, say
     from workbench.run.idle import check_effects
-    from workbench.run.real import choose_device, device_defaults, refuse_idle_flags, runner_options
+    from workbench.run.real import check_device_effects, choose_device, device_defaults, runner_options
     from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
 
@@ -116,7 +116,7 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
         raise ConfigError("force: there is no --record whose folder could be replaced")
     defaults: dict[str, Any] = {}
     if real:
-        refuse_idle_flags(flags, server["backend"])
+        say(check_device_effects(flags, config, server["backend"]))
         defaults = device_defaults(server["backend"])
     run = settings_from(config, flags, defaults=defaults)
     say(check_effects(run, flags, config))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.checkpoint.precision import BY_FLAG
 from backends.simulated.cost.roofline import default_capture_sizes
-from workbench.run.settings import RunSettings
+from workbench.run.settings import RunSettings, read_settings_file
 from workbench.scheduler.config import ConfigError, largest_step
 
 if TYPE_CHECKING:
@@ -41,21 +42,28 @@ clients that leave do not wait for the whole of a long prompt."""
 
 def device_defaults(device: str) -> dict[str, Any]:
     """Settings of a run on ``device`` that are neither given nor those of a simulation."""
-    step = {"chunk": CPU_STEP_TOKENS, "max_batch_tokens": CPU_STEP_TOKENS} if device == "cpu" else {}
-    return step
+    return {"chunk": CPU_STEP_TOKENS, "max_batch_tokens": CPU_STEP_TOKENS} if device == "cpu" else {}
 
 
-def refuse_idle_flags(flags: Mapping[str, Any], device: str) -> None:
-    """Raise ConfigError for a flag that was given (not None) and would do nothing on a real ``device``."""
-    simulated = {"gpu": "the GPU is the machine's", "cost": "times are measured",
-                 "kv_dtype": "KV is kept in what is computed in"}  # fmt: skip
-    on_cpu = {
-        "mem_fraction": "the memory of a CPU is not shared out; kv_tokens says how much KV there is",
-        "cuda_graphs": "there are none on a CPU",
+def check_device_effects(flags: Mapping[str, Any], config: Path | None, device: str) -> list[str]:
+    """Notes on settings of the file ``config`` that do nothing on a real ``device``.
+
+    Raises ConfigError for such a flag that was given (not None).
+    """
+    idle = {
+        "gpu": "the GPU is the machine's",
+        "cost": "times are measured",
+        "kv_dtype": "KV is kept in what is computed in",
     }
-    for name, why in {**simulated, **(on_cpu if device == "cpu" else {})}.items():
+    if device == "cpu":
+        idle["mem_fraction"] = "the memory of a CPU is not shared out; kv_tokens says how much KV there is"
+        idle["cuda_graphs"] = "there are none on a CPU"
+    said = {name: f"{name}: has no effect on a real {device} runner: {why}" for name, why in idle.items()}
+    for name in said:
         if flags.get(name):
-            raise ConfigError(f"{name}: has no effect on a real {device} runner: {why}")
+            raise ConfigError(said[name])
+    written = read_settings_file(config) if config is not None else {}
+    return [f"{config}: {said[name]}" for name in said if written.get(name) and flags.get(name) is None]
 
 
 def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
