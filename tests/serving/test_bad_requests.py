@@ -107,6 +107,8 @@ CASES = [
     ({**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
     ({**CHAT, "top_logprobs": 2}, "top_logprobs"),
     ({**CHAT, "logprobs": True}, "logprobs"),
+    ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({**CHAT, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({**CHAT, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
 ]  # fmt: skip
 

@@ -211,6 +211,12 @@ def test_sglangs_names_are_streamed_as_sglang_does(server):
 
 @pytest.mark.parametrize(("body", "param"), [
     ({"sampling_params": {"max_new_tokens": 3, "max_tokens": 4}}, "max_tokens"),
+    ({"sampling_params": {"min_new_tokens": 3, "max_new_tokens": 2}}, "min_new_tokens"),
+    ({"sampling_params": {"min_new_tokens": -1}}, "min_new_tokens"),
+    ({"return_logprob": True}, "return_logprob"),
+    ({"return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
+    ({"return_logprob": True, "top_logprobs_num": 2, "sampling_params": {"logprobs": 1}}, "logprobs"),
+    ({"top_logprobs_num": 2}, "top_logprobs_num"),
     ({"sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
     ({"lora_path": "x"}, "lora_path"),
     ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
@@ -222,6 +228,7 @@ def test_what_sglang_has_and_this_server_lacks_is_refused_by_name(server, body, 
     refused = server.http.post("/generate", json={"text": "x", **body})
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["param"] == param
+    assert refused.json()["error"]["message"].startswith(f"{param}: ")
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

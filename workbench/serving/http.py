@@ -22,7 +22,7 @@ from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
 from workbench.serving.metrics import CONTENT_TYPE, Metrics
-from workbench.serving.native import GenerateRequest, GenerateShape, sampling_of, with_request_id
+from workbench.serving.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.objectives import cache_salt, objective
 from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.prompts import Prompts
@@ -163,12 +163,12 @@ class Api:
     async def completions(self, request: Request) -> Answer:
         asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
         self._check_model(asked.model)
-        bound = protocol.output_bound(protocol.COMPLETION_MAX_TOKENS, max_tokens=asked.max_tokens,
-                                      max_completion_tokens=asked.max_completion_tokens)  # fmt: skip
+        logprobs = None if asked.logprobs is None else protocol.count(0, logprobs=asked.logprobs)
+        counts = protocol.openai_counts(asked, protocol.COMPLETION_MAX_TOKENS, logprobs)
         given = self._prompts.listed(asked.prompt)
         n = protocol.choices(asked.n, len(given))
         prompts = await self._while_wanted(request, self._prompts.encoded(given, "prompt"))
-        wanted = self._wanted(request, asked, asked, prompts, bound, asked.logprobs, n, given[0])
+        wanted = self._wanted(request, asked, asked, counts, prompts, n, given[0])
         return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
@@ -178,39 +178,35 @@ class Api:
             raise ApiError(400, "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
                            "continue sessions", param="session_id", code="unsupported_parameter")  # fmt: skip
         messages = protocol.chat_messages(asked.messages)
-        bound = protocol.output_bound(self._limits.default_max_tokens, max_tokens=asked.max_tokens,
-                                      max_completion_tokens=asked.max_completion_tokens)  # fmt: skip
+        counts = protocol.openai_counts(asked, self._limits.default_max_tokens, protocol.chat_logprob_count(asked))
 
         async def prompt_of_chat() -> list[int]:
             return await self._prompts.chat(await self.chats.text(messages, asked.chat_template_kwargs or {}))
 
         prompt = await self._while_wanted(request, prompt_of_chat())
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        if asked.top_logprobs and not asked.logprobs:
-            raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs", code="invalid_value")
         n = protocol.choices(asked.n, 1)
-        wanted = self._wanted(request, asked, asked, [prompt], bound, logprobs, n)
+        wanted = self._wanted(request, asked, asked, counts, [prompt], n)
         return self._answer(asked, wanted, ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)
         asked = with_request_id(asked)
-        sampling, bound, logprobs = sampling_of(asked, self._limits.default_max_tokens)
+        sampling, counts = asked.sampling_params or Sampling(), counts_of(asked, self._limits.default_max_tokens)
         if (asked.input_ids is None) == (asked.text is None):
             raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
                            code="invalid_value")  # fmt: skip
         given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
         (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
-        wanted = self._wanted(request, asked, sampling, [prompt], bound, logprobs, 1, asked.text)
+        wanted = self._wanted(request, asked, sampling, counts, [prompt], 1, asked.text)
         call = self._engine.submit(wanted, "gen-")
         return Answer(GenerateShape(call, self._settings.model_name, asked), bool(asked.stream), self._metrics)
 
-    def _wanted(self, request: Request, asked: protocol.Asked, sampling: Sampling, prompts: list[list[int]], bound: int,
-                logprobs: int | None, n: int, given: str | list[int] | None = None) -> Sequences:  # fmt: skip
+    def _wanted(self, request: Request, asked: protocol.Asked, sampling: Sampling, counts: protocol.Counts,
+                prompts: list[list[int]], n: int, given: str | list[int] | None = None) -> Sequences:  # fmt: skip
         """``given`` is the prompt as it was given, of requests that may continue a session."""
         wanted = Sequences(
             prompts,
-            protocol.sampling_params(sampling, self._limits, bound, logprobs),
+            protocol.sampling_params(sampling, counts, self._limits),
             protocol.stop_strings(sampling.stop),
             n,
             protocol.check_priority(asked.priority),

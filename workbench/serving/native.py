@@ -14,7 +14,7 @@ import msgspec
 from workbench.serving.engine_client import Call
 from workbench.serving.messages import Chunk, LogprobText
 from workbench.serving.openai_api import Shape, chat_logprobs, finish_reason
-from workbench.serving.protocol import ApiError, Sampling, bad_value, output_bound
+from workbench.serving.protocol import ApiError, Count, Counts, Sampling, bad_value, count
 from workbench.serving.request_ids import checked
 
 
@@ -56,23 +56,27 @@ def speaks_sglang(asked: GenerateRequest) -> bool:
     return any(name is not None for name in names)
 
 
-def sampling_of(asked: GenerateRequest, default_max_tokens: int) -> tuple[GenerateSampling, int, int | None]:
-    """(the sampling under this server's names, its output bound, alternatives to report with log probabilities or None).
+def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
+    """The counts of a request, by either of their names.
 
-    Raises ApiError 400 where two names of one thing differ, and for log probabilities of the prompt.
+    Raises ApiError 400 where two names of one thing differ, for log probabilities of the prompt, and for alternatives to
+    log probabilities that were not asked for.
     """
     given = asked.sampling_params or GenerateSampling()
-    bound = output_bound(default_max_tokens, max_tokens=given.max_tokens, max_new_tokens=given.max_new_tokens)
-    least = output_bound(0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens)
-    logprobs = given.logprobs
+    most = count(default_max_tokens, max_tokens=given.max_tokens, max_new_tokens=given.max_new_tokens)
+    least = count(0, min_tokens=given.min_tokens, min_new_tokens=given.min_new_tokens)
+    logprobs = None if given.logprobs is None else count(0, logprobs=given.logprobs)
+    if asked.top_logprobs_num and not asked.return_logprob:
+        raise bad_value("top_logprobs_num", "needs return_logprob to be true")
     if asked.return_logprob:
-        if logprobs is None:
-            logprobs = asked.top_logprobs_num or 0
+        logprobs = count(0, logprobs=given.logprobs, top_logprobs_num=asked.top_logprobs_num)
+        if asked.top_logprobs_num is None and given.logprobs is None:
+            logprobs = Count("return_logprob", 0)
         if asked.logprob_start_len not in (None, -1):
             raise ApiError(400, f"logprob_start_len: {asked.logprob_start_len} asks for log probabilities of the prompt, "
                            "which are not supported; -1 is those of the output", param="logprob_start_len",
                            code="unsupported_parameter")  # fmt: skip
-    return msgspec.structs.replace(given, min_tokens=least), bound, logprobs
+    return Counts(most, least, logprobs)
 
 
 def with_request_id(asked: GenerateRequest) -> GenerateRequest:

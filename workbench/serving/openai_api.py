@@ -278,4 +278,4 @@ def _event(piece: dict[str, Any]) -> bytes:
 
 def error_event(error: ApiError) -> bytes:
     """An error after the first event, when the status has been sent."""
-    return b"data: " + _encode(error.body) + b"\n\n"
+    return _event(error.body)

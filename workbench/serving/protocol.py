@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -270,9 +270,26 @@ def _invalid(message: str) -> ApiError:
     return ApiError(400, message, code="invalid_type")
 
 
-def output_bound(default: int, **given: int | None) -> int:
-    """The bound on the output, by whichever of its names it was given. Raises ApiError 400 where two of them differ, or for
-    a value that no bound has."""
+class Count(NamedTuple):
+    """A number of tokens, and the name under which the client gave it."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a request says under different names at different endpoints."""
+
+    max_tokens: Count
+    min_tokens: Count
+    logprobs: Count | None
+    """Likely tokens to report with the log probability of each that is sampled; None: nothing is reported."""
+
+
+def count(default: int, **given: int | None) -> Count:
+    """A number by whichever of its names it was given. Raises ApiError 400 where two of them differ, or for one that counts
+    nothing."""
     found = {name: value for name, value in given.items() if value is not None}
     if len(set(found.values())) > 1:
         name, other = list(found)[:2]
@@ -280,34 +297,50 @@ def output_bound(default: int, **given: int | None) -> int:
     for name, value in found.items():
         if not 0 <= value < 1 << 31:
             raise bad_value(name, f"{value} is {'less than 0' if value < 0 else 'too large'}")
-    return next(iter(found.values()), default)
+    return Count(*next(iter(found.items()), (next(iter(given)), default)))
 
 
-def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: int | None) -> SamplingParams:
-    """Check values and fill in what was not given. ``max_tokens`` is the bound that applies."""
+def openai_counts(asked: CompletionRequest | ChatRequest, default_max_tokens: int, logprobs: Count | None) -> Counts:
+    """The counts of a request of an OpenAI endpoint. Raises ApiError 400 as :func:`count` does."""
+    given = {"max_tokens": asked.max_tokens, "max_completion_tokens": asked.max_completion_tokens}
+    most = count(default_max_tokens, **given)
+    return Counts(most, count(0, min_tokens=asked.min_tokens), logprobs)
+
+
+def chat_logprob_count(asked: ChatRequest) -> Count | None:
+    """The log probabilities that a chat wants. Raises ApiError 400 for likely tokens beside none."""
+    if asked.logprobs:
+        return Count("logprobs", 0) if asked.top_logprobs is None else count(0, top_logprobs=asked.top_logprobs)
+    if asked.top_logprobs:
+        raise bad_value("top_logprobs", "needs logprobs to be true")
+    return None
+
+
+def sampling_params(given: Sampling, counts: Counts, limits: Limits) -> SamplingParams:
+    """Check values and fill in what was not given."""
     temperature = _number("temperature", given.temperature, 1.0, 0, 100)
     top_k = given.top_k if given.top_k is not None else 0
     if top_k < -1:
         raise bad_value("top_k", f"{top_k} is less than 1 (0 or -1: all tokens)")
-    min_tokens = given.min_tokens or 0
-    if not 0 <= min_tokens <= max_tokens:
-        raise bad_value("min_tokens", f"{min_tokens} is not between 0 and max_tokens ({max_tokens})")
+    most, least, logprobs = counts.max_tokens, counts.min_tokens, counts.logprobs
+    if least.tokens > most.tokens:
+        raise bad_value(least.name, f"{least.tokens} is not between 0 and {most.name} ({most.tokens})")
     if given.seed is not None and not -(1 << 63) <= given.seed < 1 << 63:
         raise bad_value("seed", f"{given.seed} does not fit 64 bits")
     stop_token_ids = tuple(given.stop_token_ids or ())
     for token in stop_token_ids:
         _token("stop_token_ids", token, limits)
     if logprobs is not None:
-        if not 0 <= logprobs <= MAX_LOGPROBS:
-            raise bad_value("logprobs", f"{logprobs} is not between 0 and {MAX_LOGPROBS}")
+        if logprobs.tokens > MAX_LOGPROBS:
+            raise bad_value(logprobs.name, f"{logprobs.tokens} is not between 0 and {MAX_LOGPROBS}")
         if not limits.logprobs:
-            raise ApiError(400, f"logprobs: the {limits.backend} backend has no probabilities to report",
-                           param="logprobs", code="unsupported_parameter")  # fmt: skip
+            raise ApiError(400, f"{logprobs.name}: the {limits.backend} backend has no probabilities to report",
+                           param=logprobs.name, code="unsupported_parameter")  # fmt: skip
     return SamplingParams(
-        max_new_tokens=max_tokens,
+        max_new_tokens=most.tokens,
         ignore_eos=limits.ignore_eos if given.ignore_eos is None else given.ignore_eos,
         stop_token_ids=stop_token_ids,
-        min_new_tokens=min_tokens,
+        min_new_tokens=least.tokens,
         temperature=temperature,
         top_k=min(max(top_k, 0), limits.vocab),
         top_p=_number("top_p", given.top_p, 1.0, 0, 1, above=True),
@@ -317,7 +350,7 @@ def sampling_params(given: Sampling, limits: Limits, max_tokens: int, logprobs: 
         frequency_penalty=_number("frequency_penalty", given.frequency_penalty, 0.0, -2, 2),
         logit_bias=_logit_bias(given.logit_bias, limits),
         seed=given.seed,
-        logprobs=logprobs,
+        logprobs=None if logprobs is None else logprobs.tokens,
     )
 
 
