@@ -97,7 +97,7 @@ class RunSettings:
         for name in ("rate", "speedup", "slo_ttft", "slo_tpot"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name}: {value} is not positive")
+                raise ConfigError(f"{name}: {value} is not positive and finite")
         if not 0 < self.mem_fraction <= 1:
             raise ConfigError(f"mem_fraction: {self.mem_fraction} is not between 0 and 1")
         for name, allowed in (

@@ -35,7 +35,7 @@ def objective(name: str, asked: Asked, headers: Mapping[str, str]) -> float | No
 
 def _positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
-        raise bad_value(name, f"{value:g} is not positive")
+        raise bad_value(name, f"{value:g} is not positive and finite")
     return float(value)
 
 

@@ -66,9 +66,9 @@ class ServeSettings:
             raise ConfigError(f"port: {self.port} is not between 0 and 65535")
         for name, value in (("time_scale", self.time_scale), ("drain_timeout", self.drain_timeout_s)):
             if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}: {value} is negative or not a number")
+                raise ConfigError(f"{name}: {value} is negative or not finite")
         if not 0 < self.stuck_after_s < float("inf"):
-            raise ConfigError(f"stuck_after: {self.stuck_after_s} is not positive")
+            raise ConfigError(f"stuck_after: {self.stuck_after_s} is not positive and finite")
         if self.max_queue < 0:
             raise ConfigError(f"max_queue: {self.max_queue} is less than 0")
         if self.max_body_bytes < 1:
