@@ -146,9 +146,9 @@ def over_time_figure(report: Report) -> Figure | None:
     axes = figure.subplots(4, 2, sharex=True)
     for axis, (name, (title, unit)) in zip(axes.flat, charts.items(), strict=True):
         for place, (run, series) in enumerate(times["runs"].items()):
-            values = _values(series[name])
+            values = _values(series[name][: times["last"][run] + 1])
             known = ~np.isnan(values)
-            axis.plot(at_s[known], values[known], color=_colour(place), label=run, linewidth=0.8)
+            axis.plot(at_s[: len(values)][known], values[known], color=_colour(place), label=run, linewidth=0.8)
         axis.set(title=title, ylabel=unit)
         axis.set_ylim(bottom=0, top=1.02 if unit.startswith("share") else None)
     for axis in axes[-1]:

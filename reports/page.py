@@ -16,6 +16,7 @@ from reports.compare_section import section
 from reports.detail import timeline_detail
 from reports.errors import RecordError
 from reports.first_arrival import from_first_arrival
+from reports.host_lane import PHASES
 from reports.html_file import asset, embedded, rendered
 from reports.labels import (
     Summaries,
@@ -33,7 +34,7 @@ from reports.metrics import summarise
 from reports.out_folder import PAGE_MARK, write_file
 from reports.packed import packed_floats
 from reports.record import RunRecord
-from reports.schema import MODES
+from reports.schema import HOST_PHASES, MODES
 from reports.series import latency_cdfs, over_time
 from reports.settings import compare_settings, notes
 from reports.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
@@ -183,10 +184,14 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         "runs": list(records),
         "cdfs": cdfs,
         "time": _packed_times(times, list(records)),
+        "time_last": [times["last"].get(name, 0) for name in records],
         "timeline": details,
         "busiest": {name: [window.begin_s, window.end_s] for name, window in windows.items()},
         "requests": requests,
     }
+    uses = _use_rows(report)
+    # A key names what there is to see.
+    kinds = {part["kind"] for use in uses for part in use["parts"]}
     return rendered(
         "report.html",
         title=title,
@@ -198,12 +203,18 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         headlines=headlines(report.summaries, report.baseline),
         outcome=outcome(report.summaries),
         reasons=reasons(report.summaries, report.uses),
-        uses=_use_rows(report),
+        uses=uses,
         comparison=section(comparison) if comparison is not None else None,
-        causes=CAUSE_LABELS,
+        causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
         has_timeline=any(detail is not None for detail in details.values()),
-        modes=MODES,
+        modes=[mode for mode in MODES if mode in kinds],
+        phases=[
+            phase
+            for phase, column in zip(PHASES, HOST_PHASES, strict=True)
+            if any(record.iterations[column].any() for record in records.values())
+        ],
+        retracted=any(record.requests["retractions"].any() for record in records.values()),
         differing=differing,
         shared=shared,
         notes=notes(records),

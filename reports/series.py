@@ -57,10 +57,11 @@ def _shares(values: np.ndarray, upto: np.ndarray, x: np.ndarray) -> list[float |
 
 
 def over_time(records: Mapping[str, RunRecord]) -> dict[str, Any]:
-    """`t` (the middle of each bucket, seconds), `bucket_s`, and per run the series named in `_run_over_time`."""
+    """`t` (the middle of each bucket, seconds), `bucket_s`, per run the series named in `run_over_time`, and `last`: per run
+    the last bucket that its time fills. Beyond it a run has no line: zero would be said of a run that is over."""
     spans = [span for record in records.values() if (span := run_span(record)) is not None]
     if not spans:
-        return {"t": [], "bucket_s": None, "runs": {}}
+        return {"t": [], "bucket_s": None, "runs": {}, "last": {}}
     most_iterations = max(int((record.iterations["stage"] == 0).sum()) for record in records.values())
     wanted = min(POINTS_ON_PAGE // len(records), most_iterations // ITERATIONS_A_BUCKET)
     buckets = int(np.clip(wanted, FEWEST_BUCKETS, MOST_BUCKETS))
@@ -72,7 +73,14 @@ def over_time(records: Mapping[str, RunRecord]) -> dict[str, Any]:
             name: {series: _short(values) for series, values in run_over_time(record, edges_s).items()}
             for name, record in records.items()
         },
+        "last": {name: _last_bucket(record, edges_s) for name, record in records.items()},
     }
+
+
+def _last_bucket(record: RunRecord, edges_s: np.ndarray) -> int:
+    span = run_span(record)
+    whole = int(np.searchsorted(edges_s, span[1], side="right")) - 2 if span is not None else 0
+    return max(whole, 0)
 
 
 def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarray]:

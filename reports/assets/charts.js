@@ -5,6 +5,9 @@ WB.parts.push(async () => {
   const drawn = []; // {body, make, chart}
   const timeCharts = [];
   const HEIGHT = 190;
+  // What is counted has an axis of whole numbers.
+  const COUNTED = new Set(["requests", "tokens", "requests a batch", "tokens a batch"]);
+  const WHOLE = Array.from({ length: 13 }, (_, power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`))).flat();
   const timeTick = (value) => (Math.abs(value) >= 1 || value === 0 ? trimmed(value, 7) + " s" : seconds(value));
 
   function axes(xWrite, yWrite) {
@@ -118,9 +121,9 @@ WB.parts.push(async () => {
       ctx.restore();
     });
   }
-  const timeOptions = (write, series, range) => ({
-    scales: { x: { time: false }, y: { range: range || ((_, min, max) => [0, max > 0 ? max * 1.06 : 1]) } },
-    axes: axes(timeTick, write),
+  const timeOptions = (write, series, range, counted) => ({
+    scales: { x: { time: false }, y: { range: range || ((_, min, max) => [0, counted ? Math.max(max * 1.06, 1) : max > 0 ? max * 1.06 : 1]) } },
+    axes: axes(timeTick, write).map((axis, i) => (i && counted ? { ...axis, incrs: WHOLE } : axis)),
     cursor: { sync: { key: sync.key, setSeries: false } },
     hooks: { setScale: [link], draw: [shade] },
     series: [{ label: "at", value: (_, value) => (value == null ? "–" : timeTick(value)) }, ...series],
@@ -129,22 +132,23 @@ WB.parts.push(async () => {
   const time = await WB.floats(data.time);
   const t = time.t;
   shown = [t[0], t[t.length - 1]];
-  const series = (run, name) => time[`${run}.${name}`] ?? [];
+  // A run that ended earlier than others has no values after its end.
+  const series = (run, name) => (time[`${run}.${name}`] ?? []).map((value, at) => (at > data.time_last[run] ? null : value));
 
   function overTime(name, title, unit, write, range) {
     const columns = [t, ...data.runs.map((_, i) => series(i, name))];
-    draw(place("times", title, unit), () => timeOptions(write, lines(write), range), columns, timeCharts);
+    draw(place("times", title, unit), () => timeOptions(write, lines(write), range, COUNTED.has(unit)), columns, timeCharts);
   }
 
   // Stacked from the top down: each area is drawn over the one that reaches higher.
   function stacked(parent, run, title, unit, layers, write, range) {
-    const used = layers.filter(({ name }) => series(run, name).some((value) => value > 1e-6));
-    const value = (name, at) => series(run, name)[at] ?? 0;
-    const sums = used.map((_, i) => t.map((_, at) => (series(run, used[i].name)[at] == null ? null : used.slice(i).reduce((sum, { name }) => sum + value(name, at), 0))));
-    draw(place(parent, title, unit), () => timeOptions(write, used.map(({ name, label, colour }) => ({
+    const used = layers.map((layer) => ({ ...layer, values: series(run, layer.name) })).filter(({ values }) => values.some((value) => value > 1e-6));
+    // Where there is nothing to stack, there is no area either: one from the last value to the next would be made up.
+    const sums = used.map((_, i) => t.map((_, at) => (at > data.time_last[run] ? null : used.slice(i).reduce((sum, { values }) => sum + (values[at] ?? 0), 0))));
+    draw(place(parent, title, unit), () => timeOptions(write, used.map(({ values, label, colour }) => ({
       label, stroke: css(colour), fill: css(colour), width: 0, points: { show: false }, spanGaps: true,
-      value: (_, __, ___, at) => (at == null ? "–" : write(series(run, name)[at])),
-    })), range), [t, ...sums], timeCharts);
+      value: (_, __, ___, at) => (at == null ? "–" : write(values[at])),
+    })), range, COUNTED.has(unit)), [t, ...sums], timeCharts);
   }
 
   for (const [name, title] of [["ttft", "TTFT: time to first token"], ["tpot", "TPOT: time per output token"],

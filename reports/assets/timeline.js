@@ -339,6 +339,11 @@ WB.parts.push(async () => {
     if (left + shown > GUTTER && left < run.width) ctx.strokeRect(Math.max(left, GUTTER) + 0.5, top + 0.5, Math.min(shown, run.width - Math.max(left, GUTTER)) - 1, STRIP - 1);
   }
 
+  // A moment as exactly as a stretch of that length needs it: to a thousandth of it.
+  function moment(at, span) {
+    const digits = Math.min(Math.max(3 - Math.ceil(Math.log10(span)), 0), 9);
+    return `${at.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })} s`;
+  }
   let asked = 0;
   function show() {
     if (asked) return;
@@ -346,7 +351,7 @@ WB.parts.push(async () => {
       asked = 0;
       runs.forEach(paint);
       runs.forEach((run, place) => {
-        run.caption.textContent = `${WB.exact(view.begins[place])}  +  ${seconds(view.span)}`;
+        run.caption.textContent = `${moment(view.begins[place], view.span)}  +  ${seconds(view.span)}`;
       });
       WB.span.tell(view.begins[0], view.begins[0] + view.span, "timeline");
     });

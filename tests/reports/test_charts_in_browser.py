@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from reports.page import write_report
-from tests.reports.records import record_of, request_row
+from reports.record import RunRecord
+from tests.reports.records import iteration_row, record_of, request_row
 from tests.reports.simulated import LOOPS
 
 
@@ -178,3 +179,59 @@ def test_a_logarithmic_axis_has_a_few_ticks_wherever_it_begins_and_ends(
         page.wait_for_timeout(50)
         ticks = page.evaluate(f"{chart}.axes[0]._splits")
         assert 2 <= len(ticks) <= 20 and all(low <= tick <= end * 1.0001 for tick in ticks)
+
+
+def steps_until(end_s: float) -> RunRecord:
+    """One request that waits for a second, then runs in steps of a tenth of one until the end."""
+    steps = round((end_s - 1) * 10)
+    rows = [
+        iteration_row(iteration=i, mode=1 if i else 0, start_s=1 + i / 10, end_s=1.1 + i / 10, running=1, requests=1,
+                      kv_used_tokens=2 + i, decode_tokens=1, schedule_s=0.001)
+        for i in range(steps)
+    ]  # fmt: skip
+    request = request_row(request_id="a", arrival_s=0.0, queued_s=0.0, scheduled_s=1.0, first_token_s=1.1, finish_s=end_s,
+                          output_tokens=steps)  # fmt: skip
+    return record_of([request], rows)
+
+
+def test_lines_end_where_their_run_does_and_what_is_counted_has_whole_ticks(tmp_path: Path, open_page: Any) -> None:
+    path = tmp_path / "report.html"
+    ends_s = {"short": 5.0, "long": 9.0}
+    write_report({name: steps_until(end_s) for name, end_s in ends_s.items()}, path, "by hand", "")
+    page = open_page(path)
+    charts = page.evaluate(
+        """workbenchCharts.map(({body, chart}) => ({ label: body.getAttribute("aria-label"),
+             columns: chart.data.map((column) => Array.from(column)), ticks: chart.axes[1]._splits }))"""
+    )
+    over_time = [chart for chart in charts if len(chart["columns"][0]) == 100]
+    assert len(over_time) == 7 + 2 * 2, "all but the cache's hits, which nobody had"
+    for chart in over_time:
+        at_s, *lines = chart["columns"]
+        title = chart["label"].split(",")[0]
+        # A chart of one run has its layers, all of that run.
+        runs = [title] * len(lines) if title in ends_s else list(ends_s)
+        for run, line in zip(runs, lines, strict=True):
+            known = [at for at, value in zip(at_s, line, strict=True) if value is not None]
+            assert known and max(known) < ends_s[run], chart["label"]
+            if title in ("Running", "KV in use", "GPU busy"):
+                assert max(known) > ends_s[run] - 0.2
+                assert min(v for at, v in zip(at_s, line, strict=True) if v is not None and at > 1.1) > 0
+        if chart["label"].split(", ")[1] in ("requests", "tokens", "requests a batch", "tokens a batch"):
+            assert len(chart["ticks"]) > 1 and all(tick == int(tick) for tick in chart["ticks"]), chart["label"]
+
+
+def test_keys_name_what_there_is_to_see_and_a_moment_is_as_exact_as_its_stretch(tmp_path: Path, open_page: Any) -> None:
+    path = tmp_path / "report.html"
+    write_report({"one": steps_until(9.0)}, path, "by hand", "")
+    page = open_page(path)
+    keys = page.eval_on_selector_all("ul.key", "all => all.map(key => [...key.children].map(item => item.textContent))")
+    use, timeline, requests = keys
+    assert [name for name in use if not name.startswith("idle")] == ["prefill", "decode"]
+    assert "GPU mixed" not in timeline and [name for name in timeline if name.startswith("CPU")] == ["CPU schedule"]
+    assert "out of KV" not in timeline and not any("pipeline bubble" in name for name in use)
+    assert "retracted" not in requests
+    caption = "text => WB.timeline.runs[0].caption.textContent === text"
+    page.evaluate("WB.timeline.range(2.123456789, 2.223456789)")
+    page.wait_for_function(caption, arg="2.123 s  +  100 ms")
+    page.evaluate("WB.timeline.moves.whole()")
+    page.wait_for_function(caption, arg="0.00 s  +  9 s")
