@@ -233,16 +233,3 @@ def test_real_agent_calls_hold_the_outputs_of_the_calls_they_extend() -> None:
                 assert np.array_equal(held, output[: len(held)])
         before[session] = tokens, request.output_tokens(VOCAB)
     assert extended > 100
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> Path:
-    """A folder with a tokenizer of four words."""
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.models.WordLevel({"[UNK]": 0, "red": 1, "green": 2, "blue": 3}, unk_token="[UNK]")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    made.save(str(folder / "tokenizer.json"))
-    return folder

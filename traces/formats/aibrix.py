@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any
 
 from traces.content import Content, TokenIds, unique
-from traces.dates import Times
 from traces.fields import MISSING, length
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
@@ -23,7 +22,7 @@ def _sniff(head: Head) -> bool:
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
     """Requests of a session keep the times they were given, so they are no session here."""
-    times = Times("timestamp")
+    times = reading.times("timestamp")
 
     def make(source: Source, line: int, record: dict[str, Any]) -> list[TraceRequest]:
         arrival = times.read(source, line, record.get("timestamp", MISSING))
@@ -34,7 +33,6 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
             _request(reading, source, line, f"requests[{n}]", f"r{line}.{n}", arrival, request)
             for n, request in enumerate(listed)
         ]
-        reading.dates = bool(times.dates)
         return made
 
     return chain.from_iterable(reading.json(make))

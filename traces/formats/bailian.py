@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from traces.content import Blocks, Synthetic
-from traces.dates import Times
 from traces.fields import MISSING, id_array, length, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
@@ -26,7 +25,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
 
     Offline requests were logged without: where the first row has no timestamp, none is read.
     """
-    times = Times("timestamp")
+    times = reading.times("timestamp")
     timed: bool | None = None
 
     def make(source: Source, line: int, record: dict[str, Any]) -> TraceRequest:
@@ -45,7 +44,6 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
         if timed is None and not stamped:
             reading.note("no timestamps in the file: all arrive at 0 unless a rate spreads them")
         timed = stamped
-        reading.dates = bool(times.dates)
         return request
 
     return reading.json(make)

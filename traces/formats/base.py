@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from traces.bad_rows import BadRows
+from traces.dates import Times
 from traces.errors import TraceError
 from traces.fields import MISSING, length, parse_json
 from traces.files import Source
@@ -57,8 +58,6 @@ class Reading:
     unit_is_sure: bool = True
     asked_unit: str = "auto"
     """What the user says the unit is, which the caller sees to."""
-    dates: bool = False
-    """Set by a reader that found dates, whose arrivals are then seconds."""
     output_spec: str = ""
     """Those, in the user's words."""
     drawn: bool = False
@@ -67,6 +66,17 @@ class Reading:
     """Places of records with broken characters; the first, and how many more."""
     mended_more: int = 0
     _rng: np.random.Generator | None = None
+    _times: list[Times] = field(default_factory=list)
+
+    def times(self, field: str) -> Times:
+        """What reads the times of a column or field in this pass."""
+        self._times.append(Times(field))
+        return self._times[-1]
+
+    @property
+    def dates(self) -> bool:
+        """Whether times so far were dates, which come as seconds whatever the unit of numbers is."""
+        return any(times.dates for times in self._times)
 
     def json(self, make: Callable[[Source, int, dict[str, Any]], T]) -> Iterator[T]:
         """What `make(source, number, record)` makes of every JSON record. Bad rows are counted.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from traces.content import Synthetic, continued, unique
-from traces.dates import Times
 from traces.fields import MISSING, count, length, parse_json, seconds, text
 from traces.files import Source
 from traces.formats import own
@@ -150,7 +149,7 @@ def _note_columns(reading: Reading, columns: dict[str, Column], others: list[str
 
 def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterator[_Row]:
     names = {meaning: column.name for meaning, column in columns.items()}
-    times = Times(names.get("arrival", ""))
+    times = reading.times(names.get("arrival", ""))
     turns: dict[str, int] = {}
     think_unit = UNITS[(columns["think"].unit or "s") if "think" in columns else "s"]
     output_name = names.get("output", "output_length")
@@ -179,7 +178,6 @@ def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterat
                 message = f"session '{session_id}' has turn {turn} after turn {turns[session_id]}"
                 raise source.error(line, names["turn"], message)
             turns[session_id] = turn
-        reading.dates = bool(times.dates)
         return row
 
     if is_json:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from traces.content import Blocks, Content, Synthetic, TokenIds, continued
-from traces.dates import Times
 from traces.fields import MISSING, id_array, length, seconds, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
@@ -134,7 +133,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
 
 
 def _rows(reading: Reading) -> Iterator[_Row]:
-    times = Times("timestamp")
+    times = reading.times("timestamp")
     # Timestamps may turn out to be seconds; a delay is in milliseconds unless the user says otherwise.
     delay_unit = UNITS["ms" if reading.asked_unit == "auto" else reading.asked_unit]
 
@@ -166,7 +165,6 @@ def _rows(reading: Reading) -> Iterator[_Row]:
             else None,
             mode=mode,
         )
-        reading.dates = bool(times.dates)
         return row
 
     return reading.json(make)
