@@ -61,10 +61,13 @@ def _rows(metas: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str,
 
 
 def notes(records: Mapping[str, RunRecord]) -> list[str]:
-    """What the readers of the traces want to be known; each note once."""
-    found: list[str] = []
-    for record in records.values():
+    """What the readers of the traces and the cost models want to be known; each note once, with the runs that it is of where
+    that is not all."""
+    found: dict[str, dict[str, None]] = {}
+    for name, record in records.items():
         trace = record.meta.get("trace")
-        said = trace.get("notes") if isinstance(trace, Mapping) else None
-        found += [said] if isinstance(said, str) else list(said or [])
-    return list(dict.fromkeys(str(note) for note in found if note))
+        of_trace = trace.get("notes") if isinstance(trace, Mapping) else None
+        for said in (of_trace, record.meta.get("cost_notes")):
+            for note in [said] if isinstance(said, str) else said or []:
+                found.setdefault(str(note), {})[name] = None
+    return [note if len(runs) == len(records) else f"{', '.join(runs)}: {note}" for note, runs in found.items() if note]

@@ -49,6 +49,14 @@ def test_three_loops_on_the_same_gpus_leave_records_and_a_page(tmp_path):
     assert "<html" in (tmp_path / "o" / "report.html").read_text()
 
 
+def test_the_terminal_says_what_the_weights_are_held_in_once_and_as_no_note(tmp_path):
+    done = workbench("simulate", SAMPLE, "--loop", "normal,overlap", "--requests", 3, "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if "weights" in line] == ["weights: bf16 (from torch_dtype)"]
+    assert [line for line in lines if line.startswith("note: ")] == ["note: only the first 3 requests"]
+
+
 @pytest.mark.slow
 def test_the_same_command_twice_writes_the_same_bytes(tmp_path):
     for name in ("one", "two"):

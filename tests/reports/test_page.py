@@ -187,6 +187,17 @@ def test_settings_are_split_into_shared_and_differing(runs: dict[str, RunRecord]
     assert notes(runs) == ["made up by tests/reports/records.py"]
 
 
+def test_notes_of_cost_models_stand_on_the_page_with_the_runs_that_they_are_of() -> None:
+    row = request_row(request_id="a", arrival_s=0.0, first_token_s=1.0, finish_s=2.0)
+    said = {
+        "one": ["outside what was measured"],
+        "two": ["outside what was measured", "FP4 counted as FP8"],
+        "three": [],
+    }
+    records = {name: record_of([row], trace={"notes": ["times began at 9"]}, cost_notes=said[name]) for name in said}
+    assert notes(records) == ["times began at 9", "one, two: outside what was measured", "two: FP4 counted as FP8"]
+
+
 def test_a_file_that_is_no_page_of_ours_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "r.html").write_text("<html>mine</html>")
     with pytest.raises(RecordError, match="exists and is no page of workbench"):

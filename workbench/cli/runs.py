@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +162,8 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
 
 def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.cuts import cut_lines
+    from reports.labels import weights_label
+    from reports.settings import notes
     from reports.table import comparison_table, to_json
     from reports.verdict import verdict
 
@@ -171,27 +173,16 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    first = next(iter(records.values()))
     console = Console()
     console.print(comparison_table(made.summaries))
     for line in verdict(made.summaries, made.uses):
         console.print(line, highlight=False)
-    for note in (
-        *_weights(records),
-        *first.meta["trace"]["notes"],
-        *first.meta.get("cost_notes", ()),
-        *cut_lines(records),
-    ):
+    for label in dict.fromkeys(weights_label(record.meta) for record in records.values()):
+        if label:
+            console.print(f"weights: {label}", highlight=False, style="dim")
+    for note in (*notes(records), *cut_lines(records)):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-
-
-def _weights(records: Mapping[str, RunRecord]) -> list[str]:
-    """What the weights were held in, and who said so: each answer once."""
-    from reports.labels import weights_label
-
-    said = dict.fromkeys(weights_label(record.meta) for record in records.values())
-    return [f"weights: {label}" for label in said if label]
 
 
 def say(notes: Sequence[str]) -> None:
