@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from traces.bad_rows import HINT
 from traces.errors import TraceError
@@ -39,12 +40,21 @@ def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
     fault: TraceError | None = None
     for place, number, raw in islice(records(source, lambda place: None), MOST_ITEMS):
         try:
-            return Head(record=parse_json(place, number, raw), in_array=in_array)
+            record = parse_json(place, number, raw)
         except TraceError as raised:
             raised.hint = HINT
             if not skip_bad_rows:
                 raise
             fault = fault or raised
+        else:
+            if _by_columns(record):
+                raise source.error(
+                    0,
+                    "",
+                    "is a table written by columns; a trace has a JSON object for each request "
+                    "(pandas: to_json(..., orient='records', lines=True))",
+                )
+            return Head(record=record, in_array=in_array)
     if fault is not None:
         raise fault
     raise source.error(0, "", "holds no requests: the JSON array is empty")
@@ -53,6 +63,17 @@ def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
 def _goes_on(first: bytes, second: tuple[int, bytes] | None) -> bool:
     """Whether a line that begins an object does not end it, as programs write that indent."""
     return second is not None and (first == b"{" or (first.endswith(b",") and not second[1].startswith(b"{")))
+
+
+def _by_columns(record: dict[str, Any]) -> bool:
+    """Whether every field holds the values of all rows, as pandas writes a table unless it is told otherwise: under the
+    rows' numbers."""
+    values = list(record.values())
+    return (
+        len(values) > 1
+        and all(isinstance(value, dict) and "0" in value for value in values)
+        and len({tuple(value) for value in values}) == 1
+    )
 
 
 def unknown_format(head: Head) -> str:

@@ -40,7 +40,7 @@ def reshape(
             raise ValueError(f"{name} must be positive and finite, not {value}")
     info = replace(trace.info, notes=list(trace.info.notes))
     if requests is not None:
-        info.note(f"only the first {requests} requests")
+        info.note(f"only the first {requests} requests" if requests > 1 else "only the first request")
     if speedup is not None:
         info.note(f"arrivals {speedup:g} times as fast")
     # Read once a view, not once a pass.
@@ -90,7 +90,7 @@ def _read(
                 request.arrival_s = next(poisson)
             elif stretch != 1.0 or first_s:
                 request.arrival_s = (request.arrival_s - first_s) * stretch
-            check_span(trace.source, request)
+            check_span(trace.source, request, "it is stretched to that")
         yield request
     _pass_on(trace, info)
 

@@ -40,8 +40,8 @@ class SinceFirst:
         return round(arrival_s - self._first_s, decimals)
 
 
-def check_span(source: Source, request: TraceRequest) -> None:
-    """Raises TraceError for a request with a time that no run lasts: mostly one in another unit than is thought."""
+def check_span(source: Source, request: TraceRequest, why: str = "are these seconds?") -> None:
+    """Raises TraceError for a request with a time that no run lasts, and says why that may be."""
     for field in ("arrival_s", "think_time_s", "slo_ttft_s", "slo_tpot_s"):
         value_s = getattr(request, field)
         if value_s is not None and value_s > MOST_SPAN_S:
@@ -50,6 +50,4 @@ def check_span(source: Source, request: TraceRequest) -> None:
             where, what = (
                 ("", f"arrives {seconds} after the first request") if field == "arrival_s" else (field, f"is {seconds}")
             )
-            raise source.error(
-                request.line, where, f"{what}; a run lasts {MOST_SPAN_S:,} s at most: are these seconds?"
-            )
+            raise source.error(request.line, where, f"{what}; a run lasts {MOST_SPAN_S:,} s at most: {why}")

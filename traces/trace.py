@@ -222,8 +222,8 @@ def _checked(
     finally:  # What was left out is said of a pass that ends early, too.
         reading.finish(complete)
     if empty:
-        skipped = f": {reading.bad_rows.note()}" if reading.bad_rows.kinds else ""
-        raise source.error(0, "", f"holds no requests{skipped}")
+        why = "; ".join(note for note in info.notes if note not in chosen.notes)
+        raise source.error(0, "", "holds no requests" + (f": {why}" if why else ""))
 
 
 def _unlike(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:

@@ -219,3 +219,11 @@ def test_every_command_that_reads_a_trace_has_all_of_its_flags(command: list[str
     for flag in ("--format", "--tokenizer", "--time-unit", "--spread-ticks", "--block-tokens", "--output",
                  "--skip-bad-rows", "--sort"):  # fmt: skip
         assert flag in text
+
+
+def test_a_file_of_failed_requests_alone_says_that_they_failed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,5,0\n1,5,0\n")
+    with pytest.raises(TraceError) as caught:
+        list(open_trace(path))
+    assert str(caught.value) == f"{path}: holds no requests: 2 failed requests (0 response tokens) were skipped"

@@ -116,6 +116,7 @@ def test_a_fault_in_an_array_names_the_element(tmp_path: Path) -> None:
         (json.dumps({"requests": OWN}, indent=1), ": is one JSON object over several lines; "),
         ("\n".join(json.dumps(r, indent=4) for r in OWN), ": is one JSON object over several lines; "),
         (json.dumps({"requests": OWN}), ", line 1: is the start of no known format; "),
+        (json.dumps({name: {"0": 1, "1": 2} for name in OWN[0]}), ": is a table written by columns; "),
         (json.dumps(OWN)[:-20], ": the JSON array has no end: the file is cut short"),
         (lines(OWN)[:-20], ", line 3: the JSON object has no end"),
         ("[]", ": holds no requests: the JSON array is empty"),
