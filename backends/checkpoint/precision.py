@@ -103,7 +103,12 @@ def read_precision(fields: Fields, layers: int) -> Precision:
             "quantization_config", f"quant_method {method!r} is not modelled; known: {', '.join(METHODS)}"
         )
     read = reader(Inner(config, fields.source, "quantization_config"), plain)
-    share = _kept(read.ignored, layers, read.only)
+    try:
+        share = _kept(read.ignored, layers, read.only)
+    except re.error as problem:
+        raise fields.error(
+            "quantization_config", f"{problem.pattern!r} is no regular expression: {problem}"
+        ) from problem
     if not read.head:
         share["head"] = 1.0
     return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share, read.notes)
@@ -133,9 +138,12 @@ class _Read:
     notes: tuple[str, ...] = ()
 
 
-def _integers(config: Inner, bits: int, group: int, zero_points: bool, computes: str) -> _Read:
-    if bits not in (2, 3, 4, 8):
-        raise config.error("bits", f"{bits} is not supported; supported: 2, 3, 4, 8")
+def _integers(
+    config: Inner, field: str, group: int, zero_points: bool, computes: str, default: int | None = None
+) -> _Read:
+    """Weights of as many bits as ``field`` says, ``group`` of them with a scale of their own; 0: none have."""
+    bits = config.size(field, default)
+    config.must_be(field, 2, 3, 4, 8)
     size = bits / 8
     if group > 0:
         size += (2 + (bits / 8 if zero_points else 0)) / group
@@ -143,13 +151,13 @@ def _integers(config: Inner, bits: int, group: int, zero_points: bool, computes:
 
 
 def _awq(config: Inner, plain: Held) -> _Read:
-    bits = config.get("bits", int) or config.get("w_bit", int) or 4
+    bits = "w_bit" if config.raw("bits") is None and config.raw("w_bit") is not None else "bits"
     group = config.get("group_size", int) or config.get("q_group_size", int) or 128
-    return _integers(config, bits, group, config.get("zero_point", bool, True) is True, plain.computes)
+    return _integers(config, bits, group, config.get("zero_point", bool, True) is True, plain.computes, 4)
 
 
 def _gptq(config: Inner, plain: Held) -> _Read:
-    read = _integers(config, config.size("bits"), config.get("group_size", int, 128) or 128, True, plain.computes)
+    read = _integers(config, "bits", config.get("group_size", int, 128) or 128, True, plain.computes)
     rules = config.object("dynamic")
     if any(not rule.startswith("-:") for rule in rules):
         raise config.error("dynamic", "other bits for some modules are not modelled")
@@ -240,7 +248,7 @@ def _compressed(group: Inner, plain: Held) -> _Read:
         return _Read("nvfp4" if fine else "mxfp4", Held(0.5 + 1 / (size or 32), computes), notes=notes)
     if kind == "int":
         asymmetric = weights.get("symmetric", bool, True) is False
-        return replace(_integers(group, bits, size if strategy == "group" else 0, asymmetric, computes), ignored=())
+        return _integers(weights, "num_bits", size if strategy == "group" else 0, asymmetric, computes)
     raise weights.error("type", f"{kind!r} of {bits} bits is not modelled")
 
 
@@ -288,10 +296,7 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     """Whether a module's name is, or is inside, what a configuration leaves out: ``re:`` and an expression, a pattern with
     ``*``, or parts of a name."""
     if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error:
-            return lambda name: False
+        expression = re.compile(pattern[3:])
         return lambda name: expression.match(name) is not None
     if "*" in pattern:
         return lambda name: fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
