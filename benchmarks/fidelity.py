@@ -30,7 +30,7 @@ from reports.measured import read_measured
 from reports.record import RunRecord, write_record
 from traces import open_trace
 from workbench.run.calibrate import fit_record
-from workbench.run.settings import RunSettings, settings_from
+from workbench.run.settings import RunSettings, recorded_settings, settings_from
 from workbench.run.simulate import simulate_loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,9 +155,9 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
             continue
         scores.append(result)
         if truth.name == FITTED_CASE:
-            fields = {name: record.meta["settings"][name] for name in RunSettings.__dataclass_fields__}
+            settings = RunSettings(**recorded_settings(record.meta, truth))
             trace = open_trace(find_trace(data, read_measured(truth)))
-            fitted = fitted_score(truth.name, RunSettings(**fields), trace, record)
+            fitted = fitted_score(truth.name, settings, trace, record)
     return scores + ([fitted] if fitted else []), skipped
 
 
