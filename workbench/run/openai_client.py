@@ -307,23 +307,17 @@ def _said(body: bytes) -> str:
     return _line(body.decode(errors="replace"))
 
 
+_WORDS_OF_ERRORS = (
+    "error", "errors", "message", "msg", "detail", "error_message", "reason", "exception", "code", "type",
+)  # fmt: skip
+"""Where servers say what is wrong, the most telling first."""
+
+
 def _words(found: Any) -> str:
     """What an error says, whatever its shape, on one line."""
     while True:
         if isinstance(found, dict):
-            names = (
-                "error",
-                "errors",
-                "message",
-                "msg",
-                "detail",
-                "error_message",
-                "reason",
-                "exception",
-                "code",
-                "type",
-            )
-            inner = next((found[name] for name in names if found.get(name)), None)
+            inner = next((found[name] for name in _WORDS_OF_ERRORS if found.get(name)), None)
         elif isinstance(found, list) and found:
             inner = found[0]
         else:
