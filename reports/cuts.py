@@ -7,7 +7,7 @@ from typing import Any
 
 from reports.record import RunRecord
 
-_CAUSES = {
+CAUSES = {
     "trace": "the max_tokens of the trace",
     "max_tokens": "--max-tokens",
     "max_context": "the context",
@@ -46,6 +46,6 @@ def cut_lines(records: Mapping[str, RunRecord]) -> list[str]:
 def cut_text(cause: str, of: Mapping[str, int], settings: Mapping[str, Any] | None = None) -> str:
     """What one cause has cut, with the value that `settings` has for it."""
     value = settings.get(cause) if settings and cause in _SETTING else None
-    what = _CAUSES.get(cause, cause) + ("" if value is None else f" ({value:,}{_SETTING[cause]})")
+    what = CAUSES.get(cause, cause) + ("" if value is None else f" ({value:,}{_SETTING[cause]})")
     requests = "request was" if of["requests"] == 1 else "requests were"
     return f"{of['requests']:,} {requests} cut short by {what}: {of['tokens']:,} output tokens of the trace were not written"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
+from reports.cuts import CAUSES
 from reports.record import RunRecord, read_record
 from traces import TraceRequest
 from workbench.cli.app import app
-from workbench.run.bounds import bound_of, counted
+from workbench.run.bounds import Cause, bound_of, counted
 
 
 def simulated(tmp_path: Path, requests: list[dict[str, Any]], *flags: object) -> tuple[Any, RunRecord]:
@@ -89,3 +90,7 @@ def test_cuts_are_counted_by_cause():
     assert counted([("trace", 5), ("server", 1), ("trace", 2)]) == {
         "trace": {"requests": 2, "tokens": 7}, "server": {"requests": 1, "tokens": 1},
     }  # fmt: skip
+
+
+def test_everything_that_cuts_an_output_has_words_in_the_reports():
+    assert set(get_args(Cause)) == set(CAUSES)

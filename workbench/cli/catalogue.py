@@ -22,19 +22,18 @@ def catalogue(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        import json
-
         from backends.simulated.hardware import gpu_names, load_gpu
         from backends.simulated.models import load_model, model_names
+        from reports.json_file import json_text
 
         if name is not None:
             found = _one(name)
-            print(json.dumps(found, indent=2)) if as_json else _print_one(found)
+            print(json_text(found)) if as_json else _print_one(found)
             return
         gpus = [_gpu_row(load_gpu(each)) for each in gpu_names()]
         models = [_model_row(load_model(each)) for each in model_names()]
         if as_json:
-            print(json.dumps({"gpus": gpus, "models": models}, indent=2))
+            print(json_text({"gpus": gpus, "models": models}))
         else:
             _print_all(gpus, models)
 

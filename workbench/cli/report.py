@@ -97,9 +97,9 @@ def diff_config(
             names = told_apart([one, other]) if one.resolve() != other.resolve() else [str(one), str(other)]
         rows = differing_settings(metas)
         if as_json:
-            import json
+            from reports.json_file import json_text
 
-            print(json.dumps({name: dict(zip(names, texts, strict=True)) for name, texts in rows.items()}, indent=2))
+            print(json_text({name: dict(zip(names, texts, strict=True)) for name, texts in rows.items()}))
             return
         from rich.console import Console
         from rich.table import Table
