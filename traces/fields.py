@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from traces.errors import TraceError
 from traces.files import Source
 
 MISSING: Any = object()
@@ -20,6 +21,7 @@ MOST = 1 << 53
 """Whole numbers up to here are exact everywhere a record takes them."""
 MOST_TIME = 10**19
 """In a file's own unit: nanoseconds since 1970, until 2286."""
+_TOO_LARGE = "larger than any number here may be"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?", re.ASCII)
 """A number as CSV writers have it: 18, 18.0, +18, 1.8e1. Without thousands separators: 1,024 may be one or a thousand."""
 
@@ -54,14 +56,16 @@ def integer(source: Source, line: int, field: str, value: Any) -> int:
     """
     if type(value) is int:
         number: int | None = value
+    elif type(value) is str and value.isascii() and value.isdigit() and len(value) < 40:
+        number = int(value)
     else:
         if _is_missing(value):
             raise source.error(line, field, "is missing")
         number = _whole(value)
     if number is None:
         raise source.error(line, field, f"'{value}' is not an integer")
-    if abs(number) > MOST:
-        raise source.error(line, field, f"'{value}' is larger than any number here may be")
+    if not -MOST <= number <= MOST:
+        raise source.error(line, field, f"'{value}' is {_TOO_LARGE}")
     return number
 
 
@@ -73,8 +77,6 @@ def _whole(value: Any) -> int | None:
     """The whole number that a value stands for, or None. Far beyond 64 bits any number as large will do."""
     if isinstance(value, str):
         text = value.strip()
-        if text.isascii() and text.isdigit() and len(text) < 40:
-            return int(text)
         if _NUMBER.fullmatch(text) is None:
             return None
         number = Decimal(text)
@@ -91,10 +93,12 @@ def length(source: Source, line: int, field: str, value: Any, most: int = MOST_T
 
     Raises TraceError when it is not.
     """
-    number = count(source, line, field, value, most)
+    number = value if type(value) is int else integer(source, line, field, value)
+    if 0 < number <= most:
+        return number
     if number == 0:
         raise source.error(line, field, "is 0; a request has at least 1 token")
-    return number
+    return count(source, line, field, value, most)  # which says what is wrong
 
 
 def count(source: Source, line: int, field: str, value: Any, most: int = MOST_TOKENS) -> int:
@@ -103,10 +107,9 @@ def count(source: Source, line: int, field: str, value: Any, most: int = MOST_TO
     Raises TraceError when it is not.
     """
     number = integer(source, line, field, value)
-    if number < 0:
-        raise source.error(line, field, f"'{value}' is negative")
-    if number > most:
-        raise source.error(line, field, f"'{value}' is more than the {most:,} tokens a request may have")
+    if not 0 <= number <= most:
+        too_large = f"more than the {most:,} tokens a request may have"
+        raise _out_of_range(source, line, field, value, number, too_large)
     return number
 
 
@@ -115,12 +118,16 @@ def seconds(source: Source, line: int, field: str, value: Any) -> float:
 
     Raises TraceError when it is not.
     """
+    if type(value) is float and 0 <= value <= MOST_TIME:
+        return value
     number = decimal(source, line, field, value)
-    if number < 0:
-        raise source.error(line, field, f"'{value}' is negative")
-    if number > MOST_TIME:
-        raise source.error(line, field, f"'{value}' is larger than any number here may be")
+    if not 0 <= number <= MOST_TIME:
+        raise _out_of_range(source, line, field, value, number, _TOO_LARGE)
     return number
+
+
+def _out_of_range(source: Source, line: int, field: str, value: Any, number: float, too_large: str) -> TraceError:
+    return source.error(line, field, f"'{value}' is {'negative' if number < 0 else too_large}")
 
 
 def decimal(source: Source, line: int, field: str, value: Any) -> float:
@@ -130,12 +137,12 @@ def decimal(source: Source, line: int, field: str, value: Any) -> float:
     """
     if type(value) is float:
         number = value
-    elif _is_missing(value):
-        raise source.error(line, field, "is missing")
-    elif type(value) is int:
-        number = float(value) if abs(value) < 1 << 1000 else math.inf
     elif isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         number = float(value)
+    elif type(value) is int:
+        number = float(value) if abs(value) < 1 << 1000 else math.inf
+    elif _is_missing(value):
+        raise source.error(line, field, "is missing")
     else:
         number = math.nan
     if not math.isfinite(number):
