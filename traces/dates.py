@@ -40,7 +40,7 @@ class Times:
 
         Raises TraceError when it is missing, is neither a number nor a date, or not what the values before it were.
         """
-        found = _DATE.fullmatch(value.strip()) if isinstance(value, str) else None
+        found = _DATE.fullmatch(value.strip()) if isinstance(value, str) and _may_be_date(value) else None
         if self.dates is None:
             if found is None and isinstance(value, str) and value.strip() and not _numeric(value):
                 raise source.error(line, self.field, f"'{value}' is not a number and not a date like {EXAMPLE}")
@@ -73,6 +73,11 @@ class Times:
         if self._origin_s is None:
             self._origin_s = minute_s  # Seconds since 1970 would leave a float no room for seven decimals.
         return minute_s - self._origin_s + second_s
+
+
+def _may_be_date(value: str) -> bool:
+    """Whether it has what parts the days of dates, which few numbers have: the full look takes longer."""
+    return "-" in value or "/" in value
 
 
 def _numeric(value: str) -> bool:

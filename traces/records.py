@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 
 import msgspec
 
@@ -34,9 +35,8 @@ def records(source: Source, mended: Mended) -> Iterator[tuple[Source, int, bytes
     if first is None:
         return
     if not first[1].startswith(b"["):
-        yield source, first[0], _whole(first[1], f"line {first[0]}", mended)
-        for number, line in lines:
-            yield source, number, _whole(line, f"line {number}", mended)
+        for number, line in chain((first,), lines):
+            yield source, number, line if b"\\u" not in line else _whole(line, f"line {number}", mended)
         return
     del lines, first
     for number, element in enumerate(_elements(source)):
@@ -84,7 +84,7 @@ def _array_fault(raw: bytes, fault: Exception) -> str:
 
 
 def _whole(record: bytes, place: str, mended: Mended) -> bytes:
-    if b"\\u" not in record or not _lone(record):
+    if not _lone(record):
         return record
     mended(place)
     return _ESCAPE.sub(lambda found: rb"\ufffd" if found[1] else found[0], record)

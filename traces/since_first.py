@@ -11,6 +11,8 @@ MOST_SPAN_S = 4_000_000_000
 """From the first request to the last: 126 years, the longest time a run record holds."""
 _DECIMALS = 9
 """A run record has nanoseconds."""
+_NANOSECONDS_UNTIL_S = 2.0**23
+"""Smaller floats are less than a nanosecond apart: 97 days."""
 
 
 class SinceFirst:
@@ -36,12 +38,17 @@ class SinceFirst:
         are floats of a quarter of a microsecond, and what lies below that is not of the file."""
         if not self._first_s:
             return arrival_s
-        decimals = min(_DECIMALS, math.floor(-math.log10(math.ulp(max(arrival_s, self._first_s)))))
+        if arrival_s < _NANOSECONDS_UNTIL_S and self._first_s < _NANOSECONDS_UNTIL_S:
+            return round(arrival_s - self._first_s, _DECIMALS)
+        decimals = math.floor(-math.log10(math.ulp(max(arrival_s, self._first_s))))
         return round(arrival_s - self._first_s, decimals)
 
 
 def check_span(source: Source, request: TraceRequest, why: str = "are these seconds?") -> None:
     """Raises TraceError for a request with a time that no run lasts, and says why that may be."""
+    arrival_s, think_s = request.arrival_s or 0.0, request.think_time_s
+    if max(arrival_s, think_s, request.slo_ttft_s or 0.0, request.slo_tpot_s or 0.0) <= MOST_SPAN_S:
+        return
     for field in ("arrival_s", "think_time_s", "slo_ttft_s", "slo_tpot_s"):
         value_s = getattr(request, field)
         if value_s is not None and value_s > MOST_SPAN_S:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,11 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    sessions: dict[str, _Session] = {}
-    return reading.json(lambda source, line, record: _request(reading, source, line, record, sessions))
+    return reading.json(partial(_request, reading, {}))
 
 
 def _request(
-    reading: Reading, source: Source, line: int, record: dict[str, Any], sessions: dict[str, _Session]
+    reading: Reading, sessions: dict[str, _Session], source: Source, line: int, record: dict[str, Any]
 ) -> TraceRequest:
     if None in record.values():  # Many writers say null for what they leave out.
         record = {field: value for field, value in record.items() if value is not None}
