@@ -16,7 +16,7 @@ from workbench.run.engines import engine_names
 from workbench.run.idle import acts, check_effects, needs, trace_notes
 from workbench.run.real import check_device_effects
 from workbench.run.settings import RunSettings, settings_from
-from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
 
 VALUES: dict[str, Any] = {
     "router": "least_requests", "evict": "lfu", "chunk": 512, "max_prefill_tokens": 4096, "max_batch_tokens": 4096,
@@ -33,7 +33,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "mixed_chunk": [{"batching": "mixed"}],
     "preempt_threshold": [{"policy": "fcfs"}, {"policy": "edf"}, {"policy": "priority", "batching": "mixed"}],
     "conservativeness": [{"batching": "mixed"}],
-    "max_passed_over": [{"policy": "fcfs", "cache": "none"}],
+    "max_passed_over": [{"policy": name, "cache": "none"} for name in ("fcfs", "lpm", "dfs-weight")],
     "max_prefill_streak": [{"batching": "mixed"}],
     "micro_batches": [{"loop": "overlap"}, {"loop": "normal,overlap"}],
     "mem_fraction": [{"kv_tokens": 10_000}],
@@ -46,7 +46,7 @@ HEEDED: dict[str, dict[str, Any]] = {
     "router": {"dp": 2}, "evict": {"cache": "radix"}, "chunk": {"batching": "prefill-first"},
     "max_prefill_tokens": {"batching": "prefill-first"}, "max_batch_tokens": {"batching": "mixed"},
     "mixed_chunk": {"batching": "prefill-first"}, "preempt_threshold": {"policy": "priority"},
-    "conservativeness": {"batching": "prefill-first"}, "max_passed_over": {"policy": "lpm", "cache": "none"},
+    "conservativeness": {"batching": "prefill-first"}, "max_passed_over": {"policy": "lof", "cache": "none"},
     "max_prefill_streak": {"batching": "prefill-first"}, "micro_batches": {"loop": "pipeline", "pp": 2},
     "mem_fraction": {}, "kv_dtype": {"kv_tokens": 10_000}, "overlap_prefills": {"loop": "overlap"}, "overlap": {},
 }  # fmt: skip
@@ -225,3 +225,20 @@ def test_a_sweep_takes_a_setting_that_acts_at_some_points_and_refuses_one_that_a
     done = CliRunner().invoke(app, [*idle, "--out", str(tmp_path / "c")])
     assert done.exit_code == 2
     assert "chunk: has no effect at any point: it needs prefill-first batching" in done.output
+
+
+@pytest.mark.parametrize("policy", PREFIX_POLICIES)
+def test_policies_by_prefixes_keep_to_arrivals_without_a_cache(policy, tmp_path):
+    trace = tmp_path / "t.jsonl"
+    lines = [
+        {"arrival_s": 0, "input_length": 20 + i * 37 % 50, "output_length": 3, "hash_ids": [i % 3], "block_size": 16}
+        for i in range(12)
+    ]
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    decided = []
+    for name in ("fcfs", policy):
+        words = ["simulate", trace, "--policy", name, "--cache", "none", "--max-running", "2", "--decisions"]
+        done = CliRunner().invoke(app, [str(word) for word in (*words, "--out", tmp_path / name)])
+        assert done.exit_code == 0, done.output
+        decided.append((tmp_path / name / "overlap" / "decisions.jsonl").read_text())
+    assert decided[0] == decided[1]

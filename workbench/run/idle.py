@@ -12,7 +12,7 @@ from typing import Any
 
 from workbench.run.recorder import RequestRow
 from workbench.run.settings import RunSettings, read_settings_file
-from workbench.scheduler.config import ConfigError, SchedulerConfig, needs_of
+from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig, needs_of
 
 
 def needs(name: str) -> str | None:
@@ -76,7 +76,7 @@ def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
         return [
             "no request has a deadline (slo_ttft_s in the trace, or --slo-ttft): policy edf served them as fcfs does"
         ]
-    if settings.policy in ("lpm", "dfs-weight") and settings.cache == "none":
+    if settings.policy in PREFIX_POLICIES and settings.cache == "none":
         notes.append(f"there is no prefix cache: policy {settings.policy} served them as fcfs does")
     if settings.policy != "priority" and not custom and len(priorities) > 1:
         notes.append(

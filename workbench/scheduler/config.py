@@ -19,6 +19,10 @@ CHANGEABLE = (
 queue depends on them."""
 
 
+PREFIX_POLICIES = ("lpm", "dfs-weight")
+"""Policies that go by the prefix cache alone: without one they are fcfs."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot work, in one line that names it."""
 
@@ -81,8 +85,9 @@ class SchedulerConfig:
     conservativeness: float = acts_with(PREFILL_FIRST, 1.0, _prefill_first)
     """Scales the share of their output bound that running requests are expected to use."""
     max_passed_over: int | None = acts_with(
-        "a policy other than fcfs, or a prefix cache", 64, lambda s, loop: s.policy != "fcfs" or s.cache != "none"
-    )
+        "a prefix cache, or a policy that is not fcfs without one", 64,
+        lambda s, loop: s.cache != "none" or s.policy not in {"fcfs", *PREFIX_POLICIES},
+    )  # fmt: skip
     """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
     max_prefill_streak: int | None = acts_with(PREFILL_FIRST, None, _prefill_first)
     """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
