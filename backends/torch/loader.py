@@ -208,8 +208,8 @@ def read_config(path: Path) -> tuple[Fields, ModelConfig, GGUFFile | None]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(file.read_bytes())  # bytes may begin with a mark, texts may not
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{file}: not JSON that can be read ({_first_line(error)})") from None
     if not isinstance(value, dict):
         raise UnsupportedModel(f"{file}: is not a JSON object")
