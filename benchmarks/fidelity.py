@@ -155,7 +155,7 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
             continue
         scores.append(result)
         if truth.name == FITTED_CASE:
-            settings = RunSettings(**recorded_settings(record.meta, truth))
+            settings = RunSettings(**recorded_settings(record.meta, record.name))
             trace = open_trace(find_trace(data, read_measured(truth)))
             fitted = fitted_score(truth.name, settings, trace, record)
     return scores + ([fitted] if fitted else []), skipped

@@ -64,7 +64,7 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
     from traces.reshape import reshape
     from workbench.run.simulate import simulate_loop
 
-    settings = RunSettings(**recorded_settings(b.meta, Path(b.name)))
+    settings = RunSettings(**recorded_settings(b.meta, f"the record of {b.name}"))
     loop = settings.loops[0]
     trace = open_trace(trace_path, **(reading or {}), ordered=settings.concurrency is None, seed=settings.seed)
     if settings.rate is not None or settings.speedup is not None or settings.requests is not None:

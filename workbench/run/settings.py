@@ -303,12 +303,13 @@ def read_settings_file(config: Path) -> dict[str, Any]:
 def _recorded(folder: Path) -> dict[str, Any]:
     """The settings of a run record."""
     from reports.record import read_meta
+    from reports.schema import META_FILE
 
-    return recorded_settings(read_meta(folder), folder)
+    return recorded_settings(read_meta(folder), str(folder / META_FILE))
 
 
-def recorded_settings(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings that the record in ``folder`` with this meta.json was made with. Raises ConfigError."""
+def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The settings that the record with this meta.json was made with. Raises ConfigError, which names ``source``."""
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
     recorded = dict(meta.get("settings") or {})
     weights = meta.get("weights")
@@ -317,9 +318,7 @@ def recorded_settings(meta: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     values = {name: value for name, value in recorded.items() if name in fields and value is not None}
     for name, value in values.items():
         if not fits(value, fields[name]):
-            raise ConfigError(
-                f"{folder / 'meta.json'}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}"
-            )
+            raise ConfigError(f"{source}: settings.{name}: {value!r} is not {fields[name].replace(' | None', '')}")
     if "chunk" in recorded and recorded["chunk"] is None:
         values["chunk"] = None  # prompts were computed whole
     if isinstance(meta.get("model"), str):
