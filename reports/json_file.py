@@ -30,7 +30,7 @@ def read_object(path: Path, error: type[Exception] = RecordError) -> dict[str, A
         content = json.loads(path.read_bytes())
     except OSError as problem:
         raise error(f"{path}: {problem.strerror}") from problem
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path}: {problem}") from problem
     if not isinstance(content, dict):
         raise error(f"{path}: not a JSON object")

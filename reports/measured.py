@@ -160,7 +160,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path}: line {number}: {error}") from error
         for field in (*TIMES, "input_toks", "output_toks"):
             value = row.get(field) if isinstance(row, dict) else None

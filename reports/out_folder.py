@@ -81,7 +81,7 @@ def _is_run(folder: Path) -> bool:
         return False
     try:
         meta = json.loads((folder / META_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(meta, dict) and meta.get("format") == FORMAT
 

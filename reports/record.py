@@ -218,7 +218,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         meta = json.loads(path.read_bytes())
     except json.JSONDecodeError as problem:
         raise RecordError(f"{path}: line {problem.lineno}, column {problem.colno}: {problem.msg}") from None
-    except (OSError, UnicodeDecodeError) as problem:
+    except (OSError, UnicodeDecodeError, RecursionError) as problem:
         raise RecordError(f"{path}: cannot be read: {problem}") from None
     if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
         raise RecordError(f"{path}: not the description of a workbench run")

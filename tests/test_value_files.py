@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from backends.simulated.cost.llmservingsim import read_meta
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
+from reports.record import write_record
+from tests.reports.records import record_of, request_row
+from workbench.cli.app import app
 from workbench.run.settings import read_settings_file
 from workbench.search.prices import read_prices
 
+DEEP = b"[" * 100_000
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "settings": ("run.toml", read_settings_file),
     "prices": ("prices.toml", read_prices),
@@ -21,7 +26,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "model": ("config.json", lambda path: load_model(str(path))),
     "LLMServingSim profile": ("meta.yaml", lambda path: read_meta(path.parent)),
 }
-BROKEN = {"cut off": b'{"a": [1, 2', "no text": b"\xff\xfe\x00 = 1", "nested": b"[" * 100_000, "a folder": None}
+BROKEN = {"cut off": b'{"a": [1, 2', "no text": b"\xff\xfe\x00 = 1", "nested": DEEP, "a folder": None}
 
 
 @pytest.mark.parametrize(
@@ -54,3 +59,27 @@ def test_files_may_begin_with_the_mark_of_utf_8(tmp_path):
     assert read_settings_file(tmp_path / "run.toml") == {"max_running": 8}
     assert read_prices(tmp_path / "prices.toml").per_gpu_hour == {"h100": 2}
     assert read_meta(tmp_path) == {"model": "a/b", "hardware": "H100"}
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("meta.json", "report RECORD"),
+        ("meta.json", "diff-config RECORD RECORD"),
+        ("meta.json", "simulate TRACE --like RECORD"),
+        ("meta.json", "simulate TRACE --out RECORD"),
+        ("meta.json", "import RECORD --out OUT"),
+        ("decisions.jsonl", "compare RECORD RECORD"),
+        ("plan.json", "plan TRACE --slo ttft_p99=1s --out RECORD"),
+    ],
+)
+def test_a_file_of_a_record_that_is_nested_too_deeply_is_said_in_one_line(file, words, tmp_path):
+    record, trace = tmp_path / "r", tmp_path / "t.jsonl"
+    write_record(record_of([request_row(request_id="a", arrival_s=0.0, first_token_s=1.0, finish_s=2.0)]), record)
+    (record / "requests.jsonl").write_text("")
+    (record / file).write_bytes(DEEP)
+    trace.write_text("".join(f'{{"arrival_s": {n}, "input_length": 9, "output_length": 2}}\n' for n in range(3)))
+    named = {"RECORD": record, "TRACE": trace, "OUT": tmp_path / "o"}
+    done = CliRunner().invoke(app, [str(named.get(word, word)) for word in words.split()])
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit), done.output
+    assert done.output.startswith(f"error: {record}") and done.output.count("\n") == 1

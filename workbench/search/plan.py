@@ -324,7 +324,7 @@ def prepare_plan_folder(folder: Path, force: bool) -> None:
 def _is_plan(path: Path) -> bool:
     try:
         return json.loads(path.read_bytes()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
