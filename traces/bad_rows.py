@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from traces.counted import counted
 from traces.errors import TraceError
 
 MOST_KINDS = 5
@@ -55,6 +56,6 @@ class BadRows:
             place = f"line {first.line}" if first.line else first.field
             parts.append(f"{kind.rows} x {name + ' ' if name else ''}{message} (first: {place})")
         if len(self.kinds) > MOST_KINDS:
-            parts.append(f"and {len(self.kinds) - MOST_KINDS} more kinds")
+            parts.append(f"and {counted(len(self.kinds) - MOST_KINDS, 'more kind')}")
         rows = self.rows
-        return f"{rows} bad {'row was' if rows == 1 else 'rows were'} skipped: {'; '.join(parts)}"
+        return f"{counted(rows, 'bad row')} {'was' if rows == 1 else 'were'} skipped: {'; '.join(parts)}"

@@ -40,7 +40,7 @@ def reshape(
             raise ValueError(f"{name} must be positive and finite, not {value}")
     info = replace(trace.info, notes=list(trace.info.notes))
     if requests is not None:
-        info.note(f"only the first {requests} requests" if requests > 1 else "only the first request")
+        info.note("only the first request" if requests == 1 else f"only the first {requests} requests")
     if speedup is not None:
         info.note(f"arrivals {speedup:g} times as fast")
     # Read once a view, not once a pass.

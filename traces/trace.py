@@ -222,7 +222,7 @@ def _checked(
     finally:  # What was left out is said of a pass that ends early, too.
         reading.finish(complete)
     if empty:
-        why = "; ".join(note for note in info.notes if note not in chosen.notes)
+        why = "; ".join(reading.left_out())
         raise source.error(0, "", "holds no requests" + (f": {why}" if why else ""))
 
 

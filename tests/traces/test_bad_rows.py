@@ -102,7 +102,7 @@ def test_a_note_names_each_kind_with_its_first_row(tmp_path: Path) -> None:
         "1 x num_decode_tokens is 0; a request has at least 1 token (first: line 4); "
         "1 x has 2 cells where the header has 3 (first: line 6); "
         "1 x num_prefill_tokens is not an integer (first: line 7); "
-        "1 x num_decode_tokens is not an integer (first: line 8); and 1 more kinds"
+        "1 x num_decode_tokens is not an integer (first: line 8); and 1 more kind"
     )
 
 
@@ -227,3 +227,19 @@ def test_a_file_of_failed_requests_alone_says_that_they_failed(tmp_path: Path) -
     with pytest.raises(TraceError) as caught:
         list(open_trace(path))
     assert str(caught.value) == f"{path}: holds no requests: 2 failed requests (0 response tokens) were skipped"
+
+
+def test_what_was_skipped_is_said_of_a_pass_that_ends_early_and_of_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,5,0\n1,5,-1\n2,5,5\n3,5,5\n")
+    trace = reshape(open_trace(path, skip_bad_rows=True), requests=1)
+    assert len(list(trace)) == 1
+    assert "1 failed request (0 response tokens) was skipped" in trace.info.notes
+    assert "1 bad row was skipped: 1 x Response tokens is negative (first: line 3)" in trace.info.notes
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,5,0\n1,5,-1\n")
+    with pytest.raises(TraceError) as caught:
+        list(open_trace(path, skip_bad_rows=True))
+    assert str(caught.value) == (
+        f"{path}: holds no requests: 1 bad row was skipped: 1 x Response tokens is negative (first: line 3); "
+        "1 failed request (0 response tokens) was skipped"
+    )

@@ -64,7 +64,7 @@ def test_burstgpt_rows_without_a_response_are_skipped_and_counted_once(tmp_path:
     )
     trace = open_trace(path)
     assert shape(trace) == shape(trace) == [(0.0, 472, 18), (113.0, 417, 276)]
-    assert trace.info.notes.count("1 failed requests (0 response tokens) were skipped") == 1
+    assert trace.info.notes.count("1 failed request (0 response tokens) was skipped") == 1
 
 
 def test_vidur_columns_are_read_in_any_order(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_blis_prompts_are_the_groups_prefix_and_their_own_tokens(tmp_path: Path)
     assert shape(trace) == [(0.0, 120, 5), (0.002, 130, 6), (0.003, 25, 7)]
     assert common(first, second) == 100 and common(first, third) == 0
     assert (second.adapter, second.slo_ttft_s) == ("lora", 0.5)
-    assert "failed requests (status other than ok) that were skipped: 1" in trace.info.notes
+    assert "1 failed request (status other than ok) was skipped" in trace.info.notes
 
 
 def test_aibrix_requests_of_a_moment_arrive_together(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from traces.bad_rows import BadRows
+from traces.counted import counted
 from traces.dates import Times
 from traces.errors import TraceError
 from traces.fields import MISSING, length, parse_json
@@ -62,6 +63,8 @@ class Reading:
     """Those, in the user's words."""
     drawn: bool = False
     """Whether any was needed so far."""
+    failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    """How many rows were skipped that the publishers of a format call failures, by what they are and why they are one."""
     mended: list[str] = field(default_factory=list)
     """Places of records with broken characters; the first, and how many more."""
     mended_more: int = 0
@@ -120,6 +123,18 @@ class Reading:
         self.drawn = True
         return self.output.draw(self._rng)
 
+    def skip(self, what: str, why: str, count: int = 1) -> None:
+        """Count what is no request by the word of those who published the format, whatever is done with bad rows."""
+        if count:
+            self.failures[what, why] = self.failures.get((what, why), 0) + count
+
+    def left_out(self) -> list[str]:
+        """Lines that say how much of the file was left out so far, and why."""
+        said = [self.bad_rows.note()] if self.bad_rows.kinds else []
+        for (what, why), count in self.failures.items():
+            said.append(f"{counted(count, what)} ({why}) {'was' if count == 1 else 'were'} skipped")
+        return said
+
     def _mend(self, place: str) -> None:
         if self.mended:
             self.mended_more += 1
@@ -128,8 +143,8 @@ class Reading:
 
     def finish(self, complete: bool) -> None:
         """Say what was counted, at the end of the pass; `complete` if that is the end of the file."""
-        if self.bad_rows.kinds:
-            self.note(self.bad_rows.note())
+        for said in self.left_out():
+            self.note(said)
         if self.drawn:
             self.note(f"output lengths that the file lacks are drawn: {self.output_spec}, seed {self.seed}")
         elif self.output is not None and complete:
@@ -137,9 +152,9 @@ class Reading:
         if self.mended:
             count = 1 + self.mended_more
             text = (
-                f"{count} record{'s have' if count > 1 else ' has'} halves of surrogate pairs, which are no characters"
+                f"{counted(count, 'record')} {'has' if count == 1 else 'have'} halves of surrogate pairs, which are no"
             )
-            self.note(f"{text}: read as U+FFFD (first: {self.mended[0]})")
+            self.note(f"{text} characters: read as U+FFFD (first: {self.mended[0]})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,13 +39,13 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
     prompt tokens goes before the client's."""
     present = tuple(name for name in _OPTIONAL if name in header_of(reading.source))
     prefixes: dict[str, int] = {}
-    failed = turns = unread = 0
+    turns = unread = 0
 
     def make(source: Source, line: int, cells: list[str]) -> TraceRequest | None:
-        nonlocal failed, turns, unread
+        nonlocal turns, unread
         row = dict.fromkeys(_OPTIONAL, "") | dict(zip((*_COLUMNS, *present), cells, strict=True))
         if row["status"] not in ("", "ok"):
-            failed += 1
+            reading.skip("failed request", "status other than ok")
             return None
         group = row["prefix_group"]
         own = count(source, line, "input_tokens", row["input_tokens"])
@@ -74,8 +74,6 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
         return request
 
     yield from reading.csv((*_COLUMNS, *present), make)
-    if failed:
-        reading.note(f"failed requests (status other than ok) that were skipped: {failed}")
     if turns:
         reading.note(
             f"open loop: rounds of sessions ({turns}) keep their times and share no more than their prefix group"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from traces.content import TokenIds, unique
+from traces.counted import counted
 from traces.fields import MISSING, id_array, length, seconds
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
@@ -28,7 +29,9 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
             if field in record:
                 ids[field] = id_array(source, line, field, record[field], np.int32)
                 if len(ids[field]) != tokens:
-                    raise source.error(line, field, f"has {len(ids[field])} ids where the length says {tokens}")
+                    raise source.error(
+                        line, field, f"has {counted(len(ids[field]), 'id')} where the length says {tokens}"
+                    )
         request_id = f"r{line}"
         return TraceRequest(
             request_id=request_id,

@@ -77,7 +77,7 @@ def _read_text(reading: Reading) -> Iterator[TraceRequest]:
 
 
 def _read(reading: Reading, parse: Callable[[Source, int, dict[str, Any]], _Line]) -> Iterator[TraceRequest]:
-    no_input = no_output = 0
+    no_output = 0
     seen: set[str] = set()
     last: _Line | None = None
 
@@ -99,7 +99,7 @@ def _read(reading: Reading, parse: Callable[[Source, int, dict[str, Any]], _Line
             yield from _session(reading, session)
             session = []
         if call.input_length == 0:
-            no_input += 1
+            reading.skip("call", "an empty prompt")
             continue
         if call.output_length == 0:
             # A tool call: the trace has only the text beside it, but a model cannot answer with nothing.
@@ -107,10 +107,8 @@ def _read(reading: Reading, parse: Callable[[Source, int, dict[str, Any]], _Line
             call.output_length = 1
         session.append(call)
     yield from _session(reading, session)
-    if no_input:
-        reading.note(f"{no_input} calls with an empty prompt were skipped")
     if no_output:
-        reading.note(f"{no_output} calls with no output text (tool calls) were given an output of 1 token")
+        reading.note(f"tool calls, which have no output text, that were given an output of 1 token: {no_output}")
 
 
 def _session(reading: Reading, lines: list[_Line]) -> Iterator[TraceRequest]:

@@ -41,13 +41,11 @@ def _sniff(columns: Columns, head: Head) -> bool:
 def _read(columns: Columns, failed_without_output: bool, reading: Reading) -> Iterator[TraceRequest]:
     arrival, prompt, output = columns
     times = reading.times(arrival)
-    failed = 0
 
     def make(source: Source, line: int, cells: list[str]) -> TraceRequest | None:
-        nonlocal failed
         arrived, input_length, output_length = cells
         if failed_without_output and count(source, line, output, output_length) == 0:
-            failed += 1
+            reading.skip("failed request", f"0 {output.lower()}")
             return None
         return TraceRequest(
             request_id=f"r{line}",
@@ -57,6 +55,4 @@ def _read(columns: Columns, failed_without_output: bool, reading: Reading) -> It
             line=line,
         )
 
-    yield from reading.csv(columns, make)
-    if failed:
-        reading.note(f"{failed} failed requests (0 {output.lower()}) were skipped")
+    return reading.csv(columns, make)

@@ -27,17 +27,12 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    skipped = 0
-
     def make(source: Source, place: int, record: dict[str, Any]) -> list[TraceRequest]:
-        nonlocal skipped
         requests, left_out = _conversation(reading, source, place, record)
-        skipped += left_out
+        reading.skip("answer", "empty, or with nothing said before it", left_out)
         return requests
 
-    yield from chain.from_iterable(reading.json(make))
-    if skipped:
-        reading.note(f"{skipped} answers were skipped: empty, or with nothing said before them")
+    return chain.from_iterable(reading.json(make))
 
 
 def _conversation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
+from traces.counted import counted
 from traces.files import Source
 
 _DELIMITERS = ",;\t|"
@@ -62,7 +63,9 @@ class Table:
         """
         cells = _cells(self.source, line, row, self._delimiter)
         if len(cells) != len(self.header):
-            raise self.source.error(line, "", f"has {len(cells)} cells where the header has {len(self.header)}")
+            raise self.source.error(
+                line, "", f"has {counted(len(cells), 'cell')} where the header has {len(self.header)}"
+            )
         return [cells[place].strip() for place in self._places]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from traces.content import Blocks, Synthetic
+from traces.counted import counted
 from traces.fields import MISSING, id_array, length, runs, seconds, text
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
@@ -81,9 +82,11 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
 
     yield from chain.from_iterable(reading.json(make))
     if derived:
-        reading.note(f"{derived} calls without a think time: taken as the gap since the end of the call before")
+        reading.note(f"think times that are missing and taken as the gap since the end of the call before: {derived}")
     if nested:
-        reading.note(f"{nested} sessions have subagents: their calls run in the session's chain, at their place")
+        reading.note(
+            f"{counted(nested, 'session')} with subagents: their calls run in the session's chain, at their place"
+        )
 
 
 def _flat(source: Source, line: int, records: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

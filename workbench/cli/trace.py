@@ -45,6 +45,7 @@ def generate_command(
     force: Force = False,
 ) -> None:
     """Write a synthetic trace."""
+    from traces.counted import counted
     from traces.generate import Workload, generate
     from traces.lengths import parse_lengths
     from traces.write import write_trace
@@ -65,7 +66,7 @@ def generate_command(
             seed=seed,
         )
         written = write_trace(_progress(generate(workload), "writing", requests), out, force)
-    typer.echo(f"{out}: {written} requests", err=True)
+    typer.echo(f"{out}: {counted(written, 'request')}", err=True)
 
 
 @app.command("convert")
@@ -80,6 +81,7 @@ def convert_command(
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Write any trace that can be read as one of our own."""
+    from traces.counted import counted
     from traces.write import write_trace
 
     with one_line_errors():
@@ -87,7 +89,7 @@ def convert_command(
         written = write_trace(_progress(opened, "converting", requests), out, force)
     for note in opened.info.notes:
         typer.echo(f"note: {note}", err=True)
-    typer.echo(f"{out}: {written} requests", err=True)
+    typer.echo(f"{out}: {counted(written, 'request')}", err=True)
 
 
 @app.command("describe")
