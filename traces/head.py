@@ -16,6 +16,10 @@ from traces.records import records
 
 _MOST_NAMES = 30
 _MOST_NEAREST = 3
+_TABLE_KEYS = ({"columns", "data"}, {"columns", "index", "data"}, {"schema", "data"})
+"""Of pandas' orients split and table."""
+_LISTS = frozenset({"prompt_token_ids", "output_token_ids", "hash_ids", "messages"})
+"""Fields of a request that are lists."""
 
 
 def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
@@ -47,11 +51,11 @@ def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
                 raise
             fault = fault or raised
         else:
-            if _by_columns(record):
+            if (table := _table_in(record)) is not None:
                 raise source.error(
                     0,
                     "",
-                    "is a table written by columns; a trace has a JSON object for each request "
+                    f"is a table written {table}; a trace has a JSON object for each request "
                     "(pandas: to_json(..., orient='records', lines=True))",
                 )
             return Head(record=record, in_array=in_array)
@@ -65,15 +69,20 @@ def _goes_on(first: bytes, second: tuple[int, bytes] | None) -> bool:
     return second is not None and (first == b"{" or (first.endswith(b",") and not second[1].startswith(b"{")))
 
 
-def _by_columns(record: dict[str, Any]) -> bool:
-    """Whether every field holds the values of all rows, as pandas writes a table unless it is told otherwise: under the
-    rows' numbers."""
+def _table_in(record: dict[str, Any]) -> str | None:
+    """How a whole table is written into one JSON object, as pandas does unless it is told otherwise; None if it is not."""
+    if record.keys() in _TABLE_KEYS:
+        return "as one object"
     values = list(record.values())
-    return (
-        len(values) > 1
-        and all(isinstance(value, dict) and "0" in value for value in values)
-        and len({tuple(value) for value in values}) == 1
-    )
+    if len(values) < 2:
+        return None
+    if all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1:
+        return (
+            "by rows under their numbers" if list(record) == [str(row) for row in range(len(record))] else "by columns"
+        )
+    if all(isinstance(value, list) for value in values) and len({len(value) for value in values}) == 1:
+        return "by columns" if record.keys().isdisjoint(_LISTS) else None
+    return None
 
 
 def unknown_format(head: Head) -> str:
