@@ -63,21 +63,22 @@ def spread_ticks(
     for request in stream:
         if request.arrival_s is not None:
             if arrivals and request.arrival_s != stamp_s:
-                yield from _spread(held, stamp_s, min(tick_s, request.arrival_s - stamp_s), arrivals)
+                yield from _spread(held, stamp_s, min(stamp_s + tick_s, request.arrival_s), arrivals)
                 held, arrivals = [], 0
             stamp_s = request.arrival_s
             arrivals += 1
         held.append(request)
-    yield from _spread(held, stamp_s, tick_s, arrivals)
+    yield from _spread(held, stamp_s, stamp_s + tick_s, arrivals)
 
 
-def _spread(held: list[TraceRequest], start_s: float, length_s: float, arrivals: int) -> list[TraceRequest]:
-    step_s = max(0.0, length_s) / max(1, arrivals)
+def _spread(held: list[TraceRequest], start_s: float, end_s: float, arrivals: int) -> list[TraceRequest]:
+    step_s = (end_s - start_s) / max(1, arrivals)
     place = 0
     for request in held:
         if request.arrival_s is not None:
             if place:
-                request.arrival_s = round(start_s + place * step_s, 6)
+                # Rounded, it may leave a tick that is shorter than a microsecond.
+                request.arrival_s = min(max(start_s, round(start_s + place * step_s, 6)), end_s)
             place += 1
     return held
 

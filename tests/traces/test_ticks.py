@@ -108,6 +108,14 @@ def test_arrivals_that_somebody_chose_are_spread_on_request_only(tmp_path: Path)
     assert arrivals(open_trace(path, spread_ticks="1"))[:3] == [0, 0.5, 1]
 
 
+@pytest.mark.parametrize("stamps", [[4e-7, 4e-7, 5e-7], [0, 1.0000004, 1.0000004, 1.0000005], [0, 0, 0, 6e-7, 6e-7]])
+def test_no_arrival_leaves_a_tick_however_short(tmp_path: Path, stamps: list[float]) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(f'{{"arrival_s": {stamp}, "input_length": 5, "output_length": 5}}\n' for stamp in stamps))
+    found = arrivals(open_trace(path, spread_ticks="3"))
+    assert found == sorted(found) and found[0] == 0
+
+
 @pytest.mark.parametrize("words", ["on", "0", "-1", "nan", "inf", ""])
 def test_a_tick_that_is_none_is_refused(words: str) -> None:
     with pytest.raises(ValueError, match="is not auto, off or a number of seconds"):
