@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.traces.written import json_lines
 from traces import Trace, TraceError, open_trace
 from traces.reshape import reshape
 from workbench.cli.app import app
@@ -161,7 +161,7 @@ def test_a_turn_after_a_skipped_one_is_not_taken_for_it(tmp_path: Path) -> None:
         {"input_length": -12, "output_length": 5, "session_id": "s", "turn": 1},
         {"input_length": 30, "output_length": 5, "session_id": "s", "turn": 2},
     ]
-    path.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    path.write_text(json_lines(*turns))
     trace = open_trace(path, skip_bad_rows=True)
     assert lines_of(trace) == [1]
     assert any(note.startswith("2 bad rows") for note in trace.info.notes)
@@ -176,7 +176,7 @@ def test_sorting_keeps_the_turns_of_a_session_behind_each_other(tmp_path: Path) 
         {"request_id": "early2", "input_length": 15, "output_length": 5, "session_id": "b"},
         {"request_id": "first", "arrival_s": 1, "input_length": 5, "output_length": 5},
     ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(json_lines(*records))
     found = [(request.request_id, request.arrival_s) for request in open_trace(path, sort=True)]
     assert found == [("first", 0.0), ("early", 1.0), ("early2", None), ("late", 8.0), ("late2", None)]
 

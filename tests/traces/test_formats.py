@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 
+from tests.traces.written import json_lines
 from traces import Trace, TraceRequest, open_trace
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "traces"
@@ -25,7 +26,7 @@ def real(name: str, tokenizer: Path | None = None) -> Trace:
 
 def written(tmp_path: Path, *records: dict) -> Trace:
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(json_lines(*records))
     return open_trace(path)
 
 

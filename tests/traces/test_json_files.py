@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.traces.written import json_lines
 from traces import TraceError, open_trace
 
 OWN = [{"arrival_s": n, "input_length": 8 + n, "output_length": 2} for n in range(3)]
-
-
-def lines(records: list[dict]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def fault(path: Path, **how: object) -> str:
@@ -27,12 +24,12 @@ def fault(path: Path, **how: object) -> str:
 @pytest.mark.parametrize(
     "text",
     [
-        lines(OWN),
-        lines(OWN).replace("\n", "\r\n"),
-        "\ufeff" + lines(OWN),
+        json_lines(*OWN),
+        json_lines(*OWN).replace("\n", "\r\n"),
+        "\ufeff" + json_lines(*OWN),
         json.dumps(OWN),
         "\ufeff \n" + json.dumps(OWN, indent=2).replace("\n", "\r\n"),
-        lines(OWN).replace("{", " \t{"),
+        json_lines(*OWN).replace("{", " \t{"),
     ],
     ids=["lines", "CRLF", "BOM", "array", "indented array with BOM and CRLF", "indented lines"],
 )
@@ -57,7 +54,7 @@ def test_records_are_the_same_as_lines_and_as_an_array(tmp_path: Path, text: str
 )
 def test_an_array_of_any_formats_records_is_read_like_its_lines(tmp_path: Path, records: list[dict]) -> None:
     found = []
-    for name, text in (("lines", lines(records)), ("array", json.dumps(records))):
+    for name, text in (("lines", json_lines(*records)), ("array", json.dumps(records))):
         path = tmp_path / name
         path.write_text(text)
         trace = open_trace(path)
@@ -70,7 +67,7 @@ def test_sharegpt_is_read_as_an_array_and_as_lines(tmp_path: Path, tokenizer: Pa
     said = [("human", "red green"), ("gpt", "blue"), ("human", "red"), ("gpt", "green green")]
     record = {"id": "x", "conversations": [{"from": role, "value": text} for role, text in said]}
     found = []
-    for name, text in (("t.jsonl", lines([record, record])), ("t.json", json.dumps([record, record]))):
+    for name, text in (("t.jsonl", json_lines(record, record)), ("t.json", json.dumps([record, record]))):
         (tmp_path / name).write_text(text)
         trace = open_trace(tmp_path / name, tokenizer=tokenizer)
         assert trace.info.format == "sharegpt"
@@ -127,7 +124,7 @@ def test_a_fault_in_an_array_names_the_element(tmp_path: Path) -> None:
         (json.dumps({"schema": {}, "data": OWN}), ": is a table written as one object; "),
         (json.dumps({"prompt_token_ids": [1], "output_token_ids": [2]}), ", line 1, arrival_s: is missing"),
         (json.dumps(OWN)[:-20], ": the JSON array has no end: the file is cut short"),
-        (lines(OWN)[:-20], ", line 3: the JSON object has no end"),
+        (json_lines(*OWN)[:-20], ", line 3: the JSON object has no end"),
         ("[]", ": holds no requests: the JSON array is empty"),
         ("[1, 2]\n[3, 4]\n", ": has a JSON array on each line: "),
         ("[{},]", ": not a JSON array: "),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from typer.testing import CliRunner
 
 from reports.errors import RecordError
 from reports.measured import read_measured
+from tests.traces.written import json_lines
 from traces import Trace, TraceError, TraceRequest, open_trace
 from workbench.cli.trace import app
 
@@ -19,10 +19,6 @@ BLIS = (
     "request_id,session_id,prefix_group,prefix_length,input_tokens,output_tokens,server_input_tokens,arrival_time_us,"
     "send_time_us,status,adapter,slo_target_us\n"
 )
-
-
-def lines(*records: dict) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def opened(tmp_path: Path, text: str, **how: object) -> Trace:
@@ -77,7 +73,7 @@ def test_blis_prompts_are_the_groups_prefix_and_their_own_tokens(tmp_path: Path)
 
 
 def test_aibrix_requests_of_a_moment_arrive_together(tmp_path: Path) -> None:
-    text = lines(
+    text = json_lines(
         {"timestamp": 0, "requests": [{"prompt": "hi", "prompt_length": 11, "output_length": 5, "session_id": 0},
                                       {"prompt": "yo", "prompt_length": 7, "output_length": 3}]},
         {"timestamp": 250, "requests": [{"prompt": None, "prompt_length": 9, "output_length": 4}]},
@@ -127,10 +123,10 @@ def test_a_time_unit_that_is_given_wins_and_is_refused_where_it_is_known(tmp_pat
     table = "timestamp,prompt_tokens,completion_tokens\n0,7,3\n1500,7,3\n"
     for unit, apart_s in (("s", 1500.0), ("ms", 1.5), ("us", 0.0015), ("ns", 1.5e-6)):
         assert shape(opened(tmp_path, table, time_unit=unit))[1][0] == pytest.approx(apart_s)
-    mooncake = lines(row(timestamp=0), row(timestamp=2))
+    mooncake = json_lines(row(timestamp=0), row(timestamp=2))
     assert [r.arrival_s for r in opened(tmp_path, mooncake)] == [0.0, 0.002]
     assert [r.arrival_s for r in opened(tmp_path, mooncake, time_unit="s")] == [0.0, 2.0]
-    for text in (lines({"arrival_s": 0, "input_length": 1, "output_length": 1}), BLIS):
+    for text in (json_lines({"arrival_s": 0, "input_length": 1, "output_length": 1}), BLIS):
         with pytest.raises(ValueError, match=r"--time-unit: .* says the unit of its times"):
             opened(tmp_path, text, time_unit="ms")
     with pytest.raises(ValueError, match=r"--time-unit ms: the times of .* are dates"):
@@ -144,18 +140,18 @@ def test_a_timed_trace_in_seconds_with_small_blocks_is_seen_for_one(tmp_path: Pa
         {"timestamp": n * 0.37, "input_length": 201, "output_length": 3, "hash_ids": [*range(12), 100 + n]}
         for n in range(4)
     ]
-    trace = opened(tmp_path, lines(*records))
+    trace = opened(tmp_path, json_lines(*records))
     first, second, *_ = requests = list(trace)
     assert [r.arrival_s for r in requests] == pytest.approx([0.0, 0.37, 0.74, 1.11])
     assert common(first, second) == 192
     assert any("blocks of 16 tokens" in note for note in trace.info.notes)
     assert any("read as seconds" in note for note in trace.info.notes)
-    whole = list(opened(tmp_path, lines(*records), block_tokens=512, time_unit="ms"))
+    whole = list(opened(tmp_path, json_lines(*records), block_tokens=512, time_unit="ms"))
     assert whole[1].arrival_s == pytest.approx(0.00037) and common(whole[0], whole[1]) == 201
 
 
 def test_a_session_of_new_tokens_grows_by_what_was_said(tmp_path: Path) -> None:
-    text = lines(
+    text = json_lines(
         {"session_id": "a", "input_length": 300, "output_length": 40},
         {"session_id": "b", "input_length": 30, "output_length": 4},
         {"session_id": "a", "delay": 2000, "input_length": 150, "output_length": 20},
@@ -171,7 +167,7 @@ def test_a_session_of_new_tokens_grows_by_what_was_said(tmp_path: Path) -> None:
 
 
 def test_a_session_whose_hash_ids_go_on_has_whole_prompts(tmp_path: Path) -> None:
-    text = lines(
+    text = json_lines(
         row(session_id="a", timestamp=1000, input_length=1100, hash_ids=[0, 1, 2]),
         row(session_id="a", delay=500, input_length=1700, hash_ids=[0, 1, 3, 4]),
         row(session_id="a", delay=500, input_length=100, hash_ids=[9]),
@@ -186,7 +182,7 @@ def test_a_session_whose_hash_ids_go_on_has_whole_prompts(tmp_path: Path) -> Non
 
 
 def test_turns_that_all_have_timestamps_keep_them(tmp_path: Path) -> None:
-    trace = opened(tmp_path, lines(row(timestamp=0, session_id="a"), row(timestamp=5000, session_id="a")))
+    trace = opened(tmp_path, json_lines(row(timestamp=0, session_id="a"), row(timestamp=5000, session_id="a")))
     assert not trace.info.closed_loop
     assert turns(trace) == [(None, 0, 0.0, 0.0, 600, 5), (None, 0, 5.0, 0.0, 600, 5)]
     assert any(note.startswith("open loop") for note in trace.info.notes)
@@ -194,12 +190,12 @@ def test_turns_that_all_have_timestamps_keep_them(tmp_path: Path) -> None:
 
 def test_a_missing_timestamp_among_others_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="line 2, timestamp: is missing, where other rows have one"):
-        list(opened(tmp_path, lines(row(timestamp=0), row())))
-    assert shape(opened(tmp_path, lines(row(), row()))) == [(0.0, 600, 5)] * 2
+        list(opened(tmp_path, json_lines(row(timestamp=0), row())))
+    assert shape(opened(tmp_path, json_lines(row(), row()))) == [(0.0, 600, 5)] * 2
 
 
 def test_output_lengths_that_are_missing_are_drawn_on_request(tmp_path: Path) -> None:
-    text = lines(
+    text = json_lines(
         *({"timestamp": n, "input_length": 10, **({"output_length": 77} if n == 3 else {})} for n in range(50))
     )
     with pytest.raises(TraceError, match="line 1, output_length: is missing") as caught:
@@ -256,7 +252,7 @@ def test_a_table_with_times_of_first_turns_alone_is_a_closed_loop(tmp_path: Path
 
 def test_offline_requests_with_small_blocks_arrive_at_once(tmp_path: Path) -> None:
     for extra in ({"chat_id": 1, "turn": 1}, {}, {"type": "text", "turn": 1}):
-        trace = opened(tmp_path, lines({"input_length": 33, "output_length": 6, "hash_ids": [1, 2, 3], **extra}))
+        trace = opened(tmp_path, json_lines({"input_length": 33, "output_length": 6, "hash_ids": [1, 2, 3], **extra}))
         assert shape(trace) == [(0.0, 33, 6)]
         (request,) = trace
         assert request.content.blocks.size == 16  # type: ignore[union-attr]
@@ -265,7 +261,7 @@ def test_offline_requests_with_small_blocks_arrive_at_once(tmp_path: Path) -> No
 
 def test_a_prompt_of_text_names_its_own_field(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="line 1, text_input: is text, which takes a tokenizer to read"):
-        list(opened(tmp_path, lines({"text_input": "hello", "output_length": 4})))
+        list(opened(tmp_path, json_lines({"text_input": "hello", "output_length": 4})))
 
 
 def test_a_table_of_sessions_with_a_time_for_every_turn_is_an_open_loop(tmp_path: Path) -> None:
@@ -278,9 +274,9 @@ CONVERTED = {
     "splitwise": "arrival_timestamp,prompt_size,token_size\n0,9,2\n1,3,1\n",
     "blis": BLIS
     + "0,,g,100,20,5,130,1000,0,ok,,\n1,,g,100,30,6,0,2000,3000,ok,lora,500000\n2,,h,7,1,1,0,4000,0,ok,,\n",
-    "aibrix": lines({"timestamp": 5, "requests": [{"prompt_length": 11, "output_length": 5}] * 3}),
+    "aibrix": json_lines({"timestamp": 5, "requests": [{"prompt_length": 11, "output_length": 5}] * 3}),
     "lengths": "session_id,input_tokens,output_tokens,delay\na,10,5,\nb,10,5,\na,3,5,2\na,4,5,1\n",
-    "mooncake": lines(
+    "mooncake": json_lines(
         row(session_id="a", timestamp=1000, input_length=1100, hash_ids=[0, 1, 2]),
         row(session_id="a", delay=500, input_length=1700, hash_ids=[0, 1, 3, 4]),
         row(session_id="a", delay=500, input_length=100, hash_ids=[9]),
@@ -315,10 +311,10 @@ def test_a_converted_trace_has_the_same_requests_and_tokens(tmp_path: Path, form
             "it has the columns TIMESTAMP, Tokens; nearest: azure lacks ContextTokens, GeneratedTokens",
         ),
         (
-            lines({"chat_id": 1, "timestamp": 2}),
+            json_lines({"chat_id": 1, "timestamp": 2}),
             "it has the fields chat_id, timestamp; nearest: bailian lacks hash_ids",
         ),
-        (lines({"requests": []}), "it has the fields requests; nearest: aibrix lacks timestamp"),
+        (json_lines({"requests": []}), "it has the fields requests; nearest: aibrix lacks timestamp"),
         ("{}\n", "it has no fields"),
     ],
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from tests.traces.written import json_lines
 from traces import Trace, open_trace
 from traces.ticks import find_tick_s, parse_spread
 
@@ -18,7 +18,7 @@ def mooncake(tmp_path: Path, stamps: list[float], **how: object) -> Trace:
     records = (
         {"timestamp": stamp, "input_length": 60, "output_length": 2, "hash_ids": [n]} for n, stamp in enumerate(stamps)
     )
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(json_lines(*records))
     return open_trace(path, **how)  # type: ignore[arg-type]
 
 

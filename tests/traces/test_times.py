@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.traces.written import json_lines
 from traces import TraceError, open_trace
 from traces.reshape import reshape
 from traces.since_first import MOST_SPAN_S, SinceFirst
@@ -18,7 +18,7 @@ from traces.since_first import MOST_SPAN_S, SinceFirst
 
 def own(path: Path, arrivals_s: list[Any], **more: Any) -> Path:
     records = [{"arrival_s": at_s, "input_length": 10, "output_length": 3, **more} for at_s in arrivals_s]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(json_lines(*records))
     return path
 
 
@@ -48,11 +48,11 @@ def test_every_format_is_counted_from_its_first_request(tmp_path):
     )
     ids = {"input_length": 5, "output_length": 5, "hash_ids": [1]}
     moon = [{"timestamp": 1700000000100, **ids}, {"timestamp": 1700000000101, **ids}]
-    (tmp_path / "moon.jsonl").write_text("".join(json.dumps(record) + "\n" for record in moon))
+    (tmp_path / "moon.jsonl").write_text(json_lines(*moon))
     since_1970_ns = 1700000000_000_000_000
     ns = [{"input_toks": 1, "output_toks": 1, "arrival_time_ns": since_1970_ns + n * 10**9,
            "input_tok_ids": [1], "output_tok_ids": [1]} for n in range(2)]  # fmt: skip
-    (tmp_path / "ns.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ns))
+    (tmp_path / "ns.jsonl").write_text(json_lines(*ns))
     assert times(tmp_path / "burst.csv") == [0, 2.5]
     assert times(tmp_path / "vidur.csv") == [0, 0.25]
     assert times(tmp_path / "moon.jsonl") == [0, 0.001]

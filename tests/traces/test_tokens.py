@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import FrameType
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.traces.written import json_lines
 from traces import TraceRequest, open_trace
 from traces.content import Blocks, Synthetic, synthetic_tokens
 
@@ -63,7 +63,7 @@ def session(tmp_path: Path, *turns: tuple[int, int], **first: object) -> list[np
         for n, (i, o) in enumerate(turns)
     ]
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text(json_lines(*records))
     return [t for r in open_trace(path) for t in (r.prompt_tokens(VOCAB), r.output_tokens(VOCAB))]
 
 
@@ -83,7 +83,7 @@ def test_a_shorter_later_turn_holds_the_conversations_beginning_and_goes_its_own
 def test_equal_hash_ids_mean_equal_tokens_only_within_a_scope(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     base = {"arrival_s": 0, "input_length": 10, "output_length": 1, "hash_ids": [1, 2], "block_size": 5}
-    path.write_text("".join(json.dumps(base | more) + "\n" for more in ({}, {}, {"hash_scope": "x"})))
+    path.write_text(json_lines(*(base | more for more in ({}, {}, {"hash_scope": "x"}))))
     a, b, c = (request.prompt_tokens(VOCAB) for request in open_trace(path))
     assert np.array_equal(a, b) and not np.any(a == c)
 

@@ -99,7 +99,7 @@ def _read(reading: Reading, parse: Callable[[Source, int, dict[str, Any]], _Line
             yield from _session(reading, session)
             session = []
         if call.input_length == 0:
-            reading.skip("call", "an empty prompt")
+            reading.skip("call", "empty prompt")
             continue
         if call.output_length == 0:
             # A tool call: the trace has only the text beside it, but a model cannot answer with nothing.
