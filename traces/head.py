@@ -88,7 +88,7 @@ def _table_in(record: dict[str, Any]) -> str | None:
 def unknown_format(head: Head) -> str:
     """Why a file's first record is that of no format: what it has, and what the nearest formats would need."""
     is_json = head.record is not None
-    names = tuple(head.record) if head.record is not None else head.columns
+    names = head.names
     listed = ", ".join(names[:_MOST_NAMES]) + (
         f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     )

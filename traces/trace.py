@@ -11,7 +11,7 @@ from typing import Any
 from traces.bad_rows import BadRows
 from traces.fields import MOST_TOKENS
 from traces.files import Source
-from traces.formats import FORMATS, Format, Reading
+from traces.formats import FORMATS, Format, Head, Reading
 from traces.head import read_head, unknown_format
 from traces.lengths import parse_lengths
 from traces.order import by_arrival, in_order
@@ -22,6 +22,8 @@ from traces.text import Tokenizer, load_tokenizer
 from traces.ticks import AUTO, parse_spread, spread_ticks
 from traces.time_units import check_unit, in_seconds
 
+Begin = Callable[[Callable[[str], None]], Reading]
+"""Starts a pass over a file, given where its notes go."""
 SAMPLE = Path(__file__).parent / "samples" / "sample.jsonl"
 
 
@@ -139,14 +141,15 @@ def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | N
         chosen = FORMATS[format]
     read_as.check(str(path), chosen)
     reader = load_tokenizer(Path(tokenizer)) if tokenizer is not None else None
+    begin = partial(_reading, chosen, source, head, reader, read_as)
     info = TraceInfo(
         name=_name(source.path),
         path=str(path),
         format=chosen.name,
-        waits=partial(_has_sessions, chosen, source, reader, read_as),
+        waits=partial(_has_sessions, chosen, begin),
         notes=list(chosen.notes),
     )
-    return Trace(info, source, partial(_checked, chosen, source, reader, info, read_as))
+    return Trace(info, source, partial(_checked, chosen, begin, info, read_as))
 
 
 def sample_path() -> Path:
@@ -154,12 +157,13 @@ def sample_path() -> Path:
     return SAMPLE
 
 
-def _has_sessions(chosen: Format, source: Source, tokenizer: Tokenizer | None, read_as: ReadAs) -> bool:
+def _has_sessions(chosen: Format, begin: Begin) -> bool:
     if chosen.closed_loop is not None:
         return chosen.closed_loop
+    reading = begin(lambda text: None)
     if chosen.session_mark:
-        return source.holds(chosen.session_mark)
-    first, _ = look_ahead(chosen.read(_reading(chosen, source, tokenizer, lambda text: None, read_as)))
+        return reading.source.holds(chosen.session_mark)
+    first, _ = look_ahead(chosen.read(reading))
     return any(request.session_id is not None for request in first)
 
 
@@ -171,10 +175,16 @@ def _name(path: Path) -> str:
 
 
 def _reading(
-    chosen: Format, source: Source, tokenizer: Tokenizer | None, note: Callable[[str], None], read_as: ReadAs
+    chosen: Format,
+    source: Source,
+    head: Head,
+    tokenizer: Tokenizer | None,
+    read_as: ReadAs,
+    note: Callable[[str], None],
 ) -> Reading:
     return Reading(
         source,
+        head,
         tokenizer,
         note,
         bad_rows=BadRows(read_as.skip_bad_rows),
@@ -188,11 +198,9 @@ def _reading(
     )
 
 
-def _checked(
-    chosen: Format, source: Source, tokenizer: Tokenizer | None, info: TraceInfo, read_as: ReadAs
-) -> Iterator[TraceRequest]:
+def _checked(chosen: Format, begin: Begin, info: TraceInfo, read_as: ReadAs) -> Iterator[TraceRequest]:
     """One pass with all that every format shares: bad rows, the unit of times, order, ticks, and times from 0."""
-    reading = _reading(chosen, source, tokenizer, info.note, read_as)
+    reading = begin(info.note)
     requests: Iterable[TraceRequest] = chosen.read(reading)
     if chosen.ids_from_file:
         requests = _unlike(reading, requests)
@@ -201,7 +209,7 @@ def _checked(
     if read_as.sort:
         requests = by_arrival(requests, info.note)
     elif read_as.ordered:
-        requests = in_order(source, requests)
+        requests = in_order(reading.source, requests)
     spread = parse_spread(read_as.spread_ticks)
     if read_as.ordered and (spread != AUTO or chosen.logged):
         requests = spread_ticks(requests, spread, info.note)
@@ -216,14 +224,14 @@ def _checked(
                     for note in clock.notes if not reading.dates else ():  # Dates count from the first, or thereabout.
                         info.note(note)
                 request.arrival_s = clock.since_s(request.arrival_s)
-            check_span(source, request)
+            check_span(reading.source, request)
             yield request
         complete = True
     finally:  # What was left out is said of a pass that ends early, too.
         reading.finish(complete)
     if empty:
         why = "; ".join(reading.left_out())
-        raise source.error(0, "", "holds no requests" + (f": {why}" if why else ""))
+        raise reading.source.error(0, "", "holds no requests" + (f": {why}" if why else ""))
 
 
 def _unlike(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:

@@ -243,3 +243,11 @@ def test_what_was_skipped_is_said_of_a_pass_that_ends_early_and_of_one_row(tmp_p
         f"{path}: holds no requests: 1 bad row was skipped: 1 x Response tokens is negative (first: line 3); "
         "1 failed request (0 response tokens) was skipped"
     )
+
+
+@pytest.mark.parametrize("format", ["auto", "lengths"])
+def test_a_bad_first_row_of_a_table_of_lengths_can_be_skipped(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"prompt_tokens": 5, "compl\n{"prompt_tokens": 6, "completion_tokens": 2}\n')
+    trace = open_trace(path, format, skip_bad_rows=True)
+    assert [r.input_length for r in trace] == [6] and trace.info.format == "lengths"

@@ -29,11 +29,10 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
         listed = record.get("requests")
         if not isinstance(listed, list):
             raise source.error(line, "requests", "is missing or not a list")
-        made = [
+        return [
             _request(reading, source, line, f"requests[{n}]", f"r{line}.{n}", arrival, request)
             for n, request in enumerate(listed)
         ]
-        return made
 
     return chain.from_iterable(reading.json(make))
 

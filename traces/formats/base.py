@@ -34,6 +34,11 @@ class Head:
     in_array: bool = False
     """Whether the JSON records are elements of one array."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its columns or fields."""
+        return self.columns if self.record is None else tuple(self.record)
+
     def has(self, *fields: str) -> bool:
         """Whether the JSON record has all of these."""
         return self.record is not None and all(field in self.record for field in fields)
@@ -44,6 +49,7 @@ class Reading:
     """One pass over a file."""
 
     source: Source
+    head: Head
     tokenizer: Tokenizer | None
     note: Callable[[str], None]
     """Says something the user should know; saying it again in a later pass changes nothing."""

@@ -10,7 +10,6 @@ from traces.content import Blocks, Synthetic, key_of
 from traces.fields import count, length, seconds
 from traces.files import Source
 from traces.formats.base import Format, Head, Reading
-from traces.formats.table import header_of
 from traces.request import TraceRequest
 
 _COLUMNS = ("input_tokens", "output_tokens", "arrival_time_us")
@@ -37,7 +36,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
     """As `blis replay` reads it: a request is sent at `send_time_us` where there is one; its prompt is the group's prefix,
     as long as the group's first row says, and then `input_tokens` of its own; without a group the server's own count of
     prompt tokens goes before the client's."""
-    present = tuple(name for name in _OPTIONAL if name in header_of(reading.source))
+    present = tuple(name for name in _OPTIONAL if name in reading.head.columns)
     prefixes: dict[str, int] = {}
     turns = unread = 0
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from traces.content import Synthetic, continued, unique
-from traces.fields import MISSING, count, length, parse_json, seconds, text
+from traces.fields import MISSING, count, length, seconds, text
 from traces.files import Source
 from traces.formats import own
 from traces.formats.base import Format, Head, Reading
 from traces.formats.length_columns import Column, find_columns
-from traces.formats.table import header_of
 from traces.lengths import HELP
 from traces.prefix import look_ahead
-from traces.records import records
 from traces.request import TraceRequest
 from traces.time_units import UNITS
 
@@ -39,9 +37,9 @@ class _Session:
 
 
 def _sniff(head: Head) -> bool:
+    found, _ = find_columns(head.names)
     if head.record is None:
-        return "input" in find_columns(head.columns)[0]
-    found, _ = find_columns(head.record)
+        return "input" in found
     if "input" not in found or not found.keys() & {"output", "arrival"}:
         return False
     # Our own names belong to our own format, which says what is missing.
@@ -49,12 +47,11 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    is_json, names = _names(reading.source)
-    columns, others = find_columns(names)
+    columns, others = find_columns(reading.head.names)
     for what in ("input", "output"):
         if what not in columns and (what == "input" or reading.output is None):
             fault = reading.source.error(
-                0, "", f"has no column of {what} lengths, such as {what}_tokens, among {', '.join(names)}"
+                0, "", f"has no column of {what} lengths, such as {what}_tokens, among {', '.join(reading.head.names)}"
             )
             fault.hint = f"--output draws them ({HELP})" if what == "output" else ""
             raise fault
@@ -62,7 +59,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
     closed = "session" in columns and ("arrival" not in columns or "think" in columns)
     if "arrival" not in columns:
         reading.note("no times in the file: all arrive at 0 unless a rate spreads them")
-    first, rows = look_ahead(_rows(reading, is_json, columns))
+    first, rows = look_ahead(_rows(reading, columns))
     closed = closed or any(row.session_id is not None and row.arrival is None for row in first)
     if not closed:
         if "session" in columns:
@@ -129,16 +126,6 @@ def _request(
     )
 
 
-def _names(source: Source) -> tuple[bool, tuple[str, ...]]:
-    """(whether it is JSON, columns or fields of the first record)."""
-    _, first = next(source.lines(), (0, b""))
-    if not first.startswith((b"{", b"[")):
-        return False, header_of(source)
-    for place, number, raw in records(source, lambda place: None):
-        return True, tuple(parse_json(place, number, raw))
-    return True, ()
-
-
 def _note_columns(reading: Reading, columns: dict[str, Column], others: list[str]) -> None:
     names = ", ".join(f"{meaning} {column.name!r}" for meaning, column in columns.items())
     reading.note(f"columns read: {names}" + (f"; not read: {', '.join(others)}" if others else ""))
@@ -147,7 +134,7 @@ def _note_columns(reading: Reading, columns: dict[str, Column], others: list[str
         reading.unit, reading.unit_is_sure = arrival.unit, True
 
 
-def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterator[_Row]:
+def _rows(reading: Reading, columns: dict[str, Column]) -> Iterator[_Row]:
     names = {meaning: column.name for meaning, column in columns.items()}
     times = reading.times(names.get("arrival", ""))
     turns: dict[str, int] = {}
@@ -180,7 +167,7 @@ def _rows(reading: Reading, is_json: bool, columns: dict[str, Column]) -> Iterat
             turns[session_id] = turn
         return row
 
-    if is_json:
+    if reading.head.record is not None:
 
         def of_record(source: Source, line: int, record: dict[str, Any]) -> _Row:
             return make(source, line, lambda what: record.get(names[what], MISSING) if what in names else MISSING)

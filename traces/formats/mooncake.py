@@ -144,7 +144,7 @@ def _rows(reading: Reading) -> Iterator[_Row]:
         mode = record.get("context_mode")
         if mode is not None and mode != WHOLE and mode not in NEW:
             raise source.error(line, "context_mode", f"'{mode}' is not one of {', '.join((WHOLE, *NEW))}")
-        row = _Row(
+        return _Row(
             source=source,
             number=line,
             stamp=times.read(source, line, record["timestamp"]) if record.get("timestamp") is not None else None,
@@ -165,7 +165,6 @@ def _rows(reading: Reading) -> Iterator[_Row]:
             else None,
             mode=mode,
         )
-        return row
 
     return reading.json(make)
 

@@ -19,15 +19,6 @@ def columns(source: Source, line: int, header: bytes) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in _cells(source, line, header, delimiter_of(header)))
 
 
-def header_of(source: Source) -> tuple[str, ...]:
-    """The column names of a file; none where it is empty.
-
-    Raises TraceError when they are not a line of CSV.
-    """
-    line, header = next(source.lines(), (0, b""))
-    return columns(source, line, header) if line else ()
-
-
 def delimiter_of(header: bytes) -> str:
     """What separates the columns: a comma or, in a header without one, what other programs put there."""
     return next((mark for mark in _DELIMITERS if mark.encode() in header), ",")
