@@ -10,7 +10,9 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from traces import sample_path
+from traces.lengths import HELP
 from workbench.cli.trace import app
+from workbench.cli.trace_flags import LENGTHS
 
 
 def run(*words: object) -> tuple[int, str, str]:
@@ -52,3 +54,7 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
     code = f"import sys, workbench.cli.trace; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_help_and_errors_write_lengths_alike() -> None:
+    assert LENGTHS == HELP

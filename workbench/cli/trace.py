@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.errors import one_line_errors
-from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags
+from workbench.cli.trace_flags import LENGTHS, TraceReading, open_as, with_trace_flags
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
     from traces.describe import Description, Spread
 
 app = typer.Typer(no_args_is_help=True, help="Generate, convert and describe traces.")
-
-_LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
 
 TraceArgument = Annotated[Path, typer.Argument(help="Trace file, plain, gzip or zstd.", show_default=False)]
 OutArgument = Annotated[Path, typer.Argument(help="File to write; .gz and .zst compress.", show_default=False)]
@@ -35,7 +33,7 @@ def generate_command(
     rate: Annotated[float, typer.Option(help="Session starts (single requests) a second.")] = 1.0,
     cv: Annotated[float, typer.Option(help="Of gamma arrivals: coefficient of variation of the gaps.")] = 2.0,
     burst_size: Annotated[int, typer.Option(help="Of burst arrivals: session starts in a burst.")] = 8,
-    input: Annotated[str, typer.Option(help=f"New prompt tokens of a turn: {_LENGTHS}.")] = "512",
+    input: Annotated[str, typer.Option(help=f"New prompt tokens of a turn: {LENGTHS}.")] = "512",
     output: Annotated[str, typer.Option(help="Output tokens of a turn, said likewise.")] = "128",
     turns: Annotated[str, typer.Option(help="Turns of a session, said likewise.")] = "1",
     system_prompts: Annotated[int, typer.Option(help="Different system prompts; each session starts with one.")] = 0,

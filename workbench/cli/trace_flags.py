@@ -15,6 +15,9 @@ from workbench.cli.options import SHAPE, option
 if TYPE_CHECKING:
     from traces import Trace
 
+LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
+"""How lengths are written. `traces.lengths` has it too: this module is imported before `traces` may be."""
+
 Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=SHAPE)]
 Tokenizer = Annotated[
     Optional[Path], option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE)
@@ -45,7 +48,7 @@ Output = Annotated[
     Optional[str],
     option(
         "--output",
-        help="Draw output lengths that the trace lacks: N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N].",
+        help=f"Draw output lengths that the trace lacks: {LENGTHS}.",
         panel=SHAPE,
     ),
 ]
