@@ -27,11 +27,13 @@ class SinceFirst:
         self._first_s = first_s
 
     @property
-    def notes(self) -> list[str]:
+    def note(self) -> str:
         """What is to be said of it; nothing of a trace that begins at 0."""
-        if not self._first_s:
-            return []
-        return [f"the first request arrives at {self._first_s:.15g} s: times are counted from there"]
+        return (
+            f"the first request arrives at {self._first_s:.15g} s: times are counted from there"
+            if self._first_s
+            else ""
+        )
 
     def since_s(self, arrival_s: float) -> float:
         """Seconds from the first arrival to `arrival_s`, as many decimals as numbers of this size have: seconds since 1970

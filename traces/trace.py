@@ -203,7 +203,7 @@ def _checked(chosen: Format, begin: Begin, info: TraceInfo, read_as: ReadAs) -> 
     reading = begin(info.note)
     requests: Iterable[TraceRequest] = chosen.read(reading)
     if chosen.ids_from_file:
-        requests = _unlike(reading, requests)
+        requests = _distinct(reading, requests)
     if chosen.time_unit is not None:
         requests = in_seconds(reading, requests)
     if read_as.sort:
@@ -221,8 +221,8 @@ def _checked(chosen: Format, begin: Begin, info: TraceInfo, read_as: ReadAs) -> 
             if request.arrival_s is not None:
                 if clock is None:
                     clock = SinceFirst(request.arrival_s)
-                    for note in clock.notes if not reading.dates else ():  # Dates count from the first, or thereabout.
-                        info.note(note)
+                    if clock.note and not reading.dates:  # Those count from a minute that is in no file.
+                        info.note(clock.note)
                 request.arrival_s = clock.since_s(request.arrival_s)
             check_span(reading.source, request)
             yield request
@@ -234,7 +234,7 @@ def _checked(chosen: Format, begin: Begin, info: TraceInfo, read_as: ReadAs) -> 
         raise reading.source.error(0, "", "holds no requests" + (f": {why}" if why else ""))
 
 
-def _unlike(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
+def _distinct(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
     """Requests whose ids differ; one that has another's is a bad row, unless it is a turn that others wait for."""
     ids: set[int] = set()
     for request in requests:

@@ -71,9 +71,10 @@ class Reading:
     """Whether any was needed so far."""
     failures: dict[tuple[str, str], int] = field(default_factory=dict)
     """How many rows were skipped that the publishers of a format call failures, by what they are and why they are one."""
-    mended: list[str] = field(default_factory=list)
-    """Places of records with broken characters; the first, and how many more."""
-    mended_more: int = 0
+    mended: int = 0
+    """Records with broken characters."""
+    mended_first: str = ""
+    """Where the first of them is."""
     _rng: np.random.Generator | None = None
     _times: list[Times] = field(default_factory=list)
 
@@ -142,10 +143,8 @@ class Reading:
         return said
 
     def _mend(self, place: str) -> None:
-        if self.mended:
-            self.mended_more += 1
-        else:
-            self.mended.append(place)
+        self.mended += 1
+        self.mended_first = self.mended_first or place
 
     def finish(self, complete: bool) -> None:
         """Say what was counted, at the end of the pass; `complete` if that is the end of the file."""
@@ -156,11 +155,11 @@ class Reading:
         elif self.output is not None and complete:
             self.note("--output had nothing to do: every request has an output length")
         if self.mended:
-            count = 1 + self.mended_more
-            text = (
-                f"{counted(count, 'record')} {'has' if count == 1 else 'have'} halves of surrogate pairs, which are no"
+            have = "has" if self.mended == 1 else "have"
+            self.note(
+                f"{counted(self.mended, 'record')} {have} halves of surrogate pairs, which are no characters: "
+                f"read as U+FFFD (first: {self.mended_first})"
             )
-            self.note(f"{text} characters: read as U+FFFD (first: {self.mended[0]})")
 
 
 @dataclass(frozen=True, slots=True)
