@@ -69,10 +69,13 @@ def _read(
     requests: int | None,
     seed: int,
 ) -> Iterator[TraceRequest]:
-    first_s, stretch = 0.0, 1.0 / (speedup or 1.0)
+    first_s, stretch, why = 0.0, 1.0, ""
+    if speedup is not None:
+        stretch, why = 1.0 / speedup, f"a speedup of {speedup:g} makes it so"
     poisson: Iterator[float] | None = None
     if rate is not None:
         arrivals, first_s, last_s = measure()
+        why = f"a rate of {rate:g}/s makes it so"
         span_s = last_s - first_s
         if span_s > 0:
             stretch = (arrivals - 1) / span_s / rate
@@ -90,7 +93,7 @@ def _read(
                 request.arrival_s = next(poisson)
             elif stretch != 1.0 or first_s:
                 request.arrival_s = (request.arrival_s - first_s) * stretch
-            check_span(trace.source, request, "it is stretched to that")
+            check_span(trace.source, request, why)
         yield request
     _pass_on(trace, info)
 

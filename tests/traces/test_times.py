@@ -101,7 +101,9 @@ def test_a_time_that_no_run_lasts_is_refused(tmp_path, arrivals_s, more, said):
 
 def test_a_rate_that_no_run_lasts_is_refused(tmp_path):
     trace = open_trace(own(tmp_path / "t.jsonl", [0, 1, 2]))
-    with pytest.raises(TraceError, match="a run lasts"):
+    with pytest.raises(TraceError, match="a run lasts 4,000,000,000 s at most: a rate of 1e-12/s makes it so"):
         list(reshape(trace, rate=1e-12))
+    with pytest.raises(TraceError, match="a run lasts 4,000,000,000 s at most: a speedup of 1e-12 makes it so"):
+        list(reshape(trace, speedup=1e-12))
     with pytest.raises(TraceError, match=r"line 2: arrives 1e\+300 s after the first request; a run lasts"):
         list(reshape(trace, rate=1e-300))
