@@ -168,3 +168,12 @@ def test_tables_of_other_programs_may_be_parted_by_semicolons_or_tabs(tmp_path: 
         rows = ["arrived_at,num_prefill_tokens,num_decode_tokens,note", "0,7,3,", "0,8,3,x"]
         path.write_text("\n".join(rows).replace(",", mark))
         assert [r.input_length for r in open_trace(path)] == [7, 8]
+
+
+@pytest.mark.parametrize("text", [json_lines(*OWN), json.dumps(OWN)])
+@pytest.mark.parametrize("format", ["azure", "burstgpt", "vidur", "splitwise", "blis"])
+def test_json_that_is_to_be_read_as_a_csv_is_called_json(tmp_path: Path, text: str, format: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    assert fault(path, format=format) == ": is JSON, where the format that was asked for is CSV"
+    assert fault(path, format=format, skip_bad_rows=True) == fault(path, format=format)

@@ -103,7 +103,12 @@ class Reading:
 
     def csv(self, columns: tuple[str, ...], make: Callable[[Source, int, list[str]], T | None]) -> Iterator[T]:
         """What `make(source, line, cells)` makes of every row, None where it is nothing; the cells are those of `columns`.
-        Bad rows are counted."""
+        Bad rows are counted.
+
+        Raises TraceError for a file that is JSON.
+        """
+        if self.head.record is not None:
+            raise self.source.error(0, "", "is JSON, where the format that was asked for is CSV")
         table = Table(self.source, columns)
         for line, row in table.lines():
             try:
