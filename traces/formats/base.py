@@ -56,6 +56,8 @@ class Reading:
     bad_rows: BadRows = field(default_factory=lambda: BadRows(skip=False))
     output: Lengths | None = None
     """Output lengths of requests that have none."""
+    output_spec: str = ""
+    """Those, in the user's words."""
     seed: int = 0
     block_tokens: int | None = None
     """Tokens of a block of `hash_ids`, where the user says it."""
@@ -65,8 +67,6 @@ class Reading:
     unit_is_sure: bool = True
     asked_unit: str = "auto"
     """What the user says the unit is, which the caller sees to."""
-    output_spec: str = ""
-    """Those, in the user's words."""
     drawn: bool = False
     """Whether any was needed so far."""
     failures: dict[tuple[str, str], int] = field(default_factory=dict)
