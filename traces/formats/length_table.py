@@ -64,7 +64,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
     if not closed:
         if "session" in columns:
             reading.note("open loop: turns of a session keep their times, do not wait for each other and share nothing")
-        return (_request(row, None, row.input_length, None, closed=False) for row in rows)
+        return (_request(row, 0, row.input_length, unique(_id(row)), closed=False) for row in rows)
     return _turns(reading, first, rows, columns["arrival"].name if "arrival" in columns else "")
 
 
@@ -79,15 +79,14 @@ def _turns(reading: Reading, first: list[_Row], rows: Iterator[_Row], arrival: s
             reading.bad_rows.add(row.source.error(row.number, arrival, "is missing"))
             continue
         input_length = row.input_length + (before.end if before is not None and new else 0)
-        content = unique(f"r{row.number}")
+        turn, content = 0, unique(_id(row))
         if before is not None:
             later += 1
             unused += row.arrival is not None
-            content = continued(before.content, before.end, input_length, f"r{row.number}")
+            turn, content = before.turn + 1, continued(before.content, before.end, input_length, _id(row))
         if row.session_id is not None:
-            turn = before.turn + 1 if before is not None else 0
             sessions[row.session_id] = _Session(turn, input_length + row.output_length, content)
-        yield _request(row, before, input_length, content, closed=True)
+        yield _request(row, turn, input_length, content, closed=True)
     if unused:
         reading.note(f"later turns whose times are not used: {unused} (a turn waits for the one before it)")
     if later:
@@ -109,19 +108,20 @@ def _later_turns_are_new(rows: list[_Row]) -> bool:
     return False
 
 
-def _request(
-    row: _Row, before: _Session | None, input_length: int, content: Synthetic | None, *, closed: bool
-) -> TraceRequest:
-    request_id = f"r{row.number}"
+def _id(row: _Row) -> str:
+    return f"r{row.number}"
+
+
+def _request(row: _Row, turn: int, input_length: int, content: Synthetic, *, closed: bool) -> TraceRequest:
     return TraceRequest(
-        request_id=request_id,
-        arrival_s=None if before is not None else row.arrival or 0.0,
+        request_id=_id(row),
+        arrival_s=None if turn else row.arrival or 0.0,
         input_length=input_length,
         output_length=row.output_length,
         session_id=row.session_id if closed else None,
-        turn=before.turn + 1 if before is not None else 0,
-        think_time_s=row.think_s if before is not None else 0.0,
-        content=content if content is not None else unique(request_id),
+        turn=turn,
+        think_time_s=row.think_s if turn else 0.0,
+        content=content,
         line=row.source.line(row.number),
     )
 

@@ -84,8 +84,9 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
             reading.bad_rows.add(row.source.error(row.number, "timestamp", "is missing, where other rows have one"))
             continue
         content: Content = _content(row, request_id, block_tokens)
-        input_length = row.input_length
+        turn, input_length = 0, row.input_length
         if before is not None:
+            turn = before.turn + 1
             unused += row.stamp is not None
             if _is_whole(row, before, block_tokens):
                 whole += 1
@@ -101,7 +102,7 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
                 reading.bad_rows.add(fault)
                 continue
             sessions[row.session_id] = _Session(
-                before.turn + 1 if before else 0,
+                turn,
                 input_length,
                 input_length + row.output_length,
                 None if content.inherited else row.ids,
@@ -109,12 +110,12 @@ def _read(reading: Reading) -> Iterator[TraceRequest]:
             )
         yield TraceRequest(
             request_id=request_id,
-            arrival_s=None if before is not None else row.stamp or 0.0,
+            arrival_s=None if turn else row.stamp or 0.0,
             input_length=input_length,
             output_length=row.output_length,
             session_id=row.session_id if closed else None,
-            turn=before.turn + 1 if before else 0,
-            think_time_s=(row.delay_s or 0.0) if before else 0.0,
+            turn=turn,
+            think_time_s=(row.delay_s or 0.0) if turn else 0.0,
             content=content,
             line=row.source.line(row.number),
         )
