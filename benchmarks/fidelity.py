@@ -40,13 +40,21 @@ ALLOWED_GROWTH = 0.10
 FLOOR = 0.002
 """Errors below this are noise: growth is counted from here."""
 ERRORS = {
-    "ttft_mean": ("ttft", "mean"), "tpot_mean": ("tpot", "mean"), "e2e_mean": ("e2e", "mean"),
-    "ttft_each": ("ttft", "absolute_mean"), "tpot_each": ("tpot", "absolute_mean"), "e2e_each": ("e2e", "absolute_mean"),
-}  # fmt: skip
+    "ttft_mean": ("ttft", "mean"),
+    "tpot_mean": ("tpot", "mean"),
+    "e2e_mean": ("e2e", "mean"),
+    "ttft_each": ("ttft", "absolute_mean"),
+    "tpot_each": ("tpot", "absolute_mean"),
+    "e2e_each": ("e2e", "absolute_mean"),
+}
 TITLES = {
-    "ttft_mean": "TTFT mean", "tpot_mean": "TPOT mean", "e2e_mean": "E2E mean",
-    "ttft_each": "TTFT each", "tpot_each": "TPOT each", "e2e_each": "E2E each",
-}  # fmt: skip
+    "ttft_mean": "TTFT mean",
+    "tpot_mean": "TPOT mean",
+    "e2e_mean": "E2E mean",
+    "ttft_each": "TTFT each",
+    "tpot_each": "TPOT each",
+    "e2e_each": "E2E each",
+}
 FITTED = ", fitted to its simulation"
 FITTED_CASE = "RTXPRO6000_Llama-3.1-8B"
 """The case whose simulation costs are fitted to."""

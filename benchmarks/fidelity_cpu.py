@@ -71,16 +71,18 @@ def main() -> None:
             stage = fit_points(points_folder(profile), fitted)["stages"][0]
             print(
                 f"{number}     {stage['steps']:,} steps, each off by {found['operators']['mean_error']:.1%} (profile) and "
-                f"{stage['mean_error']:.1%} (fitted)", flush=True,
-            )  # fmt: skip
+                f"{stage['mean_error']:.1%} (fitted)",
+                flush=True,
+            )
             for cost in (f"profile:{profile}", f"fitted:{fitted}"):
                 modelled = replace(settings, gpu="cpu", dtype=found["dtype"], cost=cost)
                 for load, trace in traces.items():
                     _compare(number, load, modelled, trace, seen)
 
 
-def _between(settings: RunSettings, traces: dict[str, Trace], seen: dict[tuple[str, str], Seen],
-             replays: int) -> Callable[[int, int, str], None]:  # fmt: skip
+def _between(
+    settings: RunSettings, traces: dict[str, Trace], seen: dict[tuple[str, str], Seen], replays: int
+) -> Callable[[int, int, str], None]:
     """Called before every point of a calibration: replays ``replays`` times in all, evenly spread."""
     done = 0
 
@@ -105,8 +107,9 @@ def _compare(number: int, load: str, settings: RunSettings, trace: Trace, seen: 
         throughput, e2e = rates[loop][0] / rates[loop][1], made["e2e_mean_s"] / float(np.mean(real.e2es_s))
         print(
             f"{number:<5} {kind:8} {load:12} {loop:8} {throughput:<20.3f} {e2e:<18.3f} "
-            f"{rates[loop][1]:.0f} ({min(real.throughputs):.0f}, {max(real.throughputs):.0f})", flush=True
-        )  # fmt: skip
+            f"{rates[loop][1]:.0f} ({min(real.throughputs):.0f}, {max(real.throughputs):.0f})",
+            flush=True,
+        )
     gains = [rates["overlap"][i] / rates["normal"][i] - 1 for i in (0, 1)]
     print(
         f"{number:<5} {kind:8} {load:12} gain of overlap: simulated {gains[0]:+.1%}, real {gains[1]:+.1%}", flush=True
@@ -115,10 +118,20 @@ def _compare(number: int, load: str, settings: RunSettings, trace: Trace, seen: 
 
 def _write_trace(path: Path, apart_s: float) -> Path:
     draw = random.Random(1)
-    path.write_text("".join(
-        json.dumps({"request_id": f"r{i}", "arrival_s": i * apart_s, "input_length": draw.randint(20, 120),
-                    "output_length": draw.randint(10, 40)}) + "\n" for i in range(40)
-    ))  # fmt: skip
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "request_id": f"r{i}",
+                    "arrival_s": i * apart_s,
+                    "input_length": draw.randint(20, 120),
+                    "output_length": draw.randint(10, 40),
+                }
+            )
+            + "\n"
+            for i in range(40)
+        )
+    )
     return path
 
 

@@ -47,8 +47,10 @@ def fp8(run: Any, model: Any, forget: Any, repetitions: int) -> None:
         del backend
         forget(run)
         speeds = mine["overlap"]
-        run.row(f"{shape} FP8 overlap: {statistics.median(speeds):,.0f} output tokens/s "
-                f"({min(speeds):,.0f} to {max(speeds):,.0f}, {len(speeds)} times)")  # fmt: skip
+        run.row(
+            f"{shape} FP8 overlap: {statistics.median(speeds):,.0f} output tokens/s "
+            f"({min(speeds):,.0f} to {max(speeds):,.0f}, {len(speeds)} times)"
+        )
 
 
 def quality(folder: Path, device: str, tokens: int) -> dict[str, Any]:
@@ -56,8 +58,12 @@ def quality(folder: Path, device: str, tokens: int) -> dict[str, Any]:
     plain, rounded = (_logits(folder, device, tokens, held).double() for held in (False, True))
     cosine = torch.nn.functional.cosine_similarity(plain, rounded, dim=-1)
     same = (plain.argmax(-1) == rounded.argmax(-1)).double()
-    return {"tokens": tokens, "cosine_mean": float(cosine.mean()), "cosine_least": float(cosine.min()),
-            "same_choice": float(same.mean())}  # fmt: skip
+    return {
+        "tokens": tokens,
+        "cosine_mean": float(cosine.mean()),
+        "cosine_least": float(cosine.min()),
+        "same_choice": float(same.mean()),
+    }
 
 
 @torch.no_grad()
@@ -75,9 +81,16 @@ def _logits(folder: Path, device: str, tokens: int, fp8: bool) -> Tensor:
     ids = torch.randint(0, config.vocab, (tokens,), generator=torch.Generator().manual_seed(3)).to(place)
     number = torch.arange(tokens, device=place)
     batch = ForwardBatch(
-        input_ids=ids, positions=number, slots=number, rows=torch.zeros(1, dtype=torch.int64, device=place),
-        seq_lens=torch.tensor([tokens], dtype=torch.int32, device=place), page_table=number.to(torch.int32)[None],
-        page_size=1, num_prefill=1, prefill_tokens=tokens,
-        q_starts=torch.tensor([0, tokens], dtype=torch.int32, device=place), max_extend=tokens,
-    )  # fmt: skip
+        input_ids=ids,
+        positions=number,
+        slots=number,
+        rows=torch.zeros(1, dtype=torch.int64, device=place),
+        seq_lens=torch.tensor([tokens], dtype=torch.int32, device=place),
+        page_table=number.to(torch.int32)[None],
+        page_size=1,
+        num_prefill=1,
+        prefill_tokens=tokens,
+        q_starts=torch.tensor([0, tokens], dtype=torch.int32, device=place),
+        max_extend=tokens,
+    )
     return model.logits(model.forward(batch, pool)).cpu()

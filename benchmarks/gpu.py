@@ -164,9 +164,15 @@ def decode_steps(columns: dict[str, Any]) -> dict[str, float]:
     step = start[pairs + 1] - start[pairs]
     names = {"receive": "receive_s", "schedule": "schedule_s", "launch": "launch_host_s", "process": "process_s"}
     phases = {f"{name}_s": float(np.median(columns[column][full])) for name, column in names.items()}
-    return {"running": int(requests[full].max()), "steps": len(pairs), "step_s": float(np.median(step)),
-            "gpu_s": float(np.median((end - start)[full])), "idle_share": float(idle.sum() / step.sum()),
-            "cpu_s": sum(phases.values()), **phases}  # fmt: skip
+    return {
+        "running": int(requests[full].max()),
+        "steps": len(pairs),
+        "step_s": float(np.median(step)),
+        "gpu_s": float(np.median((end - start)[full])),
+        "idle_share": float(idle.sum() / step.sum()),
+        "cpu_s": sum(phases.values()),
+        **phases,
+    }
 
 
 def loops(run: Run) -> None:
@@ -191,8 +197,10 @@ def loops(run: Run) -> None:
             runner.capture(list(sizes))
             found["graphs"].append((runner.graphs.seconds, runner.graphs.bytes))
         seconds = [s for s, _ in found["graphs"]]
-        run.row(f"CUDA graphs of {len(runner.graphs.sizes)} sizes: {statistics.median(seconds):.1f} s to capture, "
-                f"{runner.graphs.bytes / 2**20:,.0f} MiB")  # fmt: skip
+        run.row(
+            f"CUDA graphs of {len(runner.graphs.sizes)} sizes: {statistics.median(seconds):.1f} s to capture, "
+            f"{runner.graphs.bytes / 2**20:,.0f} MiB"
+        )
     else:
         run.skip("cost of CUDA graphs", "there is no GPU")
     for loop in ("normal", "overlap"):  # compiles what full batches need
@@ -222,8 +230,10 @@ def loops(run: Run) -> None:
             phases = ", ".join(
                 f"{p} {median(f'{p}_s') * 1e6:.0f}" for p in ("receive", "schedule", "launch", "process")
             )
-            run.row(f"{name}: a decode step of {found[name][0]['running']} takes {median('step_s') * 1e3:.2f} ms, the GPU "
-                    f"idles {median('idle_share'):.1%}; CPU {median('cpu_s') * 1e6:.0f} us ({phases})")  # fmt: skip
+            run.row(
+                f"{name}: a decode step of {found[name][0]['running']} takes {median('step_s') * 1e3:.2f} ms, the GPU "
+                f"idles {median('idle_share'):.1%}; CPU {median('cpu_s') * 1e6:.0f} us ({phases})"
+            )
     run.write("loops", found)
     backend.close()
 
@@ -260,8 +270,10 @@ def end_to_end(run: Run) -> None:
         _forget(run)
         for loop in ("normal", "overlap"):
             if mine[loop]:
-                run.row(f"{shape} {loop}: {statistics.median(mine[loop]):,.0f} output tokens/s "
-                        f"({min(mine[loop]):,.0f} to {max(mine[loop]):,.0f}, {len(mine[loop])} times)")  # fmt: skip
+                run.row(
+                    f"{shape} {loop}: {statistics.median(mine[loop]):,.0f} output tokens/s "
+                    f"({min(mine[loop]):,.0f} to {max(mine[loop]):,.0f}, {len(mine[loop])} times)"
+                )
         mine["transformers"] = _peer(run, shape, folder, mine)
         run.write("end_to_end", found)
 
@@ -272,8 +284,18 @@ def _peer(run: Run, shape: str, folder: Path, mine: dict[str, Any]) -> dict[str,
         return None
     result = run.out / f"peer-{shape}.json"
     result.unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), "--out", str(run.out), "--peer", str(folder), str(result),
-               "--device", run.device, *(["--quick"] if run.quick else [])]  # fmt: skip
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--out",
+        str(run.out),
+        "--peer",
+        str(folder),
+        str(result),
+        "--device",
+        run.device,
+        *(["--quick"] if run.quick else []),
+    ]
     log = run.out / f"peer-{shape}.log"
     with log.open("w") as file:
         try:
@@ -356,17 +378,29 @@ def fidelity(run: Run) -> None:
                     continue
                 log.fresh()
                 done = replay(backend, loop, arrivals, max_running=256)
-                write_run(folder / name, done, log.table, backend, run_name=loop, trace=f"trace-{share * 100:.0f}",
-                          model="Qwen/Qwen3-0.6B", hardware=device_name(run.device))  # fmt: skip
+                write_run(
+                    folder / name,
+                    done,
+                    log.table,
+                    backend,
+                    run_name=loop,
+                    trace=f"trace-{share * 100:.0f}",
+                    model="Qwen/Qwen3-0.6B",
+                    hardware=device_name(run.device),
+                )
                 found["runs"].append({"share": share, "loop": loop, "repetition": repetition + 1, **summary(done)})
                 run.write("fidelity", found)
     for share in SHARES:
         for loop in ("normal", "overlap"):
             rows = [r for r in found["runs"] if r["share"] == share and r["loop"] == loop]
             if rows:
-                run.row(f"{share:.0%} {loop}: " + ", ".join(
-                    f"{key} {statistics.median(r[key] for r in rows):.4g}" for key in
-                    ("tokens_per_s", "ttft_mean_s", "ttft_p99_s", "tpot_mean_s", "e2e_mean_s")))  # fmt: skip
+                run.row(
+                    f"{share:.0%} {loop}: "
+                    + ", ".join(
+                        f"{key} {statistics.median(r[key] for r in rows):.4g}"
+                        for key in ("tokens_per_s", "ttft_mean_s", "ttft_p99_s", "tpot_mean_s", "e2e_mean_s")
+                    )
+                )
     run.write("fidelity", found)
     backend.close()
 
@@ -396,10 +430,16 @@ def environment(device: str) -> dict[str, Any]:
     import triton
 
     facts: dict[str, Any] = {
-        "device": device_name(device), "command": " ".join(sys.argv), "python": platform.python_version(),
-        "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
-        "transformers": transformers.__version__, "numpy": numpy.__version__, "cpus": os.cpu_count(),
-    }  # fmt: skip
+        "device": device_name(device),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "cpus": os.cpu_count(),
+    }
     if device == "cuda":
         facts["memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
     return facts

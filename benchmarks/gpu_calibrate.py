@@ -45,10 +45,20 @@ def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
     watched = Watched(backend.workers)
     folder = run.out / "calibration.points"
     shutil.rmtree(folder, ignore_errors=True)
-    keep_conditions(folder, conditions(
-        device, model=MODEL, dtype="bf16" if run.device == "cuda" else "fp32", tp=1, kv_tokens=backend.kv_tokens,
-        max_context=backend.max_context, page_size=1, max_running=running, cuda_graphs=run.device == "cuda",
-    ))  # fmt: skip
+    keep_conditions(
+        folder,
+        conditions(
+            device,
+            model=MODEL,
+            dtype="bf16" if run.device == "cuda" else "fp32",
+            tp=1,
+            kv_tokens=backend.kv_tokens,
+            max_context=backend.max_context,
+            page_size=1,
+            max_running=running,
+            cuda_graphs=run.device == "cuda",
+        ),
+    )
     timed, operators_s = _operators(run, backend, folder, running)
     backend.workers = watched  # type: ignore[assignment]
     points = [
@@ -64,15 +74,23 @@ def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
         for _ in range(2 if number == 0 else 1):  # the first one warms up
             watched.steps.clear()
             log.fresh()
-            replayed = replay(backend, loop, _arrivals(point), max_running=running, concurrency=point.concurrency,
-                              batching=point.batching)  # fmt: skip
+            replayed = replay(
+                backend,
+                loop,
+                _arrivals(point),
+                max_running=running,
+                concurrency=point.concurrency,
+                batching=point.batching,
+            )
         finish_s = np.array([row.finish_s for row in replayed.rows])
         requests = {"finish_s": finish_s, "instance": np.zeros(len(finish_s), np.int64)}
         write_point(point_file(folder, point, loop), point, loop, log.table.columns(), requests, watched)
         done += 1
     seconds = time.monotonic() - began
-    run.write("calibration", {"points": done, "of": len(points), "seconds": seconds, "steps_by_operator": timed,
-                              "operators_s": operators_s})  # fmt: skip
+    run.write(
+        "calibration",
+        {"points": done, "of": len(points), "seconds": seconds, "steps_by_operator": timed, "operators_s": operators_s},
+    )
     run.row(
         f"calibration: {timed} steps by operator in {operators_s:.0f} s, {done} of {len(points)} points in {seconds:.0f} s; "
         f"go on with workbench calibrate --from {folder}"

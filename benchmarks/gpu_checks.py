@@ -88,8 +88,11 @@ def _operator_calls(bench: Any, cache: Callable[..., Any]) -> Iterator[tuple[str
         keys, values, table, rows, seq_lens = cache(bench, lengths, 16, kv_heads, width)
         starts = torch.tensor([0, *extends]).cumsum(0).int().to(device)
         q = bench.randn(sum(extends), heads, width)
-        return [ops.prefill_attention(q, keys, values, table, rows, starts, seq_lens, max_extend=max(extends),
-                                      page_size=16, scale=0.09)]  # fmt: skip
+        return [
+            ops.prefill_attention(
+                q, keys, values, table, rows, starts, seq_lens, max_extend=max(extends), page_size=16, scale=0.09
+            )
+        ]
 
     def sampled(ops: Any) -> list[Any]:
         rows, vocab = (2, 200) if small else (64, 151_936)
@@ -97,11 +100,16 @@ def _operator_calls(bench: Any, cache: Callable[..., Any]) -> Iterator[tuple[str
         number = torch.arange(rows, device=device)
         return [
             ops.sample(
-                logits, torch.full((rows,), heat, device=device), torch.full((rows,), k, dtype=torch.int32, device=device),
-                torch.full((rows,), p, device=device), torch.zeros(rows, device=device), number, number,
+                logits,
+                torch.full((rows,), heat, device=device),
+                torch.full((rows,), k, dtype=torch.int32, device=device),
+                torch.full((rows,), p, device=device),
+                torch.zeros(rows, device=device),
+                number,
+                number,
             )
             for heat, k, p in ((0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 50, 0.9), (0.7, 0, 0.9))
-        ]  # fmt: skip
+        ]
 
     def experts(ops: Any) -> list[Any]:
         x, router = bench.randn(n, 64), bench.randn(n, 8).float()
@@ -143,11 +151,20 @@ def check_tokens(run: Run) -> None:
     hidden, inner, layers, heads, kv_heads, width, vocab = size
     torch.manual_seed(0)
     # Weights large enough that the most likely token is so by a margin.
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=vocab, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, head_dim=width,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=512, initializer_range=0.15,
-        tie_word_embeddings=False,
-    ))  # fmt: skip
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            head_dim=width,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            max_position_embeddings=512,
+            initializer_range=0.15,
+            tie_word_embeddings=False,
+        )
+    )
     draw = random.Random(1)
     lengths, new = ((9, 3), 4) if run.quick else ((40, 7, 90, 21, 130), 24)
     prompts = [[draw.randrange(3, vocab) for _ in range(length)] for length in lengths]
@@ -164,8 +181,9 @@ def check_tokens(run: Run) -> None:
             cases += [("kernels in the interpreter", "cpu", "triton", ())]
             run.skip("greedy tokens with CUDA graphs, launches that wait for nothing", "there is no GPU")
         for name, device, ops, captured in cases:
-            options = RunnerOptions(folder, device, "float32", ops=ops, rows=8, max_context=256, kv_tokens=2048,
-                                    capture_sizes=captured)  # fmt: skip
+            options = RunnerOptions(
+                folder, device, "float32", ops=ops, rows=8, max_context=256, kv_tokens=2048, capture_sizes=captured
+            )
             backend = make_backend(options, lambda *row: None)
             for loop in ("normal", "overlap"):
                 found = _tokens(backend, loop, prompts, new)

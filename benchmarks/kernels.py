@@ -56,8 +56,9 @@ class Timed:
 class Bench:
     """Where and how often to time. ``small`` takes sizes that a CPU (the Triton interpreter) can run: it tests the code."""
 
-    def __init__(self, device: str, ops: ModuleType, *, small: bool = False, repetitions: int = 3,
-                 replays: int = 20) -> None:  # fmt: skip
+    def __init__(
+        self, device: str, ops: ModuleType, *, small: bool = False, repetitions: int = 3, replays: int = 20
+    ) -> None:
         self.device, self.ops, self.small = torch.device(device), ops, small
         self.repetitions, self.replays = repetitions, 1 if small else replays
         # The interpreter multiplies bfloat16 matrices wrongly.
@@ -171,8 +172,13 @@ def _elementwise(bench: Bench, n: int) -> Iterator[Timed]:
 def decode(bench: Bench) -> Iterator[Timed]:
     """One query a request over its context."""
     uneven = [200 + 37 * i % 3000 for i in range(63)] + [16_000]
-    sizes = {"64 x 1000": [1000] * 64, "256 x 1000": [1000] * 256, "64 uneven": uneven, "1 x 32000": [32_000],
-             "8 x 500": [500] * 8}  # fmt: skip
+    sizes = {
+        "64 x 1000": [1000] * 64,
+        "256 x 1000": [1000] * 256,
+        "64 uneven": uneven,
+        "1 x 32000": [32_000],
+        "8 x 500": [500] * 8,
+    }
     heads, kv_heads, width = (4, 2, 16) if bench.small else (32, 8, 128)
     for name, lengths in ({"3 uneven": [20, 5, 33]} if bench.small else sizes).items():
         for page in (1, 16):
@@ -188,8 +194,13 @@ def decode(bench: Bench) -> Iterator[Timed]:
 
 def prefill(bench: Bench) -> Iterator[Timed]:
     """New tokens over their prefix and themselves."""
-    sizes = {"1 x 4096": ([0], [4096]), "1 x 8192": ([0], [8192]), "8 x 1024": ([0] * 8, [1024] * 8),
-             "2048 after 8192": ([8192], [2048]), "32 x 16 after 4000": ([4000] * 32, [16] * 32)}  # fmt: skip
+    sizes = {
+        "1 x 4096": ([0], [4096]),
+        "1 x 8192": ([0], [8192]),
+        "8 x 1024": ([0] * 8, [1024] * 8),
+        "2048 after 8192": ([8192], [2048]),
+        "32 x 16 after 4000": ([4000] * 32, [16] * 32),
+    }
     heads, kv_heads, width = (4, 2, 16) if bench.small else (32, 8, 128)
     for name, (prefixes, extends) in ({"2 uneven": ([0, 7], [20, 9])} if bench.small else sizes).items():
         lengths = [p + e for p, e in zip(prefixes, extends, strict=True)]
@@ -210,13 +221,20 @@ def sampling(bench: Bench) -> Iterator[Timed]:
     device = bench.device
     logits = torch.randn((rows, vocab), device=device) * 3
     number = torch.arange(rows, device=device)
-    for name, heat, k, p, told in (("greedy", 0.0, 0, 1.0, {"all_greedy": True}),
-                                   ("unfiltered", 1.0, 0, 1.0, {"filtered": False}),
-                                   ("top_k 50, top_p 0.9", 1.0, 50, 0.9, {}), ("top_p 0.9", 0.7, 0, 0.9, {})):  # fmt: skip
+    for name, heat, k, p, told in (
+        ("greedy", 0.0, 0, 1.0, {"all_greedy": True}),
+        ("unfiltered", 1.0, 0, 1.0, {"filtered": False}),
+        ("top_k 50, top_p 0.9", 1.0, 50, 0.9, {}),
+        ("top_p 0.9", 0.7, 0, 0.9, {}),
+    ):
         arguments = (
-            torch.full((rows,), heat, device=device), torch.full((rows,), k, dtype=torch.int32, device=device),
-            torch.full((rows,), p, device=device), torch.zeros(rows, device=device), number, number,
-        )  # fmt: skip
+            torch.full((rows,), heat, device=device),
+            torch.full((rows,), k, dtype=torch.int32, device=device),
+            torch.full((rows,), p, device=device),
+            torch.zeros(rows, device=device),
+            number,
+            number,
+        )
 
         def step(arguments: tuple[Tensor, ...] = arguments, told: dict[str, bool] = told) -> Tensor:
             return bench.ops.sample(logits, *arguments, **told)
@@ -263,8 +281,14 @@ def eight_bits(bench: Bench) -> Iterator[Timed]:
             yield Timed(name, bench.seconds(step), max(bytes_s, work_s), "bytes" if bytes_s > work_s else "operations")
 
 
-GROUPS = {"decode": decode, "prefill": prefill, "elementwise": elementwise, "sampling": sampling, "experts": experts,
-          "fp8": eight_bits}  # fmt: skip
+GROUPS = {
+    "decode": decode,
+    "prefill": prefill,
+    "elementwise": elementwise,
+    "sampling": sampling,
+    "experts": experts,
+    "fp8": eight_bits,
+}
 
 
 def main() -> None:

@@ -35,15 +35,35 @@ from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-                   "num_key_value_heads": 8, "tie_word_embeddings": True},
-    "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40, "num_attention_heads": 40,
-                  "num_key_value_heads": 8, "tie_word_embeddings": False},
+    "qwen3-0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-14b": {
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
     # No model at all: for running a benchmark's code on a CPU.
-    "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 1, "tie_word_embeddings": True, "head_dim": 16, "vocab_size": 10240,
-             "eos_token_id": 2},
-}  # fmt: skip
+    "tiny": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "vocab_size": 10240,
+        "eos_token_id": 2,
+    },
+}
 
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 257, 8))
@@ -101,10 +121,19 @@ def requests(count: int, scale: float) -> tuple[list[list[int]], list[int]]:
 def write_shape(name: str, layers: int | None, folder: Path) -> Path:
     """A config.json of a shape, its vocabulary and heads as in the original."""
     config = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 151936, "head_dim": 128,
-        "hidden_act": "silu", "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000,
-        "attention_bias": False, "torch_dtype": "bfloat16", "eos_token_id": 151645, **SHAPES[name],
-    }  # fmt: skip
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "attention_bias": False,
+        "torch_dtype": "bfloat16",
+        "eos_token_id": 151645,
+        **SHAPES[name],
+    }
     if layers is not None:
         config["num_hidden_layers"] = layers
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,9 +184,13 @@ def transformers_repeatedly(
         for prompt, length in zip(prompts, outputs, strict=True):
             ids = torch.tensor([prompt])
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length, do_sample=False,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=length,
+                min_new_tokens=length,
+                do_sample=False,
                 pad_token_id=0,
-            )  # fmt: skip
+            )
             assert out.shape[1] == len(prompt) + length
         yield time.perf_counter() - began, sum(outputs), "generate, one request after another"
 
@@ -183,10 +216,15 @@ def make_options(folder: Path, device: str, prompts: list[list[int]], outputs: l
     longest = max(len(prompt) + length for prompt, length in zip(prompts, outputs, strict=True))
     on_gpu = device == "cuda"
     return RunnerOptions(
-        str(folder), device, "bfloat16" if on_gpu else "float32", load_format="dummy", rows=256, max_context=longest + 1,
+        str(folder),
+        device,
+        "bfloat16" if on_gpu else "float32",
+        load_format="dummy",
+        rows=256,
+        max_context=longest + 1,
         kv_tokens=None if on_gpu else sum(map(len, prompts)) + sum(outputs) + 512,
         capture_sizes=CAPTURE_SIZES if on_gpu else (),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

@@ -65,10 +65,17 @@ class Inbox:
 
     def __init__(self, arrivals: list[Arrival], rows: dict[str, Row], now_s: Callable[[], float]) -> None:
         self._due = [
-            (a.arrival_s, Generate(a.request_id, np.array(a.prompt, np.int32),
-                                   SamplingParams(a.new_tokens, ignore_eos=True, temperature=0.0), a.arrival_s))
+            (
+                a.arrival_s,
+                Generate(
+                    a.request_id,
+                    np.array(a.prompt, np.int32),
+                    SamplingParams(a.new_tokens, ignore_eos=True, temperature=0.0),
+                    a.arrival_s,
+                ),
+            )
             for a in sorted(arrivals, key=lambda a: a.arrival_s)
-        ]  # fmt: skip
+        ]
         self._next, self._rows, self._now_s = 0, rows, now_s
 
     def drain(self) -> list[object]:
@@ -185,8 +192,16 @@ class Replayed:
         return sorted(row.finish_s for row in self.rows)
 
 
-def replay(backend: TorchBackend, loop: str, arrivals: list[Arrival], *, max_running: int, keep_tokens: bool = False,
-           concurrency: int | None = None, batching: Batching = "prefill-first") -> Replayed:  # fmt: skip
+def replay(
+    backend: TorchBackend,
+    loop: str,
+    arrivals: list[Arrival],
+    *,
+    max_running: int,
+    keep_tokens: bool = False,
+    concurrency: int | None = None,
+    batching: Batching = "prefill-first",
+) -> Replayed:
     """Send requests through a loop over a runner, as their times come or ``concurrency`` at a time, and wait until all have
     ended."""
     config = SchedulerConfig(
@@ -209,8 +224,15 @@ def replay(backend: TorchBackend, loop: str, arrivals: list[Arrival], *, max_run
     return Replayed(config, found, gaps, outbox.tokens, backend.now_s())
 
 
-def poisson(prompts: list[list[int]], outputs: list[int], rate: float, window_s: float, *, seed: int = 0,
-            most: int | None = None) -> list[Arrival]:  # fmt: skip
+def poisson(
+    prompts: list[list[int]],
+    outputs: list[int],
+    rate: float,
+    window_s: float,
+    *,
+    seed: int = 0,
+    most: int | None = None,
+) -> list[Arrival]:
     """Requests in turn, as Poisson arrivals at ``rate`` a second for ``window_s`` seconds, at least one."""
     draw = random.Random(seed)
     arrivals: list[Arrival] = []
@@ -228,8 +250,12 @@ def write_trace(arrivals: list[Arrival], path: Path) -> None:
     """The trace in our own format; prompts share nothing, so lengths say all."""
     with path.open("w") as file:
         for a in arrivals:
-            row = {"request_id": a.request_id, "arrival_s": round(a.arrival_s, 9), "input_length": len(a.prompt),
-                   "output_length": a.new_tokens}  # fmt: skip
+            row = {
+                "request_id": a.request_id,
+                "arrival_s": round(a.arrival_s, 9),
+                "input_length": len(a.prompt),
+                "output_length": a.new_tokens,
+            }
             file.write(json.dumps(row) + "\n")
 
 
@@ -243,16 +269,28 @@ def summary(done: Replayed) -> dict[str, float]:
     first, finish, tokens = column("first_token_s"), column("finish_s"), column("output_tokens")
     several = tokens > 1
     tpot = (finish - first)[several] / (tokens - 1)[several] if several.any() else np.zeros(1)
-    found = {"tokens_per_s": float(tokens.sum() / (finish.max() - arrival.min())), "requests": len(done.rows),
-             "wall_s": done.wall_s}  # fmt: skip
+    found = {
+        "tokens_per_s": float(tokens.sum() / (finish.max() - arrival.min())),
+        "requests": len(done.rows),
+        "wall_s": done.wall_s,
+    }
     for name, values in (("ttft", first - arrival), ("tpot", tpot), ("e2e", finish - arrival)):
         found[f"{name}_mean_s"] = float(values.mean())
         found[f"{name}_p99_s"] = float(np.percentile(values, 99))
     return found
 
 
-def write_run(folder: Path, done: Replayed, log: IterationLog, backend: TorchBackend, *, run_name: str, trace: str,
-              model: str, hardware: str) -> None:  # fmt: skip
+def write_run(
+    folder: Path,
+    done: Replayed,
+    log: IterationLog,
+    backend: TorchBackend,
+    *,
+    run_name: str,
+    trace: str,
+    model: str,
+    hardware: str,
+) -> None:
     """The run record, as docs/run-record.md has it."""
     import shutil
 
@@ -260,20 +298,32 @@ def write_run(folder: Path, done: Replayed, log: IterationLog, backend: TorchBac
     times = ("queued_s", "scheduled_s", "first_token_s", "finish_s")
     counts = ("output_tokens", "cached_tokens", "retractions")
     requests: dict[str, Any] = {
-        "request_id": [row.arrival.request_id for row in rows], "session_id": [""] * len(rows),
-        "instance": np.zeros(len(rows), np.int64), "arrival_s": [row.arrival.arrival_s for row in rows],
+        "request_id": [row.arrival.request_id for row in rows],
+        "session_id": [""] * len(rows),
+        "instance": np.zeros(len(rows), np.int64),
+        "arrival_s": [row.arrival.arrival_s for row in rows],
         **{name: np.array([getattr(row, name) for row in rows], np.float64) for name in times},
         "input_tokens": np.array([len(row.arrival.prompt) for row in rows], np.int64),
         **{name: np.array([getattr(row, name) for row in rows], np.int64) for name in counts},
         "status": [row.status for row in rows],
-    }  # fmt: skip
+    }
     meta = {
-        "name": run_name, "trace": {"name": trace, "sha256": "", "notes": []}, "model": model,
+        "name": run_name,
+        "trace": {"name": trace, "sha256": "", "notes": []},
+        "model": model,
         "hardware": {"gpu": hardware, "gpus": 1, "simulated": False},
-        "settings": {**dataclasses.asdict(done.config), "loop": run_name, "tp": 1, "pp": 1, "dp": 1, "ignore_eos": True},
-        "versions": {"numpy": np.__version__}, "interrupted": False,
+        "settings": {
+            **dataclasses.asdict(done.config),
+            "loop": run_name,
+            "tp": 1,
+            "pp": 1,
+            "dp": 1,
+            "ignore_eos": True,
+        },
+        "versions": {"numpy": np.__version__},
+        "interrupted": False,
         "totals": {"requests": len(rows), "ended": len(rows), "iterations": len(log), "wall_s": round(done.wall_s, 6)},
-    }  # fmt: skip
+    }
     if folder.exists():
         shutil.rmtree(folder)  # an earlier run of the same benchmark
     gaps = (done.gaps, np.ones(len(done.gaps), np.int64))

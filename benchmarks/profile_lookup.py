@@ -29,9 +29,26 @@ def batch(lens: np.ndarray, new: tuple[int, ...] = ()) -> ModelWorkerBatch:
     """A step of requests at ``lens`` tokens, of which the first compute ``new`` prompt tokens."""
     prompts, extend = len(new), np.array(new, np.int64)
     return ModelWorkerBatch(
-        0, "mixed" if prompts else "decode", np.arange(len(lens)), lens, extend if prompts else None, prompts, len(lens),
-        int(extend.sum()), len(lens) - prompts, int(lens.sum()), None, None, (), None, None, (), 0, 0, 0,
-    )  # fmt: skip
+        0,
+        "mixed" if prompts else "decode",
+        np.arange(len(lens)),
+        lens,
+        extend if prompts else None,
+        prompts,
+        len(lens),
+        int(extend.sum()),
+        len(lens) - prompts,
+        int(lens.sum()),
+        None,
+        None,
+        (),
+        None,
+        None,
+        (),
+        0,
+        0,
+        0,
+    )
 
 
 def main() -> None:

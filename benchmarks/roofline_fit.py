@@ -48,9 +48,12 @@ def rtx_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         width = model.head_dim
         for tp in (1, 2):
             heads, kv_heads = model.heads // tp, model.kv_heads // tp
-            shapes = {"qkv_proj": ((heads + 2 * kv_heads) * width, model.hidden), "o_proj": (model.hidden, heads * width),
-                      "gate_up_proj": (2 * model.intermediate // tp, model.hidden),
-                      "down_proj": (model.hidden, model.intermediate // tp)}  # fmt: skip
+            shapes = {
+                "qkv_proj": ((heads + 2 * kv_heads) * width, model.hidden),
+                "o_proj": (model.hidden, heads * width),
+                "gate_up_proj": (2 * model.intermediate // tp, model.hidden),
+                "down_proj": (model.hidden, model.intermediate // tp),
+            }
             table = pd.read_csv(folder / name / "bf16" / f"tp{tp}" / "dense.csv.gz")
             table = table[table.tokens.le(16) | table.tokens.mod(64).eq(0)].assign(dtype="bfloat16")
             for layer, (n, k) in shapes.items():
@@ -82,24 +85,38 @@ def products(table: pd.DataFrame, gpu: GPU, dtype: str) -> str:
 def decode_attention(table: pd.DataFrame, gpu: GPU) -> str:
     """Share of the bandwidth, overhead."""
     group = table.num_heads / table.num_key_value_heads
-    of = table[table.step.between(255, 16383) & table.batch_size.between(8, 256)
-               & table.num_key_value_heads.isin((2, 4, 8)) & group.between(2, 8)]  # fmt: skip
+    of = table[
+        table.step.between(255, 16383)
+        & table.batch_size.between(8, 256)
+        & table.num_key_value_heads.isin((2, 4, 8))
+        & group.between(2, 8)
+    ]
     read = of.batch_size * (of.step + 1) * of.num_key_value_heads * 128 * 4 / gpu.memory_bandwidth
     return fit(of.latency * 1e-3, lambda k, o: read / k + o, SHARES, OVERHEADS_S)
 
 
 def prompt_attention(table: pd.DataFrame, gpu: GPU) -> str:
     """Share of the bf16 rate, overhead."""
-    of = table[table.isl.ge(128) & (table.batch_size * table.isl).le(32768) & table.num_heads.ge(4)
-               & table.num_key_value_heads.isin((1, 2, 4, 8))]  # fmt: skip
+    of = table[
+        table.isl.ge(128)
+        & (table.batch_size * table.isl).le(32768)
+        & table.num_heads.ge(4)
+        & table.num_key_value_heads.isin((1, 2, 4, 8))
+    ]
     work = 4 * of.num_heads * 128 * of.batch_size * of.isl * (of.isl + 1) / 2 / gpu.bf16_flops
     return fit(of.latency * 1e-3, lambda a, o: work / a + o, SHARES, OVERHEADS_S)
 
 
 def experts(table: pd.DataFrame, gpu: GPU, dtype: str, memory_share: float) -> str:
     """Share of the matrix rate, overhead."""
-    of = table[table.moe_dtype.eq(dtype) & table.distribution.eq("power_law_1.01") & table.moe_ep_size.eq(1)
-               & table.moe_tp_size.le(4) & table.topk.ge(2) & table.num_experts.le(256)]  # fmt: skip
+    of = table[
+        table.moe_dtype.eq(dtype)
+        & table.distribution.eq("power_law_1.01")
+        & table.moe_ep_size.eq(1)
+        & table.moe_tp_size.le(4)
+        & table.topk.ge(2)
+        & table.num_experts.le(256)
+    ]
     keys = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"]
     of = of.groupby(keys, as_index=False).latency.min()
     width, peak = (2, gpu.bf16_flops) if dtype == "bfloat16" else (1, gpu.fp8_flops)

@@ -26,9 +26,13 @@ from backends.simulated.models import load_model
 from workbench.scheduler.batch import ModelWorkerBatch
 
 MODELS = {
-    "Qwen/Qwen3-0.6B": (1,), "meta-llama/Llama-3.1-8B": (1, 2, 4), "Qwen/Qwen3-14B": (1,), "Qwen/Qwen3-32B": (1, 2, 4),
-    "meta-llama/Llama-3.1-70B": (4, 8), "Qwen/Qwen3-30B-A3B": (1, 2),
-}  # fmt: skip
+    "Qwen/Qwen3-0.6B": (1,),
+    "meta-llama/Llama-3.1-8B": (1, 2, 4),
+    "Qwen/Qwen3-14B": (1,),
+    "Qwen/Qwen3-32B": (1, 2, 4),
+    "meta-llama/Llama-3.1-70B": (4, 8),
+    "Qwen/Qwen3-30B-A3B": (1, 2),
+}
 """Tensor-parallel sizes of each."""
 RTX_MODELS = {"meta-llama/Llama-3.1-8B": (1, 2), "Qwen/Qwen3-32B": (1, 2), "Qwen/Qwen3-30B-A3B-Instruct-2507": (1, 2)}
 
@@ -49,11 +53,17 @@ def main() -> None:
     tables = data / "profiles"
     if not tables.is_dir():
         sys.exit(f"error: {tables}: the operator tables are not here")
-    cases = [(gpu, tables / "aiconfigurator", model, tp, dtype)
-             for gpu, dtypes in (("a100", ("bf16",)), ("h100", ("bf16", "fp8")), ("h200", ("bf16", "fp8")))
-             for (model, tps), dtype in itertools.product(MODELS.items(), dtypes) for tp in tps]  # fmt: skip
-    cases += [("rtx-pro-6000", tables / "llmservingsim/RTXPRO6000" / model / "bf16", model, tp, "bf16")
-              for model, tps in RTX_MODELS.items() for tp in tps]  # fmt: skip
+    cases = [
+        (gpu, tables / "aiconfigurator", model, tp, dtype)
+        for gpu, dtypes in (("a100", ("bf16",)), ("h100", ("bf16", "fp8")), ("h200", ("bf16", "fp8")))
+        for (model, tps), dtype in itertools.product(MODELS.items(), dtypes)
+        for tp in tps
+    ]
+    cases += [
+        ("rtx-pro-6000", tables / "llmservingsim/RTXPRO6000" / model / "bf16", model, tp, "bf16")
+        for model, tps in RTX_MODELS.items()
+        for tp in tps
+    ]
     named = steps()
     print(f"{'':46}" + "".join(f"{name:>12}" for name in named))
     groups: dict[str, list[list[float]]] = defaultdict(list)

@@ -30,17 +30,34 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.jsonl"
-        subprocess.run([*MAIN, "trace", "generate", str(trace), "--requests", "2000", "--rate", "10", "--input",
-                        "lognormal:mean=800,sigma=1,max=4000", "--output", "lognormal:mean=100,sigma=0.8,max=500"],
-                       check=True, capture_output=True)  # fmt: skip
+        subprocess.run(
+            [
+                *MAIN,
+                "trace",
+                "generate",
+                str(trace),
+                "--requests",
+                "2000",
+                "--rate",
+                "10",
+                "--input",
+                "lognormal:mean=800,sigma=1,max=4000",
+                "--output",
+                "lognormal:mean=100,sigma=0.8,max=500",
+            ],
+            check=True,
+            capture_output=True,
+        )
         vary = ["tp=1,2", "loop=normal,overlap", "chunk=512,2048,8192,0", "rate=8,12,16,20"]
         words = ["sweep", str(trace), *(word for text in vary for word in ("--vary", text)), "--out", f"{folder}/o"]
         began_s, (busy_s, idle_s) = time.monotonic(), machine_s()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*MAIN, *words], check=True, stdout=subprocess.DEVNULL)
         wall_s, after, (busy_end_s, idle_end_s) = (
-            time.monotonic() - began_s, resource.getrusage(resource.RUSAGE_CHILDREN), machine_s(),
-        )  # fmt: skip
+            time.monotonic() - began_s,
+            resource.getrusage(resource.RUSAGE_CHILDREN),
+            machine_s(),
+        )
     user_s, system_s = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     machine = (busy_end_s - busy_s) / (busy_end_s - busy_s + idle_end_s - idle_s)
     print(f"wall {wall_s:.1f} s, user {user_s:.1f} s, system {system_s:.1f} s on {cores} cores")

@@ -79,9 +79,10 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
     notes: list[str] = []
     order = _match(a, b, notes)
     origin = latency_from or a.meta.get("latency_from") or b.meta.get("latency_from") or "arrival"
-    both = np.array([
-        x == y == FINISHED for x, y in zip(a.requests["status"], _pick(b.requests["status"], order), strict=True)
-    ], bool)  # fmt: skip
+    both = np.array(
+        [x == y == FINISHED for x, y in zip(a.requests["status"], _pick(b.requests["status"], order), strict=True)],
+        bool,
+    )
     if not both.any():
         raise RecordError(f"{a.name} and {b.name}: no request finished in both")
     if not both.all():
@@ -127,7 +128,8 @@ def _match(a: RunRecord, b: RunRecord, notes: list[str]) -> np.ndarray:
         same = x == y
         if column == "output_tokens":
             ended = np.array([s == FINISHED for s in a.requests["status"]]) & np.array(
-                [b.requests["status"][i] == FINISHED for i in order])  # fmt: skip
+                [b.requests["status"][i] == FINISHED for i in order]
+            )
             same |= ~ended
         if not same.all():
             at = int((~same).argmax())
@@ -165,10 +167,15 @@ def _error(a: np.ndarray, b: np.ndarray) -> LatencyError:
     percentiles = {f"p{p}": _relative(float(np.percentile(b, p)), float(np.percentile(a, p))) for p in PERCENTILES}
     each = b / a - 1 if (a > LEAST_FOR_SHARES_S).all() else None
     return LatencyError(
-        mean, float(b.mean()) - mean, _relative(float(b.mean()), mean), percentiles,
-        *(None if each is None else float(value(each)) for value in (
-            lambda e: abs(e).mean(), lambda e: np.median(abs(e)), lambda e: e.mean(), np.median)),
-    )  # fmt: skip
+        mean,
+        float(b.mean()) - mean,
+        _relative(float(b.mean()), mean),
+        percentiles,
+        *(
+            None if each is None else float(value(each))
+            for value in (lambda e: abs(e).mean(), lambda e: np.median(abs(e)), lambda e: e.mean(), np.median)
+        ),
+    )
 
 
 def _relative(value: float, reference: float) -> float | None:
@@ -222,13 +229,26 @@ def first_difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[s
         for number, (x, y) in enumerate(zip(left, right, strict=False)):
             differing = [key for key in ("mode", "prefill", "decode", "retracted") if x.get(key) != y.get(key)]
             if differing:
-                return {"equal": False, "instance": instance, "batch": number, "differs_in": differing,
-                        "a": {key: x.get(key) for key in differing}, "b": {key: y.get(key) for key in differing},
-                        "equal_before": number}  # fmt: skip
+                return {
+                    "equal": False,
+                    "instance": instance,
+                    "batch": number,
+                    "differs_in": differing,
+                    "a": {key: x.get(key) for key in differing},
+                    "b": {key: y.get(key) for key in differing},
+                    "equal_before": number,
+                }
             compared += 1
         if len(left) != len(right):
-            return {"equal": False, "instance": instance, "batch": min(len(left), len(right)), "differs_in": ["length"],
-                    "a": len(left), "b": len(right), "equal_before": min(len(left), len(right))}  # fmt: skip
+            return {
+                "equal": False,
+                "instance": instance,
+                "batch": min(len(left), len(right)),
+                "differs_in": ["length"],
+                "a": len(left),
+                "b": len(right),
+                "equal_before": min(len(left), len(right)),
+            }
     return {"equal": True, "batches": compared}
 
 
@@ -241,5 +261,7 @@ def phase_totals(record: RunRecord) -> dict[str, float] | None:
     if not len(columns["start_s"]):
         return None
     first = columns["stage"] == 0
-    return {"step_s": float((columns["end_s"] - columns["start_s"])[first].sum()),
-            **{name: float(np.nansum(columns[name][first])) for name in HOST_PHASES}}  # fmt: skip
+    return {
+        "step_s": float((columns["end_s"] - columns["start_s"])[first].sum()),
+        **{name: float(np.nansum(columns[name][first])) for name in HOST_PHASES},
+    }

@@ -27,9 +27,15 @@ def error_rows(found: Comparison) -> list[list[str]]:
             continue
         signed = (error.mean, *error.percentiles.values())
         rows.append(
-            [LABELS[name], written([error.reference_mean_s], Unit.SECONDS)[0], *(_share(value, True) for value in signed),
-             _share(error.absolute_mean), _share(error.absolute_median), _share(error.signed_mean, True)]
-        )  # fmt: skip
+            [
+                LABELS[name],
+                written([error.reference_mean_s], Unit.SECONDS)[0],
+                *(_share(value, True) for value in signed),
+                _share(error.absolute_mean),
+                _share(error.absolute_median),
+                _share(error.signed_mean, True),
+            ]
+        )
     return rows
 
 

@@ -74,8 +74,14 @@ def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: 
     bins = _bins(record, number, window)
     room = max(budget_bytes - len(bins), budget_bytes // 4)
     chosen = _stretches(record, instance, int(room / bytes_a_row * 0.9))
-    return {"instance": number, "whole": False, **_encoded(record, instance, chosen, ticks_s[-1]),
-            "bins": BINS, "shares": bins, "of": len(everything)}  # fmt: skip
+    return {
+        "instance": number,
+        "whole": False,
+        **_encoded(record, instance, chosen, ticks_s[-1]),
+        "bins": BINS,
+        "shares": bins,
+        "of": len(everything),
+    }
 
 
 def _aligned(record: RunRecord, number: int, window: Any) -> _Instance:

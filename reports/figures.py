@@ -31,22 +31,43 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 RUN_COLOURS = ("#4a54d4", "#cf2f74", "#0b8457", "#a06a00", "#0a7ea8", "#8540c4", "#bf4a1c", "#566575")
 KIND_COLOURS = {
-    "prefill": "#eb9f3c", "decode": "#5a94d6", "mixed": "#a284d8",
-    "cpu": "#e0616b", "kv": "#96694c", "bubble": "#45b3a0", "none": "#dfe3e8", "other": "#aab2bb",
-    "receive": "#c5ccd4", "schedule": "#8793a0", "launch": "#48545f", "process": "#6b9a72",
-}  # fmt: skip
+    "prefill": "#eb9f3c",
+    "decode": "#5a94d6",
+    "mixed": "#a284d8",
+    "cpu": "#e0616b",
+    "kv": "#96694c",
+    "bubble": "#45b3a0",
+    "none": "#dfe3e8",
+    "other": "#aab2bb",
+    "receive": "#c5ccd4",
+    "schedule": "#8793a0",
+    "launch": "#48545f",
+    "process": "#6b9a72",
+}
 _STYLE: Any = {
-    "font.size": 8, "axes.titlesize": 9, "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e3e6ea",
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 7,
-    "lines.linewidth": 1.2, "savefig.dpi": 200, "svg.hashsalt": "workbench", "svg.fonttype": "none",
-    "pdf.fonttype": 42, "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e6ea",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "workbench",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
 _NO_DATE: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-}  # fmt: skip
+}
 
 
 def write_figures(report: Report, folder: str | Path, file_format: str) -> list[Path]:
@@ -110,9 +131,11 @@ def latency_figure(report: Report) -> Figure:
     figure = _figure(7, 4.4)
     axes = figure.subplots(2, 2)
     titles = {
-        "ttft": "Time to first token", "tpot": "Time per output token", "itl": "Gaps between tokens",
+        "ttft": "Time to first token",
+        "tpot": "Time per output token",
+        "itl": "Gaps between tokens",
         "e2e": "Arrival to finish",
-    }  # fmt: skip
+    }
     for axis, (name, chart) in zip(axes.flat, latency_cdfs(report.records).items(), strict=True):
         x = _values(chart["x"])
         factor, unit = (1e3, "ms") if len(x) and np.nanmedian(x) < 1 else (1, "s")
@@ -137,11 +160,15 @@ def over_time_figure(report: Report) -> Figure | None:
     if not len(at_s):
         return None
     charts = {
-        "running": ("Running", "requests"), "waiting": ("Waiting", "requests"), "decode_tokens": ("Decode", "tokens/s"),
-        "prefill_tokens": ("Prefill", "tokens/s"), "kv": ("KV in use", "tokens"),
+        "running": ("Running", "requests"),
+        "waiting": ("Waiting", "requests"),
+        "decode_tokens": ("Decode", "tokens/s"),
+        "prefill_tokens": ("Prefill", "tokens/s"),
+        "kv": ("KV in use", "tokens"),
         "hit_rate": ("Cache hits", "share of prompt tokens"),
-        "busy": ("GPU busy", "share of time"), "batch": ("Batch", "requests a batch"),
-    }  # fmt: skip
+        "busy": ("GPU busy", "share of time"),
+        "batch": ("Batch", "requests a batch"),
+    }
     figure = _figure(7, 7.4)
     axes = figure.subplots(4, 2, sharex=True)
     for axis, (name, (title, unit)) in zip(axes.flat, charts.items(), strict=True):
@@ -227,8 +254,10 @@ def _draw_window(axis: Axes, window: Window) -> Mapping[str, None]:
             axis.broken_barh(spans, (place - 0.4, 0.8), facecolors=KIND_COLOURS[kind], edgecolor="white", linewidth=0.3)
             used[kind] = None
     axis.set(
-        yticks=range(len(window.lanes)), yticklabels=list(window.lanes), xlim=(0, (window.end_s - window.begin_s) * 1e3),
+        yticks=range(len(window.lanes)),
+        yticklabels=list(window.lanes),
+        xlim=(0, (window.end_s - window.begin_s) * 1e3),
         ylim=(len(window.lanes) - 0.5, -0.5),
-    )  # fmt: skip
+    )
     axis.grid(visible=False)
     return used

@@ -65,8 +65,14 @@ def process_begins_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.n
     return found
 
 
-def _begin_late(begun_s: np.ndarray, late: list[int], at_once: list[bool], process_s: list[float],
-                begins_s: list[float], ends_s: list[float]) -> None:  # fmt: skip
+def _begin_late(
+    begun_s: np.ndarray,
+    late: list[int],
+    at_once: list[bool],
+    process_s: list[float],
+    begins_s: list[float],
+    ends_s: list[float],
+) -> None:
     """Put off, in place, those of `begun_s` that find the thread busy, from each of `late` to the next that does not."""
     ready_s = begun_s.tolist()
     reached = 0

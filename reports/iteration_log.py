@@ -87,15 +87,37 @@ class IterationLog:
         self._start_s.append(start_s)
         self._end_s.append(end_s)
 
-    def append_decodes(self, iteration: int, instance: int, requests: int, context_tokens: int, waiting: int, running: int,
-                       cpu_s: tuple[float, ...], launch_s: Sequence[float], start_s: Sequence[float],
-                       end_s: Sequence[float], kv_used_tokens: Sequence[int]) -> None:  # fmt: skip
+    def append_decodes(
+        self,
+        iteration: int,
+        instance: int,
+        requests: int,
+        context_tokens: int,
+        waiting: int,
+        running: int,
+        cpu_s: tuple[float, ...],
+        launch_s: Sequence[float],
+        start_s: Sequence[float],
+        end_s: Sequence[float],
+        kv_used_tokens: Sequence[int],
+    ) -> None:
         """Add the rows of consecutive steps in which the same requests decode on one stage, the first as given:
         `iteration` counts up and `context_tokens` grows by a token for each request. `cpu_s` are the four CPU phases."""
         self._stretches += self._pack(
-            len(launch_s), requests, iteration, instance, 0, DECODE, requests, 0, requests, context_tokens, waiting,
-            running, *cpu_s,
-        )  # fmt: skip
+            len(launch_s),
+            requests,
+            iteration,
+            instance,
+            0,
+            DECODE,
+            requests,
+            0,
+            requests,
+            context_tokens,
+            waiting,
+            running,
+            *cpu_s,
+        )
         self._launch_s.extend(launch_s)
         self._start_s.extend(start_s)
         self._end_s.extend(end_s)

@@ -108,10 +108,23 @@ GROUPS: dict[str, list[Metric]] = {
 
 METRICS = {metric.name: metric for metrics in GROUPS.values() for metric in metrics}
 
-_QUIET_WHEN_ZERO = frozenset({"requests_aborted", "requests_rejected", "requests_unfinished",
-                              "requests_cut", "cut_tokens", "gpu_mixed_s",
-                              "iterations_mixed", "iterations_prefill", "busy_mixed_share", "idle_kv_share",
-                              "idle_bubble_share", "idle_other_share", "recomputed_tokens"})  # fmt: skip
+_QUIET_WHEN_ZERO = frozenset(
+    {
+        "requests_aborted",
+        "requests_rejected",
+        "requests_unfinished",
+        "requests_cut",
+        "cut_tokens",
+        "gpu_mixed_s",
+        "iterations_mixed",
+        "iterations_prefill",
+        "busy_mixed_share",
+        "idle_kv_share",
+        "idle_bubble_share",
+        "idle_other_share",
+        "recomputed_tokens",
+    }
+)
 
 
 def shown_metrics(summaries: Summaries) -> dict[str, list[Metric]]:

@@ -63,16 +63,23 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     described = {
         "name": name or folder.name,
         "latency_from": "queued",
-        "trace": {"name": str(meta.get("dataset_path", "unknown")), "sha256": str(meta.get("dataset_hash", "")),
-                  "format": "llmservingsim", "notes": []},
+        "trace": {
+            "name": str(meta.get("dataset_path", "unknown")),
+            "sha256": str(meta.get("dataset_hash", "")),
+            "format": "llmservingsim",
+            "notes": [],
+        },
         "model": str(meta.get("model", "unknown")),
-        "hardware": {"gpu": str(meta.get("hardware", "unknown")), "simulated": False,
-                     "gpus": math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp"))},
+        "hardware": {
+            "gpu": str(meta.get("hardware", "unknown")),
+            "simulated": False,
+            "gpus": math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp")),
+        },
         "settings": {**settings, "engine_kwargs": kwargs},
         "versions": {"vllm": version} if version else {},
         "interrupted": False,
         "totals": {"requests": len(rows), "ended": len(rows), "iterations": 0},
-    }  # fmt: skip
+    }
     columns: dict[str, Any] = {
         "request_id": [str(row.get("request_id", f"r{i + 1}")) for i, row in enumerate(rows)],
         "session_id": [""] * len(rows),
@@ -88,8 +95,10 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
         "retractions": whole,
         "status": ["finished"] * len(rows),
     }
-    iterations = {column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
-                  for column, kind in ITERATION_COLUMNS.items()}  # fmt: skip
+    iterations = {
+        column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
+        for column, kind in ITERATION_COLUMNS.items()
+    }
     return RunRecord(described, columns, iterations, (np.empty(0), np.empty(0, np.int64)))
 
 

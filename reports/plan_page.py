@@ -45,14 +45,18 @@ def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:
         target=f"{target:.4g}/s",
         rows=[_row(candidate, names, slo, top) for candidate in searched],
         others=[
-            {"settings": [said(candidate["settings"][name]) for name in names], "status": candidate["status"],
-             "reason": candidate["reason"]}
-            for candidate in found["candidates"] if "highest_rate" not in candidate
+            {
+                "settings": [said(candidate["settings"][name]) for name in names],
+                "status": candidate["status"],
+                "reason": candidate["reason"],
+            }
+            for candidate in found["candidates"]
+            if "highest_rate" not in candidate
         ],
         searches=[_search(candidate, names, slo) for candidate in searched],
         command=found["command"],
         shared=[(name, said(value)) for name, value in sorted(found["settings"].items())],
-    )  # fmt: skip
+    )
 
 
 def _row(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str, float], top: float) -> dict[str, Any]:
@@ -76,12 +80,15 @@ def _row(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str, f
         "cost_value": cost if cost is not None else candidate["gpus"],
         "per_million_value": per_million if per_million is not None else math.inf,
         "limits": [
-            {"text": written([measured.get(name)], Unit.SECONDS)[0], "value": measured.get(name) or math.inf,
-             "share": "" if measured.get(name) is None else percent(measured[name] / limit)}
+            {
+                "text": written([measured.get(name)], Unit.SECONDS)[0],
+                "value": measured.get(name) or math.inf,
+                "share": "" if measured.get(name) is None else percent(measured[name] / limit),
+            }
             for name, limit in slo.items()
         ],
         "breaks": candidate["breaks_first"] or "-",
-    }  # fmt: skip
+    }
 
 
 def _search(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str, float]) -> dict[str, Any]:
@@ -99,19 +106,27 @@ def _search(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str
         )
         outcome = "kept" if probe["kept"] else f"lost: {', '.join(probe['broken'])}"
         rows.append(
-            {"number": number, "rate": rate, "kept": probe["kept"],
-             "outcome": outcome + (", stopped early" if probe["stopped_early"] else ""),
-             "limits": [written([probe["measured_s"].get(name)], Unit.SECONDS)[0] for name in slo]}
-        )  # fmt: skip
+            {
+                "number": number,
+                "rate": rate,
+                "kept": probe["kept"],
+                "outcome": outcome + (", stopped early" if probe["stopped_early"] else ""),
+                "limits": [written([probe["measured_s"].get(name)], Unit.SECONDS)[0] for name in slo],
+            }
+        )
         if probe["rate"]:
             x = 4 + 92 * math.log(probe["rate"] / low) / math.log(high / low)
             marks.append({"x": f"{x:.2f}", "kept": probe["kept"], "text": f"{number}. {rate}: {outcome}"})
     return {
-        "name": _named(candidate, names), "marks": marks, "rows": rows, "low": f"{low * 1.15:.4g}/s",
-        "high": f"{high / 1.15:.4g}/s", "burst": f"{candidate['burst_rps']:.4g}",
+        "name": _named(candidate, names),
+        "marks": marks,
+        "rows": rows,
+        "low": f"{low * 1.15:.4g}/s",
+        "high": f"{high / 1.15:.4g}/s",
+        "burst": f"{candidate['burst_rps']:.4g}",
         "breaks": candidate["breaks_first"],
         "command": candidate["command"],
-    }  # fmt: skip
+    }
 
 
 def _named(candidate: Mapping[str, Any], names: Sequence[str]) -> str:

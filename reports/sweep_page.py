@@ -19,17 +19,30 @@ Row = Mapping[str, Any]
 
 MOST_BYTES = 8_000_000
 TABLE = (
-    "gpus", "cost_per_hour", "request_throughput", "output_throughput", "output_throughput_per_gpu", "goodput_share",
-    "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p99_s", "cost_per_million_output_tokens",
-    "gpu_busy_share", "cache_hit_rate", "retractions",
-)  # fmt: skip
+    "gpus",
+    "cost_per_hour",
+    "request_throughput",
+    "output_throughput",
+    "output_throughput_per_gpu",
+    "goodput_share",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "e2e_p99_s",
+    "cost_per_million_output_tokens",
+    "gpu_busy_share",
+    "cache_hit_rate",
+    "retractions",
+)
 """Metrics that the table shows at first."""
 MATTERS = 0.10
 """A setting that explains less of a metric's variance is not worth a sentence."""
 
 
-def write_sweep_page(rows: Sequence[Row], manifest: Mapping[str, Any], path: str | Path,
-                     command_of: Callable[[Row], str]) -> None:  # fmt: skip
+def write_sweep_page(
+    rows: Sequence[Row], manifest: Mapping[str, Any], path: str | Path, command_of: Callable[[Row], str]
+) -> None:
     """Write the page of a sweep to the file `path`.
 
     `rows` are those of results.csv, `manifest` that of sweep.json (`trace`, `space`, `settings`, `objective`, `search`,

@@ -89,8 +89,12 @@ def reasons(summaries: Summaries, uses: Uses | None = None) -> list[str]:
 
 
 def _where_time_went(uses: Mapping[str, TimeUse]) -> list[str]:
-    return [*_host(uses), *_idle(uses, "bubble", "in pipeline bubbles: what it could compute is on another stage"),
-            *_idle(uses, "kv", "because queued requests do not fit into KV memory"), *_wasted(uses)]  # fmt: skip
+    return [
+        *_host(uses),
+        *_idle(uses, "bubble", "in pipeline bubbles: what it could compute is on another stage"),
+        *_idle(uses, "kv", "because queued requests do not fit into KV memory"),
+        *_wasted(uses),
+    ]
 
 
 def _host(uses: Mapping[str, TimeUse]) -> list[str]:

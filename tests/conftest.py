@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say at the end what was skipped and why; a reason names the command that brings what is missing, if one does."""
-    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ")
-                      for report in terminalreporter.stats.get("skipped", ()))  # fmt: skip
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", ())
+    )
     for reason, number in sorted(reasons.items(), key=lambda each: (-each[1], each[0])):
         terminalreporter.write_line(f"skipped {number}: {reason}")

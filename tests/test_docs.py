@@ -26,8 +26,8 @@ NOT_RUN = {
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
     "workbench calibrate MODEL --backend cpu|cuda --out FOLDER": "minutes: tests/live/test_calibrate.py",
     "workbench calibrate MODEL --backend cpu|cuda --out costs.json [--tp N]": "minutes: tests/live/test_calibrate.py",
-    "workbench replay trace.jsonl --model FOLDER --backend cpu --loop normal,overlap --decisions":
-        "a real model: tests/live/test_replay_command.py",
+    "workbench replay trace.jsonl --model FOLDER --backend cpu --loop normal,overlap "
+    "--decisions": "a real model: tests/live/test_replay_command.py",
     "workbench observe http://127.0.0.1:8000 --trace TRACE --out observed [--model NAME] "
     "[--concurrency N | --rate R | --speedup X]": "a server: tests/live/test_observe.py",
     "workbench compare observed sim/overlap": "what observe has left: tests/live/test_observe.py",
@@ -35,20 +35,34 @@ NOT_RUN = {
     "workbench simulate runs/gpu/fidelity/trace-80.jsonl --like runs/gpu/fidelity/80-overlap-1 "
     "--cost profile:h200 --out sim": "tests/torch/test_gpu_script.py",
     "workbench compare runs/gpu/fidelity/80-overlap-1 sim/overlap": "tests/torch/test_gpu_script.py",
-}  # fmt: skip
+}
 """Lines that are only parsed, and why."""
 ELSEWHERE = {"sweep", "plan"}
 """Run from the text of docs/sweep-and-plan.md by tests/search/test_pages.py."""
-PLACES = {"PATH": "profile", "FOLDER": "profile", "RECORD": "runs/a/overlap", "TRACE": "trace.jsonl", "MODEL": "model",
-          "FILE": "trace.jsonl", "MEASURED": "measured", "N": "4096", "R": "2", "X": "2"}  # fmt: skip
+PLACES = {
+    "PATH": "profile",
+    "FOLDER": "profile",
+    "RECORD": "runs/a/overlap",
+    "TRACE": "trace.jsonl",
+    "MODEL": "model",
+    "FILE": "trace.jsonl",
+    "MEASURED": "measured",
+    "N": "4096",
+    "R": "2",
+    "X": "2",
+}
 
 
 def lines(document: Path) -> list[str]:
     """The commands of a page, as written but for what explains them behind three spaces or more."""
     found = re.findall(r"^ *(?:\$ )?(workbench .*)$", document.read_text().replace("\\\n", " "), re.M)
     # Of a paragraph, a line may begin with the name of the project: a command is indented or fenced.
-    found = [line for line in found if re.search(rf"^(?: {{4,}}|\$ ){re.escape(line)}$", document.read_text(), re.M)
-             or f"\n{line}\n" in "".join(re.findall(r"```\w*(\n.*?\n)```", document.read_text(), re.S))]  # fmt: skip
+    found = [
+        line
+        for line in found
+        if re.search(rf"^(?: {{4,}}|\$ ){re.escape(line)}$", document.read_text(), re.M)
+        or f"\n{line}\n" in "".join(re.findall(r"```\w*(\n.*?\n)```", document.read_text(), re.S))
+    ]
     return [" ".join(re.sub(r" {3,}(?=[^ \[]).*", "", line).split()) for line in found]
 
 
@@ -71,8 +85,10 @@ def written_out(line: str) -> list[str]:
 
 def filled_in(command: str) -> list[str]:
     """Its words, with real names for what stands in capitals."""
-    return [re.sub(r"(?<![\w.-])[A-Z]+(?![\w.-])", lambda name: PLACES.get(name[0], name[0]), word)
-            for word in shlex.split(command)[1:]]  # fmt: skip
+    return [
+        re.sub(r"(?<![\w.-])[A-Z]+(?![\w.-])", lambda name: PLACES.get(name[0], name[0]), word)
+        for word in shlex.split(command)[1:]
+    ]
 
 
 def parse(words: list[str]) -> None:
@@ -109,10 +125,15 @@ def test_a_command_that_there_is_not_would_be_noticed():
 
 def test_inline_commands_name_flags_that_there_are():
     known = {
-        "catalogue": "catalogue", "catalogue h100": "catalogue h100", "report": "report x",
-        "replay": "replay x --model m", "observe": "observe u --trace t --out o", "serve MODEL": "serve m",
-        "replay ... --pp N": "replay x --model m --pp 2", "serve --backend cpu|cuda": "serve m --backend cpu",
-    }  # fmt: skip
+        "catalogue": "catalogue",
+        "catalogue h100": "catalogue h100",
+        "report": "report x",
+        "replay": "replay x --model m",
+        "observe": "observe u --trace t --out o",
+        "serve MODEL": "serve m",
+        "replay ... --pp N": "replay x --model m --pp 2",
+        "serve --backend cpu|cuda": "serve m --backend cpu",
+    }
     format_name = "run"
     found = {name for document in DOCS for name in re.findall(r"`workbench ([^`]*)`", document.read_text())}
     assert found - {format_name} == set(known)
@@ -133,11 +154,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     linear_profile(folder / "profile")
     (folder / "measured").mkdir()
-    (folder / "measured/meta.json").write_text(json.dumps({"model": MODEL, "vllm_version": "0.19.0", "engine_kwargs": {
-        "tensor_parallel_size": 1, "max_num_seqs": 128, "max_num_batched_tokens": 2048, "dtype": "bfloat16"}}))  # fmt: skip
-    times = [{"request_id": row["request_id"], "input_toks": row["input_length"], "output_toks": 9,
-              "arrival_time": 1e9 + i / 4, "queued_ts": 50 + i / 4, "scheduled_ts": 50.001 + i / 4,
-              "first_token_ts": 50.02 + i / 4, "last_token_ts": 50.1 + i / 4} for i, row in enumerate(rows)]  # fmt: skip
+    (folder / "measured/meta.json").write_text(
+        json.dumps(
+            {
+                "model": MODEL,
+                "vllm_version": "0.19.0",
+                "engine_kwargs": {
+                    "tensor_parallel_size": 1,
+                    "max_num_seqs": 128,
+                    "max_num_batched_tokens": 2048,
+                    "dtype": "bfloat16",
+                },
+            }
+        )
+    )
+    times = [
+        {
+            "request_id": row["request_id"],
+            "input_toks": row["input_length"],
+            "output_toks": 9,
+            "arrival_time": 1e9 + i / 4,
+            "queued_ts": 50 + i / 4,
+            "scheduled_ts": 50.001 + i / 4,
+            "first_token_ts": 50.02 + i / 4,
+            "last_token_ts": 50.1 + i / 4,
+        }
+        for i, row in enumerate(rows)
+    ]
     (folder / "measured/requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
     for name, flags in (("sample", ["--loop", "normal,overlap"]), ("a", []), ("b", ["--chunk", "256"])):
         made = ["simulate", str(folder / "trace.jsonl"), "--model", MODEL, "--out", str(folder / "runs" / name), *flags]

@@ -33,15 +33,30 @@ def test_every_token_but_a_request_s_first_has_one_gap_through_chunks_and_retrac
 ) -> None:
     draw = random.Random(seed)
     run = RunSettings(
-        model="Qwen/Qwen3-8B", kv_tokens=kv_tokens, chunk=chunk, batching=batching, page_size=page_size, max_tokens=200,
+        model="Qwen/Qwen3-8B",
+        kv_tokens=kv_tokens,
+        chunk=chunk,
+        batching=batching,
+        page_size=page_size,
+        max_tokens=200,
         conservativeness=draw.choice([0.1, 1.0]),
-    )  # fmt: skip
+    )
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.jsonl"
-        path.write_text("".join(
-            json.dumps({"request_id": f"r{i}", "arrival_s": i * 0.004, "input_length": draw.randint(5, 900),
-                        "output_length": draw.randint(1, 200)}) + "\n" for i in range(30)
-        ))  # fmt: skip
+        path.write_text(
+            "".join(
+                json.dumps(
+                    {
+                        "request_id": f"r{i}",
+                        "arrival_s": i * 0.004,
+                        "input_length": draw.randint(5, 900),
+                        "output_length": draw.randint(1, 200),
+                    }
+                )
+                + "\n"
+                for i in range(30)
+            )
+        )
         record = simulate_loop(run, loop, open_trace(path), trace_sha256="", command="test")
     gaps_s, counts = record.itl
     written = np.asarray(record.requests["output_tokens"])

@@ -19,10 +19,22 @@ from workbench.run.settings import RunSettings, settings_from
 from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
 
 VALUES: dict[str, Any] = {
-    "router": "least_requests", "evict": "lfu", "chunk": 512, "max_prefill_tokens": 4096, "max_batch_tokens": 4096,
-    "mixed_chunk": True, "preempt_threshold": 2, "conservativeness": 0.5, "max_passed_over": 8, "max_prefill_streak": 3,
-    "micro_batches": 4, "mem_fraction": 0.8, "kv_dtype": "fp8", "overlap_prefills": False, "overlap": False,
-}  # fmt: skip
+    "router": "least_requests",
+    "evict": "lfu",
+    "chunk": 512,
+    "max_prefill_tokens": 4096,
+    "max_batch_tokens": 4096,
+    "mixed_chunk": True,
+    "preempt_threshold": 2,
+    "conservativeness": 0.5,
+    "max_passed_over": 8,
+    "max_prefill_streak": 3,
+    "micro_batches": 4,
+    "mem_fraction": 0.8,
+    "kv_dtype": "fp8",
+    "overlap_prefills": False,
+    "overlap": False,
+}
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
     "router": [{"dp": 1}],
@@ -43,13 +55,22 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
-    "router": {"dp": 2}, "evict": {"cache": "radix"}, "chunk": {"batching": "prefill-first"},
-    "max_prefill_tokens": {"batching": "prefill-first"}, "max_batch_tokens": {"batching": "mixed"},
-    "mixed_chunk": {"batching": "prefill-first"}, "preempt_threshold": {"policy": "priority"},
-    "conservativeness": {"batching": "prefill-first"}, "max_passed_over": {"policy": "lof", "cache": "none"},
-    "max_prefill_streak": {"batching": "prefill-first"}, "micro_batches": {"loop": "pipeline", "pp": 2},
-    "mem_fraction": {}, "kv_dtype": {"kv_tokens": 10_000}, "overlap_prefills": {"loop": "overlap"}, "overlap": {},
-}  # fmt: skip
+    "router": {"dp": 2},
+    "evict": {"cache": "radix"},
+    "chunk": {"batching": "prefill-first"},
+    "max_prefill_tokens": {"batching": "prefill-first"},
+    "max_batch_tokens": {"batching": "mixed"},
+    "mixed_chunk": {"batching": "prefill-first"},
+    "preempt_threshold": {"policy": "priority"},
+    "conservativeness": {"batching": "prefill-first"},
+    "max_passed_over": {"policy": "lof", "cache": "none"},
+    "max_prefill_streak": {"batching": "prefill-first"},
+    "micro_batches": {"loop": "pipeline", "pp": 2},
+    "mem_fraction": {},
+    "kv_dtype": {"kv_tokens": 10_000},
+    "overlap_prefills": {"loop": "overlap"},
+    "overlap": {},
+}
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
     "how it is laid out": {"loop", "tp", "pp", "dp", "ep", "cuda_graphs", "slots"},
@@ -57,19 +78,29 @@ ALWAYS: dict[str, set[str]] = {
     "what others act beside": {"batching", "policy", "cache"},
     "refused without a chunk size": {"chunk_depth"},
     "when a request ends": {
-        "ignore_eos", "max_tokens", "queue_timeout", "request_timeout", "queue_timeout_s", "request_timeout_s",
+        "ignore_eos",
+        "max_tokens",
+        "queue_timeout",
+        "request_timeout",
+        "queue_timeout_s",
+        "request_timeout_s",
     },
     "which requests come, and when": {"requests", "rate", "speedup", "concurrency"},
     "what is counted": {"slo_ttft", "slo_tpot"},
-}  # fmt: skip
+}
 """Settings that act whatever stands beside them, or contradict it and are refused by both classes themselves."""
 ONLY_WHILE_RUNNING = {"share_in_batch_tokens": {"cache": "none"}}
 """Settings of the scheduler that no flag gives, with a choice beside which they do nothing."""
 CHOICES: dict[str, list[Any]] = {
-    "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"], "batching": ["prefill-first", "mixed"],
-    "policy": ["fcfs", "lpm", "edf", "priority", "random"], "cache": ["radix", "none"], "pp": [1, 2], "dp": [1, 2],
-    "kv_tokens": [None, 10_000], "engine": [*engine_names()],
-}  # fmt: skip
+    "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"],
+    "batching": ["prefill-first", "mixed"],
+    "policy": ["fcfs", "lpm", "edf", "priority", "random"],
+    "cache": ["radix", "none"],
+    "pp": [1, 2],
+    "dp": [1, 2],
+    "kv_tokens": [None, 10_000],
+    "engine": [*engine_names()],
+}
 
 
 def said(flags: dict[str, Any]) -> str:

@@ -113,10 +113,17 @@ ARROWS = {
     "backends": ("backends", "workbench.backend", "workbench.scheduler.batch"),
     "traces": ("traces",),
     "reports": ("reports",),
-    "workbench.run": ("workbench.run", "workbench.scheduler", "workbench.backend", "workbench.loops", "backends",
-                      "traces", "reports"),
+    "workbench.run": (
+        "workbench.run",
+        "workbench.scheduler",
+        "workbench.backend",
+        "workbench.loops",
+        "backends",
+        "traces",
+        "reports",
+    ),
     "workbench.search": ("workbench.search", "workbench.run", "traces", "reports"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("package", ARROWS)
@@ -165,8 +172,11 @@ def test_only_the_command_line_the_server_and_the_run_put_pieces_together():
         ]
         if len(home) + len(reached) > 1:
             builders.add(name)
-    assert [name for name in sorted(builders) if not under(name, "workbench.cli", "workbench.serving",
-                                                           "workbench.run", "workbench.search")] == []  # fmt: skip
+    assert [
+        name
+        for name in sorted(builders)
+        if not under(name, "workbench.cli", "workbench.serving", "workbench.run", "workbench.search")
+    ] == []
     assert builders, "nothing puts the pieces together: this test looks at the wrong names"
 
 

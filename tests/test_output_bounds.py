@@ -36,15 +36,31 @@ def test_an_output_is_as_long_as_the_trace_says(tmp_path, flags):
     ("requests", "flags", "tokens", "cut", "words"),
     [
         ([{"output_length": 600}], ("--max-tokens", 100), [100], {"max_tokens": 500}, "--max-tokens (100)"),
-        ([{"output_length": 600}], ("--max-tokens", 100, "--ignore-eos"), [100], {"max_tokens": 500}, "--max-tokens (100)"),
-        ([{"output_length": 600, "max_tokens": 50}], ("--max-tokens", 100), [50], {"trace": 550},
-         "the max_tokens of the trace"),
+        (
+            [{"output_length": 600}],
+            ("--max-tokens", 100, "--ignore-eos"),
+            [100],
+            {"max_tokens": 500},
+            "--max-tokens (100)",
+        ),
+        (
+            [{"output_length": 600, "max_tokens": 50}],
+            ("--max-tokens", 100),
+            [50],
+            {"trace": 550},
+            "the max_tokens of the trace",
+        ),
         ([{"output_length": 600}], ("--max-context", 301), [200], {"max_context": 400}, "the context (301 tokens)"),
         ([{"output_length": 600}], ("--kv-tokens", 300), [200], {"kv_tokens": 400}, "the KV pool (300 tokens)"),
-        ([{"output_length": 600}, {"output_length": 30, "max_tokens": 20}, {"output_length": 5}], ("--max-tokens", 100),
-         [100, 20, 5], {"max_tokens": 500, "trace": 10}, "--max-tokens (100)"),
+        (
+            [{"output_length": 600}, {"output_length": 30, "max_tokens": 20}, {"output_length": 5}],
+            ("--max-tokens", 100),
+            [100, 20, 5],
+            {"max_tokens": 500, "trace": 10},
+            "--max-tokens (100)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cuts_an_output_is_counted_and_said_everywhere(tmp_path, requests, flags, tokens, cut, words):
     ran, record = simulated(tmp_path, requests, *flags)
     assert record.requests["output_tokens"].tolist() == tokens
@@ -76,10 +92,16 @@ def test_a_later_turn_goes_on_where_the_trace_says_whatever_was_cut(tmp_path):
 @pytest.mark.parametrize(
     ("of_trace", "given", "known", "bound"),
     [
-        (None, None, False, 4096), (None, 10, False, 10), (7, 10, False, 7), (None, None, True, 300), (None, 10, True, 10),
-        (7, None, True, 7), (9000, None, False, 9000), (9000, None, True, 300),
+        (None, None, False, 4096),
+        (None, 10, False, 10),
+        (7, 10, False, 7),
+        (None, None, True, 300),
+        (None, 10, True, 10),
+        (7, None, True, 7),
+        (9000, None, False, 9000),
+        (9000, None, True, 300),
     ],
-)  # fmt: skip
+)
 def test_the_bound_is_the_traces_then_the_flags_then_one_that_cuts_nothing(of_trace, given, known, bound):
     request = TraceRequest("a", 0.0, 10, 300, max_tokens=of_trace)
     assert bound_of(request, given, known).tokens == bound
@@ -88,8 +110,9 @@ def test_the_bound_is_the_traces_then_the_flags_then_one_that_cuts_nothing(of_tr
 
 def test_cuts_are_counted_by_cause():
     assert counted([("trace", 5), ("server", 1), ("trace", 2)]) == {
-        "trace": {"requests": 2, "tokens": 7}, "server": {"requests": 1, "tokens": 1},
-    }  # fmt: skip
+        "trace": {"requests": 2, "tokens": 7},
+        "server": {"requests": 1, "tokens": 1},
+    }
 
 
 def test_everything_that_cuts_an_output_has_words_in_the_reports():

@@ -41,11 +41,18 @@ def test_a_run_that_serves_some_warns_and_counts_the_others(tmp_path):
     assert (tmp_path / "none" / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("sizes", "code", "says"), [
-    ("1000,8000", 0, "warning: 1 of 2 points cannot serve every request; first, point 0: 1 of 3 requests can never be"),
-    ("1000,2000", 0, "warning: 2 of 2 points cannot serve every request"),
-    ("10,20", 2, "error: no point can serve a request, 2 of 2 points were tried"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sizes", "code", "says"),
+    [
+        (
+            "1000,8000",
+            0,
+            "warning: 1 of 2 points cannot serve every request; first, point 0: 1 of 3 requests can never be",
+        ),
+        ("1000,2000", 0, "warning: 2 of 2 points cannot serve every request"),
+        ("10,20", 2, "error: no point can serve a request, 2 of 2 points were tried"),
+    ],
+)
 def test_a_sweep_compares_points_that_serve_as_much_as_any(tmp_path, sizes, code, says):
     trace = written(tmp_path / "t.jsonl", 50, 5000, 60)
     ran = workbench("sweep", trace, "--vary", f"kv_tokens={sizes}", "--out", tmp_path / "o", "--json")

@@ -41,12 +41,24 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(runs, other, tmp_path)
 
 @pytest.mark.slow
 def test_the_timeline_and_figures_come_along(runs, tmp_path):
-    done = workbench("report", runs / "overlap", "--out", tmp_path / "r.html", "--trace-events", tmp_path / "t.json.gz",
-                     "--figures", "svg")  # fmt: skip
+    done = workbench(
+        "report",
+        runs / "overlap",
+        "--out",
+        tmp_path / "r.html",
+        "--trace-events",
+        tmp_path / "t.json.gz",
+        "--figures",
+        "svg",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(gzip.decompress((tmp_path / "t.json.gz").read_bytes()))["traceEvents"]
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
-        "latency.svg", "over_time.svg", "time_use.svg", "timeline.svg"}  # fmt: skip
+        "latency.svg",
+        "over_time.svg",
+        "time_use.svg",
+        "timeline.svg",
+    }
 
 
 @pytest.mark.slow

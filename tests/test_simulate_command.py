@@ -123,8 +123,9 @@ def test_data_parallel_routers_use_every_instance(tmp_path):
 
 def test_a_config_file_sets_what_flags_do_not(tmp_path):
     (tmp_path / "run.toml").write_text('model = "Qwen/Qwen3-8B"\nmax-running = 8\nchunk = 512\n')
-    done = workbench("simulate", SAMPLE, "--requests", 20, "--config", tmp_path / "run.toml", "--chunk", 256, "--out",
-                     tmp_path / "o")  # fmt: skip
+    done = workbench(
+        "simulate", SAMPLE, "--requests", 20, "--config", tmp_path / "run.toml", "--chunk", 256, "--out", tmp_path / "o"
+    )
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "o/overlap/meta.json").read_text())["settings"]
     assert (settings["model"], settings["max_running"], settings["chunk"]) == ("Qwen/Qwen3-8B", 8, 256)
@@ -191,11 +192,14 @@ def test_chunk_0_computes_prompts_whole_and_a_run_like_that_one_does_too(tmp_pat
         ([SAMPLE, "--policy", "nosuch:Thing"], "error: policy: cannot load 'nosuch:Thing': No module named 'nosuch'"),
         ([SAMPLE, "--page-size", "0"], "error: page_size: 0 is less than 1"),
         ([SAMPLE, "--dp", 10**20], f"error: dp: {10**20} is more than 10000 instances"),
-        ([SAMPLE, "--kv-tokens", "500"], "error: 400 of 400 requests can never be served under overlap: s0.0 with 785 "
-         "input tokens is prompt_exceeds_kv (kv_tokens 500, "),
+        (
+            [SAMPLE, "--kv-tokens", "500"],
+            "error: 400 of 400 requests can never be served under overlap: s0.0 with 785 "
+            "input tokens is prompt_exceeds_kv (kv_tokens 500, ",
+        ),
         ([SAMPLE, "--config", "missing.toml"], "error: missing.toml: No such file or directory"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_code_2(arguments, line, tmp_path):
     done = workbench("simulate", *arguments, "--out", tmp_path / "o")
     assert done.returncode == 2
@@ -268,8 +272,12 @@ def test_the_commands_of_the_readme_run(tmp_path):
     assert len(commands) >= 10
     for command in commands:
         words = [word.replace("traces/samples", str(SAMPLE.parent)) for word in command.split()[1:]]
-        done = subprocess.run([sys.executable, "-c", "from workbench.cli.main import main; main()", *words],
-                              capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", "from workbench.cli.main import main; main()", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, (command, done.stderr)
 
 

@@ -64,9 +64,16 @@ class Job:
     def message(self) -> Generate:
         bound = self.bound if self.bound is not None else self.writes
         return Generate(
-            self.rid, np.array(self.prompt, np.int32), SamplingParams(bound, ignore_eos=not self.eos), self.arrival_s,
-            self.priority, self.namespace, self.slo_ttft_s, self.session, self.opening,
-        )  # fmt: skip
+            self.rid,
+            np.array(self.prompt, np.int32),
+            SamplingParams(bound, ignore_eos=not self.eos),
+            self.arrival_s,
+            self.priority,
+            self.namespace,
+            self.slo_ttft_s,
+            self.session,
+            self.opening,
+        )
 
 
 class Rows(list):
@@ -75,11 +82,35 @@ class Rows(list):
     def append(self, *values: float) -> None:  # type: ignore[override]
         super().append(values)
 
-    def append_decodes(self, iteration: int, instance: int, requests: int, context: int, waiting: int, running: int,
-                       cpu_s: tuple[float, ...], *own: Sequence[float]) -> None:  # fmt: skip
+    def append_decodes(
+        self,
+        iteration: int,
+        instance: int,
+        requests: int,
+        context: int,
+        waiting: int,
+        running: int,
+        cpu_s: tuple[float, ...],
+        *own: Sequence[float],
+    ) -> None:
         for i, (launch_s, start_s, end_s, used) in enumerate(zip(*own, strict=True)):
-            self.append(iteration + i, instance, 0, DECODE, launch_s, start_s, end_s, requests, 0, requests,
-                        context + i * requests, used, waiting, running, *cpu_s)  # fmt: skip
+            self.append(
+                iteration + i,
+                instance,
+                0,
+                DECODE,
+                launch_s,
+                start_s,
+                end_s,
+                requests,
+                0,
+                requests,
+                context + i * requests,
+                used,
+                waiting,
+                running,
+                *cpu_s,
+            )
 
 
 @dataclass
@@ -144,10 +175,21 @@ class _Outbox:
             self.run.scheduler.check()
 
 
-def simulate(jobs: Sequence[Job], loop: str = "normal", *, cost: object | None = None, host: HostModel = FREE_HOST,
-             messages: Sequence[tuple[float, object]] = (), check: bool = True,
-             on_step: Callable[[Run, float], None] | None = None, until_s: float | None = None, stages: int | None = None,
-             loop_options: dict[str, object] | None = None, steady: bool = False, **settings: object) -> Run:  # fmt: skip
+def simulate(
+    jobs: Sequence[Job],
+    loop: str = "normal",
+    *,
+    cost: object | None = None,
+    host: HostModel = FREE_HOST,
+    messages: Sequence[tuple[float, object]] = (),
+    check: bool = True,
+    on_step: Callable[[Run, float], None] | None = None,
+    until_s: float | None = None,
+    stages: int | None = None,
+    loop_options: dict[str, object] | None = None,
+    steady: bool = False,
+    **settings: object,
+) -> Run:
     """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
     env = Clock()
     config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]

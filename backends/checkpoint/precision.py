@@ -26,8 +26,12 @@ _MATRICES: dict[str, tuple[str, ...]] = {
     "shared_experts": tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")),
 }
 """Names of a layer's matrices in a checkpoint."""
-_OTHER_NAMES = (("mlp.experts.0.", "block_sparse_moe.experts.0."), ("gate_proj", "w1"), ("up_proj", "w3"),
-                ("down_proj", "w2"))  # fmt: skip
+_OTHER_NAMES = (
+    ("mlp.experts.0.", "block_sparse_moe.experts.0."),
+    ("gate_proj", "w1"),
+    ("up_proj", "w3"),
+    ("down_proj", "w2"),
+)
 """Mixtral's."""
 
 
@@ -68,10 +72,14 @@ class Precision:
     @property
     def described(self) -> dict[str, Any]:
         """For a record."""
-        return {"dtype": self.dtype, "said_by": self.said_by, "bytes": round(self.quantised.bytes, 6),
-                "computes": self.quantised.computes,
-                "kept": {part: round(self.kept[part], 3) for part in PARTS if part in self.kept},
-                "kept_in": self.plain.computes}  # fmt: skip
+        return {
+            "dtype": self.dtype,
+            "said_by": self.said_by,
+            "bytes": round(self.quantised.bytes, 6),
+            "computes": self.quantised.computes,
+            "kept": {part: round(self.kept[part], 3) for part in PARTS if part in self.kept},
+            "kept_in": self.plain.computes,
+        }
 
 
 def named(dtype: str, said_by: str = BY_FLAG) -> Precision:
@@ -253,9 +261,16 @@ def _compressed(group: Inner, plain: Held) -> _Read:
 
 
 METHODS: dict[str, Callable[[Inner, Held], _Read]] = {
-    "awq": _awq, "gptq": _gptq, "fp8": _fp8, "fbgemm_fp8": _fp8, "compressed-tensors": _compressed_tensors,
-    "bitsandbytes": _bitsandbytes, "mxfp4": _mxfp4, "modelopt": _modelopt, "modelopt_fp4": _modelopt,
-}  # fmt: skip
+    "awq": _awq,
+    "gptq": _gptq,
+    "fp8": _fp8,
+    "fbgemm_fp8": _fp8,
+    "compressed-tensors": _compressed_tensors,
+    "bitsandbytes": _bitsandbytes,
+    "mxfp4": _mxfp4,
+    "modelopt": _modelopt,
+    "modelopt_fp4": _modelopt,
+}
 
 
 def _kept(ignored: Iterable[str], layers: int, only: Sequence[str]) -> dict[str, float]:

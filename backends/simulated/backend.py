@@ -33,8 +33,15 @@ class SimulatedForward:
 
     __slots__ = ("_sampler", "batch", "cpu_s", "end_s", "ends_s", "launch_s", "starts_s")
 
-    def __init__(self, batch: ModelWorkerBatch, sampler: ScriptedSampler, launch_s: float, starts_s: list[float],
-                 ends_s: list[float], cpu_s: tuple[float, float, float]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        batch: ModelWorkerBatch,
+        sampler: ScriptedSampler,
+        launch_s: float,
+        starts_s: list[float],
+        ends_s: list[float],
+        cpu_s: tuple[float, float, float],
+    ) -> None:
         self.batch = batch
         self._sampler = sampler
         self.launch_s = launch_s
@@ -56,8 +63,16 @@ class SimulatedBackend:
     columns.
     """
 
-    def __init__(self, clock: Clock, cost: CostModel, host: HostModel, sampler: ScriptedSampler,
-                 log_iteration: Callable[..., None], instance: int = 0, stages: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clock: Clock,
+        cost: CostModel,
+        host: HostModel,
+        sampler: ScriptedSampler,
+        log_iteration: Callable[..., None],
+        instance: int = 0,
+        stages: int = 1,
+    ) -> None:
         self._clock = clock
         self._cost = cost
         self._host = host
@@ -140,15 +155,50 @@ class SimulatedBackend:
 
     def _write(self, forward: SimulatedForward, process_s: float) -> None:
         batch = forward.batch
-        (step, mode, _, _, _, num_prefill, _, prefill_tokens, decode_tokens, context_tokens, _, _, _, _, _, _,
-         kv_used_tokens, waiting, running, _) = batch  # fmt: skip
+        (
+            step,
+            mode,
+            _,
+            _,
+            _,
+            num_prefill,
+            _,
+            prefill_tokens,
+            decode_tokens,
+            context_tokens,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            kv_used_tokens,
+            waiting,
+            running,
+            _,
+        ) = batch
         receive_s, schedule_s, launch_s = forward.cpu_s
         for stage, start in enumerate(forward.starts_s):
             self._log(
-                step, self._instance, stage, MODE_CODES[mode], forward.launch_s, start, forward.ends_s[stage],
-                num_prefill + decode_tokens, prefill_tokens, decode_tokens, context_tokens, kv_used_tokens, waiting,
-                running, receive_s, schedule_s, launch_s, process_s,
-            )  # fmt: skip
+                step,
+                self._instance,
+                stage,
+                MODE_CODES[mode],
+                forward.launch_s,
+                start,
+                forward.ends_s[stage],
+                num_prefill + decode_tokens,
+                prefill_tokens,
+                decode_tokens,
+                context_tokens,
+                kv_used_tokens,
+                waiting,
+                running,
+                receive_s,
+                schedule_s,
+                launch_s,
+                process_s,
+            )
             receive_s = schedule_s = launch_s = process_s = 0.0  # they belong to the iteration, not to each stage of it
 
 

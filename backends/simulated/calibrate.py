@@ -28,12 +28,16 @@ def fit_host(
     alone = (prompts == 0).astype(np.float64)
     phases: dict[str, tuple[list[str], np.ndarray]] = {
         "receive_s": (["receive_s", "receive_message_s"], np.stack((one, prompts), 1)),
-        "schedule_s": (["schedule_s", "schedule_request_s", "schedule_prefill_s", "schedule_token_s"],
-                       np.stack((one, requests, prompts, tokens), 1)),
-        "launch_host_s": (["graph", "eager", "prepare_request_s", "prepare_token_s"],
-                          np.stack((alone, 1 - alone, requests, tokens), 1)),
+        "schedule_s": (
+            ["schedule_s", "schedule_request_s", "schedule_prefill_s", "schedule_token_s"],
+            np.stack((one, requests, prompts, tokens), 1),
+        ),
+        "launch_host_s": (
+            ["graph", "eager", "prepare_request_s", "prepare_token_s"],
+            np.stack((alone, 1 - alone, requests, tokens), 1),
+        ),
         "process_s": (["process_s", "process_token_s", "process_ended_s"], np.stack((one, requests, ended), 1)),
-    }  # fmt: skip
+    }
     found: dict[str, float] = {}
     errors: dict[str, float] = {}
     for phase, (names, rows) in phases.items():

@@ -71,7 +71,18 @@ class HostModel:
 
 
 FREE_HOST = HostModel(
-    receive_s=0, receive_message_s=0, schedule_s=0, schedule_request_s=0, schedule_prefill_s=0, prepare_s=0,
-    prepare_request_s=0, graph_s=0, eager_s=0, eager_layer_s=0, process_s=0, process_token_s=0, process_ended_s=0,
-)  # fmt: skip
+    receive_s=0,
+    receive_message_s=0,
+    schedule_s=0,
+    schedule_request_s=0,
+    schedule_prefill_s=0,
+    prepare_s=0,
+    prepare_request_s=0,
+    graph_s=0,
+    eager_s=0,
+    eager_layer_s=0,
+    process_s=0,
+    process_token_s=0,
+    process_ended_s=0,
+)
 """A CPU that costs nothing: what a step takes without it."""

@@ -36,8 +36,14 @@ class GroupCost(Protocol):
 class _Forward(SimulatedForward):
     __slots__ = ("deadline_s", "issued_s", "ready_s", "waiter")
 
-    def __init__(self, batch: ModelWorkerBatch, sampler: ScriptedSampler, ready_s: float, issued_s: float,
-                 cpu_s: tuple[float, float, float]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        batch: ModelWorkerBatch,
+        sampler: ScriptedSampler,
+        ready_s: float,
+        issued_s: float,
+        cpu_s: tuple[float, float, float],
+    ) -> None:
         super().__init__(batch, sampler, issued_s, [], [], cpu_s)
         self.ready_s, self.issued_s, self.deadline_s = ready_s, issued_s, 0.0
         self.waiter: simpy.Event | None = None
@@ -107,8 +113,16 @@ def _end(waiter: simpy.Event) -> None:
 class LockStepBackend(SimulatedBackend):
     """One rank of a group. Everything but the time of a step is as for an instance of its own."""
 
-    def __init__(self, clock: Clock, group: LockStepGroup, cost: object, host: HostModel, sampler: ScriptedSampler,
-                 log_iteration: Callable[..., None], rank: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clock: Clock,
+        group: LockStepGroup,
+        cost: object,
+        host: HostModel,
+        sampler: ScriptedSampler,
+        log_iteration: Callable[..., None],
+        rank: int,
+    ) -> None:
         super().__init__(clock, cost, host, sampler, log_iteration, rank)  # type: ignore[arg-type]
         self._group = group
         self._rank = rank
@@ -140,8 +154,9 @@ class LockStepBackend(SimulatedBackend):
 class LockStepInbox(SimulatedInbox):
     """An inbox that tells the group when its rank has nothing to do."""
 
-    def __init__(self, clock: Clock, group: LockStepGroup, rank: int,
-                 on_drain: Callable[[list[object]], None] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, clock: Clock, group: LockStepGroup, rank: int, on_drain: Callable[[list[object]], None] | None = None
+    ) -> None:
         super().__init__(clock, on_drain)
         self._group = group
         self._rank = rank

@@ -33,9 +33,19 @@ class MemoryBudget:
     kv_tokens: int
 
 
-def kv_capacity(model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16", kv_dtype: str = "bf16",
-                tp: int = 1, pp: int = 1, ep: int = 1, mem_fraction: float = 0.9, max_prefill_tokens: int = 8192,
-                max_running: int = 256) -> MemoryBudget:  # fmt: skip
+def kv_capacity(
+    model: ModelSpec,
+    gpu: GPU,
+    *,
+    dtype: str | Precision = "bf16",
+    kv_dtype: str = "bf16",
+    tp: int = 1,
+    pp: int = 1,
+    ep: int = 1,
+    mem_fraction: float = 0.9,
+    max_prefill_tokens: int = 8192,
+    max_running: int = 256,
+) -> MemoryBudget:
     """KV capacity: ``memory * mem_fraction`` less weights, peak activations, graphs and runtime, over the bytes of a
     token, for the stage with the least room.
 
@@ -83,8 +93,18 @@ def _heaviest(model: ModelSpec) -> str:
     return "experts" if any(model.moe_layers) else "mlp"
 
 
-def _tightest(model: ModelSpec, gpu: GPU, dtype: Precision, kv_dtype: str, tp: int, pp: int, ep: int, mem_fraction: float,
-              max_prefill_tokens: int, max_running: int) -> MemoryBudget:  # fmt: skip
+def _tightest(
+    model: ModelSpec,
+    gpu: GPU,
+    dtype: Precision,
+    kv_dtype: str,
+    tp: int,
+    pp: int,
+    ep: int,
+    mem_fraction: float,
+    max_prefill_tokens: int,
+    max_running: int,
+) -> MemoryBudget:
     budgets = []
     for stage in range(pp):
         usable = gpu.memory_bytes * mem_fraction

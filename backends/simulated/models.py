@@ -223,9 +223,12 @@ def _read(fields: Fields, name: str) -> ModelSpec:
     mla = None
     if fields.raw("kv_lora_rank") is not None:
         mla = MLA(
-            fields.size("q_lora_rank") if fields.raw("q_lora_rank") is not None else None, fields.size("kv_lora_rank"),
-            fields.size("qk_nope_head_dim"), fields.size("qk_rope_head_dim"), fields.size("v_head_dim"),
-        )  # fmt: skip
+            fields.size("q_lora_rank") if fields.raw("q_lora_rank") is not None else None,
+            fields.size("kv_lora_rank"),
+            fields.size("qk_nope_head_dim"),
+            fields.size("qk_rope_head_dim"),
+            fields.size("v_head_dim"),
+        )
     max_context = context_tokens(fields)
     saved: Precision | str
     try:
@@ -233,13 +236,23 @@ def _read(fields: Fields, name: str) -> ModelSpec:
     except UnsupportedModel as error:
         saved = str(error)
     return ModelSpec(
-        name=name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads(fields),
-        head_dim=head_dim(fields), intermediate=intermediate,
-        vocab=fields.size("vocab_size"), max_context=max_context,
-        tied_embeddings=fields.flag("tie_word_embeddings"), moe_layers=mixtures(fields, routed),
+        name=name,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads(fields),
+        head_dim=head_dim(fields),
+        intermediate=intermediate,
+        vocab=fields.size("vocab_size"),
+        max_context=max_context,
+        tied_embeddings=fields.flag("tie_word_embeddings"),
+        moe_layers=mixtures(fields, routed),
         # A window that no sequence can fill hides nothing.
-        windows=tuple(w if w is not None and w < max_context else None for w in windows(fields, kind)), experts=routed,
-        experts_per_token=per_token, expert_intermediate=expert_intermediate,
-        shared_expert_intermediate=fields.count("n_shared_experts") * expert_intermediate if routed else 0, mla=mla,
+        windows=tuple(w if w is not None and w < max_context else None for w in windows(fields, kind)),
+        experts=routed,
+        experts_per_token=per_token,
+        expert_intermediate=expert_intermediate,
+        shared_expert_intermediate=fields.count("n_shared_experts") * expert_intermediate if routed else 0,
+        mla=mla,
         saved=saved,
-    )  # fmt: skip
+    )

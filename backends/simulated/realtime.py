@@ -49,8 +49,15 @@ class RealtimeBackend:
     GPU's own speed, 0.1 is ten times as fast, 0 does not wait at all. ``log_iteration`` takes one row of iterations.csv.
     """
 
-    def __init__(self, cost: CostModel, sampler: SyntheticSampler, log_iteration: Callable[..., None],
-                 now_s: Callable[[], float], time_scale: float = 1.0, stages: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cost: CostModel,
+        sampler: SyntheticSampler,
+        log_iteration: Callable[..., None],
+        now_s: Callable[[], float],
+        time_scale: float = 1.0,
+        stages: int = 1,
+    ) -> None:
         self._cost = cost
         self._sampler = sampler
         self._log = log_iteration
@@ -120,7 +127,19 @@ class RealtimeBackend:
         for stage, start in enumerate(forward.starts_s):
             own = (*forward.phases_s, process_s) if stage == 0 else _NO_CPU
             self._log(
-                batch.step, 0, stage, MODE_CODES[batch.mode], forward.launch_s, start,
-                forward.ends_s[stage], batch.num_prefill + batch.decode_tokens, batch.prefill_tokens,
-                batch.decode_tokens, batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, *own,
-            )  # fmt: skip
+                batch.step,
+                0,
+                stage,
+                MODE_CODES[batch.mode],
+                forward.launch_s,
+                start,
+                forward.ends_s[stage],
+                batch.num_prefill + batch.decode_tokens,
+                batch.prefill_tokens,
+                batch.decode_tokens,
+                batch.context_tokens,
+                batch.kv_used_tokens,
+                batch.waiting,
+                batch.running,
+                *own,
+            )

@@ -48,8 +48,13 @@ class SyntheticSampler:
     applies where the request does not ignore the end of sequence, and not before its ``min_new_tokens``.
     """
 
-    def __init__(self, vocabulary: Sequence[int] | np.ndarray, eos_token_id: int, rows: int,
-                 output_length: Callable[[int], int | None] = lambda key: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        vocabulary: Sequence[int] | np.ndarray,
+        eos_token_id: int,
+        rows: int,
+        output_length: Callable[[int], int | None] = lambda key: None,
+    ) -> None:
         self._vocabulary = np.asarray([i for i in vocabulary if i != eos_token_id], np.int32)
         if not len(self._vocabulary):
             raise ValueError("the tokenizer has no token to write with")

@@ -54,8 +54,9 @@ class TorchBackend:
     one row of iterations.csv, positional, in the order of its columns; times are seconds since ``began_s``.
     """
 
-    def __init__(self, workers: Workers, log_iteration: LogIteration, instance: int = 0,
-                 began_s: float | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, workers: Workers, log_iteration: LogIteration, instance: int = 0, began_s: float | None = None
+    ) -> None:
         self.workers = workers
         self.kv_tokens, self.max_context = workers.kv_tokens, workers.max_context
         self.eos_token_ids, self.vocab = workers.eos_token_ids, workers.vocab
@@ -148,15 +149,30 @@ class TorchBackend:
         receive_s, schedule_s, launch_s = forward.cpu_s
         for stage, (start, end) in enumerate(forward.output().stages):
             self._log(
-                batch.step, self._instance, stage, MODE_CODES[batch.mode], forward.launch_s, start - self.began_s,
-                end - self.began_s, batch.num_prefill + batch.decode_tokens, batch.prefill_tokens, batch.decode_tokens,
-                batch.context_tokens, batch.kv_used_tokens, batch.waiting, batch.running, receive_s, schedule_s, launch_s,
+                batch.step,
+                self._instance,
+                stage,
+                MODE_CODES[batch.mode],
+                forward.launch_s,
+                start - self.began_s,
+                end - self.began_s,
+                batch.num_prefill + batch.decode_tokens,
+                batch.prefill_tokens,
+                batch.decode_tokens,
+                batch.context_tokens,
+                batch.kv_used_tokens,
+                batch.waiting,
+                batch.running,
+                receive_s,
+                schedule_s,
+                launch_s,
                 process_s,
-            )  # fmt: skip
+            )
             receive_s = schedule_s = launch_s = process_s = 0.0  # they belong to the iteration, not to each stage of it
 
 
-def make_backend(options: RunnerOptions, log_iteration: LogIteration, instance: int = 0,
-                 began_s: float | None = None) -> TorchBackend:  # fmt: skip
+def make_backend(
+    options: RunnerOptions, log_iteration: LogIteration, instance: int = 0, began_s: float | None = None
+) -> TorchBackend:
     """Load a model and be ready to serve it. Raises what :func:`backends.torch.workers.start_workers` raises."""
     return TorchBackend(start_workers(options), log_iteration, instance, began_s)

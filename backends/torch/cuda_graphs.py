@@ -70,9 +70,14 @@ class DecodeGraphs:
         rows, seq_lens = self._rows[:size], self._seq_lens[:size]
         positions = seq_lens - 1
         batch = ForwardBatch(
-            runner.last_token[rows], positions, runner.slots(rows, positions), rows, seq_lens.int(), runner.page_table,
+            runner.last_token[rows],
+            positions,
+            runner.slots(rows, positions),
+            rows,
+            seq_lens.int(),
+            runner.page_table,
             runner.page_size,
-        )  # fmt: skip
+        )
         assert runner.kv is not None
         runner.model.logits(runner.model.forward(batch, runner.kv), self._logits[:size])
 

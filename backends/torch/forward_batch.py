@@ -49,8 +49,9 @@ class KVPool:
     values: list[Tensor]
 
     @classmethod
-    def allocate(cls, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
-                 device: torch.device | str) -> KVPool:  # fmt: skip
+    def allocate(
+        cls, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
+    ) -> KVPool:
         """A pool of zeros: what is read before it is written must at least be finite."""
         shape = (slots, kv_heads, head_dim)
         return cls(

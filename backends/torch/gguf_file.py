@@ -152,9 +152,7 @@ class GGUFFile:
         name = str(self.path)
         arch = self.value("general.architecture")
         if arch not in ARCHITECTURES:
-            raise UnsupportedModel(
-                f"{name}: general.architecture is {arch!r}; supported: {', '.join(ARCHITECTURES)}"
-            )  # fmt: skip
+            raise UnsupportedModel(f"{name}: general.architecture is {arch!r}; supported: {', '.join(ARCHITECTURES)}")
         if "token_embd.weight" not in self.stored:
             raise UnsupportedModel(f"{name}: tensor token_embd.weight is missing")
 
@@ -260,9 +258,7 @@ class GGUFFile:
         try:
             from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
         except ImportError:
-            raise UnsupportedModel(
-                f"{self.path}: quantised tensors need the package gguf (pip install gguf)"
-            ) from None  # fmt: skip
+            raise UnsupportedModel(f"{self.path}: quantised tensors need the package gguf (pip install gguf)") from None
         try:
             kind = GGMLQuantizationType(stored.kind)
             block, size = GGML_QUANT_SIZES[kind]

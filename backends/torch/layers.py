@@ -213,8 +213,16 @@ class ColumnLinear(nn.Module):
 class RowLinear(nn.Module):
     """A projection whose inputs are split: each rank's product is a summand of the result."""
 
-    def __init__(self, inputs: int, share: tuple[int, int], outputs: int, ops: ModuleType, parallel: Parallel,
-                 bias: bool = False, quantised: Fp8 | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        share: tuple[int, int],
+        outputs: int,
+        ops: ModuleType,
+        parallel: Parallel,
+        bias: bool = False,
+        quantised: Fp8 | None = None,
+    ) -> None:
         """Raises UnsupportedModel when the share's border cuts through a block of FP8 scales."""
         super().__init__()
         self.start, self.outputs, self.parallel = share[0], outputs, parallel
@@ -318,16 +326,35 @@ class Attention(nn.Module):
         tokens, requests = batch.prefill_tokens, batch.num_prefill
         parts = []
         if tokens:
-            parts.append(self.ops.prefill_attention(
-                q[:tokens], keys, values, batch.page_table, batch.rows[:requests], batch.q_starts,
-                batch.seq_lens[:requests], max_extend=batch.max_extend, page_size=batch.page_size, scale=self.scale,
-                window=self.window,
-            ))  # fmt: skip
+            parts.append(
+                self.ops.prefill_attention(
+                    q[:tokens],
+                    keys,
+                    values,
+                    batch.page_table,
+                    batch.rows[:requests],
+                    batch.q_starts,
+                    batch.seq_lens[:requests],
+                    max_extend=batch.max_extend,
+                    page_size=batch.page_size,
+                    scale=self.scale,
+                    window=self.window,
+                )
+            )
         if tokens < len(q):
-            parts.append(self.ops.decode_attention(
-                q[tokens:], keys, values, batch.page_table, batch.rows[requests:], batch.seq_lens[requests:],
-                page_size=batch.page_size, scale=self.scale, window=self.window,
-            ))  # fmt: skip
+            parts.append(
+                self.ops.decode_attention(
+                    q[tokens:],
+                    keys,
+                    values,
+                    batch.page_table,
+                    batch.rows[requests:],
+                    batch.seq_lens[requests:],
+                    page_size=batch.page_size,
+                    scale=self.scale,
+                    window=self.window,
+                )
+            )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def sources(self, name: str) -> Iterator[AnySource]:
@@ -364,8 +391,13 @@ class MLP(nn.Module):
 class Mixture(nn.Module):
     """A router and gated experts. Every rank holds a slice of each expert's inner dimension."""
 
-    def __init__(self, config: ModelConfig, ops: ModuleType, parallel: Parallel,
-                 projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: ModelConfig,
+        ops: ModuleType,
+        parallel: Parallel,
+        projections: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    ) -> None:
         """``projections``: what the checkpoint calls an expert's three."""
         super().__init__()
         self.ops, self.parallel, self.projections = ops, parallel, projections
@@ -379,9 +411,7 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[n, hidden] -> [n, hidden]."""
         router_logits = functional.linear(x, self.gate)
-        out = self.ops.moe(
-            x, router_logits, self.gate_up, self.down, top_k=self.top_k, renormalize=self.renormalize
-        )  # fmt: skip
+        out = self.ops.moe(x, router_logits, self.gate_up, self.down, top_k=self.top_k, renormalize=self.renormalize)
         return self.parallel.all_reduce(out)
 
     def sources(self, name: str) -> Iterator[AnySource]:

@@ -27,9 +27,13 @@ LAUNCH_LAYER_S = 5e-4
 CYCLES_A_SECOND = 2e9
 """At least as many as a GPU's clock makes."""
 FUNCTIONS = {
-    "rope": "rotary_emb", "store_kv": "kv_store", "silu_and_mul": "act_fn", "moe": "experts",
-    "prefill_attention": "attention", "decode_attention": "attention",
-}  # fmt: skip
+    "rope": "rotary_emb",
+    "store_kv": "kv_store",
+    "silu_and_mul": "act_fn",
+    "moe": "experts",
+    "prefill_attention": "attention",
+    "decode_attention": "attention",
+}
 """Functions of an operator set, and what they are called in a profile."""
 
 
@@ -168,6 +172,6 @@ def _norm(name: str, norm: nn.Module) -> Iterator[tuple[str, Any, str]]:
 
 def _with_functions(ops: ModuleType, watched: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Any:
     """The operator set with :data:`FUNCTIONS` timed."""
-    return SimpleNamespace(**{
-        name: watched(FUNCTIONS[name], value) if name in FUNCTIONS else value for name, value in vars(ops).items()
-    })  # fmt: skip
+    return SimpleNamespace(
+        **{name: watched(FUNCTIONS[name], value) if name in FUNCTIONS else value for name, value in vars(ops).items()}
+    )

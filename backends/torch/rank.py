@@ -20,16 +20,22 @@ class Rank:
     """All of it happens in the thread that runs the rank's batches, in the order in which it is asked for. What cannot be
     done raises ValueError, in one line."""
 
-    def __init__(self, runner: ModelRunner, number: int = 0, *, fp8: bool = False,
-                 max_context: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, runner: ModelRunner, number: int = 0, *, fp8: bool = False, max_context: int | None = None
+    ) -> None:
         """``fp8`` and ``max_context`` are those that the runner's model was loaded with."""
         self.runner, self.number = runner, number
         self._fp8, self._max_context = fp8, max_context
         self._files: list[Path] = []
         self.profile: StepProfile | None = None
 
-    def run(self, batch: ModelWorkerBatch, hidden: Tensor | None = None, known: np.ndarray | None = None,
-            begin: Callable[[], object] = lambda: None) -> Output:  # fmt: skip
+    def run(
+        self,
+        batch: ModelWorkerBatch,
+        hidden: Tensor | None = None,
+        known: np.ndarray | None = None,
+        begin: Callable[[], object] = lambda: None,
+    ) -> Output:
         """:meth:`ModelRunner.run`; :meth:`ran` is to be called once the result is on its way."""
         if self.profile is None:
             return self.runner.run(batch, hidden, known, begin)

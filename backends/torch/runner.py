@@ -44,8 +44,18 @@ class ModelRunner:
     rows run and how long they are, and a batch can be started before the tokens it continues are known to the host.
     """
 
-    def __init__(self, model: Model, config: ModelConfig, ops: ModuleType, device: torch.device, *, rows: int,
-                 max_context: int, page_size: int, seed: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: Model,
+        config: ModelConfig,
+        ops: ModuleType,
+        device: torch.device,
+        *,
+        rows: int,
+        max_context: int,
+        page_size: int,
+        seed: int = 0,
+    ) -> None:
         self.model, self.config, self.ops, self.device = model, config, ops, device
         self.page_size, self.rows, self.max_context = page_size, rows, max_context
         self.parallel = model.parallel
@@ -68,9 +78,13 @@ class ModelRunner:
         """Make the KV pool. Raises NoRoomForKV when the device has not enough memory for it."""
         try:
             self.kv = KVPool.allocate(
-                len(self.model.layers), (pages + 1) * self.page_size, self.model.kv_heads, self.config.head_dim,
-                self.config.dtype or torch.float32, self.device,
-            )  # fmt: skip
+                len(self.model.layers),
+                (pages + 1) * self.page_size,
+                self.model.kv_heads,
+                self.config.head_dim,
+                self.config.dtype or torch.float32,
+                self.device,
+            )
         except (torch.OutOfMemoryError, RuntimeError) as error:
             needed = (pages + 1) * self.page_size * self.kv_bytes_per_token
             raise NoRoomForKV(
@@ -144,8 +158,13 @@ class ModelRunner:
     # -- running -----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, batch: ModelWorkerBatch, hidden: Tensor | None = None, known: np.ndarray | None = None,
-            begin: Callable[[], object] = lambda: None) -> Output:  # fmt: skip
+    def run(
+        self,
+        batch: ModelWorkerBatch,
+        hidden: Tensor | None = None,
+        known: np.ndarray | None = None,
+        begin: Callable[[], object] = lambda: None,
+    ) -> Output:
         """Run one batch on this rank. Batches come in the order of their launch.
 
         ``hidden``: from the stage before. ``known``: int64[decodes], the decode rows' inputs, given where another rank
@@ -218,10 +237,19 @@ class ModelRunner:
             sample_at = torch.cat((q_starts[1:] - 1, ends))
         extends = np.diff(inputs.q_starts)
         return ForwardBatch(
-            input_ids, positions, self.slots(token_rows, positions), rows, seq_lens.int(), self.page_table, self.page_size,
-            num_prefill, prefill_tokens, q_starts.int() if num_prefill else None,
-            int(extends.max()) if num_prefill else 1, sample_at,
-        )  # fmt: skip
+            input_ids,
+            positions,
+            self.slots(token_rows, positions),
+            rows,
+            seq_lens.int(),
+            self.page_table,
+            self.page_size,
+            num_prefill,
+            prefill_tokens,
+            q_starts.int() if num_prefill else None,
+            int(extends.max()) if num_prefill else 1,
+            sample_at,
+        )
 
     def slots(self, rows: Tensor, positions: Tensor) -> Tensor:
         """int64[n], the KV slot of each (table row, position)."""

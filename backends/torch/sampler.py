@@ -33,8 +33,15 @@ class Sampler:
     which operators are needed at all, so that a batch of greedy requests costs one argmax and nothing waits for the device.
     """
 
-    def __init__(self, rows: int, vocab: int, eos_token_ids: tuple[int, ...], device: torch.device, ops: ModuleType,
-                 seed: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        rows: int,
+        vocab: int,
+        eos_token_ids: tuple[int, ...],
+        device: torch.device,
+        ops: ModuleType,
+        seed: int = 0,
+    ) -> None:
         self._vocab, self._eos, self._device, self._ops, self._seed = vocab, eos_token_ids, device, ops, seed
         self._temperature = torch.zeros(rows, device=device)
         self._top_k = torch.zeros(rows, dtype=torch.int32, device=device)
@@ -63,13 +70,25 @@ class Sampler:
             return
         params = [request.params for request in requests]
         # Two packed transfers, neither of which waits for what the device is doing.
-        ints = self._send(np.array([
-            [request.row for request in requests], [p.top_k for p in params], [self._seed_of(r) for r in requests]
-        ], np.int64))  # fmt: skip
-        floats = self._send(np.array(
-            [(p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
-             for p in params], np.float32,
-        ))  # fmt: skip
+        ints = self._send(
+            np.array(
+                [
+                    [request.row for request in requests],
+                    [p.top_k for p in params],
+                    [self._seed_of(r) for r in requests],
+                ],
+                np.int64,
+            )
+        )
+        floats = self._send(
+            np.array(
+                [
+                    (p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
+                    for p in params
+                ],
+                np.float32,
+            )
+        )
         rows = ints[0]
         self._temperature[rows], self._top_p[rows], self._min_p[rows] = floats[:, 0], floats[:, 1], floats[:, 2]
         self._penalties[rows] = floats[:, 3:]
@@ -116,8 +135,9 @@ class Sampler:
         seed = request.params.seed
         return (crc32(request.request_id.encode()) ^ self._seed) if seed is None else seed & 0x7FFFFFFF
 
-    def sample(self, logits: Tensor, batch: ModelWorkerBatch, rows: Tensor,
-               seq_lens: Tensor) -> tuple[Tensor, Logprobs | None]:  # fmt: skip
+    def sample(
+        self, logits: Tensor, batch: ModelWorkerBatch, rows: Tensor, seq_lens: Tensor
+    ) -> tuple[Tensor, Logprobs | None]:
         """int64[n], a token for every row of the batch (those of ``batch.unsampled`` mean nothing), and their log
         probabilities if a request asks for them.
 
@@ -134,9 +154,16 @@ class Sampler:
             repetition, presence, frequency = self._penalties[rows].unbind(1)
             self._ops.penalize(logits, counts[rows], in_prompt[rows], repetition, presence, frequency)
         tokens = self._ops.sample(
-            logits, self._temperature[rows], self._top_k[rows], self._top_p[rows], self._min_p[rows], self._seeds[rows],
-            seq_lens.long(), all_greedy=not self._random[host_rows].any(), filtered=bool(self._filtered[host_rows].any()),
-        )  # fmt: skip
+            logits,
+            self._temperature[rows],
+            self._top_k[rows],
+            self._top_p[rows],
+            self._min_p[rows],
+            self._seeds[rows],
+            seq_lens.long(),
+            all_greedy=not self._random[host_rows].any(),
+            filtered=bool(self._filtered[host_rows].any()),
+        )
         if penalised:
             self._count(batch, rows, tokens)
         return tokens, None if top < 0 else Logprobs(*self._ops.logprobs(raw, tokens, top))

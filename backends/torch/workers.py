@@ -140,9 +140,16 @@ def _load(options: RunnerOptions, parallel: Parallel, device: torch.device) -> M
     ops = load_ops(options.ops, device)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     model, config = load_model(
-        options.model, dtype=dtype, device=device, ops=ops, parallel=parallel, load_format=options.load_format,  # type: ignore[arg-type]
-        max_context=options.max_context, seed=options.seed, fp8=options.fp8,
-    )  # fmt: skip
+        options.model,
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        parallel=parallel,
+        load_format=options.load_format,  # type: ignore[arg-type]
+        max_context=options.max_context,
+        seed=options.seed,
+        fp8=options.fp8,
+    )
     return ModelRunner(
         model,
         config,
@@ -244,9 +251,11 @@ class CudaWorker(_OneProcess):
         out = self.rank.run(batch, begin=start.record)
         assert out.tokens is not None
         tokens = _to_host(out.tokens)
-        logprobs = None if out.logprobs is None else Logprobs(
-            _to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids)
-        )  # fmt: skip
+        logprobs = (
+            None
+            if out.logprobs is None
+            else Logprobs(_to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids))
+        )
         end.record()
         self.rank.ran()
 
@@ -436,9 +445,11 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{rendezvous}", rank=rank,
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
         world_size=options.tp * options.pp,
-    )  # fmt: skip
+    )
     # Ranks on one machine share its cores: threads that spin for each other on a core too few make a step many times longer.
     torch.set_num_threads(max(1, torch.get_num_threads() // (options.tp * options.pp)))
     groups = [dist.new_group(list(range(s * options.tp, (s + 1) * options.tp))) for s in range(options.pp)]
@@ -446,10 +457,15 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     parallel = Parallel(options.tp, tp_rank, options.pp, stage, groups[stage])
     runner = _load(options, parallel, device)
     own = Rank(runner, rank, fp8=options.fp8, max_context=options.max_context)
-    pipe.send({
-        "kv_tokens": _capacity(runner, options), "max_context": runner.max_context, "vocab": runner.config.vocab,
-        "eos_token_ids": runner.config.eos_token_ids, "dtypes": _dtype_names(runner),
-    })  # fmt: skip
+    pipe.send(
+        {
+            "kv_tokens": _capacity(runner, options),
+            "max_context": runner.max_context,
+            "vocab": runner.config.vocab,
+            "eos_token_ids": runner.config.eos_token_ids,
+            "dtypes": _dtype_names(runner),
+        }
+    )
     runner.allocate(pipe.recv())
     runner.capture(list(options.capture_sizes))
     pipe.send("ready")
@@ -480,9 +496,11 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
             pipe.send((None, None, (start, end)))
         elif tp_rank == 0:
             assert out.tokens is not None
-            logprobs = None if out.logprobs is None else Logprobs(
-                out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu()
-            )  # fmt: skip
+            logprobs = (
+                None
+                if out.logprobs is None
+                else Logprobs(out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu())
+            )
             pipe.send((out.tokens.cpu().numpy(), _host(logprobs), (start, end)))
         else:
             pipe.send((None, None, (start, end)))

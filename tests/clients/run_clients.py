@@ -51,20 +51,34 @@ def run(command: list[str | Path], folder: Path) -> str:
     """What a client says on both streams."""
     env = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     env.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=PATIENCE_S)  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE_S
+    )
     return done.stdout
 
 
 def guidellm(url: str, tokenizer: Path, folder: Path, route: str = "/v1/completions") -> Settled:
     bin = environment("guidellm", "guidellm==0.8.1") / "bin"
-    said = run([
-        bin / "guidellm", "run", "--backend", f"kind=openai_http,target={url},model={MODEL},request_format={route}",
-        "--profile", "kind=concurrent,streams=4", "--constraint", f"kind=max_requests,count={REQUESTS}",
-        "--tokenizer", f"kind=huggingface_auto,model={tokenizer}",
-        "--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16", "--output", "kind=json,path=report.json",
-        "--disable-console",
-    ], folder)  # fmt: skip
+    said = run(
+        [
+            bin / "guidellm",
+            "run",
+            "--backend",
+            f"kind=openai_http,target={url},model={MODEL},request_format={route}",
+            "--profile",
+            "kind=concurrent,streams=4",
+            "--constraint",
+            f"kind=max_requests,count={REQUESTS}",
+            "--tokenizer",
+            f"kind=huggingface_auto,model={tokenizer}",
+            "--data",
+            "kind=synthetic_text,prompt_tokens=64,output_tokens=16",
+            "--output",
+            "kind=json,path=report.json",
+            "--disable-console",
+        ],
+        folder,
+    )
     found = list(folder.glob("**/report.json"))
     if not found:
         return 0, said
@@ -78,11 +92,34 @@ def guidellm_chat(url: str, tokenizer: Path, folder: Path) -> Settled:
 
 def aiperf(url: str, tokenizer: Path, folder: Path, kind: str = "completions") -> Settled:
     bin = environment("aiperf", "aiperf==0.13.0") / "bin"
-    said = run([
-        bin / "aiperf", "profile", "--model", MODEL, "--url", url, "--endpoint-type", kind, "--streaming", "--tokenizer",
-        tokenizer, "--request-count", str(REQUESTS), "--concurrency", "4", "--isl", "64", "--osl", "16",
-        "--output-artifact-dir", folder / "artifacts", "--ui", "none",
-    ], folder)  # fmt: skip
+    said = run(
+        [
+            bin / "aiperf",
+            "profile",
+            "--model",
+            MODEL,
+            "--url",
+            url,
+            "--endpoint-type",
+            kind,
+            "--streaming",
+            "--tokenizer",
+            tokenizer,
+            "--request-count",
+            str(REQUESTS),
+            "--concurrency",
+            "4",
+            "--isl",
+            "64",
+            "--osl",
+            "16",
+            "--output-artifact-dir",
+            folder / "artifacts",
+            "--ui",
+            "none",
+        ],
+        folder,
+    )
     report = folder / "artifacts" / "profile_export_aiperf.json"
     if not report.exists():
         return 0, said
@@ -102,11 +139,32 @@ def bench_serving(url: str, tokenizer: Path, folder: Path, backend: str = "sglan
         pip(home, "download", "--no-deps", "sglang==0.4.10", "-d", str(home / "wheels"))
         with zipfile.ZipFile(next((home / "wheels").glob("sglang-0.4.10-*.whl"))) as wheel:
             wheel.extract("sglang/bench_serving.py", home)
-    said = run([
-        home / "bin" / "python", script, "--backend", backend, "--base-url", url, "--dataset-name", "random-ids",
-        "--model", MODEL, "--tokenizer", tokenizer, "--num-prompts", str(REQUESTS), "--random-input-len", "64",
-        "--random-output-len", "16", "--max-concurrency", "4", "--disable-tqdm",
-    ], folder)  # fmt: skip
+    said = run(
+        [
+            home / "bin" / "python",
+            script,
+            "--backend",
+            backend,
+            "--base-url",
+            url,
+            "--dataset-name",
+            "random-ids",
+            "--model",
+            MODEL,
+            "--tokenizer",
+            tokenizer,
+            "--num-prompts",
+            str(REQUESTS),
+            "--random-input-len",
+            "64",
+            "--random-output-len",
+            "16",
+            "--max-concurrency",
+            "4",
+            "--disable-tqdm",
+        ],
+        folder,
+    )
     found = re.search(r"Successful requests: +(\d+)", said)
     return int(found[1]) if found else 0, said
 
@@ -144,8 +202,11 @@ def main(names: list[str]) -> int:
         tokenizer = Path(temporary) / "tokenizer"
         tokenizer.mkdir()
         TOKENIZERS["byte-level"].save(str(tokenizer / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>",
-                  "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"}  # fmt: skip
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|end|>",
+            "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        }
         (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
         server = Server("--tokenizer", str(tokenizer), model=MODEL)
         try:

@@ -46,13 +46,15 @@ def attention_rows() -> list[tuple[float, ...]]:
 def linear_profile(folder: Path, model: str = MODEL, gpu: str = GPU, tp: int = 1, **meta: object) -> Path:
     """Write the profile and return its folder."""
     write_profile(
-        folder, tp, {"model": model, "gpu": gpu, "dtype": "bf16", "engine": "by hand", **meta},
+        folder,
+        tp,
+        {"model": model, "gpu": gpu, "dtype": "bf16", "engine": "by hand", **meta},
         {
             "layer": [("mlp", n, layer_s(n)) for n in TOKENS],
             "head": [("lm_head", n, head_s(n)) for n in (1, 256)],
             "attention": attention_rows(),
         },
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -61,7 +63,23 @@ def batch(lens: list[int], new: tuple[int, ...] = ()) -> ModelWorkerBatch:
     seq, extend, prompts = np.array(lens, np.int64), np.array(new, np.int64), len(new)
     decodes = len(seq) - prompts
     return ModelWorkerBatch(
-        0, "decode" if not prompts else "mixed" if decodes else "prefill", np.arange(len(seq)), seq,
-        extend if prompts else None, prompts, len(seq), int(extend.sum()), decodes, int(seq.sum()), None, None, (), None,
-        None, (), 0, 0, 0,
-    )  # fmt: skip
+        0,
+        "decode" if not prompts else "mixed" if decodes else "prefill",
+        np.arange(len(seq)),
+        seq,
+        extend if prompts else None,
+        prompts,
+        len(seq),
+        int(extend.sum()),
+        decodes,
+        int(seq.sum()),
+        None,
+        None,
+        (),
+        None,
+        None,
+        (),
+        0,
+        0,
+        0,
+    )

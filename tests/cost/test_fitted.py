@@ -68,12 +68,14 @@ def test_host_phases_are_recovered_phase_by_phase():
     tokens = prompts * 300
     requests = prompts + decodes
     rows = {
-        "decode_tokens": decodes, "requests": requests, "prefill_tokens": tokens,
+        "decode_tokens": decodes,
+        "requests": requests,
+        "prefill_tokens": tokens,
         "receive_s": 5e-6 + 20e-6 * prompts,
         "schedule_s": 40e-6 + 0.4e-6 * requests + 15e-6 * prompts,
         "launch_host_s": np.where(prompts == 0, 200e-6, 900e-6) + 1e-6 * requests,
         "process_s": 30e-6 + 2e-6 * requests,
-    }  # fmt: skip
+    }
     host, errors = fit_host(rows)
     assert host["schedule_request_s"] == pytest.approx(0.4e-6, rel=0.01)
     assert host["prepare_s"] + host["graph_s"] == pytest.approx(200e-6, rel=0.01)

@@ -107,8 +107,10 @@ def test_shared_experts_on_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["runs"]["overlap"]["metrics"]["requests_finished"] == 40
     steps = read_record(tmp_path / "o/overlap").iterations
-    by_rank = [dict(zip(steps["start_s"][steps["instance"] == n], steps["end_s"][steps["instance"] == n], strict=True))
-               for n in (0, 1)]  # fmt: skip
+    by_rank = [
+        dict(zip(steps["start_s"][steps["instance"] == n], steps["end_s"][steps["instance"] == n], strict=True))
+        for n in (0, 1)
+    ]
     shared = by_rank[0].keys() & by_rank[1].keys()
     assert len(shared) > 20 and all(by_rank[0][start] == by_rank[1][start] for start in shared)
     assert np.all(np.diff(sorted(by_rank[0])) > 0)

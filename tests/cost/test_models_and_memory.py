@@ -71,37 +71,141 @@ def test_the_catalogue_says_what_the_published_configurations_say():
 
 OTHERS = {
     # What their published config.json says of the shape; fields that are left out there are left out here.
-    "gemma2-9b": (9.24, {"model_type": "gemma2", "hidden_size": 3584, "num_hidden_layers": 42, "num_attention_heads": 16,
-                         "num_key_value_heads": 8, "head_dim": 256, "intermediate_size": 14336, "vocab_size": 256000,
-                         "sliding_window": 4096, "max_position_embeddings": 8192}),
-    "gemma-7b": (8.54, {"model_type": "gemma", "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-                        "num_key_value_heads": 16, "head_dim": 256, "intermediate_size": 24576, "vocab_size": 256000,
-                        "max_position_embeddings": 8192}),
-    "gemma3-27b": (27.0, {"model_type": "gemma3", "text_config": {
-        "model_type": "gemma3_text", "hidden_size": 5376, "num_hidden_layers": 62, "num_attention_heads": 32,
-        "num_key_value_heads": 16, "head_dim": 128, "intermediate_size": 21504, "sliding_window": 1024,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}}),
-    "gemma3-4b": (3.88, {"model_type": "gemma3", "text_config": {
-        "model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34, "intermediate_size": 10240,
-        "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}}),
-    "gemma3-12b": (11.77, {"model_type": "gemma3", "text_config": {
-        "model_type": "gemma3_text", "hidden_size": 3840, "num_hidden_layers": 48, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "intermediate_size": 15360, "sliding_window": 1024,
-        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}}),
-    "deepseek-v2-lite": (15.7, {
-        "model_type": "deepseek_v2", "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "intermediate_size": 10944, "vocab_size": 102400, "max_position_embeddings": 163840,
-        "n_routed_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "n_shared_experts": 2,
-        "first_k_dense_replace": 1, "moe_layer_freq": 1, "kv_lora_rank": 512, "q_lora_rank": None,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}),
-    "mistral-small-3.1-24b": (23.6, {"model_type": "mistral3", "vision_config": {"hidden_size": 1024}, "text_config": {
-        "model_type": "mistral", "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 32768, "vocab_size": 131072,
-        "sliding_window": None, "max_position_embeddings": 131072}}),
-    "phi-3-mini": (3.82, {"model_type": "phi3", "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 32,
-                          "num_key_value_heads": 32, "intermediate_size": 8192, "vocab_size": 32064,
-                          "sliding_window": 2047, "max_position_embeddings": 4096, "tie_word_embeddings": False}),
-}  # fmt: skip
+    "gemma2-9b": (
+        9.24,
+        {
+            "model_type": "gemma2",
+            "hidden_size": 3584,
+            "num_hidden_layers": 42,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 256,
+            "intermediate_size": 14336,
+            "vocab_size": 256000,
+            "sliding_window": 4096,
+            "max_position_embeddings": 8192,
+        },
+    ),
+    "gemma-7b": (
+        8.54,
+        {
+            "model_type": "gemma",
+            "hidden_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            "intermediate_size": 24576,
+            "vocab_size": 256000,
+            "max_position_embeddings": 8192,
+        },
+    ),
+    "gemma3-27b": (
+        27.0,
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 5376,
+                "num_hidden_layers": 62,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 16,
+                "head_dim": 128,
+                "intermediate_size": 21504,
+                "sliding_window": 1024,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            },
+        },
+    ),
+    "gemma3-4b": (
+        3.88,
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 2560,
+                "num_hidden_layers": 34,
+                "intermediate_size": 10240,
+                "sliding_window": 1024,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            },
+        },
+    ),
+    "gemma3-12b": (
+        11.77,
+        {
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 3840,
+                "num_hidden_layers": 48,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "intermediate_size": 15360,
+                "sliding_window": 1024,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            },
+        },
+    ),
+    "deepseek-v2-lite": (
+        15.7,
+        {
+            "model_type": "deepseek_v2",
+            "hidden_size": 2048,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "intermediate_size": 10944,
+            "vocab_size": 102400,
+            "max_position_embeddings": 163840,
+            "n_routed_experts": 64,
+            "num_experts_per_tok": 6,
+            "moe_intermediate_size": 1408,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "moe_layer_freq": 1,
+            "kv_lora_rank": 512,
+            "q_lora_rank": None,
+            "qk_nope_head_dim": 128,
+            "qk_rope_head_dim": 64,
+            "v_head_dim": 128,
+        },
+    ),
+    "mistral-small-3.1-24b": (
+        23.6,
+        {
+            "model_type": "mistral3",
+            "vision_config": {"hidden_size": 1024},
+            "text_config": {
+                "model_type": "mistral",
+                "hidden_size": 5120,
+                "num_hidden_layers": 40,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 32768,
+                "vocab_size": 131072,
+                "sliding_window": None,
+                "max_position_embeddings": 131072,
+            },
+        },
+    ),
+    "phi-3-mini": (
+        3.82,
+        {
+            "model_type": "phi3",
+            "hidden_size": 3072,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "intermediate_size": 8192,
+            "vocab_size": 32064,
+            "sliding_window": 2047,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -149,8 +253,16 @@ def test_what_a_left_out_field_means_is_what_transformers_takes_it_for(kind):
     ],
 )
 def test_any_value_gives_a_model_or_one_line_that_names_the_field(change, line):
-    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 512, **change}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+        **change,
+    }
     if line is None:
         assert from_config(config, "m", "config.json").kv_heads == 4
     else:
@@ -207,8 +319,15 @@ def test_a_model_that_does_not_fit_says_what_would():
 
 
 def test_a_folder_with_a_config_is_a_model(tmp_path):
-    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = load_model(str(tmp_path))
     assert (model.layers, model.kv_heads, model.head_dim) == (2, 4, 16)
@@ -223,8 +342,16 @@ def test_a_folder_with_a_config_is_a_model(tmp_path):
     ],
 )
 def test_a_config_that_cannot_be_modelled_is_refused_by_field(change, line, tmp_path):
-    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "intermediate_size": 128, "vocab_size": 100, "max_position_embeddings": 512, **change}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+        **change,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CatalogueError) as error:
         load_model(str(tmp_path))
@@ -243,9 +370,16 @@ def test_a_config_that_cannot_be_modelled_is_refused_by_field(change, line, tmp_
     ],
 )
 def test_heads_are_shared_out_over_gpus_as_the_real_runner_does(kv_heads, tp, line, tmp_path):
-    config = {"model_type": "llama", "hidden_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12,
-              "num_key_value_heads": kv_heads, "intermediate_size": 768, "vocab_size": 100,
-              "max_position_embeddings": 512}  # fmt: skip
+    config = {
+        "model_type": "llama",
+        "hidden_size": 768,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 12,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": 768,
+        "vocab_size": 100,
+        "max_position_embeddings": 512,
+    }
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text(json.dumps(config))
     settings = settings_from(None, {"model": str(tmp_path / "m"), "tp": tp})
@@ -271,10 +405,17 @@ def test_a_gpu_file_is_checked_by_field(tmp_path):
 
 def test_a_window_of_qwen_is_off_unless_the_configuration_turns_it_on(tmp_path):
     config = {
-        "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
-        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512, "sliding_window": 32,
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 512,
+        "sliding_window": 32,
         "max_window_layers": 0,
-    }  # fmt: skip
+    }
     file = tmp_path / "config.json"
     for use, windows in ((None, (None, None)), (False, (None, None)), (True, (32, 32))):
         file.write_text(json.dumps(config | ({} if use is None else {"use_sliding_window": use})))
@@ -289,10 +430,16 @@ def test_a_window_of_qwen_is_off_unless_the_configuration_turns_it_on(tmp_path):
 
 def test_a_layer_that_is_not_attention_is_refused_by_name(tmp_path):
     config = {
-        "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
-        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 512,
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "max_position_embeddings": 512,
         "layer_types": ["linear_attention", "full_attention"],
-    }  # fmt: skip
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CatalogueError, match=r"config\.json: .*layer_types: 'linear_attention' is not supported"):
         load_model(str(tmp_path / "config.json"))
@@ -304,8 +451,10 @@ def test_a_gpu_that_reaches_what_another_does_takes_its_shares_and_keeps_its_own
     mine.write_text(facts + 'reaches_like = "h200"\nexpert_efficiency = 0.4\n')
     found, like = load_gpu(str(mine)), load_gpu("h200")
     assert (found.kv_efficiency, found.attention_overhead_s, found.link_latency_s) == (
-        like.kv_efficiency, like.attention_overhead_s, like.link_latency_s,
-    )  # fmt: skip
+        like.kv_efficiency,
+        like.attention_overhead_s,
+        like.link_latency_s,
+    )
     assert found.expert_efficiency == 0.4 and found.memory_bandwidth == 1e12 and found.multiprocessors == 0
     for relative in ('"h201"', "7"):
         mine.write_text(facts + f"reaches_like = {relative}\n")

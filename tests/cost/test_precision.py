@@ -14,9 +14,17 @@ from backends.simulated.models import ModelSpec, from_config, load_model
 from tests.cost.test_roofline import batch
 from workbench.run.settings import resolve, settings_from
 
-SHAPE = {"model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
-         "num_key_value_heads": 8, "intermediate_size": 28672, "vocab_size": 128256, "max_position_embeddings": 8192,
-         "torch_dtype": "float16"}  # fmt: skip
+SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "torch_dtype": "float16",
+}
 INT4_WEIGHTS = {"num_bits": 4, "type": "int", "group_size": 128, "strategy": "group", "symmetric": True}
 
 
@@ -43,7 +51,9 @@ KNOWN = {
     "bitsandbytes of 4 bits": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4", 0.5 + 4 / 64, "fp16"),
     "bitsandbytes, scales quantised": (
         {"quant_method": "bitsandbytes", "_load_in_4bit": True, "bnb_4bit_use_double_quant": True},
-        "int4", 0.5 + 1 / 64 + 4 / (64 * 256), "fp16",
+        "int4",
+        0.5 + 1 / 64 + 4 / (64 * 256),
+        "fp16",
     ),
     "bitsandbytes of 8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8", 1, "int8"),
     "mxfp4": ({"quant_method": "mxfp4"}, "mxfp4", 0.5 + 1 / 32, "fp16"),
@@ -52,16 +62,23 @@ KNOWN = {
     "compressed w4a16": (compressed(INT4_WEIGHTS), "int4", 0.5 + 2 / 128, "fp16"),
     "compressed w8a8": (
         compressed({"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8, "type": "float"}),
-        "fp8", 1, "fp8",
+        "fp8",
+        1,
+        "fp8",
     ),
     "compressed int8": (
-        compressed({"num_bits": 8, "type": "int", "strategy": "channel"}, {"num_bits": 8, "type": "int"}), "int8", 1, "int8",
+        compressed({"num_bits": 8, "type": "int", "strategy": "channel"}, {"num_bits": 8, "type": "int"}),
+        "int8",
+        1,
+        "int8",
     ),
     "compressed nvfp4": (
         compressed({"num_bits": 4, "type": "float", "group_size": 16}, {"num_bits": 4, "type": "float"}),
-        "nvfp4", 0.5 + 1 / 16, "fp8",
+        "nvfp4",
+        0.5 + 1 / 16,
+        "fp8",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -193,10 +193,17 @@ def test_tensor_parallelism_divides_the_experts_as_expert_parallelism_does(tmp_p
     folder = tmp_path / "p"
     rows = [(n, used, 1e-6 * n + 1e-6 * used) for n in tokens for used in (1, model.experts)]
     for tp in (1, 2):
-        write_profile(folder, tp, {"model": name, "gpu": GPU, "dtype": "bf16"}, {
-            "layer": [("mlp", n, layer_s(n)) for n in tokens], "head": [("lm_head", n, head_s(n)) for n in (1, 256)],
-            "attention": attention_rows(), "experts": rows,
-        })  # fmt: skip
+        write_profile(
+            folder,
+            tp,
+            {"model": name, "gpu": GPU, "dtype": "bf16"},
+            {
+                "layer": [("mlp", n, layer_s(n)) for n in tokens],
+                "head": [("lm_head", n, head_s(n)) for n in (1, 256)],
+                "attention": attention_rows(),
+                "experts": rows,
+            },
+        )
 
     def experts_s(tp: int, ep: int) -> float:
         return ProfileCost(read_profile(folder, tp, model, gpu), model, gpu, tp=tp, ep=ep).experts_s(512)
@@ -308,8 +315,14 @@ def test_every_public_profile_folder_is_read_at_both_sizes(model):
 def test_aiconfigurator_tables_give_plausible_steps_for_any_model_they_cover():
     base = DATA / "profiles" / "aiconfigurator"
     llama, experts = "meta-llama/Llama-3.1-8B", "Qwen/Qwen3-30B-A3B"
-    for card, name, tp in (("a100", llama, 1), ("a100", experts, 2), ("h200", llama, 1), ("h100", llama, 1),
-                           ("h100", llama, 2), ("h100", experts, 1)):  # fmt: skip
+    for card, name, tp in (
+        ("a100", llama, 1),
+        ("a100", experts, 2),
+        ("h200", llama, 1),
+        ("h100", llama, 1),
+        ("h100", llama, 2),
+        ("h100", experts, 1),
+    ):
         model, gpu = load_model(name), load_gpu(card)
         cost = ProfileCost(read_profile(base, tp, model, gpu), model, gpu, tp=tp)
         one = cost.forward(batch([1000]))

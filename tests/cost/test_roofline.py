@@ -22,9 +22,26 @@ def batch(prefill: list[tuple[int, int]] = (), decode: list[int] = ()) -> ModelW
     new = np.array([n for _, n in prefill], np.int64)
     mode = "mixed" if len(prefill) and len(decode) else "prefill" if len(prefill) else "decode"
     return ModelWorkerBatch(
-        0, mode, np.arange(len(lens)), lens, new if len(prefill) else None, len(prefill), len(lens), int(new.sum()),
-        len(decode), int(lens.sum()), None, None, (), None, None, (), 0, 0, 0,
-    )  # fmt: skip
+        0,
+        mode,
+        np.arange(len(lens)),
+        lens,
+        new if len(prefill) else None,
+        len(prefill),
+        len(lens),
+        int(new.sum()),
+        len(decode),
+        int(lens.sum()),
+        None,
+        None,
+        (),
+        None,
+        None,
+        (),
+        0,
+        0,
+        0,
+    )
 
 
 MODELS = ["Llama-3.1-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-20b", "Mistral-7B-v0.1"]

@@ -20,10 +20,12 @@ TAIL_S = 30e-6
 def table(excess_from: float = 64.0) -> AttentionTable:
     """Attention that takes a nanosecond a token, and from ``excess_from`` decodes on a tail where lengths are uneven."""
     decode = Grid((COUNTS, MEANS), np.array([[1e-9 * n * mean for mean in MEANS] for n in COUNTS]))
-    shares = np.array([
-        [[u / 0.9 * (n >= excess_from) * TAIL_S / (1e-9 * n * mean) for mean in MEANS] for u in UNEVENNESS]
-        for n in COUNTS
-    ])  # fmt: skip
+    shares = np.array(
+        [
+            [[u / 0.9 * (n >= excess_from) * TAIL_S / (1e-9 * n * mean) for mean in MEANS] for u in UNEVENNESS]
+            for n in COUNTS
+        ]
+    )
     mixed = Grid(((16.0,), (0.0,), (0.0,), (1.0,)), np.zeros((1, 1, 1, 1)))
     return AttentionTable(decode, mixed, None, Grid((COUNTS, UNEVENNESS, MEANS), shares))
 

@@ -50,8 +50,9 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {key: int(re.search(rf"\b{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL")}
 
 
-def build(name: str, fn: Any, arch: int, types: dict[str, str], constants: dict[str, Any], warps: int,
-          stages: int = 3) -> dict[str, Any]:  # fmt: skip
+def build(
+    name: str, fn: Any, arch: int, types: dict[str, str], constants: dict[str, Any], warps: int, stages: int = 3
+) -> dict[str, Any]:
     """Compile ``fn``. ``types`` names the dtypes of run-time arguments; pointers and strides are multiples of 16."""
     signature = {a: "constexpr" if a in constants else types[a] for a in fn.arg_names}
     aligned = {
@@ -65,11 +66,17 @@ def build(name: str, fn: Any, arch: int, types: dict[str, str], constants: dict[
     )
     ptx = kernel.asm["ptx"]
     return {
-        "name": name, "arch": arch, "shared": kernel.metadata.shared, **_resources(kernel.asm["cubin"]),
-        "wgmma": "wgmma" in ptx, "cp.async": "cp.async" in ptx, "tcgen05": "tcgen05" in ptx,
-        "mma": "mma.sync" in ptx, "wide_loads": len(re.findall(r"ld\.global\S*\.v4", ptx)),
+        "name": name,
+        "arch": arch,
+        "shared": kernel.metadata.shared,
+        **_resources(kernel.asm["cubin"]),
+        "wgmma": "wgmma" in ptx,
+        "cp.async": "cp.async" in ptx,
+        "tcgen05": "tcgen05" in ptx,
+        "mma": "mma.sync" in ptx,
+        "wide_loads": len(re.findall(r"ld\.global\S*\.v4", ptx)),
         "div": "div.full" in ptx or "div.rn" in ptx,
-    }  # fmt: skip
+    }
 
 
 STRIDES = ("q_token", "q_head", "k_slot", "k_head", "v_slot", "v_head", "table_row")
@@ -96,17 +103,42 @@ def attention(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
             yield build(f"merge/{tag}", decode.merge_kernel, arch, types, common | {"PIECES": 16}, 4)
         for rows in (16, 64, 8192) if width == 128 and arch == MAIN else (8192,):
             p = prefill.prefill_config(arch, width, itemsize, rows)
-            constants = shape | {"PAGE": page, "BLOCK_M": p.block_m, "BLOCK_N": p.block_n, "BLOCK_D": block_d,
-                                 "STAGES": p.stages}  # fmt: skip
+            constants = shape | {
+                "PAGE": page,
+                "BLOCK_M": p.block_m,
+                "BLOCK_N": p.block_n,
+                "BLOCK_D": block_d,
+                "STAGES": p.stages,
+            }
             yield build(f"prefill/{tag}/rows{rows}", prefill.prefill_kernel, arch, types, constants, p.warps)
 
 
 def elementwise(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     p = f"*{dtype}"
     types = {n: p for n in ("x", "residual", "weight", "out", "q", "k", "v", "k_cache", "v_cache")}
-    types |= {n: "i32" for n in ("inner", "x_outer", "x_inner", "x_stride", "residual_stride", "row_stride", "width",
-                                 "q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "cache_slot",
-                                 "cache_head", "rows", "q_heads", "k_heads")}  # fmt: skip
+    types |= {
+        n: "i32"
+        for n in (
+            "inner",
+            "x_outer",
+            "x_inner",
+            "x_stride",
+            "residual_stride",
+            "row_stride",
+            "width",
+            "q_token",
+            "q_head",
+            "k_token",
+            "k_head",
+            "v_token",
+            "v_head",
+            "cache_slot",
+            "cache_head",
+            "rows",
+            "q_heads",
+            "k_heads",
+        )
+    }
     types |= {"eps": "fp32", "positions": "*i64", "slots": "*i64", "cos_sin": "*fp32"}
     for width, rows in ((128, 16), (4096, 1)):
         constants = {"WIDTH": width, "BLOCK": width, "ROWS": rows}
@@ -121,8 +153,21 @@ def elementwise(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
 
 def experts(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     types = {n: f"*{dtype}" for n in ("x", "weight", "out", "logits", "results")}
-    types |= {n: "i32" for n in ("row_stride", "tokens", "pairs", "blocks", "columns", "depth", "x_row",
-                                 "weight_expert", "weight_row", "width")}  # fmt: skip
+    types |= {
+        n: "i32"
+        for n in (
+            "row_stride",
+            "tokens",
+            "pairs",
+            "blocks",
+            "columns",
+            "depth",
+            "x_row",
+            "weight_expert",
+            "weight_row",
+            "width",
+        )
+    }
     types |= {n: "*i32" for n in ("experts", "counts", "order", "block_expert", "used")}
     types |= {"weights": "*fp32"}
     constants = {"EXPERTS": 128, "TOP_K": 8, "RENORMALIZE": True, "BLOCK_E": 128, "BLOCK_K": 8, "ROWS": 8}
@@ -133,8 +178,16 @@ def experts(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     for mean in (1, 100, 1000) if arch == MAIN else (1, 1000):
         for gated in (True, False) if arch == MAIN else (mean == 1,):
             c = moe.moe_config(arch, 4 if dtype == "fp32" else 2, 128 * mean, 128, gated)
-            constants = {"PER_TOKEN": 8 if gated else 1, "GATED": gated, "EVEN": True, "GROUP": c.group,
-                         "BLOCK_M": c.block_m, "BLOCK_N": c.block_n, "BLOCK_K": c.block_k, "STAGES": c.stages}  # fmt: skip
+            constants = {
+                "PER_TOKEN": 8 if gated else 1,
+                "GATED": gated,
+                "EVEN": True,
+                "GROUP": c.group,
+                "BLOCK_M": c.block_m,
+                "BLOCK_N": c.block_n,
+                "BLOCK_K": c.block_k,
+                "STAGES": c.stages,
+            }
             name = f"grouped/{'gated' if gated else 'plain'}/mean{mean}"
             yield build(name, moe.grouped_kernel, arch, types, constants, c.warps)
     if arch == MAIN:
@@ -149,15 +202,35 @@ def eight_bits(arch: int, dtype: str = "bf16") -> Iterator[dict[str, Any]]:
     for rows in (16, 64, 8192) if arch == MAIN else (16, 8192):
         for shared in (0, 128) if arch == MAIN else (128,):
             c = fp8_linear.fp8_config(arch, rows, 2, shared)
-            constants = {"SCALE_COLUMNS": shared, "EVEN": True, "GROUP": 8, "BLOCK_M": c.block_m, "BLOCK_N": c.block_n,
-                         "BLOCK_K": c.block_k, "STAGES": c.stages}  # fmt: skip
+            constants = {
+                "SCALE_COLUMNS": shared,
+                "EVEN": True,
+                "GROUP": 8,
+                "BLOCK_M": c.block_m,
+                "BLOCK_N": c.block_n,
+                "BLOCK_K": c.block_k,
+                "STAGES": c.stages,
+            }
             name = f"fp8_linear/scale{shared}/rows{rows}"
             yield build(name, fp8_linear.fp8_linear_kernel, arch, types, constants, c.warps)
 
 
 def choosing(arch: int) -> Iterator[dict[str, Any]]:
-    types = {n: "*fp32" for n in ("logits", "maxima", "temperature", "top_p", "min_p", "chosen", "values", "repetition",
-                                  "presence", "frequency")}  # fmt: skip
+    types = {
+        n: "*fp32"
+        for n in (
+            "logits",
+            "maxima",
+            "temperature",
+            "top_p",
+            "min_p",
+            "chosen",
+            "values",
+            "repetition",
+            "presence",
+            "frequency",
+        )
+    }
     types |= {n: "*i64" for n in ("tokens", "seeds", "positions", "ids")}
     types |= {"selected": "*i32", "top_k": "*i32", "output_counts": "*i32", "in_prompt": "*u8"}
     types |= {

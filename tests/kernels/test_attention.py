@@ -33,8 +33,9 @@ class Paged:
         return Paged(self.keys.nan_to_num(), self.values.nan_to_num(), self.table, self.rows, self.seq_lens)
 
 
-def paged(lengths: list[int], page: int, kv_heads: int, width: int, dtype: torch.dtype, device: torch.device,
-          seed: int = 0) -> Paged:  # fmt: skip
+def paged(
+    lengths: list[int], page: int, kv_heads: int, width: int, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> Paged:
     generator = torch.Generator().manual_seed(seed)
     counts = [-(-length // page) for length in lengths]
     spare = 3
@@ -51,12 +52,29 @@ def paged(lengths: list[int], page: int, kv_heads: int, width: int, dtype: torch
         used = mine[at // page] * page + at % page
         keys[used] = torch.randn((length, kv_heads, width), generator=generator)
         values[used] = torch.randn((length, kv_heads, width), generator=generator)
-    return Paged(keys.to(device, dtype), values.to(device, dtype), table.to(device), rows.to(device),
-                 torch.tensor(lengths, dtype=torch.int32, device=device))  # fmt: skip
+    return Paged(
+        keys.to(device, dtype),
+        values.to(device, dtype),
+        table.to(device),
+        rows.to(device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+    )
 
 
-def check_decode(lengths, *, page=16, heads=2, kv_heads=1, width=16, window=None, dtype=torch.float32, device=None,
-                 programs=5, block_n=16, seed=0):  # fmt: skip
+def check_decode(
+    lengths,
+    *,
+    page=16,
+    heads=2,
+    kv_heads=1,
+    width=16,
+    window=None,
+    dtype=torch.float32,
+    device=None,
+    programs=5,
+    block_n=16,
+    seed=0,
+):
     cache = paged(lengths, page, kv_heads, width, dtype, device, seed)
     q = randn((len(lengths), heads, width), dtype, device, seed + 1)
     options = {"page_size": page, "scale": width**-0.5, "window": window}
@@ -64,8 +82,22 @@ def check_decode(lengths, *, page=16, heads=2, kv_heads=1, width=16, window=None
     close(result, reference.decode_attention(q, *cache.without_nan().arguments(), **options))
 
 
-def check_prefill(prefixes, extends, *, page=16, heads=2, kv_heads=1, width=16, window=None, dtype=torch.float32,
-                  device=None, block_m=16, block_n=16, seed=0, slack=0):  # fmt: skip
+def check_prefill(
+    prefixes,
+    extends,
+    *,
+    page=16,
+    heads=2,
+    kv_heads=1,
+    width=16,
+    window=None,
+    dtype=torch.float32,
+    device=None,
+    block_m=16,
+    block_n=16,
+    seed=0,
+    slack=0,
+):
     lengths = [p + e for p, e in zip(prefixes, extends, strict=True)]
     cache = paged(lengths, page, kv_heads, width, dtype, device, seed)
     starts = torch.tensor([0, *extends]).cumsum(0).int().to(device)

@@ -40,9 +40,24 @@ def compiled(arch: int) -> dict[str, dict[str, Any]]:
 def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_unit(arch):
     kernels = compiled(arch)
     assert {name.split("/")[0] for name in kernels} == {
-        "decode", "merge", "prefill", "rms_norm", "add_rms_norm", "rope", "silu_and_mul", "store_kv",
-        "route", "count", "place", "grouped", "combine", "sample", "logprobs", "penalize", "fp8_linear",
-    }  # fmt: skip
+        "decode",
+        "merge",
+        "prefill",
+        "rms_norm",
+        "add_rms_norm",
+        "rope",
+        "silu_and_mul",
+        "store_kv",
+        "route",
+        "count",
+        "place",
+        "grouped",
+        "combine",
+        "sample",
+        "logprobs",
+        "penalize",
+        "fp8_linear",
+    }
     assert [(n, k["shared"]) for n, k in kernels.items() if k["shared"] > SHARED_LIMIT[arch]] == []
     assert [(n, k["STACK"]) for n, k in kernels.items() if k["STACK"] > SPILL_LIMIT or k["LOCAL"]] == []
 
@@ -52,8 +67,12 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
     ]
     assert [n for n in streaming if not kernels[n]["cp.async"]] == []
     # What does not is loaded sixteen bytes at a time.
-    direct = [n for n in kernels if n.split("/")[0] in ("merge", "rms_norm", "add_rms_norm", "rope", "silu_and_mul",
-                                                        "store_kv", "count", "combine", "penalize")]  # fmt: skip
+    direct = [
+        n
+        for n in kernels
+        if n.split("/")[0]
+        in ("merge", "rms_norm", "add_rms_norm", "rope", "silu_and_mul", "store_kv", "count", "combine", "penalize")
+    ]
     assert [n for n in direct if not kernels[n]["wide_loads"]] == []
 
     # Tall tiles go to the newest matrix unit, short ones to the one that takes sixteen rows.

@@ -37,8 +37,9 @@ def test_add_rms_norm_agrees_and_returns_the_sum(rows, width, dtype, device):
     assert torch.equal(result[1], expected[1])
 
 
-@pytest.mark.parametrize("heads, kv_heads, width, rotary", [(1, 1, 8, 8), (4, 2, 64, 64), (7, 1, 80, 80), (8, 8, 64, 16),
-                                                            (3, 1, 96, 24)])  # fmt: skip
+@pytest.mark.parametrize(
+    "heads, kv_heads, width, rotary", [(1, 1, 8, 8), (4, 2, 64, 64), (7, 1, 80, 80), (8, 8, 64, 16), (3, 1, 96, 24)]
+)
 def test_rope_agrees_and_leaves_the_rest_of_a_head_alone(heads, kv_heads, width, rotary, dtype, device):
     q, k = randn((5, heads, width), dtype, device, seed=8), randn((5, kv_heads, width), dtype, device, seed=9)
     angles = torch.outer(torch.arange(50).float(), 1e4 ** (-torch.arange(0, rotary, 2) / rotary)).to(device)

@@ -21,10 +21,19 @@ def held(rows, columns, block, device, seed=0):
     return values, fp8.row_scales(scales, rows, how).contiguous(), how.of(rows, columns)[1]
 
 
-@pytest.mark.parametrize("rows, columns, depth, block", [
-    (1, 8, 32, None), (5, 40, 64, None), (17, 33, 72, None), (3, 64, 96, (32, 32)), (20, 70, 80, (16, 16)),
-    (2, 16, 200, (128, 128)), (40, 96, 128, (32, 64)), (0, 8, 32, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, columns, depth, block",
+    [
+        (1, 8, 32, None),
+        (5, 40, 64, None),
+        (17, 33, 72, None),
+        (3, 64, 96, (32, 32)),
+        (20, 70, 80, (16, 16)),
+        (2, 16, 200, (128, 128)),
+        (40, 96, 128, (32, 64)),
+        (0, 8, 32, None),
+    ],
+)
 def test_a_product_with_an_fp8_weight_agrees(rows, columns, depth, block, dtype, device):
     x = randn((rows, depth), dtype, device, seed=1)
     weight = held(columns, depth, block, device)
@@ -46,9 +55,12 @@ def test_inputs_may_be_views_and_wrong_ones_are_refused(device):
     values, scales, columns = held(24, 64, (8, 16), device)
     close(ops.fp8_linear(x, values, scales, columns), reference.fp8_linear(x, values, scales, columns))
     for wrong, error in (
-        ((x, values.float(), scales, 16), TypeError), ((x, values, scales.half(), 16), TypeError),
-        ((x[:, :32], values, scales, 16), ValueError), ((x, values, scales[:5], 16), ValueError),
-        ((x, values, scales, 32), ValueError), ((x, values, scales[:, :2], 48), ValueError),
-    ):  # fmt: skip
+        ((x, values.float(), scales, 16), TypeError),
+        ((x, values, scales.half(), 16), TypeError),
+        ((x[:, :32], values, scales, 16), ValueError),
+        ((x, values, scales[:5], 16), ValueError),
+        ((x, values, scales, 32), ValueError),
+        ((x, values, scales[:, :2], 48), ValueError),
+    ):
         with pytest.raises(error):
             ops.fp8_linear(*wrong)

@@ -20,9 +20,16 @@ def layer(tokens, experts, width, inner, dtype, device, seed=0):
     return x, logits, gate_up, down
 
 
-@pytest.mark.parametrize("tokens, experts, width, inner, top_k", [
-    (1, 4, 32, 32, 2), (5, 3, 40, 24, 1), (40, 8, 64, 48, 2), (17, 5, 96, 33, 5), (9, 16, 32, 16, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens, experts, width, inner, top_k",
+    [
+        (1, 4, 32, 32, 2),
+        (5, 3, 40, 24, 1),
+        (40, 8, 64, 48, 2),
+        (17, 5, 96, 33, 5),
+        (9, 16, 32, 16, 4),
+    ],
+)
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_a_layer_of_experts_agrees(tokens, experts, width, inner, top_k, renormalize, dtype, device):
     arguments = layer(tokens, experts, width, inner, dtype, device)
@@ -70,9 +77,17 @@ def test_experts_of_equal_weight_are_taken_in_the_order_of_their_numbers(device)
     torch.testing.assert_close(weights, torch.full((2, 4), 0.25, device=device))
 
 
-@pytest.mark.parametrize("pairs, experts, block_m, only", [
-    (1, 4, 16, None), (50, 4, 16, None), (64, 2, 16, 1), (48, 3, 16, 0), (3000, 5, 32, None), (7, 64, 16, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pairs, experts, block_m, only",
+    [
+        (1, 4, 16, None),
+        (50, 4, 16, None),
+        (64, 2, 16, 1),
+        (48, 3, 16, 0),
+        (3000, 5, 32, None),
+        (7, 64, 16, None),
+    ],
+)
 def test_the_sort_puts_every_pair_into_a_block_of_its_expert_once(pairs, experts, block_m, only, device):
     generator = torch.Generator().manual_seed(pairs)
     chosen = torch.randint(0, experts, (pairs,), generator=generator, dtype=torch.int32).to(device)

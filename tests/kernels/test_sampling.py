@@ -26,10 +26,13 @@ def batch(rows, device, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=
 
     generator = torch.Generator().manual_seed(seed)
     return (
-        column(temperature, torch.float32), column(top_k, torch.int32), column(top_p, torch.float32),
-        column(min_p, torch.float32), torch.randint(-(2**62), 2**62, (rows,), generator=generator).to(device),
+        column(temperature, torch.float32),
+        column(top_k, torch.int32),
+        column(top_p, torch.float32),
+        column(min_p, torch.float32),
+        torch.randint(-(2**62), 2**62, (rows,), generator=generator).to(device),
         torch.randint(0, 100_000, (rows,), generator=generator).to(device),
-    )  # fmt: skip
+    )
 
 
 def drawn(logits, arguments, *, all_greedy=False, filtered=True, block=FEW):
@@ -109,8 +112,15 @@ def test_all_filters_together_agree_row_by_row(seed, device):
         return [options[int(i)] for i in torch.randint(0, len(options), (rows,), generator=pick)]
 
     logits = randn((rows, vocab), torch.float32, device, seed) * float(torch.rand((), generator=pick) * 5)
-    arguments = batch(rows, device, temperature=choose([0.0, 0.2, 0.8, 1.0, 3.0]), top_k=choose([0, 1, 4, 20, 100]),
-                      top_p=choose([1.0, 0.95, 0.6, 0.05]), min_p=choose([0.0, 0.0, 0.05, 0.5]), seed=seed)  # fmt: skip
+    arguments = batch(
+        rows,
+        device,
+        temperature=choose([0.0, 0.2, 0.8, 1.0, 3.0]),
+        top_k=choose([0, 1, 4, 20, 100]),
+        top_p=choose([1.0, 0.95, 0.6, 0.05]),
+        min_p=choose([0.0, 0.0, 0.05, 0.5]),
+        seed=seed,
+    )
     agrees(logits, arguments)
 
 
@@ -165,8 +175,14 @@ def test_forbidden_tokens_are_never_drawn(device):
 def test_a_single_allowed_token_is_drawn_by_any_parameters(device):
     logits = torch.full((6, 150), float("-inf"), device=device)
     logits[:, 77] = -3.0
-    arguments = batch(6, device, temperature=[0.0, 1.0, 1.0, 1.0, 1.0, 0.01], top_k=[0, 0, 1, 9, 0, 0],
-                      top_p=[1.0, 1.0, 1.0, 0.5, 0.5, 1.0], min_p=[0.0, 0.0, 0.0, 0.0, 0.5, 0.0])  # fmt: skip
+    arguments = batch(
+        6,
+        device,
+        temperature=[0.0, 1.0, 1.0, 1.0, 1.0, 0.01],
+        top_k=[0, 0, 1, 9, 0, 0],
+        top_p=[1.0, 1.0, 1.0, 0.5, 0.5, 1.0],
+        min_p=[0.0, 0.0, 0.0, 0.0, 0.5, 0.0],
+    )
     assert drawn(logits, arguments).tolist() == [77] * 6
 
 

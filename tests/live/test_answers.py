@@ -84,9 +84,11 @@ FINISHED_STREAMS = {
     ).encode(),
     "no line end at the end": sse(piece(), end=f"data: {json.dumps(piece('', 'stop'))}"),
     "a byte order mark": b"\xef\xbb\xbf" + sse(piece("", "stop")),
-    "odd counts": sse(piece("a", "stop"), {"choices": [], "usage": {"completion_tokens": "two", "prompt_tokens": 2.0,
-                                                                     "prompt_tokens_details": [1]}}),
-}  # fmt: skip
+    "odd counts": sse(
+        piece("a", "stop"),
+        {"choices": [], "usage": {"completion_tokens": "two", "prompt_tokens": 2.0, "prompt_tokens_details": [1]}},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FINISHED_STREAMS)
@@ -147,7 +149,7 @@ def test_a_finish_reason_can_be_a_failure(reason):
         (json.dumps({"detail": "out of memory"}).encode(), "aborted:error", "out of memory"),
         (json.dumps(piece("all of it", "stop")).encode(), "aborted:error", "answered in one piece, without streaming"),
     ],
-)  # fmt: skip
+)
 def test_what_did_not_finish_says_why(body, status, says):
     answer = answer_to(body)
     assert answer.status == status and says in answer.message

@@ -148,9 +148,11 @@ def test_operators_become_a_profile_that_simulate_takes_and_a_stopped_one_goes_o
     model = tmp_path / "tiny-llama"
     make("LlamaForCausalLM", model)
     some = ("decode", "prefill", "mixed")
-    monkeypatch.setattr(measure, "design", lambda *bounds: [
-        next(point for point in points.design(*bounds) if point.kind == kind) for kind in some
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        measure,
+        "design",
+        lambda *bounds: [next(point for point in points.design(*bounds) if point.kind == kind) for kind in some],
+    )
     out, real, timed = tmp_path / "profile", measure.time_shape, []
     words = ["calibrate", str(model), "--backend", "cpu", "--out", str(out), "--max-running", "4", "--kv-tokens", "300"]
 

@@ -111,27 +111,40 @@ def test_later_turns_wait_for_the_answer_and_the_user(tmp_path):
 
 def test_compare_and_report_take_the_record(tmp_path):
     seen(tmp_path, some(4))
-    for words in (["compare", tmp_path / "server" / "overlap", tmp_path / "observed"],
-                  ["report", tmp_path / "observed", "--out", tmp_path / "page.html"]):  # fmt: skip
+    for words in (
+        ["compare", tmp_path / "server" / "overlap", tmp_path / "observed"],
+        ["report", tmp_path / "observed", "--out", tmp_path / "page.html"],
+    ):
         ran = CliRunner().invoke(app, [str(word) for word in words])
         assert ran.exit_code == 0, ran.output
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
     # A turn is sent when the one before it has come in whole: where the server has the fourth, three are finished.
-    turns = [{"request_id": f"t{i}", "session_id": "s", "turn": i, "input_length": 40 + 60 * i, "output_length": 5}
-             for i in range(4)]  # fmt: skip
+    turns = [
+        {"request_id": f"t{i}", "session_id": "s", "turn": i, "input_length": 40 + 60 * i, "output_length": 5}
+        for i in range(4)
+    ]
     turns[0]["arrival_s"] = 0.0
-    late = {"request_id": "t4", "session_id": "s", "turn": 4, "think_time_s": 900.0, "input_length": 300,
-            "output_length": 5}  # fmt: skip
+    late = {
+        "request_id": "t4",
+        "session_id": "s",
+        "turn": 4,
+        "think_time_s": 900.0,
+        "input_length": 300,
+        "output_length": 5,
+    }
     trace = write_trace(tmp_path / "t.jsonl", [*turns, late])
     server = Server("--time-scale", "0")
     try:
         out = tmp_path / "observed"
         process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, "observe", server.url, "--trace", str(trace), "--out", str(out)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
         until(lambda: "prompt_tokens_total" in server.http.get("/metrics").text, "metrics")
         server.await_metric("prompt_tokens_total", lambda value: value >= 40 + 100 + 160 + 220)
         process.send_signal(signal.SIGINT)
@@ -279,8 +292,12 @@ def test_single_failures_are_in_the_record(stub, tmp_path):
     assert ran.exit_code == 0
     assert "3 of 5 requests failed" in ran.stderr
     assert read_record(tmp_path / "o").requests["status"] == [
-        "finished", "rejected:http_503", "aborted:error", "aborted:cut_off", "finished",
-    ]  # fmt: skip
+        "finished",
+        "rejected:http_503",
+        "aborted:error",
+        "aborted:cut_off",
+        "finished",
+    ]
 
 
 def test_what_cannot_be_run_ends_with_one_line(stub, tmp_path):
@@ -316,10 +333,12 @@ def test_answers_that_were_cut_are_counted_by_what_cut_them(stub, tmp_path):
     record = read_record(tmp_path / "o")
     assert record.requests["output_tokens"].tolist() == [5, 5, 4]
     assert record.meta["totals"]["cut"] == {
-        "max_tokens": {"requests": 2, "tokens": 5}, "trace": {"requests": 1, "tokens": 5},
-    }  # fmt: skip
+        "max_tokens": {"requests": 2, "tokens": 5},
+        "trace": {"requests": 1, "tokens": 5},
+    }
     assert "2 requests were cut short by --max-tokens (5)" in " ".join(ran.output.split())
     observe(stub(short), *words, "--out", tmp_path / "free")
     assert read_record(tmp_path / "free").meta["totals"]["cut"] == {
-        "server": {"requests": 1, "tokens": 2}, "trace": {"requests": 1, "tokens": 5},
-    }  # fmt: skip
+        "server": {"requests": 1, "tokens": 2},
+        "trace": {"requests": 1, "tokens": 5},
+    }

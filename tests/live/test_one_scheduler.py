@@ -26,9 +26,12 @@ def trace(tmp_path_factory: Any) -> Path:
     with path.open("w") as file:
         for i in range(30):
             line: dict[str, Any] = {
-                "request_id": f"r{i}", "arrival_s": 0.0, "output_length": draw.randint(60, 92),
-                "input_length": draw.randint(5, 90), "priority": i % 3,
-            }  # fmt: skip
+                "request_id": f"r{i}",
+                "arrival_s": 0.0,
+                "output_length": draw.randint(60, 92),
+                "input_length": draw.randint(5, 90),
+                "priority": i % 3,
+            }
             if i % 3 == 0:
                 line |= {"input_length": 80, "hash_ids": [1, 2, 3, 100 + i, 200 + i], "block_size": 16}
             file.write(json.dumps(line) + "\n")
@@ -51,19 +54,36 @@ def test_simulation_and_a_real_model_make_the_same_decisions(
     model: Path, trace: Path, tmp_path: Path, loop: str, name: str
 ) -> None:
     common = {
-        "loop": loop, "kv_tokens": 480, "max_context": 200, "chunk": 48, "max_running": 16, "max_tokens": 92,
-        "conservativeness": 0.02, "pp": 2 if loop == "pipeline" else 1, **SETTINGS[name],
-    }  # fmt: skip
+        "loop": loop,
+        "kv_tokens": 480,
+        "max_context": 200,
+        "chunk": 48,
+        "max_running": 16,
+        "max_tokens": 92,
+        "conservativeness": 0.02,
+        "pp": 2 if loop == "pipeline" else 1,
+        **SETTINGS[name],
+    }
     if (loop, name) == ("pipeline", "lengths known"):
         common["micro_batches"] = 3  # one more than there are stages
     simulated = simulate_loop(
-        RunSettings(model=str(model / "config.json"), **common), loop, open_trace(trace), trace_sha256="", command="",
+        RunSettings(model=str(model / "config.json"), **common),
+        loop,
+        open_trace(trace),
+        trace_sha256="",
+        command="",
         decisions=tmp_path / "simulated.jsonl",
-    )  # fmt: skip
+    )
     real = replay_loop(
-        RunSettings(model=str(model), dtype="fp32", **common), loop, open_trace(trace), device="cpu", load_format="auto",
-        trace_sha256="", command="", decisions=tmp_path / "real.jsonl",
-    )  # fmt: skip
+        RunSettings(model=str(model), dtype="fp32", **common),
+        loop,
+        open_trace(trace),
+        device="cpu",
+        load_format="auto",
+        trace_sha256="",
+        command="",
+        decisions=tmp_path / "real.jsonl",
+    )
     lines = (tmp_path / "real.jsonl").read_text()
     assert lines == (tmp_path / "simulated.jsonl").read_text()
     batches = [json.loads(line) for line in lines.splitlines()]

@@ -28,10 +28,13 @@ FACTOR, STEP_S = 1.25, 2e-3
 def operators_of(tokens: int, sequences: int, pairs: float, context: float) -> dict[str, float]:
     """What the operators of a step take in a made-up world: each is linear in what it goes by."""
     return {
-        "embedding": 1e-6 * tokens, "matrix:qkv_proj": LAYERS * (9e-6 + 1e-7 * tokens),
-        "matrix:down_proj": LAYERS * (5e-6 + 2e-7 * tokens), "layernorm": LAYERS * 2e-6,
-        "lm_head": 1e-4 + 1e-6 * sequences, "attention": LAYERS * (4e-6 + 1e-8 * pairs + 2e-9 * context),
-    }  # fmt: skip
+        "embedding": 1e-6 * tokens,
+        "matrix:qkv_proj": LAYERS * (9e-6 + 1e-7 * tokens),
+        "matrix:down_proj": LAYERS * (5e-6 + 2e-7 * tokens),
+        "layernorm": LAYERS * 2e-6,
+        "lm_head": 1e-4 + 1e-6 * sequences,
+        "attention": LAYERS * (4e-6 + 1e-8 * pairs + 2e-9 * context),
+    }
 
 
 def timed(shape: Shape) -> dict[str, float]:
@@ -51,12 +54,19 @@ def folder_of_points(folder: Path) -> Path:
     for shape in [shape for shape in designed if shape.prompts == 1 and shape.tokens < 200] * 3:
         alone = sum(value for name, value in timed(shape).items() if name != "step")
         row = {
-            "prefill_tokens": shape.prompt, "decode_tokens": shape.decodes, "requests": len(shape.lens),
-            "context_tokens": sum(shape.lens), "pairs": shape.prompt * (shape.cached + shape.prompt / 2),
+            "prefill_tokens": shape.prompt,
+            "decode_tokens": shape.decodes,
+            "requests": len(shape.lens),
+            "context_tokens": sum(shape.lens),
+            "pairs": shape.prompt * (shape.cached + shape.prompt / 2),
             "decode_context": shape.decodes * shape.context,
-            "seconds": FACTOR * alone + STEP_S, "receive_s": 1e-5, "schedule_s": 2e-5,
-            "launch_host_s": 3e-5, "process_s": 4e-5, "ended": 0,
-        }  # fmt: skip
+            "seconds": FACTOR * alone + STEP_S,
+            "receive_s": 1e-5,
+            "schedule_s": 2e-5,
+            "launch_host_s": 3e-5,
+            "process_s": 4e-5,
+            "ended": 0,
+        }
         for name, value in row.items():
             steps[name].append(value)
     write_json(folder / "made-up.normal.json", {"steps": steps})

@@ -49,9 +49,23 @@ def test_a_trace_is_replayed_in_real_time_and_leaves_records_and_a_report(
     model: Path, trace: Path, tmp_path: Path
 ) -> None:
     done = workbench(
-        "replay", trace, "--model", model, "--backend", "cpu", "--loop", "normal,overlap", "--kv-tokens", 1000,
-        "--max-context", 200, "--out", tmp_path / "o", "--decisions", cwd=tmp_path,
-    )  # fmt: skip
+        "replay",
+        trace,
+        "--model",
+        model,
+        "--backend",
+        "cpu",
+        "--loop",
+        "normal,overlap",
+        "--kv-tokens",
+        1000,
+        "--max-context",
+        200,
+        "--out",
+        tmp_path / "o",
+        "--decisions",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "o/report.html").is_file()
     for loop in ("normal", "overlap"):
@@ -132,9 +146,14 @@ def test_ctrl_c_keeps_what_was_replayed(ranks: int, model: Path, tmp_path: Path)
         ranks,
     ]
     process = subprocess.Popen(
-        [*CLI, *map(str, words), "--out", str(tmp_path / "o"), "--decisions"], cwd=tmp_path, env=env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [*CLI, *map(str, words), "--out", str(tmp_path / "o"), "--decisions"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     decisions = tmp_path / "o/.overlap.decisions.jsonl"
     until(lambda: (decisions.exists() and decisions.stat().st_size > 0) or process.poll() is not None, "decisions")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody

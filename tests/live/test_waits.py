@@ -13,9 +13,18 @@ from workbench.run.interrupts import Interrupt
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (12, "12 s"), (80, "1 min 20 s"), (120, "2 min"), (140738, "1 d 15 h"), (3600 * 39 + 330, "1 d 15 h"),
-     (7230, "2 h"), (7290, "2 h 1 min"), (86400 * 40, "40 d")],
-)  # fmt: skip
+    [
+        (0.4, "0 s"),
+        (12, "12 s"),
+        (80, "1 min 20 s"),
+        (120, "2 min"),
+        (140738, "1 d 15 h"),
+        (3600 * 39 + 330, "1 d 15 h"),
+        (7230, "2 h"),
+        (7290, "2 h 1 min"),
+        (86400 * 40, "40 d"),
+    ],
+)
 def test_a_duration_is_spoken_in_its_two_largest_units(seconds, words):
     assert spoken(seconds) == words
 

@@ -20,10 +20,20 @@ from tests.world import Job, LinearCost, Run, simulate
 from workbench.scheduler.batch import ModelWorkerBatch
 
 HOST = HostModel(
-    receive_s=0.001, receive_message_s=0, schedule_s=0.002, schedule_request_s=0, schedule_prefill_s=0,
-    prepare_s=0.003, prepare_request_s=0, graph_s=0.004, eager_s=0.004, eager_layer_s=0, process_s=0.005,
-    process_token_s=0, process_ended_s=0,
-)  # fmt: skip
+    receive_s=0.001,
+    receive_message_s=0,
+    schedule_s=0.002,
+    schedule_request_s=0,
+    schedule_prefill_s=0,
+    prepare_s=0.003,
+    prepare_request_s=0,
+    graph_s=0.004,
+    eager_s=0.004,
+    eager_layer_s=0,
+    process_s=0.005,
+    process_token_s=0,
+    process_ended_s=0,
+)
 COST = LinearCost(step_s=0.020, prefill_token_s=0.0001)
 PREFILL, DECODE, MIXED = 0, 1, 2
 A_PROMPT = list(range(100, 200))
@@ -230,8 +240,9 @@ def test_two_prefills_in_a_row_may_be_kept_from_overlapping():
     # b: receive 10-11, schedule 11-13, prepare 13-16, issue 16-20, behind a: GPU 36-76. a is processed 36-41.
     assert timeline(run) == [(PREFILL, 10, 6, 36, 1), (PREFILL, 20, 36, 76, 1)]
     assert milliseconds(run.first_s) == {"a": 41, "b": 81}
-    run = simulate(jobs, "overlap", cost=COST, host=HOST, loop_options={"overlap_prefills": False},
-                   max_prefill_tokens=100)  # fmt: skip
+    run = simulate(
+        jobs, "overlap", cost=COST, host=HOST, loop_options={"overlap_prefills": False}, max_prefill_tokens=100
+    )
     # b is scheduled by 13; then a is waited for until 36 and processed 36-41; prepare 41-44; GPU 44-84; process 84-89.
     assert timeline(run) == [(PREFILL, 10, 6, 36, 1), (PREFILL, 48, 44, 84, 1)]
     assert milliseconds(run.first_s) == {"a": 41, "b": 89}
@@ -289,8 +300,9 @@ def test_a_link_delays_the_second_stage_and_is_a_queue_of_its_own():
     assert [step[2:4] for step in timeline(run, 0)] == [(0, 20), (47, 67)]
     assert [step[2:4] for step in timeline(run, 1)] == [(27, 47), (74, 94)]
     slow = LinearCost(step_s=0.020, prefill_token_s=0.0, link_s=0.030)
-    run = world([job("a", A_PROMPT, 1), job("b", B_PROMPT, 1)], "pipeline", host=FREE_HOST, cost=slow, slots=2,
-                max_running=2)  # fmt: skip
+    run = world(
+        [job("a", A_PROMPT, 1), job("b", B_PROMPT, 1)], "pipeline", host=FREE_HOST, cost=slow, slots=2, max_running=2
+    )
     # a: 0-20, link 20-50, 50-70. b: 20-40, the link only from 50: 50-80, 80-100.
     assert [step[2:4] for step in timeline(run, 1)] == [(50, 70), (80, 100)]
 

@@ -25,8 +25,9 @@ def shared_prefix(which: int) -> list[int]:
 
 
 @st.composite
-def some_jobs(draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bool = True,
-              prompts_alone: bool = True) -> list[Job]:  # fmt: skip
+def some_jobs(
+    draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bool = True, prompts_alone: bool = True
+) -> list[Job]:
     """Requests with partly shared prompts, some arriving together, and some of which want no output (``prompts_alone``)."""
     jobs = []
     at_s = 0.0
@@ -40,10 +41,18 @@ def some_jobs(draw: st.DrawFn, most: int = 14, at_once: bool = False, by_eos: bo
         bounds = [writes, writes + 5, 60, 4096, *([writes, 0] if prompts_alone else [])]
         bound = draw(st.sampled_from(bounds)) if by_eos else writes
         jobs.append(
-            Job(f"r{i}", prompt, writes, bound=bound, arrival_s=at_s, priority=draw(st.integers(0, 3)), eos=by_eos,
+            Job(
+                f"r{i}",
+                prompt,
+                writes,
+                bound=bound,
+                arrival_s=at_s,
+                priority=draw(st.integers(0, 3)),
+                eos=by_eos,
                 namespace=draw(st.sampled_from(["", "", "", "b"])),
-                slo_ttft_s=draw(st.sampled_from([None, 0.1, 1.0])))
-        )  # fmt: skip
+                slo_ttft_s=draw(st.sampled_from([None, 0.1, 1.0])),
+            )
+        )
     return jobs
 
 
@@ -141,8 +150,16 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
         config = data.draw(some_settings(loop))
         messages, timeouts = data.draw(some_trouble(jobs))
         stages = min(int(config["slots"]), data.draw(st.sampled_from([1, 2, 3])))  # or more micro-batches than stages
-        run = simulate(jobs, loop, host=data.draw(st.sampled_from(HOSTS)), messages=messages, stages=stages,
-                       loop_options=data.draw(st.sampled_from(LOOP_OPTIONS[loop])), **config, **timeouts)  # fmt: skip
+        run = simulate(
+            jobs,
+            loop,
+            host=data.draw(st.sampled_from(HOSTS)),
+            messages=messages,
+            stages=stages,
+            loop_options=data.draw(st.sampled_from(LOOP_OPTIONS[loop])),
+            **config,
+            **timeouts,
+        )
         check_the_end(jobs, run)
 
     check()
@@ -162,9 +179,12 @@ def test_a_stretch_of_steady_decode_is_the_same_as_its_steps_one_by_one(loop):
         messages, timeouts = data.draw(some_trouble(jobs))
         options = {
             "cost": data.draw(st.sampled_from([None, LinearCost(0.001, decode_s=1e-5)])),
-            "host": data.draw(st.sampled_from(HOSTS)), "messages": messages,
-            "loop_options": data.draw(st.sampled_from(LOOP_OPTIONS[loop])), **data.draw(some_settings(loop)), **timeouts,
-        }  # fmt: skip
+            "host": data.draw(st.sampled_from(HOSTS)),
+            "messages": messages,
+            "loop_options": data.draw(st.sampled_from(LOOP_OPTIONS[loop])),
+            **data.draw(some_settings(loop)),
+            **timeouts,
+        }
         one_by_one = simulate(jobs, loop, **options)
         stretches = simulate(jobs, loop, **options, steady=True)
         assert stretches.rows == one_by_one.rows

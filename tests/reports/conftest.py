@@ -42,8 +42,24 @@ def open_page(browser: Any) -> Iterator[Opened]:
 @pytest.fixture(scope="session")
 def three_loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three loops over a slice of the sample, short of memory so that requests are retracted."""
-    flags = ("--loop", ",".join(LOOPS), "--tp", 2, "--requests", 120, "--kv-tokens", 9000, "--max-context", 8000,
-             "--batching", "mixed", "--slo-ttft", 0.5, "--speedup", 8)  # fmt: skip
+    flags = (
+        "--loop",
+        ",".join(LOOPS),
+        "--tp",
+        2,
+        "--requests",
+        120,
+        "--kv-tokens",
+        9000,
+        "--max-context",
+        8000,
+        "--batching",
+        "mixed",
+        "--slo-ttft",
+        0.5,
+        "--speedup",
+        8,
+    )
     return simulate(tmp_path_factory.mktemp("runs") / "o", SAMPLE, *flags)
 
 

@@ -30,8 +30,11 @@ def test_every_point_of_the_charts_is_the_one_pandas_computes_from_the_csv_files
         (pd.read_csv(three_loops / loop / "requests.csv"), pd.read_csv(three_loops / loop / "iterations.csv"))
         for loop in LOOPS
     ]
-    moments = [table[column] for requests, steps in tables
-               for table, column in ((requests, "arrival_s"), (requests, "finish_s"), (steps, "end_s"))]  # fmt: skip
+    moments = [
+        table[column]
+        for requests, steps in tables
+        for table, column in ((requests, "arrival_s"), (requests, "finish_s"), (steps, "end_s"))
+    ]
     edges_s = np.linspace(pd.concat(moments).min(), pd.concat(moments).max(), len(time["t"]) + 1)
     assert np.allclose(time["t"], (edges_s[1:] + edges_s[:-1]) / 2, rtol=1e-5)
     for place, (requests, steps) in enumerate(tables):
@@ -88,8 +91,12 @@ def series_by_pandas(requests: pd.DataFrame, steps: pd.DataFrame, edges_s: np.nd
     with np.errstate(invalid="ignore", divide="ignore"):
         launched = sums(first.assign(one=1), "start_s", "one")
         made = first.assign(tokens=first.prefill_tokens + first.decode_tokens)
-        for name, column in (("batch", "requests"), ("batch_tokens", "tokens"), ("batch_prefill", "prefill_tokens"),
-                             ("batch_decode", "decode_tokens")):  # fmt: skip
+        for name, column in (
+            ("batch", "requests"),
+            ("batch_tokens", "tokens"),
+            ("batch_prefill", "prefill_tokens"),
+            ("batch_decode", "decode_tokens"),
+        ):
             series[name] = sums(made, "start_s", column) / launched
         scheduled = requests[requests.scheduled_s.notna()]
         series["hit_rate"] = sums(scheduled, "scheduled_s", "cached_tokens") / sums(
@@ -161,10 +168,18 @@ def test_a_logarithmic_axis_has_a_few_ticks_wherever_it_begins_and_ends(
 ) -> None:
     # uPlot's own ticks never end where the axis begins between 9.5 and 10 times a power of ten.
     rows = [
-        request_row(request_id=f"r{i}", arrival_s=0.0, queued_s=0.0, scheduled_s=0.0, first_token_s=shortest_s / 2,
-                    finish_s=shortest_s * 1.5**i, input_tokens=10, output_tokens=2)
+        request_row(
+            request_id=f"r{i}",
+            arrival_s=0.0,
+            queued_s=0.0,
+            scheduled_s=0.0,
+            first_token_s=shortest_s / 2,
+            finish_s=shortest_s * 1.5**i,
+            input_tokens=10,
+            output_tokens=2,
+        )
         for i in range(14)
-    ]  # fmt: skip
+    ]
     path = tmp_path / "report.html"
     write_report({"one": record_of(rows)}, path, "by hand", "")
     page = open_page(path)
@@ -185,12 +200,28 @@ def steps_until(end_s: float) -> RunRecord:
     """One request that waits for a second, then runs in steps of a tenth of one until the end."""
     steps = round((end_s - 1) * 10)
     rows = [
-        iteration_row(iteration=i, mode=1 if i else 0, start_s=1 + i / 10, end_s=1.1 + i / 10, running=1, requests=1,
-                      kv_used_tokens=2 + i, decode_tokens=1, schedule_s=0.001)
+        iteration_row(
+            iteration=i,
+            mode=1 if i else 0,
+            start_s=1 + i / 10,
+            end_s=1.1 + i / 10,
+            running=1,
+            requests=1,
+            kv_used_tokens=2 + i,
+            decode_tokens=1,
+            schedule_s=0.001,
+        )
         for i in range(steps)
-    ]  # fmt: skip
-    request = request_row(request_id="a", arrival_s=0.0, queued_s=0.0, scheduled_s=1.0, first_token_s=1.1, finish_s=end_s,
-                          output_tokens=steps)  # fmt: skip
+    ]
+    request = request_row(
+        request_id="a",
+        arrival_s=0.0,
+        queued_s=0.0,
+        scheduled_s=1.0,
+        first_token_s=1.1,
+        finish_s=end_s,
+        output_tokens=steps,
+    )
     return record_of([request], rows)
 
 

@@ -25,11 +25,17 @@ def run(scale: float = 1.0, late_s: float = 0.0, **meta: object) -> RunRecord:
     """Four requests of 11 tokens; every latency is ``scale`` times 1, 2, 3, 4 s, queued ``late_s`` after arrival."""
     rows = [
         request_row(
-            request_id=f"r{i}", arrival_s=float(i), queued_s=i + late_s, scheduled_s=i + late_s + 0.1 * scale,
-            first_token_s=i + late_s + 0.5 * i * scale, finish_s=i + late_s + i * scale, input_tokens=100, output_tokens=11,
+            request_id=f"r{i}",
+            arrival_s=float(i),
+            queued_s=i + late_s,
+            scheduled_s=i + late_s + 0.1 * scale,
+            first_token_s=i + late_s + 0.5 * i * scale,
+            finish_s=i + late_s + i * scale,
+            input_tokens=100,
+            output_tokens=11,
         )
         for i in range(1, 5)
-    ]  # fmt: skip
+    ]
     return record_of(rows, name=f"x{scale}", **meta)
 
 
@@ -150,14 +156,38 @@ def test_mismatched_traces_and_missing_runs_exit_with_2(tmp_path):
 
 def measured(folder: Path, **changes: object) -> Path:
     folder.mkdir(exist_ok=True)
-    meta = {"model": "meta-llama/Llama-3.1-8B", "vllm_version": "0.19.0", "dataset_path": "x/trace.jsonl",
-            "engine_kwargs": {"tensor_parallel_size": 2, "data_parallel_size": 2, "max_num_seqs": 64, "dtype": "bfloat16",
-                              "enable_expert_parallel": True, "max_model_len": None}}  # fmt: skip
+    meta = {
+        "model": "meta-llama/Llama-3.1-8B",
+        "vllm_version": "0.19.0",
+        "dataset_path": "x/trace.jsonl",
+        "engine_kwargs": {
+            "tensor_parallel_size": 2,
+            "data_parallel_size": 2,
+            "max_num_seqs": 64,
+            "dtype": "bfloat16",
+            "enable_expert_parallel": True,
+            "max_model_len": None,
+        },
+    }
     (folder / "meta.json").write_text(json.dumps(meta | {"kv_cache": {"num_gpu_blocks": 100, "block_size": 16}}))
-    row = {"request_id": "bench-0", "input_toks": 10, "output_toks": 5, "arrival_time": 1e9, "queued_ts": 100.0,
-           "scheduled_ts": 100.1, "first_token_ts": 100.5, "last_token_ts": 101.0}  # fmt: skip
-    later = row | {"request_id": "bench-1", "queued_ts": 102.0, "scheduled_ts": 102.0, "first_token_ts": 102.5,
-                   "last_token_ts": 103.0, "arrival_time": 1e9 + 1.9}  # fmt: skip
+    row = {
+        "request_id": "bench-0",
+        "input_toks": 10,
+        "output_toks": 5,
+        "arrival_time": 1e9,
+        "queued_ts": 100.0,
+        "scheduled_ts": 100.1,
+        "first_token_ts": 100.5,
+        "last_token_ts": 101.0,
+    }
+    later = row | {
+        "request_id": "bench-1",
+        "queued_ts": 102.0,
+        "scheduled_ts": 102.0,
+        "first_token_ts": 102.5,
+        "last_token_ts": 103.0,
+        "arrival_time": 1e9 + 1.9,
+    }
     (folder / "requests.jsonl").write_text("\n".join(json.dumps(line) for line in (row, later | changes)) + "\n")
     return folder
 
@@ -181,9 +211,12 @@ def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_pat
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"queued_ts": None}, "line 2: queued_ts: missing"), ({"input_toks": "ten"}, "line 2: input_toks: 'ten'"),
-     ({"first_token_ts": 99.0}, "line 2: first_token_ts: not between")],
-)  # fmt: skip
+    [
+        ({"queued_ts": None}, "line 2: queued_ts: missing"),
+        ({"input_toks": "ten"}, "line 2: input_toks: 'ten'"),
+        ({"first_token_ts": 99.0}, "line 2: first_token_ts: not between"),
+    ],
+)
 def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
     with pytest.raises(RecordError, match=said):
         read_measured(measured(tmp_path / "m", **changes))
@@ -191,5 +224,6 @@ def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
 
 def test_engine_arguments_without_a_counterpart_are_left_out():
     assert settings_of({"seed": 42, "max_model_len": None, "enable_prefix_caching": False}) == {
-        "ignore_eos": True, "cache": "none"
-    }  # fmt: skip
+        "ignore_eos": True,
+        "cache": "none",
+    }

@@ -34,9 +34,16 @@ HARDWARE = {"gpu": "h100", "gpus": 1, "simulated": True}
 
 def served(at_s: float = 0.0, tokens: int = 3, takes_s: float = 1.0, **more: Any) -> dict[str, Any]:
     return request_row(
-        request_id=f"r{at_s:g}", arrival_s=at_s, queued_s=at_s, scheduled_s=at_s, first_token_s=at_s + takes_s / 2,
-        finish_s=at_s + takes_s, input_tokens=10, output_tokens=tokens, **more,
-    )  # fmt: skip
+        request_id=f"r{at_s:g}",
+        arrival_s=at_s,
+        queued_s=at_s,
+        scheduled_s=at_s,
+        first_token_s=at_s + takes_s / 2,
+        finish_s=at_s + takes_s,
+        input_tokens=10,
+        output_tokens=tokens,
+        **more,
+    )
 
 
 def step(at_s: float = 0.0, takes_s: float = 1.0) -> dict[str, Any]:
@@ -48,20 +55,27 @@ RECORDS: dict[str, Callable[[], RunRecord]] = {
     "one token each": lambda: record_of([served(tokens=1), served(5, tokens=1)], [step(), step(5)]),
     "no time passes": lambda: record_of([served(takes_s=0.0)], [step(takes_s=0.0)]),
     "no iterations": lambda: record_of([served(), served(5)]),
-    "no queueing columns": lambda: record_of([
-        served() | {"queued_s": np.nan, "scheduled_s": np.nan}, served(5) | {"queued_s": np.nan, "scheduled_s": np.nan},
-    ]),
-    "all refused": lambda: record_of([
-        request_row(request_id=f"r{at}", arrival_s=at, finish_s=at, input_tokens=10, status="rejected:prompt_exceeds_kv")
-        for at in (0.0, 5.0)
-    ]),
-    "all aborted": lambda: record_of([
-        request_row(request_id="r0", arrival_s=0.0, finish_s=4.0, input_tokens=10, status="aborted:error")
-    ]),
+    "no queueing columns": lambda: record_of(
+        [
+            served() | {"queued_s": np.nan, "scheduled_s": np.nan},
+            served(5) | {"queued_s": np.nan, "scheduled_s": np.nan},
+        ]
+    ),
+    "all refused": lambda: record_of(
+        [
+            request_row(
+                request_id=f"r{at}", arrival_s=at, finish_s=at, input_tokens=10, status="rejected:prompt_exceeds_kv"
+            )
+            for at in (0.0, 5.0)
+        ]
+    ),
+    "all aborted": lambda: record_of(
+        [request_row(request_id="r0", arrival_s=0.0, finish_s=4.0, input_tokens=10, status="aborted:error")]
+    ),
     "nothing ended": lambda: record_of([request_row(request_id="r0", arrival_s=0.0, status="unfinished")], [step()]),
     "no output": lambda: record_of([served(tokens=0)], [step()]),
     "no input and no KV": lambda: record_of([served() | {"input_tokens": 0}], [iteration_row(end_s=1.0)]),
-}  # fmt: skip
+}
 
 
 def made(name: str, **meta: Any) -> RunRecord:
@@ -91,8 +105,9 @@ def test_a_report_of_it_says_nothing_that_is_no_number(tmp_path: Path, name: str
     report = make_report({name: record}, slo, slo)
     texts = [
         shown(comparison_table(report.numbers), compact_table(report.numbers)),
-        "\n".join(verdict(report.summaries, report.uses)), "\n".join(caveats({name: record})),
-    ]  # fmt: skip
+        "\n".join(verdict(report.summaries, report.uses)),
+        "\n".join(caveats({name: record})),
+    ]
     strict(to_json(report.numbers, uses=report.uses, records={name: record}))
     page = page_html(report, "title")
     data = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page, re.S)

@@ -27,8 +27,24 @@ from tests.reports.simulated import SAMPLE, simulate
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two loops short of memory: requests are retracted; and two instances."""
-    flags = ("--loop", "overlap,pipeline", "--tp", 2, "--dp", 2, "--requests", 80, "--kv-tokens", 6000,
-             "--max-context", 6000, "--batching", "mixed", "--speedup", 8)  # fmt: skip
+    flags = (
+        "--loop",
+        "overlap,pipeline",
+        "--tp",
+        2,
+        "--dp",
+        2,
+        "--requests",
+        80,
+        "--kv-tokens",
+        6000,
+        "--max-context",
+        6000,
+        "--batching",
+        "mixed",
+        "--speedup",
+        8,
+    )
     return simulate(tmp_path_factory.mktemp("runs") / "o", SAMPLE, *flags)
 
 

@@ -25,22 +25,79 @@ def four_requests() -> RunRecord:
     a: 0 to 8, two retractions; b: 1 to 6, one token; c: turned away at 2; d: 9 to 12, then aborted.
     """
     requests = [
-        request_row(request_id="a", arrival_s=0.0, queued_s=0.0, scheduled_s=1.0, first_token_s=4.0, finish_s=8.0,
-                    input_tokens=100, output_tokens=5, cached_tokens=20, retractions=2),
-        request_row(request_id="b", arrival_s=1.0, queued_s=1.0, scheduled_s=3.0, first_token_s=6.0, finish_s=6.0,
-                    input_tokens=60, output_tokens=1, cached_tokens=20),
+        request_row(
+            request_id="a",
+            arrival_s=0.0,
+            queued_s=0.0,
+            scheduled_s=1.0,
+            first_token_s=4.0,
+            finish_s=8.0,
+            input_tokens=100,
+            output_tokens=5,
+            cached_tokens=20,
+            retractions=2,
+        ),
+        request_row(
+            request_id="b",
+            arrival_s=1.0,
+            queued_s=1.0,
+            scheduled_s=3.0,
+            first_token_s=6.0,
+            finish_s=6.0,
+            input_tokens=60,
+            output_tokens=1,
+            cached_tokens=20,
+        ),
         request_row(request_id="c", arrival_s=2.0, finish_s=2.0, input_tokens=1000, status="rejected:too long"),
-        request_row(request_id="d", arrival_s=9.0, queued_s=9.0, scheduled_s=10.0, finish_s=12.0, input_tokens=40,
-                    status="aborted:timeout"),
-    ]  # fmt: skip
+        request_row(
+            request_id="d",
+            arrival_s=9.0,
+            queued_s=9.0,
+            scheduled_s=10.0,
+            finish_s=12.0,
+            input_tokens=40,
+            status="aborted:timeout",
+        ),
+    ]
     iterations = [
-        iteration_row(iteration=0, mode=0, start_s=1.0, end_s=4.0, requests=1, prefill_tokens=100, running=1,
-                      waiting=1, kv_used_tokens=100, receive_s=0.25, schedule_s=0.25, launch_host_s=0.5, process_s=1.0),
-        iteration_row(iteration=1, mode=1, start_s=5.0, end_s=7.0, requests=2, decode_tokens=2, running=2,
-                      kv_used_tokens=162, process_s=1.0),
-        iteration_row(iteration=2, mode=2, start_s=10.0, end_s=12.0, requests=1, prefill_tokens=40, decode_tokens=1,
-                      running=1, kv_used_tokens=40),
-    ]  # fmt: skip
+        iteration_row(
+            iteration=0,
+            mode=0,
+            start_s=1.0,
+            end_s=4.0,
+            requests=1,
+            prefill_tokens=100,
+            running=1,
+            waiting=1,
+            kv_used_tokens=100,
+            receive_s=0.25,
+            schedule_s=0.25,
+            launch_host_s=0.5,
+            process_s=1.0,
+        ),
+        iteration_row(
+            iteration=1,
+            mode=1,
+            start_s=5.0,
+            end_s=7.0,
+            requests=2,
+            decode_tokens=2,
+            running=2,
+            kv_used_tokens=162,
+            process_s=1.0,
+        ),
+        iteration_row(
+            iteration=2,
+            mode=2,
+            start_s=10.0,
+            end_s=12.0,
+            requests=1,
+            prefill_tokens=40,
+            decode_tokens=1,
+            running=1,
+            kv_used_tokens=40,
+        ),
+    ]
     return record_of(requests, iterations, {1.0: 3, 2.0: 1})
 
 
@@ -48,26 +105,58 @@ def test_four_requests_give_the_metrics_worked_out_by_hand() -> None:
     found = summarise(four_requests())
     expected = {
         "duration_s": 12.0,  # 0 to the abort at 12
-        "requests_total": 4, "requests_finished": 2, "requests_aborted": 1, "requests_rejected": 1,
-        "requests_unfinished": 0, "requests_cut": None, "cut_tokens": None,
-        "request_throughput": 2 / 12, "input_throughput": 160 / 12, "output_throughput": 6 / 12,
+        "requests_total": 4,
+        "requests_finished": 2,
+        "requests_aborted": 1,
+        "requests_rejected": 1,
+        "requests_unfinished": 0,
+        "requests_cut": None,
+        "cut_tokens": None,
+        "request_throughput": 2 / 12,
+        "input_throughput": 160 / 12,
+        "output_throughput": 6 / 12,
         "total_throughput": 166 / 12,
-        "ttft_mean_s": 4.5, "ttft_p50_s": 4.5, "ttft_p90_s": 4.9, "ttft_p99_s": 4.99,  # 4 and 5
-        "tpot_mean_s": 1.0, "tpot_p50_s": 1.0, "tpot_p90_s": 1.0, "tpot_p99_s": 1.0,  # (8 - 4) / 4; b has none
-        "itl_mean_s": 1.25, "itl_p50_s": 1.0, "itl_p90_s": 1.7, "itl_p99_s": 1.97,  # 1 1 1 2
-        "e2e_mean_s": 6.5, "e2e_p50_s": 6.5, "e2e_p90_s": 7.7, "e2e_p99_s": 7.97,  # 8 and 5
-        "queue_mean_s": 1.5, "queue_p50_s": 1.5, "queue_p90_s": 1.9, "queue_p99_s": 1.99,  # 1 and 2
-        "goodput_rps": None, "goodput_share": None,
+        "ttft_mean_s": 4.5,
+        "ttft_p50_s": 4.5,
+        "ttft_p90_s": 4.9,
+        "ttft_p99_s": 4.99,  # 4 and 5
+        "tpot_mean_s": 1.0,
+        "tpot_p50_s": 1.0,
+        "tpot_p90_s": 1.0,
+        "tpot_p99_s": 1.0,  # (8 - 4) / 4; b has none
+        "itl_mean_s": 1.25,
+        "itl_p50_s": 1.0,
+        "itl_p90_s": 1.7,
+        "itl_p99_s": 1.97,  # 1 1 1 2
+        "e2e_mean_s": 6.5,
+        "e2e_p50_s": 6.5,
+        "e2e_p90_s": 7.7,
+        "e2e_p99_s": 7.97,  # 8 and 5
+        "queue_mean_s": 1.5,
+        "queue_p50_s": 1.5,
+        "queue_p90_s": 1.9,
+        "queue_p99_s": 1.99,  # 1 and 2
+        "goodput_rps": None,
+        "goodput_share": None,
         "gpu_busy_share": 7 / 12,
         "cpu_exposed_share": 4 / 12,  # work from 0 to 8 and 9 to 12 is 11; the GPU worked 7 of it
         "no_work_share": 1 / 12,
         "bubble_share": None,
         "host_cpu_share": 3 / 12,
-        "gpu_prefill_s": 3.0, "gpu_decode_s": 2.0, "gpu_mixed_s": 2.0,
+        "gpu_prefill_s": 3.0,
+        "gpu_decode_s": 2.0,
+        "gpu_mixed_s": 2.0,
         "cache_hit_rate": 40 / 200,  # c was never scheduled
-        "retractions": 2, "iterations": 3, "iterations_prefill": 1, "iterations_decode": 1, "iterations_mixed": 1,
-        "mean_decode_batch": 1.5, "peak_kv_used_tokens": 162, "peak_running": 2, "peak_waiting": 1,
-    }  # fmt: skip
+        "retractions": 2,
+        "iterations": 3,
+        "iterations_prefill": 1,
+        "iterations_decode": 1,
+        "iterations_mixed": 1,
+        "mean_decode_batch": 1.5,
+        "peak_kv_used_tokens": 162,
+        "peak_running": 2,
+        "peak_waiting": 1,
+    }
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert found[name] == (None if value is None else pytest.approx(value, rel=1e-12)), name
@@ -86,11 +175,18 @@ def test_goodput_counts_what_met_the_slo_and_a_request_s_own_slo_wins() -> None:
 def test_two_equal_stages_that_wait_for_each_other_have_half_of_the_time_in_bubbles() -> None:
     request = request_row(arrival_s=0.0, scheduled_s=0.0, first_token_s=2.0, finish_s=4.0, output_tokens=2)
     rows = [
-        iteration_row(iteration=step, stage=stage, start_s=2.0 * step + stage, end_s=2.0 * step + stage + 1,
-                      mode=step, decode_tokens=step, process_s=0.1 * (stage == 0))
+        iteration_row(
+            iteration=step,
+            stage=stage,
+            start_s=2.0 * step + stage,
+            end_s=2.0 * step + stage + 1,
+            mode=step,
+            decode_tokens=step,
+            process_s=0.1 * (stage == 0),
+        )
         for step in (0, 1)
         for stage in (0, 1)
-    ]  # fmt: skip
+    ]
     found = summarise(record_of([request], rows))
     assert found["bubble_share"] == 0.5
     assert found["gpu_busy_share"] == 0.5
@@ -204,28 +300,36 @@ def by_pandas(folder: Path, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, t
 
     result |= {
         "duration_s": duration,
-        "requests_total": len(requests), "requests_finished": len(done),
+        "requests_total": len(requests),
+        "requests_finished": len(done),
         "requests_aborted": requests.status.str.startswith("aborted").sum(),
-        "requests_rejected": 0, "requests_unfinished": 0, "requests_cut": None, "cut_tokens": None,
+        "requests_rejected": 0,
+        "requests_unfinished": 0,
+        "requests_cut": None,
+        "cut_tokens": None,
         "request_throughput": len(done) / duration,
         "input_throughput": done.input_tokens.sum() / duration,
         "output_throughput": done.output_tokens.sum() / duration,
         "total_throughput": (done.input_tokens + done.output_tokens).sum() / duration,
-        "goodput_rps": good.sum() / duration, "goodput_share": good.sum() / len(requests),
+        "goodput_rps": good.sum() / duration,
+        "goodput_share": good.sum() / len(requests),
         "gpu_busy_share": seconds.sum() / duration / stages,
         "cpu_exposed_share": (present & ~at_work[0]).mean(),
         "no_work_share": 1 - present.mean(),
         "bubble_share": 1 - sum(busy.sum() for busy in at_work) / stages / present.sum() if stages > 1 else None,
         "host_cpu_share": host / duration,
-        "gpu_prefill_s": by_mode.get("prefill", 0), "gpu_decode_s": by_mode.get("decode", 0),
+        "gpu_prefill_s": by_mode.get("prefill", 0),
+        "gpu_decode_s": by_mode.get("decode", 0),
         "gpu_mixed_s": by_mode.get("mixed", 0),
         "cache_hit_rate": requests.cached_tokens.sum() / requests.input_tokens.sum(),
-        "retractions": requests.retractions.sum(), "iterations": len(first),
+        "retractions": requests.retractions.sum(),
+        "iterations": len(first),
         **{f"iterations_{mode}": (first["mode"] == mode).sum() for mode in ("prefill", "decode", "mixed")},
         "mean_decode_batch": decoding.decode_tokens.mean(),
         "peak_kv_used_tokens": iterations.kv_used_tokens.max(),
-        "peak_running": iterations.running.max(), "peak_waiting": iterations.waiting.max(),
-    }  # fmt: skip
+        "peak_running": iterations.running.max(),
+        "peak_waiting": iterations.waiting.max(),
+    }
     coarse = {"cpu_exposed_share", "no_work_share", "bubble_share"}  # as fine as the ticks
     return {name: (value, 2e-3 if name in coarse else 1e-9) for name, value in result.items()}
 

@@ -129,9 +129,10 @@ def test_counts_over_time_are_means_that_fall_to_zero_when_work_is_done() -> Non
     request = request_row(request_id="a", arrival_s=0.0, scheduled_s=1.0, first_token_s=3.0, finish_s=3.5)
     rows = [
         iteration_row(start_s=1.0, end_s=2.0, running=2, waiting=4, kv_used_tokens=10, requests=2, prefill_tokens=8),
-        iteration_row(iteration=1, mode=1, start_s=2.0, end_s=3.0, running=1, kv_used_tokens=12, requests=1,
-                      decode_tokens=1),
-    ]  # fmt: skip
+        iteration_row(
+            iteration=1, mode=1, start_s=2.0, end_s=3.0, running=1, kv_used_tokens=12, requests=1, decode_tokens=1
+        ),
+    ]
     series = run_over_time(record_of([request], rows), np.array([0.0, 1.5, 3.0, 4.0]))
     assert series["running"].tolist() == pytest.approx([2 * 0.5 / 1.5, (0.5 * 2 + 1) / 1.5, 0.5])
     assert series["waiting"].tolist() == pytest.approx([4 * 0.5 / 1.5, 4 * 0.5 / 1.5, 0])

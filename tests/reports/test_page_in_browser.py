@@ -93,8 +93,17 @@ def test_the_timeline_in_the_page_is_the_record_to_the_nanosecond(page: Any, rec
         )
         first = np.flatnonzero(column["stage"] == 0)
         first = first[np.argsort(column["launch_s"][first], kind="stable")]
-        for field in ("iteration", "mode", "requests", "prefill_tokens", "decode_tokens", "context_tokens",
-                      "kv_used_tokens", "waiting", "running"):  # fmt: skip
+        for field in (
+            "iteration",
+            "mode",
+            "requests",
+            "prefill_tokens",
+            "decode_tokens",
+            "context_tokens",
+            "kv_used_tokens",
+            "waiting",
+            "running",
+        ):
             assert made[field] == column[field][first].tolist(), (name, field)
         phases = {"receive": "receive_s", "schedule": "schedule_s", "launch": "launch_host_s", "process": "process_s"}
         for field, source in phases.items():
@@ -296,14 +305,22 @@ def noisy_run(iterations: int) -> RunRecord:
     end = np.cumsum(lasts + 1e-4) + 0.01
     zero = np.zeros(iterations, dtype=np.int64)
     columns = {
-        "iteration": np.arange(iterations), "instance": zero, "stage": zero, "mode": np.where(prefill, 0, 1).astype(np.int8),
-        "launch_s": np.concatenate(([0.009], end[:-1] - 0.001)), "start_s": end - lasts, "end_s": end,
+        "iteration": np.arange(iterations),
+        "instance": zero,
+        "stage": zero,
+        "mode": np.where(prefill, 0, 1).astype(np.int8),
+        "launch_s": np.concatenate(([0.009], end[:-1] - 0.001)),
+        "start_s": end - lasts,
+        "end_s": end,
         "requests": np.where(prefill, 2, running),
         "prefill_tokens": np.where(prefill, random.integers(9, 4000, iterations), 0),
-        "decode_tokens": np.where(prefill, 0, running), "context_tokens": random.integers(1000, 200_000, iterations),
-        "kv_used_tokens": random.integers(1000, 200_000, iterations), "waiting": random.integers(0, 5, iterations),
-        "running": running, **phases,
-    }  # fmt: skip
+        "decode_tokens": np.where(prefill, 0, running),
+        "context_tokens": random.integers(1000, 200_000, iterations),
+        "kv_used_tokens": random.integers(1000, 200_000, iterations),
+        "waiting": random.integers(0, 5, iterations),
+        "running": running,
+        **phases,
+    }
     few = toy_run(number=50)
     few.requests["finish_s"][-1] = end[-1]
     return RunRecord({**few.meta, "name": "long"}, few.requests, columns, few.itl)

@@ -126,17 +126,36 @@ def test_the_log_keeps_whole_numbers_exact_and_takes_numpy_values() -> None:
 
 def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:
     one_by_one, at_once = IterationLog(), IterationLog()
-    same = {"instance": 3, "mode": 1, "requests": 4, "decode_tokens": 4, "waiting": 1, "running": 5, "receive_s": 0.1,
-            "schedule_s": 0.2, "launch_host_s": 0.3, "process_s": 0.4}  # fmt: skip
+    same = {
+        "instance": 3,
+        "mode": 1,
+        "requests": 4,
+        "decode_tokens": 4,
+        "waiting": 1,
+        "running": 5,
+        "receive_s": 0.1,
+        "schedule_s": 0.2,
+        "launch_host_s": 0.3,
+        "process_s": 0.4,
+    }
     for log in (one_by_one, at_once):
         log.append(**iteration_row(iteration=1, start_s=0.1, context_tokens=7))
     for i in range(3):
         own = {"launch_s": 0.5 + i, "start_s": 0.6 + i, "end_s": 0.7 + i, "kv_used_tokens": 2**60 + i}
         one_by_one.append(**iteration_row(iteration=2 + i, context_tokens=100 + 4 * i, **own, **same))
     at_once.append_decodes(
-        2, 3, 4, 100, 1, 5, (0.1, 0.2, 0.3, 0.4), [0.5, 1.5, 2.5], [0.6, 1.6, 2.6], [0.7, 1.7, 2.7],
+        2,
+        3,
+        4,
+        100,
+        1,
+        5,
+        (0.1, 0.2, 0.3, 0.4),
+        [0.5, 1.5, 2.5],
+        [0.6, 1.6, 2.6],
+        [0.7, 1.7, 2.7],
         [2**60, 2**60 + 1, 2**60 + 2],
-    )  # fmt: skip
+    )
     for log in (one_by_one, at_once):
         log.append(**iteration_row(iteration=5, prefill_tokens=9))
     for name, column in at_once.columns().items():
@@ -333,11 +352,16 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 
 def test_the_documentation_defines_every_column_and_every_metric() -> None:
     text = (Path(__file__).parents[2] / "docs/run-record.md").read_text()
-    requests, iterations, itl = (text.split(f"## {name}")[1].split("\n## ")[0] for name in
-                                 ("requests.csv", "iterations.csv", "itl.csv"))  # fmt: skip
+    requests, iterations, itl = (
+        text.split(f"## {name}")[1].split("\n## ")[0] for name in ("requests.csv", "iterations.csv", "itl.csv")
+    )
     events = text.split("## events.csv")[1].split("\n## ")[0]
-    for part, columns in ((requests, REQUEST_COLUMNS), (iterations, ITERATION_COLUMNS), (itl, ITL_COLUMNS),
-                          (events, EVENT_COLUMNS)):  # fmt: skip
+    for part, columns in (
+        (requests, REQUEST_COLUMNS),
+        (iterations, ITERATION_COLUMNS),
+        (itl, ITL_COLUMNS),
+        (events, EVENT_COLUMNS),
+    ):
         assert [name for name in columns if f"`{name}`" not in part] == []
     metrics = text.split("## The metrics")[1]
     for name in METRICS:

@@ -42,15 +42,32 @@ def two_requests(begin_s: float, apart_s: float, takes_s: float) -> RunRecord:
     for number in range(2):
         at_s = begin_s + number * apart_s
         middle_s, end_s = at_s + takes_s / 2, at_s + takes_s
-        rows.append(request_row(
-            request_id=f"r{number}", arrival_s=at_s, queued_s=at_s, scheduled_s=at_s, first_token_s=middle_s,
-            finish_s=end_s, input_tokens=10, output_tokens=2,
-        ))  # fmt: skip
+        rows.append(
+            request_row(
+                request_id=f"r{number}",
+                arrival_s=at_s,
+                queued_s=at_s,
+                scheduled_s=at_s,
+                first_token_s=middle_s,
+                finish_s=end_s,
+                input_tokens=10,
+                output_tokens=2,
+            )
+        )
         for place, (mode, start_s, stop_s) in enumerate(((PREFILL, at_s, middle_s), (DECODE, middle_s, end_s))):
-            iterations.append(iteration_row(
-                iteration=2 * number + place, mode=mode, launch_s=start_s, start_s=start_s, end_s=stop_s, requests=1,
-                prefill_tokens=10 * (mode == PREFILL), decode_tokens=int(mode == DECODE), running=1,
-            ))  # fmt: skip
+            iterations.append(
+                iteration_row(
+                    iteration=2 * number + place,
+                    mode=mode,
+                    launch_s=start_s,
+                    start_s=start_s,
+                    end_s=stop_s,
+                    requests=1,
+                    prefill_tokens=10 * (mode == PREFILL),
+                    decode_tokens=int(mode == DECODE),
+                    running=1,
+                )
+            )
     return record_of(rows, iterations, {takes_s / 2: 2})
 
 

@@ -98,9 +98,17 @@ def test_the_verdict_names_every_cause_the_numbers_show() -> None:
     base = {"requests_total": 10, "requests_finished": 10, "output_throughput": 100.0, "ttft_mean_s": 2.0}
     made = {
         "a": base | {"cache_hit_rate": 0.5, "queue_mean_s": 1.5, "retractions": 0},
-        "b": base | {"cache_hit_rate": 0.1, "queue_mean_s": 0.1, "retractions": 1200, "requests_finished": 7,
-                     "requests_aborted": 2, "requests_unfinished": 1, "output_throughput": 250.0},
-    }  # fmt: skip
+        "b": base
+        | {
+            "cache_hit_rate": 0.1,
+            "queue_mean_s": 0.1,
+            "retractions": 1200,
+            "requests_finished": 7,
+            "requests_aborted": 2,
+            "requests_unfinished": 1,
+            "output_throughput": 250.0,
+        },
+    }
     assert verdict(made) == [
         "b finished 7 of 10 requests (2 aborted, 1 unfinished); its latencies and throughput count the finished ones.",
         "b has the highest output throughput: 250 tok/s, 2.5 times, or 150% above a (100 tok/s).",

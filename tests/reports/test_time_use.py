@@ -29,13 +29,24 @@ def two_stages() -> RunRecord:
         request_row(request_id="b", arrival_s=18.0, scheduled_s=18.0, finish_s=20.0, status="aborted:client"),
     ]
     rows = [
-        iteration_row(iteration=0, stage=0, launch_s=2.0, launch_host_s=2.0, start_s=2.0, end_s=4.0, running=1,
-                      process_s=1.0),
+        iteration_row(
+            iteration=0, stage=0, launch_s=2.0, launch_host_s=2.0, start_s=2.0, end_s=4.0, running=1, process_s=1.0
+        ),
         iteration_row(iteration=0, stage=1, launch_s=2.0, start_s=4.0, end_s=6.0, running=1),
-        iteration_row(iteration=1, stage=0, mode=1, launch_s=9.0, launch_host_s=1.0, start_s=10.0, end_s=12.0, running=1,
-                      waiting=1, process_s=1.0),
+        iteration_row(
+            iteration=1,
+            stage=0,
+            mode=1,
+            launch_s=9.0,
+            launch_host_s=1.0,
+            start_s=10.0,
+            end_s=12.0,
+            running=1,
+            waiting=1,
+            process_s=1.0,
+        ),
         iteration_row(iteration=1, stage=1, mode=1, launch_s=9.0, start_s=12.0, end_s=14.0, running=1, waiting=1),
-    ]  # fmt: skip
+    ]
     return record_of(requests, rows, settings={"pp": 2, "tp": 2})
 
 
@@ -58,8 +69,13 @@ def test_a_window_inside_a_run_begins_and_ends_where_it_is_asked_to() -> None:
     lengths_s, (first, _) = np.diff(pieces.edges_s), pieces.cause
     # Of stage 0: computing until 4, a bubble until 6, the CPU until 7, a bubble until 8, the CPU again.
     assert {name: lengths_s[first == place].sum() for place, name in ((BUSY, "busy"), *enumerate(CAUSES))} == {
-        "busy": 0.5, "cpu": 1.5, "bubble": 3.0, "kv": 0.0, "none": 0.0, "other": 0.0,
-    }  # fmt: skip
+        "busy": 0.5,
+        "cpu": 1.5,
+        "bubble": 3.0,
+        "kv": 0.0,
+        "none": 0.0,
+        "other": 0.0,
+    }
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])

@@ -64,8 +64,9 @@ def test_a_prompt_in_chunks_goes_on_while_all_rows_are_taken(loop, batching):
     jobs = [Job(f"r{i}", words(100 * i, 60), 15, eos=False) for i in range(5)]
     slots = 2 if loop == "pipeline" else 1
     for max_running in (1, 2, 3):
-        run = simulate(jobs, loop, max_running=max_running, slots=slots, chunk=16, batching=batching,
-                       max_batch_tokens=20)  # fmt: skip
+        run = simulate(
+            jobs, loop, max_running=max_running, slots=slots, chunk=16, batching=batching, max_batch_tokens=20
+        )
         all_finished(run, jobs)
 
 

@@ -81,9 +81,23 @@ def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *[({name: 0}, f"{name}: 0 is less than 1") for name in (
-            "kv_tokens", "max_context", "page_size", "max_running", "slots", "max_prefill_tokens", "max_batch_tokens",
-            "chunk", "max_passed_over", "max_prefill_streak", "share_in_batch_tokens", "preempt_threshold")],
+        *[
+            ({name: 0}, f"{name}: 0 is less than 1")
+            for name in (
+                "kv_tokens",
+                "max_context",
+                "page_size",
+                "max_running",
+                "slots",
+                "max_prefill_tokens",
+                "max_batch_tokens",
+                "chunk",
+                "max_passed_over",
+                "max_prefill_streak",
+                "share_in_batch_tokens",
+                "preempt_threshold",
+            )
+        ],
         ({"queue_timeout_s": 0}, "queue_timeout_s: 0 is not positive and finite"),
         ({"request_timeout_s": -1.5}, "request_timeout_s: -1.5 is not positive and finite"),
         ({"request_timeout_s": math.nan}, "request_timeout_s: nan is not positive and finite"),
@@ -93,20 +107,30 @@ def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
         ({"evict": "mru"}, "evict: 'mru' is not one of lru, lfu, fifo"),
         ({"kv_tokens": 15, "page_size": 16}, "kv_tokens: 15 holds no page of 16 tokens"),
         ({"chunk": 15, "page_size": 16}, "chunk: 15 is smaller than a page of 16 tokens"),
-        ({"batching": "mixed", "max_batch_tokens": 7, "max_running": 8},
-         "max_batch_tokens: 7 cannot give each of 8 running requests a token; raise it or lower max_running"),
-        ({"batching": "mixed", "max_batch_tokens": 15, "page_size": 16, "max_running": 8},
-         "max_batch_tokens: 15 is smaller than a page of 16"),
+        (
+            {"batching": "mixed", "max_batch_tokens": 7, "max_running": 8},
+            "max_batch_tokens: 7 cannot give each of 8 running requests a token; raise it or lower max_running",
+        ),
+        (
+            {"batching": "mixed", "max_batch_tokens": 15, "page_size": 16, "max_running": 8},
+            "max_batch_tokens: 15 is smaller than a page of 16",
+        ),
         ({"mixed_chunk": True, "batching": "mixed"}, "mixed_chunk: needs prefill-first batching with a chunk size"),
         ({"mixed_chunk": True, "chunk": None}, "mixed_chunk: needs prefill-first batching with a chunk size"),
-        ({"mixed_chunk": True, "chunk": 8, "max_running": 8},
-         "chunk: 8 leaves no room for a prompt beside 8 decodes (mixed_chunk)"),
-        ({"preempt_threshold": 1},
-         "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching"),
-        ({"preempt_threshold": 1, "policy": "priority", "batching": "mixed"},
-         "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching"),
+        (
+            {"mixed_chunk": True, "chunk": 8, "max_running": 8},
+            "chunk: 8 leaves no room for a prompt beside 8 decodes (mixed_chunk)",
+        ),
+        (
+            {"preempt_threshold": 1},
+            "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching",
+        ),
+        (
+            {"preempt_threshold": 1, "policy": "priority", "batching": "mixed"},
+            "preempt_threshold: has no effect here: it needs policy 'priority' and prefill-first batching",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_cannot_work_is_refused_in_one_line_that_names_it(settings, message):
     with pytest.raises(ConfigError) as caught:
         SchedulerConfig(**{"kv_tokens": 1000, "max_context": 500, **settings})

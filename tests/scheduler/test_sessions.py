@@ -290,9 +290,18 @@ def some_turns(draw: st.DrawFn, crowd: bool) -> list[Job]:
         eos = draw(st.booleans())
         name = "vwxy"[i % 4] if crowd else draw(st.sampled_from(["", "x", "x", "y", "z"]))
         jobs.append(
-            Job(f"r{i}", words(1000 * i, draw(st.integers(1, 6 if crowd else 20))), writes, bound if eos else writes, at_s,
-                eos=eos, output=words(1000 * i + 500, writes), session=name, opening=draw(st.integers(0, 1)))
-        )  # fmt: skip
+            Job(
+                f"r{i}",
+                words(1000 * i, draw(st.integers(1, 6 if crowd else 20))),
+                writes,
+                bound if eos else writes,
+                at_s,
+                eos=eos,
+                output=words(1000 * i + 500, writes),
+                session=name,
+                opening=draw(st.integers(0, 1)),
+            )
+        )
     return jobs
 
 

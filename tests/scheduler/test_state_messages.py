@@ -15,13 +15,19 @@ from workbench.scheduler.messages import GetState, Pause, Resume, SetState
 from workbench.scheduler.scheduler import Scheduler
 
 VALUES = {
-    "chunk": st.sampled_from([4, 16, 64, None]), "chunk_depth": st.sampled_from([None, 8]),
-    "conservativeness": st.sampled_from([0.1, 1, 2.0]), "max_batch_tokens": st.integers(1, 64),
-    "max_passed_over": st.sampled_from([None, 1, 64]), "max_prefill_streak": st.sampled_from([None, 1, 3]),
-    "max_prefill_tokens": st.integers(1, 100), "max_running": st.integers(1, 9), "mixed_chunk": st.booleans(),
+    "chunk": st.sampled_from([4, 16, 64, None]),
+    "chunk_depth": st.sampled_from([None, 8]),
+    "conservativeness": st.sampled_from([0.1, 1, 2.0]),
+    "max_batch_tokens": st.integers(1, 64),
+    "max_passed_over": st.sampled_from([None, 1, 64]),
+    "max_prefill_streak": st.sampled_from([None, 1, 3]),
+    "max_prefill_tokens": st.integers(1, 100),
+    "max_running": st.integers(1, 9),
+    "mixed_chunk": st.booleans(),
     "policy": st.sampled_from(["fcfs", "lpm", "priority", "random", "nosuch"]),
-    "preempt_threshold": st.sampled_from([None, 1]), "share_in_batch_tokens": st.sampled_from([None, 4]),
-}  # fmt: skip
+    "preempt_threshold": st.sampled_from([None, 1]),
+    "share_in_batch_tokens": st.sampled_from([None, 4]),
+}
 
 
 @st.composite
@@ -35,17 +41,31 @@ def a_change(draw: st.DrawFn) -> tuple[float, dict[str, Any]]:
 @pytest.mark.slow
 def test_settings_may_change_at_any_moment_and_every_request_still_ends_once_with_its_tokens(loop):
     @given(
-        some_jobs(most=10), st.sampled_from(["prefill-first", "mixed"]), st.integers(1, 2),
-        st.lists(a_change(), max_size=8), st.booleans(),
-    )  # fmt: skip
+        some_jobs(most=10),
+        st.sampled_from(["prefill-first", "mixed"]),
+        st.integers(1, 2),
+        st.lists(a_change(), max_size=8),
+        st.booleans(),
+    )
     @thorough(80)
-    def holds(jobs: list[Job], batching: str, page_size: int, changes: list[tuple[float, dict[str, Any]]],
-              steady: bool) -> None:  # fmt: skip
+    def holds(
+        jobs: list[Job], batching: str, page_size: int, changes: list[tuple[float, dict[str, Any]]], steady: bool
+    ) -> None:
         refused: list[str | None] = []
         messages = [(at_s, SetState(given_, refused.append)) for at_s, given_ in changes]
-        run = simulate(jobs, loop, messages=messages, batching=batching, page_size=page_size, kv_tokens=400, chunk=64,
-                       max_running=8, slots=2 if loop == "pipeline" else 1, max_batch_tokens=64,
-                       steady=steady and loop != "pipeline")  # fmt: skip
+        run = simulate(
+            jobs,
+            loop,
+            messages=messages,
+            batching=batching,
+            page_size=page_size,
+            kv_tokens=400,
+            chunk=64,
+            max_running=8,
+            slots=2 if loop == "pipeline" else 1,
+            max_batch_tokens=64,
+            steady=steady and loop != "pipeline",
+        )
         assert len(refused) == len(changes) and all(line is None or "\n" not in line for line in refused)
         if steady:  # stretches of it have no outbox that collects tokens
             assert sorted(run.ended) == sorted(job.rid for job in jobs)
@@ -60,9 +80,10 @@ def test_a_change_counts_from_the_next_batch_on_and_the_state_says_so():
     states: list[dict[str, Any]] = []
     refused: list[str | None] = []
     messages = [
-        (0.0, GetState(states.append)), (0.001, SetState({"chunk": 10, "policy": "lpm"}, refused.append)),
+        (0.0, GetState(states.append)),
+        (0.001, SetState({"chunk": 10, "policy": "lpm"}, refused.append)),
         (0.002, GetState(states.append)),
-    ]  # fmt: skip
+    ]
     run = simulate([Job("a", list(range(100)), 3)], messages=messages, chunk=40)
     assert refused == [None]
     assert [batch.worker.prefill_tokens for batch in run.batches if batch.prefill] == [40, 10, 10, 10, 10, 10, 10]

@@ -277,8 +277,9 @@ def test_updates_at_any_moment_lose_nobody_and_no_token_is_computed_from_kv_of_o
         if data.draw(st.booleans()):
             messages += [(paused_s, Pause()), (paused_s + 0.1, Resume())]
         steady = loop != "pipeline" and data.draw(st.integers(0, 3)) == 0
-        after = simulate(jobs, loop, messages=messages, steady=steady, on_step=lambda seen, now_s: run.append(seen),
-                         **config)  # fmt: skip
+        after = simulate(
+            jobs, loop, messages=messages, steady=steady, on_step=lambda seen, now_s: run.append(seen), **config
+        )
         assert sorted(told, key=str) == sorted((("refused" if no else None) for _, no in updates), key=str)
         if steady:  # stretches of it have neither batches nor tokens that could be looked at
             assert sorted(after.ended) == sorted(job.rid for job in jobs)

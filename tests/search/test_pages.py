@@ -146,8 +146,18 @@ def test_a_browser_draws_the_sweep_and_answers(browser, swept, width, scheme):
 
 @pytest.mark.slow
 def test_a_browser_draws_the_plan_and_sorts_it(browser, tmp_path):
-    done = workbench("plan", SAMPLE, "--requests", 30, "--slo", "ttft_p90=300ms", "--vary", "max_running=2,4,64", "--out",
-                     tmp_path / "o")  # fmt: skip
+    done = workbench(
+        "plan",
+        SAMPLE,
+        "--requests",
+        30,
+        "--slo",
+        "ttft_p90=300ms",
+        "--vary",
+        "max_running=2,4,64",
+        "--out",
+        tmp_path / "o",
+    )
     assert done.returncode == 0, done.stderr
     plan = json.loads((tmp_path / "o" / "plan.json").read_text())
     for width, scheme in ((1200, "dark"), (400, "light")):
@@ -169,7 +179,9 @@ def test_the_commands_of_the_document_run(tmp_path):
     commands = [line.strip() for line in text.splitlines() if line.startswith("    workbench ")]
     assert len(commands) == 4
     for command in commands:
-        words = [word.replace("traces/samples", str(SAMPLE.parent)).replace("docs/", f"{root}/docs/") for word in
-                 command.split()[1:]]  # fmt: skip
+        words = [
+            word.replace("traces/samples", str(SAMPLE.parent)).replace("docs/", f"{root}/docs/")
+            for word in command.split()[1:]
+        ]
         done = workbench(*words, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)

@@ -24,8 +24,9 @@ from workbench.search.slo import judge, parse_slo
 def trace(tmp_path_factory):
     """Short and bursty enough to be quick, and to have limits of every kind."""
     path = tmp_path_factory.mktemp("trace") / "t.jsonl"
-    workload = Workload(requests=100, rate=5.0, input_lengths=parse_lengths("200-1200"), seed=3,
-                        output_lengths=parse_lengths("4-40"))  # fmt: skip
+    workload = Workload(
+        requests=100, rate=5.0, input_lengths=parse_lengths("200-1200"), seed=3, output_lengths=parse_lengths("4-40")
+    )
     write_trace_file(generate(workload), path)
     return in_memory(open_trace(path))
 
@@ -125,8 +126,25 @@ def test_what_breaks_first_is_named_with_its_cause(trace, slo, settings, says):
 def test_the_cheapest_configuration_that_carries_the_load_wins_and_simulate_agrees(tmp_path):
     (tmp_path / "p.toml").write_text('currency = "EUR"\n[gpu_hour]\nh100 = 3\nl40s = 1\n')
     slo = "ttft_p99=500ms,tpot_p99=35ms"
-    done = workbench("plan", SAMPLE, "--requests", 40, "--slo", slo, "--vary", "gpu=h100,l40s", "--vary", "tp=1,3",
-                     "--rate", 3, "--prices", tmp_path / "p.toml", "--out", tmp_path / "o", "--json")  # fmt: skip
+    done = workbench(
+        "plan",
+        SAMPLE,
+        "--requests",
+        40,
+        "--slo",
+        slo,
+        "--vary",
+        "gpu=h100,l40s",
+        "--vary",
+        "tp=1,3",
+        "--rate",
+        3,
+        "--prices",
+        tmp_path / "p.toml",
+        "--out",
+        tmp_path / "o",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     rows = plan["candidates"]

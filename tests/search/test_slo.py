@@ -22,8 +22,10 @@ def test_latencies_percentiles_and_units_are_read():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ttf_p99=2s", "slo: ttf_p99 is not a latency (ttft, tpot, itl, e2e, queue) with _mean or _p99; did you mean "
-         "ttft_p99?"),
+        (
+            "ttf_p99=2s",
+            "slo: ttf_p99 is not a latency (ttft, tpot, itl, e2e, queue) with _mean or _p99; did you mean ttft_p99?",
+        ),
         ("ttft=2s", "slo: ttft is not a latency"),
         ("ttft_p99", "slo: ttft_p99: '' is not a time such as 2s or 50ms"),
         ("ttft_p99=2h", "slo: ttft_p99: '2h' is not a time"),
@@ -33,7 +35,7 @@ def test_latencies_percentiles_and_units_are_read():
         ("ttft_p99=1s,ttft_p99=2s", "slo: ttft_p99 is given twice"),
         ("", "slo: '' is not a latency"),
     ],
-)  # fmt: skip
+)
 def test_an_slo_that_says_nothing_is_one_line(text, says):
     with pytest.raises(SloError) as caught:
         parse_slo(text)

@@ -159,8 +159,11 @@ executor.time, sweep.run_point, Results.add = clock, run_or_hang, add_and_pass
 def test_points_that_reject_requests_are_not_compared(tmp_path):
     trace = tmp_path / "t.jsonl"
     lengths = [100, 100, 3000]
-    trace.write_text("".join(json.dumps({"arrival_s": i, "input_length": n, "output_length": 4}) + "\n"
-                             for i, n in enumerate(lengths)))  # fmt: skip
+    trace.write_text(
+        "".join(
+            json.dumps({"arrival_s": i, "input_length": n, "output_length": 4}) + "\n" for i, n in enumerate(lengths)
+        )
+    )
     done = workbench("sweep", trace, "--vary", "kv_tokens=2000,8000", "--out", tmp_path / "o", "--json")
     results = pd.read_csv(tmp_path / "o" / "results.csv")
     assert list(results.status) == ["incomplete", "finished"]

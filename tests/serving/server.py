@@ -38,8 +38,15 @@ class Server:
     """``workbench serve`` on a free port. Modelled time does not pass unless asked to. ``limits`` are commands of the shell
     that starts it, ``before`` is as in :func:`command`."""
 
-    def __init__(self, *flags: str, model: str = MODEL, backend: str = "simulated", limits: str = "", before: str = "",
-                 **env: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *flags: str,
+        model: str = MODEL,
+        backend: str = "simulated",
+        limits: str = "",
+        before: str = "",
+        **env: str,
+    ) -> None:
         if "--time-scale" not in flags and backend == "simulated":
             flags = (*flags, "--time-scale", "0")
         self.process = subprocess.Popen(

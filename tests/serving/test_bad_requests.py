@@ -110,7 +110,7 @@ CASES = [
     ({**CHAT, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({**CHAT, "logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({**CHAT, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("body", "param"), CASES)
@@ -135,18 +135,21 @@ def test_a_body_that_is_not_a_json_object_is_a_400(server, body):
         refused(server.http.post(path, content=body, headers=JSON), 400)
 
 
-@pytest.mark.parametrize(("body", "why"), [
-    (b'{"prompt": "x \\ud83d"}', "a text has half of a surrogate pair"),
-    (b'{"prompt": "\\ud83d and more text behind it"}', "a text has half of a surrogate pair"),
-    (b'{"\\udc00": 1}', "a text has half of a surrogate pair"),
-    (b'\xef\xbb\xbf{"prompt": ["\\ud83d\\ud83d"]}', "a text has half of a surrogate pair"),
-    (b'{"prompt": "x \\ud83d', "Input data was truncated"),
-    (b'{"prompt": "\\ud83d\\ude00"', "Input data was truncated"),
-    (b'{"prompt": "\xff"}', "byte 12 is not UTF-8"),
-    (b'{"temperature": NaN}', "JSON is malformed: invalid character (byte 16)"),
-    (b"\xff\xfe", "byte 0 is not UTF-8"),
-    (b'{"prompt": "x",}', "JSON is malformed: trailing comma in object (byte 15)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"prompt": "x \\ud83d"}', "a text has half of a surrogate pair"),
+        (b'{"prompt": "\\ud83d and more text behind it"}', "a text has half of a surrogate pair"),
+        (b'{"\\udc00": 1}', "a text has half of a surrogate pair"),
+        (b'\xef\xbb\xbf{"prompt": ["\\ud83d\\ud83d"]}', "a text has half of a surrogate pair"),
+        (b'{"prompt": "x \\ud83d', "Input data was truncated"),
+        (b'{"prompt": "\\ud83d\\ude00"', "Input data was truncated"),
+        (b'{"prompt": "\xff"}', "byte 12 is not UTF-8"),
+        (b'{"temperature": NaN}', "JSON is malformed: invalid character (byte 16)"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b'{"prompt": "x",}', "JSON is malformed: trailing comma in object (byte 15)"),
+    ],
+)
 def test_why_a_body_is_not_json_is_true(body, why):
     with pytest.raises(ApiError) as caught:
         parse(body, CompletionRequest)
@@ -193,9 +196,17 @@ def test_a_body_beyond_the_limit_is_a_413_also_when_it_does_not_say_its_length(s
 @pytest.mark.parametrize("header", [None, "sesame", "Bearer wrong", "Bearer", "Bearer sesamé"])
 def test_a_wrong_key_is_a_401(locked, header):
     headers = {} if header is None else {"authorization": header.encode()}
-    for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/generate"), ("POST", "/pause"),
-                         ("POST", "/abort"), ("POST", "/flush_cache"), ("POST", "/resume"), ("GET", "/state"),
-                         ("POST", "/settings")):  # fmt: skip
+    for method, path in (
+        ("GET", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/generate"),
+        ("POST", "/pause"),
+        ("POST", "/abort"),
+        ("POST", "/flush_cache"),
+        ("POST", "/resume"),
+        ("GET", "/state"),
+        ("POST", "/settings"),
+    ):
         error = refused(locked.http.request(method, path, headers=headers), 401)
         assert error["code"] == "invalid_api_key"
 

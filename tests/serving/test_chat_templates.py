@@ -26,10 +26,12 @@ BOUNDS = Bounds(10_000, 0.1, 0.3)
 FOR_EVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this\nto me') }}{% endif %}"
-    "{% if m.content == 'for ever' %}" + FOR_EVER + "{% endif %}{% if m.content == 'bad' %}{{ m.content.x.y }}{% endif %}"
+    "{% if m.content == 'for ever' %}"
+    + FOR_EVER
+    + "{% endif %}{% if m.content == 'bad' %}{{ m.content.x.y }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     "{% if not thinking|default(true) %}</think>{% endif %}"
-)  # fmt: skip
+)
 
 
 class Templated(ByteTokenizer):
@@ -97,12 +99,36 @@ def test_a_template_renders_as_transformers_renders_it(tmp_path):
     assert tokenizer.encode_chat(rendered) == theirs.apply_chat_template(messages, return_dict=False, **options)
 
 
-@pytest.mark.parametrize("name", [
-    "chat_template", "tokenize", "conversation", "conversations", "add_generation_prompt", "continue_final_message", "tools",
-    "documents", "messages", "return_tensors", "return_dict", "padding", "truncation", "max_length", "tokenizer_kwargs",
-    "sanitize_control_tokens", "kwargs", "self", "bos_token", "eos_token", "range", "namespace", "raise_exception", "dict",
-    "strftime_now",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template",
+        "tokenize",
+        "conversation",
+        "conversations",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tools",
+        "documents",
+        "messages",
+        "return_tensors",
+        "return_dict",
+        "padding",
+        "truncation",
+        "max_length",
+        "tokenizer_kwargs",
+        "sanitize_control_tokens",
+        "kwargs",
+        "self",
+        "bos_token",
+        "eos_token",
+        "range",
+        "namespace",
+        "raise_exception",
+        "dict",
+        "strftime_now",
+    ],
+)
 @pytest.mark.parametrize("tokenizer", [Templated, ByteTokenizer])
 def test_a_name_of_the_renderer_is_refused_by_name(name, tokenizer):
     error = refusal(given={"thinking": True, name: "x"}, tokenizer=tokenizer())
@@ -127,33 +153,41 @@ def test_the_switch_admits_a_template_and_nothing_else():
     assert refusal(given={"chat_template": 5}, trust=True)["code"] == "invalid_type"
 
 
-@pytest.mark.parametrize(("messages", "said"), [
-    ("no", "messages: the model's chat template refuses these messages: not this"),
-    ("bad", "messages: the model's chat template fails in line 2: it uses what is not defined there"),
-    ("for ever", "messages: the model's chat template takes more than 0.3 s of processor time to render"),
-    ("x" * 10_000, "messages: the model's chat template writes more than 10000 characters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("no", "messages: the model's chat template refuses these messages: not this"),
+        ("bad", "messages: the model's chat template fails in line 2: it uses what is not defined there"),
+        ("for ever", "messages: the model's chat template takes more than 0.3 s of processor time to render"),
+        ("x" * 10_000, "messages: the model's chat template writes more than 10000 characters"),
+    ],
+)
 def test_messages_that_the_models_template_does_not_take_are_a_400(messages, said):
     error = refusal([{"role": "user", "content": messages}])
     assert (error["message"], error["param"], error["code"]) == (said, "messages", "chat_template")
 
 
-@pytest.mark.parametrize(("own", "said"), [
-    (FOR_EVER, "takes more than 0.3 s of processor time to render"),
-    ("{{ lipsum(n=10000000) }}", "takes more than 0.3 s of processor time to render"),
-    ("{{ 'a' * 10000000000 }}", "needs too much memory in line 1"),
-    ("\n{{ 'x'.center(10000000000) }}", "needs too much memory in line 2"),
-    ("{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-     "needs too much memory in line 1"),
-    ("{{ 'a' * 20000 }}", "writes more than 10000 characters"),
-    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is nested too deeply in line 1"),
-    ("{{ range(10**9) }}", "fails in line 1: a range or a number is too large"),
-    ("{{ 1 / 0 }}", "fails in line 1 for these messages and variables"),
-    ("{{ ''.__class__.__mro__ }}", "fails in line 1: it does what a template may not"),
-    ("{% set x = messages.append(1) %}", "fails in line 1: it does what a template may not"),
-    ("\n\n{% oops %}", "is not valid in line 3: Encountered unknown tag 'oops'."),
-    ("{{ '\\ud800' }}", "writes what is not text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (FOR_EVER, "takes more than 0.3 s of processor time to render"),
+        ("{{ lipsum(n=10000000) }}", "takes more than 0.3 s of processor time to render"),
+        ("{{ 'a' * 10000000000 }}", "needs too much memory in line 1"),
+        ("\n{{ 'x'.center(10000000000) }}", "needs too much memory in line 2"),
+        (
+            "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(99) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+            "needs too much memory in line 1",
+        ),
+        ("{{ 'a' * 20000 }}", "writes more than 10000 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is nested too deeply in line 1"),
+        ("{{ range(10**9) }}", "fails in line 1: a range or a number is too large"),
+        ("{{ 1 / 0 }}", "fails in line 1 for these messages and variables"),
+        ("{{ ''.__class__.__mro__ }}", "fails in line 1: it does what a template may not"),
+        ("{% set x = messages.append(1) %}", "fails in line 1: it does what a template may not"),
+        ("\n\n{% oops %}", "is not valid in line 3: Encountered unknown tag 'oops'."),
+        ("{{ '\\ud800' }}", "writes what is not text"),
+    ],
+)
 def test_a_template_of_a_request_is_bounded_as_well(own, said):
     error = refusal(given={"chat_template": own}, trust=True)
     assert error["message"] == f"chat_template_kwargs.chat_template: the chat template {said}"
@@ -213,7 +247,7 @@ def test_a_server_answers_others_and_ends_while_clients_bring_endless_templates(
     own = {"chat_template": "{{ messages[0].content }}"}
     made = server.openai().chat.completions.create(
         model=MODEL, messages=HI, max_tokens=4, extra_body={"chat_template_kwargs": own}
-    )  # fmt: skip
+    )
     assert made.choices[0].message.content == answer("hi", 4)
     for client in clients:
         client.join()

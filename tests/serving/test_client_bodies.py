@@ -20,32 +20,134 @@ HI = [{"role": "user", "content": "hi"}]
 LEAST = {"completions": {"prompt": "hi"}, "chat": {"messages": HI}, "generate": {"text": "hi"}}
 
 RECORDED = {
-    "guidellm": ("/v1/completions", {"prompt": "hi", "model": MODEL, "stream": True, "max_tokens": 4, "stop": None,
-                 "ignore_eos": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
-    "guidellm chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
-                      "model": MODEL, "stream": True, "max_completion_tokens": 4, "stop": None, "ignore_eos": True,
-                      "stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
-    "guidellm, older": ("/v1/completions", {"prompt": "hi", "max_tokens": 4, "max_completion_tokens": 4, "stream": True}),
-    "aiperf": ("/v1/chat/completions", {"messages": [{"role": "user", "name": None, "content": "hi"}], "model": MODEL,
-               "stream": True, "max_completion_tokens": 4, "stream_options": {"include_usage": True}}),
-    "SGLang's bench": ("/generate", {"text": "hi", "sampling_params": {"temperature": 0.0, "max_new_tokens": 4,
-                       "ignore_eos": True}, "stream": True, "lora_path": None, "return_logprob": False,
-                       "logprob_start_len": -1}),
-    "SGLang's bench, openai": ("/v1/completions", {"model": MODEL, "prompt": "hi", "temperature": 0.0, "best_of": 1,
-                               "max_tokens": 4, "stream": True, "ignore_eos": True}),
-    "vLLM's bench": ("/v1/completions", {"model": MODEL, "prompt": "hi", "repetition_penalty": 1.0, "max_tokens": 4,
-                     "logprobs": None, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True,
-                     "use_beam_search": False, "length_penalty": 1.0}),
-    "lm-eval": ("/v1/completions", {"prompt": ["hi"], "model": MODEL, "max_tokens": 4, "temperature": 0, "seed": 1234,
-                "stop": ["\n\n", "Question:"]}),
-    "everything null": ("/v1/chat/completions", {"messages": HI, "max_tokens": 4, "seed": None, "tools": None, "audio": None,
-                        "prediction": None, "functions": [], "logit_bias": {}, "user": "me", "store": False, "n": 1,
-                        "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True, "tool_choice": "auto",
-                        "response_format": {"type": "text"}, "modalities": ["text"], "top_logprobs": 0, "stream": None,
-                        "prompt_cache_key": "k", "safety_identifier": "s", "stream_options": None}),
-    "whole numbers as floats": ("/v1/completions", {"prompt": [104.0, 105.0], "max_tokens": 4.0, "seed": 8.0, "top_k": 5.0,
-                                "n": 1.0, "logit_bias": {"5.0": 1}, "stop_token_ids": [7.0], "priority": 1e0}),
-}  # fmt: skip
+    "guidellm": (
+        "/v1/completions",
+        {
+            "prompt": "hi",
+            "model": MODEL,
+            "stream": True,
+            "max_tokens": 4,
+            "stop": None,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+    ),
+    "guidellm chat": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+            "model": MODEL,
+            "stream": True,
+            "max_completion_tokens": 4,
+            "stop": None,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+    ),
+    "guidellm, older": (
+        "/v1/completions",
+        {"prompt": "hi", "max_tokens": 4, "max_completion_tokens": 4, "stream": True},
+    ),
+    "aiperf": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "name": None, "content": "hi"}],
+            "model": MODEL,
+            "stream": True,
+            "max_completion_tokens": 4,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    "SGLang's bench": (
+        "/generate",
+        {
+            "text": "hi",
+            "sampling_params": {"temperature": 0.0, "max_new_tokens": 4, "ignore_eos": True},
+            "stream": True,
+            "lora_path": None,
+            "return_logprob": False,
+            "logprob_start_len": -1,
+        },
+    ),
+    "SGLang's bench, openai": (
+        "/v1/completions",
+        {
+            "model": MODEL,
+            "prompt": "hi",
+            "temperature": 0.0,
+            "best_of": 1,
+            "max_tokens": 4,
+            "stream": True,
+            "ignore_eos": True,
+        },
+    ),
+    "vLLM's bench": (
+        "/v1/completions",
+        {
+            "model": MODEL,
+            "prompt": "hi",
+            "repetition_penalty": 1.0,
+            "max_tokens": 4,
+            "logprobs": None,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "ignore_eos": True,
+            "use_beam_search": False,
+            "length_penalty": 1.0,
+        },
+    ),
+    "lm-eval": (
+        "/v1/completions",
+        {
+            "prompt": ["hi"],
+            "model": MODEL,
+            "max_tokens": 4,
+            "temperature": 0,
+            "seed": 1234,
+            "stop": ["\n\n", "Question:"],
+        },
+    ),
+    "everything null": (
+        "/v1/chat/completions",
+        {
+            "messages": HI,
+            "max_tokens": 4,
+            "seed": None,
+            "tools": None,
+            "audio": None,
+            "prediction": None,
+            "functions": [],
+            "logit_bias": {},
+            "user": "me",
+            "store": False,
+            "n": 1,
+            "metadata": {"a": "b"},
+            "service_tier": "auto",
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "response_format": {"type": "text"},
+            "modalities": ["text"],
+            "top_logprobs": 0,
+            "stream": None,
+            "prompt_cache_key": "k",
+            "safety_identifier": "s",
+            "stream_options": None,
+        },
+    ),
+    "whole numbers as floats": (
+        "/v1/completions",
+        {
+            "prompt": [104.0, 105.0],
+            "max_tokens": 4.0,
+            "seed": 8.0,
+            "top_k": 5.0,
+            "n": 1.0,
+            "logit_bias": {"5.0": 1},
+            "stop_token_ids": [7.0],
+            "priority": 1e0,
+        },
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +207,9 @@ def test_the_table_says_each_field_once_and_names_nothing_that_a_request_has():
     own = {where: set(kind.__struct_fields__) for where, kind in KINDS.items()}
     own |= {"sampling_params": set(GenerateSampling.__struct_fields__), "stream_options": set()}
     assert {(where, name) for where, name in names if name in own[where]} == {
-        ("completions", "logprobs"), ("sampling_params", "logprobs"),
-    }, "false for a number"  # fmt: skip
+        ("completions", "logprobs"),
+        ("sampling_params", "logprobs"),
+    }, "false for a number"
 
 
 def test_the_docs_have_the_table():
@@ -144,8 +247,16 @@ def test_usage_is_in_every_event_where_that_is_asked_for(server):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("more", [{}, {"n": 3}, {"stop": ["x"]}, {"min_tokens": 0}, {"seed": 3}])
 def test_no_output_asked_for_is_a_prompt_computed_and_an_empty_answer(server, stream, more):
-    made = server.http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 0, "stream": stream, **more,
-                            **({"stream_options": {"include_usage": True}} if stream else {})})  # fmt: skip
+    made = server.http.post(
+        "/v1/completions",
+        json={
+            "prompt": "hello",
+            "max_tokens": 0,
+            "stream": stream,
+            **more,
+            **({"stream_options": {"include_usage": True}} if stream else {}),
+        },
+    )
     assert made.status_code == 200, made.text
     if stream:
         *pieces, last = [json.loads(line[6:]) for line in made.text.splitlines() if line.startswith("data: {")]
@@ -158,8 +269,10 @@ def test_no_output_asked_for_is_a_prompt_computed_and_an_empty_answer(server, st
 
 def test_a_prompt_computed_for_no_output_is_found_in_the_cache(server):
     prompt = "a prompt to be remembered by this one server, " * 3
-    for path, body in (("/generate", {"text": prompt, "sampling_params": {"max_new_tokens": 0}}),
-                       ("/generate", {"text": prompt, "sampling_params": {"max_new_tokens": 0}})):  # fmt: skip
+    for path, body in (
+        ("/generate", {"text": prompt, "sampling_params": {"max_new_tokens": 0}}),
+        ("/generate", {"text": prompt, "sampling_params": {"max_new_tokens": 0}}),
+    ):
         made = server.http.post(path, json=body).json()
         assert made["meta_info"]["finish_reason"] == {"type": "length", "length": 0} and made["output_ids"] == []
     assert made["meta_info"]["cached_tokens"] == len(prompt) - 1
@@ -209,21 +322,24 @@ def test_sglangs_names_are_streamed_as_sglang_does(server):
     assert [piece["meta_info"]["finish_reason"] for piece in pieces] == [None] * 5 + [{"type": "length", "length": 6}]
 
 
-@pytest.mark.parametrize(("body", "param"), [
-    ({"sampling_params": {"max_new_tokens": 3, "max_tokens": 4}}, "max_tokens"),
-    ({"sampling_params": {"min_new_tokens": 3, "max_new_tokens": 2}}, "min_new_tokens"),
-    ({"sampling_params": {"min_new_tokens": -1}}, "min_new_tokens"),
-    ({"return_logprob": True}, "return_logprob"),
-    ({"return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
-    ({"return_logprob": True, "top_logprobs_num": 2, "sampling_params": {"logprobs": 1}}, "logprobs"),
-    ({"top_logprobs_num": 2}, "top_logprobs_num"),
-    ({"sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
-    ({"lora_path": "x"}, "lora_path"),
-    ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
-    ({"rid": "a", "request_id": "b"}, "rid"),
-    ({"rid": "a\nb"}, "rid"),
-    ({"sampling_params": {"max_new_tokns": 3}}, "sampling_params.max_new_tokns"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"sampling_params": {"max_new_tokens": 3, "max_tokens": 4}}, "max_tokens"),
+        ({"sampling_params": {"min_new_tokens": 3, "max_new_tokens": 2}}, "min_new_tokens"),
+        ({"sampling_params": {"min_new_tokens": -1}}, "min_new_tokens"),
+        ({"return_logprob": True}, "return_logprob"),
+        ({"return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
+        ({"return_logprob": True, "top_logprobs_num": 2, "sampling_params": {"logprobs": 1}}, "logprobs"),
+        ({"top_logprobs_num": 2}, "top_logprobs_num"),
+        ({"sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
+        ({"lora_path": "x"}, "lora_path"),
+        ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
+        ({"rid": "a", "request_id": "b"}, "rid"),
+        ({"rid": "a\nb"}, "rid"),
+        ({"sampling_params": {"max_new_tokns": 3}}, "sampling_params.max_new_tokns"),
+    ],
+)
 def test_what_sglang_has_and_this_server_lacks_is_refused_by_name(server, body, param):
     refused = server.http.post("/generate", json={"text": "x", **body})
     assert refused.status_code == 400, refused.text

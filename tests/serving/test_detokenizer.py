@@ -103,8 +103,10 @@ def test_log_probabilities_come_with_the_tokens_spelled():
     assert item.top == [("a", b"a", -0.5), ("�", b"\xe4", -2.0)]
 
 
-@given(st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from(b"ab\xc3\xa9")), max_size=60),
-       st.lists(st.text("abé", min_size=1, max_size=3), max_size=2))  # fmt: skip
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from(b"ab\xc3\xa9")), max_size=60),
+    st.lists(st.text("abé", min_size=1, max_size=3), max_size=2),
+)
 def test_interleaved_sequences_are_each_what_they_would_be_alone(pairs, stops):
     def texts(streams: list[int]) -> dict[int, str]:
         detokenizer = opened(*streams, stop=tuple(stops))

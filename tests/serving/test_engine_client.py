@@ -16,12 +16,15 @@ from workbench.serving.protocol import ApiError, Sequences
 DRAINING = ApiError(503, "the server is shutting down", code="draining")
 
 
-@pytest.mark.parametrize(("end", "why"), [
-    (lambda engine, call: call.disconnected(), "disconnected"),
-    (lambda engine, call: call.too_slow(), "too_slow"),
-    (lambda engine, call: engine.fail_all("shutdown", DRAINING), "shutdown"),
-    (lambda engine, call: None, "request_failed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (lambda engine, call: call.disconnected(), "disconnected"),
+        (lambda engine, call: call.too_slow(), "too_slow"),
+        (lambda engine, call: engine.fail_all("shutdown", DRAINING), "shutdown"),
+        (lambda engine, call: None, "request_failed"),
+    ],
+)
 def test_each_sequence_that_is_ended_early_is_ended_once_and_for_what_happened(tmp_path, end, why):
     async def check() -> None:
         addresses = Addresses.within(tmp_path)

@@ -27,9 +27,22 @@ def place(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("given", [
-    "", "/tmp/x", "..", "../outside", "real/../../outside", "real/..", "out", "out/deeper", "around/x", "a\0b", "//x",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "/tmp/x",
+        "..",
+        "../outside",
+        "real/../../outside",
+        "real/..",
+        "out",
+        "out/deeper",
+        "around/x",
+        "a\0b",
+        "//x",
+    ],
+)
 def test_a_path_that_leaves_the_folder_is_a_400_that_names_the_field(place, given):
     bound = with_folders(settings(profile_dir=place / "root", weights_dir=place / "root"))
     for find, param in ((profile_folder, "output_dir"), (weights_folder, "model_path")):

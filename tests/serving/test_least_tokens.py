@@ -31,8 +31,9 @@ def as_llama_2() -> Tokenizer:
 
 
 def unknown_fused() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE({"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}, [("a", "b")], unk_token="<unk>",
-                                     fuse_unk=True))  # fmt: skip
+    tokenizer = Tokenizer(
+        models.BPE({"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4}, [("a", "b")], unk_token="<unk>", fuse_unk=True)
+    )
     tokenizer.add_special_tokens(["<unk>"])
     return tokenizer
 
@@ -40,8 +41,10 @@ def unknown_fused() -> Tokenizer:
 def unigram() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.train_from_iterator(CORPUS * 5, trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", show_progress=False,
-                                                                      special_tokens=["<unk>"]))  # fmt: skip
+    tokenizer.train_from_iterator(
+        CORPUS * 5,
+        trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", show_progress=False, special_tokens=["<unk>"]),
+    )
     return tokenizer
 
 
@@ -65,15 +68,41 @@ def blanks_taken_along() -> Tokenizer:
 
 
 MADE = {
-    **TOKENIZERS, "as Llama 2": as_llama_2(), "NFC": normalized(normalizers.NFC()), "NFKD": normalized(normalizers.NFKD()),
-    "lower case": normalized(normalizers.Lowercase()), "stripped": normalized(normalizers.Strip()), "unigram": unigram(),
-    "unknown fused": unknown_fused(), "word piece": word_piece(), "split away": split_away(), "blanks": blanks_taken_along(),
-}  # fmt: skip
+    **TOKENIZERS,
+    "as Llama 2": as_llama_2(),
+    "NFC": normalized(normalizers.NFC()),
+    "NFKD": normalized(normalizers.NFKD()),
+    "lower case": normalized(normalizers.Lowercase()),
+    "stripped": normalized(normalizers.Strip()),
+    "unigram": unigram(),
+    "unknown fused": unknown_fused(),
+    "word piece": word_piece(),
+    "split away": split_away(),
+    "blanks": blanks_taken_along(),
+}
 LEAST = {name: least_tokens_of(made.to_str(), _byte_level_alphabet()) for name, made in MADE.items()}
 PIECES = [
-    *CORPUS, "the quick ", "<|end|>", "<|im start|>", "größe added", " " * 9, "\n\n", "e\u0301", "\u0338",
-    "가", "\u1100\u1161", "ﬁ", "aaaa", "abc", "ab", "=" * 20, "▁▁", "日", "zzz", "\u2003",
-]  # fmt: skip
+    *CORPUS,
+    "the quick ",
+    "<|end|>",
+    "<|im start|>",
+    "größe added",
+    " " * 9,
+    "\n\n",
+    "e\u0301",
+    "\u0338",
+    "가",
+    "\u1100\u1161",
+    "ﬁ",
+    "aaaa",
+    "abc",
+    "ab",
+    "=" * 20,
+    "▁▁",
+    "日",
+    "zzz",
+    "\u2003",
+]
 
 
 @pytest.mark.parametrize("name", MADE)

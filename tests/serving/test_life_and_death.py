@@ -247,10 +247,15 @@ def test_overload_is_a_503_that_says_when_to_come_again(start):
     assert complete(server, "now there is room", 1).usage.completion_tokens == 1
 
 
-@pytest.mark.parametrize("flags", [
-    ("--loop", "normal"), ("--loop", "pipeline", "--pp", "2"), ("--batching", "mixed", "--page-size", "16"),
-    ("--policy", "lpm", "--cache", "none", "--no-overlap-prefills"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--loop", "normal"),
+        ("--loop", "pipeline", "--pp", "2"),
+        ("--batching", "mixed", "--page-size", "16"),
+        ("--policy", "lpm", "--cache", "none", "--no-overlap-prefills"),
+    ],
+)
 def test_every_loop_and_way_of_batching_serves_the_same_text(start, flags):
     server = start(*flags, "--kv-tokens", "2000", "--max-context", "300")
     threads = [in_thread(lambda i=i: read_all(server, f"any loop {i}", 150)) for i in range(30)]
@@ -277,7 +282,7 @@ def test_the_key_can_come_from_the_environment(start):
 def failed_start(*flags: str, model: str = MODEL) -> str:
     ran = subprocess.run(
         command(*flags, model=model), capture_output=True, text=True, env=environment(), timeout=PATIENCE_S
-    )  # fmt: skip
+    )
     assert ran.returncode == 2, ran
     assert ran.stdout == ""
     assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, ran.stderr
@@ -292,28 +297,34 @@ def test_a_port_in_use_is_one_line(start):
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in failed_start("--port", str(port))
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    (("--loop", "normal,overlap"), "one loop"),
-    (("--backend", "tpu"), "backend"),
-    (("--simulated-output-tokens", "many"), "simulated_output_tokens"),
-    (("--time-scale", "-1"), "time_scale: -1.0 is negative or not finite"),
-    (("--drain-timeout", "inf"), "drain_timeout: inf is negative or not finite"),
-    (("--stuck-after", "inf"), "stuck_after: inf is not positive and finite"),
-    (("--slo-ttft", "inf"), "slo_ttft: inf is not positive and finite"),
-    (("--gpu", "abacus"), "abacus"),
-    (("--tokenizer", "/nowhere"), "/nowhere"),
-    (("--host", "no.such.host.invalid"), "cannot listen"),
-    (("--kv-tokens", "0"), "kv_tokens"),
-    (("--backend", "cpu", "--time-scale", "2"), "simulated"),
-    (("--backend", "cpu", "--load-format", "zip"), "load_format: 'zip' is not one of auto, safetensors, gguf, dummy"),
-    (("--backend", "cpu", "--gpu", "h100"), "gpu: has no effect"),
-    (("--backend", "cpu", "--cost", "roofline"), "cost: has no effect"),
-    (("--backend", "cpu", "--mem-fraction", "0.5"), "kv_tokens says how much KV"),
-    (("--backend", "cpu", "--cuda-graphs"), "cuda_graphs: has no effect"),
-    (("--backend", "cpu", "--kv-dtype", "fp8"), "kv_dtype: has no effect on a real cpu runner: KV is kept in"),
-    (("--no-record-content",), "record_content"),
-    (("--force",), "force"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--loop", "normal,overlap"), "one loop"),
+        (("--backend", "tpu"), "backend"),
+        (("--simulated-output-tokens", "many"), "simulated_output_tokens"),
+        (("--time-scale", "-1"), "time_scale: -1.0 is negative or not finite"),
+        (("--drain-timeout", "inf"), "drain_timeout: inf is negative or not finite"),
+        (("--stuck-after", "inf"), "stuck_after: inf is not positive and finite"),
+        (("--slo-ttft", "inf"), "slo_ttft: inf is not positive and finite"),
+        (("--gpu", "abacus"), "abacus"),
+        (("--tokenizer", "/nowhere"), "/nowhere"),
+        (("--host", "no.such.host.invalid"), "cannot listen"),
+        (("--kv-tokens", "0"), "kv_tokens"),
+        (("--backend", "cpu", "--time-scale", "2"), "simulated"),
+        (
+            ("--backend", "cpu", "--load-format", "zip"),
+            "load_format: 'zip' is not one of auto, safetensors, gguf, dummy",
+        ),
+        (("--backend", "cpu", "--gpu", "h100"), "gpu: has no effect"),
+        (("--backend", "cpu", "--cost", "roofline"), "cost: has no effect"),
+        (("--backend", "cpu", "--mem-fraction", "0.5"), "kv_tokens says how much KV"),
+        (("--backend", "cpu", "--cuda-graphs"), "cuda_graphs: has no effect"),
+        (("--backend", "cpu", "--kv-dtype", "fp8"), "kv_dtype: has no effect on a real cpu runner: KV is kept in"),
+        (("--no-record-content",), "record_content"),
+        (("--force",), "force"),
+    ],
+)
 def test_settings_that_cannot_be_served_are_one_line(flags, said):
     assert said in failed_start(*flags)
 

@@ -87,8 +87,16 @@ class World:
         for message in said:
             self.inbound.send(encode(message))
 
-    def ask(self, stream: int, prompt: list[int], session: str = "", opening: int = 0, namespace: str = "",
-            slo_ttft_s: float | None = None, **params) -> None:  # fmt: skip
+    def ask(
+        self,
+        stream: int,
+        prompt: list[int],
+        session: str = "",
+        opening: int = 0,
+        namespace: str = "",
+        slo_ttft_s: float | None = None,
+        **params,
+    ) -> None:
         tokens = np.array(prompt, np.int32).tobytes()
         sampling = SamplingParams(**params)
         self.tell(

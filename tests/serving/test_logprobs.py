@@ -25,8 +25,13 @@ def told(decoder, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, list
     text, found = "", []
     for i, token in enumerate(ids):
         end = [Ended(1, "length", "")] if i == len(ids) - 1 else []
-        step = Step(np.array([1], np.int64).tobytes(), np.array([token], np.int32).tobytes(), [], end,
-                    {1: TokenLogprob(-0.5, [token], [-0.5])})  # fmt: skip
+        step = Step(
+            np.array([1], np.int64).tobytes(),
+            np.array([token], np.int32).tobytes(),
+            [],
+            end,
+            {1: TokenLogprob(-0.5, [token], [-0.5])},
+        )
         for chunk in detokenizer.step(step)[0]:
             text += chunk.text
             found += chunk.logprobs or []
@@ -71,8 +76,14 @@ def test_offsets_go_on_right_after_characters_in_several_tokens():
 
 
 def item(token_id: int, token: str, logprob: float, top: list[tuple[int, str, float]]) -> LogprobText:
-    return LogprobText(token, token.encode(), logprob, [(text, text.encode(), value) for _, text, value in top], token_id,
-                       [i for i, _, _ in top])  # fmt: skip
+    return LogprobText(
+        token,
+        token.encode(),
+        logprob,
+        [(text, text.encode(), value) for _, text, value in top],
+        token_id,
+        [i for i, _, _ in top],
+    )
 
 
 def test_tokens_of_equal_text_each_have_an_entry_and_the_sampled_one_its_own_value():
@@ -83,9 +94,11 @@ def test_tokens_of_equal_text_each_have_an_entry_and_the_sampled_one_its_own_val
     assert SHAPE._logprobs([item(9, "c", -1.0, [])])["top_logprobs"] == [{"c": -1.0}]
     by_id = CompletionShape(SimpleNamespace(prompts=1, n=1), "m", tokens_as_ids=True)  # type: ignore[arg-type]
     assert by_id._logprobs([two]) == {
-        "tokens": ["token_id:9"], "token_logprobs": [-5.1855],
-        "top_logprobs": [{"token_id:9": -5.1855, "token_id:4": -5.2004}], "text_offset": [0],
-    }  # fmt: skip
+        "tokens": ["token_id:9"],
+        "token_logprobs": [-5.1855],
+        "top_logprobs": [{"token_id:9": -5.1855, "token_id:4": -5.2004}],
+        "text_offset": [0],
+    }
 
 
 def test_bytes_that_are_no_text_are_written_as_bytes():

@@ -46,8 +46,9 @@ def test_text_in_is_encoded(server):
 
 
 def test_streamed_pieces_are_together_the_whole(server):
-    with server.http.stream("POST", "/generate", json={"text": "hello", "stream": True,
-                                                       "sampling_params": {"max_tokens": 6}}) as response:  # fmt: skip
+    with server.http.stream(
+        "POST", "/generate", json={"text": "hello", "stream": True, "sampling_params": {"max_tokens": 6}}
+    ) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = list(response.iter_lines())
     pieces = events(lines)
@@ -76,9 +77,16 @@ def test_metrics_count_what_was_served(server):
     assert server.metric("request_generation_tokens_sum") == before + 11
     server.await_metric("generation_tokens_total", lambda value: value >= before + 11)
     assert server.metric("request_success_total", finished_reason="length") == served + 1
-    for name in ("time_to_first_token_seconds_count", "inter_token_latency_seconds_count", "kv_cache_usage_perc",
-                 "e2e_request_latency_seconds_count", "cache_hit_rate", "num_requests_running", "iterations_total",
-                 "num_requests_waiting"):  # fmt: skip
+    for name in (
+        "time_to_first_token_seconds_count",
+        "inter_token_latency_seconds_count",
+        "kv_cache_usage_perc",
+        "e2e_request_latency_seconds_count",
+        "cache_hit_rate",
+        "num_requests_running",
+        "iterations_total",
+        "num_requests_waiting",
+    ):
         assert server.metric(name) >= 0
     for phase in ("receive", "schedule", "launch", "process"):
         assert server.metric("host_phase_seconds_total", phase=phase) > 0
@@ -186,9 +194,10 @@ def test_a_higher_priority_is_taken_by_a_server_of_any_policy(server):
 
 def test_an_id_cannot_be_used_twice_at_a_time(server):
     asked = threading.Thread(
-        target=generate, args=(server,),
+        target=generate,
+        args=(server,),
         kwargs={"text": "x", "request_id": "twice", "sampling_params": {"max_tokens": 100_000}},
-    )  # fmt: skip
+    )
     asked.start()
     server.await_metric("num_requests_running", lambda value: value == 1)
     response = generate(server, text="x", request_id="twice", sampling_params={"max_tokens": 1})

@@ -64,8 +64,11 @@ def test_several_prompts_times_several_choices_come_in_order(client):
     made = client.completions.create(model=MODEL, prompt=["one", "two"], n=2, seed=7, max_tokens=5)
     assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in made.choices] == [
-        answer("one", 5, 7), answer("one", 5, 8), answer("two", 5, 7), answer("two", 5, 8),
-    ]  # fmt: skip
+        answer("one", 5, 7),
+        answer("one", 5, 8),
+        answer("two", 5, 7),
+        answer("two", 5, 8),
+    ]
     assert made.usage.prompt_tokens == 6
     assert made.usage.completion_tokens == 20
 
@@ -117,11 +120,13 @@ def test_content_in_parts_is_text(client):
 @pytest.mark.parametrize("create", ["completions", "chat"])
 def test_usage_comes_last_in_a_stream_that_asks_for_it(client, create):
     if create == "chat":
-        stream = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=3, stream=True,
-                                                stream_options={"include_usage": True})  # fmt: skip
+        stream = client.chat.completions.create(
+            model=MODEL, messages=HI, max_tokens=3, stream=True, stream_options={"include_usage": True}
+        )
     else:
-        stream = client.completions.create(model=MODEL, prompt="hi", max_tokens=3, stream=True,
-                                           stream_options={"include_usage": True})  # fmt: skip
+        stream = client.completions.create(
+            model=MODEL, prompt="hi", max_tokens=3, stream=True, stream_options={"include_usage": True}
+        )
     *before, last = list(stream)
     assert all(chunk.usage is None for chunk in before)
     assert last.choices == []
@@ -172,10 +177,20 @@ def test_least_tokens_put_off_stop_strings_and_stop_tokens(client):
 
 def test_every_sampling_field_is_taken(client):
     made = client.completions.create(
-        model=MODEL, prompt="x", max_tokens=2, temperature=0.0, top_p=0.9, seed=1, presence_penalty=0.1, user="me",
-        frequency_penalty=-0.1, logit_bias={"5": 1.0}, best_of=1, echo=False,
+        model=MODEL,
+        prompt="x",
+        max_tokens=2,
+        temperature=0.0,
+        top_p=0.9,
+        seed=1,
+        presence_penalty=0.1,
+        user="me",
+        frequency_penalty=-0.1,
+        logit_bias={"5": 1.0},
+        best_of=1,
+        echo=False,
         extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "priority": 3, "skip_special_tokens": False},
-    )  # fmt: skip
+    )
     assert made.usage.completion_tokens == 2
     made = client.completions.create(model=MODEL, prompt="x", max_tokens=2, extra_body={"top_k": 10**30})
     assert made.usage.completion_tokens == 2, "more than there are tokens: all of them"

@@ -39,9 +39,15 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(model):
     server = Server(
-        "--served-model-name", "tiny", "--kv-tokens", "2000", "--load-format", "safetensors", model=str(model[0]),
+        "--served-model-name",
+        "tiny",
+        "--kv-tokens",
+        "2000",
+        "--load-format",
+        "safetensors",
+        model=str(model[0]),
         backend="cpu",
-    )  # fmt: skip
+    )
     yield server
     server.kill()
 
@@ -51,8 +57,10 @@ def test_a_step_on_a_cpu_is_small_unless_told_otherwise_and_the_server_says_so(s
     assert server.http.get("/state").json()["settings"]["chunk"] == 512
 
 
-@pytest.mark.parametrize(("flags", "expected"), [({}, (512, 512)), ({"chunk": 64, "max_batch_tokens": 4096}, (64, 4096)),
-                                                 ({"chunk": 0}, (None, 512))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({}, (512, 512)), ({"chunk": 64, "max_batch_tokens": 4096}, (64, 4096)), ({"chunk": 0}, (None, 512))],
+)
 def test_a_given_chunk_wins_over_that_of_the_device(flags, expected):
     settings = settings_from(None, flags, defaults=device_defaults("cpu"))
     assert (settings.chunk, settings.max_batch_tokens) == expected
@@ -99,9 +107,12 @@ def test_token_ids_in_and_out_are_the_models(server, model):
 def test_a_chat_is_rendered_by_the_models_template(server, model):
     expected = TOKENIZER.decode(greedy(model, "user: hi\nassistant:", 10))
     made = server.openai().chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=10, temperature=0,
+        model="tiny",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=10,
+        temperature=0,
         extra_body={"ignore_eos": True},
-    )  # fmt: skip
+    )
     assert made.choices[0].message.content == expected
 
 
@@ -117,16 +128,22 @@ def test_log_probabilities_are_the_models(server, model):
     start = len(TOKENIZER.encode(prompt).ids) - 1
     expected = torch.log_softmax(logits[start : start + 5], -1)
     client = server.openai()
-    made = client.completions.create(model="tiny", prompt=prompt, max_tokens=5, temperature=0, logprobs=3,
-                                     extra_body={"ignore_eos": True})  # fmt: skip
+    made = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=5, temperature=0, logprobs=3, extra_body={"ignore_eos": True}
+    )
     found = made.choices[0].logprobs
     for i, token in enumerate(tokens):
         assert found.token_logprobs[i] == pytest.approx(float(expected[i, token]), abs=1e-3)
         assert max(found.top_logprobs[i].values()) == pytest.approx(found.token_logprobs[i], abs=1e-3)
     chat = client.chat.completions.create(
-        model="tiny", messages=[{"role": "user", "content": "x"}], max_tokens=3, logprobs=True, top_logprobs=2, stream=True,
+        model="tiny",
+        messages=[{"role": "user", "content": "x"}],
+        max_tokens=3,
+        logprobs=True,
+        top_logprobs=2,
+        stream=True,
         extra_body={"ignore_eos": True},
-    )  # fmt: skip
+    )
     content = [item for chunk in chat if chunk.choices[0].logprobs for item in chunk.choices[0].logprobs.content]
     assert [len(item.top_logprobs) for item in content] == [2, 2, 2]
     assert all(item.bytes is not None for item in content)

@@ -73,10 +73,16 @@ def test_the_second_turn_has_the_first_before_it_and_most_of_it_from_the_cache(s
 def test_streamed_usage_counts_the_history_too(server, session):
     first = complete(server, "stream me", session_id=session)["choices"][0]["text"]
     client = server.openai()
-    chunks = list(client.completions.create(
-        model=MODEL, prompt=" more", max_tokens=5, stream=True, stream_options={"include_usage": True},
-        extra_body={"session_id": session},
-    ))  # fmt: skip
+    chunks = list(
+        client.completions.create(
+            model=MODEL,
+            prompt=" more",
+            max_tokens=5,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"session_id": session},
+        )
+    )
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == answer(f"stream me{first} more", 5)
     usage = chunks[-1].usage
     assert (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens) == (9 + 20 + 5, 9 + 20 - 1)
@@ -112,9 +118,11 @@ def test_one_request_of_a_session_at_a_time_and_one_that_is_aborted_leaves_no_tr
     next(iter(stream))
     response = server.http.post("/v1/completions", json={"prompt": "me too", "session_id": session})
     assert error(response, 409) == {
-        "message": "session_id: a request of this session has not ended yet", "type": "invalid_request_error",
-        "param": "session_id", "code": "session_busy",
-    }  # fmt: skip
+        "message": "session_id: a request of this session has not ended yet",
+        "type": "invalid_request_error",
+        "param": "session_id",
+        "code": "session_busy",
+    }
     stream.close()
     server.await_rest()
     after = complete(server, " a second", session_id=session)

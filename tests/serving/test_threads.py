@@ -36,8 +36,9 @@ end_process_if_busy(7)
 
 
 def test_a_process_ends_while_a_thread_is_at_work():
-    ran = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, env=environment(),
-                         timeout=PATIENCE_S)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", LEAVES], capture_output=True, text=True, env=environment(), timeout=PATIENCE_S
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (7, "left\n", "")
 
 

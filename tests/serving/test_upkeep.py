@@ -34,9 +34,17 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(place):
     server = Server(
-        "--kv-tokens", "2000", "--record", f"{place}/record", "--loop", "overlap", "--profile-dir", f"{place}/profiles",
-        model=f"{place}/old", backend="cpu",
-    )  # fmt: skip
+        "--kv-tokens",
+        "2000",
+        "--record",
+        f"{place}/record",
+        "--loop",
+        "overlap",
+        "--profile-dir",
+        f"{place}/profiles",
+        model=f"{place}/old",
+        backend="cpu",
+    )
     yield server
     server.kill()
 

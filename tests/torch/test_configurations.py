@@ -44,17 +44,20 @@ REFUSED = {
         "rope_parameters.full_attention: differs from layer to layer, which is not supported",
     ),
     "heads that are rotated in part": (
-        {"partial_rotary_factor": 0.5}, "partial_rotary_factor: other than 1 is not supported",
+        {"partial_rotary_factor": 0.5},
+        "partial_rotary_factor: other than 1 is not supported",
     ),
     "a missing size": ({"hidden_size": None}, "hidden_size: missing"),
     "a size of another type": ({"hidden_size": "64"}, "hidden_size: '64' is not a whole number"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is less than 1"),
     "KV heads that do not divide": (
-        {"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide 4 attention heads",
+        {"num_key_value_heads": 3},
+        "num_key_value_heads: 3 does not divide 4 attention heads",
     ),
     "an odd head": ({"head_dim": 17}, "head_dim: 17 is odd; rotary embeddings need an even number"),
     "heads of no whole size": (
-        {"num_attention_heads": 6}, "head_dim: missing, and hidden_size 64 is not a multiple of 6 heads",
+        {"num_attention_heads": 6},
+        "head_dim: missing, and hidden_size 64 is not a multiple of 6 heads",
     ),
     "an unknown dtype": ({"dtype": "int8"}, "dtype: 'int8' is not supported; supported: float32, float16, bfloat16"),
     "an end that is no token": ({"eos_token_id": "</s>"}, "eos_token_id: '</s>' is not a token id or a list of them"),
@@ -62,7 +65,7 @@ REFUSED = {
         {"architectures": ["MixtralForCausalLM"], "num_local_experts": 2, "num_experts_per_tok": 3},
         "num_experts_per_tok: 3, with 2 experts",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -87,8 +90,14 @@ def test_a_configuration_may_begin_with_the_mark_of_utf_8_and_deep_nesting_is_re
         load_config(str(tmp_path))
 
 
-NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-          "max_position_embeddings")  # fmt: skip
+NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
 @pytest.mark.parametrize("architecture", MODELS)
@@ -107,8 +116,22 @@ def test_fields_left_out_mean_what_they_mean_to_transformers(architecture):
 
 
 # Not the token that ends an answer: a file without one has none here.
-LEFT_OUT = ("kv_heads", "head_dim", "rms_eps", "rope", "tie_word_embeddings", "qkv_bias", "o_bias", "mlp_bias",
-               "windows", "experts", "top_k", "renormalize", "expert_intermediate", "mixture")  # fmt: skip
+LEFT_OUT = (
+    "kv_heads",
+    "head_dim",
+    "rms_eps",
+    "rope",
+    "tie_word_embeddings",
+    "qkv_bias",
+    "o_bias",
+    "mlp_bias",
+    "windows",
+    "experts",
+    "top_k",
+    "renormalize",
+    "expert_intermediate",
+    "mixture",
+)
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])

@@ -21,23 +21,42 @@ GGUF = {
     "llama": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama with llama3 scaling": (
         "LlamaForCausalLM",
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ),
     "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}),
     "qwen2": ("Qwen2ForCausalLM", {}),
     "qwen2 with yarn": (
         "Qwen2ForCausalLM",
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                             "original_max_position_embeddings": 64}},
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
     "qwen3moe": (
         "Qwen3MoeForCausalLM",
-        {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
-         "norm_topk_prob": True},
+        {
+            "head_dim": 32,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
     ),
-}  # fmt: skip
+}
 
 
 def write_gguf(model, arch, path, kind="F32"):

@@ -38,10 +38,19 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_it_imports_without_what_a_bare_machine_lacks() -> None:
     modules = (
-        "benchmarks.gpu", "benchmarks.kernels", "benchmarks.offline", "benchmarks.open_loop", "benchmarks.fp8",
-        "benchmarks.gpu_calibrate", "benchmarks.gpu_checks", "backends.torch.backend", "backends.torch.cuda_graphs",
-        "workbench.scheduler.scheduler", "workbench.loops", "workbench.loops.drive",
-    )  # fmt: skip
+        "benchmarks.gpu",
+        "benchmarks.kernels",
+        "benchmarks.offline",
+        "benchmarks.open_loop",
+        "benchmarks.fp8",
+        "benchmarks.gpu_calibrate",
+        "benchmarks.gpu_checks",
+        "backends.torch.backend",
+        "backends.torch.cuda_graphs",
+        "workbench.scheduler.scheduler",
+        "workbench.loops",
+        "workbench.loops.drive",
+    )
     lines = ["import sys", f"sys.modules.update(dict.fromkeys({ABSENT!r}))", *(f"import {name}" for name in modules)]
     done = run("-c", "\n".join(lines))
     assert done.returncode == 0, done.stderr
@@ -107,12 +116,28 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     # The commands of docs/runner.md, with what it left.
     run_of, simulated = out / "fidelity" / "80-overlap-1", tmp_path / "sim"
     for words in (
-        ["simulate", out / "fidelity" / "trace-80.jsonl", "--like", run_of, "--cost", f"fitted:{tmp_path / 'costs.json'}",
-         "--out", tmp_path / "fitted"],
-        ["simulate", out / "fidelity" / "trace-80.jsonl", "--like", run_of, "--cost", f"profile:{tmp_path / 'profile'}",
-         "--out", simulated],
+        [
+            "simulate",
+            out / "fidelity" / "trace-80.jsonl",
+            "--like",
+            run_of,
+            "--cost",
+            f"fitted:{tmp_path / 'costs.json'}",
+            "--out",
+            tmp_path / "fitted",
+        ],
+        [
+            "simulate",
+            out / "fidelity" / "trace-80.jsonl",
+            "--like",
+            run_of,
+            "--cost",
+            f"profile:{tmp_path / 'profile'}",
+            "--out",
+            simulated,
+        ],
         ["compare", run_of, simulated / "overlap"],
-    ):  # fmt: skip
+    ):
         told = run("-c", "from workbench.cli.main import main; main()", *map(str, words))
         assert told.returncode == 0, told.stdout + told.stderr
 

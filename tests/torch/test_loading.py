@@ -204,9 +204,7 @@ def test_a_missing_shard_and_a_broken_one_are_named(tmp_path):
     with pytest.raises(BadCheckpoint, match=rf"^{re.escape(str(tmp_path))}: {shard.name}: "):
         load(tmp_path)
     shard.unlink()
-    says(
-        ModelNotFound, lambda: load(tmp_path), f"{shard}: missing, though model.safetensors.index.json names it"
-    )  # fmt: skip
+    says(ModelNotFound, lambda: load(tmp_path), f"{shard}: missing, though model.safetensors.index.json names it")
 
 
 def test_an_id_is_found_in_the_local_hugging_face_cache_and_nowhere_else_when_offline(tmp_path, monkeypatch):

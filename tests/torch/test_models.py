@@ -63,24 +63,39 @@ VARIANTS = {
     "as many KV heads as queries": ("LlamaForCausalLM", {"num_key_value_heads": 4}),
     "another base": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
     "linear scaling": (
-        "LlamaForCausalLM", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ),
     "llama3 scaling": (
         "LlamaForCausalLM",
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-                             "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
     ),
     "yarn scaling": ("Qwen2ForCausalLM", {"rope_parameters": YARN}),
     "yarn with mscale": (
-        "Qwen3ForCausalLM", {"head_dim": 32, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
+        "Qwen3ForCausalLM",
+        {"head_dim": 32, "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}},
     ),
     "windows in some layers": (
-        "Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     ),
     "windows by layer_types": (
         "Qwen3ForCausalLM",
-        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 6,
-         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {
+            "head_dim": 16,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
     ),
     "windows in a mixture": ("MixtralForCausalLM", {"num_local_experts": 4, "sliding_window": 10}),
     "dense layers between mixtures": (
@@ -89,10 +104,17 @@ VARIANTS = {
     ),
     "every second layer a mixture, weights not renormalised": (
         "Qwen3MoeForCausalLM",
-        {"head_dim": 16, "num_experts": 8, "decoder_sparse_step": 2, "norm_topk_prob": False, **MOE,
-         "use_sliding_window": True, "sliding_window": 7},
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            **MOE,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -225,14 +247,34 @@ def test_a_split_that_does_not_go_is_refused(changes, message, tmp_path):
 ROPES = {
     "default": {"rope_type": "default", "rope_theta": 10000.0},
     "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5},
-    "llama3": {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 512},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 512,
+    },
     "yarn": {"rope_type": "yarn", "rope_theta": 1000000.0, "factor": 4.0, "original_max_position_embeddings": 512},
-    "yarn with its own factor": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "attention_factor": 0.8,
-                                 "original_max_position_embeddings": 512, "beta_fast": 16.0, "beta_slow": 2.0},
-    "yarn untruncated": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 16.0, "truncate": False,
-                         "original_max_position_embeddings": 512, "mscale": 0.7, "mscale_all_dim": 1.2},
-}  # fmt: skip
+    "yarn with its own factor": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "attention_factor": 0.8,
+        "original_max_position_embeddings": 512,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+    },
+    "yarn untruncated": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "truncate": False,
+        "original_max_position_embeddings": 512,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.2,
+    },
+}
 
 
 @pytest.mark.parametrize("kind", ROPES)

@@ -65,7 +65,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "decode-first mixed": ({}, {"batching": "mixed", "max_batch_tokens": 12}),
     "retraction": ({"kv_tokens": 140}, {"conservativeness": 0.01, "cache": "none"}),
     "retraction, pages of 4": ({"kv_tokens": 140, "page_size": 4}, {"conservativeness": 0.01, "page_size": 4}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])

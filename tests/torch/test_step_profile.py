@@ -38,8 +38,10 @@ def test_a_profile_is_of_the_batches_between_its_start_and_its_end_and_never_ove
     ask(backend, 3)
     assert backend.stop_profile() == [f"{one}/rank-0.json.gz"]
     assert spans(one / "rank-0.json.gz") == [
-        "step 0: prefill, 2 requests", "step 1: decode, 2 requests", "step 2: decode, 2 requests"
-    ]  # fmt: skip
+        "step 0: prefill, 2 requests",
+        "step 1: decode, 2 requests",
+        "step 2: decode, 2 requests",
+    ]
     assert not two.exists()
 
     with pytest.raises(ValueError, match=rf"^output_dir: {one}/rank-0.json.gz exists and is not overwritten"):

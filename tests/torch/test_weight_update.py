@@ -47,8 +47,9 @@ def asked(prefix: str) -> list[Any]:
     return [type(one)(f"{prefix}{one.rid}", one.prompt, one.params) for one in made]
 
 
-def updated(backend: TorchBackend, folder: Path, loop: str = "normal",
-            **settings: Any) -> tuple[LiveRun, list[str | None]]:  # fmt: skip
+def updated(
+    backend: TorchBackend, folder: Path, loop: str = "normal", **settings: Any
+) -> tuple[LiveRun, list[str | None]]:
     """Everybody asks (``a``), the weights change, everybody asks again (``b``): all of what came, and what was told."""
     told: list[str | None] = []
     update = UpdateWeights(lambda: backend.check_weights(str(folder)), backend.write_weights, told.append)

@@ -56,9 +56,13 @@ def reference(model: Any, prompt: list[int], new_tokens: int) -> tuple[list[int]
     ids = torch.tensor([prompt])
     with torch.no_grad():
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens,
-            do_sample=False, eos_token_id=None,
-        )  # fmt: skip
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=None,
+        )
         return out[0, len(prompt) :].tolist(), model(out).logits[0].float()
 
 

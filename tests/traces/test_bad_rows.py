@@ -15,27 +15,38 @@ from workbench.cli.app import app
 
 GOOD_ROW, BAD_ROW, EARLY_ROW = 0, 1, 2
 TABLES = {
-    "azure": ("TIMESTAMP,ContextTokens,GeneratedTokens",
-              ["2023-11-16 18:17:0{}.5,5,5", "2023-11-16 18:17:0{}.5,5,0", "2023-11-16 18:17:00.1,5,5"]),
+    "azure": (
+        "TIMESTAMP,ContextTokens,GeneratedTokens",
+        ["2023-11-16 18:17:0{}.5,5,5", "2023-11-16 18:17:0{}.5,5,0", "2023-11-16 18:17:00.1,5,5"],
+    ),
     "burstgpt": ("Timestamp,Request tokens,Response tokens", ["1{},5,5", "1{},0,5", "9,5,5"]),
     "vidur": ("arrived_at,num_prefill_tokens,num_decode_tokens", ["1{},5,5", "1{},5.5,5", "9,5,5"]),
     "splitwise": ("arrival_timestamp,prompt_size,token_size", ["1{},5,5", "1{},,5", "9,5,5"]),
     "blis": ("input_tokens,output_tokens,arrival_time_us", ["5,5,1{}", "x,5,1{}", "5,5,9"]),
     "lengths": ("timestamp,input_tokens,output_tokens", ["1{},5,5", "1{},5", "9,5,5"]),
-}  # fmt: skip
+}
 JSON_LINES = {
-    "workbench": ['{{"arrival_s": 1{}, "input_length": 5, "output_length": 5}}', '{{"arrival_s": 1{}, "inp',
-                  '{{"arrival_s": 9, "input_length": 5, "output_length": 5}}'],
-    "mooncake": ['{{"timestamp": 1{}, "input_length": 5, "output_length": 5, "hash_ids": [1]}}',
-                 '{{"timestamp": 1{}, "input_length": 5, "output_length": 0, "hash_ids": [1]}}',
-                 '{{"timestamp": 9, "input_length": 5, "output_length": 5, "hash_ids": [1]}}'],
-    "llmservingsim": ['{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 1{}}}',
-                      '{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 1{}, "input_tok_ids": [1]}}',
-                      '{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 9}}'],
-    "aibrix": ['{{"timestamp": 1{}, "requests": [{{"prompt_length": 5, "output_length": 5}}]}}',
-               '{{"timestamp": 1{}, "requests": [{{"prompt_length": 5, "output_length": -1}}]}}',
-               '{{"timestamp": 9, "requests": [{{"prompt_length": 5, "output_length": 5}}]}}'],
-}  # fmt: skip
+    "workbench": [
+        '{{"arrival_s": 1{}, "input_length": 5, "output_length": 5}}',
+        '{{"arrival_s": 1{}, "inp',
+        '{{"arrival_s": 9, "input_length": 5, "output_length": 5}}',
+    ],
+    "mooncake": [
+        '{{"timestamp": 1{}, "input_length": 5, "output_length": 5, "hash_ids": [1]}}',
+        '{{"timestamp": 1{}, "input_length": 5, "output_length": 0, "hash_ids": [1]}}',
+        '{{"timestamp": 9, "input_length": 5, "output_length": 5, "hash_ids": [1]}}',
+    ],
+    "llmservingsim": [
+        '{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 1{}}}',
+        '{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 1{}, "input_tok_ids": [1]}}',
+        '{{"input_toks": 5, "output_toks": 5, "arrival_time_ns": 9}}',
+    ],
+    "aibrix": [
+        '{{"timestamp": 1{}, "requests": [{{"prompt_length": 5, "output_length": 5}}]}}',
+        '{{"timestamp": 1{}, "requests": [{{"prompt_length": 5, "output_length": -1}}]}}',
+        '{{"timestamp": 9, "requests": [{{"prompt_length": 5, "output_length": 5}}]}}',
+    ],
+}
 FORMATS = [*TABLES, *JSON_LINES]
 
 
@@ -210,14 +221,31 @@ def test_a_run_at_a_concurrency_takes_rows_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["simulate"], ["replay"], ["observe"], ["sweep"], ["plan"], ["compare"], ["trace", "describe"],
-                ["trace", "convert"]],
-)  # fmt: skip
+    "command",
+    [
+        ["simulate"],
+        ["replay"],
+        ["observe"],
+        ["sweep"],
+        ["plan"],
+        ["compare"],
+        ["trace", "describe"],
+        ["trace", "convert"],
+    ],
+)
 def test_every_command_that_reads_a_trace_has_all_of_its_flags(command: list[str]) -> None:
     code, text = run(*command, "--help")
     assert code == 0
-    for flag in ("--format", "--tokenizer", "--time-unit", "--spread-ticks", "--block-tokens", "--output",
-                 "--skip-bad-rows", "--sort"):  # fmt: skip
+    for flag in (
+        "--format",
+        "--tokenizer",
+        "--time-unit",
+        "--spread-ticks",
+        "--block-tokens",
+        "--output",
+        "--skip-bad-rows",
+        "--sort",
+    ):
         assert flag in text
 
 

@@ -87,11 +87,27 @@ def test_mooncake_blocks_with_equal_ids_have_equal_tokens(tmp_path: Path) -> Non
 
 def test_bailian_turns_keep_their_arrivals_and_share_16_token_blocks(tmp_path: Path) -> None:
     records = [
-        {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.5, "input_length": 40, "output_length": 9, "type": "text",
-         "turn": 1, "hash_ids": [1, 2, 3]},
-        {"chat_id": 2, "parent_chat_id": 1, "timestamp": 9.0, "input_length": 60, "output_length": 9, "type": "text",
-         "turn": 2, "hash_ids": [1, 2, 4, 5]},
-    ]  # fmt: skip
+        {
+            "chat_id": 1,
+            "parent_chat_id": -1,
+            "timestamp": 0.5,
+            "input_length": 40,
+            "output_length": 9,
+            "type": "text",
+            "turn": 1,
+            "hash_ids": [1, 2, 3],
+        },
+        {
+            "chat_id": 2,
+            "parent_chat_id": 1,
+            "timestamp": 9.0,
+            "input_length": 60,
+            "output_length": 9,
+            "type": "text",
+            "turn": 2,
+            "hash_ids": [1, 2, 4, 5],
+        },
+    ]
     trace = written(tmp_path, *records)
     first, second = trace
     assert (first.arrival_s, second.arrival_s, second.session_id) == (0.0, 8.5, None)
@@ -105,13 +121,19 @@ def test_a_subagents_calls_run_in_the_sessions_chain_at_their_place(tmp_path: Pa
         return {"t": t, "type": "n", "in": tokens, "out": 30, "api_time": 1.0, "hash_rle": runs, **more}
 
     session = {
-        "id": "a", "block_size": 64, "hash_id_scope": "local",
+        "id": "a",
+        "block_size": 64,
+        "hash_id_scope": "local",
         "requests": [
             call(0, 200, think_time=3.0),
-            {"type": "subagent", "t": 2, "requests": [call(2, 128, first=50, think_time=1.0), call(5.5, 256, first=50)]},
+            {
+                "type": "subagent",
+                "t": 2,
+                "requests": [call(2, 128, first=50, think_time=1.0), call(5.5, 256, first=50)],
+            },
             call(9, 260, think_time=2.0),
         ],
-    }  # fmt: skip
+    }
     trace = written(tmp_path, session, session | {"id": "b"})
     requests = list(trace)
     assert [(r.session_id, r.turn, r.input_length, r.arrival_s, r.think_time_s) for r in requests[:4]] == [

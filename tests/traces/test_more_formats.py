@@ -74,10 +74,15 @@ def test_blis_prompts_are_the_groups_prefix_and_their_own_tokens(tmp_path: Path)
 
 def test_aibrix_requests_of_a_moment_arrive_together(tmp_path: Path) -> None:
     text = json_lines(
-        {"timestamp": 0, "requests": [{"prompt": "hi", "prompt_length": 11, "output_length": 5, "session_id": 0},
-                                      {"prompt": "yo", "prompt_length": 7, "output_length": 3}]},
+        {
+            "timestamp": 0,
+            "requests": [
+                {"prompt": "hi", "prompt_length": 11, "output_length": 5, "session_id": 0},
+                {"prompt": "yo", "prompt_length": 7, "output_length": 3},
+            ],
+        },
         {"timestamp": 250, "requests": [{"prompt": None, "prompt_length": 9, "output_length": 4}]},
-    )  # fmt: skip
+    )
     trace = opened(tmp_path, text)
     assert trace.info.format == "aibrix"
     assert shape(trace) == [(0.0, 11, 5), (0.0, 7, 3), (0.25, 9, 4)]
@@ -86,12 +91,21 @@ def test_aibrix_requests_of_a_moment_arrive_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        "num_input_tokens,num_output_tokens", "prompt_tokens,completion_tokens", "input_length,output_length",
-        "InputTokens,OutputTokens", "Prompt Length,Response Length", "isl,osl", "input_len,output_len",
-        "num_prefill_tokens,num_decode_tokens", "prompt_size,token_count,output_size", "ContextTokens,GeneratedTokens",
-        "n_prompt_tokens,n_generated_tokens", "Request tokens,Response tokens", "input_toks,output_toks",
+        "num_input_tokens,num_output_tokens",
+        "prompt_tokens,completion_tokens",
+        "input_length,output_length",
+        "InputTokens,OutputTokens",
+        "Prompt Length,Response Length",
+        "isl,osl",
+        "input_len,output_len",
+        "num_prefill_tokens,num_decode_tokens",
+        "prompt_size,token_count,output_size",
+        "ContextTokens,GeneratedTokens",
+        "n_prompt_tokens,n_generated_tokens",
+        "Request tokens,Response tokens",
+        "input_toks,output_toks",
     ],
-)  # fmt: skip
+)
 def test_lengths_are_read_under_any_of_their_names(tmp_path: Path, header: str) -> None:
     cells = "7,1,3" if header.count(",") == 2 else "7,3"
     trace = opened(tmp_path, f"{header}\n{cells}\n")
@@ -103,15 +117,19 @@ def test_lengths_are_read_under_any_of_their_names(tmp_path: Path, header: str) 
 @pytest.mark.parametrize(
     ("column", "first", "second"),
     [
-        ("timestamp", "10", "11.5"), ("arrival_time_ms", "0", "1500"), ("arrivalTimeMs", "0", "1500"),
+        ("timestamp", "10", "11.5"),
+        ("arrival_time_ms", "0", "1500"),
+        ("arrivalTimeMs", "0", "1500"),
         ("ts_us", "0", "1500000"),
-        ("Time (ns)", "0", "1500000000"), ("timestamp", "1700000000", "1700000001.5"),
-        ("timestamp", "1700000000000", "1700000001500"), ("time", "1700000000000000", "1700000001500000"),
+        ("Time (ns)", "0", "1500000000"),
+        ("timestamp", "1700000000", "1700000001.5"),
+        ("timestamp", "1700000000000", "1700000001500"),
+        ("time", "1700000000000000", "1700000001500000"),
         ("created_at", "2024-01-01T00:00:00Z", "2024-01-01T00:00:01.5Z"),
         ("start_time", "2024-01-01", "2024-01-01 00:00:01.5"),
         ("arrived_at", "0.0", "1.5"),
     ],
-)  # fmt: skip
+)
 def test_arrivals_of_a_table_are_in_the_unit_that_their_name_or_size_says(
     tmp_path: Path, column: str, first: str, second: str
 ) -> None:
@@ -160,8 +178,11 @@ def test_a_session_of_new_tokens_grows_by_what_was_said(tmp_path: Path) -> None:
     trace = opened(tmp_path, text)
     assert (trace.info.format, trace.info.closed_loop) == ("mooncake", True)
     assert turns(trace) == [
-        ("a", 0, 0.0, 0.0, 300, 40), ("b", 0, 0.0, 0.0, 30, 4), ("a", 1, None, 2.0, 490, 20), ("a", 2, None, 0.0, 1110, 20),
-    ]  # fmt: skip
+        ("a", 0, 0.0, 0.0, 300, 40),
+        ("b", 0, 0.0, 0.0, 30, 4),
+        ("a", 1, None, 2.0, 490, 20),
+        ("a", 2, None, 0.0, 1110, 20),
+    ]
     first, other, second, third = trace
     assert common(first, second) == 340 and common(second, third) == 510 and common(other, second) == 0
 
@@ -175,8 +196,11 @@ def test_a_session_whose_hash_ids_go_on_has_whole_prompts(tmp_path: Path) -> Non
     )
     trace = opened(tmp_path, text)
     assert turns(trace) == [
-        ("a", 0, 0.0, 0.0, 1100, 5), ("a", 1, None, 0.5, 1700, 5), ("a", 2, None, 0.5, 1805, 5), ("b", 0, 3.0, 0.0, 1100, 5),
-    ]  # fmt: skip
+        ("a", 0, 0.0, 0.0, 1100, 5),
+        ("a", 1, None, 0.5, 1700, 5),
+        ("a", 2, None, 0.5, 1805, 5),
+        ("b", 0, 3.0, 0.0, 1100, 5),
+    ]
     first, second, third, other = trace
     assert common(first, second) == 1024 and common(second, third) == 1705 and common(first, other) == 1024
 
@@ -228,9 +252,12 @@ def test_a_table_of_sessions_waits_for_turns_and_shares_what_was_said(tmp_path: 
     trace = opened(tmp_path, text)
     assert trace.info.closed_loop
     assert turns(trace) == [
-        ("a", 0, 0.0, 0.0, 10, 5), ("b", 0, 0.0, 0.0, 10, 5), ("a", 1, None, 2.5, 30, 5), (None, 0, 0.0, 0.0, 4, 2),
+        ("a", 0, 0.0, 0.0, 10, 5),
+        ("b", 0, 0.0, 0.0, 10, 5),
+        ("a", 1, None, 2.5, 30, 5),
+        (None, 0, 0.0, 0.0, 4, 2),
         ("b", 1, None, 0.0, 40, 5),
-    ]  # fmt: skip
+    ]
     first, other, second, *_ = trace
     assert common(first, second) == 15 and common(other, second) == 0
     shorter = list(opened(tmp_path, text.replace("30", "3")))

@@ -46,9 +46,28 @@ def test_a_number_with_a_fraction_is_no_whole_number(whole: int, fraction: float
 
 @pytest.mark.parametrize(
     "value",
-    ["1,024", "1_024", "1 024", "18,0", "0x12", "nan", "NaN", "inf", "-inf", "1e", "--1", "½", "١٢", True, float("nan"),
-     float("inf"), [1], "1.0.0", "1e9999999"],
-)  # fmt: skip
+    [
+        "1,024",
+        "1_024",
+        "1 024",
+        "18,0",
+        "0x12",
+        "nan",
+        "NaN",
+        "inf",
+        "-inf",
+        "1e",
+        "--1",
+        "½",
+        "١٢",
+        True,
+        float("nan"),
+        float("inf"),
+        [1],
+        "1.0.0",
+        "1e9999999",
+    ],
+)
 def test_what_is_no_number_or_may_be_two_is_refused(value: object) -> None:
     with pytest.raises(TraceError, match="is not an integer"):
         integer(SOURCE, 2, "n", value)
@@ -146,10 +165,15 @@ def test_dates_with_fractions_and_offsets_are_as_far_apart_as_the_moments(said: 
 @pytest.mark.parametrize(
     "stamp",
     [
-        "2023-11-16T18:17:04.5Z", "2023-11-16 18:17:04.5+00:00", "2023-11-16 13:17:04.5-0500", "2023-11-16T23:47:04.5+05:30",
-        "2023-11-16 18:17:04.500000000 UTC", "2023/11/16 20:17:04,5+02", "2023-11-16 18:17:04.5z",
+        "2023-11-16T18:17:04.5Z",
+        "2023-11-16 18:17:04.5+00:00",
+        "2023-11-16 13:17:04.5-0500",
+        "2023-11-16T23:47:04.5+05:30",
+        "2023-11-16 18:17:04.500000000 UTC",
+        "2023/11/16 20:17:04,5+02",
+        "2023-11-16 18:17:04.5z",
     ],
-)  # fmt: skip
+)
 def test_each_way_to_write_a_moment_is_the_same_moment(stamp: str) -> None:
     assert times("2023-11-16T18:17:03Z", stamp) == [0.0, 1.5]
 

@@ -46,12 +46,23 @@ def facts(requests: Iterable[TraceRequest]) -> list[tuple]:
     """All that a simulator sees of requests, tokens included."""
     return [
         (
-            r.request_id, r.arrival_s, r.input_length, r.output_length, r.max_tokens, r.session_id, r.turn,
-            r.think_time_s, r.priority, r.adapter, r.slo_ttft_s, r.slo_tpot_s,
-            r.prompt_tokens(VOCAB).tobytes(), r.output_tokens(VOCAB).tobytes(),
+            r.request_id,
+            r.arrival_s,
+            r.input_length,
+            r.output_length,
+            r.max_tokens,
+            r.session_id,
+            r.turn,
+            r.think_time_s,
+            r.priority,
+            r.adapter,
+            r.slo_ttft_s,
+            r.slo_tpot_s,
+            r.prompt_tokens(VOCAB).tobytes(),
+            r.output_tokens(VOCAB).tobytes(),
         )
         for r in requests
-    ]  # fmt: skip
+    ]
 
 
 @settings(max_examples=40, deadline=None)

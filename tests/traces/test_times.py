@@ -50,8 +50,16 @@ def test_every_format_is_counted_from_its_first_request(tmp_path):
     moon = [{"timestamp": 1700000000100, **ids}, {"timestamp": 1700000000101, **ids}]
     (tmp_path / "moon.jsonl").write_text(json_lines(*moon))
     since_1970_ns = 1700000000_000_000_000
-    ns = [{"input_toks": 1, "output_toks": 1, "arrival_time_ns": since_1970_ns + n * 10**9,
-           "input_tok_ids": [1], "output_tok_ids": [1]} for n in range(2)]  # fmt: skip
+    ns = [
+        {
+            "input_toks": 1,
+            "output_toks": 1,
+            "arrival_time_ns": since_1970_ns + n * 10**9,
+            "input_tok_ids": [1],
+            "output_tok_ids": [1],
+        }
+        for n in range(2)
+    ]
     (tmp_path / "ns.jsonl").write_text(json_lines(*ns))
     assert times(tmp_path / "burst.csv") == [0, 2.5]
     assert times(tmp_path / "vidur.csv") == [0, 0.25]

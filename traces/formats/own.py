@@ -88,8 +88,13 @@ def _request(
         for field in ("hash_ids", "block_size", "hash_scope"):
             if field in record:
                 raise source.error(line, field, f"goes with input_length, not with {given[0]}")
-        content = TokenIds(prompt, output, str(source.path), prompt_field=source.field(given[0]),
-                           output_field=source.field("output_token_ids"))  # fmt: skip
+        content = TokenIds(
+            prompt,
+            output,
+            str(source.path),
+            prompt_field=source.field(given[0]),
+            output_field=source.field("output_token_ids"),
+        )
     request = TraceRequest(
         request_id,
         None if turn else seconds(source, line, "arrival_s", record.get("arrival_s", MISSING)),

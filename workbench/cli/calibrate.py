@@ -11,12 +11,36 @@ from workbench.cli import options
 
 
 def calibrate(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, for --cost profile:FOLDER; or NAME.json, for --cost fitted:NAME.json.", show_default=False)],
-    model: Annotated[Optional[str], typer.Argument(help="Model to measure on this machine: Hugging Face folder, GGUF file or id.", show_default=False)] = None,
-    record: Annotated[Optional[Path], typer.Option("--from", help="Instead of measuring: a run record, or a folder of measured points, to fit.", show_default=False)] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="Folder to write, for --cost profile:FOLDER; or NAME.json, for --cost fitted:NAME.json.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        Optional[str],
+        typer.Argument(
+            help="Model to measure on this machine: Hugging Face folder, GGUF file or id.", show_default=False
+        ),
+    ] = None,
+    record: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--from",
+            help="Instead of measuring: a run record, or a folder of measured points, to fit.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-    backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
+    backend: Annotated[
+        str,
+        options.option(
+            "--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU
+        ),
+    ] = "auto",
     load_format: options.LoadFormat = "auto",
     dtype: options.Dtype = None,
     mem_fraction: options.MemFraction = None,
@@ -27,7 +51,7 @@ def calibrate(
     page_size: options.PageSize = None,
     max_running: options.MaxRunning = None,
     chunk: options.Chunk = None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
     whole steps, which need fewer measurements and can be had from any run record.
 
@@ -36,15 +60,24 @@ def calibrate(
     from workbench.cli.errors import one_line_errors
 
     given = {
-        "model": model, "dtype": dtype, "mem_fraction": mem_fraction, "kv_tokens": kv_tokens, "max_context": max_context,
-        "tp": tp, "cuda_graphs": cuda_graphs, "page_size": page_size, "max_running": max_running, "chunk": chunk,
-    }  # fmt: skip
+        "model": model,
+        "dtype": dtype,
+        "mem_fraction": mem_fraction,
+        "kv_tokens": kv_tokens,
+        "max_context": max_context,
+        "tp": tp,
+        "cuda_graphs": cuda_graphs,
+        "page_size": page_size,
+        "max_running": max_running,
+        "chunk": chunk,
+    }
     with one_line_errors():
         _calibrate(record, out, force, as_json, backend, load_format, given)
 
 
-def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str,
-               flags: dict[str, Any]) -> None:  # fmt: skip
+def _calibrate(
+    folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str, flags: dict[str, Any]
+) -> None:
     from backends.simulated.cost.own_profile import is_own
     from reports.json_file import json_text
     from reports.record import RecordError, read_record
@@ -82,8 +115,9 @@ def _calibrate(folder: Path | None, out: Path, force: bool, as_json: bool, backe
         console.print(
             f"{timed['steps']} steps timed by operator. Steps of real runs: {timed['factor']:.3g} times their operators, "
             f"{_us(timed['step_s'])} us a step more; "
-            f"off by {timed['mean_error']:.1%} on average", soft_wrap=True,
-        )  # fmt: skip
+            f"off by {timed['mean_error']:.1%} on average",
+            soft_wrap=True,
+        )
         _phases(console, found)
         console.print(f"what was timed: workbench profile show {out}", soft_wrap=True)
         console.print(f"simulate with: --cost profile:{out}", soft_wrap=True)
@@ -107,8 +141,9 @@ def _stages(console: Any, found: dict[str, Any]) -> None:
         )
 
 
-def _measure(out: Path, force: bool, quiet: bool, backend: str, load_format: str,
-             flags: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+def _measure(
+    out: Path, force: bool, quiet: bool, backend: str, load_format: str, flags: dict[str, Any]
+) -> dict[str, Any]:
     import shutil
     import sys
 

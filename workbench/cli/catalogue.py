@@ -15,9 +15,12 @@ WEIGHTS = ("auto", "bf16", "fp8", "int4")
 
 
 def catalogue(
-    name: Annotated[Optional[str], typer.Argument(help="A GPU or model: all that is known of it. Default: a line for each.", show_default=False)] = None,
+    name: Annotated[
+        Optional[str],
+        typer.Argument(help="A GPU or model: all that is known of it. Default: a line for each.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """List the GPUs and models that `--gpu` and `--model` know by name, or show one with its sources."""
     from workbench.cli.errors import one_line_errors
 
@@ -40,17 +43,25 @@ def catalogue(
 
 def _gpu_row(gpu: GPU) -> dict[str, Any]:
     return {
-        "gpu": gpu.name, "memory_gib": round(gpu.memory_bytes / 2**30, 1),
-        "bandwidth_tb_per_s": gpu.memory_bandwidth / 1e12, "bf16_tflops": gpu.bf16_flops / 1e12,
-        "fp8_tflops": gpu.fp8_flops / 1e12, "link_gb_per_s": gpu.link_bandwidth / 1e9, "gpus_per_node": gpu.gpus_per_node,
-    }  # fmt: skip
+        "gpu": gpu.name,
+        "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+        "bandwidth_tb_per_s": gpu.memory_bandwidth / 1e12,
+        "bf16_tflops": gpu.bf16_flops / 1e12,
+        "fp8_tflops": gpu.fp8_flops / 1e12,
+        "link_gb_per_s": gpu.link_bandwidth / 1e9,
+        "gpus_per_node": gpu.gpus_per_node,
+    }
 
 
 def _model_row(model: ModelSpec) -> dict[str, Any]:
     return {
-        "model": model.name, "parameters": model.parameters, "active_parameters": model.active_parameters,
-        "layers": model.layers, "kv_bytes_per_token": int(model.kv_bytes_per_token()), "max_context": model.max_context,
-    }  # fmt: skip
+        "model": model.name,
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "layers": model.layers,
+        "kv_bytes_per_token": int(model.kv_bytes_per_token()),
+        "max_context": model.max_context,
+    }
 
 
 def _one(name: str) -> dict[str, Any]:
@@ -112,14 +123,36 @@ def _print_all(gpus: list[dict[str, Any]], models: list[dict[str, Any]]) -> None
 
     console = Console()
     for titles, rows in (
-        (("GPU", "memory GiB", "TB/s", "bf16 TFLOP/s", "fp8", "link GB/s", "a node"),
-         [(g["gpu"], f"{g['memory_gib']:.0f}", f"{g['bandwidth_tb_per_s']:.2f}", f"{g['bf16_tflops']:,.0f}",
-           f"{g['fp8_tflops']:,.0f}" if g["fp8_tflops"] else "-", f"{g['link_gb_per_s']:.0f}", str(g["gpus_per_node"]))
-          for g in gpus]),
-        (("model", "weights", "active", "layers", "KV KiB/token", "context"),
-         [(m["model"], f"{m['parameters'] / 1e9:.1f}B", f"{m['active_parameters'] / 1e9:.1f}B", str(m["layers"]),
-           f"{m['kv_bytes_per_token'] / 1024:.0f}", f"{m['max_context']:,}") for m in models]),
-    ):  # fmt: skip
+        (
+            ("GPU", "memory GiB", "TB/s", "bf16 TFLOP/s", "fp8", "link GB/s", "a node"),
+            [
+                (
+                    g["gpu"],
+                    f"{g['memory_gib']:.0f}",
+                    f"{g['bandwidth_tb_per_s']:.2f}",
+                    f"{g['bf16_tflops']:,.0f}",
+                    f"{g['fp8_tflops']:,.0f}" if g["fp8_tflops"] else "-",
+                    f"{g['link_gb_per_s']:.0f}",
+                    str(g["gpus_per_node"]),
+                )
+                for g in gpus
+            ],
+        ),
+        (
+            ("model", "weights", "active", "layers", "KV KiB/token", "context"),
+            [
+                (
+                    m["model"],
+                    f"{m['parameters'] / 1e9:.1f}B",
+                    f"{m['active_parameters'] / 1e9:.1f}B",
+                    str(m["layers"]),
+                    f"{m['kv_bytes_per_token'] / 1024:.0f}",
+                    f"{m['max_context']:,}",
+                )
+                for m in models
+            ],
+        ),
+    ):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, title in enumerate(titles):
             table.add_column(title, justify="right" if i else "left", no_wrap=not i)

@@ -16,14 +16,32 @@ if TYPE_CHECKING:
 
 @with_trace_flags
 def compare(
-    a: Annotated[Path, typer.Argument(help="The reference: a run record, usually the measured one.", show_default=False)],
+    a: Annotated[
+        Path, typer.Argument(help="The reference: a run record, usually the measured one.", show_default=False)
+    ],
     b: Annotated[Path, typer.Argument(help="The run to judge by it.", show_default=False)],
-    origin: Annotated[Optional[str], typer.Option("--from", help="Latencies begin at: arrival | queued. Default: what the reference says, else arrival.")] = None,
-    trace: Annotated[Optional[Path], typer.Option("--trace", help="The trace of both: simulates B again with A's step times, CPU phases and KV capacity for the error budget.")] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Also write a page: both runs side by side with this comparison in it.", show_default=False)] = None,
+    origin: Annotated[
+        Optional[str],
+        typer.Option(
+            "--from", help="Latencies begin at: arrival | queued. Default: what the reference says, else arrival."
+        ),
+    ] = None,
+    trace: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--trace",
+            help="The trace of both: simulates B again with A's step times, CPU phases and KV capacity for the error budget.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="Also write a page: both runs side by side with this comparison in it.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-) -> None:  # fmt: skip
+) -> None:
     """Compare two runs of one trace: errors of latencies, throughput over time, first differing decision, error budget."""
     from workbench.cli.errors import one_line_errors
 
@@ -31,8 +49,15 @@ def compare(
         _compare(a, b, origin, trace, out, as_json, reading)
 
 
-def _compare(path_a: Path, path_b: Path, origin: str | None, trace: Path | None, out: Path | None,
-             as_json: bool, reading: TraceReading) -> None:  # fmt: skip
+def _compare(
+    path_a: Path,
+    path_b: Path,
+    origin: str | None,
+    trace: Path | None,
+    out: Path | None,
+    as_json: bool,
+    reading: TraceReading,
+) -> None:
     from reports.compare import compare as compare_records
     from reports.json_file import json_text
     from reports.record import RecordError, read_record

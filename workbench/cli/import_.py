@@ -9,11 +9,18 @@ import typer
 
 
 def import_run(
-    source: Annotated[Path, typer.Argument(help="Folder with requests.jsonl and meta.json, as LLMServingSim's benchmarks leave it.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with requests.jsonl and meta.json, as LLMServingSim's benchmarks leave it.", show_default=False
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the record to write.", show_default=False)],
-    name: Annotated[Optional[str], typer.Option("--name", help="What the run is called. Default: the source's folder.")] = None,
+    name: Annotated[
+        Optional[str], typer.Option("--name", help="What the run is called. Default: the source's folder.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier record.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Turn a measured run of another engine into a run record, for `compare`."""
     from workbench.cli.errors import one_line_errors
 

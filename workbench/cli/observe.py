@@ -22,11 +22,34 @@ _SERVER = "Server"
 
 @with_trace_flags
 def observe(
-    url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8000.", show_default=False)],
+    url: Annotated[
+        str,
+        typer.Argument(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8000.", show_default=False),
+    ],
     trace: Annotated[Path, option("--trace", help="Trace file: any known format, plain, gzip or zstd.", panel=SHAPE)],
-    model: Annotated[Optional[str], option("--model", help="Name the server knows the model by. Default: the only one it serves.", panel=_SERVER)] = None,
-    api_key: Annotated[Optional[str], typer.Option("--api-key", envvar="OPENAI_API_KEY", help="Key to send as a bearer token.", rich_help_panel=_SERVER, show_default=False, show_envvar=True)] = None,
-    vocab: Annotated[Optional[int], option("--vocab", help="Token ids of made-up prompts are below this. Default: the tokenizer's, or the catalogue's model of that name.", panel=_SERVER)] = None,
+    model: Annotated[
+        Optional[str],
+        option("--model", help="Name the server knows the model by. Default: the only one it serves.", panel=_SERVER),
+    ] = None,
+    api_key: Annotated[
+        Optional[str],
+        typer.Option(
+            "--api-key",
+            envvar="OPENAI_API_KEY",
+            help="Key to send as a bearer token.",
+            rich_help_panel=_SERVER,
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    vocab: Annotated[
+        Optional[int],
+        option(
+            "--vocab",
+            help="Token ids of made-up prompts are below this. Default: the tokenizer's, or the catalogue's model of that name.",
+            panel=_SERVER,
+        ),
+    ] = None,
     out: options.Out = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -34,13 +57,27 @@ def observe(
     slo_ttft: options.SloTtft = None,
     slo_tpot: options.SloTpot = None,
     requests: options.Requests = None,
-    max_tokens: Annotated[Optional[int], option("--max-tokens", help="Output bound of requests that have none. Default: what the trace says they write.", panel=SHAPE)] = None,
+    max_tokens: Annotated[
+        Optional[int],
+        option(
+            "--max-tokens",
+            help="Output bound of requests that have none. Default: what the trace says they write.",
+            panel=SHAPE,
+        ),
+    ] = None,
     rate: options.Rate = None,
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
-    tokenizer: Annotated[Optional[Path], option("--tokenizer", help="tokenizer.json or its folder: for traces of text, and for servers that take prompts as text only.", panel=SHAPE)] = None,
+    tokenizer: Annotated[
+        Optional[Path],
+        option(
+            "--tokenizer",
+            help="tokenizer.json or its folder: for traces of text, and for servers that take prompts as text only.",
+            panel=SHAPE,
+        ),
+    ] = None,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-) -> None:  # fmt: skip
+) -> None:
     """Send TRACE to a running server in real time, streamed, and record what its clients see."""
     from workbench.cli.errors import one_line_errors
 
@@ -59,8 +96,16 @@ def observe(
         _run(settings, trace, out, force, as_json, {**reading, "tokenizer": tokenizer}, vocab, api_key)
 
 
-def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, as_json: bool, reading: TraceReading,
-         vocab: int | None, api_key: str | None) -> None:  # fmt: skip
+def _run(
+    settings: ObserveSettings,
+    path: Path,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    reading: TraceReading,
+    vocab: int | None,
+    api_key: str | None,
+) -> None:
     from reports.record import prepare_out, write_record
     from traces.text import load_tokenizer
     from workbench.cli.runs import command_line, free_folder, open_reshaped
@@ -73,10 +118,15 @@ def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, a
         raise ConfigError(f"{settings.url}: not the URL of a server: it begins with http:// or https://")
     # The same checks, words and reshaping as for a simulation.
     shape = RunSettings(
-        concurrency=settings.concurrency, rate=settings.rate, speedup=settings.speedup, requests=settings.requests,
+        concurrency=settings.concurrency,
+        rate=settings.rate,
+        speedup=settings.speedup,
+        requests=settings.requests,
         max_tokens=settings.max_tokens,
-        seed=settings.seed, slo_ttft=settings.slo_ttft, slo_tpot=settings.slo_tpot,
-    )  # fmt: skip
+        seed=settings.seed,
+        slo_ttft=settings.slo_ttft,
+        slo_tpot=settings.slo_tpot,
+    )
     trace = open_reshaped(path, reading, shape)
     sha256 = trace.sha256()
     tokenizer: Path | None = reading["tokenizer"]
@@ -90,9 +140,7 @@ def _run(settings: ObserveSettings, path: Path, out: Path | None, force: bool, a
 
     folder = out if out is not None else free_folder(Path("runs") / f"{trace.info.name}-observed")
     prepare_out(folder, force)
-    observer = Observer(
-        settings, trace, vocab_of, api_key=api_key, text_of=text_of if reader is not None else None
-    )  # fmt: skip
+    observer = Observer(settings, trace, vocab_of, api_key=api_key, text_of=text_of if reader is not None else None)
     try:
         _observe_shown(observer, run_observer, as_json)
         if not observer.rows:
@@ -118,10 +166,13 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
     from workbench.cli.waits import SaidWaits
 
     columns = (
-        SpinnerColumn(), TextColumn("observing"), TextColumn("{task.fields[time]:,.1f} s"),
-        TextColumn("{task.fields[sent]:,} sent"), TextColumn("{task.fields[ended]:,} ended"),
+        SpinnerColumn(),
+        TextColumn("observing"),
+        TextColumn("{task.fields[time]:,.1f} s"),
+        TextColumn("{task.fields[sent]:,} sent"),
+        TextColumn("{task.fields[ended]:,} ended"),
         TextColumn("{task.fields[failed]:,} failed"),
-    )  # fmt: skip
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=None, time=0.0, sent=0, ended=0, failed=0)

@@ -26,32 +26,91 @@ def _option(*names: str, help: str, panel: str = _PLAN) -> Any:
 @with_setting_flags
 @with_trace_flags
 def plan(
-    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
-    slo: Annotated[Optional[str], _option("--slo", help="What must be kept: ttft_p99=2s,tpot_p99=50ms. Latencies ttft, tpot, itl, e2e, queue; mean or any percentile.")] = None,
-    vary: Annotated[Optional[list[str]], _option("--vary", help="Settings to choose from: key=v1,v2 or key=low..high with /steps and :log. Repeat for more.")] = None,
-    prices: Annotated[Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour. Without it the fewest GPUs win.")] = None,
-    rate: Annotated[Optional[float], _option("--rate", help="Arrivals/s to carry. Default: the trace's own rate.")] = None,
-    jobs: Annotated[Optional[int], _option("--jobs", help="Configurations at a time. Default: the CPUs there are.", panel=_RUN)] = None,
+    trace: Annotated[
+        Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
+    ],
+    slo: Annotated[
+        Optional[str],
+        _option(
+            "--slo",
+            help="What must be kept: ttft_p99=2s,tpot_p99=50ms. Latencies ttft, tpot, itl, e2e, queue; mean or any percentile.",
+        ),
+    ] = None,
+    vary: Annotated[
+        Optional[list[str]],
+        _option(
+            "--vary", help="Settings to choose from: key=v1,v2 or key=low..high with /steps and :log. Repeat for more."
+        ),
+    ] = None,
+    prices: Annotated[
+        Optional[Path],
+        _option("--prices", help="TOML table of what a GPU costs an hour. Without it the fewest GPUs win."),
+    ] = None,
+    rate: Annotated[
+        Optional[float], _option("--rate", help="Arrivals/s to carry. Default: the trace's own rate.")
+    ] = None,
+    jobs: Annotated[
+        Optional[int], _option("--jobs", help="Configurations at a time. Default: the CPUs there are.", panel=_RUN)
+    ] = None,
     executor: options.Executor = "local",
-    time_limit: Annotated[Optional[float], _option("--time-limit", help="Seconds of wall time after which the search of one configuration is given up.", panel=_RUN)] = None,
-    out: Annotated[Optional[Path], _option("--out", help="Folder for plan.json and plan.html. Default: none are written.", panel=_RUN)] = None,
-    force: Annotated[bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)] = False,
+    time_limit: Annotated[
+        Optional[float],
+        _option(
+            "--time-limit",
+            help="Seconds of wall time after which the search of one configuration is given up.",
+            panel=_RUN,
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        _option("--out", help="Folder for plan.json and plan.html. Default: none are written.", panel=_RUN),
+    ] = None,
+    force: Annotated[
+        bool, _option("--force", help="Replace an earlier plan in the output folder.", panel=_RUN)
+    ] = False,
     as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
-) -> None:  # fmt: skip
+) -> None:
     """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, slo, vary or [], prices, rate, jobs, executor, time_limit, out, force, as_json, config, reading,
-             settings)  # fmt: skip
+        _run(
+            trace,
+            slo,
+            vary or [],
+            prices,
+            rate,
+            jobs,
+            executor,
+            time_limit,
+            out,
+            force,
+            as_json,
+            config,
+            reading,
+            settings,
+        )
 
 
-def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None, rate: float | None, jobs: int | None,
-         executor: str, time_limit_s: float | None, out: Path | None, force: bool, as_json: bool, config: Path | None,
-         reading: TraceReading, flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(
+    path: Path,
+    slo: str | None,
+    vary: list[str],
+    prices_file: Path | None,
+    rate: float | None,
+    jobs: int | None,
+    executor: str,
+    time_limit_s: float | None,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    config: Path | None,
+    reading: TraceReading,
+    flags: dict[str, Any],
+) -> None:
     from traces.memory import in_memory
     from workbench.search.executor import check_executor
     from workbench.search.plan import measure_load, prepare_plan_folder, run_plan
@@ -80,8 +139,9 @@ def _run(path: Path, slo: str | None, vary: list[str], prices_file: Path | None,
         prepare_plan_folder(out, force)
     try:
         with _progress_bar(len(points), quiet=as_json) as progress:
-            candidates = run_plan(shared, points, limits, load, executor=executor, jobs=jobs, time_limit_s=time_limit_s,
-                                  progress=progress)  # fmt: skip
+            candidates = run_plan(
+                shared, points, limits, load, executor=executor, jobs=jobs, time_limit_s=time_limit_s, progress=progress
+            )
     except KeyboardInterrupt:
         typer.echo("interrupted: nothing was written", err=True)
         raise typer.Exit(130) from None
@@ -115,8 +175,12 @@ def _progress_bar(total: int, quiet: bool) -> Any:
 
     @contextmanager
     def shown() -> Any:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("configurations, {task.fields[now]} searched now"),
-                   TimeElapsedColumn())  # fmt: skip
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("configurations, {task.fields[now]} searched now"),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), disable=quiet, auto_refresh=False) as bar:
             task = bar.add_task("", total=total, now=0)
 
@@ -128,8 +192,15 @@ def _progress_bar(total: int, quiet: bool) -> Any:
     return shown()
 
 
-def _report(candidates: list[Candidate], limits: list[Limit], load: Load, shared: Shared, names: list[str],
-            out: Path | None, as_json: bool) -> None:  # fmt: skip
+def _report(
+    candidates: list[Candidate],
+    limits: list[Limit],
+    load: Load,
+    shared: Shared,
+    names: list[str],
+    out: Path | None,
+    as_json: bool,
+) -> None:
     from reports.json_file import json_text
     from workbench.search.plan import answer, result, write_plan
 
@@ -187,6 +258,12 @@ def _table(candidates: list[Candidate], limits: list[Limit], load: Load, names: 
         cells.append("" if math.isinf(found.rate) else f"{candidate.margin(load.target):+.0%}")
         measured = found.at_rate.measured_s if found.at_rate is not None else {}
         cells += [written([measured.get(limit.name)], Unit.SECONDS)[0] for limit in limits]
-        table.add_row(*cells, style="bold green" if candidate is candidates[0] and candidate.carries else
-                      "" if candidate.carries else "dim")  # fmt: skip
+        table.add_row(
+            *cells,
+            style="bold green"
+            if candidate is candidates[0] and candidate.carries
+            else ""
+            if candidate.carries
+            else "dim",
+        )
     return table

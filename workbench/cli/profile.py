@@ -18,9 +18,11 @@ def _group() -> None:
 @app.command("show")
 def show(
     path: Annotated[Path, typer.Argument(help="Profile folder, table file, or fitted costs.", show_default=False)],
-    model: Annotated[Optional[str], typer.Option("--model", help="For tables of operators of any shape: the model to look at.")] = None,
+    model: Annotated[
+        Optional[str], typer.Option("--model", help="For tables of operators of any shape: the model to look at.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Print where a profile comes from and what it covers."""
     from workbench.cli.errors import one_line_errors
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @with_trace_flags
 def replay(
-    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
+    trace: Annotated[
+        Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
+    ],
     loop: options.Loop = None,
     out: options.Out = None,
     force: options.Force = False,
@@ -29,7 +31,12 @@ def replay(
     slo_tpot: options.SloTpot = None,
     seed: options.Seed = None,
     model: options.Model = None,
-    backend: Annotated[str, options.option("--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU)] = "auto",
+    backend: Annotated[
+        str,
+        options.option(
+            "--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU
+        ),
+    ] = "auto",
     load_format: options.LoadFormat = "auto",
     tp: options.Tp = None,
     pp: options.Pp = None,
@@ -65,7 +72,7 @@ def replay(
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-) -> None:  # fmt: skip
+) -> None:
     """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
     given = dict(locals())
     for name in (
@@ -86,8 +93,18 @@ def replay(
         _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, given)
 
 
-def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, config: Path | None, reading: TraceReading,
-         backend: str, load_format: str, flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(
+    path: Path,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    decisions: bool,
+    config: Path | None,
+    reading: TraceReading,
+    backend: str,
+    load_format: str,
+    flags: dict[str, Any],
+) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cli.waits import SaidWaits
     from workbench.run.idle import check_effects

@@ -18,18 +18,43 @@ def _option(*names: str, help: str, panel: str) -> Any:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of run records, or folders that hold several.", show_default=False)],
-    out: Annotated[Optional[Path], _option("--out", help="The page. Default: report.html in the folder given, or here if several are.", panel=_OUT)] = None,
-    trace_events: Annotated[Optional[Path], _option("--trace-events", help="Also write the timeline for Perfetto: FILE.json or FILE.json.gz.", panel=_OUT)] = None,
-    figures: Annotated[Optional[str], _option("--figures", help="Also draw figures: png | svg | pdf.", panel=_OUT)] = None,
-    figures_dir: Annotated[Optional[Path], _option("--figures-dir", help="Folder for them. Default: figures, beside the page.", panel=_OUT)] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders of run records, or folders that hold several.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],
+        _option(
+            "--out", help="The page. Default: report.html in the folder given, or here if several are.", panel=_OUT
+        ),
+    ] = None,
+    trace_events: Annotated[
+        Optional[Path],
+        _option("--trace-events", help="Also write the timeline for Perfetto: FILE.json or FILE.json.gz.", panel=_OUT),
+    ] = None,
+    figures: Annotated[
+        Optional[str], _option("--figures", help="Also draw figures: png | svg | pdf.", panel=_OUT)
+    ] = None,
+    figures_dir: Annotated[
+        Optional[Path], _option("--figures-dir", help="Folder for them. Default: figures, beside the page.", panel=_OUT)
+    ] = None,
     full: Annotated[bool, _option("--full", help="Print every metric, not one line a run.", panel=_OUT)] = False,
     as_json: Annotated[bool, _option("--json", help="Print the numbers as JSON.", panel=_OUT)] = False,
-    baseline: Annotated[Optional[str], _option("--baseline", help="The run that others are compared with. Default: the first.", panel=_WHAT)] = None,
-    slo_ttft: Annotated[Optional[float], _option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT)] = None,
+    baseline: Annotated[
+        Optional[str],
+        _option("--baseline", help="The run that others are compared with. Default: the first.", panel=_WHAT),
+    ] = None,
+    slo_ttft: Annotated[
+        Optional[float],
+        _option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT),
+    ] = None,
     slo_tpot: Annotated[Optional[float], _option("--slo-tpot", help="Seconds a token; as above.", panel=_WHAT)] = None,
-    mixed_traces: Annotated[bool, _option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)] = False,
-) -> None:  # fmt: skip
+    mixed_traces: Annotated[
+        bool, _option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)
+    ] = False,
+) -> None:
     """Compare finished runs, simulated or real: one self-contained HTML page that says which wins and why."""
     from workbench.cli.errors import one_line_errors
 
@@ -82,7 +107,7 @@ def diff_config(
     one: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run record.", show_default=False)],
     other: Annotated[Path, typer.Argument(metavar="B", help="Folder of another.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.", show_default=False)] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what differs between two runs' settings: model, hardware, trace, every setting, versions."""
     from workbench.cli.errors import one_line_errors
 

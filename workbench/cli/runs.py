@@ -42,8 +42,16 @@ def open_reshaped(path: Path, reading: TraceReading, settings: RunSettings) -> T
     return trace
 
 
-def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force: bool, as_json: bool, decisions: bool,
-                   run_one: Callable[..., RunRecord], done: str) -> None:  # fmt: skip
+def run_and_report(
+    trace: Trace,
+    settings: RunSettings,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    decisions: bool,
+    run_one: Callable[..., RunRecord],
+    done: str,
+) -> None:
     """Run every loop with ``run_one(settings, loop, trace, ...)``, write the records, print and write the comparison.
 
     Raises typer.Exit with 130 after an interrupt and 2 when no request could be served at all; whatever ``run_one`` raises.
@@ -76,8 +84,16 @@ def run_and_report(trace: Trace, settings: RunSettings, out: Path | None, force:
         raise typer.Exit(2)
 
 
-def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool, quiet: bool, run_one: Callable[..., RunRecord],
-             done: str, writer: Executor) -> tuple[dict[str, RunRecord], bool, Future[None]]:  # fmt: skip
+def _run_all(
+    trace: Trace,
+    settings: RunSettings,
+    folder: Path,
+    decisions: bool,
+    quiet: bool,
+    run_one: Callable[..., RunRecord],
+    done: str,
+    writer: Executor,
+) -> tuple[dict[str, RunRecord], bool, Future[None]]:
     """Run every loop and write its record. Stops after an interrupt, keeping what there is.
 
     Returns the records, whether it was interrupted, and the writing of the last record.
@@ -93,9 +109,12 @@ def _run_all(trace: Trace, settings: RunSettings, folder: Path, decisions: bool,
     records: dict[str, RunRecord] = {}
     writing: Future[None] | None = None
     columns = (
-        SpinnerColumn(), TextColumn("{task.description:8}"), TextColumn("{task.fields[done]:,} requests"),
-        TextColumn("{task.fields[simulated]} " + done), TextColumn("{task.fields[speed]}"),
-    )  # fmt: skip
+        SpinnerColumn(),
+        TextColumn("{task.description:8}"),
+        TextColumn("{task.fields[done]:,} requests"),
+        TextColumn("{task.fields[simulated]} " + done),
+        TextColumn("{task.fields[speed]}"),
+    )
     with noted_interrupts() as interrupt, Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         for name in settings.loops:
             if writing is not None:

@@ -14,31 +14,137 @@ _SERVER, _MODELLED = "Server", "Simulated backend"
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Hugging Face folder, GGUF file or id; simulated: also any model of the catalogue.", show_default=False)],
-    backend: Annotated[str, option("--backend", help="auto | cpu | cuda | simulated. Default auto: cuda if there is a GPU, else cpu.", panel=_SERVER)] = "auto",
-    host: Annotated[str, option("--host", help="Address to listen on. Default 127.0.0.1: this machine only.", panel=_SERVER)] = "127.0.0.1",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Hugging Face folder, GGUF file or id; simulated: also any model of the catalogue.", show_default=False
+        ),
+    ],
+    backend: Annotated[
+        str,
+        option(
+            "--backend",
+            help="auto | cpu | cuda | simulated. Default auto: cuda if there is a GPU, else cpu.",
+            panel=_SERVER,
+        ),
+    ] = "auto",
+    host: Annotated[
+        str, option("--host", help="Address to listen on. Default 127.0.0.1: this machine only.", panel=_SERVER)
+    ] = "127.0.0.1",
     port: Annotated[int, option("--port", help="Port; 0 takes a free one. Default 8000.", panel=_SERVER)] = 8000,
-    api_key: Annotated[Optional[str], typer.Option("--api-key", envvar="WORKBENCH_API_KEY", help="Key that clients must send as a bearer token.", rich_help_panel=_SERVER, show_default=False, show_envvar=True)] = None,
-    allow_origin: Annotated[Optional[list[str]], option("--allow-origin", help="Origin whose pages may use the server, such as https://example.org:8443; repeatable; '*' is every page. Default: none.", panel=_SERVER)] = None,
-    allow_host: Annotated[Optional[list[str]], option("--allow-host", help="Name that the server answers to beside localhost when it listens on the loopback without a key; repeatable; '*' is any.", panel=_SERVER)] = None,
-    trust_request_chat_template: Annotated[bool, option("--trust-request-chat-template", help="Let requests bring a chat template in chat_template_kwargs. Default: refused.", panel=_SERVER)] = False,
-    profile_dir: Annotated[Optional[Path], option("--profile-dir", help="Folder below which /start_profile writes. Default: it is refused.", panel=_SERVER)] = None,
-    weights_dir: Annotated[Optional[Path], option("--weights-dir", help="Folder below which /update_weights_from_disk reads. Default: any.", panel=_SERVER)] = None,
-    served_model_name: Annotated[Optional[str], option("--served-model-name", help="What clients call the model. Default: MODEL.", panel=_SERVER)] = None,
-    tokenizer: Annotated[Optional[str], option("--tokenizer", help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.", panel=_SERVER)] = None,
+    api_key: Annotated[
+        Optional[str],
+        typer.Option(
+            "--api-key",
+            envvar="WORKBENCH_API_KEY",
+            help="Key that clients must send as a bearer token.",
+            rich_help_panel=_SERVER,
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        Optional[list[str]],
+        option(
+            "--allow-origin",
+            help="Origin whose pages may use the server, such as https://example.org:8443; repeatable; '*' is every page. Default: none.",
+            panel=_SERVER,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        Optional[list[str]],
+        option(
+            "--allow-host",
+            help="Name that the server answers to beside localhost when it listens on the loopback without a key; repeatable; '*' is any.",
+            panel=_SERVER,
+        ),
+    ] = None,
+    trust_request_chat_template: Annotated[
+        bool,
+        option(
+            "--trust-request-chat-template",
+            help="Let requests bring a chat template in chat_template_kwargs. Default: refused.",
+            panel=_SERVER,
+        ),
+    ] = False,
+    profile_dir: Annotated[
+        Optional[Path],
+        option(
+            "--profile-dir", help="Folder below which /start_profile writes. Default: it is refused.", panel=_SERVER
+        ),
+    ] = None,
+    weights_dir: Annotated[
+        Optional[Path],
+        option(
+            "--weights-dir", help="Folder below which /update_weights_from_disk reads. Default: any.", panel=_SERVER
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        Optional[str], option("--served-model-name", help="What clients call the model. Default: MODEL.", panel=_SERVER)
+    ] = None,
+    tokenizer: Annotated[
+        Optional[str],
+        option(
+            "--tokenizer",
+            help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.",
+            panel=_SERVER,
+        ),
+    ] = None,
     load_format: options.LoadFormat = "auto",
-    max_queue: Annotated[int, option("--max-queue", help="Sequences that may queue; more are answered 503. Default 1000.", panel=_SERVER)] = 1000,
-    max_body_bytes: Annotated[int, option("--max-body-bytes", help="Largest request body. Default 16 MiB.", panel=_SERVER)] = 16 << 20,
-    stuck_after: Annotated[float, option("--stuck-after", help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. Default 60.", panel=_SERVER)] = 60.0,
-    drain_timeout: Annotated[float, option("--drain-timeout", help="Seconds that requests have to finish after SIGTERM. Default 300.", panel=_SERVER)] = 300.0,
-    record: Annotated[Optional[Path], option("--record", help="Folder for a run record and a trace of the traffic.", panel=RUN)] = None,
-    record_content: Annotated[bool, option("--record-content/--no-record-content", help="Token ids in the trace, or lengths and prefix hashes only. Default: ids.", panel=RUN)] = True,
+    max_queue: Annotated[
+        int, option("--max-queue", help="Sequences that may queue; more are answered 503. Default 1000.", panel=_SERVER)
+    ] = 1000,
+    max_body_bytes: Annotated[
+        int, option("--max-body-bytes", help="Largest request body. Default 16 MiB.", panel=_SERVER)
+    ] = 16 << 20,
+    stuck_after: Annotated[
+        float,
+        option(
+            "--stuck-after",
+            help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. Default 60.",
+            panel=_SERVER,
+        ),
+    ] = 60.0,
+    drain_timeout: Annotated[
+        float,
+        option(
+            "--drain-timeout", help="Seconds that requests have to finish after SIGTERM. Default 300.", panel=_SERVER
+        ),
+    ] = 300.0,
+    record: Annotated[
+        Optional[Path], option("--record", help="Folder for a run record and a trace of the traffic.", panel=RUN)
+    ] = None,
+    record_content: Annotated[
+        bool,
+        option(
+            "--record-content/--no-record-content",
+            help="Token ids in the trace, or lengths and prefix hashes only. Default: ids.",
+            panel=RUN,
+        ),
+    ] = True,
     force: Annotated[bool, option("--force", help="Replace an earlier run in the record's folder.", panel=RUN)] = False,
-    time_scale: Annotated[float, option("--time-scale", help="Real seconds per modelled second; 0 does not wait. Default 1.", panel=_MODELLED)] = 1.0,
-    simulated_output_tokens: Annotated[Optional[str], option("--simulated-output-tokens", help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.", panel=_MODELLED)] = None,
+    time_scale: Annotated[
+        float,
+        option("--time-scale", help="Real seconds per modelled second; 0 does not wait. Default 1.", panel=_MODELLED),
+    ] = 1.0,
+    simulated_output_tokens: Annotated[
+        Optional[str],
+        option(
+            "--simulated-output-tokens",
+            help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.",
+            panel=_MODELLED,
+        ),
+    ] = None,
     loop: options.Loop = None,
     config: options.Config = None,
-    slo_ttft: Annotated[Optional[float], option("--slo-ttft", help="Seconds in which the first token of a request without an objective of its own is due: edf goes by it, goodput counts it.", panel=RUN)] = None,
+    slo_ttft: Annotated[
+        Optional[float],
+        option(
+            "--slo-ttft",
+            help="Seconds in which the first token of a request without an objective of its own is due: edf goes by it, goodput counts it.",
+            panel=RUN,
+        ),
+    ] = None,
     slo_tpot: options.SloTpot = None,
     seed: options.Seed = None,
     gpu: options.Gpu = None,
@@ -74,16 +180,30 @@ def serve(
     overlap_prefills: options.OverlapPrefills = None,
     ignore_eos: options.IgnoreEos = None,
     max_tokens: options.MaxTokens = None,
-) -> None:  # fmt: skip
+) -> None:
     """Serve MODEL over an OpenAI-compatible HTTP API."""
     flags = dict(locals())
     server = {
         name: flags.pop(name)
         for name in (
-            "backend", "host", "port", "api_key", "trust_request_chat_template", "profile_dir", "weights_dir", "served_model_name", "tokenizer", "load_format", "max_queue", "max_body_bytes", "record",
-            "record_content", "time_scale", "simulated_output_tokens",
+            "backend",
+            "host",
+            "port",
+            "api_key",
+            "trust_request_chat_template",
+            "profile_dir",
+            "weights_dir",
+            "served_model_name",
+            "tokenizer",
+            "load_format",
+            "max_queue",
+            "max_body_bytes",
+            "record",
+            "record_content",
+            "time_scale",
+            "simulated_output_tokens",
         )
-    }  # fmt: skip
+    }
     for name in ("allow_origin", "allow_host"):
         server[name] = tuple(flags.pop(name) or ())
     server["stuck_after_s"] = flags.pop("stuck_after")

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @with_trace_flags
 def simulate(
-    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
+    trace: Annotated[
+        Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
+    ],
     loop: options.Loop = None,
     out: options.Out = None,
     force: options.Force = False,
@@ -35,9 +37,16 @@ def simulate(
     tp: options.Tp = None,
     pp: options.Pp = None,
     micro_batches: options.MicroBatches = None,
-    dp: Annotated[Optional[int], options.option("--dp", help="Instances behind a router. Default 1.", panel=options.GPU)] = None,
+    dp: Annotated[
+        Optional[int], options.option("--dp", help="Instances behind a router. Default 1.", panel=options.GPU)
+    ] = None,
     ep: options.Ep = None,
-    router: Annotated[Optional[str], options.option("--router", help="round_robin | least_requests | least_tokens | cache_aware.", panel=options.GPU)] = None,
+    router: Annotated[
+        Optional[str],
+        options.option(
+            "--router", help="round_robin | least_requests | least_tokens | cache_aware.", panel=options.GPU
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     kv_dtype: options.KvDtype = None,
     mem_fraction: options.MemFraction = None,
@@ -71,7 +80,7 @@ def simulate(
     speedup: options.Speedup = None,
     concurrency: options.Concurrency = None,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-) -> None:  # fmt: skip
+) -> None:
     """Replay TRACE under the event loops on a modelled GPU and compare them."""
     given = dict(locals())
     for name in ("trace", "out", "force", "as_json", "decisions", "like", "config", "reading"):
@@ -82,8 +91,17 @@ def simulate(
         _run(trace, out, force, as_json, decisions, like, config, reading, given)
 
 
-def _run(path: Path, out: Path | None, force: bool, as_json: bool, decisions: bool, like: Path | None, config: Path | None,
-         reading: TraceReading, flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(
+    path: Path,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    decisions: bool,
+    like: Path | None,
+    config: Path | None,
+    reading: TraceReading,
+    flags: dict[str, Any],
+) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.run.idle import check_effects
     from workbench.run.settings import resolve, settings_from

@@ -28,24 +28,62 @@ def _option(*names: str, help: str, panel: str = _SEARCH) -> Any:
 @with_setting_flags
 @with_trace_flags
 def sweep(
-    trace: Annotated[Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)],
-    vary: Annotated[Optional[list[str]], _option("--vary", help="Setting and values: key=v1,v2 or, for numbers, key=low..high, with /steps for a grid and :log. Repeat for more.")] = None,
+    trace: Annotated[
+        Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
+    ],
+    vary: Annotated[
+        Optional[list[str]],
+        _option(
+            "--vary",
+            help="Setting and values: key=v1,v2 or, for numbers, key=low..high, with /steps for a grid and :log. Repeat for more.",
+        ),
+    ] = None,
     search: Annotated[str, _option("--search", help="grid | random | optuna. Default grid.")] = "grid",
-    points: Annotated[Optional[int], _option("--points", help="Runs of a random or Optuna search (default 32); most a grid may have.")] = None,
-    objective: Annotated[str, _option("--objective", help=f"What is best: metrics, comma-separated, max: or min: before one where needed. Default {DEFAULT_OBJECTIVES}.")] = DEFAULT_OBJECTIVES,
-    prices: Annotated[Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour; adds cost.")] = None,
-    jobs: Annotated[Optional[int], _option("--jobs", help="Runs at a time. Default: the CPUs there are.", panel=_RUN)] = None,
+    points: Annotated[
+        Optional[int], _option("--points", help="Runs of a random or Optuna search (default 32); most a grid may have.")
+    ] = None,
+    objective: Annotated[
+        str,
+        _option(
+            "--objective",
+            help=f"What is best: metrics, comma-separated, max: or min: before one where needed. Default {DEFAULT_OBJECTIVES}.",
+        ),
+    ] = DEFAULT_OBJECTIVES,
+    prices: Annotated[
+        Optional[Path], _option("--prices", help="TOML table of what a GPU costs an hour; adds cost.")
+    ] = None,
+    jobs: Annotated[
+        Optional[int], _option("--jobs", help="Runs at a time. Default: the CPUs there are.", panel=_RUN)
+    ] = None,
     executor: options.Executor = "local",
-    time_limit: Annotated[Optional[float], _option("--time-limit", help="Seconds of wall time after which a run is stopped and recorded as timed out.", panel=_RUN)] = None,
-    out: Annotated[Optional[Path], _option("--out", help="Output folder. Default: runs/<trace>-sweep.", panel=_RUN)] = None,
-    resume: Annotated[bool, _option("--resume", help="Go on with the sweep in the output folder; no finished point is repeated.", panel=_RUN)] = False,
-    force: Annotated[bool, _option("--force", help="Replace an earlier sweep in the output folder.", panel=_RUN)] = False,
-    keep_records: Annotated[bool, _option("--keep-records", help="Keep the run record of every point in records/.", panel=_RUN)] = False,
+    time_limit: Annotated[
+        Optional[float],
+        _option(
+            "--time-limit",
+            help="Seconds of wall time after which a run is stopped and recorded as timed out.",
+            panel=_RUN,
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path], _option("--out", help="Output folder. Default: runs/<trace>-sweep.", panel=_RUN)
+    ] = None,
+    resume: Annotated[
+        bool,
+        _option(
+            "--resume", help="Go on with the sweep in the output folder; no finished point is repeated.", panel=_RUN
+        ),
+    ] = False,
+    force: Annotated[
+        bool, _option("--force", help="Replace an earlier sweep in the output folder.", panel=_RUN)
+    ] = False,
+    keep_records: Annotated[
+        bool, _option("--keep-records", help="Keep the run record of every point in records/.", panel=_RUN)
+    ] = False,
     as_json: Annotated[bool, _option("--json", help="Print the outcome as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
     reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
     settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
-) -> None:  # fmt: skip
+) -> None:
     """Simulate TRACE at many points of a space of settings: one CSV and a page.
 
     Every flag of a setting sets it for all points.
@@ -53,14 +91,46 @@ def sweep(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, vary or [], search, points, objective, prices, jobs, executor, time_limit, out, resume, force,
-             keep_records, as_json, config, reading, settings)  # fmt: skip
+        _run(
+            trace,
+            vary or [],
+            search,
+            points,
+            objective,
+            prices,
+            jobs,
+            executor,
+            time_limit,
+            out,
+            resume,
+            force,
+            keep_records,
+            as_json,
+            config,
+            reading,
+            settings,
+        )
 
 
-def _run(path: Path, vary: list[str], search: str, points: int | None, objective: str, prices_file: Path | None,
-         jobs: int | None, executor: str, time_limit_s: float | None, out: Path | None, resume: bool, force: bool,
-         keep_records: bool, as_json: bool, config: Path | None, reading: TraceReading,
-         flags: dict[str, Any]) -> None:  # fmt: skip
+def _run(
+    path: Path,
+    vary: list[str],
+    search: str,
+    points: int | None,
+    objective: str,
+    prices_file: Path | None,
+    jobs: int | None,
+    executor: str,
+    time_limit_s: float | None,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    keep_records: bool,
+    as_json: bool,
+    config: Path | None,
+    reading: TraceReading,
+    flags: dict[str, Any],
+) -> None:
     from traces.memory import in_memory
     from workbench.search.executor import check_executor
     from workbench.search.objectives import parse_objectives
@@ -85,8 +155,9 @@ def _run(path: Path, vary: list[str], search: str, points: int | None, objective
         check_any(Shared(base, opened, "", prices), asked.points)
     held = in_memory(opened)
     folder = out if out is not None else Path("runs") / f"{held.info.name}-sweep"
-    shared = Shared(base, held, held.sha256(), prices, folder / RECORDS if keep_records else None,
-                    trace_flags=words_of(reading))  # fmt: skip
+    shared = Shared(
+        base, held, held.sha256(), prices, folder / RECORDS if keep_records else None, trace_flags=words_of(reading)
+    )
     manifest = manifest_of(shared, space, search, points, objectives)
     with Results(folder, manifest, resume, force) as results:
         done = [(results.point_of(row), row) for row in results.rows]
@@ -147,24 +218,34 @@ def _progress_bar(quiet: bool) -> Any:
     @contextmanager
     def shown() -> Any:
         columns = (
-            BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True), disable=quiet, auto_refresh=False) as bar:
             task = bar.add_task("", total=None, state="")
 
             def update(state: Any) -> None:
                 counts = ", ".join(f"{number} {status}" for status, number in sorted(state.by_status.items()))
-                bar.update(task, total=state.total, completed=state.done, refresh=True,
-                           state=f"{state.running} running{', ' if counts else ''}{counts}")  # fmt: skip
+                bar.update(
+                    task,
+                    total=state.total,
+                    completed=state.done,
+                    refresh=True,
+                    state=f"{state.running} running{', ' if counts else ''}{counts}",
+                )
 
             yield update
 
     return shown()
 
 
-def _report(results: Results, shared: Shared, space: list[Dimension], objectives: list[Objective],
-            as_json: bool) -> None:  # fmt: skip
+def _report(
+    results: Results, shared: Shared, space: list[Dimension], objectives: list[Objective], as_json: bool
+) -> None:
     from collections import Counter
 
     from reports.json_file import json_text
@@ -183,9 +264,18 @@ def _report(results: Results, shared: Shared, space: list[Dimension], objectives
             ranked = best_rows(results.rows, objective)
             best[objective.metric] = _brief(ranked[0], names, objectives) if ranked else None
         front_rows = [_brief(row, names, objectives) for row in front]
-        print(json_text({"points": counts, "best": best, "pareto": front_rows,
-                         "notes": results.manifest["trace"]["notes"],
-                         "results": str(results.folder / RESULTS), "report": str(page)}))  # fmt: skip
+        print(
+            json_text(
+                {
+                    "points": counts,
+                    "best": best,
+                    "pareto": front_rows,
+                    "notes": results.manifest["trace"]["notes"],
+                    "results": str(results.folder / RESULTS),
+                    "report": str(page),
+                }
+            )
+        )
         return
     from rich.console import Console
 
@@ -213,8 +303,15 @@ def _table(front: list[dict[str, Any]], names: list[str], objectives: list[Objec
     from reports.sweep_metrics import SWEEP_METRICS
 
     what = "Pareto front: no other point is better in all of these" if len(objectives) > 1 else "Best point"
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False, title=what, title_justify="left",
-                  title_style="bold")  # fmt: skip
+    table = Table(
+        box=None,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        pad_edge=False,
+        title=what,
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column("point", justify="right")
     for name in names:
         table.add_column(name, justify="right", overflow="fold")

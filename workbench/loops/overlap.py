@@ -10,8 +10,9 @@ from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler
 
 
-def overlap_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox, *,
-                 overlap_prefills: bool = True) -> Generator[Wait, None, None]:  # fmt: skip
+def overlap_loop(
+    scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox, *, overlap_prefills: bool = True
+) -> Generator[Wait, None, None]:
     """Launch batch n+1, then process the result of n while n+1 runs.
 
     A batch is chosen with the results of the one before the last: its input tokens that are still to be sampled stay on the
@@ -52,8 +53,9 @@ def overlap_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: O
         last = launched
 
 
-def _process(scheduler: Scheduler, backend: Backend, outbox: Outbox,
-             last: tuple[ScheduleBatch, Forward]) -> Generator[Wait, None, None]:  # fmt: skip
+def _process(
+    scheduler: Scheduler, backend: Backend, outbox: Outbox, last: tuple[ScheduleBatch, Forward]
+) -> Generator[Wait, None, None]:
     # The same as in the loop itself, which does not delegate: it would cost a twentieth of a simulated step.
     batch, forward = last
     yield backend.done(forward)

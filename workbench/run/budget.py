@@ -32,8 +32,14 @@ class ReplayedCost:
         self._fitted = fitted
         columns = record.iterations
         seconds = columns["end_s"] - columns["start_s"]
-        keys = zip(columns["iteration"].tolist(), columns["stage"].tolist(), columns["prefill_tokens"].tolist(),
-                   columns["decode_tokens"].tolist(), columns["context_tokens"].tolist(), strict=True)  # fmt: skip
+        keys = zip(
+            columns["iteration"].tolist(),
+            columns["stage"].tolist(),
+            columns["prefill_tokens"].tolist(),
+            columns["decode_tokens"].tolist(),
+            columns["context_tokens"].tolist(),
+            strict=True,
+        )
         self._measured = dict(zip(keys, seconds.tolist(), strict=True))
         self.replayed = self.estimated = 0
 
@@ -50,8 +56,9 @@ class ReplayedCost:
         return self._fitted.transfer_s(batch, stage)
 
 
-def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | None,
-                 reading: dict[str, Any] | None = None) -> dict[str, Any]:  # fmt: skip
+def error_budget(
+    a: RunRecord, b: RunRecord, origin: str, trace_path: Path | None, reading: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Shares of the difference, as errors of the mean latencies before and after each replacement, and as sentences.
 
     `reading` says how the trace is to be read: fields of :class:`traces.trace.ReadAs`.
@@ -93,8 +100,9 @@ def error_budget(a: RunRecord, b: RunRecord, origin: str, trace_path: Path | Non
             instance = dataclasses.replace(instance, host=applied["host"])
         if "kv_tokens" in applied:
             tokens = applied["kv_tokens"]
-            scheduler = dataclasses.replace(instance.scheduler, kv_tokens=tokens,
-                                            max_context=min(instance.scheduler.max_context, tokens + 1))  # fmt: skip
+            scheduler = dataclasses.replace(
+                instance.scheduler, kv_tokens=tokens, max_context=min(instance.scheduler.max_context, tokens + 1)
+            )
             instance = dataclasses.replace(instance, scheduler=scheduler)
         record = simulate_loop(settings, loop, trace, trace_sha256="", command="", instance=instance)
         errors.append(_errors(a, record, origin))

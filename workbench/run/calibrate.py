@@ -24,9 +24,16 @@ def fit_record(record: RunRecord, source: Path, out: Path) -> dict[str, Any]:
     settings = record.meta.get("settings") or {}
     gpu = record.meta.get("hardware") or {}
     write_fitted(
-        out, fits, host, model=_name(record.meta.get("model")), gpu=str(gpu.get("gpu", "unknown")),
-        dtype=str(settings.get("dtype", "bf16")), tp=int(settings.get("tp") or 1), source=str(source), host_errors=errors,
-    )  # fmt: skip
+        out,
+        fits,
+        host,
+        model=_name(record.meta.get("model")),
+        gpu=str(gpu.get("gpu", "unknown")),
+        dtype=str(settings.get("dtype", "bf16")),
+        tp=int(settings.get("tp") or 1),
+        source=str(source),
+        host_errors=errors,
+    )
     return read_fitted(out)
 
 
@@ -40,13 +47,20 @@ def fit_stages(record: RunRecord, source: Path | str) -> list[Fit]:
         of = columns["stage"] == stage
         seconds = (columns["end_s"] - columns["start_s"])[of]
         known = seconds > 0
-        taken = {name: columns[name][of][known].astype(np.float64)
-                 for name in ("prefill_tokens", "decode_tokens", "context_tokens", "requests")}  # fmt: skip
+        taken = {
+            name: columns[name][of][known].astype(np.float64)
+            for name in ("prefill_tokens", "decode_tokens", "context_tokens", "requests")
+        }
         try:
-            fits.append(fit_steps(
-                taken["prefill_tokens"], taken["decode_tokens"], taken["context_tokens"],
-                taken["requests"] - taken["decode_tokens"], seconds[known],
-            ))  # fmt: skip
+            fits.append(
+                fit_steps(
+                    taken["prefill_tokens"],
+                    taken["decode_tokens"],
+                    taken["context_tokens"],
+                    taken["requests"] - taken["decode_tokens"],
+                    seconds[known],
+                )
+            )
         except ValueError as error:
             raise RecordError(f"{source}: iterations.csv, stage {stage}: {error}") from error
     return fits

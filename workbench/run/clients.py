@@ -28,8 +28,9 @@ class Clients:
     """Replays a trace: open loop at its arrivals, or ``concurrency`` at a time. Later turns of a session start when the
     turn before has ended and the user has thought, in either case."""
 
-    def __init__(self, env: simpy.Environment, trace: Iterable[TraceRequest], deliver: Deliver,
-                 concurrency: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, env: simpy.Environment, trace: Iterable[TraceRequest], deliver: Deliver, concurrency: int | None = None
+    ) -> None:
         self._env = env
         self._deliver = deliver
         self._sessions: dict[str, _Session] = {}

@@ -50,8 +50,9 @@ Progress = Callable[[int, int, str], None]
 """Called with points done, points in all, and the one that is next."""
 
 
-def measure(settings: RunSettings, device: str, load_format: str, out: Path,
-            progress: Progress | None = None) -> dict[str, Any]:  # fmt: skip
+def measure(
+    settings: RunSettings, device: str, load_format: str, out: Path, progress: Progress | None = None
+) -> dict[str, Any]:
     """Measure everything that is not measured yet, write ``out``, and return what was written: costs fitted to whole steps
     if ``out`` is a file (:func:`wants_file`), else a profile, for which operators are timed as well.
 
@@ -73,24 +74,40 @@ def measure(settings: RunSettings, device: str, load_format: str, out: Path,
     backend = make_backend(options, lambda *row: None)
     try:
         watched = Watched(backend.workers)
-        keep_conditions(folder, conditions(
-            device_name(device), model=settings.model, dtype=DTYPE_NAMES[backend.workers.dtype], tp=settings.tp,
-            kv_tokens=backend.kv_tokens, max_context=backend.max_context, page_size=settings.page_size,
-            max_running=settings.max_running, cuda_graphs=settings.cuda_graphs,
-        ))  # fmt: skip
+        keep_conditions(
+            folder,
+            conditions(
+                device_name(device),
+                model=settings.model,
+                dtype=DTYPE_NAMES[backend.workers.dtype],
+                tp=settings.tp,
+                kv_tokens=backend.kv_tokens,
+                max_context=backend.max_context,
+                page_size=settings.page_size,
+                max_running=settings.max_running,
+                cuda_graphs=settings.cuda_graphs,
+            ),
+        )
         backend.workers = watched  # type: ignore[assignment]
         bounds = backend.max_context, backend.kv_tokens, settings.max_running, options.step_tokens
         runs = _Runs(settings, device, backend, watched, options.step_tokens)
         tasks = [
             _Task(f"{point.name} {loop}", point_file(folder, point, loop), partial(runs.measure, point, loop))
-            for point in design(*bounds) for loop in LOOPS
-        ]  # fmt: skip
+            for point in design(*bounds)
+            for loop in LOOPS
+        ]
         if not wants_file(out):
             runner = watched.inner.runner  # type: ignore[attr-defined]
-            tasks = _between(tasks, [
-                _Task(f"operators {shape.name}", shape_file(folder, shape, visit), partial(_time_shape, shape, runner))
-                for visit in range(VISITS) for shape in shapes(*bounds, settings.page_size)
-            ])  # fmt: skip
+            tasks = _between(
+                tasks,
+                [
+                    _Task(
+                        f"operators {shape.name}", shape_file(folder, shape, visit), partial(_time_shape, shape, runner)
+                    )
+                    for visit in range(VISITS)
+                    for shape in shapes(*bounds, settings.page_size)
+                ],
+            )
         for number, task in enumerate(tasks):
             if progress is not None:
                 progress(number, len(tasks), task.name)
@@ -156,13 +173,19 @@ class _Runs:
         write_point(file, point, loop, record.iterations, record.requests, self.watched)
 
 
-def _run_point(point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched,
-               step_tokens: int) -> RunRecord:  # fmt: skip
+def _run_point(
+    point: Point, settings: RunSettings, loop: str, device: str, backend: Any, watched: Watched, step_tokens: int
+) -> RunRecord:
     """Run a workload once."""
     chosen = dataclasses.replace(
-        settings, concurrency=point.concurrency, loop=loop, ignore_eos=False, requests=None, batching=point.batching,
+        settings,
+        concurrency=point.concurrency,
+        loop=loop,
+        ignore_eos=False,
+        requests=None,
+        batching=point.batching,
         max_batch_tokens=min(settings.max_batch_tokens, step_tokens),
-    )  # fmt: skip
+    )
     watched.steps.clear()
     record = replay_on(backend, chosen, loop, _trace(point), "", "calibrate", device)
     if record.meta["interrupted"]:

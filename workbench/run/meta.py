@@ -17,10 +17,23 @@ PACKAGE = "llm-workbench"
 """What the package index calls us."""
 
 
-def run_meta(*, name: str, command: str, trace: Mapping[str, Any], model: str, gpu: str, gpus: int | None,
-             simulated: bool, settings: DataclassInstance, found: Mapping[str, Any], ran_on: tuple[str, ...],
-             interrupted: bool, totals: Mapping[str, Any], hardware: Mapping[str, Any] | None = None,
-             **more: Any) -> dict[str, Any]:  # fmt: skip
+def run_meta(
+    *,
+    name: str,
+    command: str,
+    trace: Mapping[str, Any],
+    model: str,
+    gpu: str,
+    gpus: int | None,
+    simulated: bool,
+    settings: DataclassInstance,
+    found: Mapping[str, Any],
+    ran_on: tuple[str, ...],
+    interrupted: bool,
+    totals: Mapping[str, Any],
+    hardware: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     """Meta of one run. ``found`` replaces settings by what was used in the end, and adds those of this kind of run;
     ``ran_on`` are the packages beside numpy whose versions count; ``hardware`` and ``more`` are what only this kind has."""
     return {

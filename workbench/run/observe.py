@@ -81,9 +81,16 @@ class _Row:
 class Observer:
     """Sends a trace's requests when they are due and collects what comes back."""
 
-    def __init__(self, settings: ObserveSettings, trace: Trace, vocab_of: Callable[[str], int | None], *,
-                 api_key: str | None = None, text_of: Callable[[np.ndarray], str] | None = None,
-                 progress: Progress | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings: ObserveSettings,
+        trace: Trace,
+        vocab_of: Callable[[str], int | None],
+        *,
+        api_key: str | None = None,
+        text_of: Callable[[np.ndarray], str] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.settings = settings
         self.rows: list[_Row] = []
         self.interrupted = False
@@ -230,19 +237,32 @@ class Observer:
         found = {"model": self.client.model, "dp": 1, "pp": 1, "ignore_eos": self.client.dialect.ignore_eos}
         said = trace_meta(self._trace, trace_sha256)
         meta = run_meta(
-            name="observed", command=command, model=self.client.model, gpu="unknown", gpus=None, simulated=False,
+            name="observed",
+            command=command,
+            model=self.client.model,
+            gpu="unknown",
+            gpus=None,
+            simulated=False,
             trace={**said, "notes": [*said["notes"], *self._notes(rows, float(late.mean()))]},
-            hardware={"url": self.client.url}, settings=settings, found=found, ran_on=("simpy", "httpx2"),
+            hardware={"url": self.client.url},
+            settings=settings,
+            found=found,
+            ran_on=("simpy", "httpx2"),
             interrupted=self.interrupted,
             totals={
-                "requests": len(rows), "ended": self._ended, "failed": self._failed, "iterations": 0,
-                "wall_s": round(self.now_s(), 6), "pieces": int(sum(len(a.chunk_s) for a in answers)),
-                "resent": sum(a.resent for a in answers), "late_mean_s": round(float(late.mean()), 6),
+                "requests": len(rows),
+                "ended": self._ended,
+                "failed": self._failed,
+                "iterations": 0,
+                "wall_s": round(self.now_s(), 6),
+                "pieces": int(sum(len(a.chunk_s) for a in answers)),
+                "resent": sum(a.resent for a in answers),
+                "late_mean_s": round(float(late.mean()), 6),
                 "late_max_s": round(float(late.max()), 6),
                 "cut": counted(cut for row in rows if (cut := row.cut()) is not None),
             },
             observed=True,
-        )  # fmt: skip
+        )
         return RunRecord(meta, columns, _no_iterations(), (gaps, np.ones(len(gaps), np.int64)))
 
     def _notes(self, rows: list[_Row], late_s: float) -> list[str]:
@@ -264,8 +284,10 @@ class Observer:
         )
         if short:
             notes.append(f"{short} answers ended before the length in the trace")
-        for what, has in (("priorities", any(row.request.priority for row in rows)),
-                          ("adapters", any(row.request.adapter for row in rows))):  # fmt: skip
+        for what, has in (
+            ("priorities", any(row.request.priority for row in rows)),
+            ("adapters", any(row.request.adapter for row in rows)),
+        ):
             if has:
                 notes.append(f"{what} of the trace were not sent")
         if late_s > LATE_S:

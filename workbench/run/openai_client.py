@@ -101,8 +101,16 @@ class CompletionsClient:
     Use it as an asynchronous context.
     """
 
-    def __init__(self, url: str, model: str | None, now_s: Callable[[], float], *, api_key: str | None = None,
-                 text_of: Callable[[np.ndarray], str] | None = None, timeout_s: float = 600.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        url: str,
+        model: str | None,
+        now_s: Callable[[], float],
+        *,
+        api_key: str | None = None,
+        text_of: Callable[[np.ndarray], str] | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
         headers = {"content-type": "application/json"}
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
@@ -114,10 +122,12 @@ class CompletionsClient:
         self._text_of = text_of
         try:
             self._http = httpx2.AsyncClient(
-                base_url=self.url, headers=headers, trust_env=False,
+                base_url=self.url,
+                headers=headers,
+                trust_env=False,
                 limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
                 timeout=httpx2.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            )  # fmt: skip
+            )
         except (httpx2.InvalidURL, ValueError) as error:
             raise ServerRefused(f"{url}: {error}") from error
 
@@ -308,8 +318,17 @@ def _said(body: bytes) -> str:
 
 
 _WORDS_OF_ERRORS = (
-    "error", "errors", "message", "msg", "detail", "error_message", "reason", "exception", "code", "type",
-)  # fmt: skip
+    "error",
+    "errors",
+    "message",
+    "msg",
+    "detail",
+    "error_message",
+    "reason",
+    "exception",
+    "code",
+    "type",
+)
 """Where servers say what is wrong, the most telling first."""
 
 

@@ -68,11 +68,13 @@ def write_operators(folder: Path, out: Path) -> dict[str, Any]:
         scaled["once"] += [(BESIDE, n, _rounded(beside.step_s)) for n in (min(tokens), max(tokens))]
         different = len({shape for shape, _ in timed})
         meta |= {
-            "engine": "workbench", "host": {name: _rounded(value) for name, value in host.items()},
+            "engine": "workbench",
+            "host": {name: _rounded(value) for name, value in host.items()},
             "measured": f"{different} steps by operator and {len(steps['seconds']):,} in runs, in {folder.name}",
-            "conditions": measured, "host_errors": {name: round(value, 6) for name, value in errors.items()},
+            "conditions": measured,
+            "host_errors": {name: round(value, 6) for name, value in errors.items()},
             "operators": {"steps": different, **{name: _rounded(value) for name, value in asdict(beside).items()}},
-        }  # fmt: skip
+        }
         own_profile.write_profile(partial, measured["tp"], meta, scaled)
         if out.exists():
             shutil.rmtree(out)
@@ -149,9 +151,26 @@ def _average(prompt_tokens: float, pairs: float, requests: float, decodes: float
     length = pairs / prompt_tokens + each / 2 if prompts else 0.0
     lens = np.array([length] * prompts + [decode_context / decodes if decodes else 0.0] * decodes)
     return ModelWorkerBatch(
-        0, "mixed", np.arange(len(lens)), lens, np.full(prompts, each) if prompts else None, prompts, len(lens),
-        int(prompt_tokens), decodes, float(lens.sum()), None, None, (), None, None, (), 0, 0, len(lens),  # type: ignore[arg-type]
-    )  # fmt: skip
+        0,
+        "mixed",
+        np.arange(len(lens)),
+        lens,
+        np.full(prompts, each) if prompts else None,
+        prompts,
+        len(lens),
+        int(prompt_tokens),
+        decodes,
+        float(lens.sum()),
+        None,
+        None,
+        (),
+        None,
+        None,
+        (),
+        0,
+        0,
+        len(lens),  # type: ignore[arg-type]
+    )
 
 
 def _rounded(seconds: float) -> float:

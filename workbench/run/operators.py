@@ -106,13 +106,26 @@ def step_of(shape: Shape, page_size: int, vocab: int) -> ModelWorkerBatch:
     params = SamplingParams(1, temperature=0.0)
     nothing = np.zeros(0, np.int32)
     return ModelWorkerBatch(
-        0, "mixed" if prompts and shape.decodes else "prefill" if prompts else "decode", np.arange(len(lens)),
-        np.array(lens), np.array(extends) if prompts else None, prompts, len(lens), new, shape.decodes, sum(lens),
-        spread_ids(new, vocab) if prompts else None, None,
-        tuple(NewRequest(row, str(row), length, nothing, params) for row, length in enumerate(lens)), None, None,
+        0,
+        "mixed" if prompts and shape.decodes else "prefill" if prompts else "decode",
+        np.arange(len(lens)),
+        np.array(lens),
+        np.array(extends) if prompts else None,
+        prompts,
+        len(lens),
+        new,
+        shape.decodes,
+        sum(lens),
+        spread_ids(new, vocab) if prompts else None,
+        None,
+        tuple(NewRequest(row, str(row), length, nothing, params) for row, length in enumerate(lens)),
+        None,
+        None,
         tuple(PageWrite(row, 0, np.arange(*first[row : row + 2], dtype=np.int32)) for row in range(len(lens))),
-        sum(lens), 0, len(lens),
-    )  # fmt: skip
+        sum(lens),
+        0,
+        len(lens),
+    )
 
 
 def spread_ids(count: int, vocab: int) -> np.ndarray:
@@ -120,8 +133,9 @@ def spread_ids(count: int, vocab: int) -> np.ndarray:
     return (np.arange(count) * 7919 % vocab).astype(np.int32)
 
 
-def time_shape(run: Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]], shape: Shape, page_size: int,
-               vocab: int) -> dict[str, float]:  # fmt: skip
+def time_shape(
+    run: Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]], shape: Shape, page_size: int, vocab: int
+) -> dict[str, float]:
     """Median seconds of each operator over repetitions of the step; the first one, which warms up, does not count.
 
     ``run(batch, known)`` runs a step whose decodes continue the tokens ``known``, int64[decodes].

@@ -38,8 +38,16 @@ MOST_PROMPT_TOKENS = 1 << 17
 """Of all requests of a point: on a GPU with room for more it would take longer than it tells."""
 LOOPS = ("normal", "overlap")
 """Both: while a step runs, the CPU phases beside it slow it down, and it them, on a machine of few cores."""
-COLUMNS = ("prefill_tokens", "decode_tokens", "context_tokens", "requests", "receive_s", "schedule_s", "launch_host_s",
-           "process_s")  # fmt: skip
+COLUMNS = (
+    "prefill_tokens",
+    "decode_tokens",
+    "context_tokens",
+    "requests",
+    "receive_s",
+    "schedule_s",
+    "launch_host_s",
+    "process_s",
+)
 CONDITIONS_FILE = "conditions.json"
 
 
@@ -126,8 +134,14 @@ def point_file(folder: Path, point: Point, loop: str) -> Path:
     return folder / f"{point.name}.{loop}.json"
 
 
-def write_point(file: Path, point: Point, loop: str, iterations: Mapping[str, np.ndarray], requests: Mapping[str, Any],
-                watched: Watched) -> None:  # fmt: skip
+def write_point(
+    file: Path,
+    point: Point,
+    loop: str,
+    iterations: Mapping[str, np.ndarray],
+    requests: Mapping[str, Any],
+    watched: Watched,
+) -> None:
     """Keep the steps of a workload that has run: columns of iterations.csv and requests.csv, and what was watched."""
     columns, ended = host_columns(iterations, requests)
     steps: dict[str, Any] = {name: columns[name].tolist() for name in COLUMNS}
@@ -147,10 +161,13 @@ def conditions(device: str, **said: Any) -> dict[str, Any]:
     # A script that is not installed, on a machine lent for it, has no version.
     packages = [name for name in ("llm-workbench", "numpy", "torch") if _version(name)]
     return {
-        "device": device, "gpu": "cpu" if device.startswith("cpu ") else (known or [device])[0], **said,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""), "python": platform.python_version(),
+        "device": device,
+        "gpu": "cpu" if device.startswith("cpu ") else (known or [device])[0],
+        **said,
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "python": platform.python_version(),
         **{name: _version(name) for name in packages},
-    }  # fmt: skip
+    }
 
 
 def _version(package: str) -> str | None:
@@ -198,14 +215,27 @@ def fit_points(folder: Path, out: Path) -> dict[str, Any]:
     measured = read_conditions(folder)
     steps = read_steps(folder)
     fit = fit_steps(
-        steps["prefill_tokens"], steps["decode_tokens"], steps["context_tokens"],
-        steps["requests"] - steps["decode_tokens"], steps["seconds"], steps["pairs"], steps["decode_context"],
-    )  # fmt: skip
+        steps["prefill_tokens"],
+        steps["decode_tokens"],
+        steps["context_tokens"],
+        steps["requests"] - steps["decode_tokens"],
+        steps["seconds"],
+        steps["pairs"],
+        steps["decode_context"],
+    )
     host, errors = fit_host(steps, steps["ended"])
     write_fitted(
-        out, [fit], host, model=measured["model"], gpu=measured["gpu"], dtype=measured["dtype"], tp=measured["tp"],
-        source=f"{len(_point_files(folder))} measured points in {folder.name}", host_errors=errors, measured=measured,
-    )  # fmt: skip
+        out,
+        [fit],
+        host,
+        model=measured["model"],
+        gpu=measured["gpu"],
+        dtype=measured["dtype"],
+        tp=measured["tp"],
+        source=f"{len(_point_files(folder))} measured points in {folder.name}",
+        host_errors=errors,
+        measured=measured,
+    )
     return read_fitted(out)
 
 

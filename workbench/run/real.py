@@ -90,13 +90,22 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
     per_slot = max(settings.max_running // slots, 1)
     graphs = settings.cuda_graphs and device == "cuda" and pp == 1
     return RunnerOptions(
-        model=settings.model, device=device, dtype=TORCH_DTYPES[settings.dtype],
+        model=settings.model,
+        device=device,
+        dtype=TORCH_DTYPES[settings.dtype],
         fp8=settings.dtype == "fp8",
-        load_format=load_format, tp=tp, pp=pp, rows=per_slot * slots, max_context=settings.max_context,
-        page_size=settings.page_size, mem_fraction=settings.mem_fraction, kv_tokens=settings.kv_tokens,
-        step_tokens=largest_step(settings), capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),
+        load_format=load_format,
+        tp=tp,
+        pp=pp,
+        rows=per_slot * slots,
+        max_context=settings.max_context,
+        page_size=settings.page_size,
+        mem_fraction=settings.mem_fraction,
+        kv_tokens=settings.kv_tokens,
+        step_tokens=largest_step(settings),
+        capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),
         seed=settings.seed,
-    )  # fmt: skip
+    )
 
 
 def held_weights(dtype: str, settings: RunSettings) -> dict[str, str]:

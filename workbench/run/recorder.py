@@ -68,14 +68,21 @@ class Recorder:
         self.cuts: list[tuple[Cause, int]] = []
         """(what cut a request's output, tokens that it did not write)."""
 
-    def arrived(self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int,
-                bound: Bound | None = None) -> None:  # fmt: skip
+    def arrived(
+        self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int, bound: Bound | None = None
+    ) -> None:
         """A request has come. With its ``bound`` it counts as cut if it ends before the trace says."""
         row = RequestRow(
-            request.request_id, request.session_id or "", instance, arrival_s, input_tokens,
+            request.request_id,
+            request.session_id or "",
+            instance,
+            arrival_s,
+            input_tokens,
             NAN if request.slo_ttft_s is None else request.slo_ttft_s,
-            NAN if request.slo_tpot_s is None else request.slo_tpot_s, request.priority, request.turn,
-        )  # fmt: skip
+            NAN if request.slo_tpot_s is None else request.slo_tpot_s,
+            request.priority,
+            request.turn,
+        )
         if bound is not None:
             row.wanted_tokens, row.bound_by = request.output_length, bound.cause
         self.rows.append(row)
@@ -151,8 +158,14 @@ class Recorder:
 class RecordingOutbox:
     """The outbox of one instance. ``on_end`` is told the id of every request that ends."""
 
-    def __init__(self, recorder: Recorder, table_rows: int, on_end: Callable[[str], None],
-                 decisions: IO[str] | None = None, instance: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        recorder: Recorder,
+        table_rows: int,
+        on_end: Callable[[str], None],
+        decisions: IO[str] | None = None,
+        instance: int = 0,
+    ) -> None:
         self._recorder = recorder
         self._on_end = on_end
         self._decisions = decisions

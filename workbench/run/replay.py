@@ -48,8 +48,14 @@ class ReplayOver(Exception):
 class ReplayInbox(SimulatedInbox):
     """Delivers what simulated clients send, when the real clock gets there."""
 
-    def __init__(self, clock: Clock, now_s: Callable[[], float], on_drain: Callable[[list[object]], None],
-                 interrupt: Interrupt, on_wait: Waiting) -> None:  # fmt: skip
+    def __init__(
+        self,
+        clock: Clock,
+        now_s: Callable[[], float],
+        on_drain: Callable[[list[object]], None],
+        interrupt: Interrupt,
+        on_wait: Waiting,
+    ) -> None:
         super().__init__(clock, on_drain)
         self._now_s, self._interrupt, self._on_wait = now_s, interrupt, on_wait
 
@@ -122,9 +128,19 @@ class _Outbox(RecordingOutbox):
             self.due_s = now + PROGRESS_EVERY_S
 
 
-def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, load_format: str, trace_sha256: str,
-                command: str, progress: Progress | None = None, decisions: Path | None = None,
-                waiting: Waiting | None = None) -> RunRecord:  # fmt: skip
+def replay_loop(
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    *,
+    device: str,
+    load_format: str,
+    trace_sha256: str,
+    command: str,
+    progress: Progress | None = None,
+    decisions: Path | None = None,
+    waiting: Waiting | None = None,
+) -> RunRecord:
     """Run a trace on a real runner under one loop and return its record; ``meta['interrupted']`` tells whether it was
     stopped early.
 
@@ -144,18 +160,38 @@ def replay_loop(settings: RunSettings, loop: str, trace: Trace, *, device: str, 
         backend.close()
 
 
-def replay_on(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
-              device: str, progress: Progress | None = None, decisions: IO[str] | None = None,
-              waiting: Waiting | None = None) -> RunRecord:  # fmt: skip
+def replay_on(
+    backend: TorchBackend,
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    trace_sha256: str,
+    command: str,
+    device: str,
+    progress: Progress | None = None,
+    decisions: IO[str] | None = None,
+    waiting: Waiting | None = None,
+) -> RunRecord:
     """Run a trace on a backend that is at rest; it can run another one afterwards, unless it was interrupted."""
     with noted_interrupts() as interrupt:
-        return _replay(backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, waiting,
-                       interrupt)  # fmt: skip
+        return _replay(
+            backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, waiting, interrupt
+        )
 
 
-def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trace, trace_sha256: str, command: str,
-            device: str, progress: Progress | None, decisions: IO[str] | None, waiting: Waiting | None,
-            interrupt: Interrupt) -> RunRecord:  # fmt: skip
+def _replay(
+    backend: TorchBackend,
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    trace_sha256: str,
+    command: str,
+    device: str,
+    progress: Progress | None,
+    decisions: IO[str] | None,
+    waiting: Waiting | None,
+    interrupt: Interrupt,
+) -> RunRecord:
     config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
     recorder = Recorder(backend.now_s, config.room)
     backend.log_to(recorder.iterations.append)
@@ -208,16 +244,41 @@ def _replay(backend: TorchBackend, settings: RunSettings, loop: str, trace: Trac
         finished = False
     weights = held_weights(backend.dtype, settings)
     meta = run_meta(
-        name=loop, command=command, trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
-        model=settings.model, gpu=device_name(device),
-        gpus=tp * pp, simulated=False, settings=settings,
-        found={"loop": loop, "tp": tp, "pp": pp, "gpu": None, "cost": None, "dtype": weights["dtype"],
-               "kv_dtype": DTYPE_NAMES[backend.kv_dtype], "kv_tokens": config.kv_tokens,
-               "max_context": config.max_context, "backend": device},
-        weights=weights, ran_on=("simpy", "torch"), interrupted=not finished,
-        totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                "cut": counted(recorder.cuts),
-                "wall_s": round(backend.now_s(), 6)},
-    )  # fmt: skip
-    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
-                     recorder.event_columns())  # fmt: skip
+        name=loop,
+        command=command,
+        trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        model=settings.model,
+        gpu=device_name(device),
+        gpus=tp * pp,
+        simulated=False,
+        settings=settings,
+        found={
+            "loop": loop,
+            "tp": tp,
+            "pp": pp,
+            "gpu": None,
+            "cost": None,
+            "dtype": weights["dtype"],
+            "kv_dtype": DTYPE_NAMES[backend.kv_dtype],
+            "kv_tokens": config.kv_tokens,
+            "max_context": config.max_context,
+            "backend": device,
+        },
+        weights=weights,
+        ran_on=("simpy", "torch"),
+        interrupted=not finished,
+        totals={
+            "requests": len(recorder.rows),
+            "ended": recorder.done,
+            "iterations": len(recorder.iterations),
+            "cut": counted(recorder.cuts),
+            "wall_s": round(backend.now_s(), 6),
+        },
+    )
+    return RunRecord(
+        meta,
+        recorder.request_columns(),
+        recorder.iterations.columns(),
+        recorder.inter_token_gaps(),
+        recorder.event_columns(),
+    )

@@ -60,9 +60,10 @@ class RunSettings:
     max_context: int | None = None
     dtype: str = "auto"
     kv_dtype: str = acts_with(
-        "KV capacity found from memory, not kv_tokens, or costs that are not fitted", "bf16",
+        "KV capacity found from memory, not kv_tokens, or costs that are not fitted",
+        "bf16",
         lambda s, loop: s.kv_tokens is None or split(s.cost)[0] != "fitted",
-    )  # fmt: skip
+    )
     cost: str = "roofline"
     cuda_graphs: bool = True
     ignore_eos: bool = False
@@ -205,9 +206,17 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     kv_tokens = settings.kv_tokens
     if kv_tokens is None:
         found = kv_capacity(
-            model, gpu, dtype=weights, kv_dtype=settings.kv_dtype, tp=tp, pp=pp, ep=settings.ep,
-            mem_fraction=settings.mem_fraction, max_prefill_tokens=largest_step(settings), max_running=settings.max_running,
-        )  # fmt: skip
+            model,
+            gpu,
+            dtype=weights,
+            kv_dtype=settings.kv_dtype,
+            tp=tp,
+            pp=pp,
+            ep=settings.ep,
+            mem_fraction=settings.mem_fraction,
+            max_prefill_tokens=largest_step(settings),
+            max_running=settings.max_running,
+        )
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
     scheduler = scheduler_config(settings, kv_tokens, max_context, settings.slots(loop))
@@ -216,9 +225,18 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
     want = CostRequest(
-        model, gpu, weights, settings.kv_dtype, tp, pp, settings.ep, sizes, mixed_sizes, engine.gpu_step_s,
+        model,
+        gpu,
+        weights,
+        settings.kv_dtype,
+        tp,
+        pp,
+        settings.ep,
+        sizes,
+        mixed_sizes,
+        engine.gpu_step_s,
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
-    )  # fmt: skip
+    )
     cost = build_cost(settings.cost, want)
     if lock_step and not hasattr(cost, "group_forward"):
         raise ConfigError(
@@ -230,16 +248,28 @@ def resolve(settings: RunSettings, loop: str) -> Instance:
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
     """The scheduler's part of the settings, for a KV pool of that many tokens. Raises ConfigError."""
     return SchedulerConfig(
-        kv_tokens=kv_tokens, max_context=min(max_context, kv_tokens + 1), page_size=settings.page_size,
-        max_running=settings.max_running, slots=slots, batching=settings.batching,  # type: ignore[arg-type]
-        chunk=settings.chunk, chunk_depth=settings.chunk_depth, max_prefill_tokens=settings.max_prefill_tokens,
+        kv_tokens=kv_tokens,
+        max_context=min(max_context, kv_tokens + 1),
+        page_size=settings.page_size,
+        max_running=settings.max_running,
+        slots=slots,
+        batching=settings.batching,  # type: ignore[arg-type]
+        chunk=settings.chunk,
+        chunk_depth=settings.chunk_depth,
+        max_prefill_tokens=settings.max_prefill_tokens,
         mixed_chunk=settings.mixed_chunk,
-        max_batch_tokens=settings.max_batch_tokens, cache=settings.cache,  # type: ignore[arg-type]
-        evict=settings.evict, policy=settings.policy,  # type: ignore[arg-type]
-        preempt_threshold=settings.preempt_threshold, conservativeness=settings.conservativeness,
-        max_passed_over=settings.max_passed_over, max_prefill_streak=settings.max_prefill_streak,
-        queue_timeout_s=settings.queue_timeout, request_timeout_s=settings.request_timeout, seed=settings.seed,
-    )  # fmt: skip
+        max_batch_tokens=settings.max_batch_tokens,
+        cache=settings.cache,  # type: ignore[arg-type]
+        evict=settings.evict,
+        policy=settings.policy,  # type: ignore[arg-type]
+        preempt_threshold=settings.preempt_threshold,
+        conservativeness=settings.conservativeness,
+        max_passed_over=settings.max_passed_over,
+        max_prefill_streak=settings.max_prefill_streak,
+        queue_timeout_s=settings.queue_timeout,
+        request_timeout_s=settings.request_timeout,
+        seed=settings.seed,
+    )
 
 
 def _measured_host(settings: RunSettings) -> dict[str, float]:
@@ -271,8 +301,9 @@ def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig)
     return decode if decode is not None else default_capture_sizes(running), engine.mixed_capture_sizes(running)
 
 
-def settings_from(config: Path | None, flags: dict[str, Any], like: Path | None = None,
-                  defaults: dict[str, Any] | None = None) -> RunSettings:  # fmt: skip
+def settings_from(
+    config: Path | None, flags: dict[str, Any], like: Path | None = None, defaults: dict[str, Any] | None = None
+) -> RunSettings:
     """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
     run record ``like``, the model and GPU that a profile is of, the engine's preset, and ``defaults``.
 

@@ -50,8 +50,9 @@ class Watch(Protocol):
 class SimulatedWorld:
     """The instances of a run, their clients and the recorder, in one SimPy environment."""
 
-    def __init__(self, settings: RunSettings, instance: Instance, trace: Trace,
-                 decisions: IO[str] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, settings: RunSettings, instance: Instance, trace: Trace, decisions: IO[str] | None = None
+    ) -> None:
         self.env = Clock()
         self.settings = settings
         self.instance = instance
@@ -165,9 +166,18 @@ class SimulatedWorld:
         self._clients.ended(request_id)
 
 
-def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha256: str, command: str,
-                  progress: Progress | None = None, decisions: Path | None = None,
-                  instance: Instance | None = None, watch: Watch | None = None) -> RunRecord:  # fmt: skip
+def simulate_loop(
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    *,
+    trace_sha256: str,
+    command: str,
+    progress: Progress | None = None,
+    decisions: Path | None = None,
+    instance: Instance | None = None,
+    watch: Watch | None = None,
+) -> RunRecord:
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early, from
     the keyboard or by ``watch``. ``instance`` replaces what the settings imply.
 
@@ -186,17 +196,40 @@ def simulate_loop(settings: RunSettings, loop: str, trace: Trace, *, trace_sha25
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
     meta = run_meta(
-        name=loop, command=command, trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
-        model=instance.model.name, gpu=instance.gpu.name,
-        gpus=instance.tp * instance.pp * settings.dp, simulated=True, settings=settings,
-        found={"loop": loop, "tp": instance.tp, "pp": instance.pp, "kv_tokens": instance.scheduler.kv_tokens,
-               "max_context": instance.scheduler.max_context, "dtype": instance.weights.dtype},
-        ran_on=("simpy",), interrupted=not finished,
-        totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                "cut": counted(recorder.cuts),
-                "simulated_s": round(world.env.now, 9)},
-        weights=instance.weights.described, kv_budget=instance.kv_budget, cost_notes=list(getattr(world.cost, "notes", ())),
+        name=loop,
+        command=command,
+        trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        model=instance.model.name,
+        gpu=instance.gpu.name,
+        gpus=instance.tp * instance.pp * settings.dp,
+        simulated=True,
+        settings=settings,
+        found={
+            "loop": loop,
+            "tp": instance.tp,
+            "pp": instance.pp,
+            "kv_tokens": instance.scheduler.kv_tokens,
+            "max_context": instance.scheduler.max_context,
+            "dtype": instance.weights.dtype,
+        },
+        ran_on=("simpy",),
+        interrupted=not finished,
+        totals={
+            "requests": len(recorder.rows),
+            "ended": recorder.done,
+            "iterations": len(recorder.iterations),
+            "cut": counted(recorder.cuts),
+            "simulated_s": round(world.env.now, 9),
+        },
+        weights=instance.weights.described,
+        kv_budget=instance.kv_budget,
+        cost_notes=list(getattr(world.cost, "notes", ())),
         host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
-    )  # fmt: skip
-    return RunRecord(meta, recorder.request_columns(), recorder.iterations.columns(), recorder.inter_token_gaps(),
-                     recorder.event_columns())  # fmt: skip
+    )
+    return RunRecord(
+        meta,
+        recorder.request_columns(),
+        recorder.iterations.columns(),
+        recorder.inter_token_gaps(),
+        recorder.event_columns(),
+    )

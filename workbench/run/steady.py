@@ -37,9 +37,20 @@ class SteadyOutbox(Protocol):
 class LogDecodes(Protocol):
     """Takes the rows of iterations.csv of consecutive decode steps (:meth:`IterationLog.append_decodes`)."""
 
-    def __call__(self, iteration: int, instance: int, requests: int, context_tokens: int, waiting: int, running: int,
-                 cpu_s: tuple[float, ...], launch_s: Sequence[float], start_s: Sequence[float], end_s: Sequence[float],
-                 kv_used_tokens: Sequence[int]) -> None: ...  # fmt: skip
+    def __call__(
+        self,
+        iteration: int,
+        instance: int,
+        requests: int,
+        context_tokens: int,
+        waiting: int,
+        running: int,
+        cpu_s: tuple[float, ...],
+        launch_s: Sequence[float],
+        start_s: Sequence[float],
+        end_s: Sequence[float],
+        kv_used_tokens: Sequence[int],
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -119,10 +130,18 @@ class SteadyBackend(SimulatedBackend):
         ahead = slice(len(pending), formed)
         if formed > len(pending):
             self._log_decodes(
-                last.step + 1, self._instance, last.decode_tokens, last.context_tokens + last.decode_tokens, last.waiting,
-                steady.running, (*phases_s, processes_s[-1]), times.issued_s[ahead], times.start_s[ahead],
-                times.end_s[ahead], steady.used_tokens(formed - len(pending)),
-            )  # fmt: skip
+                last.step + 1,
+                self._instance,
+                last.decode_tokens,
+                last.context_tokens + last.decode_tokens,
+                last.waiting,
+                steady.running,
+                (*phases_s, processes_s[-1]),
+                times.issued_s[ahead],
+                times.start_s[ahead],
+                times.end_s[ahead],
+                steady.used_tokens(formed - len(pending)),
+            )
         steady.take(tokens[: formed - others], formed)
         if formed > others:
             self._outbox.send_steady(scheduler.state.in_flight[0], times.sent_s[others:])
@@ -133,8 +152,14 @@ class SteadyBackend(SimulatedBackend):
         self._stage_free_s[0] = times.end_s[-1]
         return times.wait
 
-    def _times(self, gpu_s: list[float], processes_s: list[float], cpu_s: tuple[float, float, float, float, bool],
-               wait: float, horizon: float) -> _Times:  # fmt: skip
+    def _times(
+        self,
+        gpu_s: list[float],
+        processes_s: list[float],
+        cpu_s: tuple[float, float, float, float, bool],
+        wait: float,
+        horizon: float,
+    ) -> _Times:
         """The sums of the normal and the overlap loop for as many steps as there are ``gpu_s``, or up to ``horizon``.
 
         ``processes_s`` are what it takes to process the oldest batch at each of them, ``cpu_s`` the other phases: receive,

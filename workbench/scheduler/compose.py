@@ -169,8 +169,9 @@ COMPOSERS: dict[str, Callable[[SchedulerState, Policy], Composer]] = {
 }
 
 
-def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes: bool,
-          needing: np.ndarray | None) -> ScheduleBatch:  # fmt: skip
+def build(
+    state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes: bool, needing: np.ndarray | None
+) -> ScheduleBatch:
     """Make the batch: advance the running set if ``decodes``, add the prefilled requests to it, and freeze the arrays."""
     if not prefill:
         return _build_decode(state, slot, needing)
@@ -230,11 +231,27 @@ def build(state: SchedulerState, slot: Slot, prefill: list[PrefillRow], decodes:
         running.add(joined, new_rows[at], new_lens[at], new_ends[at], new_at[at], stop_ids_at)
     state.computed = new_reqs
     worker = ModelWorkerBatch(
-        state.step, mode, rows, seq_lens, extend_lens, len(prefill),
-        len(rows) - (0 if unsampled is None else len(unsampled)), prefill_tokens, decode_tokens, context_tokens,
-        input_ids, unsampled, new_requests, page_rows, pages, state.table.take_writes(), state.cache.used_tokens,
-        len(state.waiting), state.table.rows - state.table.free_rows, left,
-    )  # fmt: skip
+        state.step,
+        mode,
+        rows,
+        seq_lens,
+        extend_lens,
+        len(prefill),
+        len(rows) - (0 if unsampled is None else len(unsampled)),
+        prefill_tokens,
+        decode_tokens,
+        context_tokens,
+        input_ids,
+        unsampled,
+        new_requests,
+        page_rows,
+        pages,
+        state.table.take_writes(),
+        state.cache.used_tokens,
+        len(state.waiting),
+        state.table.rows - state.table.free_rows,
+        left,
+    )
     state.step += 1
     batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, state.retracted, token_at, stop_ids)
     state.retracted = []
@@ -252,9 +269,26 @@ def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None)
     stops = running.advance(needing, pages)
     # Positional: keywords would double the cost.
     worker = ModelWorkerBatch(
-        state.step, "decode", rows, running.lens, None, 0, count, 0, count, running.context_tokens, None, None, (),
-        page_rows, pages, table.take_writes(), cache.used_tokens, len(state.waiting), table.rows - len(table.free),
-    )  # fmt: skip
+        state.step,
+        "decode",
+        rows,
+        running.lens,
+        None,
+        0,
+        count,
+        0,
+        count,
+        running.context_tokens,
+        None,
+        None,
+        (),
+        page_rows,
+        pages,
+        table.take_writes(),
+        cache.used_tokens,
+        len(state.waiting),
+        table.rows - len(table.free),
+    )
     retracted: Sequence[Req] = ()
     if state.retracted:
         retracted, state.retracted = state.retracted, []

@@ -12,9 +12,19 @@ Eviction = Literal["lru", "lfu", "fifo"]
 
 
 CHANGEABLE = (
-    "chunk", "chunk_depth", "conservativeness", "max_batch_tokens", "max_passed_over", "max_prefill_streak",
-    "max_prefill_tokens", "max_running", "mixed_chunk", "policy", "preempt_threshold", "share_in_batch_tokens",
-)  # fmt: skip
+    "chunk",
+    "chunk_depth",
+    "conservativeness",
+    "max_batch_tokens",
+    "max_passed_over",
+    "max_prefill_streak",
+    "max_prefill_tokens",
+    "max_running",
+    "mixed_chunk",
+    "policy",
+    "preempt_threshold",
+    "share_in_batch_tokens",
+)
 """Settings of :class:`SchedulerConfig` that a running scheduler takes: no memory is laid out for them, and no request in the
 queue depends on them."""
 
@@ -77,17 +87,19 @@ class SchedulerConfig:
     policy: str = "fcfs"
     """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
     preempt_threshold: int | None = acts_with(
-        "policy 'priority' and prefill-first batching", None,
+        "policy 'priority' and prefill-first batching",
+        None,
         lambda s, loop: s.policy == "priority" and s.batching == "prefill-first",
-    )  # fmt: skip
+    )
     """Priority policy, prefill-first: a waiting request may take the KV of running ones whose priority is lower by at least
     this."""
     conservativeness: float = acts_with(PREFILL_FIRST, 1.0, _prefill_first)
     """Scales the share of their output bound that running requests are expected to use."""
     max_passed_over: int | None = acts_with(
-        "a prefix cache, or a policy that is not fcfs without one", 64,
+        "a prefix cache, or a policy that is not fcfs without one",
+        64,
         lambda s, loop: s.cache != "none" or s.policy not in {"fcfs", *PREFIX_POLICIES},
-    )  # fmt: skip
+    )
     """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
     max_prefill_streak: int | None = acts_with(PREFILL_FIRST, None, _prefill_first)
     """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
@@ -105,8 +117,15 @@ class SchedulerConfig:
         return "kv_tokens" if self.max_context > self.kv_tokens else "max_context"
 
     def __post_init__(self) -> None:
-        for name in ("kv_tokens", "max_context", "page_size", "max_running", "slots", "max_prefill_tokens",
-                     "max_batch_tokens"):  # fmt: skip
+        for name in (
+            "kv_tokens",
+            "max_context",
+            "page_size",
+            "max_running",
+            "slots",
+            "max_prefill_tokens",
+            "max_batch_tokens",
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in (
             "chunk",

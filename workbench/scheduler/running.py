@@ -53,8 +53,15 @@ class RunningSet:
         """int64[n], most tokens each may still generate."""
         return self.ends - self.lens
 
-    def add(self, reqs: Sequence[Req], rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray,
-            stop_ids: StopIds) -> None:  # fmt: skip
+    def add(
+        self,
+        reqs: Sequence[Req],
+        rows: np.ndarray,
+        lens: np.ndarray,
+        ends: np.ndarray,
+        token_at: np.ndarray,
+        stop_ids: StopIds,
+    ) -> None:
         """Admit requests whose prompt is in KV, with their entries of these arrays."""
         self.reqs = [*self.reqs, *reqs]
         steps = min(r.end_len - r.kv_len for r in reqs)

@@ -17,12 +17,32 @@ class ScheduleBatch:
     ``reqs`` is aligned with ``worker.rows`` and may be shared with the running set: neither changes it in place.
     """
 
-    __slots__ = ("dropped", "late", "length_stops", "prefill", "release", "release_rows", "reqs", "retracted", "slot",
-                 "stop_ids", "token_at", "worker")  # fmt: skip
+    __slots__ = (
+        "dropped",
+        "late",
+        "length_stops",
+        "prefill",
+        "release",
+        "release_rows",
+        "reqs",
+        "retracted",
+        "slot",
+        "stop_ids",
+        "token_at",
+        "worker",
+    )
 
-    def __init__(self, worker: ModelWorkerBatch, reqs: list[Req], slot: int, prefill: Sequence[PrefillRow],
-                 length_stops: Sequence[int], retracted: Sequence[Req], token_at: np.ndarray,
-                 stop_ids: StopIds) -> None:  # fmt: skip
+    def __init__(
+        self,
+        worker: ModelWorkerBatch,
+        reqs: list[Req],
+        slot: int,
+        prefill: Sequence[PrefillRow],
+        length_stops: Sequence[int],
+        retracted: Sequence[Req],
+        token_at: np.ndarray,
+        stop_ids: StopIds,
+    ) -> None:
         self.worker = worker
         self.reqs = reqs
         self.slot = slot

@@ -41,8 +41,9 @@ class Scheduler:
     :meth:`process`. Several batches may be formed before the first is processed.
     """
 
-    def __init__(self, config: SchedulerConfig, *, eos_token_ids: tuple[int, ...] = (),
-                 clock: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
+    def __init__(
+        self, config: SchedulerConfig, *, eos_token_ids: tuple[int, ...] = (), clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.config = self._first = config
         self.eos_token_ids = eos_token_ids
         self.state = SchedulerState(config, clock)
@@ -85,9 +86,19 @@ class Scheduler:
         max_new = min(params.max_new_tokens, config.max_context - len(prompt) - 1)
         due_s = float("inf") if message.slo_ttft_s is None else message.arrival_s + message.slo_ttft_s
         req = Req(
-            message.rid, prompt, params, max_new, self._seq, message.arrival_s, message.priority,
-            message.namespace, due_s, stop_ids, prompt, session=session,
-        )  # fmt: skip
+            message.rid,
+            prompt,
+            params,
+            max_new,
+            self._seq,
+            message.arrival_s,
+            message.priority,
+            message.namespace,
+            due_s,
+            stop_ids,
+            prompt,
+            session=session,
+        )
         self._seq += 1
         reason = None
         if fault is not None:
@@ -191,14 +202,19 @@ class Scheduler:
         """How the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
         state, size = self.state, self.config.page_size
         return {
-            "paused": self.paused, "step": state.step, "waiting": len(state.waiting), "running": state.running_count,
-            "prefilling": int(state.chunked is not None), "batches_in_flight": len(state.in_flight),
+            "paused": self.paused,
+            "step": state.step,
+            "waiting": len(state.waiting),
+            "running": state.running_count,
+            "prefilling": int(state.chunked is not None),
+            "batches_in_flight": len(state.in_flight),
             "sessions": len(state.sessions),
-            "kv_tokens": self.config.pages * size, "kv_used_tokens": state.cache.used_tokens,
+            "kv_tokens": self.config.pages * size,
+            "kv_used_tokens": state.cache.used_tokens,
             "kv_cached_tokens": state.cache.tree.evictable_pages * size,
             "new_token_ratio": round(state.new_token_ratio, 6),
             "settings": {name: getattr(self.config, name) for name in CHANGEABLE},
-        }  # fmt: skip
+        }
 
     def _cut(self, req: Req, finish: Finish) -> None:
         """End a request between batches, wherever it is."""

@@ -77,11 +77,26 @@ class SteadyDecode:
         running = state.slots[0].running
         count = running.count
         return ModelWorkerBatch(
-            state.step + ahead, "decode", running.rows, running.lens + _NUMBER[ahead + 1], None, 0, count, 0, count,
-            running.context_tokens + count * (ahead + 1), None, None, (), None, None, (),
-            state.cache.used_tokens + self._pages[ahead] * state.config.page_size, len(state.waiting),
+            state.step + ahead,
+            "decode",
+            running.rows,
+            running.lens + _NUMBER[ahead + 1],
+            None,
+            0,
+            count,
+            0,
+            count,
+            running.context_tokens + count * (ahead + 1),
+            None,
+            None,
+            (),
+            None,
+            None,
+            (),
+            state.cache.used_tokens + self._pages[ahead] * state.config.page_size,
+            len(state.waiting),
             self.running,
-        )  # fmt: skip
+        )
 
     @property
     def running(self) -> int:

@@ -123,9 +123,17 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     return Candidate(point, FINISHED, "", instance.gpu.name, gpus, cost, found, command)
 
 
-def run_plan(shared: Shared, points: list[Point], limits: list[Limit], load: Load, *, executor: str = "local",
-             jobs: int | None = None, time_limit_s: float | None = None,
-             progress: Callable[[int, int], None] | None = None) -> list[Candidate]:  # fmt: skip
+def run_plan(
+    shared: Shared,
+    points: list[Point],
+    limits: list[Limit],
+    load: Load,
+    *,
+    executor: str = "local",
+    jobs: int | None = None,
+    time_limit_s: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Candidate]:
     """Every configuration side by side; the best first (see `ranked`). KeyboardInterrupt passes through.
 
     Raises ExecutorError.
@@ -296,14 +304,20 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         "answer": answer(candidates, limits, load, prices.currency if prices is not None else ""),
         "slo": {limit.name: limit.limit_s for limit in limits},
         "target_rate": load.target,
-        "trace": {"name": shared.trace.info.name, "sha256": shared.trace_sha256, "requests": load.requests,
-                  "arrivals": load.arrivals, "own_rate": load.own_rate, "notes": list(shared.trace.info.notes)},
+        "trace": {
+            "name": shared.trace.info.name,
+            "sha256": shared.trace_sha256,
+            "requests": load.requests,
+            "arrivals": load.arrivals,
+            "own_rate": load.own_rate,
+            "notes": list(shared.trace.info.notes),
+        },
         "settings": shared.base.given(),
         "currency": prices.currency if prices is not None else "",
         "command": shared.command,
         "notes": notes,
         "candidates": [to_dict(candidate, load.target) for candidate in candidates],
-    }  # fmt: skip
+    }
 
 
 def _above_burst(found: HighestRate, load: Load) -> bool:
@@ -340,9 +354,14 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
     """A candidate as JSON; an infinite rate is None with `unbounded`."""
     found = candidate.found
     row: dict[str, Any] = {
-        "settings": candidate.point, "status": candidate.status, "reason": candidate.reason, "gpu": candidate.gpu,
-        "gpus": candidate.gpus, "cost_per_hour": candidate.cost_per_hour, "carries_target": candidate.carries,
-    }  # fmt: skip
+        "settings": candidate.point,
+        "status": candidate.status,
+        "reason": candidate.reason,
+        "gpu": candidate.gpu,
+        "gpus": candidate.gpus,
+        "cost_per_hour": candidate.cost_per_hour,
+        "carries_target": candidate.carries,
+    }
     if found is None:
         return row
     return {
@@ -358,13 +377,19 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
         "cut": found.cut,
         "at_highest_rate": found.at_rate.measured_s if found.at_rate is not None else {},
         "probes": [
-            {"rate": _finite(p.rate), "all_at_once": math.isinf(p.rate), "one_at_a_time": p.rate == 0, "kept": p.kept,
-             "stopped_early": p.stopped, "broken": list(p.broken),
-             "measured_s": {name: _finite(value) for name, value in p.measured_s.items()}}
+            {
+                "rate": _finite(p.rate),
+                "all_at_once": math.isinf(p.rate),
+                "one_at_a_time": p.rate == 0,
+                "kept": p.kept,
+                "stopped_early": p.stopped,
+                "broken": list(p.broken),
+                "measured_s": {name: _finite(value) for name, value in p.measured_s.items()},
+            }
             for p in found.probes
         ],
         "command": candidate.command,
-    }  # fmt: skip
+    }
 
 
 def _finite(value: float | None) -> float | None:

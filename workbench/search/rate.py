@@ -85,8 +85,9 @@ def simulator(settings: RunSettings, loop: str, trace: Trace, sha256: str, comma
     return simulate
 
 
-def highest_rate(simulate: Simulate, limits: list[Limit], arrivals: int, requests: int,
-                 target: float | None = None) -> HighestRate:  # fmt: skip
+def highest_rate(
+    simulate: Simulate, limits: list[Limit], arrivals: int, requests: int, target: float | None = None
+) -> HighestRate:
     """Search with at most `MOST_SIMULATIONS` runs.
 
     The first is a burst. Its throughput is what the configuration can do, and the search begins a little below. From there
@@ -168,8 +169,17 @@ class _Search:
         target_kept = None
         if target is not None:
             target_kept = True if target <= self.kept_at else False if target >= self.lost_at else None
-        return HighestRate(self.kept_at, self.lost_at, self.burst_rps, tuple(self.probes), self._breaks, at_rate,
-                           target_kept, self.refused, self.cut)  # fmt: skip
+        return HighestRate(
+            self.kept_at,
+            self.lost_at,
+            self.burst_rps,
+            tuple(self.probes),
+            self._breaks,
+            at_rate,
+            target_kept,
+            self.refused,
+            self.cut,
+        )
 
 
 def burst_rps(record: RunRecord) -> float:

@@ -132,9 +132,10 @@ def judge(record: RunRecord, limits: Sequence[Limit]) -> Verdict:
     """Compare a complete run with its limits."""
     measured = {limit.name: measured_s(record, limit) for limit in limits}
     over = {
-        limit.name: value / limit.limit_s for limit in limits if (value := measured[limit.name]) is not None
-        and value > limit.limit_s
-    }  # fmt: skip
+        limit.name: value / limit.limit_s
+        for limit in limits
+        if (value := measured[limit.name]) is not None and value > limit.limit_s
+    }
     return Verdict(not over, measured, tuple(sorted(over, key=lambda name: -over[name])))
 
 

@@ -33,8 +33,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(search: str, space: list[Dimension], points: int | None, seed: int, objectives: list[Objective],
-                done: list[tuple[Point, Row]]) -> Source:  # fmt: skip
+def open_source(
+    search: str,
+    space: list[Dimension],
+    points: int | None,
+    seed: int,
+    objectives: list[Objective],
+    done: list[tuple[Point, Row]],
+) -> Source:
     """The source of a search that has `done` so much already. Raises SpaceError."""
     if search not in SEARCHES:
         raise SpaceError(f"search: {search!r} is not one of {', '.join(SEARCHES)}")
@@ -70,8 +76,9 @@ class Listed:
 class OptunaSource:
     """Optuna's TPE over the objectives. Every run that is done, of this sweep or of the part before a resume, is told."""
 
-    def __init__(self, space: list[Dimension], points: int, seed: int, objectives: list[Objective],
-                 done: list[tuple[Point, Row]]) -> None:  # fmt: skip
+    def __init__(
+        self, space: list[Dimension], points: int, seed: int, objectives: list[Objective], done: list[tuple[Point, Row]]
+    ) -> None:
         try:
             import optuna
         except ImportError:

@@ -37,13 +37,19 @@ class State:
 Progress = Callable[[State], None]
 
 
-def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int | None,
-                objectives: list[Objective]) -> dict[str, Any]:  # fmt: skip
+def manifest_of(
+    shared: Shared, space: list[Dimension], search: str, points: int | None, objectives: list[Objective]
+) -> dict[str, Any]:
     """Everything that decides what the results of a sweep are; a resumed one must have the same."""
     info = shared.trace.info
     return {
-        "trace": {"name": info.name, "path": info.path, "sha256": shared.trace_sha256, "notes": list(info.notes),
-                  **({"flags": shared.trace_flags} if shared.trace_flags else {})},
+        "trace": {
+            "name": info.name,
+            "path": info.path,
+            "sha256": shared.trace_sha256,
+            "notes": list(info.notes),
+            **({"flags": shared.trace_flags} if shared.trace_flags else {}),
+        },
         "settings": shared.base.given(),
         "space": [dimension.to_dict() for dimension in space],
         "search": search,
@@ -54,7 +60,7 @@ def manifest_of(shared: Shared, space: list[Dimension], search: str, points: int
         "records": shared.records is not None,
         "version": importlib.metadata.version("llm-workbench"),
         "command": shared.command,
-    }  # fmt: skip
+    }
 
 
 def check_effects(shared: Shared, points: list[Point]) -> None:
@@ -82,8 +88,16 @@ def check_any(shared: Shared, points: list[Point]) -> None:
     raise SpaceError(reason if len(points) == 1 else f"none of the {len(points)} points can run: {reason}")
 
 
-def run_sweep(shared: Shared, source: Source, results: Results, *, executor: str = "local", jobs: int | None = None,
-              time_limit_s: float | None = None, progress: Progress | None = None) -> bool:  # fmt: skip
+def run_sweep(
+    shared: Shared,
+    source: Source,
+    results: Results,
+    *,
+    executor: str = "local",
+    jobs: int | None = None,
+    time_limit_s: float | None = None,
+    progress: Progress | None = None,
+) -> bool:
     """Run what is left of a sweep into `results`. Returns False when interrupted from the keyboard; what was finished by
     then is kept.
 

@@ -57,8 +57,9 @@ class LiveBackend:
     """To be called at the end."""
 
 
-def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iteration: Callable[..., None],
-                 epoch_s: float) -> LiveBackend:  # fmt: skip
+def make_backend(
+    settings: ServeSettings, text: SyntheticText | None, log_iteration: Callable[..., None], epoch_s: float
+) -> LiveBackend:
     """Build the backend that ``settings`` ask for; ``text`` is needed by the simulated one. Times of iterations count from
     ``epoch_s`` of the monotonic clock.
 
@@ -70,23 +71,40 @@ def make_backend(settings: ServeSettings, text: SyntheticText | None, log_iterat
     return _simulated(settings, text, log_iteration, epoch_s)
 
 
-def _simulated(settings: ServeSettings, text: SyntheticText, log_iteration: Callable[..., None],
-               epoch_s: float) -> LiveBackend:  # fmt: skip
+def _simulated(
+    settings: ServeSettings, text: SyntheticText, log_iteration: Callable[..., None], epoch_s: float
+) -> LiveBackend:
     instance = resolve(settings.run, settings.loop)
     run, config = settings.run, instance.scheduler
     sampler = SyntheticSampler(
-        text.writable_ids, text.eos_token_id, config.max_running_per_slot * config.slots,
+        text.writable_ids,
+        text.eos_token_id,
+        config.max_running_per_slot * config.slots,
         output_lengths(settings.simulated_output_tokens, run.seed),
-    )  # fmt: skip
+    )
     backend = RealtimeBackend(
         instance.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
     )
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
-        backend, config, (text.eos_token_id,), vocab, False, "simulated", instance.gpu.name,
-        instance.tp * instance.pp, instance.model.name, instance.kv_budget, instance.weights.described,
-        run.kv_dtype, backend.rested, ModelledGPU(), backend.worked_s, time.monotonic, lambda: None,
-    )  # fmt: skip
+        backend,
+        config,
+        (text.eos_token_id,),
+        vocab,
+        False,
+        "simulated",
+        instance.gpu.name,
+        instance.tp * instance.pp,
+        instance.model.name,
+        instance.kv_budget,
+        instance.weights.described,
+        run.kv_dtype,
+        backend.rested,
+        ModelledGPU(),
+        backend.worked_s,
+        time.monotonic,
+        lambda: None,
+    )
 
 
 def output_lengths(spec: str | None, seed: int) -> Callable[[int], int | None]:
@@ -114,8 +132,21 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     tp, pp = settings.run.layout(settings.loop)
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
-        backend, config, backend.eos_token_ids, backend.vocab, True, device, device_name(device), tp * pp,
-        settings.run.model, {}, held_weights(backend.dtype, settings.run),
-        DTYPE_NAMES[backend.kv_dtype], backend.rested, backend,
-        backend.workers.worked_s, backend.workers.heard_s, backend.close,
-    )  # fmt: skip
+        backend,
+        config,
+        backend.eos_token_ids,
+        backend.vocab,
+        True,
+        device,
+        device_name(device),
+        tp * pp,
+        settings.run.model,
+        {},
+        held_weights(backend.dtype, settings.run),
+        DTYPE_NAMES[backend.kv_dtype],
+        backend.rested,
+        backend,
+        backend.workers.worked_s,
+        backend.workers.heard_s,
+        backend.close,
+    )

@@ -120,13 +120,23 @@ class ChatTemplates:
     async def _render(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
         bounds = self._bounds
         rendering = Rendering(
-            template, messages, variables, dict(self._tokenizer.special_tokens), bounds.max_characters, bounds.quick_cpu_s
-        )  # fmt: skip
+            template,
+            messages,
+            variables,
+            dict(self._tokenizer.special_tokens),
+            bounds.max_characters,
+            bounds.quick_cpu_s,
+        )
         text = await self._quick.render(rendering)
         if text is None:
             if self.slow_renderings >= MAX_SLOW:
-                raise ApiError(503, f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
-                               kind="overloaded_error", code="overloaded", retry_after_s=5)  # fmt: skip
+                raise ApiError(
+                    503,
+                    f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
+                    kind="overloaded_error",
+                    code="overloaded",
+                    retry_after_s=5,
+                )
             text = await self._slow.render(replace(rendering, cpu_s=bounds.cpu_s))
         if text is None:
             raise TemplateRefused(f"takes more than {bounds.cpu_s:g} s of processor time to render")
@@ -149,7 +159,7 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self._process: ForkServerProcess = context.Process(
             target=run_worker, args=(theirs,), name="chat-template", daemon=True
-        )  # fmt: skip
+        )
         self._process.start()
         theirs.close()
 

@@ -90,7 +90,7 @@ def _render(rendering: Rendering) -> str:
     try:
         text: str = render_jinja_template(
             [rendering.messages], chat_template=rendering.template, add_generation_prompt=True, **variables
-        )[0][0]  # fmt: skip
+        )[0][0]
     except Exception as fault:  # templates raise what they like
         raise TemplateRefused(_why(fault)) from None
     if len(text) > rendering.max_characters:

@@ -73,8 +73,13 @@ class Crowded:
         while (await receive()).get("more_body"):
             pass
         self._refused(503)
-        error = ApiError(503, "overloaded: as many connections are open as the limit of open files allows",
-                         kind="overloaded_error", code="overloaded", retry_after_s=1)  # fmt: skip
+        error = ApiError(
+            503,
+            "overloaded: as many connections are open as the limit of open files allows",
+            kind="overloaded_error",
+            code="overloaded",
+            retry_after_s=1,
+        )
         await error_response(error)(scope, receive, send_and_close)
 
 
@@ -132,8 +137,9 @@ class Server(uvicorn.Server):
                 return
             accepted.setblocking(False)
             if crowded := count >= self._room:
-                self._say(f"{count:,} connections are open, as many as the limit of open files allows; "
-                          "more are answered 503")  # fmt: skip
+                self._say(
+                    f"{count:,} connections are open, as many as the limit of open files allows; more are answered 503"
+                )
             task = asyncio.get_running_loop().create_task(self._connect(accepted, crowded))
             self._accepting.add(task)
             task.add_done_callback(self._accepting.discard)

@@ -55,8 +55,15 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
         built.close()
 
 
-def _serve(settings: ServeSettings, addresses: Addresses, built: LiveBackend, log: _IterationTee, epoch_s: float,
-           context: Any, http: Any) -> None:  # fmt: skip
+def _serve(
+    settings: ServeSettings,
+    addresses: Addresses,
+    built: LiveBackend,
+    log: _IterationTee,
+    epoch_s: float,
+    context: Any,
+    http: Any,
+) -> None:
     def now_s() -> float:
         return time.monotonic() - epoch_s
 
@@ -101,9 +108,16 @@ def _close(record: LiveRecord | None, http: Any) -> None:
 def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready:
     config = built.scheduler
     return Ready(
-        config.max_context, config.kv_tokens, config.max_running, built.vocab, built.logprobs, built.name, built.device,
-        settings.loop, vitals.beat(),
-    )  # fmt: skip
+        config.max_context,
+        config.kv_tokens,
+        config.max_running,
+        built.vocab,
+        built.logprobs,
+        built.name,
+        built.device,
+        settings.loop,
+        vitals.beat(),
+    )
 
 
 class _IterationTee:

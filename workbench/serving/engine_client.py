@@ -207,8 +207,9 @@ class EngineClient:
         self._admit(count)
         request_id = wanted.request_id or f"{prefix}{uuid.uuid4().hex}"
         if request_id in self._calls:
-            raise ApiError(400, f"request_id: {request_id!r} is being served already", param="request_id",
-                           code="invalid_value")  # fmt: skip
+            raise ApiError(
+                400, f"request_id: {request_id!r} is being served already", param="request_id", code="invalid_value"
+            )
         call = Call(self, request_id, len(wanted.prompts), wanted.n, wanted.label)
         asked: list[tuple[_Sequence, bytes]] = []
         for index in range(count):
@@ -220,11 +221,28 @@ class EngineClient:
             params = wanted.params
             if params.seed is not None and index % wanted.n:
                 params = dataclasses.replace(params, seed=params.seed + index % wanted.n)
-            asked.append((_Sequence(call, index, stream, name), encode(Submit(
-                stream, name, np.array(prompt, np.int32).tobytes(), params, call.arrival_s, wanted.priority, wanted.stop,
-                wanted.skip_special_tokens, wanted.session, wanted.opening, wanted.cache_salt, wanted.slo_ttft_s,
-                wanted.slo_tpot_s,
-            ))))  # fmt: skip
+            asked.append(
+                (
+                    _Sequence(call, index, stream, name),
+                    encode(
+                        Submit(
+                            stream,
+                            name,
+                            np.array(prompt, np.int32).tobytes(),
+                            params,
+                            call.arrival_s,
+                            wanted.priority,
+                            wanted.stop,
+                            wanted.skip_special_tokens,
+                            wanted.session,
+                            wanted.opening,
+                            wanted.cache_salt,
+                            wanted.slo_ttft_s,
+                            wanted.slo_tpot_s,
+                        )
+                    ),
+                )
+            )
         # Nothing is noted before all of it can be sent: what is never sent never ends.
         self._calls[request_id] = call
         self.idle.clear()
@@ -244,8 +262,13 @@ class EngineClient:
         # Those the scheduler can admit at once do not queue; when KV has run out, it can admit none.
         room = 0 if self.beat is not None and self.beat.kv_full else max(ready.max_running - running, 0)
         if waiting + count > self._max_queue + room:
-            raise ApiError(503, f"overloaded: {waiting} sequences wait for their first token (--max-queue "
-                           f"{self._max_queue})", kind="overloaded_error", code="overloaded", retry_after_s=1)  # fmt: skip
+            raise ApiError(
+                503,
+                f"overloaded: {waiting} sequences wait for their first token (--max-queue {self._max_queue})",
+                kind="overloaded_error",
+                code="overloaded",
+                retry_after_s=1,
+            )
 
     def abort(self, call: Call, why: str) -> None:
         """Ask the scheduler to end every open sequence of a call."""
@@ -376,8 +399,9 @@ class EngineClient:
         assert state is not None
         return state["files"]
 
-    async def _done(self, message: Callable[[int], Any], about: Mapping[str, str],
-                    timeout_s: float | None = ANSWER_S) -> Done:  # fmt: skip
+    async def _done(
+        self, message: Callable[[int], Any], about: Mapping[str, str], timeout_s: float | None = ANSWER_S
+    ) -> Done:
         """Have something done. Raises ApiError 400 with why it is not; ``about`` has, for each field of the request, how a
         line begins that finds fault with it."""
         done = await self._told(message, timeout_s)

@@ -29,8 +29,12 @@ def profile_folder(settings: ServeSettings, given: str) -> str:
     if settings.backend == "simulated":
         return given  # it has no device to profile, and says so
     if settings.profile_dir is None:
-        raise ApiError(400, "output_dir: this server writes no profiles; --profile-dir FOLDER, at its start, lets it",
-                       param="output_dir", code="unsupported_parameter")  # fmt: skip
+        raise ApiError(
+            400,
+            "output_dir: this server writes no profiles; --profile-dir FOLDER, at its start, lets it",
+            param="output_dir",
+            code="unsupported_parameter",
+        )
     return _below(settings.profile_dir, given, "output_dir")
 
 

@@ -154,8 +154,12 @@ class Api:
             route("/stop_profile", "POST", self.stop_profile),
             *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
         ]
-        handlers: Any = {ApiError: self._on_api_error, HTTPException: self._on_http_error, Exception: self._on_fault,
-                         ClientDisconnect: self._on_disconnect}  # fmt: skip
+        handlers: Any = {
+            ApiError: self._on_api_error,
+            HTTPException: self._on_http_error,
+            Exception: self._on_fault,
+            ClientDisconnect: self._on_disconnect,
+        }
         return Starlette(routes=routes, exception_handlers=handlers)
 
     # -- generation --------------------------------------------------------------------------------------------------
@@ -175,8 +179,13 @@ class Api:
         asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
         self._check_model(asked.model)
         if asked.session_id is not None:
-            raise ApiError(400, "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
-                           "continue sessions", param="session_id", code="unsupported_parameter")  # fmt: skip
+            raise ApiError(
+                400,
+                "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
+                "continue sessions",
+                param="session_id",
+                code="unsupported_parameter",
+            )
         messages = protocol.chat_messages(asked.messages)
         counts = protocol.openai_counts(asked, self._limits.default_max_tokens, protocol.chat_logprob_count(asked))
 
@@ -193,16 +202,25 @@ class Api:
         asked = with_request_id(asked)
         sampling, counts = asked.sampling_params or Sampling(), counts_of(asked, self._limits.default_max_tokens)
         if (asked.input_ids is None) == (asked.text is None):
-            raise ApiError(400, "input_ids: give exactly one of input_ids and text", param="input_ids",
-                           code="invalid_value")  # fmt: skip
+            raise ApiError(
+                400, "input_ids: give exactly one of input_ids and text", param="input_ids", code="invalid_value"
+            )
         given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
         (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
         wanted = self._wanted(request, asked, sampling, counts, [prompt], 1, asked.text)
         call = self._engine.submit(wanted, "gen-")
         return Answer(GenerateShape(call, self._settings.model_name, asked), bool(asked.stream), self._metrics)
 
-    def _wanted(self, request: Request, asked: protocol.Asked, sampling: Sampling, counts: protocol.Counts,
-                prompts: list[list[int]], n: int, given: str | list[int] | None = None) -> Sequences:  # fmt: skip
+    def _wanted(
+        self,
+        request: Request,
+        asked: protocol.Asked,
+        sampling: Sampling,
+        counts: protocol.Counts,
+        prompts: list[list[int]],
+        n: int,
+        given: str | list[int] | None = None,
+    ) -> Sequences:
         """``given`` is the prompt as it was given, of requests that may continue a session."""
         wanted = Sequences(
             prompts,
@@ -224,14 +242,19 @@ class Api:
 
     def _answer(self, asked: protocol.OpenAISampling, wanted: Sequences, shape: type[Shape], prefix: str) -> Answer:
         if asked.stream_options is not None and not asked.stream:
-            raise ApiError(400, "stream_options: only with stream set to true", param="stream_options",
-                           code="invalid_value")  # fmt: skip
+            raise ApiError(
+                400, "stream_options: only with stream set to true", param="stream_options", code="invalid_value"
+            )
         options = asked.stream_options or protocol.StreamOptions()
         call = self._engine.submit(wanted, prefix)
-        made = shape(call, self._settings.model_name, include_usage=bool(options.include_usage),
-                     continuous_usage=bool(options.continuous_usage_stats),
-                     tokens_as_ids=bool(asked.return_tokens_as_token_ids),
-                     logprobs=wanted.params.logprobs is not None)  # fmt: skip
+        made = shape(
+            call,
+            self._settings.model_name,
+            include_usage=bool(options.include_usage),
+            continuous_usage=bool(options.continuous_usage_stats),
+            tokens_as_ids=bool(asked.return_tokens_as_token_ids),
+            logprobs=wanted.params.logprobs is not None,
+        )
         return Answer(made, bool(asked.stream), self._metrics)
 
     async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -259,9 +282,12 @@ class Api:
 
     def _model_card(self) -> dict[str, Any]:
         return {
-            "id": self._settings.model_name, "object": "model", "created": self._created_s, "owned_by": "workbench",
+            "id": self._settings.model_name,
+            "object": "model",
+            "created": self._created_s,
+            "owned_by": "workbench",
             "max_model_len": self._limits.max_context,
-        }  # fmt: skip
+        }
 
     async def health(self, request: Request) -> Response:
         refusal = self._engine.refusal
@@ -335,8 +361,12 @@ class Api:
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._settings.model_name:
-            raise ApiError(404, f"the model {name!r} does not exist; this server has {self._settings.model_name!r}",
-                           param="model", code="model_not_found")  # fmt: skip
+            raise ApiError(
+                404,
+                f"the model {name!r} does not exist; this server has {self._settings.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
 
     async def _parse(self, request: Request, kind: Any) -> Any:
         return protocol.parse(await self._body(request), kind)

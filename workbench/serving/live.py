@@ -167,8 +167,15 @@ class LiveOutbox:
     Which stream a token belongs to is looked up by table row, for a whole batch at once.
     """
 
-    def __init__(self, scheduler: Scheduler, socket: Any, vitals: Vitals, record: LiveRecord | None,
-                 epoch_s: float, slo_ttft_s: float | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        socket: Any,
+        vitals: Vitals,
+        record: LiveRecord | None,
+        epoch_s: float,
+        slo_ttft_s: float | None = None,
+    ) -> None:
         self._scheduler = scheduler
         self._socket = socket
         self._vitals = vitals
@@ -190,16 +197,29 @@ class LiveOutbox:
         self._streams[message.request_id] = message.stream
         if params.logprobs is not None:
             self._logprobs[message.stream] = params.logprobs
-        self._socket.send(encode(
-            Opened(message.stream, message.request_id, message.stop, params.min_new_tokens, stop_ids,
-                   message.skip_special_tokens)
-        ))  # fmt: skip
+        self._socket.send(
+            encode(
+                Opened(
+                    message.stream,
+                    message.request_id,
+                    message.stop,
+                    params.min_new_tokens,
+                    stop_ids,
+                    message.skip_special_tokens,
+                )
+            )
+        )
         generate = Generate(
-            message.request_id, np.frombuffer(message.prompt, np.int32), params, message.arrival_s - self._epoch_s,
-            message.priority, message.namespace,
+            message.request_id,
+            np.frombuffer(message.prompt, np.int32),
+            params,
+            message.arrival_s - self._epoch_s,
+            message.priority,
+            message.namespace,
             self._slo_ttft_s if message.slo_ttft_s is None else message.slo_ttft_s,
-            session=message.session, opening=message.opening,
-        )  # fmt: skip
+            session=message.session,
+            opening=message.opening,
+        )
         if self._record is not None:
             self._record.arrived(generate, message.slo_ttft_s, message.slo_tpot_s)
         return generate
@@ -263,8 +283,9 @@ class LiveOutbox:
         self._logprobs.pop(stream, None)
         return Ended(stream, req.finish.kind, req.finish.detail, req.input_len, req.cached_tokens)
 
-    def _asked_logprobs(self, batch: ScheduleBatch, emits: np.ndarray | None,
-                        forward: Any) -> dict[int, TokenLogprob] | None:  # fmt: skip
+    def _asked_logprobs(
+        self, batch: ScheduleBatch, emits: np.ndarray | None, forward: Any
+    ) -> dict[int, TokenLogprob] | None:
         values = getattr(forward, "logprobs", None)
         if values is None or not self._logprobs:
             return None

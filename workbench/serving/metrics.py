@@ -37,15 +37,19 @@ class Metrics:
         self.prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a sequence.", _TOKENS)
         self.output_tokens = histogram("request_generation_tokens", "Output tokens of a sequence.", _TOKENS)
         self._finished = Counter(
-            "workbench:request_success", "Sequences ended, by reason.", ["model_name", "finished_reason"],
+            "workbench:request_success",
+            "Sequences ended, by reason.",
+            ["model_name", "finished_reason"],
             registry=self._registry,
-        )  # fmt: skip
+        )
         for reason in ("length", "stop", "abort", "rejected"):
             self._finished.labels(model_name, reason)  # there from the start, at 0
         self._refused = Counter(
-            "workbench:request_refused", "Requests answered with an error, by HTTP status.", ["model_name", "status"],
+            "workbench:request_refused",
+            "Requests answered with an error, by HTTP status.",
+            ["model_name", "status"],
             registry=self._registry,
-        )  # fmt: skip
+        )
         self.beat: Beat | None = None
         self.ready: Ready | None = None
         self.open_streams = 0
@@ -85,14 +89,21 @@ class _Scheduler(Collector):
         for name, text, value in (
             ("num_requests_running", "Sequences that hold KV.", beat.running),
             ("num_requests_waiting", "Sequences in the waiting queue.", beat.waiting),
-            ("kv_cache_usage_perc", "Share of the KV pool held by sequences, 1 is all.", beat.kv_used_tokens / capacity),
+            (
+                "kv_cache_usage_perc",
+                "Share of the KV pool held by sequences, 1 is all.",
+                beat.kv_used_tokens / capacity,
+            ),
             ("kv_used_tokens", "KV tokens held by sequences.", beat.kv_used_tokens),
             ("kv_cached_tokens", "KV tokens of the prefix cache that could be evicted.", beat.kv_cached_tokens),
             ("kv_capacity_tokens", "KV tokens in all.", capacity),
-            ("cache_hit_rate", "Share of prompt tokens found in the prefix cache, since the start.",
-             beat.cached_prompt_tokens / queried if queried else 0.0),
+            (
+                "cache_hit_rate",
+                "Share of prompt tokens found in the prefix cache, since the start.",
+                beat.cached_prompt_tokens / queried if queried else 0.0,
+            ),
             ("scheduler_paused", "1 while paused.", int(beat.paused)),
-        ):  # fmt: skip
+        ):
             gauge = GaugeMetricFamily(f"workbench:{name}", text, labels=["model_name"])
             gauge.add_metric([self._model], value)
             yield gauge

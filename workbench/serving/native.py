@@ -51,8 +51,15 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def speaks_sglang(asked: GenerateRequest) -> bool:
     """Whether a request uses a name that only SGLang has for it."""
     sampling = asked.sampling_params or GenerateSampling()
-    names = (asked.rid, asked.return_logprob, asked.logprob_start_len, asked.top_logprobs_num, asked.return_text_in_logprobs,
-             sampling.max_new_tokens, sampling.min_new_tokens)  # fmt: skip
+    names = (
+        asked.rid,
+        asked.return_logprob,
+        asked.logprob_start_len,
+        asked.top_logprobs_num,
+        asked.return_text_in_logprobs,
+        sampling.max_new_tokens,
+        sampling.min_new_tokens,
+    )
     return any(name is not None for name in names)
 
 
@@ -73,9 +80,13 @@ def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
         if asked.top_logprobs_num is None and given.logprobs is None:
             logprobs = Count("return_logprob", 0)
         if asked.logprob_start_len not in (None, -1):
-            raise ApiError(400, f"logprob_start_len: {asked.logprob_start_len} asks for log probabilities of the prompt, "
-                           "which are not supported; -1 is those of the output", param="logprob_start_len",
-                           code="unsupported_parameter")  # fmt: skip
+            raise ApiError(
+                400,
+                f"logprob_start_len: {asked.logprob_start_len} asks for log probabilities of the prompt, "
+                "which are not supported; -1 is those of the output",
+                param="logprob_start_len",
+                code="unsupported_parameter",
+            )
     return Counts(most, least, logprobs)
 
 
@@ -102,8 +113,9 @@ class GenerateShape(Shape):
     def _head(self) -> dict[str, Any]:
         return {"id": self.call.id, "model": self.model}
 
-    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
-               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
+    def _whole(
+        self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
+    ) -> dict[str, Any]:
         body = self._body(texts[0], tokens[0], logprobs[0], ends[0])
         return {**self._head(), **body, "usage": self.usage.as_json()}
 
@@ -123,9 +135,12 @@ class GenerateShape(Shape):
 
     def _body(self, text: str, tokens: list[int], logprobs: list[LogprobText], end: Chunk) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "output_ids": tokens, "text": text, "finish_reason": finish_reason(end), "stop_reason": end.stop_reason,
+            "output_ids": tokens,
+            "text": text,
+            "finish_reason": finish_reason(end),
+            "stop_reason": end.stop_reason,
             "meta_info": self._meta(logprobs, end),
-        }  # fmt: skip
+        }
         if logprobs:
             body["logprobs"] = chat_logprobs(logprobs)
         return body
@@ -141,9 +156,12 @@ class GenerateShape(Shape):
         elif end.kind:
             reason = {"type": "abort", "message": end.detail}
         meta: dict[str, Any] = {
-            "id": self.call.id, "finish_reason": reason, "prompt_tokens": end.prompt_tokens, "completion_tokens": written,
+            "id": self.call.id,
+            "finish_reason": reason,
+            "prompt_tokens": end.prompt_tokens,
+            "completion_tokens": written,
             "cached_tokens": end.cached_tokens,
-        }  # fmt: skip
+        }
         if end.kind:
             meta["e2e_latency"] = time.monotonic() - self.call.arrival_s
         if self._asked.return_logprob:

@@ -70,8 +70,16 @@ class Usage:
 class Shape:
     """One endpoint's way to write an answer."""
 
-    def __init__(self, call: Call, model: str, *, include_usage: bool = False, continuous_usage: bool = False,
-                 tokens_as_ids: bool = False, logprobs: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        call: Call,
+        model: str,
+        *,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+        tokens_as_ids: bool = False,
+        logprobs: bool = False,
+    ) -> None:
         """``logprobs``: they were asked for, and an answer without a token has an empty list of them."""
         self.call = call
         self.model = model
@@ -122,8 +130,9 @@ class Shape:
     def _head(self) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
-               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
+    def _whole(
+        self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
+    ) -> dict[str, Any]:
         raise NotImplementedError
 
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
@@ -145,8 +154,9 @@ class CompletionShape(Shape):
     def _head(self) -> dict[str, Any]:
         return {"id": self.call.id, "object": "text_completion", "created": self.call.created_s, "model": self.model}
 
-    def _choice(self, index: int, text: str, logprobs: list[LogprobText], end: Chunk,
-                whole: bool = False) -> dict[str, Any]:  # fmt: skip
+    def _choice(
+        self, index: int, text: str, logprobs: list[LogprobText], end: Chunk, whole: bool = False
+    ) -> dict[str, Any]:
         return {
             "index": index,
             "text": text,
@@ -155,8 +165,9 @@ class CompletionShape(Shape):
             "stop_reason": end.stop_reason,
         }
 
-    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
-               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
+    def _whole(
+        self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
+    ) -> dict[str, Any]:
         choices = [self._choice(i, text, logprobs[i], ends[i], whole=True) for i, text in enumerate(texts)]
         return {**self._head(), "choices": choices, "usage": self.usage.as_json()}
 
@@ -210,8 +221,9 @@ class ChatShape(Shape):
     def _head(self) -> dict[str, Any]:
         return {"id": self.call.id, "object": self._object, "created": self.call.created_s, "model": self.model}
 
-    def _whole(self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]],
-               ends: list[Chunk]) -> dict[str, Any]:  # fmt: skip
+    def _whole(
+        self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
+    ) -> dict[str, Any]:
         self._object = "chat.completion"
         choices = [
             {
@@ -237,8 +249,12 @@ class ChatShape(Shape):
 
     def _piece(self, index: int, delta: dict[str, Any], chunk: Chunk, begin: bool = False) -> dict[str, Any]:
         choice: dict[str, Any] = {
-            "index": index, "delta": delta, "logprobs": None, "finish_reason": None, "stop_reason": None,
-        }  # fmt: skip
+            "index": index,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": None,
+            "stop_reason": None,
+        }
         if not begin:
             choice["logprobs"] = self._logprobs(chunk.logprobs or [])
             choice["finish_reason"], choice["stop_reason"] = finish_reason(chunk), chunk.stop_reason

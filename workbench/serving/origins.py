@@ -79,9 +79,14 @@ def guarded(app: ASGIApp, access: Access, refused: Callable[[int], None]) -> ASG
     inner: ASGIApp = _JsonBodies(app, refused)
     if access.origins:
         inner = _Cors(
-            inner, refused, allow_origins=access.origins, allow_methods=("GET", "POST"), allow_headers=("*",),
-            expose_headers=EXPOSED_HEADERS, allow_private_network=True,
-        )  # fmt: skip
+            inner,
+            refused,
+            allow_origins=access.origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED_HEADERS,
+            allow_private_network=True,
+        )
     return _Doors(inner, access, refused)
 
 
@@ -175,8 +180,11 @@ class _Cors(CORSMiddleware):
         if response.status_code < 400:
             return response
         method, origin = request_headers["access-control-request-method"], request_headers["origin"]
-        error = ApiError(response.status_code, f"{bytes(response.body).decode()}: {method} from {origin}; pages of "
-                         "--allow-origin may send GET and POST", code="preflight_refused")  # fmt: skip
+        error = ApiError(
+            response.status_code,
+            f"{bytes(response.body).decode()}: {method} from {origin}; pages of --allow-origin may send GET and POST",
+            code="preflight_refused",
+        )
         self._refused(error.status)
         made = error_response(error)
         made.headers.update({**response.headers, **made.headers})
@@ -194,19 +202,30 @@ class _Doors(_Refusing):
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         for host in hosts:
             if not self._access.allows_host(host):
-                return ApiError(403, f"Host: {host!r} is not a name of this server, which listens on the loopback "
-                                "without a key (--allow-host adds names)", code="host_not_allowed")  # fmt: skip
+                return ApiError(
+                    403,
+                    f"Host: {host!r} is not a name of this server, which listens on the loopback "
+                    "without a key (--allow-host adds names)",
+                    code="host_not_allowed",
+                )
         preflight = method == "OPTIONS" and "access-control-request-method" in headers
         if method in SAFE_METHODS and not preflight:
             return None
         for origin in origins:
             if not self._access.allows_origin(origin) and not any(same_origin(origin, host) for host in hosts):
-                return ApiError(403, f"Origin: pages of {origin!r} may not use this server (--allow-origin lets them)",
-                                code="origin_not_allowed")  # fmt: skip
+                return ApiError(
+                    403,
+                    f"Origin: pages of {origin!r} may not use this server (--allow-origin lets them)",
+                    code="origin_not_allowed",
+                )
         site = headers.get("sec-fetch-site", "none")
         if not origins and site in ("cross-site", "same-site") and not self._access.allows_origin("*"):
-            return ApiError(403, f"Sec-Fetch-Site: a page of another origin ({site}) may not use this server "
-                            "(--allow-origin '*' lets it)", code="origin_not_allowed")  # fmt: skip
+            return ApiError(
+                403,
+                f"Sec-Fetch-Site: a page of another origin ({site}) may not use this server "
+                "(--allow-origin '*' lets it)",
+                code="origin_not_allowed",
+            )
         return None
 
 
@@ -220,8 +239,11 @@ class _JsonBodies(_Refusing):
         given: Iterable[str] = headers.getlist("content-type") or [""]
         for value in given:
             if (why := _not_json(value)) is not None:
-                return ApiError(415, f"Content-Type: {why}; send the body with 'Content-Type: application/json'",
-                                code="unsupported_media_type")  # fmt: skip
+                return ApiError(
+                    415,
+                    f"Content-Type: {why}; send the body with 'Content-Type: application/json'",
+                    code="unsupported_media_type",
+                )
         return None
 
 

@@ -26,8 +26,16 @@ COMPLETION_MAX_TOKENS = 16
 class ApiError(Exception):
     """An answer other than success, in the shape of OpenAI's errors."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None,
-                 kind: str = "invalid_request_error", retry_after_s: int | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
@@ -334,8 +342,12 @@ def sampling_params(given: Sampling, counts: Counts, limits: Limits) -> Sampling
         if logprobs.tokens > MAX_LOGPROBS:
             raise bad_value(logprobs.name, f"{logprobs.tokens} is not between 0 and {MAX_LOGPROBS}")
         if not limits.logprobs:
-            raise ApiError(400, f"{logprobs.name}: the {limits.backend} backend has no probabilities to report",
-                           param=logprobs.name, code="unsupported_parameter")  # fmt: skip
+            raise ApiError(
+                400,
+                f"{logprobs.name}: the {limits.backend} backend has no probabilities to report",
+                param=logprobs.name,
+                code="unsupported_parameter",
+            )
     return SamplingParams(
         max_new_tokens=most.tokens,
         ignore_eos=limits.ignore_eos if given.ignore_eos is None else given.ignore_eos,

@@ -40,8 +40,9 @@ class LiveRecord:
     request and 150 bytes an iteration.
     """
 
-    def __init__(self, settings: ServeSettings, built: LiveBackend, scheduler: Scheduler,
-                 now_s: Callable[[], float]) -> None:  # fmt: skip
+    def __init__(
+        self, settings: ServeSettings, built: LiveBackend, scheduler: Scheduler, now_s: Callable[[], float]
+    ) -> None:
         assert settings.record is not None
         self._settings = settings
         self._built = built
@@ -64,9 +65,17 @@ class LiveRecord:
         """
         salt = self._salts.setdefault(message.namespace, f"salt-{len(self._salts)}")
         request = TraceRequest(
-            message.rid, message.arrival_s, len(message.prompt), 1, message.params.max_new_tokens, message.session or None,
-            priority=message.priority, adapter=salt or None, slo_ttft_s=slo_ttft_s, slo_tpot_s=slo_tpot_s,
-        )  # fmt: skip
+            message.rid,
+            message.arrival_s,
+            len(message.prompt),
+            1,
+            message.params.max_new_tokens,
+            message.session or None,
+            priority=message.priority,
+            adapter=salt or None,
+            slo_ttft_s=slo_ttft_s,
+            slo_tpot_s=slo_tpot_s,
+        )
         self._arrivals[message.rid] = self._count, request
         self._count += 1
         self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
@@ -125,9 +134,12 @@ class LiveRecord:
             raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
         loop = self._settings.loop
         record = RunRecord(
-            self._meta(trace, requests), self._recorder.request_columns(), self._recorder.iterations.columns(),
-            self._recorder.inter_token_gaps(), self._recorder.event_columns(),
-        )  # fmt: skip
+            self._meta(trace, requests),
+            self._recorder.request_columns(),
+            self._recorder.iterations.columns(),
+            self._recorder.inter_token_gaps(),
+            self._recorder.event_columns(),
+        )
         write_record(record, self._folder / loop)
         if len(self._recorder.iterations):
             self._write_page(record)
@@ -145,25 +157,48 @@ class LiveRecord:
         settings, built, recorder = self._settings, self._built, self._recorder
         simulated = built.name == "simulated"
         live = {
-            "backend": built.name, "time_scale": settings.time_scale,
-            "simulated_output_tokens": settings.simulated_output_tokens, "max_queue": settings.max_queue,
+            "backend": built.name,
+            "time_scale": settings.time_scale,
+            "simulated_output_tokens": settings.simulated_output_tokens,
+            "max_queue": settings.max_queue,
             "record_content": settings.record_content,
-        }  # fmt: skip
+        }
         return run_meta(
-            name=settings.loop, command=settings.command, model=built.model, gpu=built.device, gpus=built.gpus,
-            trace={"name": "live traffic", "format": "workbench", "notes": self._notes,
-                   "sha256": hashlib.sha256(trace.read_bytes()).hexdigest()},
-            simulated=simulated, settings=settings.run,
+            name=settings.loop,
+            command=settings.command,
+            model=built.model,
+            gpu=built.device,
+            gpus=built.gpus,
+            trace={
+                "name": "live traffic",
+                "format": "workbench",
+                "notes": self._notes,
+                "sha256": hashlib.sha256(trace.read_bytes()).hexdigest(),
+            },
+            simulated=simulated,
+            settings=settings.run,
             found={
-                **live, "loop": settings.loop, "dtype": built.weights["dtype"], "kv_dtype": built.kv_dtype,
-                "kv_tokens": built.scheduler.kv_tokens, "max_context": built.scheduler.max_context,
+                **live,
+                "loop": settings.loop,
+                "dtype": built.weights["dtype"],
+                "kv_dtype": built.kv_dtype,
+                "kv_tokens": built.scheduler.kv_tokens,
+                "max_context": built.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
-            ran_on=() if simulated else ("torch",), interrupted=bool(recorder.by_id),
-            totals={"requests": len(recorder.rows), "ended": recorder.done, "iterations": len(recorder.iterations),
-                    "traced": requests, "wall_s": round(self.now_s(), 9)},
-            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), weights=built.weights, kv_budget=built.kv_budget,
-        )  # fmt: skip
+            ran_on=() if simulated else ("torch",),
+            interrupted=bool(recorder.by_id),
+            totals={
+                "requests": len(recorder.rows),
+                "ended": recorder.done,
+                "iterations": len(recorder.iterations),
+                "traced": requests,
+                "wall_s": round(self.now_s(), 9),
+            },
+            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            weights=built.weights,
+            kv_budget=built.kv_budget,
+        )
 
 
 class RequestTokens:

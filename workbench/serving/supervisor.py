@@ -188,9 +188,11 @@ class _Supervisor:
         self._tokenizer = await in_thread(load_tokenizer, _tokenizer_path(self._settings))
         if simulated:
             start_scheduler(SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id))
-        start(spawn.Process(
-            target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"
-        ))  # fmt: skip
+        start(
+            spawn.Process(
+                target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"
+            )
+        )
         return death
 
     async def _unless_signalled(self, *waiting: asyncio.Future[Any]) -> None:
@@ -209,8 +211,9 @@ class _Supervisor:
             raise ServerFailed(line)
         return engine.ready.result() if engine.ready.done() else None
 
-    async def _serve(self, engine: EngineClient, metrics: Metrics, ready: Ready,
-                     death: asyncio.Future[BaseProcess | None]) -> int:  # fmt: skip
+    async def _serve(
+        self, engine: EngineClient, metrics: Metrics, ready: Ready, death: asyncio.Future[BaseProcess | None]
+    ) -> int:
         api = Api(self._settings, engine, self._tokenizer, metrics)
         self._closing.callback(api.chats.close)
         warming = asyncio.create_task(api.chats.warm())
@@ -224,8 +227,11 @@ class _Supervisor:
         self._announce(ready)
         admitted = self._settings.max_queue + ready.max_running
         if room < admitted:
-            print(f"note: the limit of open files lets {room:,} clients connect at a time, fewer than --max-queue and "
-                  f"--max-running admit ({admitted:,}); more are answered 503", file=sys.stderr)  # fmt: skip
+            print(
+                f"note: the limit of open files lets {room:,} clients connect at a time, fewer than --max-queue and "
+                f"--max-running admit ({admitted:,}); more are answered 503",
+                file=sys.stderr,
+            )
         signalled = asyncio.create_task(self._signalled.wait())
         await asyncio.wait((death, signalled, serving), return_when=asyncio.FIRST_COMPLETED)
         line = None

@@ -24,8 +24,12 @@ class Vitals:
     ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.backends.LiveBackend`.
     """
 
-    def __init__(self, scheduler: Scheduler, worked_s: Callable[[], float] = lambda: 0.0,
-                 heard_s: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        worked_s: Callable[[], float] = lambda: 0.0,
+        heard_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._scheduler = scheduler
         self._worked_s, self._heard_s = worked_s, heard_s
         self._worked_before_s = 0.0
@@ -65,12 +69,23 @@ class Vitals:
             self._worked_before_s = worked_s
             self.progress_s = now_s
         return Beat(
-            now_s, self._heard_s(), self.progress_s, self.pending, self._scheduler.paused, len(state.waiting),
-            state.running_count + (state.chunked is not None), cache.used_tokens,
-            cache.tree.evictable_pages * cache.page_size, all(slot.full for slot in state.slots), self.iterations,
-            self.prompt_tokens, self.cached_prompt_tokens, self.generated_tokens, self.retractions,
+            now_s,
+            self._heard_s(),
+            self.progress_s,
+            self.pending,
+            self._scheduler.paused,
+            len(state.waiting),
+            state.running_count + (state.chunked is not None),
+            cache.used_tokens,
+            cache.tree.evictable_pages * cache.page_size,
+            all(slot.full for slot in state.slots),
+            self.iterations,
+            self.prompt_tokens,
+            self.cached_prompt_tokens,
+            self.generated_tokens,
+            self.retractions,
             (receive, schedule, launch, process),
-        )  # fmt: skip
+        )
 
 
 @contextmanager

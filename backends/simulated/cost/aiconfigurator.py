@@ -78,11 +78,20 @@ def read(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str) -> Operato
         experts = _experts(base, model, tp, dtype)
     head_curve = _Products(base, DTYPES["bf16"]).curve(model.vocab // tp, hidden)
     return OperatorTables(
-        provenance(base), layer, {}, {"lm_head": head_curve}, _attention(base, heads, kv_heads, head), experts,
-        _all_reduce(base, tp) if tp > 1 else None, experts_over=tp,
-        missing=["norms, rotary and activation functions: by the roofline", "sampler: taken as free",
-         "prompts after a cached prefix, and prompts beside decodes: one after the other"],
-    )  # fmt: skip
+        provenance(base),
+        layer,
+        {},
+        {"lm_head": head_curve},
+        _attention(base, heads, kv_heads, head),
+        experts,
+        _all_reduce(base, tp) if tp > 1 else None,
+        experts_over=tp,
+        missing=[
+            "norms, rotary and activation functions: by the roofline",
+            "sampler: taken as free",
+            "prompts after a cached prefix, and prompts beside decodes: one after the other",
+        ],
+    )
 
 
 class _Products:
@@ -94,8 +103,11 @@ class _Products:
         self.counts = np.unique(tokens)
         self._widths, self._depths = np.unique(columns), np.unique(inner)
         full = np.full((len(self._widths), len(self._depths), len(self.counts)), np.nan)
-        full[np.searchsorted(self._widths, columns), np.searchsorted(self._depths, inner),
-             np.searchsorted(self.counts, tokens)] = np.log(seconds)  # fmt: skip
+        full[
+            np.searchsorted(self._widths, columns),
+            np.searchsorted(self._depths, inner),
+            np.searchsorted(self.counts, tokens),
+        ] = np.log(seconds)
         self._log = full
 
     def curve(self, width: int, depth: int) -> Curve:

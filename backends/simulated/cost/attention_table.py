@@ -10,8 +10,14 @@ from backends.simulated.cost.tables import AttentionTable, ProfileError, grid_fr
 from backends.simulated.cost.uneven import uneven_grid
 
 
-def attention_table(points: np.ndarray, seconds: np.ndarray, where: Path, uneven: dict[str, np.ndarray] | None = None,
-                    *, prompts: np.ndarray | None = None) -> AttentionTable:  # fmt: skip
+def attention_table(
+    points: np.ndarray,
+    seconds: np.ndarray,
+    where: Path,
+    uneven: dict[str, np.ndarray] | None = None,
+    *,
+    prompts: np.ndarray | None = None,
+) -> AttentionTable:
     """Tables from ``points``, float[n, 4]: prompt tokens, cached tokens before them, decodes beside them, and the
     context tokens of each decode; and ``seconds``, float[n]. ``prompts``, float[n], says into how many equal prompts the
     prompt tokens divide, each after so many cached ones; then the table is by the keys that a prompt token sees.

@@ -26,9 +26,15 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
     kind, path = split(spec)
     if path is None:
         return RooflineCost(
-            want.model, want.gpu, dtype=want.weights, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
+            want.model,
+            want.gpu,
+            dtype=want.weights,
+            kv_dtype=want.kv_dtype,
+            tp=want.tp,
+            pp=want.pp,
+            ep=want.ep,
             capture_sizes=want.capture_sizes,
-        )  # fmt: skip
+        )
     if kind == "fitted":
         from backends.simulated.cost.fitted import load_fitted
 
@@ -38,7 +44,16 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
 
     tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
     return ProfileCost(
-        tables, want.model, want.gpu, dtype=want.weights, kv_dtype=want.kv_dtype, tp=want.tp, pp=want.pp, ep=want.ep,
-        capture_sizes=want.capture_sizes, mixed_capture_sizes=want.mixed_capture_sizes, step_s=want.step_s,
+        tables,
+        want.model,
+        want.gpu,
+        dtype=want.weights,
+        kv_dtype=want.kv_dtype,
+        tp=want.tp,
+        pp=want.pp,
+        ep=want.ep,
+        capture_sizes=want.capture_sizes,
+        mixed_capture_sizes=want.mixed_capture_sizes,
+        step_s=want.step_s,
         request_s=want.request_s,
-    )  # fmt: skip
+    )

@@ -24,8 +24,9 @@ def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:
     raise ProfileError(f"{folder}: no table {name!r} ({name}.csv or {name}.csv.gz)")
 
 
-def read_table(path: Path, text: tuple[str, ...], numbers: tuple[str, ...],
-               optional: Mapping[str, float] | None = None) -> dict[str, Any]:  # fmt: skip
+def read_table(
+    path: Path, text: tuple[str, ...], numbers: tuple[str, ...], optional: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays, and so the ``optional`` ones, each with the
     value it has where a table lacks it. Other columns are ignored.
 

@@ -68,9 +68,15 @@ class Fit:
     """Relative error of the sum of all steps."""
 
 
-def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prompts: np.ndarray,
-              seconds: np.ndarray, pairs: np.ndarray | None = None,
-              decode_context: np.ndarray | None = None) -> Fit:  # fmt: skip
+def fit_steps(
+    prompt: np.ndarray,
+    decodes: np.ndarray,
+    context: np.ndarray,
+    prompts: np.ndarray,
+    seconds: np.ndarray,
+    pairs: np.ndarray | None = None,
+    decode_context: np.ndarray | None = None,
+) -> Fit:
     """Fit coefficients to measured steps: ``prompt`` tokens in ``prompts`` prompts, ``decodes``, ``context`` tokens of
     all requests after the step, and ``seconds``. The errors that are made small are relative ones. ``pairs`` (prompt tokens
     times the mean context they attend to) and ``decode_context`` are guessed where they are not given.
@@ -89,10 +95,18 @@ def fit_steps(prompt: np.ndarray, decodes: np.ndarray, context: np.ndarray, prom
     for knee in KNEES:
         if knee and knee >= tokens.max():
             break
-        rows = np.stack((
-            np.ones(len(seconds)), tokens, np.maximum(tokens - knee, 0) if knee else np.zeros(len(seconds)), decodes,
-            of_decodes, prompt > 0, pairs,
-        ), axis=1).astype(np.float64)  # fmt: skip
+        rows = np.stack(
+            (
+                np.ones(len(seconds)),
+                tokens,
+                np.maximum(tokens - knee, 0) if knee else np.zeros(len(seconds)),
+                decodes,
+                of_decodes,
+                prompt > 0,
+                pairs,
+            ),
+            axis=1,
+        ).astype(np.float64)
         values = relative_least_squares(rows, seconds)
         error = float(abs(rows @ values / seconds - 1).mean())
         if best is None or error < best[0]:
@@ -135,19 +149,42 @@ class FittedCost:
 # -- on disk -----------------------------------------------------------------------------------------------------------
 
 
-def write_fitted(path: Path, fits: list[Fit], host: Mapping[str, float], *, model: str, gpu: str, dtype: str, tp: int,
-                 source: str, host_errors: Mapping[str, float],
-                 measured: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+def write_fitted(
+    path: Path,
+    fits: list[Fit],
+    host: Mapping[str, float],
+    *,
+    model: str,
+    gpu: str,
+    dtype: str,
+    tp: int,
+    source: str,
+    host_errors: Mapping[str, float],
+    measured: Mapping[str, Any] | None = None,
+) -> None:
     """Write fitted costs as one JSON file."""
     content = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "gpu": gpu, "dtype": dtype, "tp": tp,
-        "pp": len(fits), "fitted_from": source,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "gpu": gpu,
+        "dtype": dtype,
+        "tp": tp,
+        "pp": len(fits),
+        "fitted_from": source,
         "stages": [
-            {"knee_tokens": fit.coefficients.knee_tokens, **dict(zip(TERMS, fit.coefficients.values, strict=True)),
-             "steps": fit.steps, "mean_error": fit.mean_error, "total_error": fit.total_error} for fit in fits
+            {
+                "knee_tokens": fit.coefficients.knee_tokens,
+                **dict(zip(TERMS, fit.coefficients.values, strict=True)),
+                "steps": fit.steps,
+                "mean_error": fit.mean_error,
+                "total_error": fit.total_error,
+            }
+            for fit in fits
         ],
-        "host": dict(host), "host_errors": dict(host_errors),
-    }  # fmt: skip
+        "host": dict(host),
+        "host_errors": dict(host_errors),
+    }
     if measured is not None:
         content["measured"] = dict(measured)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -63,9 +63,15 @@ def provenance(path: Path, tp: int) -> Provenance:
     """Where the profile of one size comes from."""
     meta = read_meta(path)
     return Provenance(
-        path, "llmservingsim", meta["hardware"], str(meta.get("variant", "bf16")).split("-")[0], meta["model"],
-        f"vLLM {meta['vllm_version']}" if "vllm_version" in meta else "", str(meta.get("profiled_at", "")), tp,
-    )  # fmt: skip
+        path,
+        "llmservingsim",
+        meta["hardware"],
+        str(meta.get("variant", "bf16")).split("-")[0],
+        meta["model"],
+        f"vLLM {meta['vllm_version']}" if "vllm_version" in meta else "",
+        str(meta.get("profiled_at", "")),
+        tp,
+    )
 
 
 def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
@@ -95,9 +101,15 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         raise ProfileError(f"{find_table(folder, 'per_sequence')}: no rows of operator 'lm_head'")
     kernels = sum(CALLS.get(name, 1) for name in layer) + ATTENTION_KERNELS + EXPERT_KERNELS * (experts is not None)
     return OperatorTables(
-        provenance(path, tp), layer, once, head, _attention(folder, max(int(repetitions), 1)), experts, missing=missing,
+        provenance(path, tp),
+        layer,
+        once,
+        head,
+        _attention(folder, max(int(repetitions), 1)),
+        experts,
+        missing=missing,
         kernels_per_layer=kernels,
-    )  # fmt: skip
+    )
 
 
 def _dense(path: Path, folder: Path, tp: int) -> tuple[dict[str, Curve], dict[str, Curve]]:
@@ -136,14 +148,22 @@ def _attention(folder: Path, repetitions: int = 1) -> AttentionTable:
     rows = read_table(skew, (), ("n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"))
     # This table holds sums over the repetitions of a measurement where the others hold means. Its own batches of equal
     # length (all at the longest) tell which of the two it is.
-    looked_up = np.array([
-        equal.mixed.at(pc, kp, n, kv) if pc else equal.decode.at(n, kv)
-        for pc, kp, n, kv in zip(rows["pc"], rows["kp"], rows["n"], rows["kv_big"], strict=True)
-    ])  # fmt: skip
+    looked_up = np.array(
+        [
+            equal.mixed.at(pc, kp, n, kv) if pc else equal.decode.at(n, kv)
+            for pc, kp, n, kv in zip(rows["pc"], rows["kp"], rows["n"], rows["kv_big"], strict=True)
+        ]
+    )
     ratio = float(np.median(rows["t_max_us"] * MICROSECOND / looked_up))
     summed = min((1, repetitions), key=lambda count: abs(np.log(ratio / count)))
-    uneven = {"prefill": rows["pc"], "cached": rows["kp"], "decodes": rows["n"], "longest": rows["kv_big"],
-              "mean": rows["kv_mean"], "seconds": rows["t_skew_us"] * MICROSECOND / summed}  # fmt: skip
+    uneven = {
+        "prefill": rows["pc"],
+        "cached": rows["kp"],
+        "decodes": rows["n"],
+        "longest": rows["kv_big"],
+        "mean": rows["kv_mean"],
+        "seconds": rows["t_skew_us"] * MICROSECOND / summed,
+    }
     return attention_table(points, seconds, file, uneven)
 
 

@@ -71,9 +71,16 @@ def provenance(path: Path, tp: int) -> Provenance:
     """Where the profile comes from."""
     meta = read_meta(path)
     return Provenance(
-        path, FORMAT, meta["gpu"], meta["dtype"], meta["model"], str(meta.get("engine", "")),
-        str(meta.get("measured", "")), tp, tuple(meta.get("notes", ())),
-    )  # fmt: skip
+        path,
+        FORMAT,
+        meta["gpu"],
+        meta["dtype"],
+        meta["model"],
+        str(meta.get("engine", "")),
+        str(meta.get("measured", "")),
+        tp,
+        tuple(meta.get("notes", ())),
+    )
 
 
 def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
@@ -91,8 +98,13 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
     table = find_table(folder, "uneven", missing_ok=True)
     if table is not None:
         rows = read_table(table, (), TABLES["uneven"])
-        uneven = dict(zip(("prefill", "cached", "decodes", "longest", "mean", "seconds"),
-                          (rows[name] for name in TABLES["uneven"]), strict=True))  # fmt: skip
+        uneven = dict(
+            zip(
+                ("prefill", "cached", "decodes", "longest", "mean", "seconds"),
+                (rows[name] for name in TABLES["uneven"]),
+                strict=True,
+            )
+        )
     experts = None
     if any(model.moe_layers):
         rows = read_table(find_table(folder, "experts"), (), TABLES["experts"])
@@ -104,9 +116,14 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         rows = read_table(table, (), TABLES["all_reduce"])
         reduce = Grid((rows["bytes"].tolist(),), rows["seconds"])
     return OperatorTables(
-        provenance(path, tp), _curves(folder, "layer"), _curves(folder, "once", missing_ok=True), _curves(folder, "head"),
-        attention_table(_stacked(columns), columns["seconds"], file, uneven, prompts=prompts), experts, reduce,
-    )  # fmt: skip
+        provenance(path, tp),
+        _curves(folder, "layer"),
+        _curves(folder, "once", missing_ok=True),
+        _curves(folder, "head"),
+        attention_table(_stacked(columns), columns["seconds"], file, uneven, prompts=prompts),
+        experts,
+        reduce,
+    )
 
 
 def _stacked(columns: dict[str, Any]) -> np.ndarray:

@@ -45,9 +45,22 @@ class ProfileCost:
     last tokens), ``request_s`` what it runs for each request in it: no table has these.
     """
 
-    def __init__(self, tables: OperatorTables, model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16",
-                 kv_dtype: str = "bf16", tp: int = 1, pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] = (),
-                 mixed_capture_sizes: Sequence[int] = (), step_s: float = 0.0, request_s: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        tables: OperatorTables,
+        model: ModelSpec,
+        gpu: GPU,
+        *,
+        dtype: str | Precision = "bf16",
+        kv_dtype: str = "bf16",
+        tp: int = 1,
+        pp: int = 1,
+        ep: int = 1,
+        capture_sizes: Sequence[int] = (),
+        mixed_capture_sizes: Sequence[int] = (),
+        step_s: float = 0.0,
+        request_s: float = 0.0,
+    ) -> None:
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._expert_parts = max(tp, ep) / tables.experts_over

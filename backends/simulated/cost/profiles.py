@@ -77,8 +77,15 @@ def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
     if path.is_file():
         return _describe_fitted(path)
     source = provenance(path)
-    shown = {"path": str(path), "format": source.format, "model": source.model or "any", "gpu": source.gpu,
-             "dtype": source.dtype, "engine": source.engine, "measured": source.measured}  # fmt: skip
+    shown = {
+        "path": str(path),
+        "format": source.format,
+        "model": source.model or "any",
+        "gpu": source.gpu,
+        "dtype": source.dtype,
+        "engine": source.engine,
+        "measured": source.measured,
+    }
     parts = []
     if source.format == "aiconfigurator":
         if model_name is not None:
@@ -150,8 +157,15 @@ def _describe_fitted(path: Path) -> dict[str, Any]:
     from backends.simulated.cost.fitted import FORMAT, TERMS, read_fitted
 
     content = read_fitted(path)
-    shown = {"path": str(path), "format": FORMAT, "model": content["model"], "gpu": content["gpu"],
-             "dtype": content["dtype"], "engine": "", "measured": f"from {content.get('fitted_from', '')}"}  # fmt: skip
+    shown = {
+        "path": str(path),
+        "format": FORMAT,
+        "model": content["model"],
+        "gpu": content["gpu"],
+        "dtype": content["dtype"],
+        "engine": "",
+        "measured": f"from {content.get('fitted_from', '')}",
+    }
     parts = []
     for number, stage in enumerate(content["stages"]):
         rows = [

@@ -37,8 +37,18 @@ class RooflineCost:
     ``capture_sizes`` pads decode batches to captured graphs; empty runs them at their own size.
     """
 
-    def __init__(self, model: ModelSpec, gpu: GPU, *, dtype: str | Precision = "bf16", kv_dtype: str = "bf16", tp: int = 1,
-                 pp: int = 1, ep: int = 1, capture_sizes: Sequence[int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GPU,
+        *,
+        dtype: str | Precision = "bf16",
+        kv_dtype: str = "bf16",
+        tp: int = 1,
+        pp: int = 1,
+        ep: int = 1,
+        capture_sizes: Sequence[int] | None = None,
+    ) -> None:
         self.model, self.gpu = model, gpu
         self.tp, self.pp, self.ep = tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)

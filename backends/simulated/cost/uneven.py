@@ -34,9 +34,9 @@ def uneven_grid(rows: dict[str, np.ndarray], equal_s: Callable[..., float]) -> t
     if alone.any():
         decodes = np.unique(rows["decodes"][alone])
         means = _knots(rows["mean"][alone])
-        values = np.stack([
-            _plane(unevenness, rows["mean"], excess, alone & (rows["decodes"] == n), means) for n in decodes
-        ])  # fmt: skip
+        values = np.stack(
+            [_plane(unevenness, rows["mean"], excess, alone & (rows["decodes"] == n), means) for n in decodes]
+        )
         pure = Grid((decodes, UNEVENNESS, means), values)
     beside = ~alone
     if beside.any():
@@ -64,8 +64,9 @@ def _knots(means: np.ndarray) -> np.ndarray:
     return 2.0 ** np.arange(low, high + 1)
 
 
-def _plane(unevenness: np.ndarray, mean: np.ndarray, excess: np.ndarray, of: np.ndarray,
-           means: np.ndarray) -> np.ndarray:  # fmt: skip
+def _plane(
+    unevenness: np.ndarray, mean: np.ndarray, excess: np.ndarray, of: np.ndarray, means: np.ndarray
+) -> np.ndarray:
     """excess[unevenness, mean] on the knots: along the mean (in its logarithm) for every measured unevenness, then
     across."""
     plane = np.zeros((len(UNEVENNESS), len(means)))

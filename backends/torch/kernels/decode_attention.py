@@ -44,11 +44,38 @@ def _stretch(units, PROGRAMS: tl.constexpr, LEAST: tl.constexpr):
 
 # Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
 @triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["rows", "seq_lens"])
-def decode_kernel(q, k_cache, v_cache, out, partial, partial_lse, page_table, rows, seq_lens, batch, score_scale,
-                  q_token, q_head, k_slot, k_head, v_slot, v_head, table_row,
-                  HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
-                  WINDOW: tl.constexpr, PROGRAMS: tl.constexpr, LEAST: tl.constexpr, BATCH: tl.constexpr,
-                  BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def decode_kernel(
+    q,
+    k_cache,
+    v_cache,
+    out,
+    partial,
+    partial_lse,
+    page_table,
+    rows,
+    seq_lens,
+    batch,
+    score_scale,
+    q_token,
+    q_head,
+    k_slot,
+    k_head,
+    v_slot,
+    v_head,
+    table_row,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    LEAST: tl.constexpr,
+    BATCH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Take one stretch of units. out: [b, HEADS, WIDTH], contiguous; partial: [PROGRAMS + b * KV_HEADS, group, WIDTH].
 
     The query heads of a KV head are the rows of one matrix, padded to BLOCK_H. ``score_scale`` includes log2(e).
@@ -114,10 +141,23 @@ def decode_kernel(q, k_cache, v_cache, out, partial, partial_lse, page_table, ro
 
 
 @triton.jit(do_not_specialize=["batch"], do_not_specialize_on_alignment=["seq_lens"])
-def merge_kernel(out, partial, partial_lse, seq_lens, batch,
-                 HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, WINDOW: tl.constexpr,
-                 PROGRAMS: tl.constexpr, LEAST: tl.constexpr, BATCH: tl.constexpr, BLOCK_N: tl.constexpr,
-                 BLOCK_D: tl.constexpr, PIECES: tl.constexpr):  # fmt: skip
+def merge_kernel(
+    out,
+    partial,
+    partial_lse,
+    seq_lens,
+    batch,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    LEAST: tl.constexpr,
+    BATCH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PIECES: tl.constexpr,
+):
     """One (request, query head) a program: merge its pieces, PIECES at a time, if there are several."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     request = tl.program_id(0)
@@ -143,8 +183,11 @@ def merge_kernel(out, partial, partial_lse, seq_lens, batch,
             piece = (program + request * KV_HEADS + kv_head).to(tl.int64) * GROUP + head % GROUP
             mask = program <= last
             lse = tl.load(partial_lse + piece, mask=mask, other=float("-inf"))
-            part = tl.load(partial + piece[:, None] * WIDTH + column[None, :],
-                           mask=mask[:, None] & (column < WIDTH)[None, :], other=0.0)  # fmt: skip
+            part = tl.load(
+                partial + piece[:, None] * WIDTH + column[None, :],
+                mask=mask[:, None] & (column < WIDTH)[None, :],
+                other=0.0,
+            )
             larger = tl.maximum(largest, tl.max(lse, 0))
             weights = tl.exp2(lse - larger)
             shrink = tl.exp2(largest - larger)
@@ -174,9 +217,20 @@ def decode_config(arch: int, head_dim: int, itemsize: int) -> DecodeConfig:
     return DecodeConfig(block_n, 7 if arch // 10 in (9, 10) else 5, 4, 2 if arch // 10 in (8, 9, 10) else 1)
 
 
-def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,
-                     page_size: int, scale: float, window: int | None, programs: int | None = None,
-                     block_n: int | None = None) -> Tensor:  # fmt: skip
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None,
+    programs: int | None = None,
+    block_n: int | None = None,
+) -> Tensor:
     """Launch both kernels. Arguments as in the operator; ``programs`` and ``block_n`` override the configuration."""
     batch, heads, width = q.shape
     kv_heads = k_cache.shape[1]
@@ -192,14 +246,40 @@ def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Te
     partial = torch.empty((pieces, group, width), dtype=torch.float32, device=q.device)
     partial_lse = torch.empty((pieces, group), dtype=torch.float32, device=q.device)
     common = {
-        "HEADS": heads, "KV_HEADS": kv_heads, "WIDTH": width, "WINDOW": window or 0, "PROGRAMS": programs,
-        "LEAST": 2, "BATCH": max(64, next_power_of_2(batch)), "BLOCK_N": block_n, "BLOCK_D": max(16, next_power_of_2(width)),
-    }  # fmt: skip
+        "HEADS": heads,
+        "KV_HEADS": kv_heads,
+        "WIDTH": width,
+        "WINDOW": window or 0,
+        "PROGRAMS": programs,
+        "LEAST": 2,
+        "BATCH": max(64, next_power_of_2(batch)),
+        "BLOCK_N": block_n,
+        "BLOCK_D": max(16, next_power_of_2(width)),
+    }
     decode_kernel[(programs,)](
-        q, k_cache, v_cache, out, partial, partial_lse, page_table, rows, seq_lens, batch, scale * LOG2_E,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1), v_cache.stride(0), v_cache.stride(1),
-        page_table.stride(0), **common,
-        PAGE=page_size, BLOCK_H=max(16, next_power_of_2(group)), STAGES=config.stages, num_warps=config.warps,
-    )  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        out,
+        partial,
+        partial_lse,
+        page_table,
+        rows,
+        seq_lens,
+        batch,
+        scale * LOG2_E,
+        q.stride(0),
+        q.stride(1),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        v_cache.stride(0),
+        v_cache.stride(1),
+        page_table.stride(0),
+        **common,
+        PAGE=page_size,
+        BLOCK_H=max(16, next_power_of_2(group)),
+        STAGES=config.stages,
+        num_warps=config.warps,
+    )
     merge_kernel[(batch, heads)](out, partial, partial_lse, seq_lens, batch, **common, PIECES=16, num_warps=4)
     return out

@@ -18,9 +18,25 @@ from .common import INTERPRETER, arch, cdiv, next_power_of_2
 
 
 @triton.jit
-def fp8_linear_kernel(x, weight, scales, out, rows, columns, depth, x_row, weight_row, scale_row,
-                      SCALE_COLUMNS: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-                      BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def fp8_linear_kernel(
+    x,
+    weight,
+    scales,
+    out,
+    rows,
+    columns,
+    depth,
+    x_row,
+    weight_row,
+    scale_row,
+    SCALE_COLUMNS: tl.constexpr,
+    EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """out[m, n] = x[m, k] @ weight[n, k].T, the weight as bytes. SCALE_COLUMNS: columns of the weight that share a scale of
     a row, a multiple of BLOCK_K, or 0 when all do. EVEN: BLOCK_K divides depth."""
     program = tl.program_id(0)
@@ -58,8 +74,11 @@ def fp8_linear_kernel(x, weight, scales, out, rows, columns, depth, x_row, weigh
         acc *= tl.load(scales + column * scale_row, mask=column < columns, other=0.0)[None, :]
     # float16 has an exponent bias of 15, e4m3 one of 7.
     acc *= 256.0
-    tl.store(out + row[:, None].to(tl.int64) * columns + column[None, :], acc.to(out.dtype.element_ty),
-             mask=there & (column < columns)[None, :])  # fmt: skip
+    tl.store(
+        out + row[:, None].to(tl.int64) * columns + column[None, :],
+        acc.to(out.dtype.element_ty),
+        mask=there & (column < columns)[None, :],
+    )
 
 
 class Fp8Config(NamedTuple):
@@ -95,8 +114,23 @@ def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) ->
     config = fp8_config(arch(x.device), rows, x.dtype.itemsize, shared)
     grid = (cdiv(rows, config.block_m) * cdiv(columns, config.block_n),)
     fp8_linear_kernel[grid](
-        x, weight.view(torch.uint8), scales, out, rows, columns, depth, x.stride(0), weight.stride(0), scales.stride(0),
-        SCALE_COLUMNS=shared, EVEN=depth % config.block_k == 0, GROUP=8, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k, STAGES=config.stages, num_warps=config.warps,
-    )  # fmt: skip
+        x,
+        weight.view(torch.uint8),
+        scales,
+        out,
+        rows,
+        columns,
+        depth,
+        x.stride(0),
+        weight.stride(0),
+        scales.stride(0),
+        SCALE_COLUMNS=shared,
+        EVEN=depth % config.block_k == 0,
+        GROUP=8,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        STAGES=config.stages,
+        num_warps=config.warps,
+    )
     return out

@@ -10,8 +10,22 @@ from .common import next_power_of_2
 
 
 @triton.jit
-def store_kv_kernel(k, v, k_cache, v_cache, slots, k_token, k_head, v_token, v_head, cache_slot, cache_head,
-                    HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def store_kv_kernel(
+    k,
+    v,
+    k_cache,
+    v_cache,
+    slots,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    cache_slot,
+    cache_head,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One token a program: the keys and values of all its heads, whose HEADS * WIDTH elements BLOCK covers."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
@@ -32,7 +46,19 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
         return
     block = next_power_of_2(heads * width)
     store_kv_kernel[(tokens,)](
-        k, v, k_cache, v_cache, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        k_cache.stride(0), k_cache.stride(1),
-        HEADS=heads, WIDTH=width, BLOCK=block, num_warps=max(1, min(8, block // 256)),
-    )  # fmt: skip
+        k,
+        v,
+        k_cache,
+        v_cache,
+        slots,
+        k.stride(0),
+        k.stride(1),
+        v.stride(0),
+        v.stride(1),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        HEADS=heads,
+        WIDTH=width,
+        BLOCK=block,
+        num_warps=max(1, min(8, block // 256)),
+    )

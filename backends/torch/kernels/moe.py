@@ -19,9 +19,19 @@ from .common import INTERPRETER, arch, cdiv, next_power_of_2
 
 
 @triton.jit
-def route_kernel(logits, weights, experts, tokens, row_stride,
-                 EXPERTS: tl.constexpr, TOP_K: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK_E: tl.constexpr,
-                 BLOCK_K: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def route_kernel(
+    logits,
+    weights,
+    experts,
+    tokens,
+    row_stride,
+    EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """ROWS tokens a program: softmax over the experts, then the largest TOP_K one by one, lower numbers first in a tie."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     expert = tl.arange(0, BLOCK_E)
@@ -60,8 +70,18 @@ def count_kernel(experts, counts, pairs, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def place_kernel(experts, counts, order, block_expert, used, pairs,
-                 EXPERTS: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def place_kernel(
+    experts,
+    counts,
+    order,
+    block_expert,
+    used,
+    pairs,
+    EXPERTS: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One expert a program: write its pairs to its blocks in their order, and its number to ``block_expert``."""
     expert = tl.program_id(0)
     number = tl.arange(0, BLOCK_E)
@@ -85,11 +105,29 @@ def place_kernel(experts, counts, order, block_expert, used, pairs,
 
 
 @triton.jit
-def grouped_kernel(x, weight, out, order, block_expert, used, pairs, blocks, columns, depth,
-                   x_row, weight_expert, weight_row,
-                   PER_TOKEN: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, GROUP: tl.constexpr,
-                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-                   STAGES: tl.constexpr):  # fmt: skip
+def grouped_kernel(
+    x,
+    weight,
+    out,
+    order,
+    block_expert,
+    used,
+    pairs,
+    blocks,
+    columns,
+    depth,
+    x_row,
+    weight_expert,
+    weight_row,
+    PER_TOKEN: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """out[pair] = x[pair // PER_TOKEN] @ weight[expert].T for one block of pairs and BLOCK_N columns.
 
     GATED: the weight has 2 * columns rows, and out is ``silu(first half) * second half``. EVEN: BLOCK_K divides depth.
@@ -181,17 +219,43 @@ def moe_config(arch: int, itemsize: int, pairs: int, experts: int, gated: bool) 
     return MoeConfig(128, 64 if gated else 128, 64, 8, 4, 8)
 
 
-def _product(x: Tensor, weight: Tensor, out: Tensor, blocks: tuple[Tensor, Tensor, Tensor], pairs: int, most: int,
-             per_token: int, gated: bool, config: MoeConfig) -> None:  # fmt: skip
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    blocks: tuple[Tensor, Tensor, Tensor],
+    pairs: int,
+    most: int,
+    per_token: int,
+    gated: bool,
+    config: MoeConfig,
+) -> None:
     columns, depth = out.shape[1], x.shape[1]
     order, block_expert, used = blocks
     grouped_kernel[(most * cdiv(columns, config.block_n),)](
-        x, weight, out, order, block_expert, used, pairs, most, columns, depth,
-        x.stride(0), weight.stride(0), weight.stride(1),
-        PER_TOKEN=per_token, GATED=gated, EVEN=depth % config.block_k == 0, GROUP=config.group,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, STAGES=config.stages,
+        x,
+        weight,
+        out,
+        order,
+        block_expert,
+        used,
+        pairs,
+        most,
+        columns,
+        depth,
+        x.stride(0),
+        weight.stride(0),
+        weight.stride(1),
+        PER_TOKEN=per_token,
+        GATED=gated,
+        EVEN=depth % config.block_k == 0,
+        GROUP=config.group,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        STAGES=config.stages,
         num_warps=config.warps,
-    )  # fmt: skip
+    )
 
 
 def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
@@ -202,10 +266,19 @@ def route(router_logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor,
     block = next_power_of_2(experts)
     per_program = max(1, min(1024 // block, 8))
     route_kernel[(cdiv(tokens, per_program),)](
-        router_logits, weights, chosen, tokens, router_logits.stride(0),
-        EXPERTS=experts, TOP_K=top_k, RENORMALIZE=renormalize, BLOCK_E=block, BLOCK_K=next_power_of_2(top_k),
-        ROWS=per_program, num_warps=4,
-    )  # fmt: skip
+        router_logits,
+        weights,
+        chosen,
+        tokens,
+        router_logits.stride(0),
+        EXPERTS=experts,
+        TOP_K=top_k,
+        RENORMALIZE=renormalize,
+        BLOCK_E=block,
+        BLOCK_K=next_power_of_2(top_k),
+        ROWS=per_program,
+        num_warps=4,
+    )
     return weights, chosen
 
 
@@ -225,9 +298,18 @@ def sort_by_expert(chosen: Tensor, experts: int, block_m: int) -> tuple[Tensor, 
     block = min(2048, next_power_of_2(pairs))
     count_kernel[(experts,)](chosen, counts, pairs, BLOCK=block, num_warps=4)
     place_kernel[(experts,)](
-        chosen, counts, order, block_expert, used, pairs,
-        EXPERTS=experts, BLOCK_E=next_power_of_2(experts), BLOCK_M=block_m, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+        chosen,
+        counts,
+        order,
+        block_expert,
+        used,
+        pairs,
+        EXPERTS=experts,
+        BLOCK_E=next_power_of_2(experts),
+        BLOCK_M=block_m,
+        BLOCK=block,
+        num_warps=4,
+    )
     return order, block_expert, used
 
 

@@ -11,8 +11,9 @@ from .common import cdiv, next_power_of_2
 
 
 @triton.jit
-def rms_norm_kernel(x, weight, out, rows, inner, x_outer, x_inner, eps,
-                    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def rms_norm_kernel(
+    x, weight, out, rows, inner, x_outer, x_inner, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
     """ROWS rows a program. Row ``r`` of x lies at ``r // inner * x_outer + r % inner * x_inner``; out is contiguous."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -28,8 +29,7 @@ def rms_norm_kernel(x, weight, out, rows, inner, x_outer, x_inner, eps,
 
 
 @triton.jit
-def add_rms_norm_kernel(x, residual, weight, x_stride, residual_stride, eps,
-                        WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def add_rms_norm_kernel(x, residual, weight, x_stride, residual_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """One row a program: residual += x, x = rms_norm(residual), both in place."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -68,9 +68,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # Heads are short rows: several of them share a program.
     per_program = max(1, min(2048 // block, next_power_of_2(rows)))
     rms_norm_kernel[(cdiv(rows, per_program),)](
-        x, weight, out, rows, inner, outer_stride, inner_stride, eps,
-        WIDTH=width, BLOCK=block, ROWS=per_program, num_warps=warps_for(block * per_program),
-    )  # fmt: skip
+        x,
+        weight,
+        out,
+        rows,
+        inner,
+        outer_stride,
+        inner_stride,
+        eps,
+        WIDTH=width,
+        BLOCK=block,
+        ROWS=per_program,
+        num_warps=warps_for(block * per_program),
+    )
     return out
 
 
@@ -80,7 +90,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     if rows:
         block = next_power_of_2(width)
         add_rms_norm_kernel[(rows,)](
-            x, residual, weight, x.stride(0), residual.stride(0), eps,
-            WIDTH=width, BLOCK=block, num_warps=warps_for(block),
-        )  # fmt: skip
+            x,
+            residual,
+            weight,
+            x.stride(0),
+            residual.stride(0),
+            eps,
+            WIDTH=width,
+            BLOCK=block,
+            num_warps=warps_for(block),
+        )
     return x, residual

@@ -19,9 +19,29 @@ from .decode_attention import LOG2_E
 
 
 @triton.jit
-def _attend(acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, position, length, score_scale, begin, end,
-            WIDTH: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr,
-            BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def _attend(
+    acc,
+    total,
+    largest,
+    query,
+    k_base,
+    v_base,
+    table,
+    k_slot,
+    v_slot,
+    position,
+    length,
+    score_scale,
+    begin,
+    end,
+    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Fold the blocks ``begin .. end - 1`` into the running softmax of the rows."""
     column = tl.arange(0, BLOCK_D)
     for block in tl.range(begin, end, num_stages=STAGES):
@@ -65,11 +85,33 @@ def _attend(acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, p
 
 # Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
 @triton.jit(do_not_specialize_on_alignment=["rows", "seq_lens"])
-def prefill_kernel(q, k_cache, v_cache, out, page_table, rows, q_starts, seq_lens, score_scale,
-                   q_token, q_head, k_slot, k_head, v_slot, v_head, table_row,
-                   HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
-                   WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                   STAGES: tl.constexpr):  # fmt: skip
+def prefill_kernel(
+    q,
+    k_cache,
+    v_cache,
+    out,
+    page_table,
+    rows,
+    q_starts,
+    seq_lens,
+    score_scale,
+    q_token,
+    q_head,
+    k_slot,
+    k_head,
+    v_slot,
+    v_head,
+    table_row,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Grid: (KV heads, requests, tiles of the longest extension). out: [n, HEADS, WIDTH], contiguous."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     kv_head = tl.program_id(0)
@@ -112,17 +154,74 @@ def prefill_kernel(q, k_cache, v_cache, out, page_table, rows, q_starts, seq_len
         acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
         if WINDOW > 0:
             acc, total, largest = _attend(
-                acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, position, length, score_scale,
-                begin, whole_begin, WIDTH, PAGE, WINDOW, True, BLOCK_N, BLOCK_D, STAGES,
-            )  # fmt: skip
+                acc,
+                total,
+                largest,
+                query,
+                k_base,
+                v_base,
+                table,
+                k_slot,
+                v_slot,
+                position,
+                length,
+                score_scale,
+                begin,
+                whole_begin,
+                WIDTH,
+                PAGE,
+                WINDOW,
+                True,
+                BLOCK_N,
+                BLOCK_D,
+                STAGES,
+            )
         acc, total, largest = _attend(
-            acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, position, length, score_scale,
-            whole_begin, whole_end, WIDTH, PAGE, WINDOW, False, BLOCK_N, BLOCK_D, STAGES,
-        )  # fmt: skip
+            acc,
+            total,
+            largest,
+            query,
+            k_base,
+            v_base,
+            table,
+            k_slot,
+            v_slot,
+            position,
+            length,
+            score_scale,
+            whole_begin,
+            whole_end,
+            WIDTH,
+            PAGE,
+            WINDOW,
+            False,
+            BLOCK_N,
+            BLOCK_D,
+            STAGES,
+        )
         acc, total, largest = _attend(
-            acc, total, largest, query, k_base, v_base, table, k_slot, v_slot, position, length, score_scale,
-            whole_end, end, WIDTH, PAGE, WINDOW, True, BLOCK_N, BLOCK_D, STAGES,
-        )  # fmt: skip
+            acc,
+            total,
+            largest,
+            query,
+            k_base,
+            v_base,
+            table,
+            k_slot,
+            v_slot,
+            position,
+            length,
+            score_scale,
+            whole_end,
+            end,
+            WIDTH,
+            PAGE,
+            WINDOW,
+            True,
+            BLOCK_N,
+            BLOCK_D,
+            STAGES,
+        )
         acc = acc / total[:, None]
         out_at = out + (at_token * HEADS + head)[:, None] * WIDTH + column[None, :]
         tl.store(out_at, acc.to(out.dtype.element_ty), mask=row_mask)
@@ -161,9 +260,22 @@ def prefill_config(arch: int, head_dim: int, itemsize: int, rows: int) -> Prefil
     return PrefillConfig(128, 64 if arch == 90 else 32, 3, 8)
 
 
-def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
-                      seq_lens: Tensor, *, max_extend: int, page_size: int, scale: float, window: int | None,
-                      block_m: int | None = None, block_n: int | None = None) -> Tensor:  # fmt: skip
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    q_starts: Tensor,
+    seq_lens: Tensor,
+    *,
+    max_extend: int,
+    page_size: int,
+    scale: float,
+    window: int | None,
+    block_m: int | None = None,
+    block_n: int | None = None,
+) -> Tensor:
     """Launch. Arguments as in the operator; ``block_m`` and ``block_n`` override the configuration."""
     heads, width = q.shape[1:]
     kv_heads = k_cache.shape[1]
@@ -174,11 +286,31 @@ def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: T
     config = prefill_config(arch(q.device), width, q.element_size(), max_extend * group)
     block_m = block_m or config.block_m
     prefill_kernel[(kv_heads, len(rows), cdiv(max_extend * group, block_m))](
-        q, k_cache, v_cache, out, page_table, rows, q_starts, seq_lens, scale * LOG2_E,
-        q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1), v_cache.stride(0), v_cache.stride(1),
+        q,
+        k_cache,
+        v_cache,
+        out,
+        page_table,
+        rows,
+        q_starts,
+        seq_lens,
+        scale * LOG2_E,
+        q.stride(0),
+        q.stride(1),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        v_cache.stride(0),
+        v_cache.stride(1),
         page_table.stride(0),
-        HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, PAGE=page_size, WINDOW=window or 0, BLOCK_M=block_m,
-        BLOCK_N=block_n or config.block_n, BLOCK_D=max(16, next_power_of_2(width)), STAGES=config.stages,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        WIDTH=width,
+        PAGE=page_size,
+        WINDOW=window or 0,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n or config.block_n,
+        BLOCK_D=max(16, next_power_of_2(width)),
+        STAGES=config.stages,
         num_warps=config.warps,
-    )  # fmt: skip
+    )
     return out

@@ -10,8 +10,9 @@ from .common import next_power_of_2
 
 
 @triton.jit
-def _rotate(x, cos, sin, token, token_stride, head_stride, heads,
-            HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
+def _rotate(
+    x, cos, sin, token, token_stride, head_stride, heads, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr
+):
     head = tl.arange(0, HEADS)
     column = tl.arange(0, BLOCK)
     mask = (head < heads)[:, None] & (column < HALF)[None, :]
@@ -25,8 +26,22 @@ def _rotate(x, cos, sin, token, token_stride, head_stride, heads,
 
 # Slices of packed arrays start anywhere: a variant for each alignment would be compiled while requests wait.
 @triton.jit(do_not_specialize_on_alignment=["positions"])
-def rope_kernel(q, k, positions, cos_sin, q_token, q_head, k_token, k_head, q_heads, k_heads,
-                HALF: tl.constexpr, BLOCK: tl.constexpr, Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr):  # fmt: skip
+def rope_kernel(
+    q,
+    k,
+    positions,
+    cos_sin,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    q_heads,
+    k_heads,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr,
+):
     """One token a program: all its query heads, then all its key heads, by the same angles."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -45,7 +60,19 @@ def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
     q_heads, k_heads = next_power_of_2(q.shape[1]), next_power_of_2(k.shape[1])
     block = next_power_of_2(half)
     rope_kernel[(len(q),)](
-        q, k, positions, cos_sin, q.stride(0), q.stride(1), k.stride(0), k.stride(1), q.shape[1], k.shape[1],
-        HALF=half, BLOCK=block, Q_HEADS=q_heads, K_HEADS=k_heads,
+        q,
+        k,
+        positions,
+        cos_sin,
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        q.shape[1],
+        k.shape[1],
+        HALF=half,
+        BLOCK=block,
+        Q_HEADS=q_heads,
+        K_HEADS=k_heads,
         num_warps=max(1, min(8, q_heads * block // 256)),
-    )  # fmt: skip
+    )

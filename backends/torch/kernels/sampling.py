@@ -69,8 +69,19 @@ def gumbel(key, token):
 
 
 @triton.jit
-def _row_pass(base, maxima, vocab, key, scale, NOISE: tl.constexpr, MAXIMA: tl.constexpr, MASS: tl.constexpr,
-              BLOCK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def _row_pass(
+    base,
+    maxima,
+    vocab,
+    key,
+    scale,
+    NOISE: tl.constexpr,
+    MAXIMA: tl.constexpr,
+    MASS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Read a row once: (winning token, largest logit, sum of exp2((logit - largest) * scale)).
 
     NOISE: the winner is of ``logit * scale + noise``, else of the logits. MAXIMA: write those of the groups. MASS: sum up;
@@ -109,8 +120,19 @@ def _row_pass(base, maxima, vocab, key, scale, NOISE: tl.constexpr, MAXIMA: tl.c
 
 
 @triton.jit
-def _kth_largest(base, selected, elements, vocab, k, low, high, enough,
-                 INDIRECT: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr):  # fmt: skip
+def _kth_largest(
+    base,
+    selected,
+    elements,
+    vocab,
+    k,
+    low,
+    high,
+    enough,
+    INDIRECT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     """The k-th largest of ``elements`` >= k values: those at ``base``, or of the ``selected`` groups of it.
 
     It is known to lie in ``low .. high``; ``high`` is one of the values, ``low`` is too or is -inf. A result smaller than
@@ -169,9 +191,27 @@ def _bound_of_top(maxima, groups, k, top, BLOCK: tl.constexpr, GROUP: tl.constex
 
 
 @triton.jit
-def sample_kernel(logits, tokens, maxima, selected, temperature, top_k, top_p, min_p, seeds, positions, row_stride,
-                  group_stride, vocab, NOISE: tl.constexpr, FILTERED: tl.constexpr, BLOCK: tl.constexpr,
-                  SMALL: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+def sample_kernel(
+    logits,
+    tokens,
+    maxima,
+    selected,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    seeds,
+    positions,
+    row_stride,
+    group_stride,
+    vocab,
+    NOISE: tl.constexpr,
+    FILTERED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SMALL: tl.constexpr,
+    GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """One row a program. NOISE: some temperature is above 0; FILTERED: some row has a filter (and then NOISE)."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * row_stride
@@ -253,9 +293,23 @@ def sample_kernel(logits, tokens, maxima, selected, temperature, top_k, top_p, m
 
 
 @triton.jit
-def logprobs_kernel(logits, tokens, chosen, values, ids, maxima, selected, row_stride, group_stride, vocab,
-                    TOP: tl.constexpr, BLOCK: tl.constexpr, SMALL: tl.constexpr, GROUP: tl.constexpr,
-                    STAGES: tl.constexpr):  # fmt: skip
+def logprobs_kernel(
+    logits,
+    tokens,
+    chosen,
+    values,
+    ids,
+    maxima,
+    selected,
+    row_stride,
+    group_stride,
+    vocab,
+    TOP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SMALL: tl.constexpr,
+    GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """One row a program: the log probability of its token, and the TOP largest with their ids, lower ids first in a tie."""
     row = tl.program_id(0).to(tl.int64)
     base = logits + row * row_stride
@@ -292,9 +346,22 @@ def logprobs_kernel(logits, tokens, chosen, values, ids, maxima, selected, row_s
 
 
 @triton.jit
-def penalize_kernel(logits, output_counts, in_prompt, repetition, presence, frequency, row_stride, count_stride,
-                    prompt_stride, repetition_stride, presence_stride, frequency_stride, vocab,
-                    BLOCK: tl.constexpr):  # fmt: skip
+def penalize_kernel(
+    logits,
+    output_counts,
+    in_prompt,
+    repetition,
+    presence,
+    frequency,
+    row_stride,
+    count_stride,
+    prompt_stride,
+    repetition_stride,
+    presence_stride,
+    frequency_stride,
+    vocab,
+    BLOCK: tl.constexpr,
+):
     """One row along axis 0, BLOCK tokens along axis 1, in place. A row without penalties is not read."""
     row = tl.program_id(0).to(tl.int64)
     repeated = tl.load(repetition + row * repetition_stride)
@@ -323,12 +390,25 @@ def _blocks(vocab: int, block: int | None) -> tuple[int, int, int]:
 def _scratch(rows: int, vocab: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(maxima of groups, numbers of selected groups), rows of equal stride; a whole block's maxima are written."""
     groups = cdiv(vocab, block) * block // GROUP
-    return (torch.empty((rows, groups), dtype=torch.float32, device=device),
-            torch.empty((rows, groups), dtype=torch.int32, device=device))  # fmt: skip
+    return (
+        torch.empty((rows, groups), dtype=torch.float32, device=device),
+        torch.empty((rows, groups), dtype=torch.int32, device=device),
+    )
 
 
-def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-           positions: Tensor, *, all_greedy: bool, filtered: bool, block: int | None = None) -> Tensor:  # fmt: skip
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    all_greedy: bool,
+    filtered: bool,
+    block: int | None = None,
+) -> Tensor:
     """Launch. Arguments as in the operator; ``block``, a power of two >= 2 * GROUP, overrides the configuration."""
     rows, vocab = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
@@ -338,10 +418,27 @@ def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, mi
     block, small, warps = _blocks(vocab, block)
     maxima, selected = _scratch(rows if filtered else 1, vocab, block, logits.device)
     sample_kernel[(rows,)](
-        logits, tokens, maxima, selected, temperature, top_k, top_p, min_p, seeds, positions, logits.stride(0),
-        maxima.stride(0), vocab, NOISE=not all_greedy, FILTERED=filtered, BLOCK=block, SMALL=small, GROUP=GROUP,
-        STAGES=STAGES, num_warps=warps,
-    )  # fmt: skip
+        logits,
+        tokens,
+        maxima,
+        selected,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        seeds,
+        positions,
+        logits.stride(0),
+        maxima.stride(0),
+        vocab,
+        NOISE=not all_greedy,
+        FILTERED=filtered,
+        BLOCK=block,
+        SMALL=small,
+        GROUP=GROUP,
+        STAGES=STAGES,
+        num_warps=warps,
+    )
     return tokens
 
 
@@ -355,14 +452,29 @@ def logprobs(logits: Tensor, tokens: Tensor, top: int, *, block: int | None = No
         block, small, warps = _blocks(vocab, block)
         maxima, selected = _scratch(rows, vocab, block, logits.device)
         logprobs_kernel[(rows,)](
-            logits, tokens, chosen, values, ids, maxima, selected, logits.stride(0), maxima.stride(0), vocab,
-            TOP=top, BLOCK=block, SMALL=small, GROUP=GROUP, STAGES=STAGES, num_warps=warps,
-        )  # fmt: skip
+            logits,
+            tokens,
+            chosen,
+            values,
+            ids,
+            maxima,
+            selected,
+            logits.stride(0),
+            maxima.stride(0),
+            vocab,
+            TOP=top,
+            BLOCK=block,
+            SMALL=small,
+            GROUP=GROUP,
+            STAGES=STAGES,
+            num_warps=warps,
+        )
     return chosen, values, ids
 
 
-def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
-             frequency: Tensor) -> None:  # fmt: skip
+def penalize(
+    logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> None:
     """Launch over float32 logits [n, v], in place."""
     rows, vocab = logits.shape
     if logits.numel():
@@ -370,7 +482,19 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
         # Booleans are bytes of 0 and 1; as such they load in wide pieces.
         prompt = in_prompt.view(torch.uint8)
         penalize_kernel[(rows, cdiv(vocab, block))](
-            logits, output_counts, prompt, repetition, presence, frequency, logits.stride(0),
-            output_counts.stride(0), prompt.stride(0), repetition.stride(0), presence.stride(0), frequency.stride(0),
-            vocab, BLOCK=block, num_warps=max(1, min(8, block // 512)),
-        )  # fmt: skip
+            logits,
+            output_counts,
+            prompt,
+            repetition,
+            presence,
+            frequency,
+            logits.stride(0),
+            output_counts.stride(0),
+            prompt.stride(0),
+            repetition.stride(0),
+            presence.stride(0),
+            frequency.stride(0),
+            vocab,
+            BLOCK=block,
+            num_warps=max(1, min(8, block // 512)),
+        )

@@ -35,8 +35,9 @@ class DecoderLayer(nn.Module):
         """The second half of the layer."""
         return (Mixture if config.mixture[layer] else MLP)(config, ops, parallel)
 
-    def forward(self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, keys: Tensor, values: Tensor,
-                cos_sin: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def forward(
+        self, x: Tensor, residual: Tensor | None, batch: ForwardBatch, keys: Tensor, values: Tensor, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(what this layer adds, the stream it is to be added to), both [n, hidden]; the sum is fused into a norm."""
         if residual is None:
             residual, x = x, self.input_norm(x)

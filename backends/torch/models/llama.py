@@ -19,4 +19,4 @@ class LlamaForCausalLM(Model):
         bias = fields.flag("attention_bias")
         return fields.model_config(
             qkv_bias=bias, o_bias=bias, mlp_bias=fields.flag("mlp_bias"), windows=windows(fields, "llama")
-        )  # fmt: skip
+        )

@@ -58,22 +58,52 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     v_cache[slots] = v
 
 
-def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,
-                     page_size: int, scale: float, window: int | None = None) -> Tensor:  # fmt: skip
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """One query a request over its whole context, its own token included (already stored).
 
     q: [b, h, d]; rows: int64[b]; seq_lens: int32[b] >= 1; ``window``: only the last so many tokens. Returns [b, h, d].
     """
     starts = torch.arange(len(rows) + 1, device=q.device)
     return prefill_attention(
-        q, k_cache, v_cache, page_table, rows, starts, seq_lens, max_extend=1, page_size=page_size, scale=scale,
+        q,
+        k_cache,
+        v_cache,
+        page_table,
+        rows,
+        starts,
+        seq_lens,
+        max_extend=1,
+        page_size=page_size,
+        scale=scale,
         window=window,
-    )  # fmt: skip
+    )
 
 
-def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
-                      seq_lens: Tensor, *, max_extend: int, page_size: int, scale: float,
-                      window: int | None = None) -> Tensor:  # fmt: skip
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    q_starts: Tensor,
+    seq_lens: Tensor,
+    *,
+    max_extend: int,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """Causal attention of several requests' new tokens over their cached prefix and themselves (already stored).
 
     q: [n, h, d], the requests' new tokens one after another; q_starts: int32[b + 1], where each request's begin;
@@ -117,8 +147,9 @@ def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_
     return out.to(x.dtype)
 
 
-def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
-             frequency: Tensor) -> None:  # fmt: skip
+def penalize(
+    logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> None:
     """Apply the three penalties to float32 logits [n, v] in place.
 
     output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n]. Repetition first
@@ -130,8 +161,18 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
     logits.sub_(frequency[:, None] * output_counts).sub_(presence[:, None] * (output_counts > 0))
 
 
-def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-           positions: Tensor, *, all_greedy: bool = False, filtered: bool = True) -> Tensor:  # fmt: skip
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    all_greedy: bool = False,
+    filtered: bool = True,
+) -> Tensor:
     """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
 
     logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];

@@ -128,8 +128,16 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     kv_store.store_kv(k, v, k_cache, v_cache, slots)
 
 
-def _check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor,
-                     page_size: int, window: int | None) -> None:  # fmt: skip
+def _check_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    seq_lens: Tensor,
+    page_size: int,
+    window: int | None,
+) -> None:
     check_float("q", q)
     check_shape("q", q, None, None, None)
     check_shape("k_cache", k_cache, None, None, q.shape[2])
@@ -155,8 +163,18 @@ def _check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Te
         raise ValueError(f"window: {window} is less than 1")
 
 
-def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, seq_lens: Tensor, *,
-                     page_size: int, scale: float, window: int | None = None) -> Tensor:  # fmt: skip
+def decode_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """One query a request over its whole context, its own token included (already stored).
 
     q: [b, h, d]; rows: int64[b]; seq_lens: int32[b]; ``window``: only the last so many tokens. Returns [b, h, d]; zeros
@@ -169,9 +187,20 @@ def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Te
     )
 
 
-def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: Tensor, rows: Tensor, q_starts: Tensor,
-                      seq_lens: Tensor, *, max_extend: int, page_size: int, scale: float,
-                      window: int | None = None) -> Tensor:  # fmt: skip
+def prefill_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    page_table: Tensor,
+    rows: Tensor,
+    q_starts: Tensor,
+    seq_lens: Tensor,
+    *,
+    max_extend: int,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """Causal attention of several requests' new tokens over their cached prefix and themselves (already stored).
 
     q: [n, h, d], the requests' new tokens one after another; q_starts: int32[b + 1], where each request's begin;
@@ -183,9 +212,18 @@ def prefill_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, page_table: T
     check_shape("q_starts", q_starts, len(rows) + 1)
     check_contiguous("q_starts", q_starts)
     return prefill.prefill_attention(
-        q, k_cache, v_cache, page_table, rows, q_starts, seq_lens,
-        max_extend=max_extend, page_size=page_size, scale=scale, window=window,
-    )  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        page_table,
+        rows,
+        q_starts,
+        seq_lens,
+        max_extend=max_extend,
+        page_size=page_size,
+        scale=scale,
+        window=window,
+    )
 
 
 def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
@@ -225,8 +263,9 @@ def _check_per_row(rows: int, dtype: torch.dtype, *, strided: bool = False, **te
             check_contiguous(name, tensor)
 
 
-def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor,
-             frequency: Tensor) -> None:  # fmt: skip
+def penalize(
+    logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
+) -> None:
     """Apply the three penalties to float32 logits [n, v] in place.
 
     output_counts: int32[n, v], occurrences in the output; in_prompt: bool[n, v]; the rest float32[n], of any stride, so
@@ -244,8 +283,18 @@ def penalize(logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetitio
     sampling.penalize(logits, output_counts, in_prompt, repetition, presence, frequency)
 
 
-def sample(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-           positions: Tensor, *, all_greedy: bool = False, filtered: bool = True) -> Tensor:  # fmt: skip
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    all_greedy: bool = False,
+    filtered: bool = True,
+) -> Tensor:
     """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
 
     logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
