@@ -24,14 +24,14 @@ from typing import Any
 
 from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.models import same_model
-from reports.compare import Comparison, compare
-from reports.errors import RecordError
-from reports.measured import read_measured
-from reports.record import RunRecord, write_record
+from reports.compare.comparison import Comparison, compare
+from reports.record.errors import RecordError
+from reports.record.measured import read_measured
+from reports.record.run_record import RunRecord, write_record
 from traces import open_trace
-from workbench.run.calibrate import fit_record
-from workbench.run.settings import RunSettings, recorded_settings, settings_from
-from workbench.run.simulate import simulate_loop
+from workbench.calibrate.fit import fit_record
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings, recorded_settings, settings_from
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.metrics import summarise
-from reports.record import RunRecord
+from reports.metrics.summary import summarise
+from reports.record.run_record import RunRecord
 from traces import Trace, open_trace
-from workbench.run.measure import measure, points_folder
-from workbench.run.points import fit_points
-from workbench.run.replay import replay_loop
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.calibrate.measure import measure, points_folder
+from workbench.calibrate.points import fit_points
+from workbench.cluster.replay import replay_loop
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings
 
 LOADS = {"all at once": 0.0, "5 a second": 0.2}
 """Seconds between arrivals. All at once, both numbers are made of step times; beyond saturation otherwise queueing would

@@ -138,7 +138,7 @@ class Log:
     """Rows of iterations.csv, of the run that is going on."""
 
     def __init__(self) -> None:
-        from reports.record import IterationLog
+        from reports.record.run_record import IterationLog
 
         self.table = IterationLog()
 
@@ -147,7 +147,7 @@ class Log:
 
     def fresh(self) -> None:
         """Start a new run."""
-        from reports.record import IterationLog
+        from reports.record.run_record import IterationLog
 
         self.table = IterationLog()
 

@@ -17,8 +17,8 @@ from backends.torch.backend import make_backend
 from backends.torch.operator_times import timed_steps
 from benchmarks.offline import make_options
 from benchmarks.open_loop import Arrival, replay
-from workbench.run.operators import shape_file, shapes, time_shape, write_shape
-from workbench.run.points import (
+from workbench.calibrate.operators import shape_file, shapes, time_shape, write_shape
+from workbench.calibrate.points import (
     LOOPS,
     Point,
     Watched,

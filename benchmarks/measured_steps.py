@@ -17,9 +17,9 @@ import numpy as np
 from fidelity import DATA, score
 from profile_lookup import batch
 
-from reports.measured import read_measured
-from reports.record import RunRecord
-from workbench.run.settings import RunSettings, resolve
+from reports.record.measured import read_measured
+from reports.record.run_record import RunRecord
+from workbench.settings.run_settings import RunSettings, resolve
 
 SAME_S = 0.003
 """Events closer than this belong to one boundary between steps."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from backends.torch.backend import TorchBackend
-from reports.record import IterationLog, RunRecord, write_record
+from reports.record.run_record import IterationLog, RunRecord, write_record
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.scheduler.config import Batching, SchedulerConfig

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.simulated.cost.profile import ProfileCost
-from backends.simulated.cost.profiles import identity, read_profile
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.tables.profiles import identity, read_profile
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from workbench.scheduler.batch import ModelWorkerBatch

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from backends.simulated.cost.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
+from backends.simulated.cost.models.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
 from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.models import load_model
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from profile_lookup import batch
 
-from backends.simulated.cost.profile import ProfileCost
-from backends.simulated.cost.profiles import read_profile
-from backends.simulated.cost.roofline import RooflineCost
-from backends.simulated.cost.tables import ProfileError
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.cost.tables.operator_tables import ProfileError
+from backends.simulated.cost.tables.profiles import read_profile
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from workbench.scheduler.batch import ModelWorkerBatch

@@ -16,10 +16,10 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
-from reports.record import IterationLog
+from reports.record.run_record import IterationLog
 from traces import TraceRequest
 from workbench.loops import LOOPS
-from workbench.run.recorder import Recorder, RecordingOutbox
+from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from backends.simulated.hardware import GPU
 from backends.simulated.host import HostModel
-from workbench.run.engines import GRAPH_KEYS, Engine
-from workbench.run.settings import RunSettings
 from workbench.search.prices import ENTRIES
+from workbench.settings.engines import GRAPH_KEYS, Engine
+from workbench.settings.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
-ENGINES = ROOT / "workbench/run/engines.toml"
+ENGINES = ROOT / "workbench/settings/engines.toml"
 
 
 def names(kind: type) -> set[str]:

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from traces import open_trace
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reports.record import read_meta
+from reports.record.run_record import read_meta
 from tests.meta_form import check_meta
 from workbench.cli.app import app
-from workbench.run.engines import engine_names
-from workbench.run.idle import acts, check_effects, needs, trace_notes
-from workbench.run.real import check_device_effects
-from workbench.run.settings import RunSettings, settings_from
 from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
+from workbench.settings.engines import engine_names
+from workbench.settings.idle import acts, check_effects, needs, trace_notes
+from workbench.settings.real import check_device_effects
+from workbench.settings.run_settings import RunSettings, settings_from
 
 VALUES: dict[str, Any] = {
     "router": "least_requests",

@@ -106,6 +106,9 @@ def offending(importer: str, allowed: tuple[str, ...]) -> list[str]:
     ]
 
 
+BESIDE = ("backends", "traces", "reports")
+RUN = tuple(f"workbench.{name}" for name in ("settings", "clients", "recording", "cluster", "calibrate"))
+"""What puts the pieces of a run together."""
 ARROWS = {
     "workbench.scheduler": ("workbench.scheduler",),
     "workbench.backend": ("workbench.scheduler.batch",),
@@ -113,16 +116,8 @@ ARROWS = {
     "backends": ("backends", "workbench.backend", "workbench.scheduler.batch"),
     "traces": ("traces",),
     "reports": ("reports",),
-    "workbench.run": (
-        "workbench.run",
-        "workbench.scheduler",
-        "workbench.backend",
-        "workbench.loops",
-        "backends",
-        "traces",
-        "reports",
-    ),
-    "workbench.search": ("workbench.search", "workbench.run", "traces", "reports"),
+    **dict.fromkeys(RUN, (*RUN, "workbench.scheduler", "workbench.backend", "workbench.loops", *BESIDE)),
+    "workbench.search": ("workbench.search", *RUN, "traces", "reports"),
 }
 
 
@@ -175,7 +170,7 @@ def test_only_the_command_line_the_server_and_the_run_put_pieces_together():
     assert [
         name
         for name in sorted(builders)
-        if not under(name, "workbench.cli", "workbench.serving", "workbench.run", "workbench.search")
+        if not under(name, "workbench.cli", "workbench.serving", "workbench.search", *RUN)
     ] == []
     assert builders, "nothing puts the pieces together: this test looks at the wrong names"
 

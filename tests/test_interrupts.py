@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.record import RunRecord, read_record, write_record
+from reports.record.run_record import RunRecord, read_record, write_record
 from traces import open_trace
-from workbench.run.interrupts import Interrupted, noted_interrupts, raised_interrupts
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.interrupts import Interrupted, noted_interrupts, raised_interrupts
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings
 
 SAMPLE = Path(__file__).resolve().parent.parent / "traces" / "samples" / "sample.jsonl"
-WRITERS = ("run/recorder.py", "run/steady.py", "run/simulate.py", "reports/iteration_log.py")
+WRITERS = ("run/recorder.py", "run/steady.py", "run/simulate.py", "reports/record/iteration_log.py")
 SETTINGS = RunSettings(model="Qwen/Qwen3-0.6B", requests=8, rate=40.0)
 
 

@@ -9,11 +9,11 @@ from typing import Any, get_args
 import pytest
 from typer.testing import CliRunner
 
-from reports.cuts import CAUSES
-from reports.record import RunRecord, read_record
+from reports.metrics.cuts import CAUSES
+from reports.record.run_record import RunRecord, read_record
 from traces import TraceRequest
 from workbench.cli.app import app
-from workbench.run.bounds import Cause, bound_of, counted
+from workbench.clients.bounds import Cause, bound_of, counted
 
 
 def simulated(tmp_path: Path, requests: list[dict[str, Any]], *flags: object) -> tuple[Any, RunRecord]:

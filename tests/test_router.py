@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.run.router import BALANCE_ABS_THRESHOLD, ROUTERS, Router
+from workbench.cluster.router import BALANCE_ABS_THRESHOLD, ROUTERS, Router
 
 DETERMINISTIC = settings(derandomize=True, deadline=None, max_examples=60)
 

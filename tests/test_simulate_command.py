@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.record import RecordError, read_meta, read_record
+from reports.record.run_record import RecordError, read_meta, read_record
 from tests.meta_form import check_meta
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_and_reports_what_was_simulated(tmp_path):
     code = """
 import signal
 from workbench.cli.main import main
-from workbench.run.recorder import Recorder
+from workbench.recording.recorder import Recorder
 
 arrived, number = Recorder.arrived, 0
 
@@ -237,7 +237,7 @@ def test_a_record_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monk
     def full(record, folder, extra_files=None):
         raise RecordError(f"{folder}: cannot be written: No space left on device")
 
-    monkeypatch.setattr("reports.record.write_record", full)
+    monkeypatch.setattr("reports.record.run_record.write_record", full)
     words = ["simulate", str(SAMPLE), "--requests", "5", "--decisions", "--out", str(tmp_path / "o")]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
@@ -256,7 +256,7 @@ def test_an_existing_output_folder_is_kept_unless_forced(tmp_path):
 
 def test_simulate_imports_neither_torch_nor_transformers():
     code = (
-        "import sys; import workbench.run.simulate, workbench.cli.simulate, reports.page;"
+        "import sys; import workbench.cluster.simulate, workbench.cli.simulate, reports.page.report_page;"
         "print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

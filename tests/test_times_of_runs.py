@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from reports.record import read_record
+from reports.record.run_record import read_record
 from workbench.cli.app import app
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from backends.simulated.cost.llmservingsim import read_meta
+from backends.simulated.cost.tables.llmservingsim import read_meta
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from reports.record import write_record
+from reports.record.run_record import write_record
 from tests.reports.records import record_of, request_row
 from workbench.cli.app import app
-from workbench.run.settings import read_settings_file
 from workbench.search.prices import read_prices
+from workbench.settings.run_settings import read_settings_file
 
 DEEP = b"[" * 100_000
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

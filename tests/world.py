@@ -11,9 +11,9 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
-from reports.schema import DECODE
+from reports.record.schema import DECODE
+from workbench.cluster.steady import SteadyBackend
 from workbench.loops import LOOPS
-from workbench.run.steady import SteadyBackend
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate

@@ -11,7 +11,7 @@ from simpy.events import NORMAL
 
 HOPS = 512
 """Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress. A wait
-may stand for many steps (workbench/run/steady.py)."""
+may stand for many steps (workbench/cluster/steady.py)."""
 
 
 class Clock(simpy.Environment):

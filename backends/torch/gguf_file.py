@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.torch.config import Fields, UnsupportedModel
+from backends.torch.model_config import Fields, UnsupportedModel
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.torch import fp8
-from backends.torch.config import ModelConfig, UnsupportedModel
 from backends.torch.forward_batch import ForwardBatch
 from backends.torch.fp8 import Fp8
+from backends.torch.model_config import ModelConfig, UnsupportedModel
 from backends.torch.parallel import Parallel
 
 

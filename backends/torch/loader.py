@@ -18,10 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from backends.torch.config import Fields, ModelConfig, UnsupportedModel
 from backends.torch.fp8 import Fp8
 from backends.torch.gguf_file import GGUFFile
 from backends.torch.layers import Fp8Source
+from backends.torch.model_config import Fields, ModelConfig, UnsupportedModel
 from backends.torch.models import model_class
 from backends.torch.models.decoder import BadCheckpoint, Model
 from backends.torch.parallel import SINGLE, Parallel

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.torch.config import ModelConfig
 from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
+from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
 from backends.torch.sampler import Logprobs, Sampler
 from backends.torch.staging import to_device

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from backends.torch.config import ModelConfig, UnsupportedModel
 from backends.torch.loader import ModelNotFound, as_held, read_config, read_safetensors, safetensors_files
+from backends.torch.model_config import ModelConfig, UnsupportedModel
 from backends.torch.models.decoder import BadCheckpoint, Model
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.simulated.cost.own_profile import write_profile
+from backends.simulated.cost.tables.own_profile import write_profile
 from workbench.scheduler.batch import ModelWorkerBatch
 
 DATA = Path(os.environ.get("WORKBENCH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.simulated.calibrate import fit_host
 from backends.simulated.cost.cost_request import CostError, CostRequest
-from backends.simulated.cost.fitted import Coefficients, fit_steps, load_fitted
-from backends.simulated.cost.tables import ProfileError
+from backends.simulated.cost.models.fitted import Coefficients, fit_steps, load_fitted
+from backends.simulated.cost.tables.operator_tables import ProfileError
 from backends.simulated.hardware import load_gpu
+from backends.simulated.host_fit import fit_host
 from backends.simulated.models import load_model
-from reports.errors import RecordError
-from reports.record import read_record
+from reports.record.errors import RecordError
+from reports.record.run_record import read_record
 from tests.cost.test_profile import ROOT, workbench
 from tests.reports.records import record_of, request_row
-from workbench.run.calibrate import fit_record
+from workbench.calibrate.fit import fit_record
 
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 

@@ -12,7 +12,7 @@ from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import ScriptedSampler
-from reports.record import read_record
+from reports.record.run_record import read_record
 from tests.cost.test_profile import ROOT, workbench
 from tests.world import Job, Run, _Outbox
 from workbench.loops import LOOPS

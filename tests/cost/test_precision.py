@@ -7,12 +7,12 @@ import json
 import pytest
 
 from backends.checkpoint.precision import PARTS
-from backends.simulated.cost.roofline import RooflineCost
+from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.hardware import CatalogueError, load_gpu
-from backends.simulated.memory import ModelDoesNotFit, kv_capacity
+from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.models import ModelSpec, from_config, load_model
 from tests.cost.test_roofline import batch
-from workbench.run.settings import resolve, settings_from
+from workbench.settings.run_settings import resolve, settings_from
 
 SHAPE = {
     "model_type": "llama",

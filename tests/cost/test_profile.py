@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from backends.simulated.cost.cost_request import CostError
-from backends.simulated.cost.own_profile import write_profile
-from backends.simulated.cost.profile import ProfileCost
-from backends.simulated.cost.profiles import describe, read_profile
-from backends.simulated.cost.tables import Curve, Grid, ProfileError, grid_from_points
-from backends.simulated.cost.uneven import uneven_grid
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.tables.operator_tables import Curve, Grid, ProfileError, grid_from_points
+from backends.simulated.cost.tables.own_profile import write_profile
+from backends.simulated.cost.tables.profiles import describe, read_profile
+from backends.simulated.cost.tables.uneven import uneven_grid
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from tests.cost.profiles import (
@@ -31,7 +31,7 @@ from tests.cost.profiles import (
     linear_profile,
     needs_data,
 )
-from workbench.run.settings import resolve, settings_from
+from workbench.settings.run_settings import resolve, settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 

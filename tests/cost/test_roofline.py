@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.simulated.cost.profile import ProfileCost
-from backends.simulated.cost.profiles import read_profile
-from backends.simulated.cost.roofline import RooflineCost, default_capture_sizes
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.models.roofline import RooflineCost, default_capture_sizes
+from backends.simulated.cost.tables.profiles import read_profile
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from tests.cost.profiles import DATA, needs_data

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.simulated.cost.profile import ProfileCost
-from backends.simulated.cost.profiles import read_profile
-from backends.simulated.cost.sequence_splits import cut_at, first_uncut
-from backends.simulated.cost.tables import AttentionTable, Grid
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.tables.operator_tables import AttentionTable, Grid
+from backends.simulated.cost.tables.profiles import read_profile
+from backends.simulated.cost.tables.sequence_splits import cut_at, first_uncut
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
 from tests.cost.profiles import LLAMA, batch, needs_data

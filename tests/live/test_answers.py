@@ -17,8 +17,8 @@ pytest.importorskip("httpx2")
 import httpx2
 
 from tests.event_loop import in_a_loop
-from workbench.run.event_stream import Event, events
-from workbench.run.openai_client import Answer, CompletionsClient
+from workbench.clients.event_stream import Event, events
+from workbench.clients.openai_client import Answer, CompletionsClient
 
 ASKED = 3
 DONE = "data: [DONE]\n\n"

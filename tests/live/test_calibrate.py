@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 from typer.testing import CliRunner
 
 from tests.torch.tiny import make
+from workbench.calibrate import measure, points
 from workbench.cli.app import app
-from workbench.run import measure, points
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 pytest.importorskip("httpx2")
 
-from reports.compare import compare
-from reports.record import RunRecord, read_record
+from reports.compare.comparison import compare
+from reports.record.run_record import RunRecord, read_record
 from tests.meta_form import check_meta
 from tests.patience import PATIENCE_S, until
 from tests.serving.server import _MAIN, MODEL, Server, environment

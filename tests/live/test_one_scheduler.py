@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from traces import open_trace
-from workbench.run.replay import replay_loop
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.replay import replay_loop
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.simulated.cost import own_profile
-from backends.simulated.cost.profile import ProfileCost
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.tables import own_profile
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model
-from reports.errors import RecordError
+from reports.record.errors import RecordError
 from tests.cost.profiles import batch
-from workbench.run.operator_profile import write_operators
-from workbench.run.operators import Shape, shape_file, shapes, step_of, write_shape
-from workbench.run.points import COLUMNS, keep_conditions, write_json
+from workbench.calibrate.operator_profile import write_operators
+from workbench.calibrate.operators import Shape, shape_file, shapes, step_of, write_shape
+from workbench.calibrate.points import COLUMNS, keep_conditions, write_json
 
 MODEL = "Qwen/Qwen3-0.6B"
 LAYERS = 28

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from reports.record import read_meta
+from reports.record.run_record import read_meta
 from tests.meta_form import check_meta
 from tests.patience import PATIENCE_S, until
 

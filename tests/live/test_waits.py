@@ -8,7 +8,7 @@ import pytest
 
 from backends.simulated.clock import Clock
 from workbench.cli.waits import SaidWaits, spoken
-from workbench.run.interrupts import Interrupt
+from workbench.cluster.interrupts import Interrupt
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_long_wait_is_said_once(capsys):
 
 
 def test_a_replay_that_waits_tells_for_what(monkeypatch):
-    replay = pytest.importorskip("workbench.run.replay")
+    replay = pytest.importorskip("workbench.cluster.replay")
     monkeypatch.setattr(replay.time, "sleep", lambda seconds: None)
     clock, ticks, told = Clock(), count(0, 1000), []
     inbox = replay.ReplayInbox(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from reports.load import load_runs
-from reports.record import RunRecord
+from reports.record.load import load_runs
+from reports.record.run_record import RunRecord
 from tests.reports.simulated import LOOPS, SAMPLE, simulate
 
 Opened = Callable[..., Any]

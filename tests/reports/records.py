@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from reports.record import IterationLog, RunRecord
-from reports.schema import DECODE, ITERATION_COLUMNS, PREFILL, REQUEST_COLUMNS, Kind
+from reports.record.run_record import IterationLog, RunRecord
+from reports.record.schema import DECODE, ITERATION_COLUMNS, PREFILL, REQUEST_COLUMNS, Kind
 
 HOST_S = {"receive": 20e-6, "schedule": 150e-6, "launch": 400e-6, "process": 250e-6}
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.page import write_report
-from reports.record import RunRecord
+from reports.page.report_page import write_report
+from reports.record.run_record import RunRecord
 from tests.reports.records import iteration_row, record_of, request_row
 from tests.reports.simulated import LOOPS
 

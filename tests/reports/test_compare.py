@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.compare import compare, first_difference
-from reports.errors import RecordError
-from reports.measured import read_measured, settings_of
-from reports.record import RunRecord, read_record, write_record
+from reports.compare.comparison import compare, first_difference
+from reports.record.errors import RecordError
+from reports.record.measured import read_measured, settings_of
+from reports.record.run_record import RunRecord, read_record, write_record
 from tests.cost.test_profile import ROOT, workbench
 from tests.meta_form import check_meta
 from tests.reports.records import record_of, request_row

@@ -14,19 +14,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from reports.caveats import caveats
-from reports.compact import compact_table
-from reports.compare import compare
-from reports.errors import RecordError
-from reports.page import make_report, page_html
-from reports.record import RunRecord, write_record
-from reports.sweep_metrics import sweep_summary
-from reports.table import comparison_table, to_json
-from reports.trace_events import write_trace_events
-from reports.verdict import verdict
+from reports.compare.comparison import compare
+from reports.exports.trace_events import write_trace_events
+from reports.metrics.sweep_metrics import sweep_summary
+from reports.page.report_page import make_report, page_html
+from reports.record.errors import RecordError
+from reports.record.run_record import RunRecord, write_record
+from reports.terminal.compact import compact_table
+from reports.terminal.table import comparison_table, to_json
+from reports.verdict.caveats import caveats
+from reports.verdict.verdict import verdict
 from tests.reports.records import iteration_row, record_of, request_row
+from workbench.calibrate.budget import error_budget
 from workbench.cli.app import app
-from workbench.run.budget import error_budget
 
 NO_NUMBER = re.compile(r"(?<![\w.])[-+±]?(nan|inf|infinity)(?![\w])", re.IGNORECASE)
 HARDWARE = {"gpu": "h100", "gpus": 1, "simulated": True}

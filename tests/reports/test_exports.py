@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.errors import RecordError
-from reports.figures import FORMATS, write_figures
-from reports.load import load_runs
-from reports.page import make_report
-from reports.record import RunRecord
-from reports.trace_events import write_trace_events
-from reports.waterfall import request_parts
+from reports.exports.figures import FORMATS, write_figures
+from reports.exports.trace_events import write_trace_events
+from reports.page.report_page import make_report
+from reports.record.errors import RecordError
+from reports.record.load import load_runs
+from reports.record.run_record import RunRecord
+from reports.timeline.waterfall import request_parts
 from tests.reports.records import record_of, toy_run
 from tests.reports.simulated import SAMPLE, simulate
 
@@ -163,7 +163,7 @@ def test_figures_are_drawn_and_the_same_every_time(tmp_path: Path, file_format: 
 
 
 def test_every_axis_of_a_figure_has_a_unit(tmp_path: Path) -> None:
-    from reports.figures import latency_figure, over_time_figure, time_use_figure
+    from reports.exports.figures import latency_figure, over_time_figure, time_use_figure
 
     report = make_report({loop: toy_run(loop, number=30) for loop in ("normal", "overlap")})
     labels = [axis.get_xlabel() for axis in latency_figure(report).axes]

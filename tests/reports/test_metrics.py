@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.intervals import covered, length, overlap, union
-from reports.metrics import summarise
-from reports.percentiles import weighted_percentile
-from reports.record import RunRecord, write_record
+from reports.metrics.intervals import covered, length, overlap, union
+from reports.metrics.percentiles import weighted_percentile
+from reports.metrics.summary import summarise
+from reports.record.run_record import RunRecord, write_record
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 
 

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.caveats import caveats
-from reports.errors import RecordError
-from reports.metrics import latency_samples, summarise
-from reports.page import MOST_BYTES, write_report
-from reports.record import RunRecord, read_record, write_record
-from reports.series import latency_cdfs, over_time, run_over_time
-from reports.settings import compare_settings, notes
-from reports.timeline import Bar, busiest_windows
+from reports.compare.settings import compare_settings, notes
+from reports.metrics.summary import latency_samples, summarise
+from reports.page.report_page import MOST_BYTES, write_report
+from reports.record.errors import RecordError
+from reports.record.run_record import RunRecord, read_record, write_record
+from reports.timeline.series import latency_cdfs, over_time, run_over_time
+from reports.timeline.windows import Bar, busiest_windows
+from reports.verdict.caveats import caveats
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 from tests.reports.simulated import SAMPLE
 from traces import open_trace
 from traces.reshape import reshape
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.simulate import simulate_loop
+from workbench.settings.run_settings import RunSettings
 
 COMMAND = 'workbench simulate trace.jsonl --note "</script><b>x"'
 

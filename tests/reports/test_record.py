@@ -15,11 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.csv_text import read_columns, write_columns
-from reports.labels import METRICS
-from reports.page import write_report
-from reports.record import IterationLog, RecordError, RunRecord, prepare_out, read_meta, read_record, write_record
-from reports.schema import EVENT_COLUMNS, ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
+from reports.metrics.labels import METRICS
+from reports.page.report_page import write_report
+from reports.record.csv_text import read_columns, write_columns
+from reports.record.run_record import (
+    IterationLog,
+    RecordError,
+    RunRecord,
+    prepare_out,
+    read_meta,
+    read_record,
+    write_record,
+)
+from reports.record.schema import EVENT_COLUMNS, ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports.first_arrival import from_first_arrival
-from reports.metrics import summarise
-from reports.packed import MOST, packed, tick_s_of
-from reports.page import make_report, page_html
-from reports.record import RunRecord, read_record, write_record
-from reports.schema import DECODE, PREFILL
-from reports.trace_events import write_trace_events
+from reports.exports.trace_events import write_trace_events
+from reports.metrics.summary import summarise
+from reports.page.report_page import make_report, page_html
+from reports.record.first_arrival import from_first_arrival
+from reports.record.run_record import RunRecord, read_record, write_record
+from reports.record.schema import DECODE, PREFILL
+from reports.timeline.packed import MOST, packed, tick_s_of
 from tests.reports.records import iteration_row, record_of, request_row
 
 DAY_S = 86400.0

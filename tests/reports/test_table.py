@@ -9,12 +9,12 @@ import re
 import pytest
 from rich.console import Console
 
-from reports.compact import compact_table
-from reports.labels import METRICS, difference, percent, written
-from reports.labels import Unit as U
-from reports.metrics import summarise
-from reports.table import comparison_table, to_json, verdict
-from reports.time_use import time_use
+from reports.metrics.labels import METRICS, difference, percent, written
+from reports.metrics.labels import Unit as U
+from reports.metrics.summary import summarise
+from reports.terminal.compact import compact_table
+from reports.terminal.table import comparison_table, to_json, verdict
+from reports.timeline.time_use import time_use
 from tests.reports.records import record_of, request_row, toy_run
 
 

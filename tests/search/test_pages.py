@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.sweep_metrics import SWEEP_METRICS
-from reports.sweep_page import main_effects, sweep_page_html
+from reports.metrics.sweep_metrics import SWEEP_METRICS
+from reports.page.sweep_page import main_effects, sweep_page_html
 from tests.search.run import SAMPLE, sweep, workbench
 from workbench.search.objectives import parse_objectives
 from workbench.search.results import read_results
@@ -79,7 +79,7 @@ def test_effects_are_shares_of_the_variance():
 
 
 def test_every_metric_of_a_run_is_a_column_with_a_name():
-    from reports.metrics import summarise
+    from reports.metrics.summary import summarise
     from tests.reports.records import toy_run
 
     assert set(summarise(toy_run())) <= set(SWEEP_METRICS)

@@ -14,10 +14,10 @@ from traces.lengths import parse_lengths
 from traces.memory import in_memory
 from traces.reshape import reshape
 from traces.write import write_trace as write_trace_file
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.simulate import simulate_loop
 from workbench.search.rate import MOST_SIMULATIONS, highest_rate, simulator
 from workbench.search.slo import judge, parse_slo
+from workbench.settings.run_settings import RunSettings
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from reports.metrics import summarise
+from reports.metrics.summary import summarise
 from tests.reports.records import record_of, request_row, toy_run
-from workbench.run.recorder import RequestRow
+from workbench.recording.recorder import RequestRow
 from workbench.search.slo import SloError, Watch, judge, measured_s, parse_slo
 
 

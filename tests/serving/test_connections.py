@@ -17,7 +17,7 @@ from workbench.scheduler.request import SamplingParams
 from workbench.serving import engine_client
 from workbench.serving.engine_client import EngineClient
 from workbench.serving.messages import Addresses, Chunk, Ready
-from workbench.serving.metrics import Metrics
+from workbench.serving.prometheus import Metrics
 from workbench.serving.protocol import ApiError, Sequences
 
 

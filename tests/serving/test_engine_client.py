@@ -10,7 +10,7 @@ from tests.serving.test_life_and_death import Model
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine_client import Call, EngineClient
 from workbench.serving.messages import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
-from workbench.serving.metrics import Metrics
+from workbench.serving.prometheus import Metrics
 from workbench.serving.protocol import ApiError, Sequences
 
 DRAINING = ApiError(503, "the server is shutting down", code="draining")

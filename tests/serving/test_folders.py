@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.folders import profile_folder, weights_folder, with_folders
 from workbench.serving.protocol import ApiError
-from workbench.serving.settings import ServeSettings
+from workbench.serving.serve_settings import ServeSettings
+from workbench.settings.run_settings import RunSettings
 
 
 def settings(**given):

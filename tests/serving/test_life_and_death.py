@@ -21,7 +21,7 @@ from workbench.scheduler.scheduler import Scheduler
 from workbench.serving import engine_client, vitals
 from workbench.serving.engine_client import EngineClient
 from workbench.serving.messages import Addresses
-from workbench.serving.metrics import Metrics
+from workbench.serving.prometheus import Metrics
 from workbench.serving.vitals import Vitals
 
 

@@ -12,10 +12,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests.event_loop import in_a_loop
-from workbench.run.settings import RunSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.origins import Access, guarded, parse_origin, same_origin
-from workbench.serving.settings import ServeSettings
+from workbench.serving.serve_settings import ServeSettings
+from workbench.settings.run_settings import RunSettings
 
 JSON = {"content-type": "application/json"}
 APP = "https://app.example"

@@ -12,10 +12,10 @@ from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
-from workbench.run.real import device_defaults  # noqa: E402
-from workbench.run.settings import settings_from  # noqa: E402
 from workbench.serving.backends import make_backend  # noqa: E402
-from workbench.serving.settings import ServeSettings  # noqa: E402
+from workbench.serving.serve_settings import ServeSettings  # noqa: E402
+from workbench.settings.real import device_defaults  # noqa: E402
+from workbench.settings.run_settings import settings_from  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'developer' %}{{ raise_exception('no developers here') }}{% endif %}"

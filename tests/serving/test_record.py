@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from reports.record import read_record
+from reports.record.run_record import read_record
 from tests.meta_form import check_meta
 from tests.serving.server import MODEL, Server, answer
 from traces import open_trace
 from workbench.cli.app import app
-from workbench.serving.record import BLOCK_TOKENS, BlockHash
+from workbench.serving.recording import BLOCK_TOKENS, BlockHash
 from workbench.serving.tokenizer import ByteTokenizer
 
 SHARED = "a system prompt that every request begins with, long enough to be shared; "
@@ -136,7 +136,7 @@ def test_the_trace_tools_read_the_trace(recorded):
 
 
 def test_force_replaces_a_record_and_nothing_else_is_replaced(recorded, tmp_path):
-    from reports.record import RecordError, prepare_out
+    from reports.record.run_record import RecordError, prepare_out
 
     _, folder = recorded
     with pytest.raises(RecordError, match="not empty"):

@@ -8,7 +8,7 @@ import threading
 import pytest
 from tokenizers import processors
 
-from reports.record import read_record
+from reports.record.run_record import read_record
 from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_text_streams import byte_fallback
 from workbench.serving.tokenizer import ByteTokenizer

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from reports.record import read_record  # noqa: E402
+from reports.record.run_record import read_record  # noqa: E402
 from tests.patience import until  # noqa: E402
 from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.torch.config import Fields, UnsupportedModel
 from backends.torch.loader import load_config
+from backends.torch.model_config import Fields, UnsupportedModel
 from backends.torch.models import MODELS, model_class
 from tests.torch.checkpoints import says, write
 from tests.torch.tiny import COMMON

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backends.torch import fp8
-from backends.torch.config import UnsupportedModel
 from backends.torch.loader import load_config, load_model
+from backends.torch.model_config import UnsupportedModel
 from backends.torch.models.decoder import BadCheckpoint
 from backends.torch.ops import load_ops
 from backends.torch.parallel import Parallel

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from backends.torch.config import UnsupportedModel
 from backends.torch.loader import ModelNotFound, load_tokenizer
+from backends.torch.model_config import UnsupportedModel
 from tests.torch.checkpoints import load, says, write
 from tests.torch.tiny import Driver, make, prompts, reference
 

@@ -92,10 +92,10 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     # The table comes last, and names what was left out.
     assert done.stdout.splitlines()[-1].startswith("skipped: ")
 
-    from reports.record import read_record
+    from reports.record.run_record import read_record
     from traces import open_trace
-    from workbench.run.operator_profile import write_operators
-    from workbench.run.points import fit_points
+    from workbench.calibrate.operator_profile import write_operators
+    from workbench.calibrate.points import fit_points
 
     points = out / "calibration.points"
     of_loop = [len(list(points.glob(f"*.{loop}.json"))) for loop in ("normal", "overlap")]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from backends.torch.config import UnsupportedModel
 from backends.torch.loader import ModelNotFound, load_config
+from backends.torch.model_config import UnsupportedModel
 from backends.torch.models.decoder import BadCheckpoint
 from backends.torch.parallel import Parallel
 from tests.torch.checkpoints import load, rewrite, says, write

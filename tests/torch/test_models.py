@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from backends.torch.config import Fields, UnsupportedModel
 from backends.torch.layers import even_share, kv_head_share
 from backends.torch.loader import load_model
+from backends.torch.model_config import Fields, UnsupportedModel
 from backends.torch.models import MODELS
 from backends.torch.models.llama import LlamaForCausalLM
 from backends.torch.ops import load_ops

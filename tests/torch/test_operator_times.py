@@ -16,7 +16,7 @@ from backends.torch import operator_times
 from backends.torch.operator_times import timed_steps
 from backends.torch.workers import CpuWorker, RunnerOptions
 from tests.torch.tiny import VOCAB, make
-from workbench.run.operators import Shape, spread_ids, step_of
+from workbench.calibrate.operators import Shape, spread_ids, step_of
 
 LAYERS = 3
 EVERY_LAYER = ("matrix:qkv_proj", "matrix:o_proj", "rotary_emb", "kv_store")

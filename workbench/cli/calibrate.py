@@ -78,13 +78,13 @@ def calibrate(
 def _calibrate(
     folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str, flags: dict[str, Any]
 ) -> None:
-    from backends.simulated.cost.own_profile import is_own
-    from reports.json_file import json_text
-    from reports.record import RecordError, read_record
-    from workbench.run.calibrate import fit_record
-    from workbench.run.measure import wants_file
-    from workbench.run.operator_profile import write_operators
-    from workbench.run.points import fit_points, is_points
+    from backends.simulated.cost.tables.own_profile import is_own
+    from reports.record.json_file import json_text
+    from reports.record.run_record import RecordError, read_record
+    from workbench.calibrate.fit import fit_record
+    from workbench.calibrate.measure import wants_file
+    from workbench.calibrate.operator_profile import write_operators
+    from workbench.calibrate.points import fit_points, is_points
 
     if (folder is None) == (flags["model"] is None):
         raise RecordError("give either a MODEL to measure or --from FOLDER to fit")
@@ -126,7 +126,7 @@ def _calibrate(
 def _stages(console: Any, found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from backends.simulated.cost.fitted import TERMS
+    from backends.simulated.cost.models.fitted import TERMS
 
     for number, stage in enumerate(found["stages"]):
         table = Table(box=None, pad_edge=False, title=f"stage {number}" if len(found["stages"]) > 1 else None)
@@ -150,13 +150,13 @@ def _measure(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
+    from workbench.settings.run_settings import settings_from
 
     settings = settings_from(None, flags)
     try:
-        from workbench.run.measure import measure, points_folder
-        from workbench.run.real import choose_device
+        from workbench.calibrate.measure import measure, points_folder
+        from workbench.settings.real import choose_device
 
         device = choose_device(backend)
     except ModuleNotFoundError as error:

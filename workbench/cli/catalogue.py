@@ -27,7 +27,7 @@ def catalogue(
     with one_line_errors():
         from backends.simulated.hardware import gpu_names, load_gpu
         from backends.simulated.models import load_model, model_names
-        from reports.json_file import json_text
+        from reports.record.json_file import json_text
 
         if name is not None:
             found = _one(name)
@@ -71,7 +71,7 @@ def _one(name: str) -> dict[str, Any]:
 
     from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
     from backends.simulated.models import load_model, model_names
-    from reports.labels import weights_label
+    from reports.metrics.labels import weights_label
 
     if Path(name).suffix == ".toml" or name.lower() in gpu_names():
         return dataclasses.asdict(load_gpu(name))

@@ -11,7 +11,7 @@ import typer
 from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
-    from reports.compare import Comparison
+    from reports.compare.comparison import Comparison
 
 
 @with_trace_flags
@@ -58,11 +58,11 @@ def _compare(
     as_json: bool,
     reading: TraceReading,
 ) -> None:
-    from reports.compare import compare as compare_records
-    from reports.json_file import json_text
-    from reports.record import RecordError, read_record
-    from reports.schema import DECISIONS_FILE
-    from workbench.run.budget import error_budget
+    from reports.compare.comparison import compare as compare_records
+    from reports.record.json_file import json_text
+    from reports.record.run_record import RecordError, read_record
+    from reports.record.schema import DECISIONS_FILE
+    from workbench.calibrate.budget import error_budget
 
     if origin not in (None, "arrival", "queued"):
         raise RecordError(f"--from: {origin!r} is not one of arrival, queued")
@@ -70,7 +70,7 @@ def _compare(
     found = compare_records(a, b, origin)
     files = [path / DECISIONS_FILE for path in (path_a, path_b)]
     if all(file.is_file() for file in files):
-        from reports.compare import first_difference
+        from reports.compare.comparison import first_difference
 
         found.decisions = first_difference(*(_decisions(file) for file in files))
     found.budget = error_budget(a, b, found.latency_from, trace, reading)
@@ -85,8 +85,8 @@ def _compare(
 
 
 def _write_page(path_a: Path, path_b: Path, found: Comparison, out: Path) -> None:
-    from reports.load import load_runs
-    from reports.page import title_of, write_report
+    from reports.page.report_page import title_of, write_report
+    from reports.record.load import load_runs
 
     # The requests have been matched: what the records call their trace does not matter any more.
     records = load_runs([path_a, path_b], mixed_traces=True)
@@ -95,7 +95,7 @@ def _write_page(path_a: Path, path_b: Path, found: Comparison, out: Path) -> Non
 
 
 def _decisions(path: Path) -> list[dict[str, Any]]:
-    from reports.record import RecordError
+    from reports.record.run_record import RecordError
 
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -110,7 +110,7 @@ def _print(found: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from reports.compare_section import COLUMNS, error_rows, sentences
+    from reports.compare.section import COLUMNS, error_rows, sentences
 
     console = Console()
     console.print(

@@ -12,7 +12,7 @@ import typer
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn the project's own errors, and the system's about files, into ``error: ...`` and exit code 2."""
-    from reports.record import RecordError
+    from reports.record.run_record import RecordError
 
     try:
         yield

@@ -25,8 +25,8 @@ def import_run(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from reports.measured import read_measured
-        from reports.record import prepare_out, write_record
+        from reports.record.measured import read_measured
+        from reports.record.run_record import prepare_out, write_record
         from workbench.cli.runs import command_line
 
         record = read_measured(source, name)

@@ -15,7 +15,7 @@ from workbench.cli.trace_flags import TraceReading, with_trace_flags
 if TYPE_CHECKING:
     import numpy as np
 
-    from workbench.run.observe import Observer, ObserveSettings
+    from workbench.clients.observe import Observer, ObserveSettings
 
 _SERVER = "Server"
 
@@ -85,7 +85,7 @@ def observe(
         from workbench.scheduler.config import ConfigError
 
         try:
-            from workbench.run.observe import ObserveSettings
+            from workbench.clients.observe import ObserveSettings
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"observing needs the package {error.name!r}: pip install 'llm-workbench[live]'"
@@ -106,13 +106,13 @@ def _run(
     vocab: int | None,
     api_key: str | None,
 ) -> None:
-    from reports.record import prepare_out, write_record
+    from reports.record.run_record import prepare_out, write_record
     from traces.text import load_tokenizer
     from workbench.cli.runs import command_line, free_folder, open_reshaped
-    from workbench.run.observe import Observer, failures
-    from workbench.run.observe import observe as run_observer
-    from workbench.run.settings import RunSettings
+    from workbench.clients.observe import Observer, failures
+    from workbench.clients.observe import observe as run_observer
     from workbench.scheduler.config import ConfigError
+    from workbench.settings.run_settings import RunSettings
 
     if not settings.url.startswith(("http://", "https://")):
         raise ConfigError(f"{settings.url}: not the URL of a server: it begins with http:// or https://")
@@ -186,9 +186,9 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
 
 
 def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool) -> None:
-    from reports.cuts import cut_lines
-    from reports.metrics import summarise
-    from reports.table import comparison_table, to_json
+    from reports.metrics.cuts import cut_lines
+    from reports.metrics.summary import summarise
+    from reports.terminal.table import comparison_table, to_json
 
     summaries = {record.name: summarise(record, settings.slo_ttft, settings.slo_tpot)}
     if as_json:

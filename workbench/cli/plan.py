@@ -201,7 +201,7 @@ def _report(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from reports.json_file import json_text
+    from reports.record.json_file import json_text
     from workbench.search.plan import answer, result, write_plan
 
     currency = shared.prices.currency if shared.prices is not None else ""
@@ -230,7 +230,7 @@ def _table(candidates: list[Candidate], limits: list[Limit], load: Load, names: 
 
     from rich.table import Table
 
-    from reports.labels import Unit, written
+    from reports.metrics.labels import Unit, written
 
     priced = any(candidate.cost_per_hour is not None for candidate in candidates)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)

@@ -27,8 +27,8 @@ def show(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from backends.simulated.cost.profiles import describe
-        from reports.json_file import json_text
+        from backends.simulated.cost.tables.profiles import describe
+        from reports.record.json_file import json_text
 
         found = describe(path, model)
         if as_json:

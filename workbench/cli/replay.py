@@ -11,9 +11,9 @@ from workbench.cli import options
 from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
-    from reports.record import RunRecord
+    from reports.record.run_record import RunRecord
     from traces import Trace
-    from workbench.run.settings import RunSettings
+    from workbench.settings.run_settings import RunSettings
 
 
 @with_trace_flags
@@ -107,13 +107,13 @@ def _run(
 ) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cli.waits import SaidWaits
-    from workbench.run.idle import check_effects
-    from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
+    from workbench.settings.idle import check_effects
+    from workbench.settings.run_settings import settings_from
 
     try:
-        from workbench.run.real import check_device_effects, choose_device, device_defaults, runner_options
-        from workbench.run.replay import replay_loop
+        from workbench.cluster.replay import replay_loop
+        from workbench.settings.real import check_device_effects, choose_device, device_defaults, runner_options
 
         device = choose_device(backend)
         say(check_device_effects(flags, config, device))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from reports.page import Report
+    from reports.page.report_page import Report
 
 _OUT, _WHAT = "Output", "Comparison"
 
@@ -61,20 +61,20 @@ def report(
     with one_line_errors():
         if figures is not None and figures not in ("png", "svg", "pdf"):
             raise ValueError(f"--figures {figures}: choose png, svg or pdf")
-        from reports.load import load_runs
-        from reports.page import title_of, write_report
+        from reports.page.report_page import title_of, write_report
+        from reports.record.load import load_runs
 
         records = load_runs(runs, mixed_traces)
         page = out if out is not None else (runs[0] if len(runs) == 1 else Path()) / "report.html"
         made = write_report(records, page, title_of(records), "", slo_ttft, slo_tpot, baseline)
         written = [f"report: {page}"]
         if trace_events is not None:
-            from reports.trace_events import write_trace_events
+            from reports.exports.trace_events import write_trace_events
 
             number = write_trace_events(records, trace_events)
             written.append(f"timeline: {trace_events} ({number:,} events; open it at ui.perfetto.dev)")
         if figures is not None:
-            from reports.figures import write_figures
+            from reports.exports.figures import write_figures
 
             folder = figures_dir if figures_dir is not None else page.parent / "figures"
             files = write_figures(made, folder, figures)
@@ -85,10 +85,10 @@ def report(
 def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[str]) -> None:
     from rich.console import Console
 
-    from reports.caveats import caveats
-    from reports.compact import compact_table
-    from reports.table import comparison_table, to_json
-    from reports.verdict import verdict
+    from reports.terminal.compact import compact_table
+    from reports.terminal.table import comparison_table, to_json
+    from reports.verdict.caveats import caveats
+    from reports.verdict.verdict import verdict
 
     if as_json:
         print(to_json(made.numbers, report=page, uses=made.uses, records=made.records))
@@ -112,9 +112,9 @@ def diff_config(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from reports.load import told_apart
-        from reports.record import read_meta
-        from reports.settings import differing_settings
+        from reports.compare.settings import differing_settings
+        from reports.record.load import told_apart
+        from reports.record.run_record import read_meta
 
         metas = [read_meta(one), read_meta(other)]
         names = [str(meta.get("name") or folder.name) for meta, folder in zip(metas, (one, other), strict=True)]
@@ -122,7 +122,7 @@ def diff_config(
             names = told_apart([one, other]) if one.resolve() != other.resolve() else [str(one), str(other)]
         rows = differing_settings(metas)
         if as_json:
-            from reports.json_file import json_text
+            from reports.record.json_file import json_text
 
             print(json_text({name: dict(zip(names, texts, strict=True)) for name, texts in rows.items()}))
             return

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from reports.schema import PAGE_FILE
+from reports.record.schema import PAGE_FILE
 from workbench.cli.trace_flags import TraceReading, open_as
 
 if TYPE_CHECKING:
-    from reports.page import Report
-    from reports.record import RunRecord
+    from reports.page.report_page import Report
+    from reports.record.run_record import RunRecord
     from traces import Trace
-    from workbench.run.settings import RunSettings
+    from workbench.settings.run_settings import RunSettings
 
 
 def command_line() -> str:
@@ -56,8 +56,8 @@ def run_and_report(
 
     Raises typer.Exit with 130 after an interrupt and 2 when no request could be served at all; whatever ``run_one`` raises.
     """
-    from reports.record import prepare_out
-    from reports.refused import refused
+    from reports.metrics.refused import refused
+    from reports.record.run_record import prepare_out
 
     folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
     prepare_out(folder, force)
@@ -101,8 +101,8 @@ def _run_all(
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from reports.record import write_record
-    from workbench.run.interrupts import noted_interrupts
+    from reports.record.run_record import write_record
+    from workbench.cluster.interrupts import noted_interrupts
 
     command = command_line()
     sha256 = trace.sha256()
@@ -171,7 +171,7 @@ def _progress(bar: Any, task: Any) -> Any:
 
 
 def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettings) -> Report:
-    from reports.page import write_report
+    from reports.page.report_page import write_report
 
     first = next(iter(records.values()))
     title = f"{first.meta['trace']['name']}: {first.meta['model']} on {first.meta['hardware']['gpu']}"
@@ -180,11 +180,11 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
 
 
 def _print(made: Report, folder: Path, as_json: bool) -> None:
-    from reports.cuts import cut_lines
-    from reports.labels import weights_label
-    from reports.settings import notes
-    from reports.table import comparison_table, to_json
-    from reports.verdict import verdict
+    from reports.compare.settings import notes
+    from reports.metrics.cuts import cut_lines
+    from reports.metrics.labels import weights_label
+    from reports.terminal.table import comparison_table, to_json
+    from reports.verdict.verdict import verdict
 
     records, page = made.records, folder / PAGE_FILE
     if as_json:

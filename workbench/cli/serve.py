@@ -218,13 +218,13 @@ def serve(
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
     from workbench.cli.runs import command_line, say
-    from workbench.run.idle import check_effects
-    from workbench.run.real import check_device_effects, choose_device, device_defaults, runner_options
-    from workbench.run.settings import settings_from
     from workbench.scheduler.config import ConfigError
+    from workbench.settings.idle import check_effects
+    from workbench.settings.real import check_device_effects, choose_device, device_defaults, runner_options
+    from workbench.settings.run_settings import settings_from
 
     try:
-        from workbench.serving.settings import ServeSettings
+        from workbench.serving.serve_settings import ServeSettings
         from workbench.serving.supervisor import serve as run_server
 
         real = server["backend"] in ("auto", "cpu", "cuda")

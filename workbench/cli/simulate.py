@@ -11,9 +11,9 @@ from workbench.cli import options
 from workbench.cli.trace_flags import TraceReading, with_trace_flags
 
 if TYPE_CHECKING:
-    from reports.record import RunRecord
+    from reports.record.run_record import RunRecord
     from traces import Trace
-    from workbench.run.settings import RunSettings
+    from workbench.settings.run_settings import RunSettings
 
 
 @with_trace_flags
@@ -103,9 +103,9 @@ def _run(
     flags: dict[str, Any],
 ) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
-    from workbench.run.idle import check_effects
-    from workbench.run.settings import resolve, settings_from
-    from workbench.run.simulate import simulate_loop
+    from workbench.cluster.simulate import simulate_loop
+    from workbench.settings.idle import check_effects
+    from workbench.settings.run_settings import resolve, settings_from
 
     settings = settings_from(config, flags, like)
     say(check_effects(settings, flags, config))

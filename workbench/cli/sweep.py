@@ -179,7 +179,7 @@ def _run(
 
 def _warn(rows: list[dict[str, Any]]) -> bool:
     """Say on stderr which points could not serve every request; whether no point could serve any."""
-    from reports.sweep_metrics import compared
+    from reports.metrics.sweep_metrics import compared
     from workbench.search.point import INCOMPLETE
 
     lost = [row for row in rows if row["status"] == INCOMPLETE]
@@ -248,8 +248,8 @@ def _report(
 ) -> None:
     from collections import Counter
 
-    from reports.json_file import json_text
-    from reports.sweep_page import write_sweep_page
+    from reports.page.sweep_page import write_sweep_page
+    from reports.record.json_file import json_text
     from workbench.search.results import PAGE, RESULTS
     from workbench.search.sweep import best_rows, pareto_front
 
@@ -299,8 +299,8 @@ def _brief(row: dict[str, Any], names: list[str], objectives: list[Objective]) -
 def _table(front: list[dict[str, Any]], names: list[str], objectives: list[Objective]) -> Any:
     from rich.table import Table
 
-    from reports.labels import written
-    from reports.sweep_metrics import SWEEP_METRICS
+    from reports.metrics.labels import written
+    from reports.metrics.sweep_metrics import SWEEP_METRICS
 
     what = "Pareto front: no other point is better in all of these" if len(objectives) > 1 else "Best point"
     table = Table(

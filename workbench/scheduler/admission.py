@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from workbench.scheduler.kv.radix import Node
 from workbench.scheduler.policy import Policy, check_permutation
-from workbench.scheduler.radix import Node
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import PrefillRow
 from workbench.scheduler.state import OUTPUT_ESTIMATE_LIMIT, SchedulerState, Slot, remove_from

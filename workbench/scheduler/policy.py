@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.scheduler.cache import CacheManager
 from workbench.scheduler.config import ConfigError
-from workbench.scheduler.radix import Node
+from workbench.scheduler.kv.cache import CacheManager
+from workbench.scheduler.kv.radix import Node
 from workbench.scheduler.request import Req
 
 PREFIX_LIMIT = 128

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from workbench.scheduler.radix import Node
+    from workbench.scheduler.kv.radix import Node
     from workbench.scheduler.sessions import Session
 
 DEFAULT_MAX_NEW_TOKENS = 4096

@@ -7,9 +7,9 @@ from itertools import compress
 
 import numpy as np
 
+from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.request import Req
 from workbench.scheduler.stops import StopIds, chosen, stacked
-from workbench.scheduler.table import TableManager
 
 _ONE = np.array(1)
 """Added on every step; numpy takes twice as long to add a Python number to a small array."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
-from workbench.scheduler.table import TableManager
 
 MAX_SESSIONS = 4096
 """Sessions that may be open at a time, so that clients which never close theirs cannot eat memory without end: an open one

@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from workbench.scheduler.cache import CacheManager
 from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.kv.cache import CacheManager
+from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.policy import PolicyView
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import RunningSet, place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.sessions import Sessions
-from workbench.scheduler.table import TableManager
 
 OUTPUT_ESTIMATE_LIMIT = 4096
 """Admission expects no request to write more than this many tokens, whatever its bound."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from reports.labels import Unit, percent, written
-from reports.record import RunRecord
-from reports.schema import ABORTED, DECODE
+from reports.metrics.labels import Unit, percent, written
+from reports.record.run_record import RunRecord
+from reports.record.schema import ABORTED, DECODE
 from workbench.search.slo import Limit
 
 DOMINANT = 0.5

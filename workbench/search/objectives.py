@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from reports.labels import Better
-from reports.sweep_metrics import SWEEP_METRICS
+from reports.metrics.labels import Better
+from reports.metrics.sweep_metrics import SWEEP_METRICS
 from workbench.search.space import SpaceError
 
 DEFAULT_OBJECTIVES = "output_throughput_per_gpu,ttft_p99_s"

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reports.metrics import Summary
-from reports.record import write_record
-from reports.refused import refused
-from reports.sweep_metrics import sweep_summary
+from reports.metrics.refused import refused
+from reports.metrics.summary import Summary
+from reports.metrics.sweep_metrics import sweep_summary
+from reports.record.run_record import write_record
 from traces import Trace
 from traces.reshape import reshape
-from workbench.run.idle import acts
-from workbench.run.settings import LOOP_NAMES, RunSettings, read_settings_file, resolve, settings_from
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
+from workbench.settings.idle import acts
+from workbench.settings.run_settings import LOOP_NAMES, RunSettings, read_settings_file, resolve, settings_from
 
 FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
 STATUSES = (FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reports.cuts import cuts_of
-from reports.record import RunRecord
-from reports.refused import Refused, is_refused, refused
+from reports.metrics.cuts import cuts_of
+from reports.metrics.refused import Refused, is_refused, refused
+from reports.record.run_record import RunRecord
 from traces import Trace
 from traces.reshape import reshape
-from workbench.run.settings import RunSettings
-from workbench.run.simulate import simulate_loop
+from workbench.cluster.simulate import simulate_loop
 from workbench.search.causes import explain
 from workbench.search.slo import Limit, Verdict, Watch, judge
+from workbench.settings.run_settings import RunSettings
 
 MOST_SIMULATIONS = 12
 TOLERANCE = 0.02

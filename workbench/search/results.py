@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from reports.json_file import read_object
-from reports.out_folder import PAGE_MARK
-from reports.sweep_metrics import SWEEP_METRICS
+from reports.metrics.sweep_metrics import SWEEP_METRICS
+from reports.record.json_file import read_object
+from reports.record.out_folder import PAGE_MARK
 from workbench.search.point import STATUSES, Outcome
 from workbench.search.space import Point, parse_value, setting_types
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.labels import Unit, written
-from reports.percentiles import weighted_percentile
-from reports.record import RunRecord
-from reports.refused import is_refused
-from workbench.run.recorder import RequestRow
+from reports.metrics.labels import Unit, written
+from reports.metrics.percentiles import weighted_percentile
+from reports.metrics.refused import is_refused
+from reports.record.run_record import RunRecord
+from workbench.recording.recorder import RequestRow
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e", "queue")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "": 1.0}

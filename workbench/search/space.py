@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.run.settings import RunSettings
+from workbench.settings.run_settings import RunSettings
 
 Point = dict[str, Any]
 """One value for every varied setting."""

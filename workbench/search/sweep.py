@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from reports.sweep_metrics import compared
-from workbench.run.idle import idle_in
-from workbench.run.interrupts import Interrupted, noted_interrupts
+from reports.metrics.sweep_metrics import compared
+from workbench.cluster.interrupts import Interrupted, noted_interrupts
 from workbench.search.executor import open_executor
 from workbench.search.objectives import Objective
 from workbench.search.point import FAILED, INVALID, TIMED_OUT, Outcome, Shared, run_point
 from workbench.search.results import Results, Row
 from workbench.search.sources import Source
 from workbench.search.space import Dimension, Point, SpaceError
+from workbench.settings.idle import idle_in
 
 TICK_S = 0.25
 """How often progress is shown while nothing finishes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from reports.record import RecordError
+from reports.record.run_record import RecordError
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
@@ -18,8 +18,8 @@ from workbench.serving.backends import LiveBackend, SyntheticText, make_backend
 from workbench.serving.live import Ending, LiveInbox, LiveOutbox
 from workbench.serving.messages import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 from workbench.serving.process import begin_child
-from workbench.serving.record import LiveRecord
-from workbench.serving.settings import ServeSettings
+from workbench.serving.recording import LiveRecord
+from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.vitals import Vitals, heartbeat
 
 

@@ -41,7 +41,7 @@ from workbench.serving.messages import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.metrics import Metrics
+from workbench.serving.prometheus import Metrics
 from workbench.serving.protocol import ApiError, Sequences
 
 MAX_UNREAD_BYTES = 256 << 20

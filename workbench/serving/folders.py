@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.scheduler.config import ConfigError
 from workbench.serving.protocol import ApiError, bad_value
-from workbench.serving.settings import ServeSettings
+from workbench.serving.serve_settings import ServeSettings
 
 
 def with_folders(settings: ServeSettings) -> ServeSettings:

@@ -21,15 +21,15 @@ from workbench.serving.chat_templates import Bounds, ChatTemplates
 from workbench.serving.engine_client import Call, ClientGone, EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.messages import ControlAction
-from workbench.serving.metrics import CONTENT_TYPE, Metrics
 from workbench.serving.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.objectives import cache_salt, objective
 from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
+from workbench.serving.prometheus import CONTENT_TYPE, Metrics
 from workbench.serving.prompts import Prompts
 from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
 from workbench.serving.request_ids import answered_as, checked, given_id
+from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
-from workbench.serving.settings import ServeSettings
 from workbench.serving.tokenizer import Tokenizer
 
 Endpoint = Callable[[Request], Awaitable[Any]]

@@ -43,7 +43,7 @@ from workbench.serving.messages import (
     decode_to_scheduler,
     encode,
 )
-from workbench.serving.record import LiveRecord
+from workbench.serving.recording import LiveRecord
 from workbench.serving.sessions import session_message
 from workbench.serving.upkeep import Upkeep
 from workbench.serving.vitals import Vitals

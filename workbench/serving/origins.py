@@ -24,7 +24,7 @@ from workbench.scheduler.config import ConfigError
 from workbench.serving import request_ids
 from workbench.serving.http import error_response
 from workbench.serving.protocol import ApiError
-from workbench.serving.settings import ServeSettings
+from workbench.serving.serve_settings import ServeSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Nothing is changed by these, and no page of another origin can read what they answer."""

@@ -15,8 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from reports.record import prepare_out
-from workbench.run.settings import RunSettings
+from reports.record.run_record import prepare_out
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends import SyntheticText
 from workbench.serving.connections import Crowded, Server, connection_room, raise_open_files
@@ -26,13 +25,14 @@ from workbench.serving.engine_client import EngineClient
 from workbench.serving.folders import with_folders
 from workbench.serving.http import Api
 from workbench.serving.messages import Addresses, Ready
-from workbench.serving.metrics import Metrics
 from workbench.serving.origins import Access, guarded
+from workbench.serving.prometheus import Metrics
 from workbench.serving.protocol import ApiError
 from workbench.serving.request_ids import RequestIds
-from workbench.serving.settings import ServeSettings
+from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.serving.tokenizer import Tokenizer, load_tokenizer
+from workbench.settings.run_settings import RunSettings
 
 FLUSH_S = 5.0
 """How long answers may take to leave once nothing more will come."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostError, CostRequest
-from backends.simulated.cost.roofline import RooflineCost
+from backends.simulated.cost.models.roofline import RooflineCost
 
 KINDS = ("roofline", "profile:PATH", "fitted:PATH")
 
@@ -36,11 +36,11 @@ def build_cost(spec: str, want: CostRequest) -> CostModel:
             capture_sizes=want.capture_sizes,
         )
     if kind == "fitted":
-        from backends.simulated.cost.fitted import load_fitted
+        from backends.simulated.cost.models.fitted import load_fitted
 
         return load_fitted(path, want)
-    from backends.simulated.cost.profile import ProfileCost
-    from backends.simulated.cost.profiles import read_profile
+    from backends.simulated.cost.models.profile import ProfileCost
+    from backends.simulated.cost.tables.profiles import read_profile
 
     tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
     return ProfileCost(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.torch.config import Fields
+from backends.torch.model_config import Fields
 from backends.torch.models.decoder import Model
 from backends.torch.models.llama import LlamaForCausalLM
 from backends.torch.models.mistral import MistralForCausalLM

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backends.torch.config import Fields, ModelConfig
 from backends.torch.forward_batch import ForwardBatch, KVPool
 from backends.torch.fp8 import DTYPE as FP8
 from backends.torch.layers import MLP, AnySource, Attention, Fp8Source, Mixture, RMSNorm, Vocabulary, kv_head_share
+from backends.torch.model_config import Fields, ModelConfig
 from backends.torch.parallel import Parallel
 from backends.torch.rotary import cos_sin_table
 

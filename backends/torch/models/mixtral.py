@@ -9,8 +9,8 @@ from types import ModuleType
 from torch import Tensor
 
 from backends.checkpoint.families import DEFAULTS, windows
-from backends.torch.config import Fields, ModelConfig
 from backends.torch.layers import AnySource, Mixture
+from backends.torch.model_config import Fields, ModelConfig
 from backends.torch.models.decoder import DecoderLayer, Model
 from backends.torch.parallel import Parallel
 

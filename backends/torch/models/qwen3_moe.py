@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backends.checkpoint.families import DEFAULTS, experts, mixtures, windows
-from backends.torch.config import Fields, ModelConfig
+from backends.torch.model_config import Fields, ModelConfig
 from backends.torch.models.decoder import Model
 
 

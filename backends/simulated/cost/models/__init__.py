@@ -1,0 +1,1 @@
+"""Cost models: a batch to seconds."""

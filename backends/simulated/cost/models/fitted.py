@@ -1,0 +1,234 @@
+"""The fitted cost model: a step's time as a few coefficients, found from the iterations of a run record.
+
+    step = c0 + c1 tokens + c2 max(tokens - knee, 0) + c3 decodes + c4 context of decodes
+         + (steps with prompts only) c5 + c6 prompt tokens x their mean context
+
+The terms are a roofline's: weights are read whatever the batch (c0), arithmetic shows beyond a knee (c1, c2), attention
+reads the context of decodes (c4) and multiplies prompts with theirs (c6). Coefficients are not negative, so the model
+never predicts that more work takes less time, also outside the range that the record covers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.simulated.cost.cost_request import CostRequest, check_gpu, check_model
+from backends.simulated.cost.models.communication import send_s
+from backends.simulated.cost.models.least_squares import relative_least_squares
+from backends.simulated.cost.models.roofline import ACTIVATION_BYTES
+from backends.simulated.cost.tables.operator_tables import ProfileError, Provenance
+from backends.simulated.hardware import GPU
+from backends.simulated.models import ModelSpec
+from backends.simulated.value_file import read_json
+from workbench.scheduler.batch import ModelWorkerBatch
+
+FORMAT = "workbench fitted costs"
+FORMAT_VERSION = 1
+TERMS = ("step_s", "token_s", "token_beyond_knee_s", "decode_s", "decode_context_s", "prompt_step_s", "prompt_pair_s")
+KNEES = (0, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+LEAST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Of one stage."""
+
+    values: tuple[float, ...]
+    """Seconds, one for each of :data:`TERMS`."""
+    knee_tokens: int
+
+    def seconds(self, prompt: float, decodes: float, context: float, pairs: float) -> float:
+        """A step of ``prompt`` prompt tokens and ``decodes`` decodes at ``context`` context tokens in all; ``pairs`` is
+        the prompt tokens times the mean context they attend to."""
+        v = self.values
+        tokens = prompt + decodes
+        seconds = v[0] + v[1] * tokens + v[3] * decodes + v[4] * context
+        if tokens > self.knee_tokens:
+            seconds += v[2] * (tokens - self.knee_tokens)
+        if prompt:
+            seconds += v[5] + v[6] * pairs
+        return seconds
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Coefficients and how well they describe what they were fitted to."""
+
+    coefficients: Coefficients
+    steps: int
+    mean_error: float
+    """Mean over steps of the absolute relative error."""
+    total_error: float
+    """Relative error of the sum of all steps."""
+
+
+def fit_steps(
+    prompt: np.ndarray,
+    decodes: np.ndarray,
+    context: np.ndarray,
+    prompts: np.ndarray,
+    seconds: np.ndarray,
+    pairs: np.ndarray | None = None,
+    decode_context: np.ndarray | None = None,
+) -> Fit:
+    """Fit coefficients to measured steps: ``prompt`` tokens in ``prompts`` prompts, ``decodes``, ``context`` tokens of
+    all requests after the step, and ``seconds``. The errors that are made small are relative ones. ``pairs`` (prompt tokens
+    times the mean context they attend to) and ``decode_context`` are guessed where they are not given.
+
+    Raises ``ValueError`` for too few steps.
+    """
+    if len(seconds) < LEAST_STEPS:
+        raise ValueError(f"{len(seconds)} steps are too few to fit {len(TERMS)} coefficients; {LEAST_STEPS} are needed")
+    # How the context divides between prompts and decodes is not recorded: prompts are taken to have no cached prefix.
+    of_prompts = np.minimum(prompt, context)
+    of_decodes = np.where(decodes > 0, context - of_prompts, 0) if decode_context is None else decode_context
+    if pairs is None:
+        pairs = prompt * np.where(prompts > 0, of_prompts / np.maximum(prompts, 1), 0) / 2
+    tokens = prompt + decodes
+    best: tuple[float, np.ndarray, int] | None = None
+    for knee in KNEES:
+        if knee and knee >= tokens.max():
+            break
+        rows = np.stack(
+            (
+                np.ones(len(seconds)),
+                tokens,
+                np.maximum(tokens - knee, 0) if knee else np.zeros(len(seconds)),
+                decodes,
+                of_decodes,
+                prompt > 0,
+                pairs,
+            ),
+            axis=1,
+        ).astype(np.float64)
+        values = relative_least_squares(rows, seconds)
+        error = float(abs(rows @ values / seconds - 1).mean())
+        if best is None or error < best[0]:
+            best = error, values, knee
+    assert best is not None
+    error, values, knee = best
+    found = Coefficients(tuple(float(v) for v in values), knee)
+    predicted = sum(found.seconds(*at) for at in zip(prompt, decodes, of_decodes, pairs, strict=True))
+    return Fit(found, len(seconds), error, float(predicted / seconds.sum() - 1))
+
+
+# -- as a cost model ---------------------------------------------------------------------------------------------------
+
+
+class FittedCost:
+    """Step times by coefficients, one set a pipeline stage."""
+
+    def __init__(self, stages: list[Coefficients], model: ModelSpec, gpu: GPU, tp: int = 1) -> None:
+        self._stages, self._model, self._gpu, self._tp = stages, model, gpu, tp
+        self.notes: list[str] = []
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds of GPU time of one stage."""
+        prompts = batch.num_prefill
+        if not prompts:
+            return self._stages[stage].seconds(0, batch.decode_tokens, batch.context_tokens, 0.0)
+        new = batch.extend_lens
+        assert new is not None
+        lens = batch.seq_lens[:prompts]
+        pairs = float((new * (lens - new / 2)).sum())
+        context = batch.context_tokens - float(lens.sum())
+        return self._stages[stage].seconds(batch.prefill_tokens, batch.decode_tokens, context, pairs)
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        """Seconds to send hidden states and residuals to the next stage."""
+        tokens = batch.prefill_tokens + batch.decode_tokens
+        return send_s(2 * tokens * self._model.hidden * ACTIVATION_BYTES / self._tp, self._gpu)
+
+
+# -- on disk -----------------------------------------------------------------------------------------------------------
+
+
+def write_fitted(
+    path: Path,
+    fits: list[Fit],
+    host: Mapping[str, float],
+    *,
+    model: str,
+    gpu: str,
+    dtype: str,
+    tp: int,
+    source: str,
+    host_errors: Mapping[str, float],
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """Write fitted costs as one JSON file."""
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "gpu": gpu,
+        "dtype": dtype,
+        "tp": tp,
+        "pp": len(fits),
+        "fitted_from": source,
+        "stages": [
+            {
+                "knee_tokens": fit.coefficients.knee_tokens,
+                **dict(zip(TERMS, fit.coefficients.values, strict=True)),
+                "steps": fit.steps,
+                "mean_error": fit.mean_error,
+                "total_error": fit.total_error,
+            }
+            for fit in fits
+        ],
+        "host": dict(host),
+        "host_errors": dict(host_errors),
+    }
+    if measured is not None:
+        content["measured"] = dict(measured)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_fitted(path: Path) -> dict[str, Any]:
+    """The content of such a file. Raises :class:`ProfileError` naming file and field."""
+    content = read_json(path, ProfileError)
+    if content.get("format") != FORMAT:
+        raise ProfileError(f"{path}: not fitted costs (`workbench calibrate --from RECORD` writes them)")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ProfileError(
+            f"{path}: format_version: {content.get('format_version')}, this workbench reads {FORMAT_VERSION}"
+        )
+    for name in ("model", "gpu", "dtype", "stages", "host"):
+        if name not in content:
+            raise ProfileError(f"{path}: {name}: missing")
+    for number, stage in enumerate(content["stages"]):
+        for term in (*TERMS, "knee_tokens"):
+            value = stage.get(term)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ProfileError(f"{path}: stages[{number}].{term}: {value!r} is not a number of 0 or more")
+    for name, value in content["host"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise ProfileError(f"{path}: host.{name}: {value!r} is not a number of 0 or more")
+    return content
+
+
+def provenance(path: Path) -> Provenance:
+    """What fitted costs are of."""
+    content = read_fitted(path)
+    return Provenance(path, FORMAT, content["gpu"], content["dtype"], content["model"], tp=int(content.get("tp", 1)))
+
+
+def load_fitted(path: Path, want: CostRequest) -> FittedCost:
+    """The cost model of a file, checked against what it is wanted for. Raises ``ProfileError`` or ``CostError``."""
+    content = read_fitted(path)
+    check_model(path, content["model"], want.model)
+    check_gpu(path, content["gpu"], want.gpu)
+    for name, wanted in (("dtype", want.dtype), ("tp", want.tp)):
+        if content.get(name, wanted) != wanted:
+            raise ProfileError(f"{path}: fitted with {name} {content[name]}, not {wanted}")
+    if len(content["stages"]) != want.pp:
+        raise ProfileError(f"{path}: fitted with pp {len(content['stages'])}, not {want.pp}")
+    stages = [Coefficients(tuple(float(s[t]) for t in TERMS), int(s["knee_tokens"])) for s in content["stages"]]
+    return FittedCost(stages, want.model, want.gpu, want.tp)

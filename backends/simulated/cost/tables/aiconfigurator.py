@@ -1,0 +1,234 @@
+"""Reads AIConfigurator's operator tables: one set of files a GPU and engine, for operators of any shape, milliseconds.
+
+``PATH`` is the common beginning of the files (``.../h100_sxm_sglang-0.5.14``) or the folder that holds them. Matrix
+products are interpolated over their shape in the logarithms; attention is that of the model's heads and must have been
+measured. Prompts were only measured whole: a cached prefix is charged with the pairs it adds, at the rate of long
+prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.simulated.cost.cost_request import same_gpu
+from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.cost.tables.attention_table import attention_table
+from backends.simulated.cost.tables.csv_table import find_table, read_table
+from backends.simulated.cost.tables.operator_tables import (
+    AttentionTable,
+    Curve,
+    Grid,
+    OperatorTables,
+    ProfileError,
+    Provenance,
+)
+from backends.simulated.hardware import GPU
+from backends.simulated.models import ModelSpec
+
+MILLISECOND = 1e-3
+KINDS = ("gemm", "context_attention", "generation_attention", "moe", "custom_allreduce")
+DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8"}
+EXPERT_LOAD = "power_law_1.01"
+"""Of the measured distributions of tokens over experts, the mildly uneven one."""
+PREFIXES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+ELEMENT_BYTES = 2
+OPTIONAL = {"window_size": 0.0}
+"""Columns that some sets lack, and what their rows have."""
+
+
+def sets(path: Path) -> list[Path]:
+    """The sets of tables that ``path`` means: itself, or those in the folder."""
+    if find_table(path.parent, f"{path.name}_gemm", missing_ok=True) is not None:
+        return [path]
+    if not path.is_dir():
+        return []
+    return sorted({file.with_name(file.name.split("_gemm.csv")[0]) for file in path.glob("*_gemm.csv*")})
+
+
+def provenance(path: Path) -> Provenance:
+    """What one set of tables is of."""
+    gpu, _, engine = path.name.rpartition("_")
+    name, _, version = engine.partition("-")
+    return Provenance(path, "aiconfigurator", gpu, "bf16", None, f"{name} {version}".strip())
+
+
+def read(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str) -> OperatorTables:
+    """The tables of a model on the set's GPU. Raises :class:`ProfileError` for shapes that were not measured."""
+    found = [one for one in sets(path) if same_gpu(provenance(one).gpu, gpu.name)]
+    if not found:
+        have = ", ".join(provenance(one).gpu for one in sets(path))
+        raise ProfileError(f"{path}: measured on {have}, not {gpu.name}")
+    base = found[0]
+    if dtype not in DTYPES:
+        raise ProfileError(f"{base}: no matrix products with {dtype} weights; it has {', '.join(DTYPES)}")
+    if model.mla is not None:
+        raise ProfileError(f"{base}: {model.name}: its latent attention is in no table here; use roofline")
+    gemm = _Products(base, DTYPES[dtype])
+    hidden, head = model.hidden, model.head_dim
+    heads, kv_heads = model.heads // tp, max(model.kv_heads // tp, 1)
+    layer = {
+        "qkv_proj": gemm.curve((heads + 2 * kv_heads) * head, hidden),
+        "o_proj": gemm.curve(hidden, heads * head),
+        "elementwise": _elementwise(model, gpu, tp, dtype, gemm.counts),
+    }
+    if not all(model.moe_layers):
+        inner = model.intermediate // tp
+        layer["gate_up_proj"] = gemm.curve((2 if model.gated_mlp else 1) * inner, hidden)
+        layer["down_proj"] = gemm.curve(hidden, inner)
+    experts = None
+    if any(model.moe_layers):
+        experts = _experts(base, model, tp, dtype)
+    head_curve = _Products(base, DTYPES["bf16"]).curve(model.vocab // tp, hidden)
+    return OperatorTables(
+        provenance(base),
+        layer,
+        {},
+        {"lm_head": head_curve},
+        _attention(base, heads, kv_heads, head),
+        experts,
+        _all_reduce(base, tp) if tp > 1 else None,
+        experts_over=tp,
+        missing=[
+            "norms, rotary and activation functions: by the roofline",
+            "sampler: taken as free",
+            "prompts after a cached prefix, and prompts beside decodes: one after the other",
+        ],
+    )
+
+
+class _Products:
+    """Matrix products of one dtype."""
+
+    def __init__(self, base: Path, dtype: str) -> None:
+        self._base = base
+        columns, inner, tokens, seconds = _gemm(base, dtype)
+        self.counts = np.unique(tokens)
+        self._widths, self._depths = np.unique(columns), np.unique(inner)
+        full = np.full((len(self._widths), len(self._depths), len(self.counts)), np.nan)
+        full[
+            np.searchsorted(self._widths, columns),
+            np.searchsorted(self._depths, inner),
+            np.searchsorted(self.counts, tokens),
+        ] = np.log(seconds)
+        self._log = full
+
+    def curve(self, width: int, depth: int) -> Curve:
+        """Seconds over tokens of a product with weights of ``depth`` by ``width``."""
+        (n, beyond_n), (k, beyond_k) = _between(self._widths, width), _between(self._depths, depth)
+        total = np.zeros(len(self.counts))
+        weights = 0.0
+        for i, a in n:
+            for j, b in k:
+                line = self._log[i, j]
+                if a * b and not np.isnan(line).any():
+                    total += a * b * line
+                    weights += a * b
+        if not weights:
+            raise ProfileError(f"{self._base}: no matrix products near {depth} x {width}")
+        return Curve(self.counts, np.exp(total / weights) * beyond_n * beyond_k)
+
+
+def _between(axis: np.ndarray, value: float) -> tuple[list[tuple[int, float]], float]:
+    """Places on an axis and their weights in its logarithm, and by how much the value lies beyond its end."""
+    if value >= axis[-1]:
+        return [(len(axis) - 1, 1.0)], value / axis[-1]
+    if value <= axis[0]:
+        return [(0, 1.0)], 1.0
+    high = int(np.searchsorted(axis, value))
+    part = float(np.log(value / axis[high - 1]) / np.log(axis[high] / axis[high - 1]))
+    return [(high - 1, 1 - part), (high, part)], 1.0
+
+
+@lru_cache(maxsize=4)
+def _table(base: Path, kind: str, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+    return read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers, OPTIONAL)
+
+
+def _gemm(base: Path, dtype: str) -> tuple[np.ndarray, ...]:
+    columns = _table(base, "gemm", ("gemm_dtype",), ("m", "n", "k", "latency"))
+    of = np.array(columns["gemm_dtype"]) == dtype
+    if not of.any():
+        raise ProfileError(f"{base}: no matrix products in {dtype}")
+    m, n, k, latency = (columns[name][of] for name in ("m", "n", "k", "latency"))
+    return n, k, m, latency * MILLISECOND
+
+
+def _elementwise(model: ModelSpec, gpu: GPU, tp: int, dtype: str, counts: np.ndarray) -> Curve:
+    shape = RooflineCost(model, gpu, dtype=dtype, tp=tp, capture_sizes=[]).stage(0)
+    return Curve(counts, [shape.linear(int(count), 0)["elementwise"] / model.layers for count in counts])
+
+
+def _attention(base: Path, heads: int, kv_heads: int, head_dim: int) -> AttentionTable:
+    names = ("num_heads", "num_key_value_heads", "head_dim")
+    wanted = {"num_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim, "window_size": 0}
+    context = _table(
+        base, "context_attention", ("attn_dtype", "kv_cache_dtype"), ("batch_size", "isl", *names, "latency")
+    )
+    decode = _table(base, "generation_attention", ("kv_cache_dtype",), ("batch_size", "step", *names, "latency"))
+
+    def rows(columns: dict[str, Any], kind: str) -> np.ndarray:
+        of = np.array(columns["kv_cache_dtype"]) == "bfloat16"
+        for name, value in wanted.items():
+            of &= columns[name] == value
+        if "attn_dtype" in columns:
+            of &= np.array(columns["attn_dtype"]) == "bfloat16"
+        if not of.any():
+            raise ProfileError(f"{base}: {kind}: no rows for {heads} heads, {kv_heads} KV heads of {head_dim}")
+        return of
+
+    of = rows(context, "context_attention") & (context["batch_size"] == 1)
+    length, seconds = _shortest(context["isl"][of], context["latency"][of] * MILLISECOND)
+    longest = length[-1]
+    per_pair = (seconds[-1] - seconds[-2]) / (longest**2 / 2 - length[-2] ** 2 / 2)
+    at = [
+        (float(c), float(p), 0.0, 0.0, float(s + per_pair * c * p))
+        for c, s in zip(length, seconds, strict=True)
+        for p in PREFIXES
+    ]
+    of = rows(decode, "generation_attention")
+    keys = decode["batch_size"][of] * 2**32 + decode["step"][of] + 1
+    unique, best = _shortest(keys, decode["latency"][of] * MILLISECOND)
+    at += [(0.0, 0.0, float(key // 2**32), float(key % 2**32), float(s)) for key, s in zip(unique, best, strict=True)]
+    measured = np.array(at)
+    return attention_table(measured[:, :4], measured[:, 4], base)
+
+
+def _shortest(keys: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys and the shortest time of each: where several kernels were measured, the engine takes the best."""
+    unique, place = np.unique(keys, return_inverse=True)
+    best = np.full(len(unique), np.inf)
+    np.minimum.at(best, place, seconds)
+    return unique, best
+
+
+def _experts(base: Path, model: ModelSpec, tp: int, dtype: str) -> Grid:
+    names = ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+    columns = _table(base, "moe", ("moe_dtype", "distribution"), ("num_tokens", *names, "latency"))
+    wanted: Sequence[int] = (model.hidden, model.expert_intermediate, model.experts_per_token, model.experts, tp, 1)
+    kinds = {"fp8": ("fp8", "fp8_block")}.get(dtype, (DTYPES[dtype],))
+    of = np.isin(np.array(columns["moe_dtype"]), kinds) & (np.array(columns["distribution"]) == EXPERT_LOAD)
+    for name, value in zip(names, wanted, strict=True):
+        of &= columns[name] == value
+    if not of.any():
+        raise ProfileError(
+            f"{base}: moe: no rows for {model.experts} experts of {model.expert_intermediate}, {model.experts_per_token} a "
+            f"token, tp {tp}, {dtype}"
+        )
+    tokens, seconds = _shortest(columns["num_tokens"][of], columns["latency"][of] * MILLISECOND)
+    # How many experts the tokens use was part of the measurement: the same time at any count.
+    return Grid((tokens.tolist(), [0.0, float(model.experts)]), np.repeat(seconds[:, None], 2, axis=1))
+
+
+def _all_reduce(base: Path, tp: int) -> Grid:
+    columns = _table(base, "custom_allreduce", ("backend",), ("num_gpus", "message_size", "latency"))
+    of = (columns["num_gpus"] == tp) & np.array([name.endswith("graph") for name in columns["backend"]])
+    if not of.any():
+        have = ", ".join(str(int(n)) for n in np.unique(columns["num_gpus"]))
+        raise ProfileError(f"{base}: custom_allreduce: no rows for {tp} GPUs; it has {have}")
+    sizes, seconds = _shortest(columns["message_size"][of] * ELEMENT_BYTES, columns["latency"][of] * MILLISECOND)
+    return Grid((sizes.tolist(),), seconds)

@@ -1,0 +1,75 @@
+"""CSV tables of profiles, plain or gzip, read into columns."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.simulated.cost.tables.operator_tables import ProfileError
+
+
+def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:
+    """The file of a table, ``NAME.csv`` or ``NAME.csv.gz``. Raises :class:`ProfileError`, or gives None if that is
+    allowed."""
+    for suffix in (".csv", ".csv.gz"):
+        if (folder / (name + suffix)).is_file():
+            return folder / (name + suffix)
+    if missing_ok:
+        return None
+    raise ProfileError(f"{folder}: no table {name!r} ({name}.csv or {name}.csv.gz)")
+
+
+def read_table(
+    path: Path, text: tuple[str, ...], numbers: tuple[str, ...], optional: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays, and so the ``optional`` ones, each with the
+    value it has where a table lacks it. Other columns are ignored.
+
+    Raises :class:`ProfileError` with file, line and column for what is missing or is not a number of 0 or more.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", newline="", encoding="utf-8") as file:  # type: ignore[operator]
+            rows = csv.reader(file)
+            header = next(rows, [])
+            for name in (*text, *numbers):
+                if name not in header:
+                    raise ProfileError(f"{path}: line 1: no column {name!r}")
+            body = [row for row in rows if row]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise ProfileError(f"{path}: {error}") from error
+    if not body:
+        raise ProfileError(f"{path}: no rows")
+    for line, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise ProfileError(f"{path}: line {line}: {len(row)} fields where the header has {len(header)}")
+    columns: dict[str, Any] = {}
+    for name in text:
+        at = header.index(name)
+        columns[name] = [row[at] for row in body]
+    for name in (*numbers, *(optional or ())):
+        if name not in header:
+            columns[name] = np.full(len(body), (optional or {})[name])
+            continue
+        at = header.index(name)
+        try:
+            columns[name] = np.array([row[at] for row in body], np.float64)
+        except ValueError:
+            columns[name] = np.array([_number(row[at], path, line, name) for line, row in enumerate(body, 2)])
+        bad = ~((columns[name] >= 0) & (columns[name] < np.inf))
+        if bad.any():
+            line = int(bad.argmax()) + 2
+            raise ProfileError(f"{path}: line {line}: {name}: {body[line - 2][at]!r} is not a number of 0 or more")
+    return columns
+
+
+def _number(value: str, path: Path, line: int, name: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ProfileError(f"{path}: line {line}: {name}: {value!r} is not a number") from None

@@ -1,0 +1,73 @@
+"""The settings of runs side by side: what they share and where they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.record.run_record import RunRecord
+
+_SHOWN = (
+    "model",
+    "weights",
+    "hardware",
+    "trace",
+    "settings",
+    "kv_budget",
+    "host_model",
+    "versions",
+    "totals",
+    "interrupted",
+)
+
+_FOUND = ("kv_budget", "totals", "interrupted")
+"""Of those, what follows from a run rather than leading to it."""
+
+
+def flat(value: Any, name: str = "") -> dict[str, str]:
+    """Nested dictionaries as `a.b.c: text`, by name within each: a record that was read back has them in that order."""
+    if isinstance(value, dict):
+        flattened: dict[str, str] = {}
+        for key, inner in sorted(value.items()) if name else value.items():
+            flattened |= flat(inner, f"{name}.{key}" if name else str(key))
+        return flattened
+    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+
+
+def compare_settings(records: Mapping[str, RunRecord]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Settings that differ, with the text of each run in order ("" where it has none), and those all runs share.
+
+    The trace's notes are left out: they are prose, see `notes`.
+    """
+    rows = _rows([record.meta for record in records.values()], _SHOWN)
+    differing = {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
+    shared = {name: texts[0] for name, texts in rows.items() if name not in differing}
+    return differing, shared
+
+
+def differing_settings(metas: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What was chosen differently: as the first part of `compare_settings`, without what the runs counted themselves."""
+    rows = _rows(metas, tuple(part for part in _SHOWN if part not in _FOUND))
+    return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
+
+
+def _rows(metas: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str, list[str]]:
+    runs = [flat({part: meta[part] for part in parts if part in meta}) for meta in metas]
+    for run in runs:
+        run.pop("trace.notes", None)
+    names = list(dict.fromkeys(name for run in runs for name in run))
+    return {name: [run.get(name, "") for run in runs] for name in names}
+
+
+def notes(records: Mapping[str, RunRecord]) -> list[str]:
+    """What the readers of the traces and the cost models want to be known; each note once, with the runs that it is of where
+    that is not all."""
+    found: dict[str, dict[str, None]] = {}
+    for name, record in records.items():
+        trace = record.meta.get("trace")
+        of_trace = trace.get("notes") if isinstance(trace, Mapping) else None
+        for said in (of_trace, record.meta.get("cost_notes")):
+            for note in [said] if isinstance(said, str) else said or []:
+                found.setdefault(str(note), {})[name] = None
+    return [note if len(runs) == len(records) else f"{', '.join(runs)}: {note}" for note, runs in found.items() if note]

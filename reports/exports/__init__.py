@@ -1,0 +1,1 @@
+"""Runs for other tools: figures of a paper, Chrome trace events."""

@@ -1,0 +1,25 @@
+"""Runs whose clock begins when their first request arrives, as a page shows them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reports.record.run_record import RunRecord
+
+_REQUEST_MOMENTS = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
+_ITERATION_MOMENTS = ("launch_s", "start_s", "end_s")
+
+
+def first_arrival_s(record: RunRecord) -> float:
+    """When the first request of a run arrived, on its own clock: that of a server has run for a while by then."""
+    return float(np.min(record.requests["arrival_s"], initial=np.inf)) if len(record.requests["arrival_s"]) else 0.0
+
+
+def from_first_arrival(record: RunRecord) -> RunRecord:
+    """`record` with its moments counted from the first arrival; itself if they are."""
+    first_s = first_arrival_s(record)
+    if not first_s:
+        return record
+    requests = {**record.requests, **{name: record.requests[name] - first_s for name in _REQUEST_MOMENTS}}
+    iterations = {**record.iterations, **{name: record.iterations[name] - first_s for name in _ITERATION_MOMENTS}}
+    return RunRecord(record.meta, requests, iterations, record.itl, record.events)

@@ -1,0 +1,184 @@
+"""Measured runs of other engines as run records.
+
+A folder in the layout of LLMServingSim's benchmarks holds ``requests.jsonl`` (one request a line, with the engine's own
+clock: ``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, in seconds, and the client's
+``arrival_time`` on another clock) and ``meta.json`` (``model``, ``engine_kwargs``, versions).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.record.errors import RecordError
+from reports.record.json_file import read_object
+from reports.record.run_record import RunRecord
+from reports.record.schema import ITERATION_COLUMNS
+
+TIMES = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+ENGINE_SETTINGS = {
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "data_parallel_size": "dp",
+    "max_num_seqs": "max_running",
+    "max_num_batched_tokens": "max_batch_tokens",
+    "max_model_len": "max_context",
+    "gpu_memory_utilization": "mem_fraction",
+    "block_size": "page_size",
+    "num_gpu_blocks_override": None,
+    "enable_prefix_caching": None,
+}
+"""Arguments of the engine and the settings of ours that mean the same; None: handled by itself."""
+NOT_MEASURED = -1
+"""In columns of whole numbers that the source does not have."""
+
+
+def read_measured(folder: Path, name: str | None = None) -> RunRecord:
+    """The run in ``folder`` as a record. Its clock starts when the first request was queued.
+
+    ``meta["latency_from"]`` is ``queued``: the client's clock is another one, so latencies count from the moment at
+    which the engine queued a request. ``arrival_s`` is the client's time brought to the engine's clock by assuming that
+    the quickest request took no time to get there.
+
+    Raises RecordError with file, line and field.
+    """
+    _check_folder(folder)
+    meta = read_object(folder / "meta.json")
+    rows = _rows(folder / "requests.jsonl")
+    queued, scheduled, first, last = (np.array([row[key] for row in rows], np.float64) for key in TIMES)
+    start = queued.min()
+    arrival = np.full(len(rows), np.nan)
+    if all(isinstance(row.get("arrival_time"), int | float) for row in rows):
+        arrival = np.array([row["arrival_time"] for row in rows], np.float64)
+        arrival += (queued - arrival).min()
+    arrival = np.where(np.isnan(arrival), queued, arrival)
+    whole = np.zeros(len(rows), np.int64)
+    version = meta.get("vllm_version")
+    kwargs = meta.get("engine_kwargs") or {}
+    settings = {**settings_of(kwargs, version), **_kv_cache(meta)}
+    described = {
+        "name": name or folder.name,
+        "latency_from": "queued",
+        "trace": {
+            "name": str(meta.get("dataset_path", "unknown")),
+            "sha256": str(meta.get("dataset_hash", "")),
+            "format": "llmservingsim",
+            "notes": [],
+        },
+        "model": str(meta.get("model", "unknown")),
+        "hardware": {
+            "gpu": str(meta.get("hardware", "unknown")),
+            "simulated": False,
+            "gpus": math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp")),
+        },
+        "settings": {**settings, "engine_kwargs": kwargs},
+        "versions": {"vllm": version} if version else {},
+        "interrupted": False,
+        "totals": {"requests": len(rows), "ended": len(rows), "iterations": 0},
+    }
+    columns: dict[str, Any] = {
+        "request_id": [str(row.get("request_id", f"r{i + 1}")) for i, row in enumerate(rows)],
+        "session_id": [""] * len(rows),
+        "instance": np.array([int(row.get("instance", 0)) for row in rows], np.int64),
+        "arrival_s": arrival - start,
+        "queued_s": queued - start,
+        "scheduled_s": scheduled - start,
+        "first_token_s": first - start,
+        "finish_s": last - start,
+        "input_tokens": np.array([row["input_toks"] for row in rows], np.int64),
+        "output_tokens": np.array([row["output_toks"] for row in rows], np.int64),
+        "cached_tokens": whole,
+        "retractions": whole,
+        "status": ["finished"] * len(rows),
+    }
+    iterations = {
+        column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
+        for column, kind in ITERATION_COLUMNS.items()
+    }
+    return RunRecord(described, columns, iterations, (np.empty(0), np.empty(0, np.int64)))
+
+
+def _check_folder(folder: Path) -> None:
+    wanted = ("requests.jsonl", "meta.json")
+    if not folder.exists():
+        raise RecordError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: is a file; give the folder of a run, which holds {' and '.join(wanted)}")
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        kind = "a run record already" if (folder / "requests.csv").is_file() else "not the folder of a measured run"
+        raise RecordError(
+            f"{folder}: is {kind}: it has no {' and no '.join(missing)}, as LLMServingSim's benchmarks leave them"
+        )
+
+
+def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict[str, Any]:
+    """Settings of ours that mean what an engine was started with."""
+    settings: dict[str, Any] = {"ignore_eos": True}
+    if vllm_version:
+        settings["engine"] = "vllm-0.19"
+    for theirs, ours in ENGINE_SETTINGS.items():
+        if ours is not None and kwargs.get(theirs) is not None:
+            settings[ours] = kwargs[theirs]
+    if kwargs.get("enable_prefix_caching") is False:
+        settings["cache"] = "none"
+    if kwargs.get("num_gpu_blocks_override") is not None:
+        settings["kv_tokens"] = kwargs["num_gpu_blocks_override"] * settings.get("page_size", 16)
+    if kwargs.get("enable_expert_parallel"):
+        settings["ep"] = settings.get("tp", 1) * settings.get("dp", 1)
+    dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(kwargs.get("dtype")))
+    if dtype is not None:
+        settings["dtype"] = dtype
+    if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8"):
+        settings["kv_dtype"] = "fp8"
+    return settings
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
+    """The KV pool the engine found, where the run recorded it."""
+    facts = meta.get("kv_cache")
+    if not isinstance(facts, dict):
+        return {}
+    found = {}
+    blocks, size = facts.get("num_gpu_blocks"), facts.get("block_size")
+    if isinstance(size, int) and size > 0:
+        found["page_size"] = size
+        if isinstance(blocks, int) and blocks > 0:
+            found["kv_tokens"] = blocks * size
+    return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{path}: line {number}: {error}") from error
+        for field in (*TIMES, "input_toks", "output_toks"):
+            value = row.get(field) if isinstance(row, dict) else None
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                problem = "missing" if value is None else f"{value!r} is not a number of 0 or more"
+                raise RecordError(f"{path}: line {number}: {field}: {problem}")
+        if not row["queued_ts"] <= row["first_token_ts"] <= row["last_token_ts"]:
+            raise RecordError(f"{path}: line {number}: first_token_ts: not between queued_ts and last_token_ts")
+        rows.append(row)
+    if not rows:
+        raise RecordError(f"{path}: no request")
+    return rows

@@ -1,0 +1,110 @@
+"""Whether an output folder may be used, and what `--force` may remove from it: our own output and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from reports.record.errors import RecordError
+from reports.record.schema import FORMAT, META_FILE, PAGE_FILE, RECORD_FILES, TRACE_FILE, TRACE_PARTIAL
+
+PAGE_MARK = b'<meta name="generator" content="workbench'
+"""Stands near the top of every page we write: how we know one again."""
+
+_PARTIAL = ".partial"
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a run is put together before it is renamed to `folder`: a hidden sibling, on the same file system."""
+    return folder.parent / f".{folder.name}{_PARTIAL}"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Put a file where it belongs, all of it or nothing. Raises `RecordError`."""
+    partial = partial_folder(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as problem:
+        raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+
+
+def prepare_out(folder: str | Path, force: bool = False) -> None:
+    """Make `folder` an empty folder to write runs into.
+
+    Without `force` it must be missing or empty. With `force` earlier output of ours is removed: run folders (which
+    say so in their meta.json), report.html pages of ours, and what an interrupted write left. If anything else is in
+    there, nothing at all is removed.
+
+    Raises `RecordError` if the folder may not be used.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise RecordError(f"{folder}: exists and is not a folder")
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if entries and not force:
+        raise RecordError(f"{folder}: exists and is not empty (--force replaces an earlier run)")
+    strangers = [str(path.relative_to(folder)) for path in _strangers(folder, entries)]
+    if strangers:
+        named = ", ".join(strangers[:3]) + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")
+        raise RecordError(f"{folder}: nothing removed: it holds {named}, which no workbench run wrote")
+    try:
+        for path in entries:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise RecordError(f"{folder}: cannot be used: {problem.strerror or problem}") from problem
+
+
+def _strangers(folder: Path, entries: list[Path]) -> list[Path]:
+    """What in `folder`, be it one run or a folder of runs, is not our output."""
+    if _is_run(folder):
+        return [path for path in entries if not (_is_record_file(path) or _is_page(path))]
+    strangers = []
+    for path in entries:
+        if _is_run(path):
+            strangers += [child for child in sorted(path.iterdir()) if not (_is_record_file(child) or _is_page(child))]
+        elif not (_is_page(path) or _is_leftover(path) or _is_recorded_trace(path)):
+            strangers.append(path)
+    return strangers
+
+
+def _is_run(folder: Path) -> bool:
+    """A folder whose meta.json says that it is ours. A link is never: what it points at lives elsewhere."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        meta = json.loads((folder / META_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(meta, dict) and meta.get("format") == FORMAT
+
+
+def _is_record_file(path: Path) -> bool:
+    return path.name in RECORD_FILES and path.is_file()
+
+
+def _is_page(path: Path) -> bool:
+    if path.name != PAGE_FILE or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return PAGE_MARK in file.read(1024)
+
+
+def _is_leftover(path: Path) -> bool:
+    if not (path.name.startswith(".") and path.name.endswith(_PARTIAL) and path.is_dir() and not path.is_symlink()):
+        return False
+    return all(_is_record_file(child) for child in path.iterdir())
+
+
+def _is_recorded_trace(path: Path) -> bool:
+    """The trace beside the run of a server, or what a server that died had written of it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return path.name == TRACE_PARTIAL or (path.name == TRACE_FILE and any(_is_run(p) for p in path.parent.iterdir()))

@@ -1,0 +1,284 @@
+"""One replayed run: a trace through the scheduler and a real model runner, in real time, to a run record.
+
+Clients and router are those of a simulated run, on a clock that follows the real one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from backends.simulated.backend import SimulatedInbox
+from backends.simulated.clock import Clock
+from backends.simulated.sampler import END_OF_SEQUENCE
+from reports.record.run_record import RunRecord
+from traces import Trace, TraceRequest
+from workbench.clients.bounds import bound_of, counted
+from workbench.clients.sessions import Clients, Waiting
+from workbench.cluster.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
+from workbench.cluster.simulate import PROGRESS_EVERY_S, Progress
+from workbench.loops import LOOPS
+from workbench.loops.drive import drive
+from workbench.recording.meta import run_meta, trace_meta
+from workbench.recording.recorder import Recorder, RecordingOutbox
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.settings.idle import trace_notes
+from workbench.settings.real import DTYPE_NAMES, device_name, held_weights, runner_options
+from workbench.settings.run_settings import RunSettings, scheduler_config
+
+if TYPE_CHECKING:
+    from backends.torch.backend import TorchBackend, TorchForward
+
+
+LONGEST_NAP_S = 0.1
+"""While nothing is to be done, Ctrl-C is looked for so often."""
+
+
+class ReplayOver(Exception):
+    """Every request of the trace has ended."""
+
+
+class ReplayInbox(SimulatedInbox):
+    """Delivers what simulated clients send, when the real clock gets there."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        now_s: Callable[[], float],
+        on_drain: Callable[[list[object]], None],
+        interrupt: Interrupt,
+        on_wait: Waiting,
+    ) -> None:
+        super().__init__(clock, on_drain)
+        self._now_s, self._interrupt, self._on_wait = now_s, interrupt, on_wait
+
+    def drain(self) -> list[object]:
+        self._clock.advance_to(self._now_s())
+        return super().drain()
+
+    def arrival(self) -> Callable[[], None]:  # type: ignore[override]
+        return self._wait
+
+    def _wait(self) -> None:
+        while not self._messages:
+            due_s = self._clock.peek()
+            if due_s == float("inf"):
+                raise ReplayOver
+            while (early_s := due_s - self._now_s()) > 0:
+                self._on_wait(due_s, due_s - early_s)
+                time.sleep(min(early_s, LONGEST_NAP_S))
+                self._interrupt.check()
+            self._clock.advance_to(self._now_s())
+
+
+class TraceStops:
+    """Ends every request where the trace says, as a simulated model does: the token there becomes the end of sequence.
+
+    A backend around another one; ``output_length(request_id)`` is the trace's.
+    """
+
+    def __init__(self, backend: TorchBackend, rows: int, output_length: Callable[[str], int]) -> None:
+        self._backend = backend
+        self._output_length = output_length
+        self._last_len = np.zeros(rows, np.int64)
+        """KV length at which each row samples its last token."""
+        self.host, self.cpu = backend.host, backend.cpu
+
+    def launch(self, batch: ModelWorkerBatch) -> _StoppedForward:
+        for request in batch.new_requests:
+            self._last_len[request.row] = request.input_len + self._output_length(request.request_id) - 1
+        return _StoppedForward(self._backend.launch(batch), self._last_len[batch.rows])
+
+    def done(self, forward: _StoppedForward) -> Callable[[], object]:
+        return self._backend.done(forward.inner)
+
+
+class _StoppedForward:
+    def __init__(self, inner: TorchForward, last_lens: np.ndarray) -> None:
+        self.inner, self.batch = inner, inner.batch
+        self._last_lens = last_lens
+
+    def tokens(self) -> np.ndarray:
+        return np.where(self.batch.seq_lens >= self._last_lens, END_OF_SEQUENCE, self.inner.tokens())
+
+
+class _Outbox(RecordingOutbox):
+    """Records, and shows how far the run is."""
+
+    progress: Progress | None = None
+    due_s = 0.0
+
+    def send(self, result: StepResult, forward: object | None = None) -> None:
+        super().send(result, forward)
+        self.show()
+
+    def show(self) -> None:
+        """Show how far the run is, if it is time to."""
+        recorder = self._recorder
+        now = recorder.now_s()
+        if self.progress is not None and now >= self.due_s:
+            self.progress(now, recorder.done, len(recorder.iterations))
+            self.due_s = now + PROGRESS_EVERY_S
+
+
+def replay_loop(
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    *,
+    device: str,
+    load_format: str,
+    trace_sha256: str,
+    command: str,
+    progress: Progress | None = None,
+    decisions: Path | None = None,
+    waiting: Waiting | None = None,
+) -> RunRecord:
+    """Run a trace on a real runner under one loop and return its record; ``meta['interrupted']`` tells whether it was
+    stopped early.
+
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, ConfigError, ValueError for a missing device, and
+    TraceError.
+    """
+    from backends.torch.backend import make_backend
+
+    with raised_interrupts():
+        backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
+    try:
+        if decisions is None:
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, None, waiting)
+        with decisions.open("w", encoding="utf-8") as file:
+            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, file, waiting)
+    finally:
+        backend.close()
+
+
+def replay_on(
+    backend: TorchBackend,
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    trace_sha256: str,
+    command: str,
+    device: str,
+    progress: Progress | None = None,
+    decisions: IO[str] | None = None,
+    waiting: Waiting | None = None,
+) -> RunRecord:
+    """Run a trace on a backend that is at rest; it can run another one afterwards, unless it was interrupted."""
+    with noted_interrupts() as interrupt:
+        return _replay(
+            backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, waiting, interrupt
+        )
+
+
+def _replay(
+    backend: TorchBackend,
+    settings: RunSettings,
+    loop: str,
+    trace: Trace,
+    trace_sha256: str,
+    command: str,
+    device: str,
+    progress: Progress | None,
+    decisions: IO[str] | None,
+    waiting: Waiting | None,
+    interrupt: Interrupt,
+) -> RunRecord:
+    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
+    recorder = Recorder(backend.now_s, config.room)
+    backend.log_to(recorder.iterations.append)
+    tp, pp = settings.layout(loop)
+    rows = config.max_running_per_slot * config.slots
+    clock = Clock()
+    open_requests: dict[str, TraceRequest] = {}
+
+    def wait(due_s: float, now_s: float) -> None:
+        outbox.show()
+        if waiting is not None:
+            waiting(due_s, now_s)
+
+    inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt, wait)
+
+    def deliver(request: TraceRequest, arrival_s: float) -> None:
+        prompt = request.prompt_tokens(backend.vocab, settings.seed)
+        open_requests[request.request_id] = request
+        bound = bound_of(request, settings.max_tokens, settings.ignore_eos)
+        recorder.arrived(request, 0, arrival_s, len(prompt), bound)
+        params = SamplingParams(bound.tokens, settings.ignore_eos, temperature=0.0)
+        slo = request.slo_ttft_s if request.slo_ttft_s is not None else settings.slo_ttft
+        namespace = request.adapter or ""
+        inbox.put(Generate(request.request_id, prompt, params, arrival_s, request.priority, namespace, slo))
+
+    def ended(request_id: str) -> None:
+        del open_requests[request_id]
+        clock.advance_to(backend.now_s())
+        clients.ended(request_id)
+
+    stops = TraceStops(backend, rows, lambda request_id: open_requests[request_id].output_length)
+    outbox = _Outbox(recorder, rows, ended, decisions)
+    outbox.progress = progress
+    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
+    options: dict[str, Any] = {"overlap_prefills": settings.overlap_prefills} if loop == "overlap" else {}
+    backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
+    clients = Clients(clock, trace, deliver, settings.concurrency)
+    finished = True
+
+    def waited() -> None:
+        interrupt.check()
+        backend.rested()
+
+    try:
+        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options), waited)
+    except ReplayOver:
+        if clients.fault is not None:
+            raise clients.fault from None
+    except Interrupted:
+        finished = False
+    weights = held_weights(backend.dtype, settings)
+    meta = run_meta(
+        name=loop,
+        command=command,
+        trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        model=settings.model,
+        gpu=device_name(device),
+        gpus=tp * pp,
+        simulated=False,
+        settings=settings,
+        found={
+            "loop": loop,
+            "tp": tp,
+            "pp": pp,
+            "gpu": None,
+            "cost": None,
+            "dtype": weights["dtype"],
+            "kv_dtype": DTYPE_NAMES[backend.kv_dtype],
+            "kv_tokens": config.kv_tokens,
+            "max_context": config.max_context,
+            "backend": device,
+        },
+        weights=weights,
+        ran_on=("simpy", "torch"),
+        interrupted=not finished,
+        totals={
+            "requests": len(recorder.rows),
+            "ended": recorder.done,
+            "iterations": len(recorder.iterations),
+            "cut": counted(recorder.cuts),
+            "wall_s": round(backend.now_s(), 6),
+        },
+    )
+    return RunRecord(
+        meta,
+        recorder.request_columns(),
+        recorder.iterations.columns(),
+        recorder.inter_token_gaps(),
+        recorder.event_columns(),
+    )

@@ -1,0 +1,303 @@
+"""Turning what the loops report into a run record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import IO
+
+import numpy as np
+
+from reports.record.run_record import IterationLog
+from reports.record.schema import CHUNK, FINISHED, RETRACTED
+from traces import TraceRequest
+from workbench.clients.bounds import Bound, Cause
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import StepResult
+
+NAN = float("nan")
+
+
+@dataclass(slots=True)
+class RequestRow:
+    """One line of requests.csv in the making."""
+
+    request_id: str
+    session_id: str
+    instance: int
+    arrival_s: float
+    input_tokens: int
+    slo_ttft_s: float
+    slo_tpot_s: float
+    priority: int
+    turn: int
+    queued_s: float = NAN
+    scheduled_s: float = NAN
+    first_token_s: float = NAN
+    finish_s: float = NAN
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    retractions: int = 0
+    status: str = "unfinished"
+    last_token_s: float = NAN
+    wanted_tokens: int = 0
+    """What the trace says that it writes; 0 where nobody knows."""
+    bound_by: Cause = "trace"
+    """Who would cut it at its bound."""
+
+
+class Recorder:
+    """Collects requests, iterations and inter-token gaps of all instances of a run."""
+
+    def __init__(self, now_s: Callable[[], float], room: Cause = "max_context") -> None:
+        self.now_s = now_s
+        self.room = room
+        """What leaves no room for longer sequences: the context, or a KV pool that is smaller."""
+        self.iterations = IterationLog()
+        self.rows: list[RequestRow] = []
+        self.by_id: dict[str, RequestRow] = {}
+        self.done = 0
+        self.gaps_s: list[float] = []
+        self.gap_counts: list[int] = []
+        self.gap_arrays: list[np.ndarray] = []
+        self.events: list[tuple[str, int, int, str, int]] = []
+        """Rows of events.csv: which request was prefilled or retracted in which iteration."""
+        self.cuts: list[tuple[Cause, int]] = []
+        """(what cut a request's output, tokens that it did not write)."""
+
+    def arrived(
+        self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int, bound: Bound | None = None
+    ) -> None:
+        """A request has come. With its ``bound`` it counts as cut if it ends before the trace says."""
+        row = RequestRow(
+            request.request_id,
+            request.session_id or "",
+            instance,
+            arrival_s,
+            input_tokens,
+            NAN if request.slo_ttft_s is None else request.slo_ttft_s,
+            NAN if request.slo_tpot_s is None else request.slo_tpot_s,
+            request.priority,
+            request.turn,
+        )
+        if bound is not None:
+            row.wanted_tokens, row.bound_by = request.output_length, bound.cause
+        self.rows.append(row)
+        self.by_id[request.request_id] = row
+
+    def note_cut(self, row: RequestRow, req: Req) -> None:
+        """A request has ended with fewer tokens than the trace says."""
+        missing = row.wanted_tokens - req.output_len
+        if row.status == "aborted:kv_exhausted":
+            self.cuts.append(("kv_tokens", missing))
+        elif row.status == FINISHED:
+            self.cuts.append((row.bound_by if req.output_len >= req.params.max_new_tokens else self.room, missing))
+
+    def queued(self, messages: list[object]) -> None:
+        """A scheduler has taken messages out of its inbox."""
+        now = self.now_s()
+        for message in messages:
+            row = self.by_id.get(getattr(message, "rid", ""))
+            if row is not None:
+                row.queued_s = now
+
+    def request_columns(self) -> dict[str, np.ndarray | list]:
+        """Columns of requests.csv, in order of arrival."""
+        rows = self.rows
+
+        def floats(name: str) -> np.ndarray:
+            return np.array([getattr(row, name) for row in rows], np.float64)
+
+        def ints(name: str) -> np.ndarray:
+            return np.array([getattr(row, name) for row in rows], np.int64)
+
+        return {
+            "request_id": [row.request_id for row in rows],
+            "session_id": [row.session_id for row in rows],
+            "instance": ints("instance"),
+            "arrival_s": floats("arrival_s"),
+            "queued_s": floats("queued_s"),
+            "scheduled_s": floats("scheduled_s"),
+            "first_token_s": floats("first_token_s"),
+            "finish_s": floats("finish_s"),
+            "input_tokens": ints("input_tokens"),
+            "output_tokens": ints("output_tokens"),
+            "cached_tokens": ints("cached_tokens"),
+            "retractions": ints("retractions"),
+            "status": [row.status for row in rows],
+            "slo_ttft_s": floats("slo_ttft_s"),
+            "slo_tpot_s": floats("slo_tpot_s"),
+            "priority": ints("priority"),
+            "turn": ints("turn"),
+        }
+
+    def event_columns(self) -> dict[str, list | np.ndarray]:
+        """Columns of events.csv."""
+        ids, instances, iterations, events, tokens = zip(*self.events, strict=True) if self.events else ((),) * 5
+        ints = [np.array(values, np.int64) for values in (instances, iterations, tokens)]
+        return {
+            "request_id": list(ids),
+            "instance": ints[0],
+            "iteration": ints[1],
+            "event": list(events),
+            "tokens": ints[2],
+        }
+
+    def inter_token_gaps(self) -> tuple[np.ndarray, np.ndarray]:
+        """(gap in seconds, how many tokens had it)."""
+        singles = np.concatenate(self.gap_arrays) if self.gap_arrays else np.empty(0)
+        return (
+            np.concatenate((np.array(self.gaps_s), singles)),
+            np.concatenate((np.array(self.gap_counts, np.int64), np.ones(len(singles), np.int64))),
+        )
+
+
+class RecordingOutbox:
+    """The outbox of one instance. ``on_end`` is told the id of every request that ends."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        table_rows: int,
+        on_end: Callable[[str], None],
+        decisions: IO[str] | None = None,
+        instance: int = 0,
+    ) -> None:
+        self._recorder = recorder
+        self._on_end = on_end
+        self._decisions = decisions
+        self._instance = instance
+        self._last_token_s = np.full(table_rows, NAN)
+        self._started: dict[str, tuple[int, float]] = {}
+        """Table row of each request and when it got it."""
+        self._steady: dict[int, tuple[np.ndarray, float]] = {}
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        if batch.retracted:
+            self._settle()
+            self._recorder.events += [
+                (req.rid, self._instance, batch.worker.step, RETRACTED, 0) for req in batch.retracted
+            ]
+            for req in batch.retracted:
+                row, started_s = self._started[req.rid]
+                last_token_s = float(self._last_token_s[row])
+                if last_token_s > started_s:  # else it is of the row's owner before
+                    self._recorder.by_id[req.rid].last_token_s = last_token_s
+        if batch.prefill:
+            now = self._recorder.now_s()
+            self._recorder.events += [
+                (part.req.rid, self._instance, batch.worker.step, CHUNK, part.end - part.start)
+                for part in batch.prefill
+            ]
+            for row, request_id, *_ in batch.worker.new_requests:
+                self._started[request_id] = row, now
+                record = self._recorder.by_id[request_id]
+                if record.scheduled_s != record.scheduled_s:
+                    record.scheduled_s = now
+        if self._decisions is not None:
+            self._decisions.write(decision_line(batch, self._instance))
+
+    def send(self, result: StepResult, forward: object | None = None) -> None:
+        self.note(result, self._recorder.now_s())
+
+    def note(self, result: StepResult, now: float) -> None:
+        """What a step has brought was sent at ``now`` seconds."""
+        recorder = self._recorder
+        batch = result.batch
+        if batch is not None:
+            rows = batch.worker.rows
+            steady = self._steady.get(batch.slot)
+            if steady is not None and steady[0] is rows and not batch.late:
+                # While the same requests decode, the gap is one number for all of them that have not ended.
+                tokens = len(rows) - len(batch.dropped or ())
+                if tokens:
+                    recorder.gaps_s.append(now - steady[1])
+                    recorder.gap_counts.append(tokens)
+                self._steady[batch.slot] = (rows, now)
+            else:
+                self._gaps(batch, now)
+        for req in result.first:
+            recorder.by_id[req.rid].first_token_s = now
+        for req in result.ended:
+            assert req.finish is not None
+            row = recorder.by_id.pop(req.rid)
+            row.finish_s = now
+            if req.finish.kind == "length" and not req.output_len:
+                row.first_token_s = now  # it asked for its prompt alone: what a first token waits for is done
+            row.output_tokens = req.output_len
+            row.cached_tokens = req.cached_tokens
+            row.retractions = req.retractions
+            row.status = req.finish.status
+            if req.output_len < row.wanted_tokens:
+                recorder.note_cut(row, req)
+            self._started.pop(req.rid, None)
+            recorder.done += 1
+            self._on_end(req.rid)
+
+    def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+        """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""
+        rows = batch.worker.rows
+        steady = self._steady.get(batch.slot)
+        if steady is None or steady[0] is not rows:
+            self._gaps(batch, moments_s[0])
+        else:
+            moments_s = [steady[1], *moments_s]
+        self._recorder.gaps_s += [now - before for before, now in pairwise(moments_s)]
+        self._recorder.gap_counts += [len(rows)] * (len(moments_s) - 1)
+        self._steady[batch.slot] = (rows, moments_s[-1])
+
+    def _gaps(self, batch: ScheduleBatch, now: float) -> None:
+        """Gaps between tokens where the requests are not those of the step before."""
+        rows = batch.worker.rows
+        if self._steady:
+            self._settle()
+        if not (batch.prefill or batch.dropped or batch.late):
+            self._recorder.gap_arrays.append(now - self._last_token_s[rows])
+            self._steady[batch.slot] = (rows, now)  # settled before anybody looks
+            return
+        # A row starts afresh; a request retracted before has been silent since its last token.
+        by_id = self._recorder.by_id
+        silent_s = [
+            by_id[rid].last_token_s if part.last and (rid := part.req.rid) in by_id else NAN for part in batch.prefill
+        ]
+        for req in (batch.late or {}).values():
+            if req.rid in by_id:
+                by_id[req.rid].last_token_s = now
+        if batch.worker.decode_tokens or any(at == at for at in silent_s):
+            before = self._last_token_s[rows]
+            before[: len(silent_s)] = silent_s
+            if batch.dropped:
+                before[list(batch.dropped)] = NAN
+            gaps = now - before
+            gaps = gaps[gaps == gaps]
+            if len(gaps):
+                self._recorder.gap_arrays.append(gaps)
+        sampled = rows if batch.worker.unsampled is None else np.delete(rows, batch.worker.unsampled)
+        self._last_token_s[sampled] = now
+        if not batch.prefill:
+            self._steady[batch.slot] = (rows, now)
+
+    def _settle(self) -> None:
+        for rows, at in self._steady.values():
+            self._last_token_s[rows] = at
+        self._steady.clear()
+
+
+def decision_line(batch: ScheduleBatch, instance: int) -> str:
+    """One line of decisions.jsonl: what the scheduler chose, without times."""
+    worker = batch.worker
+    line = {
+        "instance": instance,
+        "step": worker.step,
+        "slot": batch.slot,
+        "mode": worker.mode,
+        "prefill": [[part.req.rid, part.start, part.end, part.cached] for part in batch.prefill],
+        "decode": [req.rid for req in batch.reqs[worker.num_prefill :]],
+        "retracted": [req.rid for req in batch.retracted],
+        "kv_used_tokens": worker.kv_used_tokens,
+        "waiting": worker.waiting,
+    }
+    return json.dumps(line, separators=(",", ":")) + "\n"

@@ -1,0 +1,286 @@
+"""``--record``: live traffic as a run record and as a trace that ``simulate`` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from reports.record.run_record import RecordError, RunRecord, write_record
+from reports.record.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
+from traces import TraceRequest
+from traces.content import Blocks, Synthetic, TokenIds
+from traces.write import record_of
+from workbench.recording.meta import run_meta
+from workbench.recording.recorder import Recorder, RecordingOutbox
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.serving.backends import LiveBackend
+from workbench.serving.serve_settings import ServeSettings
+
+BLOCK_TOKENS = 16
+"""Without content, prompts are told apart in blocks of this many tokens."""
+
+
+class LiveRecord:
+    """Listens to a loop and, at the end, writes ``DIR/<loop>/`` and ``DIR/trace.jsonl``.
+
+    A line of the trace is written when its request ends, to a hidden file; in memory stay, until the end, about a kilobyte a
+    request and 150 bytes an iteration.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, built: LiveBackend, scheduler: Scheduler, now_s: Callable[[], float]
+    ) -> None:
+        assert settings.record is not None
+        self._settings = settings
+        self._built = built
+        self._folder = settings.record
+        self._recorder = Recorder(now_s)
+        self._outbox = RecordingOutbox(self._recorder, scheduler.state.table.rows, on_end=lambda request_id: None)
+        self._tokens = RequestTokens(scheduler)
+        self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
+        self._arrivals: dict[str, tuple[int, TraceRequest]] = {}
+        """Number and what was known of each request when it came: its lengths and its content come with its end."""
+        self._count = 0
+        self._salts: dict[str, str] = {"": ""}
+        self._notes: list[str] = []
+        self.now_s = now_s
+
+    def arrived(self, message: Generate, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None) -> None:
+        """A request has reached the scheduler, with objectives of its own if any.
+
+        Salts are secrets: the trace has a number for each, so that what shared no prefix shares none in a simulation.
+        """
+        salt = self._salts.setdefault(message.namespace, f"salt-{len(self._salts)}")
+        request = TraceRequest(
+            message.rid,
+            message.arrival_s,
+            len(message.prompt),
+            1,
+            message.params.max_new_tokens,
+            message.session or None,
+            priority=message.priority,
+            adapter=salt or None,
+            slo_ttft_s=slo_ttft_s,
+            slo_tpot_s=slo_tpot_s,
+        )
+        self._arrivals[message.rid] = self._count, request
+        self._count += 1
+        self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
+        self._recorder.queued([message])
+
+    def changed(self, settings: dict[str, Any]) -> None:
+        """The scheduler goes on with other settings than the record's."""
+        given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
+        self._notes.append(f"settings changed after {self.now_s():.3f} s: {given}")
+
+    def weights_updated(self, folder: str) -> None:
+        """From here on, another checkpoint of the model writes the tokens."""
+        self._notes.append(f"weights updated after {self.now_s():.3f} s: {folder}")
+
+    def log_iteration(self, *row: Any) -> None:
+        self._recorder.iterations.append(*row)
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        self._tokens.scheduled(batch)
+        self._outbox.scheduled(batch)
+        for part in batch.prefill:
+            self._taken(part.req)
+
+    def _taken(self, req: Req) -> None:
+        """What only the scheduler knows of a request: where its session stands."""
+        row = self._recorder.by_id[req.rid]
+        row.input_tokens = req.input_len
+        if req.session is not None:
+            row.turn = req.session.turns
+
+    def send(self, result: StepResult, at_s: float) -> None:
+        """What a step brought; it was sent to the clients at ``at_s``."""
+        for req in result.ended:
+            number, arrival = self._arrivals.pop(req.rid)
+            tokens = self._tokens.ended(req)
+            if not req.scheduled:
+                self._taken(req)
+            # One that could never be served, or gave nothing, is no load that a simulation could repeat.
+            if len(tokens) > req.input_len:
+                self._spool.write(number, arrival, req.input_len, tokens)
+        self._outbox.note(result, at_s)
+
+    def close(self) -> None:
+        """Write everything. Nothing was served: nothing is written, and that is said.
+
+        Raises RecordError for what cannot be written.
+        """
+        if not self._recorder.rows:
+            self._spool.discard()
+            print(f"record: no request came, so {self._folder} stays empty", file=sys.stderr)
+            return
+        trace = self._folder / TRACE_FILE
+        try:
+            requests = self._spool.close(trace)
+        except OSError as error:
+            raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
+        loop = self._settings.loop
+        record = RunRecord(
+            self._meta(trace, requests),
+            self._recorder.request_columns(),
+            self._recorder.iterations.columns(),
+            self._recorder.inter_token_gaps(),
+            self._recorder.event_columns(),
+        )
+        write_record(record, self._folder / loop)
+        if len(self._recorder.iterations):
+            self._write_page(record)
+        print(f"record: {self._folder / loop}, {requests} requests in {trace}", file=sys.stderr)
+
+    def _write_page(self, record: RunRecord) -> None:
+        from reports.page.report_page import write_report
+
+        title = f"Live traffic: {record.meta['model']} on {record.meta['hardware']['gpu']}"
+        run = self._settings.run
+        page = self._folder / PAGE_FILE
+        write_report({record.name: record}, page, title, self._settings.command, run.slo_ttft, run.slo_tpot)
+
+    def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
+        settings, built, recorder = self._settings, self._built, self._recorder
+        simulated = built.name == "simulated"
+        live = {
+            "backend": built.name,
+            "time_scale": settings.time_scale,
+            "simulated_output_tokens": settings.simulated_output_tokens,
+            "max_queue": settings.max_queue,
+            "record_content": settings.record_content,
+        }
+        return run_meta(
+            name=settings.loop,
+            command=settings.command,
+            model=built.model,
+            gpu=built.device,
+            gpus=built.gpus,
+            trace={
+                "name": "live traffic",
+                "format": "workbench",
+                "notes": self._notes,
+                "sha256": hashlib.sha256(trace.read_bytes()).hexdigest(),
+            },
+            simulated=simulated,
+            settings=settings.run,
+            found={
+                **live,
+                "loop": settings.loop,
+                "dtype": built.weights["dtype"],
+                "kv_dtype": built.kv_dtype,
+                "kv_tokens": built.scheduler.kv_tokens,
+                "max_context": built.scheduler.max_context,
+                **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
+            },
+            ran_on=() if simulated else ("torch",),
+            interrupted=bool(recorder.by_id),
+            totals={
+                "requests": len(recorder.rows),
+                "ended": recorder.done,
+                "iterations": len(recorder.iterations),
+                "traced": requests,
+                "wall_s": round(self.now_s(), 9),
+            },
+            recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            weights=built.weights,
+            kv_budget=built.kv_budget,
+        )
+
+
+class RequestTokens:
+    """Finds the tokens of a request that has just ended: in the scheduler's token pool, whose rows are not given to
+    another before the next batch is formed, or with the request itself if it had lost its row."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._table = scheduler.state.table
+        self._row_of: dict[str, int] = {}
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        for req in batch.retracted:
+            self._row_of.pop(req.rid, None)
+        for new in batch.worker.new_requests:
+            self._row_of[new.request_id] = new.row
+
+    def ended(self, req: Req) -> np.ndarray:
+        """int32: its prompt and what it was given of its output. Asked once for each request, as soon as it has ended."""
+        row = self._row_of.pop(req.rid, None)
+        if row is None:
+            return req.tokens
+        return self._table.tokens(row, req.input_len + max(req.output_len, 0)).copy()
+
+
+class TraceSpool:
+    """Trace lines as requests end, put into order of arrival at the close."""
+
+    def __init__(self, path: Path, content: bool) -> None:
+        self._path = path
+        self._file: IO[bytes] = path.open("w+b")
+        self._hash = None if content else BlockHash()
+        self._lines: list[tuple[float, int, int, int]] = []
+        """(arrival, number, offset in the file, length)."""
+        self._encode = msgspec.json.Encoder().encode
+
+    def write(self, number: int, arrival: TraceRequest, inputs: int, tokens: np.ndarray) -> None:
+        """Add request ``number`` as it came, with ``tokens`` int32: prompt, of ``inputs`` tokens, and output."""
+        content: TokenIds | Synthetic
+        if self._hash is None:
+            content = TokenIds(tokens[:inputs], tokens[inputs:], "")
+        else:
+            content = Synthetic(((0, arrival.request_id),), Blocks(self._hash.ids(tokens), BLOCK_TOKENS))
+        # Its prompt has its session's tokens: alone it is the whole turn.
+        request = dataclasses.replace(
+            arrival, input_length=inputs, output_length=len(tokens) - inputs, session_id=None, content=content
+        )
+        assert arrival.arrival_s is not None
+        at = self._file.tell()
+        self._lines.append((arrival.arrival_s, number, at, self._file.write(self._encode(record_of(request)))))
+
+    def close(self, path: Path) -> int:
+        """Write the trace, its first request at 0, and return how many requests it has."""
+        self._lines.sort()
+        begin_s = self._lines[0][0] if self._lines else 0.0
+        with path.open("wb") as out:
+            for arrival_s, _, offset, length in self._lines:
+                self._file.seek(offset)
+                line = msgspec.json.decode(self._file.read(length))
+                line["arrival_s"] = round(arrival_s - begin_s, 6)
+                out.write(self._encode(line) + b"\n")
+        self.discard()
+        return len(self._lines)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class BlockHash:
+    """Ids for the whole blocks of a token sequence, equal where everything up to the block's end is equal.
+
+    Keyed with a secret that is kept nowhere, so that a prompt cannot be guessed from a trace by hashing candidates.
+    """
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+
+    def ids(self, tokens: np.ndarray) -> np.ndarray:
+        """int64, one for each whole block of ``tokens`` int32."""
+        state = blake2b(key=self._key, digest_size=8)
+        ids = np.empty(len(tokens) // BLOCK_TOKENS, np.int64)
+        for i in range(len(ids)):
+            state.update(tokens[i * BLOCK_TOKENS : (i + 1) * BLOCK_TOKENS].tobytes())
+            ids[i] = int.from_bytes(state.copy().digest(), "little") >> 1
+        return ids

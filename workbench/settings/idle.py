@@ -1,0 +1,85 @@
+"""Settings that would do nothing in a run: refused where a flag gives them, noted where a file or a trace does.
+
+What a setting takes to act is declared beside it (``acts_with``), in SchedulerConfig or RunSettings. Only what somebody
+gave is looked at: presets, records and defaults set what they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workbench.recording.recorder import RequestRow
+from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig, needs_of
+from workbench.settings.run_settings import RunSettings, read_settings_file
+
+
+def needs(name: str) -> str | None:
+    """What a setting takes to act, None if it always does."""
+    found = needs_of(RunSettings, name) or needs_of(SchedulerConfig, name)
+    return found and found[0]
+
+
+def acts(settings: RunSettings, loop: str, name: str) -> bool:
+    """Whether a setting has an effect on a run under ``loop``."""
+    found = needs_of(RunSettings, name) or needs_of(SchedulerConfig, name)
+    return found is None or found[1](settings, loop)
+
+
+def idle_in(
+    runs: Iterable[tuple[RunSettings, str]], names: Iterable[str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Of these settings, those that act in no run, with what they need, and those that act in some, with the loops of
+    the others."""
+    runs = list(runs)
+    never: dict[str, str] = {}
+    partly: dict[str, list[str]] = {}
+    for name in names:
+        without = [loop for settings, loop in runs if not acts(settings, loop, name)]
+        if runs and len(without) == len(runs):
+            never[name] = needs(name) or ""
+        elif without:
+            partly[name] = list(dict.fromkeys(without))
+    return never, partly
+
+
+def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path | None) -> list[str]:
+    """Notes on settings of the file ``config`` that do nothing, and on flags that act under some of the loops alone.
+
+    Raises ConfigError for a flag (one that is not None) that would do nothing at all.
+    """
+    runs = [(settings, loop) for loop in settings.loops]
+    given = [name for name, value in flags.items() if value is not None]
+    written = [name for name in read_settings_file(config) if name not in given] if config is not None else []
+    never, partly = idle_in(runs, given)
+    for name, missing in never.items():
+        raise ConfigError(f"{name}: has no effect here: it needs {missing}")
+    never, more = idle_in(runs, written)
+    partly |= more
+    notes = [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
+    return notes + [
+        f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()
+    ]
+
+
+def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
+    """What the requests of a trace say that the policy does not heed, or do not say that it would."""
+    notes: list[str] = []
+    rows = list(rows)
+    priorities = {row.priority for row in rows}
+    deadlines = settings.slo_ttft is not None or any(row.slo_ttft_s == row.slo_ttft_s for row in rows)
+    custom = ":" in settings.policy
+    if settings.policy == "priority" and len(priorities) == 1:
+        return [f"all requests have priority {priorities.pop()}: policy priority served them as fcfs does"]
+    if settings.policy == "edf" and rows and not deadlines:
+        return [
+            "no request has a deadline (slo_ttft_s in the trace, or --slo-ttft): policy edf served them as fcfs does"
+        ]
+    if settings.policy in PREFIX_POLICIES and settings.cache == "none":
+        notes.append(f"there is no prefix cache: policy {settings.policy} served them as fcfs does")
+    if settings.policy != "priority" and not custom and len(priorities) > 1:
+        notes.append(
+            f"priorities of the trace have no effect under policy {settings.policy}; --policy priority follows them"
+        )
+    return notes
