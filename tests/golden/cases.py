@@ -50,7 +50,16 @@ CASES = [
     _case("policy-fcfs", "simulate prefixes.jsonl --policy fcfs --max-running 4 --page-size 16", WAITS, HITS),
     _case("policy-lpm", "simulate prefixes.jsonl --policy lpm --max-running 4", WAITS, HITS),
     _case(
-        "policy-lpm-aging", "simulate prefixes.jsonl --policy lpm --max-running 4 --max-passed-over 3 --page-size 16"
+        "policy-lpm-aging",
+        "simulate prefixes.jsonl --speedup 8 --policy lpm --max-prefill-tokens 1500 --max-passed-over 1",
+        WAITS,
+        HITS,
+    ),
+    _case(
+        "policy-lpm-mixed",
+        "simulate prefixes.jsonl --speedup 8 --policy lpm --batching mixed --max-batch-tokens 600 --max-passed-over 2",
+        WAITS,
+        HITS,
     ),
     _case("policy-dfs-weight", "simulate prefixes.jsonl --policy dfs-weight --max-running 4", WAITS, HITS),
     _case("policy-lof", "simulate bursts.jsonl --policy lof --max-running 6 --ignore-eos", WAITS),
@@ -93,6 +102,13 @@ CASES = [
         "tight-kv-pipeline",
         "simulate steady.jsonl --pp 2 --kv-tokens 2500 --conservativeness 0.05 --max-tokens 700",
         RETRACTS,
+    ),
+    # Requests wait for KV that others are expected to need yet.
+    _case("expected-output", "simulate steady.jsonl --loop normal,overlap --kv-tokens 9000 --max-tokens 700", WAITS),
+    _case(
+        "expected-output-sessions",
+        "simulate sample.jsonl --requests 80 --speedup 8 --kv-tokens 20000 --max-tokens 1000",
+        WAITS,
     ),
     _case(
         "no-room",
