@@ -57,7 +57,7 @@ CASES = [
     ),
     _case(
         "policy-lpm-mixed",
-        "simulate prefixes.jsonl --speedup 8 --policy lpm --batching mixed --max-batch-tokens 600 --max-passed-over 2",
+        "simulate prefixes.jsonl --speedup 8 --policy lpm --batching mixed --max-batch-tokens 900 --max-passed-over 1",
         WAITS,
         HITS,
     ),
@@ -107,7 +107,7 @@ CASES = [
     _case("expected-output", "simulate steady.jsonl --loop normal,overlap --kv-tokens 9000 --max-tokens 700", WAITS),
     _case(
         "expected-output-sessions",
-        "simulate sample.jsonl --requests 80 --speedup 8 --kv-tokens 20000 --max-tokens 1000",
+        "simulate sample.jsonl --requests 100 --speedup 8 --kv-tokens 20000 --max-tokens 1000",
         WAITS,
     ),
     _case(
@@ -150,6 +150,7 @@ CASES = [
         "dp-least-tokens", "simulate chats.jsonl --dp 2 --tp 2 --router least_tokens", ("requests.csv", "instance == 1")
     ),
     _case("dp-cache-aware", "simulate chats.jsonl --dp 3 --router cache_aware --loop normal,overlap", HITS),
+    _case("dp-cache-aware-branches", "simulate prefixes.jsonl --dp 4 --router cache_aware --speedup 4", HITS),
     _case(
         "dp-pipeline", "simulate bursts.jsonl --dp 2 --pp 2 --router least_requests", ("requests.csv", "instance == 1")
     ),
