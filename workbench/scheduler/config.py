@@ -43,11 +43,11 @@ def acts_with(needs: str, default: Any, acts: Callable[[Any, str], bool]) -> Any
 
 
 def _prefill_first(settings: Any, loop: str) -> bool:
-    return settings.batching == "prefill-first"
+    return bool(settings.batching == "prefill-first")
 
 
 def _caches(settings: Any, loop: str) -> bool:
-    return settings.cache != "none"
+    return bool(settings.cache != "none")
 
 
 PREFILL_FIRST = "prefill-first batching"

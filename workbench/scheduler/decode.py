@@ -59,7 +59,8 @@ class DecodeManager:
             return list(range(running.count - 1, -1, -1))
         generated = running.lens - np.array([req.input_len for req in running.reqs])
         prompts = np.array([req.input_len for req in running.reqs])
-        return np.lexsort((-prompts, generated)).tolist()
+        order: list[int] = np.lexsort((-prompts, generated)).tolist()
+        return order
 
     def _raise_ratio(self, slot: Slot) -> None:
         """Expect of the requests that are left what they have shown, plus a few steps."""

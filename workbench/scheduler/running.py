@@ -51,7 +51,8 @@ class RunningSet:
     @property
     def remaining(self) -> np.ndarray:
         """int64[n], most tokens each may still generate."""
-        return self.ends - self.lens
+        left: np.ndarray = self.ends - self.lens
+        return left
 
     def add(
         self,
@@ -97,7 +98,8 @@ class RunningSet:
         """Indices whose next token starts a page; None means all of them (page size 1)."""
         if self._page_size == 1:
             return None
-        return (self.lens % self._page_size == 0).nonzero()[0]
+        starting: np.ndarray = (self.lens % self._page_size == 0).nonzero()[0]
+        return starting
 
     def page_needs(self, steps: int) -> list[int]:
         """Pages that each of the next steps takes."""
@@ -110,10 +112,12 @@ class RunningSet:
         """int64[m], where in the page table the pages of the next steps go, step by step, as :meth:`advance` has it; with
         one token a page they are the places of the tokens, and this is not asked."""
         step, index = self._starts_page(steps).nonzero()
-        return self.rows[index] * self._table.page_width + (self.lens[index] + step) // self._page_size
+        places: np.ndarray = self.rows[index] * self._table.page_width + (self.lens[index] + step) // self._page_size
+        return places
 
     def _starts_page(self, steps: int) -> np.ndarray:
-        return (self.lens + np.arange(steps)[:, None]) % self._page_size == 0
+        starts: np.ndarray = (self.lens + np.arange(steps)[:, None]) % self._page_size == 0
+        return starts
 
     def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token, those in ``needing`` into the next of ``pages``.

@@ -237,13 +237,13 @@ class Scheduler:
 
     def _time_out(self) -> None:
         now = self.state.clock()
-        for queue, limit_s, why, applies in (
-            (self._queue_deadlines, self.config.queue_timeout_s, "queue_timeout", lambda req: not req.scheduled),
-            (self._deadlines, self.config.request_timeout_s, "request_timeout", lambda req: True),
+        for queue, limit_s, why, unscheduled_only in (
+            (self._queue_deadlines, self.config.queue_timeout_s, "queue_timeout", True),
+            (self._deadlines, self.config.request_timeout_s, "request_timeout", False),
         ):
             while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= (limit_s or 0.0)):
                 req = queue.popleft()
-                if req.finish is None and applies(req):
+                if req.finish is None and not (unscheduled_only and req.scheduled):
                     self._cut(req, Finish("aborted", why))
 
     # -- out ---------------------------------------------------------------------------------------------------------

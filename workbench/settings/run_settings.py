@@ -280,7 +280,7 @@ def _measured_host(settings: RunSettings) -> dict[str, float]:
     if kind == "fitted":
         from backends.simulated.cost.models.fitted import read_fitted
 
-        host = read_fitted(path)["host"]
+        host: dict[str, float] = read_fitted(path)["host"]
     else:
         from backends.simulated.cost.tables.profiles import host_phases
 
