@@ -18,7 +18,7 @@ import openai
 
 from backends.simulated.synthetic import content_key, synthetic_output
 from tests.patience import PATIENCE_S, until
-from workbench.serving.tokenizer import ByteTokenizer
+from workbench.serving.text.tokenizer import ByteTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "llama-3.1-8b"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
-from workbench.serving.protocol import ApiError, CompletionRequest, parse
+from workbench.serving.http.protocol import ApiError, CompletionRequest, parse
 
 JSON = {"content-type": "application/json"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "model": MODEL}

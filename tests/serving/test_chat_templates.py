@@ -16,10 +16,10 @@ from tests.event_loop import in_a_loop
 from tests.patience import until
 from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_text_streams import TOKENIZERS
-from workbench.serving import chat_templates
-from workbench.serving.chat_templates import Bounds, ChatTemplates, reserved_names
-from workbench.serving.protocol import ApiError
-from workbench.serving.tokenizer import ByteTokenizer, ModelTokenizer
+from workbench.serving.http.protocol import ApiError
+from workbench.serving.text import chat_templates
+from workbench.serving.text.chat_templates import Bounds, ChatTemplates, reserved_names
+from workbench.serving.text.tokenizer import ByteTokenizer, ModelTokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 BOUNDS = Bounds(10_000, 0.1, 0.3)

@@ -9,10 +9,10 @@ from typing import get_type_hints
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
-from workbench.serving import protocol
-from workbench.serving.fields import TABLE, as_markdown
-from workbench.serving.native import GenerateRequest, GenerateSampling
-from workbench.serving.protocol import ApiError, ChatRequest, CompletionRequest
+from workbench.serving.http import protocol
+from workbench.serving.http.fields import TABLE, as_markdown
+from workbench.serving.http.native import GenerateRequest, GenerateSampling
+from workbench.serving.http.protocol import ApiError, ChatRequest, CompletionRequest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 KINDS = {"completions": CompletionRequest, "chat": ChatRequest, "generate": GenerateRequest}

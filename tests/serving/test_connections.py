@@ -14,11 +14,11 @@ from tests.event_loop import in_a_loop
 from tests.patience import PATIENCE_S, until
 from tests.serving.server import MODEL, Server, answer
 from workbench.scheduler.request import SamplingParams
-from workbench.serving import engine_client
-from workbench.serving.engine_client import EngineClient
-from workbench.serving.messages import Addresses, Chunk, Ready
-from workbench.serving.prometheus import Metrics
-from workbench.serving.protocol import ApiError, Sequences
+from workbench.serving.engine import engine_client
+from workbench.serving.engine.engine_client import EngineClient
+from workbench.serving.engine.wire import Addresses, Chunk, Ready
+from workbench.serving.http.prometheus import Metrics
+from workbench.serving.http.protocol import ApiError, Sequences
 
 
 @pytest.fixture

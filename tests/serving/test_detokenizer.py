@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.serving.detokenizer import Detokenizer
-from workbench.serving.messages import Ended, Opened, Step, TokenLogprob
-from workbench.serving.tokenizer import ByteTokenizer
+from workbench.serving.engine.wire import Ended, Opened, Step, TokenLogprob
+from workbench.serving.text.detokenizer import Detokenizer
+from workbench.serving.text.tokenizer import ByteTokenizer
 
 END = 256
 

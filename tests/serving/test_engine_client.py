@@ -8,10 +8,10 @@ import zmq.asyncio
 from tests.event_loop import in_a_loop
 from tests.serving.test_life_and_death import Model
 from workbench.scheduler.request import SamplingParams
-from workbench.serving.engine_client import Call, EngineClient
-from workbench.serving.messages import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
-from workbench.serving.prometheus import Metrics
-from workbench.serving.protocol import ApiError, Sequences
+from workbench.serving.engine.engine_client import Call, EngineClient
+from workbench.serving.engine.wire import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
+from workbench.serving.http.prometheus import Metrics
+from workbench.serving.http.protocol import ApiError, Sequences
 
 DRAINING = ApiError(503, "the server is shutting down", code="draining")
 

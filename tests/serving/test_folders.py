@@ -6,7 +6,7 @@ import pytest
 
 from workbench.scheduler.config import ConfigError
 from workbench.serving.folders import profile_folder, weights_folder, with_folders
-from workbench.serving.protocol import ApiError
+from workbench.serving.http.protocol import ApiError
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.run_settings import RunSettings
 

@@ -11,11 +11,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from tests.event_loop import in_a_loop
 from tests.serving.test_text_streams import CORPUS, TOKENIZERS, byte_fallback, byte_level
-from workbench.serving import least_tokens
-from workbench.serving.least_tokens import least_tokens_of
-from workbench.serving.prompts import Prompts
-from workbench.serving.protocol import ApiError, Limits
-from workbench.serving.tokenizer import ByteTokenizer, ModelTokenizer, _byte_level_alphabet
+from workbench.serving.http.protocol import ApiError, Limits
+from workbench.serving.text import least_tokens
+from workbench.serving.text.least_tokens import least_tokens_of
+from workbench.serving.text.prompts import Prompts
+from workbench.serving.text.tokenizer import ByteTokenizer, ModelTokenizer, _byte_level_alphabet
 
 
 def normalized(*steps) -> Tokenizer:

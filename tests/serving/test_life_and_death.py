@@ -18,11 +18,11 @@ from tests.patience import PATIENCE_S, until
 from tests.serving.server import MODEL, Server, answer, command, environment
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving import engine_client, vitals
-from workbench.serving.engine_client import EngineClient
-from workbench.serving.messages import Addresses
-from workbench.serving.prometheus import Metrics
-from workbench.serving.vitals import Vitals
+from workbench.serving.engine import engine_client, vitals
+from workbench.serving.engine.engine_client import EngineClient
+from workbench.serving.engine.vitals import Vitals
+from workbench.serving.engine.wire import Addresses
+from workbench.serving.http.prometheus import Metrics
 
 
 @pytest.fixture

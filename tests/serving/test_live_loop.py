@@ -15,8 +15,10 @@ from workbench.loops import LOOPS
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.live import Ending, LiveInbox, LiveOutbox
-from workbench.serving.messages import (
+from workbench.serving.engine.mailboxes import Ending, LiveInbox, LiveOutbox
+from workbench.serving.engine.upkeep import ModelledGPU
+from workbench.serving.engine.vitals import Vitals
+from workbench.serving.engine.wire import (
     Cancel,
     Control,
     Done,
@@ -31,8 +33,6 @@ from workbench.serving.messages import (
     decode_to_http,
     encode,
 )
-from workbench.serving.upkeep import ModelledGPU
-from workbench.serving.vitals import Vitals
 
 EOS = 99
 VOCABULARY = np.arange(10, 50, dtype=np.int32)

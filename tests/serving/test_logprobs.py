@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.test_text_streams import DECODERS, TOKENIZERS
-from workbench.serving.detokenizer import Detokenizer
-from workbench.serving.messages import Ended, LogprobText, Opened, Step, TokenLogprob
-from workbench.serving.openai_api import CompletionShape, chat_logprobs
+from workbench.serving.engine.wire import Ended, LogprobText, Opened, Step, TokenLogprob
+from workbench.serving.http.openai_api import CompletionShape, chat_logprobs
+from workbench.serving.text.detokenizer import Detokenizer
 
 SHAPE = CompletionShape(SimpleNamespace(prompts=1, n=1), "m")  # type: ignore[arg-type]
 
@@ -68,7 +68,7 @@ def test_offsets_go_on_right_after_characters_in_several_tokens():
         at = {item.token: item.offset for item in found}
         assert at["a"] == 1, [(item.token, item.offset) for item in found]
     ids = [*b"\xe2\x82", ord("a"), *"€b".encode()]
-    from workbench.serving.tokenizer import ByteTokenizer
+    from workbench.serving.text.tokenizer import ByteTokenizer
 
     written, found = told(ByteTokenizer(), ids)
     assert written == "�a€b"
@@ -121,7 +121,7 @@ def test_a_word_with_its_space_and_without_are_two_tokens():
 
 def test_a_stop_string_leaves_the_offsets_of_what_came_before():
     ids = list("€ab".encode())
-    from workbench.serving.tokenizer import ByteTokenizer
+    from workbench.serving.text.tokenizer import ByteTokenizer
 
     written, found = told(ByteTokenizer(), [*ids, ord("c")], stop=("bc",))
     assert written == "€a"

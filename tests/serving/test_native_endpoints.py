@@ -10,7 +10,7 @@ import pytest
 from backends.simulated.synthetic import content_key, synthetic_output
 from tests.patience import until
 from tests.serving.server import MODEL, Server, answer
-from workbench.serving.tokenizer import ByteTokenizer
+from workbench.serving.text.tokenizer import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tests.event_loop import in_a_loop
 from workbench.scheduler.config import ConfigError
-from workbench.serving.origins import Access, guarded, parse_origin, same_origin
+from workbench.serving.http.origins import Access, guarded, parse_origin, same_origin
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.run_settings import RunSettings
 

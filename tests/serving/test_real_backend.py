@@ -12,7 +12,7 @@ from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
-from workbench.serving.backends import make_backend  # noqa: E402
+from workbench.serving.engine.live_backend import make_backend  # noqa: E402
 from workbench.serving.serve_settings import ServeSettings  # noqa: E402
 from workbench.settings.real import device_defaults  # noqa: E402
 from workbench.settings.run_settings import settings_from  # noqa: E402

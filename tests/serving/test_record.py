@@ -16,8 +16,8 @@ from tests.meta_form import check_meta
 from tests.serving.server import MODEL, Server, answer
 from traces import open_trace
 from workbench.cli.app import app
-from workbench.serving.recording import BLOCK_TOKENS, BlockHash
-from workbench.serving.tokenizer import ByteTokenizer
+from workbench.serving.engine.live_record import BLOCK_TOKENS, BlockHash
+from workbench.serving.text.tokenizer import ByteTokenizer
 
 SHARED = "a system prompt that every request begins with, long enough to be shared; "
 

@@ -11,7 +11,7 @@ from tokenizers import processors
 from reports.record.run_record import read_record
 from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_text_streams import byte_fallback
-from workbench.serving.tokenizer import ByteTokenizer
+from workbench.serving.text.tokenizer import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

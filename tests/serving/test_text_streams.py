@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from workbench.serving.text_stream import StopMatcher
-from workbench.serving.tokenizer import ByteTokenizer, SerialisedDecoder
+from workbench.serving.text.text_stream import StopMatcher
+from workbench.serving.text.tokenizer import ByteTokenizer, SerialisedDecoder
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog",

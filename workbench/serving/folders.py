@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.protocol import ApiError, bad_value
+from workbench.serving.http.protocol import ApiError, bad_value
 from workbench.serving.serve_settings import ServeSettings
 
 

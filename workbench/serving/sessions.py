@@ -8,8 +8,8 @@ from collections.abc import Callable
 import msgspec
 
 from workbench.scheduler.messages import CloseSession, OpenSession
-from workbench.serving.messages import Done, SessionControl
-from workbench.serving.protocol import Sequences, bad_value
+from workbench.serving.engine.wire import Done, SessionControl
+from workbench.serving.http.protocol import Sequences, bad_value
 
 MAX_NAME_CHARACTERS = 200
 

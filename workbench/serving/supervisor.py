@@ -17,21 +17,21 @@ from typing import Any
 
 from reports.record.run_record import prepare_out
 from workbench.scheduler.config import ConfigError
-from workbench.serving.backends import SyntheticText
-from workbench.serving.connections import Crowded, Server, connection_room, raise_open_files
-from workbench.serving.detokenizer import run_detokenizer
-from workbench.serving.engine import run_engine
-from workbench.serving.engine_client import EngineClient
+from workbench.serving.engine.engine_client import EngineClient
+from workbench.serving.engine.live_backend import SyntheticText
+from workbench.serving.engine.scheduler_process import run_engine
+from workbench.serving.engine.threads import end_process_if_busy, in_thread
+from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.folders import with_folders
-from workbench.serving.http import Api
-from workbench.serving.messages import Addresses, Ready
-from workbench.serving.origins import Access, guarded
-from workbench.serving.prometheus import Metrics
-from workbench.serving.protocol import ApiError
-from workbench.serving.request_ids import RequestIds
+from workbench.serving.http.app import Api
+from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.origins import Access, guarded
+from workbench.serving.http.prometheus import Metrics
+from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.request_ids import RequestIds
 from workbench.serving.serve_settings import ServeSettings
-from workbench.serving.threads import end_process_if_busy, in_thread
-from workbench.serving.tokenizer import Tokenizer, load_tokenizer
+from workbench.serving.text.detokenizer import run_detokenizer
+from workbench.serving.text.tokenizer import Tokenizer, load_tokenizer
 from workbench.settings.run_settings import RunSettings
 
 FLUSH_S = 5.0

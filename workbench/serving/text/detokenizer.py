@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import zmq
 
-from workbench.serving.messages import (
+from workbench.serving.engine.child import begin_child
+from workbench.serving.engine.wire import (
     Addresses,
     Chunk,
     Chunks,
@@ -24,9 +25,8 @@ from workbench.serving.messages import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.process import begin_child
-from workbench.serving.text_stream import StopMatcher
-from workbench.serving.tokenizer import Decoder, load_decoder
+from workbench.serving.text.text_stream import StopMatcher
+from workbench.serving.text.tokenizer import Decoder, load_decoder
 
 
 class _Stream:

@@ -23,7 +23,10 @@ from workbench.scheduler.messages import (
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
-from workbench.serving.messages import (
+from workbench.serving.engine.live_record import LiveRecord
+from workbench.serving.engine.upkeep import Upkeep
+from workbench.serving.engine.vitals import Vitals
+from workbench.serving.engine.wire import (
     Ask,
     Cancel,
     Change,
@@ -43,10 +46,7 @@ from workbench.serving.messages import (
     decode_to_scheduler,
     encode,
 )
-from workbench.serving.recording import LiveRecord
 from workbench.serving.sessions import session_message
-from workbench.serving.upkeep import Upkeep
-from workbench.serving.vitals import Vitals
 
 _CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
 

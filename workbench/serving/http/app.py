@@ -16,21 +16,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from workbench.serving import protocol
-from workbench.serving.chat_templates import Bounds, ChatTemplates
-from workbench.serving.engine_client import Call, ClientGone, EngineClient
+from workbench.serving.engine.engine_client import Call, ClientGone, EngineClient
+from workbench.serving.engine.wire import ControlAction
 from workbench.serving.folders import profile_folder, weights_folder
-from workbench.serving.messages import ControlAction
-from workbench.serving.native import GenerateRequest, GenerateShape, counts_of, with_request_id
-from workbench.serving.objectives import cache_salt, objective
-from workbench.serving.openai_api import ChatShape, CompletionShape, Shape, error_event
-from workbench.serving.prometheus import CONTENT_TYPE, Metrics
-from workbench.serving.prompts import Prompts
-from workbench.serving.protocol import ApiError, Limits, Sampling, Sequences
-from workbench.serving.request_ids import answered_as, checked, given_id
+from workbench.serving.http import protocol
+from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
+from workbench.serving.http.openai_api import ChatShape, CompletionShape, Shape, error_event
+from workbench.serving.http.prometheus import CONTENT_TYPE, Metrics
+from workbench.serving.http.protocol import ApiError, Limits, Sampling, Sequences
+from workbench.serving.http.request_headers import cache_salt, objective
+from workbench.serving.http.request_ids import answered_as, checked, given_id
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
-from workbench.serving.tokenizer import Tokenizer
+from workbench.serving.text.chat_templates import Bounds, ChatTemplates
+from workbench.serving.text.prompts import Prompts
+from workbench.serving.text.tokenizer import Tokenizer
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 T = TypeVar("T")

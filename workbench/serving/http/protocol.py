@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import msgspec
 
 from workbench.scheduler.request import SamplingParams
-from workbench.serving.fields import Unsupported, without_neutral
+from workbench.serving.http.fields import Unsupported, without_neutral
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000

@@ -14,8 +14,8 @@ from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
 from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.serving.engine.upkeep import ModelledGPU, Upkeep
 from workbench.serving.serve_settings import ServeSettings
-from workbench.serving.upkeep import ModelledGPU, Upkeep
 from workbench.settings.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 from workbench.settings.run_settings import resolve, scheduler_config
 

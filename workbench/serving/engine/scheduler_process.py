@@ -14,13 +14,13 @@ from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.backends import LiveBackend, SyntheticText, make_backend
-from workbench.serving.live import Ending, LiveInbox, LiveOutbox
-from workbench.serving.messages import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
-from workbench.serving.process import begin_child
-from workbench.serving.recording import LiveRecord
+from workbench.serving.engine.child import begin_child
+from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, make_backend
+from workbench.serving.engine.live_record import LiveRecord
+from workbench.serving.engine.mailboxes import Ending, LiveInbox, LiveOutbox
+from workbench.serving.engine.vitals import Vitals, heartbeat
+from workbench.serving.engine.wire import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 from workbench.serving.serve_settings import ServeSettings
-from workbench.serving.vitals import Vitals, heartbeat
 
 
 class _Failure(Exception):

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from workbench.serving.engine_client import Call
-from workbench.serving.messages import Chunk, LogprobText
-from workbench.serving.openai_api import Shape, chat_logprobs, finish_reason
-from workbench.serving.protocol import ApiError, Count, Counts, Sampling, bad_value, count
-from workbench.serving.request_ids import checked
+from workbench.serving.engine.engine_client import Call
+from workbench.serving.engine.wire import Chunk, LogprobText
+from workbench.serving.http.openai_api import Shape, chat_logprobs, finish_reason
+from workbench.serving.http.protocol import ApiError, Count, Counts, Sampling, bad_value, count
+from workbench.serving.http.request_ids import checked
 
 
 class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):

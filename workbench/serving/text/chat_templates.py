@@ -11,10 +11,10 @@ from functools import cache
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from workbench.serving.chat_worker import Rendering, TemplateRefused, run_worker, text_of
-from workbench.serving.protocol import ApiError
-from workbench.serving.threads import in_thread
-from workbench.serving.tokenizer import Tokenizer
+from workbench.serving.engine.threads import in_thread
+from workbench.serving.http.protocol import ApiError
+from workbench.serving.text.chat_worker import Rendering, TemplateRefused, run_worker, text_of
+from workbench.serving.text.tokenizer import Tokenizer
 
 QUICK_CPU_S = 0.1
 """Processor time that any rendering gets at once. What takes longer begins again among its like, and delays no other."""
@@ -154,7 +154,7 @@ class _Worker:
         context = multiprocessing.get_context("forkserver")
         # Imported once, in the process that the workers are copies of.
         context.set_forkserver_preload(
-            ["__main__", "workbench.serving.chat_worker", "transformers.utils.chat_template_utils"]
+            ["__main__", "workbench.serving.text.chat_worker", "transformers.utils.chat_template_utils"]
         )
         self._connection, theirs = context.Pipe()
         self._process: ForkServerProcess = context.Process(

@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.messages import Addresses, Beat, Pulse, encode, push_socket
+from workbench.serving.engine.wire import Addresses, Beat, Pulse, encode, push_socket
 
 BEAT_EVERY_S = 0.1
 BEATS_WAITING = 100
@@ -21,7 +21,7 @@ BEATS_WAITING = 100
 class Vitals:
     """Counters of one scheduler. The loop writes; the heartbeat reads, and sends even while the loop is stuck.
 
-    ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.backends.LiveBackend`.
+    ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.engine.live_backend.LiveBackend`.
     """
 
     def __init__(

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from workbench.serving import protocol
-from workbench.serving.protocol import Limits
-from workbench.serving.threads import in_thread
-from workbench.serving.tokenizer import Tokenizer
+from workbench.serving.engine.threads import in_thread
+from workbench.serving.http import protocol
+from workbench.serving.http.protocol import Limits
+from workbench.serving.text.tokenizer import Tokenizer
 
 LONG_TEXT = 4000
 """Characters from which on encoding leaves the event loop to others."""

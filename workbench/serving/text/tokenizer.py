@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from workbench.serving.least_tokens import least_tokens_of
-from workbench.serving.text_stream import ByteStream, TextStream, WindowStream
+from workbench.serving.text.least_tokens import least_tokens_of
+from workbench.serving.text.text_stream import ByteStream, TextStream, WindowStream
 
 
 class TokenizerError(ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workbench.serving.protocol import bad_value
+from workbench.serving.http.protocol import bad_value
 
 HEADER = "x-request-id"
 _WELL_FORMED = re.compile(r"[!-~]{1,200}")

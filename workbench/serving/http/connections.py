@@ -21,8 +21,8 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.http import error_response
-from workbench.serving.protocol import ApiError
+from workbench.serving.http.app import error_response
+from workbench.serving.http.protocol import ApiError
 
 OWN_FILES = 32
 """Open files that the process may need beside connections, once it serves."""

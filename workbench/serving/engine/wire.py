@@ -202,7 +202,7 @@ class LogprobText(msgspec.Struct, array_like=True):
     top_ids: list[int] = []
     """Of ``top``."""
     offset: int = 0
-    """Characters of the sequence's text before it, as :meth:`~workbench.serving.text_stream.TextStream.offset` counts."""
+    """Characters of the sequence's text before it, as :meth:`TextStream.offset` counts."""
 
 
 class Chunk(msgspec.Struct, array_like=True):

@@ -15,7 +15,7 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from workbench.serving.messages import (
+from workbench.serving.engine.wire import (
     Addresses,
     Ask,
     Beat,
@@ -41,8 +41,8 @@ from workbench.serving.messages import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.prometheus import Metrics
-from workbench.serving.protocol import ApiError, Sequences
+from workbench.serving.http.prometheus import Metrics
+from workbench.serving.http.protocol import ApiError, Sequences
 
 MAX_UNREAD_BYTES = 256 << 20
 """What may wait, over all requests, for clients that read more slowly than their tokens come."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from workbench.serving.engine_client import Call
-from workbench.serving.messages import FINISH_WORDS, Chunk, LogprobText
-from workbench.serving.protocol import ApiError
+from workbench.serving.engine.engine_client import Call
+from workbench.serving.engine.wire import FINISH_WORDS, Chunk, LogprobText
+from workbench.serving.http.protocol import ApiError
 
 _encode = msgspec.json.Encoder().encode
 

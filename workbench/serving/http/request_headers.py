@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from workbench.serving.protocol import Asked, bad_value
+from workbench.serving.http.protocol import Asked, bad_value
 
 MAX_SALT_CHARACTERS = 1000
 HEADERS = {

@@ -1,0 +1,1 @@
+"""The HTTP API: paths, bodies, status codes and events of an answer. Nothing below knows of them."""
