@@ -19,7 +19,8 @@ from profile_lookup import batch
 
 from reports.record.measured import read_measured
 from reports.record.run_record import RunRecord
-from workbench.settings.run_settings import RunSettings, resolve
+from workbench.cluster.resolve import resolve
+from workbench.settings.run_settings import RunSettings
 
 SAME_S = 0.003
 """Events closer than this belong to one boundary between steps."""

@@ -15,9 +15,10 @@ import numpy as np
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
-from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import IterationLog
 from traces import TraceRequest
+from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.loops import LOOPS
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch

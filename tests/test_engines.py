@@ -6,9 +6,10 @@ import pytest
 
 from backends.simulated.host import HostModel
 from tests.cost.profiles import batch, linear_profile
+from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.engines import engine_names, load_engine
-from workbench.settings.run_settings import RunSettings, resolve, settings_from
+from workbench.settings.run_settings import RunSettings, settings_from
 
 
 @pytest.mark.parametrize("name", engine_names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -251,6 +252,34 @@ def test_the_torch_backend_is_imported_nowhere_at_module_level():
         and under(i.target, "backends.torch")
         and not under(i.importer, "backends.torch")
     ] == []
+
+
+SIMULATOR = "backends.simulated"
+REAL_RUNS = {
+    "replay": ("workbench.cli.replay", "workbench.cli.runs", "workbench.cli.waits", "workbench.cluster.replay"),
+    "serve": ("workbench.cli.serve", "workbench.serving.supervisor", "workbench.serving.engine.scheduler_process"),
+    "observe": ("workbench.cli.observe", "workbench.clients.observe"),
+}
+"""What the commands of runs on something real import, and what their functions do."""
+CHECKS = (
+    "workbench.settings.real",
+    "workbench.settings.run_settings",
+    "workbench.settings.idle",
+    "backends.torch.backend",
+)
+
+
+@pytest.mark.parametrize("command", REAL_RUNS)
+def test_a_run_on_something_real_does_not_load_the_simulator(command):
+    pytest.importorskip("torch")
+    names = [*REAL_RUNS[command], *CHECKS]
+    source = (
+        f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+        f"print(*sorted(name for name in sys.modules if name.startswith({SIMULATOR!r})))"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Files of settings are read with what is to stand below all of them.
+    assert set(ran.stdout.split()) <= {SIMULATOR, f"{SIMULATOR}.value_file"}
 
 
 def test_torch_and_transformers_are_imported_at_module_level_by_the_torch_backend_only():

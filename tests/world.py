@@ -10,8 +10,9 @@ import numpy as np
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
-from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from backends.simulated.sampler import ScriptedSampler
 from reports.record.schema import DECODE
+from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.steady import SteadyBackend
 from workbench.loops import LOOPS
 from workbench.scheduler.batch import ModelWorkerBatch

@@ -35,12 +35,6 @@ class Clock(simpy.Environment):
         heappush(self._queue, (moment_s, NORMAL, next(self._eid), event))
         return event
 
-    def advance_to(self, moment_s: float) -> None:
-        """Let everything happen that is due by then, and be there: for a clock that follows another one."""
-        while self.peek() <= moment_s:
-            self.step()
-        self._now = max(self._now, moment_s)
-
     def run_loop(self, loop: Generator[Any, None, None]) -> simpy.Process:
         """Start an event loop as a process of this environment."""
         return self.process(self._send_on(loop))

@@ -9,15 +9,12 @@ import numpy as np
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
-END_OF_SEQUENCE = -2
-"""Token id that ends a request in simulation. No vocabulary has it, so content from a trace cannot end one early."""
-
 
 class ScriptedSampler:
     """Returns each request's next scripted token, for all rows of a batch at once.
 
     ``script(request_id)`` gives the prompt length and int32[n] output tokens; the caller ends them with
-    :data:`END_OF_SEQUENCE` where the model would stop.
+    its end of sequence where the model would stop.
     """
 
     def __init__(self, script: Callable[[str], tuple[int, np.ndarray]], rows: int) -> None:

@@ -31,7 +31,8 @@ from tests.cost.profiles import (
     linear_profile,
     needs_data,
 )
-from workbench.settings.run_settings import resolve, settings_from
+from workbench.cluster.resolve import resolve
+from workbench.settings.run_settings import settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.capture_sizes import default_capture_sizes
 from backends.simulated.cost.models.profile import ProfileCost
-from backends.simulated.cost.models.roofline import RooflineCost, default_capture_sizes
+from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.tables.profiles import read_profile
 from backends.simulated.hardware import load_gpu
 from backends.simulated.models import load_model

@@ -6,8 +6,8 @@ from itertools import count
 
 import pytest
 
-from backends.simulated.clock import Clock
 from workbench.cli.waits import SaidWaits, spoken
+from workbench.clients.live_clock import LiveClock
 from workbench.cluster.interrupts import Interrupt
 
 
@@ -41,11 +41,11 @@ def test_a_long_wait_is_said_once(capsys):
 def test_a_replay_that_waits_tells_for_what(monkeypatch):
     replay = pytest.importorskip("workbench.cluster.replay")
     monkeypatch.setattr(replay.time, "sleep", lambda seconds: None)
-    clock, ticks, told = Clock(), count(0, 1000), []
+    clock, ticks, told = LiveClock(), count(0, 1000), []
     inbox = replay.ReplayInbox(
         clock, lambda: float(next(ticks)), lambda messages: None, Interrupt(), lambda *at: told.append(at)
     )
-    clock.at(5000.0).callbacks.append(lambda event: inbox.put("a request"))  # type: ignore[union-attr]
+    clock.timeout(5000.0).callbacks.append(lambda event: inbox.put("a request"))  # type: ignore[union-attr]
     inbox.arrival()()
     assert told[0] == (5000.0, 0.0) and len(told) > 1
     assert inbox.drain() == ["a request"]

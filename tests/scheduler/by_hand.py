@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.simulated.sampler import END_OF_SEQUENCE
 from tests.world import Job, Run
+from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams

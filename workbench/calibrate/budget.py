@@ -19,8 +19,9 @@ from backends.simulated.host_fit import fit_host
 from reports.compare.comparison import compare
 from reports.record.run_record import RunRecord
 from workbench.calibrate.fit import fit_stages, host_columns
+from workbench.cluster.resolve import resolve
 from workbench.scheduler.batch import ModelWorkerBatch
-from workbench.settings.run_settings import RunSettings, recorded_settings, resolve
+from workbench.settings.run_settings import RunSettings, recorded_settings
 
 METRICS = ("ttft", "tpot", "e2e")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from backends.capture_sizes import default_capture_sizes
 from backends.simulated.cost.models.least_squares import relative_least_squares
 from backends.simulated.cost.models.profile import DENSE_ONLY, ProfileCost
-from backends.simulated.cost.models.roofline import default_capture_sizes
 from backends.simulated.cost.tables import own_profile
 from backends.simulated.cost.tables.operator_tables import ProfileError
 from backends.simulated.hardware import load_gpu

@@ -103,9 +103,10 @@ def _run(
     flags: dict[str, Any],
 ) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
+    from workbench.cluster.resolve import resolve
     from workbench.cluster.simulate import simulate_loop
     from workbench.settings.idle import check_effects
-    from workbench.settings.run_settings import resolve, settings_from
+    from workbench.settings.run_settings import settings_from
 
     settings = settings_from(config, flags, like)
     say(check_effects(settings, flags, config))

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.clock import Clock
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, FINISHED, REJECTED
 from traces import Trace, TraceRequest
 from traces.content import TokenIds
 from workbench.clients.bounds import Bound, Cause, bound_of, counted
+from workbench.clients.live_clock import LiveClock
 from workbench.clients.openai_client import Answer, CompletionsClient, ServerRefused
 from workbench.clients.sessions import Clients, Waiting
 from workbench.recording.meta import run_meta, trace_meta
@@ -99,7 +99,7 @@ class Observer:
         self._trace, self._vocab_of = trace, vocab_of
         self._began_s = time.monotonic()
         self.client = CompletionsClient(settings.url, settings.model, self.now_s, api_key=api_key, text_of=text_of)
-        self._clock = Clock()
+        self._clock = LiveClock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = self._finished = self._failed = self._pieces = 0
 

@@ -12,15 +12,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.simulated.backend import SimulatedInbox
-from backends.simulated.clock import Clock
-from backends.simulated.sampler import END_OF_SEQUENCE
 from reports.record.run_record import RunRecord
 from traces import Trace, TraceRequest
 from workbench.clients.bounds import bound_of, counted
+from workbench.clients.live_clock import LiveClock
+from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.clients.sessions import Clients, Waiting
 from workbench.cluster.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
-from workbench.cluster.simulate import PROGRESS_EVERY_S, Progress
+from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.recording.meta import run_meta, trace_meta
@@ -45,25 +44,33 @@ class ReplayOver(Exception):
     """Every request of the trace has ended."""
 
 
-class ReplayInbox(SimulatedInbox):
-    """Delivers what simulated clients send, when the real clock gets there."""
+class ReplayInbox:
+    """Delivers what the clients of a trace send, when the real clock gets there."""
 
     def __init__(
         self,
-        clock: Clock,
+        clock: LiveClock,
         now_s: Callable[[], float],
         on_drain: Callable[[list[object]], None],
         interrupt: Interrupt,
         on_wait: Waiting,
     ) -> None:
-        super().__init__(clock, on_drain)
+        self._clock, self._on_drain = clock, on_drain
+        self._messages: list[object] = []
         self._now_s, self._interrupt, self._on_wait = now_s, interrupt, on_wait
 
     def drain(self) -> list[object]:
         self._clock.advance_to(self._now_s())
-        return super().drain()
+        messages, self._messages = self._messages, []
+        if messages:
+            self._on_drain(messages)
+        return messages
 
-    def arrival(self) -> Callable[[], None]:  # type: ignore[override]
+    def put(self, message: object) -> None:
+        """Deliver a message now."""
+        self._messages.append(message)
+
+    def arrival(self) -> Callable[[], None]:
         return self._wait
 
     def _wait(self) -> None:
@@ -197,7 +204,7 @@ def _replay(
     backend.log_to(recorder.iterations.append)
     tp, pp = settings.layout(loop)
     rows = config.max_running_per_slot * config.slots
-    clock = Clock()
+    clock = LiveClock()
     open_requests: dict[str, TraceRequest] = {}
 
     def wait(due_s: float, now_s: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -15,13 +15,16 @@ import simpy
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
-from backends.simulated.sampler import END_OF_SEQUENCE, ScriptedSampler
+from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import RunRecord
 from traces import Trace, TraceRequest
 from traces.ahead import with_tokens
 from workbench.clients.bounds import bound_of, counted
+from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.clients.sessions import Clients
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
+from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
+from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.cluster.router import Router
 from workbench.cluster.steady import LOOPS as STEADY_LOOPS
 from workbench.cluster.steady import SteadyBackend
@@ -32,11 +35,7 @@ from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler
 from workbench.settings.idle import trace_notes
-from workbench.settings.run_settings import Instance, RunSettings, resolve
-
-Progress = Callable[[float, int, int], None]
-"""Called a few times a second with simulated seconds, requests ended, and iterations."""
-PROGRESS_EVERY_S = 0.1
+from workbench.settings.run_settings import RunSettings
 
 
 class Watch(Protocol):
@@ -51,7 +50,7 @@ class SimulatedWorld:
     """The instances of a run, their clients and the recorder, in one SimPy environment."""
 
     def __init__(
-        self, settings: RunSettings, instance: Instance, trace: Trace, decisions: IO[str] | None = None
+        self, settings: RunSettings, instance: SimulatedRecipe, trace: Trace, decisions: IO[str] | None = None
     ) -> None:
         self.env = Clock()
         self.settings = settings
@@ -175,7 +174,7 @@ def simulate_loop(
     command: str,
     progress: Progress | None = None,
     decisions: Path | None = None,
-    instance: Instance | None = None,
+    instance: SimulatedRecipe | None = None,
     watch: Watch | None = None,
 ) -> RunRecord:
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early, from

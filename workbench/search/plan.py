@@ -16,12 +16,13 @@ from reports.page.plan_page import write_plan_page
 from reports.record.json_file import json_text
 from reports.record.out_folder import write_file
 from traces.reshape import reshape
+from workbench.cluster.resolve import resolve
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
 from workbench.search.rate import HighestRate, highest_rate, simulator
 from workbench.search.slo import Limit
 from workbench.search.space import Point, SpaceError
-from workbench.settings.run_settings import RunSettings, resolve
+from workbench.settings.run_settings import RunSettings
 
 TICK_S = 0.25
 FORMAT = "workbench plan"

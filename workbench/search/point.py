@@ -16,11 +16,12 @@ from reports.metrics.sweep_metrics import sweep_summary
 from reports.record.run_record import write_record
 from traces import Trace
 from traces.reshape import reshape
+from workbench.cluster.resolve import resolve
 from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
 from workbench.settings.idle import acts
-from workbench.settings.run_settings import LOOP_NAMES, RunSettings, read_settings_file, resolve, settings_from
+from workbench.settings.run_settings import LOOP_NAMES, RunSettings, read_settings_file, settings_from
 
 FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
 STATUSES = (FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED)

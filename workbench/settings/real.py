@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import BY_FLAG
-from backends.simulated.cost.models.roofline import default_capture_sizes
 from workbench.scheduler.config import ConfigError, largest_step
 from workbench.settings.run_settings import RunSettings, read_settings_file
 

@@ -1,4 +1,4 @@
-"""What a run is made of, from the command line or a TOML file, checked and resolved."""
+"""What a run is made of, from the command line or a TOML file, checked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.checkpoint.precision import BY_FLAG, Precision, named
-from backends.simulated.cost import CostModel
-from backends.simulated.cost.build import build_cost, split
-from backends.simulated.cost.cost_request import CostRequest
-from backends.simulated.cost.models.roofline import default_capture_sizes
-from backends.simulated.hardware import GPU, load_gpu
-from backends.simulated.host import HostModel
-from backends.simulated.kv_memory import kv_capacity
-from backends.simulated.models import DTYPE_BYTES, ModelSpec, load_model
+from backends.checkpoint.precision import BY_FLAG, DTYPE_BYTES
 from backends.simulated.value_file import read_toml as read_toml  # for workbench.search, which sees no backend
 from workbench.cluster.router import ROUTERS
-from workbench.scheduler.config import ConfigError, SchedulerConfig, acts_with, fits, largest_step
-from workbench.scheduler.policy import load_policy
-from workbench.settings.engines import Engine, load_engine
+from workbench.scheduler.config import ConfigError, SchedulerConfig, acts_with, fits
+from workbench.settings.cost_spec import identity, split
+from workbench.settings.engines import load_engine
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
 MOST_INSTANCES = 10_000
@@ -154,97 +146,6 @@ class RunSettings:
         return self.micro_batches or stages if loop == "pipeline" else stages
 
 
-@dataclass(frozen=True)
-class Instance:
-    """What one instance of a run is built from."""
-
-    model: ModelSpec
-    gpu: GPU
-    loop: str
-    tp: int
-    pp: int
-    scheduler: SchedulerConfig
-    capture_sizes: list[int]
-    mixed_capture_sizes: list[int]
-    host: HostModel
-    cost: CostModel
-    lock_step: bool
-    """Data-parallel instances share their experts and take every step together."""
-    kv_budget: dict[str, Any]
-    weights: Precision
-
-
-def resolve(settings: RunSettings, loop: str) -> Instance:
-    """Look up model and GPU, find the KV capacity, and check that the settings go together.
-
-    Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
-    """
-    model, gpu = load_model(settings.model), load_gpu(settings.gpu)
-    weights = _weights(settings, model)
-    tp, pp = settings.layout(loop)
-    if loop == "pipeline" and tp < 1:
-        raise ConfigError(
-            "loop: pipeline beside other loops needs 2 GPUs for the same comparison: give --tp 2 or --pp 2"
-        )
-    if pp > model.layers:
-        raise ConfigError(f"pp: {pp} stages for the {model.layers} layers of {model.name}")
-    if (unsplit := model.unsplit(tp)) is not None:
-        raise ConfigError(f"tp: {tp} does not divide the {unsplit} of {model.name}")
-    if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
-        raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
-    lock_step = settings.ep > tp
-    if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
-        raise ConfigError(
-            f"ep: {settings.ep} must equal tp ({tp}) or tp * dp ({tp * settings.dp}): experts are spread over the GPUs of "
-            "an instance or of all"
-        )
-    if lock_step and pp > 1:
-        raise ConfigError("ep: experts shared between instances need pp 1")
-    max_context = settings.max_context or model.max_context
-    load_policy(settings.policy)
-    budget: dict[str, Any] = {}
-    kv_tokens = settings.kv_tokens
-    if kv_tokens is None:
-        found = kv_capacity(
-            model,
-            gpu,
-            dtype=weights,
-            kv_dtype=settings.kv_dtype,
-            tp=tp,
-            pp=pp,
-            ep=settings.ep,
-            mem_fraction=settings.mem_fraction,
-            max_prefill_tokens=largest_step(settings),
-            max_running=settings.max_running,
-        )
-        budget = dataclasses.asdict(found)
-        kv_tokens = found.kv_tokens
-    scheduler = scheduler_config(settings, kv_tokens, max_context, settings.slots(loop))
-    engine = load_engine(settings.engine)
-    sizes, mixed_sizes = _captured(settings, engine, scheduler)
-    phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
-    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
-    want = CostRequest(
-        model,
-        gpu,
-        weights,
-        settings.kv_dtype,
-        tp,
-        pp,
-        settings.ep,
-        sizes,
-        mixed_sizes,
-        engine.gpu_step_s,
-        engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
-    )
-    cost = build_cost(settings.cost, want)
-    if lock_step and not hasattr(cost, "group_forward"):
-        raise ConfigError(
-            f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"
-        )
-    return Instance(model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget, weights)
-
-
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
     """The scheduler's part of the settings, for a KV pool of that many tokens. Raises ConfigError."""
     return SchedulerConfig(
@@ -270,35 +171,6 @@ def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, sl
         request_timeout_s=settings.request_timeout,
         seed=settings.seed,
     )
-
-
-def _measured_host(settings: RunSettings) -> dict[str, float]:
-    """The CPU phases that came with the cost model, if any did."""
-    kind, path = split(settings.cost)
-    if path is None:
-        return {}
-    if kind == "fitted":
-        from backends.simulated.cost.models.fitted import read_fitted
-
-        host: dict[str, float] = read_fitted(path)["host"]
-    else:
-        from backends.simulated.cost.tables.profiles import host_phases
-
-        host = dict(host_phases(path))
-    known = {field.name for field in dataclasses.fields(HostModel) if field.init}
-    for name in host:
-        if name not in known:
-            raise ConfigError(f"{path}: host.{name}: no such CPU phase")
-    return host
-
-
-def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig) -> tuple[list[int], list[int]]:
-    """Sizes of captured graphs: of decode batches, and of steps with prompt tokens."""
-    if not settings.cuda_graphs:
-        return [], []
-    running = scheduler.max_running_per_slot
-    decode = engine.capture_sizes(running)
-    return decode if decode is not None else default_capture_sizes(running), engine.mixed_capture_sizes(running)
 
 
 def settings_from(
@@ -361,24 +233,8 @@ def _profiled(values: dict[str, Any]) -> dict[str, str]:
     """The model and GPU that a profile is of, for what is not given."""
     if {"model", "gpu"} <= values.keys():
         return {}
-    found = _identity(values.get("cost", RunSettings.cost))
+    found = identity(values.get("cost", RunSettings.cost))
     return {name: value for name, value in found.items() if name in ("model", "gpu")}
-
-
-def _weights(settings: RunSettings, model: ModelSpec) -> Precision:
-    """What the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
-    profiled = _identity(settings.cost).get("dtype") if settings.dtype == "auto" else None
-    return named(profiled, f"--cost {settings.cost}") if profiled else model.precision(settings.dtype)
-
-
-def _identity(cost: str) -> dict[str, str]:
-    """The model, GPU and dtype that a profile is of."""
-    kind, path = split(cost)
-    if path is None:
-        return {}
-    from backends.simulated.cost.tables.profiles import identity
-
-    return identity(path, kind)
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -1,29 +1,19 @@
-"""The cost model that ``--cost`` names."""
+"""The cost model of a run, by its kind."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from backends.simulated.cost import CostModel
-from backends.simulated.cost.cost_request import CostError, CostRequest
+from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.roofline import RooflineCost
 
-KINDS = ("roofline", "profile:PATH", "fitted:PATH")
 
+def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
+    """The cost model for a run: ``roofline``, or a ``profile`` or ``fitted`` one out of the file ``path``.
 
-def split(spec: str) -> tuple[str, Path | None]:
-    """(kind, path) of what follows ``--cost``. Raises :class:`CostError`."""
-    kind, colon, path = spec.partition(":")
-    if kind == "roofline" and not colon:
-        return kind, None
-    if kind in ("profile", "fitted") and path:
-        return kind, Path(path)
-    raise CostError(f"cost: {spec!r} is not one of {', '.join(KINDS)}")
-
-
-def build_cost(spec: str, want: CostRequest) -> CostModel:
-    """The cost model for a run. Raises :class:`CostError` or ``ProfileError`` with one line."""
-    kind, path = split(spec)
+    Raises ``CostError`` or ``ProfileError`` with one line.
+    """
     if path is None:
         return RooflineCost(
             want.model,

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.realtime import RealtimeBackend
-from backends.simulated.synthetic import SyntheticSampler
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.serving.engine.upkeep import ModelledGPU, Upkeep
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
-from workbench.settings.run_settings import resolve, scheduler_config
+from workbench.settings.run_settings import scheduler_config
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,10 @@ def make_backend(
 def _simulated(
     settings: ServeSettings, text: SyntheticText, log_iteration: Callable[..., None], epoch_s: float
 ) -> LiveBackend:
+    from backends.simulated.realtime import RealtimeBackend
+    from backends.simulated.synthetic import SyntheticSampler
+    from workbench.cluster.resolve import resolve
+
     instance = resolve(settings.run, settings.loop)
     run, config = settings.run, instance.scheduler
     sampler = SyntheticSampler(

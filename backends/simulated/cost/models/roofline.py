@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Sequence
 
+from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.hardware import GPU
@@ -24,11 +25,6 @@ ELEMENTWISE_PASSES = 10
 """Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
 EXPERT_TILE_ROWS = 64
 """The same for the grouped products of experts, each of which has few rows."""
-
-
-def default_capture_sizes(max_batch: int = 256) -> list[int]:
-    """Batch sizes for which decode graphs are captured: 1, 2, 4 and multiples of 8."""
-    return [size for size in [1, 2, 4, *range(8, max_batch + 8, 8)] if size < max_batch + 8]
 
 
 class RooflineCost:

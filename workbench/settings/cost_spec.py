@@ -1,0 +1,29 @@
+"""What ``--cost`` says: the kind of a cost model and the file it is read from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.scheduler.config import ConfigError
+
+KINDS = ("roofline", "profile:PATH", "fitted:PATH")
+
+
+def split(spec: str) -> tuple[str, Path | None]:
+    """(kind, path) of what follows ``--cost``. Raises ConfigError."""
+    kind, colon, path = spec.partition(":")
+    if kind == "roofline" and not colon:
+        return kind, None
+    if kind in ("profile", "fitted") and path:
+        return kind, Path(path)
+    raise ConfigError(f"cost: {spec!r} is not one of {', '.join(KINDS)}")
+
+
+def identity(spec: str) -> dict[str, str]:
+    """The model, GPU and dtype that a profile is of; nothing where no file is named. Raises ProfileError."""
+    kind, path = split(spec)
+    if path is None:
+        return {}
+    from backends.simulated.cost.tables.profiles import identity as profile_identity  # only a modelled run names a file
+
+    return profile_identity(path, kind)
