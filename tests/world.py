@@ -54,7 +54,7 @@ class Job:
     eos: bool = True
     output: Sequence[int] | None = None
     session: str = ""
-    opening: int = 0
+    bos_tokens: int = 0
 
     def script(self) -> tuple[int, np.ndarray]:
         tokens = np.array(self.output or [900_000 + i for i in range(self.writes)], np.int32)
@@ -73,7 +73,7 @@ class Job:
             self.namespace,
             self.slo_ttft_s,
             self.session,
-            self.opening,
+            self.bos_tokens,
         )
 
 

@@ -185,14 +185,14 @@ def test_the_state_counts_open_sessions_and_a_flush_leaves_them_alone():
 
 def test_what_only_the_beginning_of_a_text_has_is_left_out_of_later_turns():
     s = opened()
-    s.receive([turn("a", [1, *words(10, 5)], 9, opening=1), Abort("a")])
-    s.receive([turn("b", [1, *words(10, 5)], 1, opening=1)])
+    s.receive([turn("a", [1, *words(10, 5)], 9, bos_tokens=1), Abort("a")])
+    s.receive([turn("b", [1, *words(10, 5)], 1, bos_tokens=1)])
     finish_all(s)
     assert history(s) == [1, *words(10, 5), 7]
-    s.receive([turn("c", [1, *words(20, 3)], 1, opening=1)])
+    s.receive([turn("c", [1, *words(20, 3)], 1, bos_tokens=1)])
     finish_all(s)
     assert history(s) == [1, *words(10, 5), 7, *words(20, 3), 7]
-    s.receive([turn("d", [1], 2, opening=1)])  # says nothing new: the model goes on
+    s.receive([turn("d", [1], 2, bos_tokens=1)])  # says nothing new: the model goes on
     finish_all(s)
     assert history(s) == [1, *words(10, 5), 7, *words(20, 3), 7, 7, 7]
 
@@ -299,7 +299,7 @@ def some_turns(draw: st.DrawFn, crowd: bool) -> list[Job]:
                 eos=eos,
                 output=words(1000 * i + 500, writes),
                 session=name,
-                opening=draw(st.integers(0, 1)),
+                bos_tokens=draw(st.integers(0, 1)),
             )
         )
     return jobs
@@ -375,7 +375,7 @@ class Naive:
             assert self.run.end_s[self.asked[job.session]] >= job.arrival_s
             return
         before = self.settle(job.session)
-        own = list(job.prompt)[job.opening if before else 0 :]
+        own = list(job.prompt)[job.bos_tokens if before else 0 :]
         assert req.prompt.tolist() == before + own
         if req.finish.kind != "rejected":
             self.asked[job.session] = job.rid

@@ -92,7 +92,7 @@ class World:
         stream: int,
         prompt: list[int],
         session: str = "",
-        opening: int = 0,
+        bos_tokens: int = 0,
         namespace: str = "",
         slo_ttft_s: float | None = None,
         **params,
@@ -100,7 +100,7 @@ class World:
         tokens = np.array(prompt, np.int32).tobytes()
         sampling = SamplingParams(**params)
         self.tell(
-            Submit(stream, f"r{stream}", tokens, sampling, 0.0, 0, (), True, session, opening, namespace, slo_ttft_s)
+            Submit(stream, f"r{stream}", tokens, sampling, 0.0, 0, (), True, session, bos_tokens, namespace, slo_ttft_s)
         )
 
     def run(self, steps: int = 1_000_000) -> None:

@@ -25,8 +25,8 @@ class Generate:
     slo_ttft_s: float | None = None
     session: str = ""
     """The open session it continues: the session's tokens come before ``prompt``."""
-    opening: int = 0
-    """Leading tokens of ``prompt`` that only a text's beginning has (BOS): left out where the session has tokens."""
+    bos_tokens: int = 0
+    """Leading tokens of ``prompt`` that begin a text (BOS): left out where the session has tokens."""
 
 
 @dataclass(frozen=True, slots=True)

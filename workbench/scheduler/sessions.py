@@ -77,7 +77,7 @@ class Sessions:
             return None, message.prompt, "session_busy"
         if not len(session.tokens):
             return session, message.prompt, None
-        return session, np.concatenate((session.tokens, message.prompt[message.opening :])), None
+        return session, np.concatenate((session.tokens, message.prompt[message.bos_tokens :])), None
 
     def ended(self, req: Req, table: TableManager) -> None:
         """A request of a session has ended, and its row is still its own: if it finished, the session goes on from it."""

@@ -235,7 +235,7 @@ class EngineClient:
                             wanted.stop,
                             wanted.skip_special_tokens,
                             wanted.session,
-                            wanted.opening,
+                            wanted.bos_tokens,
                             wanted.cache_salt,
                             wanted.slo_ttft_s,
                             wanted.slo_tpot_s,

@@ -218,7 +218,7 @@ class LiveOutbox:
             message.namespace,
             self._slo_ttft_s if message.slo_ttft_s is None else message.slo_ttft_s,
             session=message.session,
-            opening=message.opening,
+            bos_tokens=message.bos_tokens,
         )
         if self._record is not None:
             self._record.arrived(generate, message.slo_ttft_s, message.slo_tpot_s)

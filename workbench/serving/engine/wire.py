@@ -38,7 +38,7 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
     """Texts that end it. The scheduler does not look at them; the detokenizer does."""
     skip_special_tokens: bool
     session: str = ""
-    opening: int = 0
+    bos_tokens: int = 0
     """As in :class:`~workbench.scheduler.messages.Generate`, and so is the next one."""
     namespace: str = ""
     slo_ttft_s: float | None = None

@@ -231,7 +231,7 @@ class Api:
             sampling.skip_special_tokens is not False,
             checked("request_id", asked.request_id),
             session="" if asked.session_id is None else check_name(asked.session_id),
-            opening=self._tokenizer.opening_tokens if isinstance(given, str) else 0,
+            bos_tokens=self._tokenizer.bos_tokens if isinstance(given, str) else 0,
             cache_salt=cache_salt(asked),
             slo_ttft_s=objective("slo_ttft_s", asked, request.headers),
             slo_tpot_s=objective("slo_tpot_s", asked, request.headers),

@@ -172,8 +172,8 @@ class Sequences:
     request_id: str | None = None
     session: str = ""
     """The session that the prompt continues, if any."""
-    opening: int = 0
-    """Leading tokens of the prompt that only a text's beginning has: left out of a later turn."""
+    bos_tokens: int = 0
+    """Leading tokens of the prompt that begin a text (BOS): left out of a later turn."""
     cache_salt: str = ""
     """Prefixes are shared with requests of the same salt only."""
     slo_ttft_s: float | None = None

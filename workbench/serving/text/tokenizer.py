@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
     """What the HTTP process needs."""
 
     name: str
-    opening_tokens: int
+    bos_tokens: int
     """Special tokens that :meth:`encode` puts before a text (BOS): what continues a text goes without them."""
 
     def encode(self, text: str) -> list[int]:
@@ -82,7 +82,7 @@ class ByteTokenizer:
 
     name = "built-in bytes"
     eos_token_id = 256
-    opening_tokens = 0
+    bos_tokens = 0
     chat_template: str | None = None
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class ModelTokenizer:
         self._serialised: str = backend.to_str()
         self._least_tokens = least_tokens_of(self._serialised, _byte_level_alphabet())
         added = self._tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-        self.opening_tokens = len(list(takewhile(bool, added)))
+        self.bos_tokens = len(list(takewhile(bool, added)))
         self.special_tokens = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
         self.chat_template = self._default_template()
 
