@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.scheduler.by_hand import (
     both_batchings,
@@ -51,6 +53,18 @@ def test_what_can_never_run_is_refused_at_once_with_a_reason(prompt, new, max_co
     (ended,) = s.take_ended()
     assert ended.finish.status == f"rejected:{reason}"
     assert not s.state.waiting and s.idle
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(1, 5), st.integers(0, 5))
+def test_the_longest_prompt_is_the_last_that_is_not_rejected(kv_tokens, max_context, page_size, new):
+    if kv_tokens < page_size:
+        return
+    s = scheduler(kv_tokens=kv_tokens, max_context=max_context, page_size=page_size)
+    longest = s.capacity.longest_prompt(new)
+    for tokens in range(1, max(kv_tokens, max_context) + 2):
+        s.receive([generate(f"r{tokens}", words(0, tokens), new)])
+        assert bool(s.take_ended()) == (tokens > longest), tokens
 
 
 def test_the_largest_prompts_that_can_run_do():

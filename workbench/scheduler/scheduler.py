@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.scheduler import messages
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.compose import COMPOSERS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
 from workbench.scheduler.policy import POLICIES, load_policy
@@ -46,6 +47,7 @@ class Scheduler:
     ) -> None:
         self.config = self._first = config
         self.eos_token_ids = eos_token_ids
+        self.capacity = Capacity.of(config)
         self.state = SchedulerState(config, clock)
         self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
         self.paused = False
@@ -83,7 +85,7 @@ class Scheduler:
         if params.stop_token_ids and not params.ignore_eos:
             # Tokens are int32: an id beyond that is never sampled, and would not fit the arrays of stop ids.
             stop_ids = (*stop_ids, *(i for i in params.stop_token_ids if abs(i) < 1 << 31))
-        max_new = min(params.max_new_tokens, config.max_context - len(prompt) - 1)
+        max_new = self.capacity.output_bound(len(prompt), params.max_new_tokens)
         due_s = float("inf") if message.slo_ttft_s is None else message.arrival_s + message.slo_ttft_s
         req = Req(
             message.rid,
@@ -109,12 +111,8 @@ class Scheduler:
             reason = "empty_prompt"
         elif params.max_new_tokens < 0:
             reason = "output_bound_below_zero"
-        elif state.cache.pages_for(len(prompt)) > config.pages:
-            reason = "prompt_exceeds_kv"
-        elif max_new < min(params.max_new_tokens, 1):
-            reason = "prompt_exceeds_context"
-        elif state.cache.pages_for(len(prompt) + (max_new > 1)) > config.pages:
-            reason = "prompt_exceeds_kv"
+        else:
+            reason = self.capacity.rejection(len(prompt), params.max_new_tokens)
         if reason is not None:
             req.finish = Finish("rejected", reason)
             state.ended.append(req)

@@ -1,0 +1,45 @@
+"""Whether a request can ever be served: what a context and a KV pool hold of one sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workbench.scheduler.config import SchedulerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The longest sequence, in tokens.
+
+    The context holds the prompt, the tokens that are written and the position after them; the KV pool the prompt and, where
+    more than one token is written, at least one more.
+    """
+
+    max_context: int
+    kv_tokens: int
+    """In whole pages."""
+
+    @classmethod
+    def of(cls, config: SchedulerConfig) -> Capacity:
+        """Return that of a scheduler."""
+        return cls(config.max_context, config.pages * config.page_size)
+
+    def output_bound(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """Return how many tokens a request may write in the end: what it asks for, cut to the context."""
+        return min(max_new_tokens, self.max_context - prompt_tokens - 1)
+
+    def rejection(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
+        """Return why a request can never be served, in the words of a rejection, or None."""
+        bound = self.output_bound(prompt_tokens, max_new_tokens)
+        if prompt_tokens > self.kv_tokens:
+            return "prompt_exceeds_kv"
+        if bound < min(max_new_tokens, 1):
+            return "prompt_exceeds_context"
+        if prompt_tokens + (bound > 1) > self.kv_tokens:
+            return "prompt_exceeds_kv"
+        return None
+
+    def longest_prompt(self, max_new_tokens: int) -> int:
+        """Return the tokens of the longest prompt that is not rejected; 0 where every one is."""
+        longest = min(self.max_context - 1 - min(max_new_tokens, 1), self.kv_tokens)
+        return max(longest - (self.rejection(longest, max_new_tokens) is not None), 0)
