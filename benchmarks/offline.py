@@ -27,12 +27,11 @@ import torch
 
 from backends.torch.backend import TorchBackend, make_backend
 from backends.torch.workers import RunnerOptions
-from workbench.loops import LOOPS
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.loops.drive import drive
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
@@ -144,15 +143,16 @@ def write_shape(name: str, layers: int | None, folder: Path) -> Path:
 def run_once(backend: TorchBackend, loop: str, prompts: list[list[int]], outputs: list[int]) -> tuple[float, int]:
     """(seconds, output tokens) of one pass over all requests."""
     config = SchedulerConfig(backend.kv_tokens, min(backend.max_context, backend.kv_tokens + 1), max_running=256)
-    scheduler = Scheduler(config, eos_token_ids=backend.eos_token_ids)
+    recipe = Recipe(loop=LoopSpec(loop), scheduler=config, eos_token_ids=backend.eos_token_ids)
     messages: list[object] = [
         Generate(f"r{i}", np.array(prompt, np.int32), SamplingParams(length, ignore_eos=True, temperature=0.0))
         for i, (prompt, length) in enumerate(zip(prompts, outputs, strict=True))
     ]
     counter = Counter()
+    instance = start(recipe, backend, lambda scheduler: (Inbox(messages), counter))
     began = time.perf_counter()
     with contextlib.suppress(Over):
-        drive(LOOPS[loop](scheduler, backend, Inbox(messages), counter), backend.rested)
+        drive(instance.loop, backend.rested)
     seconds = time.perf_counter() - began
     assert counter.ended == len(prompts) and counter.tokens == sum(outputs), "every request must write what was asked"
     return seconds, counter.tokens

@@ -20,13 +20,13 @@ import numpy as np
 
 from backends.torch.backend import TorchBackend
 from reports.record.run_record import IterationLog, RunRecord, write_record
-from workbench.loops import LOOPS
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.loops.drive import drive
 from workbench.scheduler.config import Batching, SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req, SamplingParams
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.scheduler.scheduler import StepResult
 
 NAN = float("nan")
 
@@ -208,7 +208,7 @@ def replay(
         backend.kv_tokens, min(backend.max_context, backend.kv_tokens + 1), max_running=max_running, batching=batching
     )
     rows = {arrival.request_id: Row(arrival) for arrival in arrivals}
-    scheduler = Scheduler(config, eos_token_ids=backend.eos_token_ids, clock=backend.now_s)
+    recipe = Recipe(loop=LoopSpec(loop), scheduler=config, eos_token_ids=backend.eos_token_ids)
     backend.began_s = time.monotonic()
     outbox = Outbox(rows, max_running, backend.now_s, keep_tokens)
     backend.rested()
@@ -216,7 +216,7 @@ def replay(
     if concurrency is not None:
         inbox = ClosedInbox(arrivals, rows, backend.now_s, concurrency)
     with contextlib.suppress(Over):
-        drive(LOOPS[loop](scheduler, backend, inbox, outbox), backend.rested)
+        drive(start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s).loop, backend.rested)
     gaps = np.concatenate(outbox.gaps) if outbox.gaps else np.empty(0)
     found = [rows[arrival.request_id] for arrival in arrivals]
     unfinished = [row.arrival.request_id for row in found if row.status != "finished"]

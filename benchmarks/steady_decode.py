@@ -19,13 +19,12 @@ from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import IterationLog
 from traces import TraceRequest
 from workbench.clients.messages import END_OF_SEQUENCE
-from workbench.loops import LOOPS
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler
 
 STEPS = 6000
 PROMPT_TOKENS = 40
@@ -51,18 +50,18 @@ def iterations_per_second(running: int, loop: str) -> float:
     script = np.arange(3, STEPS + 3, dtype=np.int32)
     script[-1] = END_OF_SEQUENCE
     log = IterationLog()
-    sampler = ScriptedSampler(lambda rid: (PROMPT_TOKENS, script), running)
+    recipe = Recipe(loop=LoopSpec(loop), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,))
+    sampler = ScriptedSampler(lambda rid: (PROMPT_TOKENS, script), recipe.rows)
     backend = SimulatedBackend(env, ConstantCost(), HostModel(), sampler, log.append)
-    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
     inbox = SimulatedInbox(env)
     recorder = Recorder(env.now_s)
-    outbox = RecordingOutbox(recorder, running, lambda rid: None)
+    outbox = RecordingOutbox(recorder, recipe.rows, lambda rid: None)
     for i in range(running):
         request = TraceRequest(f"r{i}", 0.0, PROMPT_TOKENS, STEPS)
         recorder.arrived(request, 0, 0.0, PROMPT_TOKENS)
         prompt = np.arange(1000 * i, 1000 * i + PROMPT_TOKENS, dtype=np.int32)
         inbox.put(Generate(f"r{i}", prompt, SamplingParams(STEPS + 10)))
-    env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox))
+    env.run_loop(start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s).loop)
     began = time.perf_counter()
     env.run()
     return len(log) / (time.perf_counter() - began)

@@ -113,11 +113,14 @@ RUN = tuple(f"workbench.{name}" for name in ("settings", "clients", "recording",
 ARROWS = {
     "workbench.scheduler": ("workbench.scheduler",),
     "workbench.backend": ("workbench.scheduler.batch",),
+    "workbench.instance": ("workbench.instance", "workbench.scheduler", "workbench.backend", "workbench.loops"),
     "workbench.loops": ("workbench.loops", "workbench.scheduler", "workbench.backend"),
     "backends": ("backends", "workbench.backend", "workbench.scheduler.batch"),
     "traces": ("traces",),
     "reports": ("reports",),
-    **dict.fromkeys(RUN, (*RUN, "workbench.scheduler", "workbench.backend", "workbench.loops", *BESIDE)),
+    **dict.fromkeys(
+        RUN, (*RUN, "workbench.scheduler", "workbench.backend", "workbench.loops", "workbench.instance", *BESIDE)
+    ),
     "workbench.search": ("workbench.search", *RUN, "traces", "reports"),
 }
 

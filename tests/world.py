@@ -14,7 +14,7 @@ from backends.simulated.sampler import ScriptedSampler
 from reports.record.schema import DECODE
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.steady import SteadyBackend
-from workbench.loops import LOOPS
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
@@ -200,17 +200,22 @@ def simulate(
         # A session puts its tokens before a job's own.
         return scheduler.state.by_id[rid].input_len, scripts[rid][1]
 
-    sampler = ScriptedSampler(script, config.max_running_per_slot * config.slots)
-    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,))
-    run = Run(scheduler)
+    stages = stages or config.slots
+    recipe = Recipe(loop=LoopSpec(loop, **(loop_options or {})), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,))  # type: ignore[arg-type]
+    sampler = ScriptedSampler(script, recipe.rows)
+    rows = Rows()
     kind = SteadyBackend if steady else SimulatedBackend
-    backend = kind(env, cost or LinearCost(), host, sampler, run.rows.append, stages=stages or config.slots)  # type: ignore[arg-type]
-    scheduler.state.clock = backend.now_s
+    backend = kind(env, cost or LinearCost(), host, sampler, rows.append, stages=stages)  # type: ignore[arg-type]
     inbox = SimulatedInbox(env)
-    outbox = _Outbox(env, run, check, on_step)
+    instance = start(
+        recipe, backend, lambda scheduler: (inbox, _Outbox(env, Run(scheduler, rows), check, on_step)), backend.now_s
+    )
+    scheduler, outbox = instance.scheduler, instance.outbox
+    assert isinstance(outbox, _Outbox)
+    run = outbox.run
     if isinstance(backend, SteadyBackend):
-        backend.follow(scheduler, outbox, run.rows.append_decodes)
-    env.run_loop(LOOPS[loop](scheduler, backend, inbox, outbox, **(loop_options or {})))
+        backend.follow(scheduler, outbox, rows.append_decodes)
+    env.run_loop(instance.loop)
 
     def deliver():
         todo = sorted([(job.arrival_s, job.message()) for job in jobs] + list(messages), key=lambda item: item[0])

@@ -14,10 +14,9 @@ from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStep
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import read_record
 from tests.cost.test_profile import ROOT, workbench
-from tests.world import Job, Run, _Outbox
-from workbench.loops import LOOPS
+from tests.world import Job, Rows, Run, _Outbox
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.scheduler.config import SchedulerConfig
-from workbench.scheduler.scheduler import Scheduler
 
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 
@@ -45,13 +44,15 @@ def together(ranks: list[list[Job]], loop: str) -> tuple[list[Run], GroupCost, L
         config = SchedulerConfig(kv_tokens=4096, max_context=2048, batching="mixed", max_running=16)
         scripts = {job.rid: job.script() for job in jobs}
         sampler = ScriptedSampler(scripts.__getitem__, config.max_running)
-        scheduler = Scheduler(config)
-        run = Run(scheduler)
-        runs.append(run)
-        backend = LockStepBackend(env, group, cost, FREE_HOST, sampler, run.rows.append, rank)
-        scheduler.state.clock = backend.now_s
-        inbox = LockStepInbox(env, group, rank)
-        env.run_loop(LOOPS[loop](scheduler, backend, inbox, _Outbox(env, run, True, None)))
+        rows, inbox = Rows(), LockStepInbox(env, group, rank)
+        backend = LockStepBackend(env, group, cost, FREE_HOST, sampler, rows.append, rank)
+
+        def mailboxes(scheduler, inbox=inbox, rows=rows):
+            return inbox, _Outbox(env, Run(scheduler, rows), True, None)
+
+        instance = start(Recipe(loop=LoopSpec(loop), scheduler=config), backend, mailboxes, backend.now_s)
+        runs.append(instance.outbox.run)
+        env.run_loop(instance.loop)
 
         def deliver(jobs=jobs, inbox=inbox):
             for job in sorted(jobs, key=lambda j: j.arrival_s):
@@ -88,8 +89,8 @@ def test_a_rank_with_nothing_to_run_takes_part_in_every_step_of_the_others(loop)
 def test_a_rank_that_wakes_up_joins_a_step_and_never_splits_one(loop):
     runs, cost, _ = together([[job("a", 12)], [job("b", 3, arrival_s=0.030)]], loop)
     spans = sorted({(row[5], row[6]) for run in runs for row in run.rows})
-    for (_, end), (start, _) in pairwise(spans):
-        assert start >= end - 1e-12, "two steps of the group overlap"
+    for (_, end), (begin, _) in pairwise(spans):
+        assert begin >= end - 1e-12, "two steps of the group overlap"
     assert sum(all(step) for step in cost.seen) == 3
     assert runs[1].first_s["b"] <= 0.030 + 3 * 0.012
 

@@ -11,6 +11,7 @@ import zmq
 
 from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler, content_key, synthetic_output
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.loops import LOOPS
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
@@ -73,15 +74,19 @@ class World:
         )
         if logprobs:
             self.backend = WithLogprobs(self.backend)
-        self.scheduler = Scheduler(self.config, eos_token_ids=(EOS,), clock=lambda: self.now_s)
         self.inbound, self.outbound, self.http = Wire(), Wire(), Wire()
-        self.vitals = Vitals(self.scheduler)
-        self.outbox = LiveOutbox(self.scheduler, self.outbound, self.vitals, None, 0.0)
-        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledGPU())
-        self._loop = LOOPS[loop](self.scheduler, self.backend, self._inbox, self.outbox)
+        recipe = Recipe(loop=LoopSpec(loop), scheduler=self.config, eos_token_ids=(EOS,), stages=slots)
+        instance = start(recipe, self.backend, self._mailboxes, lambda: self.now_s)
+        self.scheduler, self._loop = instance.scheduler, instance.loop
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}
         self.steps: list[Step] = []
+
+    def _mailboxes(self, scheduler: Scheduler) -> tuple[LiveInbox, LiveOutbox]:
+        self.vitals = Vitals(scheduler)
+        self.outbox = LiveOutbox(scheduler, self.outbound, self.vitals, None, 0.0)
+        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledGPU())
+        return self._inbox, self.outbox
 
     def tell(self, *said) -> None:
         for message in said:

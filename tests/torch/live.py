@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.torch.backend import TorchBackend, make_backend
 from backends.torch.workers import RunnerOptions
-from workbench.loops import LOOPS
+from workbench.instance import LoopSpec, Recipe, start
 from workbench.loops.drive import drive
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
@@ -91,10 +91,12 @@ def serve(backend: TorchBackend, groups: Sequence[Sequence[object]], loop: str =
     """Run messages, delivered a group a step, to the end. The scheduler's invariants are checked after every step."""
     config = SchedulerConfig(**{"kv_tokens": backend.kv_tokens, "max_context": backend.max_context, **settings})
     run = LiveRun()
-    run.scheduler = Scheduler(config, eos_token_ids=backend.eos_token_ids)
+    recipe = Recipe(loop=LoopSpec(loop), scheduler=config, eos_token_ids=backend.eos_token_ids)
+    instance = start(recipe, backend, lambda scheduler: (_Inbox(groups), _Outbox(run)))
+    run.scheduler = instance.scheduler
     backend._log = lambda *row: run.rows.append(row)
     with contextlib.suppress(Over):
-        drive(LOOPS[loop](run.scheduler, backend, _Inbox(groups), _Outbox(run)))
+        drive(instance.loop)
     return run
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -20,17 +20,17 @@ from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.clients.sessions import Clients, Waiting
 from workbench.cluster.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
-from workbench.loops import LOOPS
+from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.scheduler.scheduler import StepResult
 from workbench.settings.idle import trace_notes
 from workbench.settings.real import DTYPE_NAMES, device_name, held_weights, runner_options
-from workbench.settings.run_settings import RunSettings, scheduler_config
+from workbench.settings.run_settings import RunSettings, loop_spec, scheduler_config
 
 if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend, TorchForward
@@ -199,11 +199,11 @@ def _replay(
     waiting: Waiting | None,
     interrupt: Interrupt,
 ) -> RunRecord:
+    tp, pp = settings.layout(loop)
     config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
+    recipe = Recipe(loop=loop_spec(settings, loop), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,), stages=pp)
     recorder = Recorder(backend.now_s, config.room)
     backend.log_to(recorder.iterations.append)
-    tp, pp = settings.layout(loop)
-    rows = config.max_running_per_slot * config.slots
     clock = LiveClock()
     open_requests: dict[str, TraceRequest] = {}
 
@@ -229,11 +229,10 @@ def _replay(
         clock.advance_to(backend.now_s())
         clients.ended(request_id)
 
-    stops = TraceStops(backend, rows, lambda request_id: open_requests[request_id].output_length)
-    outbox = _Outbox(recorder, rows, ended, decisions)
+    stops = TraceStops(backend, recipe.rows, lambda request_id: open_requests[request_id].output_length)
+    outbox = _Outbox(recorder, recipe.rows, ended, decisions)
     outbox.progress = progress
-    scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
-    options: dict[str, Any] = {"overlap_prefills": settings.overlap_prefills} if loop == "overlap" else {}
+    instance = start(recipe, stops, lambda scheduler: (inbox, outbox), backend.now_s)
     backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
     clients = Clients(clock, trace, deliver, settings.concurrency)
     finished = True
@@ -243,7 +242,7 @@ def _replay(
         backend.rested()
 
     try:
-        drive(LOOPS[loop](scheduler, stops, inbox, outbox, **options), waited)
+        drive(instance.loop, waited)
     except ReplayOver:
         if clients.fault is not None:
             raise clients.fault from None

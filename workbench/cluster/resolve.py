@@ -18,23 +18,22 @@ from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
 from backends.simulated.models import ModelSpec, load_model
+from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError, SchedulerConfig, largest_step
 from workbench.scheduler.policy import load_policy
 from workbench.settings.cost_spec import identity, split
 from workbench.settings.engines import Engine, load_engine
-from workbench.settings.run_settings import RunSettings, scheduler_config
+from workbench.settings.run_settings import RunSettings, loop_spec, scheduler_config
 
 
-@dataclass(frozen=True)
-class SimulatedRecipe:
+@dataclass(frozen=True, kw_only=True)
+class SimulatedRecipe(Recipe):
     """What one modelled instance is built from."""
 
     model: ModelSpec
     gpu: GPU
-    loop: str
     tp: int
-    pp: int
-    scheduler: SchedulerConfig
     capture_sizes: list[int]
     mixed_capture_sizes: list[int]
     host: HostModel
@@ -43,6 +42,11 @@ class SimulatedRecipe:
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
     weights: Precision
+
+    @property
+    def gpus(self) -> int:
+        """Of one instance."""
+        return self.tp * self.stages
 
 
 def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
@@ -114,7 +118,20 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"
         )
     return SimulatedRecipe(
-        model, gpu, loop, tp, pp, scheduler, sizes, mixed_sizes, host, cost, lock_step, budget, weights
+        loop=loop_spec(settings, loop),
+        scheduler=scheduler,
+        eos_token_ids=(END_OF_SEQUENCE,),
+        stages=pp,
+        model=model,
+        gpu=gpu,
+        tp=tp,
+        capture_sizes=sizes,
+        mixed_capture_sizes=mixed_sizes,
+        host=host,
+        cost=cost,
+        lock_step=lock_step,
+        kv_budget=budget,
+        weights=weights,
     )
 
 

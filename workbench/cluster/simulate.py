@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import simpy
@@ -28,12 +28,11 @@ from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.cluster.router import Router
 from workbench.cluster.steady import LOOPS as STEADY_LOOPS
 from workbench.cluster.steady import SteadyBackend
-from workbench.loops import LOOPS
+from workbench.instance import start
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler
 from workbench.settings.idle import trace_notes
 from workbench.settings.run_settings import RunSettings
 
@@ -106,27 +105,22 @@ class SimulatedWorld:
             return True
 
     def _start_instance(self, number: int, inbox: SimulatedInbox, decisions: IO[str] | None) -> None:
-        settings, built = self.settings, self.instance
-        config = built.scheduler
-        rows = config.max_running_per_slot * config.slots
-        sampler = ScriptedSampler(self._script, rows)
+        built = self.instance
+        sampler = ScriptedSampler(self._script, built.rows)
         log = self.recorder.iterations.append
         backend: SimulatedBackend
         if self._group is not None:
             backend = LockStepBackend(self.env, self._group, self.cost, built.host, sampler, log, number)
         else:
             # Decisions are written down step by step.
-            steady = built.loop in STEADY_LOOPS and built.pp == 1 and decisions is None
+            steady = built.loop.name in STEADY_LOOPS and built.stages == 1 and decisions is None
             kind = SteadyBackend if steady else SimulatedBackend
-            backend = kind(self.env, self.cost, built.host, sampler, log, number, built.pp)
-        scheduler = Scheduler(config, eos_token_ids=(END_OF_SEQUENCE,), clock=backend.now_s)
-        outbox = RecordingOutbox(self.recorder, rows, self._ended, decisions, number)
+            backend = kind(self.env, self.cost, built.host, sampler, log, number, built.stages)
+        outbox = RecordingOutbox(self.recorder, built.rows, self._ended, decisions, number)
+        instance = start(built, backend, lambda scheduler: (inbox, outbox), backend.now_s)
         if isinstance(backend, SteadyBackend):
-            backend.follow(scheduler, outbox, self.recorder.iterations.append_decodes)
-        options: dict[str, Any] = {}
-        if built.loop == "overlap":
-            options["overlap_prefills"] = settings.overlap_prefills
-        self.env.run_loop(LOOPS[built.loop](scheduler, backend, inbox, outbox, **options))
+            backend.follow(instance.scheduler, outbox, self.recorder.iterations.append_decodes)
+        self.env.run_loop(instance.loop)
 
     def _read(self, trace: Trace) -> Iterator[TraceRequest]:
         for request, tokens in with_tokens(trace, self.instance.model.vocab, self.settings.seed):
@@ -200,13 +194,13 @@ def simulate_loop(
         trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
         model=instance.model.name,
         gpu=instance.gpu.name,
-        gpus=instance.tp * instance.pp * settings.dp,
+        gpus=instance.gpus * settings.dp,
         simulated=True,
         settings=settings,
         found={
             "loop": loop,
             "tp": instance.tp,
-            "pp": instance.pp,
+            "pp": instance.stages,
             "kv_tokens": instance.scheduler.kv_tokens,
             "max_context": instance.scheduler.max_context,
             "dtype": instance.weights.dtype,

@@ -109,7 +109,7 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     try:
         settings, loop = shared.base.settings(point)
         instance = resolve(settings, loop)
-        gpus = instance.tp * instance.pp * settings.dp
+        gpus = instance.gpus * settings.dp
         cost = gpus * shared.prices.of(instance.gpu.name) if shared.prices is not None else None
         trace = reshape(shared.trace, None, settings.speedup, settings.requests)
         simulate = simulator(settings, loop, trace, shared.trace_sha256, shared.command)

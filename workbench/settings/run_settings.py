@@ -11,6 +11,7 @@ from typing import Any
 from backends.checkpoint.precision import BY_FLAG, DTYPE_BYTES
 from backends.simulated.value_file import read_toml as read_toml  # for workbench.search, which sees no backend
 from workbench.cluster.router import ROUTERS
+from workbench.instance import LoopSpec
 from workbench.scheduler.config import ConfigError, SchedulerConfig, acts_with, fits
 from workbench.settings.cost_spec import identity, split
 from workbench.settings.engines import load_engine
@@ -144,6 +145,11 @@ class RunSettings:
         """Micro-batches that take turns under a loop."""
         stages = self.layout(loop)[1]
         return self.micro_batches or stages if loop == "pipeline" else stages
+
+
+def loop_spec(settings: RunSettings, loop: str) -> LoopSpec:
+    """A loop of the run, with what the settings ask of it."""
+    return LoopSpec(loop, settings.overlap_prefills)
 
 
 def scheduler_config(settings: RunSettings, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import numpy as np
 
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
-from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.instance import Recipe
+from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.upkeep import ModelledGPU, Upkeep
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
-from workbench.settings.run_settings import scheduler_config
+from workbench.settings.run_settings import loop_spec, scheduler_config
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class LiveBackend:
     """A backend ready to run, and what the server has to know of it."""
 
     backend: Backend
-    scheduler: SchedulerConfig
-    eos_token_ids: tuple[int, ...]
+    recipe: Recipe
     vocab: int
     logprobs: bool
     name: str
@@ -77,26 +78,25 @@ def _simulated(
     from workbench.cluster.resolve import resolve
 
     instance = resolve(settings.run, settings.loop)
-    run, config = settings.run, instance.scheduler
+    run = settings.run
     sampler = SyntheticSampler(
         text.writable_ids,
         text.eos_token_id,
-        config.max_running_per_slot * config.slots,
+        instance.rows,
         output_lengths(settings.simulated_output_tokens, run.seed),
     )
     backend = RealtimeBackend(
-        instance.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.pp
+        instance.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, settings.time_scale, instance.stages
     )
     vocab = max(instance.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1)
     return LiveBackend(
         backend,
-        config,
-        (text.eos_token_id,),
+        dataclasses.replace(instance, eos_token_ids=(text.eos_token_id,)),
         vocab,
         False,
         "simulated",
         instance.gpu.name,
-        instance.tp * instance.pp,
+        instance.gpus,
         instance.model.name,
         instance.kv_budget,
         instance.weights.described,
@@ -135,8 +135,12 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend,
-        config,
-        backend.eos_token_ids,
+        Recipe(
+            loop=loop_spec(settings.run, settings.loop),
+            scheduler=config,
+            eos_token_ids=backend.eos_token_ids,
+            stages=pp,
+        ),
         backend.vocab,
         True,
         device,

@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 
 from reports.record.run_record import RecordError
-from workbench.loops import LOOPS
+from workbench.instance import start
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
 from workbench.scheduler.scheduler import Scheduler
@@ -67,24 +67,24 @@ def _serve(
     def now_s() -> float:
         return time.monotonic() - epoch_s
 
-    scheduler = Scheduler(built.scheduler, eos_token_ids=built.eos_token_ids, clock=now_s)
-    record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
-    vitals = Vitals(scheduler, built.worked_s, built.heard_s)
-    log.vitals, log.record = vitals, record
+    def mailboxes(scheduler: Scheduler) -> tuple[LiveInbox, LiveOutbox]:
+        record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
+        vitals = Vitals(scheduler, built.worked_s, built.heard_s)
+        log.vitals, log.record = vitals, record
+        outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s, settings.run.slo_ttft)
+        return LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.upkeep), outbox
+
     detokenizer = push_socket(context, addresses.detokenizer)
-    outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s, settings.run.slo_ttft)
-    inbox = LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.upkeep)
-    options: dict[str, Any] = {}
-    if settings.loop == "overlap":
-        options["overlap_prefills"] = settings.run.overlap_prefills
-    loop = LOOPS[settings.loop](scheduler, built.backend, inbox, outbox, **options)
+    instance = start(built.recipe, built.backend, mailboxes, now_s)
+    scheduler, vitals, record = instance.scheduler, log.vitals, log.record
+    assert vitals is not None
     http.send(encode(_ready(settings, built, vitals)))
     try:
         with heartbeat(vitals, context, addresses):
-            drive(loop, built.rested)
+            drive(instance.loop, built.rested)
     except Ending as ending:
         scheduler.receive(ending.messages)  # requests that were cut off with the server end as such
-        report_ended(scheduler, outbox)
+        report_ended(scheduler, instance.outbox)
         detokenizer.send(encode(Shutdown()))
         _close(record, http)
     except Exception as error:
@@ -106,7 +106,7 @@ def _close(record: LiveRecord | None, http: Any) -> None:
 
 
 def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready:
-    config = built.scheduler
+    config = built.recipe.scheduler
     return Ready(
         config.max_context,
         config.kv_tokens,

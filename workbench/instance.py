@@ -1,0 +1,92 @@
+"""One instance: a scheduler, its loop and a backend between two mailboxes, put together in one place for all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench.backend import Backend, Inbox, Outbox, Wait
+from workbench.loops import LOOPS
+from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.scheduler import Scheduler
+
+Role = Literal["both", "prefill", "decode"]
+ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
+"""What an instance may be there for: whole requests, their prompts, or what follows them."""
+BUILT_ROLES: tuple[Role, ...] = ("both",)
+
+
+@dataclass(frozen=True)
+class LoopSpec:
+    """A loop by name, and what is asked of it."""
+
+    name: str
+    overlap_prefills: bool = True
+    """Of the overlap loop: choose and launch a prefill while the one before it runs."""
+
+    def begin(
+        self, scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox
+    ) -> Generator[Wait, None, None]:
+        """The loop over these, at its beginning."""
+        asked: dict[str, Any] = {"overlap_prefills": self.overlap_prefills} if self.name == "overlap" else {}
+        return LOOPS[self.name](scheduler, backend, inbox, outbox, **asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What an instance is made of, whatever its backend. Recipes of one kind of backend add what that takes."""
+
+    loop: LoopSpec
+    scheduler: SchedulerConfig
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a sequence which does not ignore them."""
+    stages: int = 1
+    """Parts that the model is cut into, each on GPUs of its own."""
+    role: Role = "both"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the scheduler's table: requests that may hold KV at a time."""
+        return self.scheduler.max_running_per_slot * self.scheduler.slots
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance that has been started: ``loop`` runs once somebody drives it."""
+
+    recipe: Recipe
+    scheduler: Scheduler
+    backend: Backend
+    inbox: Inbox
+    outbox: Outbox
+    loop: Generator[Wait, None, None]
+
+
+def check_role(role: str) -> Role:
+    """A role that instances can have. Raises ConfigError for one that is not known, or not built yet."""
+    for known in ROLES:
+        if role == known and known in BUILT_ROLES:
+            return known
+    if role in ROLES:
+        raise ConfigError(f"role: {role!r} does not exist yet; instances run whole requests: {', '.join(BUILT_ROLES)}")
+    raise ConfigError(f"role: {role!r} is not one of {', '.join(ROLES)}")
+
+
+def start(
+    recipe: Recipe,
+    backend: Backend,
+    mailboxes: Callable[[Scheduler], tuple[Inbox, Outbox]],
+    now_s: Callable[[], float] | None = None,
+) -> Instance:
+    """Start an instance on a backend that is at rest. ``mailboxes`` makes its inbox and outbox, which may look at the
+    scheduler; ``now_s`` is the scheduler's clock (None: it stands at 0, so nothing is timed out).
+
+    Raises ConfigError for a role that does not exist yet.
+    """
+    check_role(recipe.role)
+    clock = now_s or (lambda: 0.0)
+    scheduler = Scheduler(recipe.scheduler, eos_token_ids=recipe.eos_token_ids, clock=clock)
+    inbox, outbox = mailboxes(scheduler)
+    loop = recipe.loop.begin(scheduler, backend, inbox, outbox)
+    return Instance(recipe, scheduler, backend, inbox, outbox, loop)
