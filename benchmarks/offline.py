@@ -100,7 +100,7 @@ class Counter:
     def scheduled(self, batch: Any) -> None:
         """Nothing to note."""
 
-    def send(self, result: Any, forward: Any = None) -> None:
+    def send(self, result: Any) -> None:
         for req in result.ended:
             self.tokens += req.output_len
             self.ended += 1

@@ -148,10 +148,10 @@ class Outbox:
                 if row.scheduled_s != row.scheduled_s:
                     row.scheduled_s = now
 
-    def send(self, result: StepResult, forward: object | None = None) -> None:
+    def send(self, result: StepResult) -> None:
         now = self._now_s()
-        if result.batch is not None and result.tokens is not None:
-            self._sampled(result.batch, result.tokens, now)
+        if result.batch is not None and result.output is not None:
+            self._sampled(result.batch, result.output.tokens, now)
         for req in result.first:
             self._rows[req.rid].first_token_s = now
         for req in result.ended:

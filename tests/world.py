@@ -143,19 +143,19 @@ class _Outbox:
         if self.check:
             self.run.scheduler.check()
 
-    def send(self, result: StepResult, forward: object | None = None) -> None:
+    def send(self, result: StepResult) -> None:
         self.note(result, self.env.now)
 
     def note(self, result: StepResult, now: float) -> None:
         run = self.run
         if result.batch is not None:
-            assert result.tokens is not None
+            assert result.output is not None
             silent = set(result.batch.dropped or ())
             if result.batch.worker.unsampled is not None:
                 silent |= set(result.batch.worker.unsampled.tolist())
             for i, req in enumerate(result.batch.reqs):
                 if i not in silent:
-                    run.outputs.setdefault(req.rid, []).append(int(result.tokens[i]))
+                    run.outputs.setdefault(req.rid, []).append(int(result.output.tokens[i]))
         if result.first or result.ended:
             run.ratios.append(run.scheduler.state.new_token_ratio)
         for req in result.first:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 Phase = Literal["receive", "schedule", "launch", "process"]
 Wait = Any
@@ -23,9 +21,8 @@ class Forward(Protocol):
 
     batch: ModelWorkerBatch
 
-    def tokens(self) -> np.ndarray:
-        """int[n], one sampled token a row, once the wait of :meth:`Backend.done` is over. The values at
-        ``batch.unsampled`` mean nothing. The array is the caller's to keep: it is not written again."""
+    def output(self) -> StepOutput:
+        """What was sampled, once the wait of :meth:`Backend.done` is over."""
         ...
 
 
@@ -73,6 +70,6 @@ class Outbox(Protocol):
         """A ``ScheduleBatch`` has been launched."""
         ...
 
-    def send(self, result: Any, forward: Forward | None = None) -> None:
-        """A ``StepResult``, once the CPU work that made it is over, and the forward it comes from, if from one."""
+    def send(self, result: Any) -> None:
+        """A ``StepResult``, once the CPU work that made it is over."""
         ...

@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import simpy
 
 from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
@@ -52,7 +51,7 @@ class SimulatedForward:
         self.cpu_s = cpu_s
         """What receiving, scheduling and launching it took."""
 
-    def tokens(self) -> np.ndarray:
+    def output(self) -> StepOutput:
         return self._sampler.sample(self.batch)
 
 
@@ -158,10 +157,11 @@ class SimulatedBackend:
         (
             step,
             mode,
+            rows,
             _,
             _,
             _,
-            num_prefill,
+            _,
             _,
             prefill_tokens,
             decode_tokens,
@@ -187,7 +187,7 @@ class SimulatedBackend:
                 forward.launch_s,
                 start,
                 forward.ends_s[stage],
-                num_prefill + decode_tokens,
+                len(rows),
                 prefill_tokens,
                 decode_tokens,
                 context_tokens,

@@ -54,15 +54,16 @@ class HostModel:
     def schedule(self, batch: ModelWorkerBatch) -> float:
         return (
             self.schedule_s
-            + self.schedule_request_s * (batch.num_prefill + batch.decode_tokens)
+            + self.schedule_request_s * len(batch.rows)
             + self.schedule_prefill_s * batch.num_prefill
             + self.schedule_token_s * batch.prefill_tokens
         )
 
     def launch(self, batch: ModelWorkerBatch) -> tuple[float, float, bool]:
         """(seconds before the first kernel, seconds that issue kernels, whether a graph is replayed)."""
-        graph = not batch.num_prefill and batch.decode_tokens <= self.graph_max_batch
-        prepare_s = self.prepare_s + self.prepare_request_s * (batch.num_prefill + batch.decode_tokens)
+        requests = len(batch.rows)
+        graph = not batch.num_prefill and requests <= self.graph_max_batch
+        prepare_s = self.prepare_s + self.prepare_request_s * requests
         prepare_s += self.prepare_token_s * batch.prefill_tokens
         return prepare_s, self.graph_s if graph else self._eager_s, graph
 

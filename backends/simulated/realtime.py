@@ -11,12 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from backends.simulated.backend import MODE_CODES
 from backends.simulated.synthetic import SyntheticSampler
 from workbench.backend import Wait
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
@@ -27,7 +25,7 @@ _NO_CPU = (0.0, 0.0, 0.0, 0.0)
 class RealtimeForward:
     """A batch on its way through the stages. Times are seconds of the backend's clock."""
 
-    __slots__ = ("_sampler", "batch", "end_s", "ends_s", "launch_s", "logprobs", "phases_s", "starts_s")
+    __slots__ = ("_sampler", "batch", "end_s", "ends_s", "launch_s", "phases_s", "starts_s")
 
     def __init__(self, batch: ModelWorkerBatch, sampler: SyntheticSampler, launch_s: float) -> None:
         self.batch = batch
@@ -36,9 +34,8 @@ class RealtimeForward:
         self.starts_s: list[float] = []
         self.ends_s: list[float] = []
         self.phases_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
-        self.logprobs = None
 
-    def tokens(self) -> np.ndarray:
+    def output(self) -> StepOutput:
         return self._sampler.sample(self.batch)
 
 
@@ -134,7 +131,7 @@ class RealtimeBackend:
                 forward.launch_s,
                 start,
                 forward.ends_s[stage],
-                batch.num_prefill + batch.decode_tokens,
+                len(batch.rows),
                 batch.prefill_tokens,
                 batch.decode_tokens,
                 batch.context_tokens,

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 
 class ScriptedSampler:
@@ -24,8 +24,9 @@ class ScriptedSampler:
         self._starts = np.zeros(rows, np.int64)
         """Where each row's output begins in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
         self._prompt_lens = np.zeros(rows, np.int64)
-        self._batch_rows: np.ndarray | None = None
-        self._batch_starts = self._starts
+        self._epoch = -1
+        self._epoch_starts = self._starts
+        """``_starts`` of the rows of the batches of ``_epoch``."""
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the scripts of the requests that start in a batch."""
@@ -40,26 +41,26 @@ class ScriptedSampler:
             self._tokens[row, : len(tokens)] = tokens
             self._prompt_lens[row] = prompt_len
             self._starts[row] = row * self._tokens.shape[1] - prompt_len
-            self._batch_rows = None
+            self._epoch = -1
 
-    def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
+    def sample(self, batch: ModelWorkerBatch) -> StepOutput:
         """int32[n]: output number ``seq_len - prompt_len`` of each row."""
-        at = self._starts_of(batch.rows) + batch.seq_lens
+        at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
-        return self._flat[at]
+        return StepOutput(self._flat[at])
 
-    def sample_ahead(self, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
-        """int32[steps, n]: what the same requests sample in a decode batch of these ``rows`` and ``seq_lens``, and in
-        the steps after it; past a request's end, anything."""
-        at = self._starts_of(rows) + seq_lens + _numbers(steps)
+    def sample_ahead(self, epoch: int, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
+        """int32[steps, n]: what the same requests sample in a decode batch of this ``epoch``, of these ``rows`` and
+        ``seq_lens``, and in the steps after it; past a request's end, anything."""
+        at = self._starts_of(epoch, rows) + seq_lens + _numbers(steps)
         return self._flat.take(at, mode="clip")
 
-    def _starts_of(self, rows: np.ndarray) -> np.ndarray:
-        if rows is not self._batch_rows:  # while the same rows decode, the array is the same object
-            self._batch_rows = rows
-            self._batch_starts = self._starts[rows]
-        return self._batch_starts
+    def _starts_of(self, epoch: int, rows: np.ndarray) -> np.ndarray:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._epoch_starts = self._starts[rows]
+        return self._epoch_starts
 
 
 @cache

@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
+from workbench.scheduler.batch import ModelWorkerBatch, NewRequest, StepOutput
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 NEVER = np.iinfo(np.int64).max
@@ -80,7 +80,7 @@ class SyntheticSampler:
                 instead = next((int(i) for i in self._vocabulary if int(i) not in stops), int(self._vocabulary[0]))
                 self._avoid[row] = params.min_new_tokens, stops, instead
 
-    def sample(self, batch: ModelWorkerBatch) -> np.ndarray:
+    def sample(self, batch: ModelWorkerBatch) -> StepOutput:
         """int32[n]: output number ``seq_len - prompt_len`` of each row; rows still inside their prompt mean nothing."""
         rows = batch.rows
         positions = np.maximum(batch.seq_lens - self._prompt_lens[rows], 0)
@@ -93,7 +93,7 @@ class SyntheticSampler:
                 least, stops, instead = self._avoid.get(row, _NOTHING)
                 if positions[i] < least and int(tokens[i]) in stops:
                     tokens[i] = instead
-        return tokens
+        return StepOutput(tokens)
 
     def _end(self, key: int, request: NewRequest) -> int:
         if request.params.ignore_eos:

@@ -7,11 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from backends.torch.rank import Rank
-from backends.torch.workers import RunnerOptions, StepOutput, Workers, start_workers
-from workbench.scheduler.batch import ModelWorkerBatch
+from backends.torch.workers import Result, RunnerOptions, Workers, start_workers
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
 LogIteration = Callable[..., None]
@@ -22,29 +20,24 @@ TRACE_S = 40.0
 class TorchForward:
     """A batch that has been launched."""
 
-    __slots__ = ("_output", "_result", "batch", "cpu_s", "launch_s")
+    __slots__ = ("_result", "_wait", "batch", "cpu_s", "launch_s")
 
-    def __init__(self, batch: ModelWorkerBatch, result: Callable[[], StepOutput], launch_s: float) -> None:
+    def __init__(self, batch: ModelWorkerBatch, wait: Callable[[], Result], launch_s: float) -> None:
         self.batch = batch
-        self._result = result
-        self._output: StepOutput | None = None
+        self._wait = wait
+        self._result: Result | None = None
         self.launch_s = launch_s
         self.cpu_s = (0.0, 0.0, 0.0)
         """What receiving, scheduling and launching it took."""
 
+    def result(self) -> Result:
+        """What came of it; blocks until it is there."""
+        if self._result is None:
+            self._result = self._wait()
+        return self._result
+
     def output(self) -> StepOutput:
-        """The result; blocks until it is there."""
-        if self._output is None:
-            self._output = self._result()
-        return self._output
-
-    def tokens(self) -> np.ndarray:
-        return self.output().tokens
-
-    @property
-    def logprobs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(float32[n] of the samples, float32[n, k] the largest, int64[n, k] their ids), or None when nobody asked."""
-        return self.output().logprobs
+        return self.result().output
 
 
 class TorchBackend:
@@ -90,13 +83,16 @@ class TorchBackend:
             raise ValueError(f"unknown CPU phase {phase!r}")
 
     def launch(self, batch: ModelWorkerBatch) -> TorchForward:
-        result = self.workers.submit(batch)
-        forward = TorchForward(batch, result, self.now_s())
+        """Raises NotImplementedError for a batch that asks for more than a model does here."""
+        if batch.decode_tokens != batch.decodes:
+            raise NotImplementedError("query_lens: the torch backend decodes one token a row and verifies no drafts")
+        wait = self.workers.submit(batch)
+        forward = TorchForward(batch, wait, self.now_s())
         self._pending.append(forward)
         return forward
 
     def done(self, forward: TorchForward) -> Callable[[], object]:
-        return forward.output
+        return forward.result
 
     def cpu(self) -> None:
         """CPU phases have passed when they are noted."""
@@ -147,7 +143,7 @@ class TorchBackend:
     def _write(self, forward: TorchForward, process_s: float) -> None:
         batch = forward.batch
         receive_s, schedule_s, launch_s = forward.cpu_s
-        for stage, (start, end) in enumerate(forward.output().stages):
+        for stage, (start, end) in enumerate(forward.result().stages):
             self._log(
                 batch.step,
                 self._instance,
@@ -156,7 +152,7 @@ class TorchBackend:
                 forward.launch_s,
                 start - self.began_s,
                 end - self.began_s,
-                batch.num_prefill + batch.decode_tokens,
+                len(batch.rows),
                 batch.prefill_tokens,
                 batch.decode_tokens,
                 batch.context_tokens,

@@ -14,7 +14,7 @@ from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
 from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
-from backends.torch.sampler import Logprobs, Sampler
+from backends.torch.sampler import DeviceLogprobs, Sampler
 from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -34,7 +34,7 @@ class Output:
     """[n, hidden] for the next stage; None on the last."""
     tokens: Tensor | None
     """int64[b], one sample a row; None before the last stage."""
-    logprobs: Logprobs | None = None
+    logprobs: DeviceLogprobs | None = None
 
 
 class ModelRunner:
@@ -277,8 +277,8 @@ class _Inputs(tuple):
         empty = np.empty(0, np.int64)
         if not batch.num_prefill:
             return cls((rows, seq_lens, empty, empty, empty, empty))
-        assert batch.extend_lens is not None and batch.input_ids is not None
-        extend = batch.extend_lens
+        assert batch.input_ids is not None
+        extend = batch.query_lens[: batch.num_prefill]
         q_starts = np.concatenate(([0], np.cumsum(extend)))
         first = seq_lens[: batch.num_prefill] - extend
         positions = np.arange(q_starts[-1]) + np.repeat(first - q_starts[:-1], extend)

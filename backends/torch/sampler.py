@@ -15,7 +15,7 @@ from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
 
 
 @dataclass(slots=True)
-class Logprobs:
+class DeviceLogprobs:
     """Log probabilities of one batch's samples, before temperature and filters. On the host once the forward is done."""
 
     sampled: Tensor
@@ -137,7 +137,7 @@ class Sampler:
 
     def sample(
         self, logits: Tensor, batch: ModelWorkerBatch, rows: Tensor, seq_lens: Tensor
-    ) -> tuple[Tensor, Logprobs | None]:
+    ) -> tuple[Tensor, DeviceLogprobs | None]:
         """int64[n], a token for every row of the batch (those of ``batch.unsampled`` mean nothing), and their log
         probabilities if a request asks for them.
 
@@ -166,7 +166,7 @@ class Sampler:
         )
         if penalised:
             self._count(batch, rows, tokens)
-        return tokens, None if top < 0 else Logprobs(*self._ops.logprobs(raw, tokens, top))
+        return tokens, None if top < 0 else DeviceLogprobs(*self._ops.logprobs(raw, tokens, top))
 
     def _adjust(self, logits: Tensor, batch: ModelWorkerBatch) -> None:
         """Biases, and stop tokens that may not come yet."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ from backends.torch.ops import load_ops
 from backends.torch.parallel import SINGLE, Parallel
 from backends.torch.rank import Rank
 from backends.torch.runner import ModelRunner, NoRoomForKV
-from backends.torch.sampler import Logprobs
+from backends.torch.sampler import DeviceLogprobs
 from backends.torch.signs import Signs, cpu_clock
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch, StepOutput
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,10 @@ class RunnerOptions:
     """On a CPU: bytes of KV unless ``kv_tokens`` says how many tokens."""
 
 
-@dataclass(slots=True)
-class StepOutput:
-    """The result of a batch on the host."""
+class Result(NamedTuple):
+    """What came of a batch, on the host."""
 
-    tokens: np.ndarray
-    """int64[n]."""
-    logprobs: tuple[np.ndarray, np.ndarray, np.ndarray] | None
-    """(float32[n] of the samples, float32[n, k] the largest, int64[n, k] their ids)."""
+    output: StepOutput
     stages: list[tuple[float, float]]
     """(start, end) on each stage, in seconds of the monotonic clock."""
 
@@ -90,7 +86,7 @@ class Workers(Protocol):
     kv_dtype: str
     """Of keys and values, as torch calls it: that of the weights, or of what is computed with FP8 ones."""
 
-    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]: ...
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]: ...
 
     def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
         """Do something to every rank, a method of :class:`Rank`, after the batches submitted so far and before the next;
@@ -208,17 +204,18 @@ class CpuWorker(_OneProcess):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.worked_s = self._thread.submit(cpu_clock).result()
 
-    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
-        future: Future[StepOutput] = self._thread.submit(self._run, batch)
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
+        future: Future[Result] = self._thread.submit(self._run, batch)
         return future.result
 
-    def _run(self, batch: ModelWorkerBatch) -> StepOutput:
+    def _run(self, batch: ModelWorkerBatch) -> Result:
         start = time.monotonic()
         out = self.rank.run(batch)
         assert out.tokens is not None
-        output = StepOutput(out.tokens.numpy(), _host(out.logprobs), [(start, time.monotonic())])
+        output = StepOutput(out.tokens.numpy(), logprobs=_host(out.logprobs))
+        result = Result(output, [(start, time.monotonic())])
         self.rank.ran()
-        return output
+        return result
 
     def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
         return [self._thread.submit(errand, self.rank, *args).result()]
@@ -244,7 +241,7 @@ class CudaWorker(_OneProcess):
         began.synchronize()
         self._clock = DeviceClock(began, time.monotonic())
 
-    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         # The start is recorded right in front of the computation: a device with nothing to do passes an event at once, and
         # the host's preparation of the step would count as its work.
@@ -254,16 +251,18 @@ class CudaWorker(_OneProcess):
         logprobs = (
             None
             if out.logprobs is None
-            else Logprobs(_to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids))
+            else DeviceLogprobs(
+                _to_host(out.logprobs.sampled), _to_host(out.logprobs.top), _to_host(out.logprobs.top_ids)
+            )
         )
         end.record()
         self.rank.ran()
 
-        def result() -> StepOutput:
+        def result() -> Result:
             waited = not end.query()
             end.synchronize()
             stage = self._clock.at(start, end, time.monotonic(), waited)
-            return StepOutput(tokens.numpy().copy(), _host(logprobs), [stage])
+            return Result(StepOutput(tokens.numpy().copy(), logprobs=_host(logprobs)), [stage])
 
         return result
 
@@ -280,10 +279,10 @@ def _to_host(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _host(logprobs: Logprobs | None) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _host(logprobs: DeviceLogprobs | None) -> Logprobs | None:
     if logprobs is None:
         return None
-    return logprobs.sampled.numpy().copy(), logprobs.top.numpy().copy(), logprobs.top_ids.numpy().copy()
+    return Logprobs(logprobs.sampled.numpy().copy(), logprobs.top.numpy().copy(), logprobs.top_ids.numpy().copy())
 
 
 # -- several ranks -----------------------------------------------------------------------------------------------------
@@ -333,7 +332,7 @@ class ManyWorkers:
         self._last_token = np.zeros(options.rows + 1, np.int64)
         self._submitted: deque[_Pending] = deque()
 
-    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
         # With several stages the first one does not see what the last one samples, so the host passes it on; the pipeline
         # loop has it by then. With one, every rank samples the same tokens itself.
         known = self._last_token[batch.rows[batch.num_prefill :]] if self._options.pp > 1 else None
@@ -342,18 +341,18 @@ class ManyWorkers:
         self._submitted.append(pending)
         return lambda: self._result(pending)
 
-    def _result(self, wanted: _Pending) -> StepOutput:
-        while wanted.output is None:
+    def _result(self, wanted: _Pending) -> Result:
+        while wanted.result is None:
             pending = self._submitted.popleft()
             answers = [self._receive(rank) for rank in range(len(self._pipes))]
             tokens, logprobs, _ = answers[-self._options.tp]  # the first rank of the last stage
             stages = [answers[stage * self._options.tp][2] for stage in range(self._options.pp)]
-            pending.output = StepOutput(tokens, logprobs, stages)
+            pending.result = Result(StepOutput(tokens, logprobs=logprobs), stages)
             keep = np.ones(len(tokens), bool)
             if pending.batch.unsampled is not None:
                 keep[pending.batch.unsampled] = False
             self._last_token[pending.batch.rows[keep]] = tokens[keep]
-        return wanted.output
+        return wanted.result
 
     def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
         while self._submitted:  # their answers come first
@@ -404,7 +403,7 @@ class ManyWorkers:
 @dataclass(slots=True, eq=False)
 class _Pending:
     batch: ModelWorkerBatch
-    output: StepOutput | None = None
+    result: Result | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,7 +498,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
             logprobs = (
                 None
                 if out.logprobs is None
-                else Logprobs(out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu())
+                else DeviceLogprobs(out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu())
             )
             pipe.send((out.tokens.cpu().numpy(), _host(logprobs), (start, end)))
         else:

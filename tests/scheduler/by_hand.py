@@ -7,6 +7,7 @@ import pytest
 
 from tests.world import Job, Run
 from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.scheduler.batch import StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
@@ -34,7 +35,7 @@ def generate(rid: str, prompt: list[int], new: int, **more: object) -> Generate:
 
 
 def process(s: Scheduler, batch: ScheduleBatch, token: int = 7) -> StepResult:
-    result = s.process(batch, np.full(len(batch.reqs), token, np.int32))
+    result = s.process(batch, StepOutput(np.full(len(batch.reqs), token, np.int32)))
     s.check()
     return result
 
@@ -68,7 +69,7 @@ def rids(batch: ScheduleBatch) -> list[str]:
 
 
 def extends(batch: ScheduleBatch) -> list[int]:
-    return [] if batch.worker.extend_lens is None else batch.worker.extend_lens.tolist()
+    return batch.worker.query_lens[: batch.worker.num_prefill].tolist()
 
 
 def all_finished(run: Run, jobs: list[Job]) -> None:

@@ -309,10 +309,9 @@ def check_versions(run: Run, written: list[int], page_size: int) -> None:
             length = dict(zip(worker.rows[decodes].tolist(), worker.seq_lens[decodes].tolist(), strict=True))
             for row, page in zip(worker.decode_page_rows.tolist(), worker.decode_pages.tolist(), strict=True):
                 pages[row, (length[row] - 1) // page_size] = page
-        new = np.ones(len(worker.rows), int)
-        if worker.extend_lens is not None:
-            new[: worker.num_prefill] = worker.extend_lens
-        for row, end, count in zip(worker.rows.tolist(), worker.seq_lens.tolist(), new.tolist(), strict=True):
+        for row, end, count in zip(
+            *(a.tolist() for a in (worker.rows, worker.seq_lens, worker.query_lens)), strict=True
+        ):
             at = np.arange(end)
             slots = pages[row, at // page_size] * page_size + at % page_size
             flat = version_of.reshape(-1)

@@ -13,6 +13,7 @@ from backends.simulated.realtime import RealtimeBackend
 from backends.simulated.synthetic import SyntheticSampler, content_key, synthetic_output
 from workbench.instance import LoopSpec, Recipe, start
 from workbench.loops import LOOPS
+from workbench.scheduler.batch import Logprobs, StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler
@@ -148,8 +149,19 @@ class WithLogprobs:
         forward = self._backend.launch(batch)
         n = len(batch.rows)
         rows = batch.rows.astype(np.float32)
-        forward.logprobs = (-rows - 0.5, np.tile([-0.5, -1.5, -2.5], (n, 1)), np.tile([1, 2, 3], (n, 1)))
-        return forward
+        made_up = Logprobs(-rows - 0.5, np.tile([-0.5, -1.5, -2.5], (n, 1)), np.tile([1, 2, 3], (n, 1)))
+        return ForwardWithLogprobs(forward, made_up)
+
+    def done(self, forward):
+        return self._backend.done(forward.inner)
+
+
+class ForwardWithLogprobs:
+    def __init__(self, inner, logprobs: Logprobs) -> None:
+        self.inner, self.batch, self._logprobs = inner, inner.batch, logprobs
+
+    def output(self) -> StepOutput:
+        return self.inner.output()._replace(logprobs=self._logprobs)
 
 
 def expected(prompt: list[int], count: int, seed: int | None = None) -> list[int]:

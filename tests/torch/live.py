@@ -63,18 +63,18 @@ class _Outbox:
     def scheduled(self, batch: ScheduleBatch) -> None:
         self.run.batches.append(batch)
 
-    def send(self, result: StepResult, forward: Any = None) -> None:
+    def send(self, result: StepResult) -> None:
         run = self.run
-        if result.batch is not None and result.tokens is not None:
+        if result.batch is not None and result.output is not None:
             silent = set(result.batch.dropped or ())
             if result.batch.worker.unsampled is not None:
                 silent |= set(result.batch.worker.unsampled.tolist())
             for i, req in enumerate(result.batch.reqs):
                 if i in silent:
                     continue
-                run.outputs.setdefault(req.rid, []).append(int(result.tokens[i]))
-                if forward is not None and forward.logprobs is not None and req.params.logprobs is not None:
-                    sampled, top, ids = forward.logprobs
+                run.outputs.setdefault(req.rid, []).append(int(result.output.tokens[i]))
+                if result.output.logprobs is not None and req.params.logprobs is not None:
+                    sampled, top, ids = result.output.logprobs
                     run.logprobs.setdefault(req.rid, []).append((float(sampled[i]), top[i].tolist(), ids[i].tolist()))
         for req in result.ended:
             assert req.rid not in run.ended, f"{req.rid} ended twice"

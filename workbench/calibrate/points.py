@@ -30,7 +30,7 @@ from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import Batching
 
 if TYPE_CHECKING:
-    from backends.torch.workers import StepOutput, Workers
+    from backends.torch.workers import Result, Workers
 
 DECODES = 24
 """Decode steps of a point."""
@@ -116,12 +116,11 @@ class Watched:
         self.inner = inner
         self.steps: dict[int, tuple[float, float]] = {}
 
-    def submit(self, batch: ModelWorkerBatch) -> Callable[[], StepOutput]:
+    def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
         pairs, prompts = 0.0, batch.num_prefill
         if prompts:
-            assert batch.extend_lens is not None
-            lens = batch.seq_lens[:prompts]
-            pairs = float((batch.extend_lens * (lens - batch.extend_lens / 2)).sum())
+            lens, new = batch.seq_lens[:prompts], batch.query_lens[:prompts]
+            pairs = float((new * (lens - new / 2)).sum())
         self.steps[batch.step] = pairs, float(batch.seq_lens[prompts:].sum())
         return self.inner.submit(batch)
 

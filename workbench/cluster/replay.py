@@ -24,7 +24,7 @@ from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import StepResult
@@ -112,8 +112,10 @@ class _StoppedForward:
         self.inner, self.batch = inner, inner.batch
         self._last_lens = last_lens
 
-    def tokens(self) -> np.ndarray:
-        return np.where(self.batch.seq_lens >= self._last_lens, END_OF_SEQUENCE, self.inner.tokens())
+    def output(self) -> StepOutput:
+        output = self.inner.output()
+        ends = self.batch.seq_lens >= self._last_lens
+        return output._replace(tokens=np.where(ends, END_OF_SEQUENCE, output.tokens))
 
 
 class _Outbox(RecordingOutbox):
@@ -122,8 +124,8 @@ class _Outbox(RecordingOutbox):
     progress: Progress | None = None
     due_s = 0.0
 
-    def send(self, result: StepResult, forward: object | None = None) -> None:
-        super().send(result, forward)
+    def send(self, result: StepResult) -> None:
+        super().send(result)
         self.show()
 
     def show(self) -> None:

@@ -105,13 +105,13 @@ class SteadyBackend(SimulatedBackend):
         others, least = len(steady.others), max(LEAST_STEPS, len(steady.others))
         if steady.steps < least:
             return wait
-        tokens = self._sampler.sample_ahead(steady.rows, steady.first_lens, steady.steps - others)
+        tokens = self._sampler.sample_ahead(steady.epoch, steady.rows, steady.first_lens, steady.steps - others)
         steps = steady.first_stop(tokens) + others
         if steps < least:
             return wait
         host, pending = self._host, list(self._pending)
-        samples = [one.tokens() for one in pending[:others]]
-        if steady.others_end(samples):
+        outputs = [one.output() for one in pending[:others]]
+        if steady.others_end(outputs):
             return wait
         # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
         last = steady.last
@@ -124,8 +124,8 @@ class SteadyBackend(SimulatedBackend):
             return wait
         for one, process_s in zip(pending[:formed], processes_s, strict=False):
             self._write(one, process_s)
-        for number, sample in enumerate(samples):
-            self._outbox.note(steady.process_other(number, sample), times.sent_s[number])
+        for number, output in enumerate(outputs):
+            self._outbox.note(steady.process_other(number, output), times.sent_s[number])
         phases_s = cpu_s[0], cpu_s[1], cpu_s[2] + cpu_s[3]
         ahead = slice(len(pending), formed)
         if formed > len(pending):

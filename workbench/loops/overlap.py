@@ -44,10 +44,10 @@ def overlap_loop(
         if last is not None:
             done, forward = last
             yield backend.done(forward)
-            result = scheduler.process(done, forward.tokens())
+            result = scheduler.process(done, forward.output())
             backend.host("process", done.worker, len(result.ended))
             yield backend.cpu()
-            outbox.send(result, forward)
+            outbox.send(result)
         else:
             yield backend.cpu()  # nothing to process yet: the next look at the inbox comes after the launch all the same
         last = launched
@@ -59,7 +59,7 @@ def _process(
     # The same as in the loop itself, which does not delegate: it would cost a twentieth of a simulated step.
     batch, forward = last
     yield backend.done(forward)
-    result = scheduler.process(batch, forward.tokens())
+    result = scheduler.process(batch, forward.output())
     backend.host("process", batch.worker, len(result.ended))
     yield backend.cpu()
-    outbox.send(result, forward)
+    outbox.send(result)

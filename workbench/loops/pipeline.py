@@ -50,10 +50,10 @@ def pipeline_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: 
         if flights:
             batch, forward = flights.popleft()
             yield backend.done(forward)
-            result = scheduler.process(batch, forward.tokens())
+            result = scheduler.process(batch, forward.output())
             backend.host("process", batch.worker, len(result.ended))
             yield backend.cpu()
-            outbox.send(result, forward)
+            outbox.send(result)
             continue
         report_ended(scheduler, outbox)
         yield backend.cpu()

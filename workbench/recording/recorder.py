@@ -173,7 +173,8 @@ class RecordingOutbox:
         self._last_token_s = np.full(table_rows, NAN)
         self._started: dict[str, tuple[int, float]] = {}
         """Table row of each request and when it got it."""
-        self._steady: dict[int, tuple[np.ndarray, float]] = {}
+        self._steady: dict[int, tuple[int, np.ndarray, float]] = {}
+        """By slot, the epoch and rows of the last batch and when its tokens went out, where all of its rows had one."""
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         if batch.retracted:
@@ -200,7 +201,7 @@ class RecordingOutbox:
         if self._decisions is not None:
             self._decisions.write(decision_line(batch, self._instance))
 
-    def send(self, result: StepResult, forward: object | None = None) -> None:
+    def send(self, result: StepResult) -> None:
         self.note(result, self._recorder.now_s())
 
     def note(self, result: StepResult, now: float) -> None:
@@ -208,15 +209,15 @@ class RecordingOutbox:
         recorder = self._recorder
         batch = result.batch
         if batch is not None:
-            rows = batch.worker.rows
+            epoch, rows = batch.worker.epoch, batch.worker.rows
             steady = self._steady.get(batch.slot)
-            if steady is not None and steady[0] is rows and not batch.late:
+            if steady is not None and steady[0] == epoch and not batch.late:
                 # While the same requests decode, the gap is one number for all of them that have not ended.
                 tokens = len(rows) - len(batch.dropped or ())
                 if tokens:
-                    recorder.gaps_s.append(now - steady[1])
+                    recorder.gaps_s.append(now - steady[2])
                     recorder.gap_counts.append(tokens)
-                self._steady[batch.slot] = (rows, now)
+                self._steady[batch.slot] = (epoch, rows, now)
             else:
                 self._gaps(batch, now)
         for req in result.first:
@@ -239,24 +240,24 @@ class RecordingOutbox:
 
     def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
         """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""
-        rows = batch.worker.rows
+        epoch, rows = batch.worker.epoch, batch.worker.rows
         steady = self._steady.get(batch.slot)
-        if steady is None or steady[0] is not rows:
+        if steady is None or steady[0] != epoch:
             self._gaps(batch, moments_s[0])
         else:
-            moments_s = [steady[1], *moments_s]
+            moments_s = [steady[2], *moments_s]
         self._recorder.gaps_s += [now - before for before, now in pairwise(moments_s)]
         self._recorder.gap_counts += [len(rows)] * (len(moments_s) - 1)
-        self._steady[batch.slot] = (rows, moments_s[-1])
+        self._steady[batch.slot] = (epoch, rows, moments_s[-1])
 
     def _gaps(self, batch: ScheduleBatch, now: float) -> None:
         """Gaps between tokens where the requests are not those of the step before."""
-        rows = batch.worker.rows
+        epoch, rows = batch.worker.epoch, batch.worker.rows
         if self._steady:
             self._settle()
         if not (batch.prefill or batch.dropped or batch.late):
             self._recorder.gap_arrays.append(now - self._last_token_s[rows])
-            self._steady[batch.slot] = (rows, now)  # settled before anybody looks
+            self._steady[batch.slot] = (epoch, rows, now)  # settled before anybody looks
             return
         # A row starts afresh; a request retracted before has been silent since its last token.
         by_id = self._recorder.by_id
@@ -278,10 +279,10 @@ class RecordingOutbox:
         sampled = rows if batch.worker.unsampled is None else np.delete(rows, batch.worker.unsampled)
         self._last_token_s[sampled] = now
         if not batch.prefill:
-            self._steady[batch.slot] = (rows, now)
+            self._steady[batch.slot] = (epoch, rows, now)
 
     def _settle(self) -> None:
-        for rows, at in self._steady.values():
+        for _, rows, at in self._steady.values():
             self._last_token_s[rows] = at
         self._steady.clear()
 

@@ -8,6 +8,7 @@ given, be it a modelled GPU, a thread, or a process on another GPU. A ``ForwardB
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -40,11 +41,16 @@ class NewRequest(NamedTuple):
 
 
 class ModelWorkerBatch(NamedTuple):
-    """One forward step as a backend sees it.
+    """One forward step as a backend sees it: ragged queries, each a run of tokens at the end of its row's sequence.
 
-    Rows are ordered: the ``num_prefill`` rows that extend a prompt come first, then rows that decode one token. A named
-    tuple, because it is made on every step and takes a tenth of the time of a frozen dataclass. The arrays are never
-    written after the batch is made: several batches may be in flight.
+    A row computes ``query_lens`` tokens: a chunk of a prompt, 1 for a decode, 1 + d for the verification of d drafted
+    tokens. Rows are ordered: the ``num_prefill`` rows that extend a prompt come first, then rows that decode. Lengths are
+    *launched* ones. For a row that decodes one token they are true once the batch is done; for a verification they are
+    upper bounds, and what is *confirmed* is known by its :class:`StepOutput`: a backend that verifies keeps the confirmed
+    length of every row, as it keeps the row's last token, and its positions start from there.
+
+    A named tuple, because it is made on every step and takes a tenth of the time of a frozen dataclass. The arrays are
+    never written after the batch is made: several batches may be in flight.
     """
 
     step: int
@@ -52,18 +58,22 @@ class ModelWorkerBatch(NamedTuple):
     mode: Mode
     rows: np.ndarray
     """int64[n], row of each request in the page table and the token pool."""
+    epoch: int
+    """Who is in the batch: batches of one scheduler with the same epoch have the same requests in the same rows and order,
+    so that what was worked out for one need not be worked out for the next. It grows whenever the membership of a running
+    set changes; a batch with prefills has one of its own."""
     seq_lens: np.ndarray
-    """int64[n], tokens in each request's KV after this step, the new ones included."""
-    extend_lens: np.ndarray | None
-    """int64[num_prefill], prompt tokens computed in this step per prefill row; None in a pure decode batch."""
+    """int64[n], tokens in each request's KV after this step, the new ones included (launched lengths)."""
+    query_lens: np.ndarray
+    """int64[n], tokens that each row computes in this step: the last ones of its ``seq_lens``."""
     num_prefill: int
-    """Number of leading rows that extend a prompt (the rest decode one token each)."""
+    """Number of leading rows that extend a prompt (the rest decode)."""
     num_samples: int
     """Rows that emit a token in this step: decodes, and prefills whose prompt is complete after it and that want one."""
     prefill_tokens: int
-    """Sum of ``extend_lens``."""
+    """Sum of ``query_lens`` over the rows that extend a prompt."""
     decode_tokens: int
-    """Number of decode rows."""
+    """Sum of ``query_lens`` over the rows that decode: their number, unless tokens are verified."""
     context_tokens: int
     """Sum of ``seq_lens``: KV tokens that attention reads in this step."""
     input_ids: np.ndarray | None
@@ -88,3 +98,38 @@ class ModelWorkerBatch(NamedTuple):
     """Requests that hold KV after the batch was formed: decoding, chunked, or in this prefill."""
     next_chunk_tokens: int = 0
     """Prompt tokens still to compute of the request this batch left unfinished."""
+
+    @property
+    def decodes(self) -> int:
+        """Number of rows that decode."""
+        return len(self.rows) - self.num_prefill
+
+
+class Logprobs(NamedTuple):
+    """Log probabilities of a step's tokens, before temperature and filters."""
+
+    sampled: np.ndarray
+    """float32[t], of each token."""
+    top: np.ndarray
+    """float32[t, k], the largest at its place, in order; k is the most that any request of the batch asked for."""
+    top_ids: np.ndarray
+    """int64[t, k], their token ids."""
+
+
+class StepOutput(NamedTuple):
+    """What a step has sampled, on the host. The arrays belong to whoever asked: they are not written again."""
+
+    tokens: np.ndarray
+    """int[t], row after row. Those of a batch's ``unsampled`` rows mean nothing."""
+    counts: np.ndarray | None = None
+    """int64[n], how many of ``tokens`` each row got, 1 or more; None: exactly one a row, so that t is n."""
+    logprobs: Logprobs | None = None
+    """None when nobody asked."""
+
+
+@cache
+def one_each(rows: int) -> np.ndarray:
+    """int64[rows] of ones, the ``query_lens`` of plain decoding. Shared by all who ask, and read-only."""
+    ones = np.ones(rows, np.int64)
+    ones.flags.writeable = False
+    return ones

@@ -176,13 +176,14 @@ def build(
     if not prefill:
         return _build_decode(state, slot, needing)
     running = slot.running
-    rows = seq_lens = token_at = page_rows = pages = None
+    rows = seq_lens = query_lens = token_at = page_rows = pages = None
     decode_stops: StopIds = None
     reqs: list[Req] = []
     stops: Sequence[int] = ()
     decode_tokens = context_tokens = 0
     if decodes:
         rows, reqs, decode_tokens, decode_stops = running.rows, running.reqs, running.count, running.stop_ids
+        query_lens = running.query_lens
         page_rows = rows if needing is None else rows[needing]
         pages = state.cache.allocate(len(page_rows))
         stops = running.advance(needing, pages)
@@ -199,12 +200,12 @@ def build(
         for req, row in zip(new_reqs, prefill, strict=True)
     ]
     # One array for all of them: each of its own would cost as much.
-    new_rows, new_lens, new_ends, new_at, extend_lens = np.array(numbers, np.int64).T.copy()
-    if rows is None or seq_lens is None or token_at is None:
-        rows, seq_lens, token_at = new_rows, new_lens, new_at
+    new_rows, new_lens, new_ends, new_at, new_queries = np.array(numbers, np.int64).T.copy()
+    if rows is None or seq_lens is None or query_lens is None or token_at is None:
+        rows, seq_lens, query_lens, token_at = new_rows, new_lens, new_queries, new_at
     else:
         rows, seq_lens = np.concatenate((new_rows, rows)), np.concatenate((new_lens, seq_lens))
-        token_at = np.concatenate((new_at, token_at))
+        query_lens, token_at = np.concatenate((new_queries, query_lens)), np.concatenate((new_at, token_at))
     reqs = [*new_reqs, *reqs]
     prefill_stops = stop_ids_of(new_reqs)
     stop_ids = stacked(prefill_stops, decode_stops, len(prefill), decode_tokens)
@@ -234,8 +235,9 @@ def build(
         state.step,
         mode,
         rows,
+        next(state.epochs),
         seq_lens,
-        extend_lens,
+        query_lens,
         len(prefill),
         len(rows) - (0 if unsampled is None else len(unsampled)),
         prefill_tokens,
@@ -264,6 +266,7 @@ def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None)
     running = slot.running
     cache, table = state.cache, state.table
     rows, reqs, count, stop_ids = running.rows, running.reqs, running.count, running.stop_ids
+    epoch, query_lens = running.epoch, running.query_lens
     page_rows = rows if needing is None else rows[needing]
     pages = cache.allocate(count if needing is None else len(page_rows))
     stops = running.advance(needing, pages)
@@ -272,8 +275,9 @@ def _build_decode(state: SchedulerState, slot: Slot, needing: np.ndarray | None)
         state.step,
         "decode",
         rows,
+        epoch,
         running.lens,
-        None,
+        query_lens,
         0,
         count,
         0,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import compress
 
 import numpy as np
 
+from workbench.scheduler.batch import one_each
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.request import Req
 from workbench.scheduler.stops import StopIds, chosen, stacked
@@ -18,13 +19,15 @@ _ONE = np.array(1)
 class RunningSet:
     """State that a decode step touches, as arrays aligned with ``reqs``.
 
-    ``advance`` makes new arrays instead of writing the old ones, because batches in flight hold them. Membership changes
-    replace ``rows`` and ``reqs`` as well, so "the same object" means "the same members in the same order".
+    ``advance`` makes new arrays instead of writing the old ones, because batches in flight hold them. Every change of
+    membership takes the next of ``epochs``, which all running sets of a scheduler share: the same epoch means the same
+    members in the same order.
     """
 
-    def __init__(self, table: TableManager, page_size: int) -> None:
+    def __init__(self, table: TableManager, page_size: int, epochs: Iterator[int]) -> None:
         self._table = table
         self._page_size = page_size
+        self._epochs = epochs
         self.reqs: list[Req] = []
         self.context_tokens = 0
         """Sum of ``lens``."""
@@ -43,6 +46,10 @@ class RunningSet:
         self.ends = ends
         """int64[n], KV length at which each stops by length."""
         self.count = len(rows)
+        self.query_lens = one_each(self.count)
+        """int64[n], tokens that each computes in a step."""
+        self.epoch = next(self._epochs)
+        """Stands for the members and their order."""
         self.token_at = token_at
         """int64[n], index in the token table of each one's newest token: the one its last launched step samples."""
         self.stop_ids = stop_ids

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.scheduler import messages
+from workbench.scheduler.batch import StepOutput
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.compose import COMPOSERS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
@@ -27,8 +28,8 @@ class StepResult:
     """What one processed batch has brought."""
 
     batch: ScheduleBatch | None
-    tokens: np.ndarray | None
-    """int[n], the batch's samples; those of ``batch.worker.unsampled`` and ``batch.dropped`` mean nothing."""
+    output: StepOutput | None
+    """What the batch has sampled; the tokens of ``batch.worker.unsampled`` and ``batch.dropped`` rows mean nothing."""
     first: Sequence[Req] = ()
     """Requests that got their first token."""
     ended: Sequence[Req] = ()
@@ -280,8 +281,8 @@ class Scheduler:
         message.write()
         message.tell(None)
 
-    def process(self, batch: ScheduleBatch, tokens: np.ndarray) -> StepResult:
-        """Take the result of the oldest batch in flight: ``tokens`` int[n], one sample a row.
+    def process(self, batch: ScheduleBatch, output: StepOutput) -> StepResult:
+        """Take the output of the oldest batch in flight, which has one token a row.
 
         Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
         flight reads it.
@@ -289,7 +290,7 @@ class Scheduler:
         state = self.state
         assert state.in_flight[0] is batch, "batches are processed in the order in which they were formed"
         state.in_flight.popleft()
-        unsampled = batch.worker.unsampled
+        tokens, unsampled = output.tokens, batch.worker.unsampled
         hits = stopped(batch.stop_ids, tokens)
         if unsampled is None:
             state.table.add_tokens(batch.token_at, tokens)
@@ -298,7 +299,7 @@ class Scheduler:
             sampled[unsampled] = False
             state.table.add_tokens(batch.token_at[sampled], tokens[sampled])
             hits = [i for i in hits if sampled[i]]
-        result = StepResult(batch, tokens)
+        result = StepResult(batch, output)
         if batch.late:
             self._give_late_tokens(batch, tokens)
         for row in batch.prefill:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.cache import CacheManager
@@ -45,6 +46,8 @@ class SchedulerState:
     table: TableManager = field(init=False)
     cache: CacheManager = field(init=False)
     slots: list[Slot] = field(init=False)
+    epochs: Iterator[int] = field(default_factory=count)
+    """Numbers for memberships: of running sets, and of batches with prefills in them."""
     waiting: list[Req] = field(default_factory=list)
     """In order of arrival; a retracted request returns to its place."""
     chunked: Req | None = None
@@ -69,7 +72,7 @@ class SchedulerState:
         config = self.config
         self.table = TableManager(config.max_running_per_slot * config.slots, config.max_context, config.page_size)
         self.cache = CacheManager(config.pages, config.page_size, self.table, config.cache, config.evict)
-        self.slots = [Slot(i, RunningSet(self.table, config.page_size)) for i in range(config.slots)]
+        self.slots = [Slot(i, RunningSet(self.table, config.page_size, self.epochs)) for i in range(config.slots)]
         self.rng = random.Random(config.seed)
         self._scale_ratio()
 

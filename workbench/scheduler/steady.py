@@ -13,7 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.stops import first_stopped, stopped
@@ -48,6 +48,7 @@ class SteadyDecode:
         running = scheduler.state.slots[0].running
         self.rows = running.rows
         """int64[n], of every batch of the running requests."""
+        self.epoch = running.epoch
         self.first_lens = running.lens if self._steady == 1 else running.lens + _NUMBER[1 - self._steady]
         """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 
@@ -56,17 +57,17 @@ class SteadyDecode:
         """The newest batch of the running requests; if none is in flight, one like it a step before the first to come."""
         return self._scheduler.state.in_flight[-1].worker if self._steady else self.batch(-1)
 
-    def others_end(self, samples: Sequence[np.ndarray]) -> bool:
-        """Whether processing ``others``, which have these samples, may end a request."""
-        pairs = zip(self.others, samples, strict=True)
-        return any(other.length_stops or stopped(other.stop_ids, tokens) for other, tokens in pairs)
+    def others_end(self, outputs: Sequence[StepOutput]) -> bool:
+        """Whether processing ``others``, which have these outputs, may end a request."""
+        pairs = zip(self.others, outputs, strict=True)
+        return any(other.length_stops or stopped(other.stop_ids, output.tokens) for other, output in pairs)
 
-    def process_other(self, number: int, tokens: np.ndarray) -> StepResult:
-        """Process the oldest batch in flight, which is ``others[number]``. Its samples ``tokens`` may end no request."""
+    def process_other(self, number: int, output: StepOutput) -> StepResult:
+        """Process the oldest batch in flight, which is ``others[number]``. Its ``output`` may end no request."""
         scheduler, state = self._scheduler, self._scheduler.state
         if number:  # a batch was formed between the last one and this one
             scheduler.composer.repeated(state.slots[0], 1)
-        result = scheduler.process(self.others[number], tokens)
+        result = scheduler.process(self.others[number], output)
         if not number:
             state.insert_computed()
         return result
@@ -80,8 +81,9 @@ class SteadyDecode:
             state.step + ahead,
             "decode",
             running.rows,
+            running.epoch,
             running.lens + _NUMBER[ahead + 1],
-            None,
+            running.query_lens,
             0,
             count,
             0,
@@ -164,8 +166,7 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
         return None
     others: list[ScheduleBatch] = []
     for number, batch in enumerate(state.in_flight):
-        # The same object is the same members: whoever ends, joins or is retracted replaces it.
-        if batch.worker.rows is not running.rows:
+        if batch.worker.epoch != running.epoch:
             if state.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
                 return None
             others.append(batch)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import zmq
 
-from workbench.backend import Forward, Wait
+from workbench.backend import Wait
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch
 from workbench.scheduler.messages import (
     Abort,
     FlushCache,
@@ -187,8 +188,9 @@ class LiveOutbox:
         self._logprobs: dict[int, int] = {}
         """By stream, how many alternatives were asked for."""
         self._stream_of_row = np.zeros(scheduler.state.table.rows, np.int64)
-        self._rows: np.ndarray | None = None
-        self._row_streams = b""
+        self._epoch = -1
+        self._epoch_streams = b""
+        """Of the rows of the batches of ``_epoch``."""
 
     def admit(self, message: Submit) -> Generate:
         """Note a new sequence; returns it as the scheduler takes it."""
@@ -238,18 +240,18 @@ class LiveOutbox:
         for new in batch.worker.new_requests:
             self._stream_of_row[new.row] = self._streams[new.request_id]
         if batch.worker.new_requests:
-            self._rows = None
+            self._epoch = -1
         self._vitals.retractions += len(batch.retracted)
         if self._record is not None:
             self._record.scheduled(batch)
 
-    def send(self, result: StepResult, forward: Forward | None = None) -> None:
+    def send(self, result: StepResult) -> None:
         streams, tokens, count = b"", b"", 0
         logprobs = None
-        if result.batch is not None and result.tokens is not None:
+        if result.batch is not None and result.output is not None:
             emits = _emitting(result.batch)
-            logprobs = self._asked_logprobs(result.batch, emits, forward)
-            streams, tokens, count = self._pairs(result.batch.worker.rows, result.tokens, emits)
+            logprobs = self._asked_logprobs(result.batch, emits, result.output.logprobs)
+            streams, tokens, count = self._pairs(result.batch.worker, result.output.tokens, emits)
         first = [(self._streams[req.rid], req.input_len, req.cached_tokens) for req in result.first]
         ended = [self._forget(req) for req in result.ended]
         # Noted before it is sent: a client may have it before the next line runs.
@@ -265,17 +267,17 @@ class LiveOutbox:
         if self._record is not None:
             self._record.send(result, at_s)
 
-    def _pairs(self, rows: np.ndarray, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
+    def _pairs(self, batch: ModelWorkerBatch, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
+        rows = batch.rows
         if emits is not None:
             return (
                 self._stream_of_row[rows[emits]].tobytes(),
                 tokens[emits].astype(np.int32).tobytes(),
                 int(emits.sum()),
             )
-        if rows is not self._rows:
-            # While the same requests decode, the scheduler hands out the same array of rows.
-            self._rows, self._row_streams = rows, self._stream_of_row[rows].tobytes()
-        return self._row_streams, tokens.astype(np.int32, copy=False).tobytes(), len(rows)
+        if batch.epoch != self._epoch:
+            self._epoch, self._epoch_streams = batch.epoch, self._stream_of_row[rows].tobytes()
+        return self._epoch_streams, tokens.astype(np.int32, copy=False).tobytes(), len(rows)
 
     def _forget(self, req: Req) -> Ended:
         assert req.finish is not None
@@ -284,9 +286,8 @@ class LiveOutbox:
         return Ended(stream, req.finish.kind, req.finish.detail, req.input_len, req.cached_tokens)
 
     def _asked_logprobs(
-        self, batch: ScheduleBatch, emits: np.ndarray | None, forward: Any
+        self, batch: ScheduleBatch, emits: np.ndarray | None, values: Logprobs | None
     ) -> dict[int, TokenLogprob] | None:
-        values = getattr(forward, "logprobs", None)
         if values is None or not self._logprobs:
             return None
         chosen, top_values, top_ids = values

@@ -133,8 +133,7 @@ class FittedCost:
         prompts = batch.num_prefill
         if not prompts:
             return self._stages[stage].seconds(0, batch.decode_tokens, batch.context_tokens, 0.0)
-        new = batch.extend_lens
-        assert new is not None
+        new = batch.query_lens[:prompts]
         lens = batch.seq_lens[:prompts]
         pairs = float((new * (lens - new / 2)).sum())
         context = batch.context_tokens - float(lens.sum())

@@ -88,7 +88,7 @@ class ProfileCost:
         tokens = self._computed(batch)
         seconds = self.beside_s(batch, stage) + self.linear_s(tokens, stage) + at.layers * self.attention_s(batch)
         if at.last:
-            seconds += self.head_s(batch.num_prefill + batch.decode_tokens)
+            seconds += self.head_s(len(batch.rows))
         if self.tp > 1:
             seconds += self.reduce_s(tokens, stage)
         if at.moe:
@@ -98,7 +98,7 @@ class ProfileCost:
     def explain(self, batch: ModelWorkerBatch, stage: int = 0) -> dict[str, float]:
         """Seconds by operator; they add up to :meth:`forward`."""
         at = self._stages[stage]
-        tokens, sequences = self._computed(batch), batch.num_prefill + batch.decode_tokens
+        tokens, sequences = self._computed(batch), len(batch.rows)
         scale = self.linear_s(tokens, stage) / at.linear.at(tokens)
         parts = {name: curve.at(tokens) * scale for name, curve in at.parts.items()}
         if at.last:
@@ -134,7 +134,7 @@ class ProfileCost:
                 seconds += at.layers * self.attention_of(0, 0.0, 1, 1.0, 1.0)
             else:
                 seconds += at.layers * self.attention_s(batch)
-                seconds += self.head_s(batch.num_prefill + batch.decode_tokens)
+                seconds += self.head_s(len(batch.rows))
             if self.tp > 1:
                 seconds += self.reduce_s(count)
             own = max(own, seconds)
@@ -148,7 +148,7 @@ class ProfileCost:
         a graph replays them."""
         sizes = self._mixed_capture if batch.num_prefill else self._capture
         graph = bool(sizes) and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]
-        staged = self._step_s + self._request_s * (batch.num_prefill + batch.decode_tokens)
+        staged = self._step_s + self._request_s * len(batch.rows)
         return staged + self._stages[stage].layers * (self._graph_gaps_s if graph else self._gaps_s)
 
     def linear_s(self, tokens: int, stage: int = 0) -> float:
@@ -177,8 +177,7 @@ class ProfileCost:
         if not prompts:
             return self.attention_of(0, 0.0, decodes, context / decodes, float(lens.max()))
         chunk = batch.prefill_tokens
-        new = batch.extend_lens
-        assert new is not None
+        new = batch.query_lens[:prompts]
         pairs = 0.0
         for length, count in zip(lens[:prompts].tolist(), new.tolist(), strict=True):
             pairs += count * (length - count / 2)  # query-key pairs of a prompt: new * (cached + new / 2)

@@ -265,8 +265,7 @@ class _Stage:
         for window, layers in self._windows.items():
             seconds = 0.0
             if count:
-                new = batch.extend_lens
-                assert new is not None
+                new = batch.query_lens[:count]
                 context = batch.seq_lens[:count]
                 if window is None:
                     # Whole numbers, so exact; and prefills are few: numpy would take longer.
