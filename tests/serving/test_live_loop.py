@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,7 +162,7 @@ class ForwardWithLogprobs:
         self.inner, self.batch, self._logprobs = inner, inner.batch, logprobs
 
     def output(self) -> StepOutput:
-        return self.inner.output()._replace(logprobs=self._logprobs)
+        return replace(self.inner.output(), logprobs=self._logprobs)
 
 
 def expected(prompt: list[int], count: int, seed: int | None = None) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -115,7 +116,7 @@ class _StoppedForward:
     def output(self) -> StepOutput:
         output = self.inner.output()
         ends = self.batch.seq_lens >= self._last_lens
-        return output._replace(tokens=np.where(ends, END_OF_SEQUENCE, output.tokens))
+        return replace(output, tokens=np.where(ends, END_OF_SEQUENCE, output.tokens))
 
 
 class _Outbox(RecordingOutbox):

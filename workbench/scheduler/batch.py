@@ -8,6 +8,7 @@ given, be it a modelled GPU, a thread, or a process on another GPU. A ``ForwardB
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -116,7 +117,8 @@ class Logprobs(NamedTuple):
     """int64[t, k], their token ids."""
 
 
-class StepOutput(NamedTuple):
+@dataclass(slots=True)
+class StepOutput:
     """What a step has sampled, on the host. The arrays belong to whoever asked: they are not written again."""
 
     tokens: np.ndarray
