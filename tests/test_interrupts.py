@@ -22,7 +22,13 @@ from workbench.cluster.simulate import simulate_loop
 from workbench.settings.run_settings import RunSettings
 
 SAMPLE = Path(__file__).resolve().parent.parent / "traces" / "samples" / "sample.jsonl"
-WRITERS = ("run/recorder.py", "run/steady.py", "run/simulate.py", "reports/record/iteration_log.py")
+WRITERS = (
+    "recording/recorder.py",
+    "cluster/skip_ahead.py",
+    "cluster/simulate.py",
+    "scheduler/decided.py",
+    "record/iteration_log.py",
+)
 SETTINGS = RunSettings(model="Qwen/Qwen3-0.6B", requests=8, rate=40.0)
 
 

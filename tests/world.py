@@ -13,7 +13,7 @@ from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.schema import DECODE
 from workbench.clients.messages import END_OF_SEQUENCE
-from workbench.cluster.steady import SteadyBackend
+from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
@@ -128,8 +128,8 @@ class Run:
     scheduled_s: dict[str, float] = field(default_factory=dict)
     ratios: list[float] = field(default_factory=list)
     """``new_token_ratio`` whenever a request began or ended."""
-    steady_s: list[float] = field(default_factory=list)
-    """When results of steps went out that were taken in stretches."""
+    skipped_s: list[float] = field(default_factory=list)
+    """When results of steps went out that were skipped."""
 
 
 class _Outbox:
@@ -144,9 +144,9 @@ class _Outbox:
             self.run.scheduler.check()
 
     def send(self, result: StepResult) -> None:
-        self.note(result, self.env.now)
+        self.send_at(result, self.env.now)
 
-    def note(self, result: StepResult, now: float) -> None:
+    def send_at(self, result: StepResult, now: float) -> None:
         run = self.run
         if result.batch is not None:
             assert result.output is not None
@@ -170,8 +170,11 @@ class _Outbox:
         if self.on_step:
             self.on_step(run, now)
 
-    def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
-        self.run.steady_s += moments_s
+    def scheduled_decodes(self, newest: ScheduleBatch, kv_used_tokens: Sequence[int]) -> None:
+        pass
+
+    def send_decodes(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+        self.run.skipped_s += moments_s
         if self.check:
             self.run.scheduler.check()
 
@@ -188,7 +191,7 @@ def simulate(
     until_s: float | None = None,
     stages: int | None = None,
     loop_options: dict[str, object] | None = None,
-    steady: bool = False,
+    skip: bool = False,
     **settings: object,
 ) -> Run:
     """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
@@ -204,8 +207,7 @@ def simulate(
     recipe = Recipe(loop=LoopSpec(loop, **(loop_options or {})), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,))  # type: ignore[arg-type]
     sampler = ScriptedSampler(script, recipe.rows)
     rows = Rows()
-    kind = SteadyBackend if steady else SimulatedBackend
-    backend = kind(env, cost or LinearCost(), host, sampler, rows.append, stages=stages)  # type: ignore[arg-type]
+    backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, rows.append, stages=stages)  # type: ignore[arg-type]
     inbox = SimulatedInbox(env)
     instance = start(
         recipe, backend, lambda scheduler: (inbox, _Outbox(env, Run(scheduler, rows), check, on_step)), backend.now_s
@@ -213,9 +215,8 @@ def simulate(
     scheduler, outbox = instance.scheduler, instance.outbox
     assert isinstance(outbox, _Outbox)
     run = outbox.run
-    if isinstance(backend, SteadyBackend):
-        backend.follow(scheduler, outbox, rows.append_decodes)
-    env.run_loop(instance.loop)
+    ahead = SkipAhead(env, scheduler, backend, outbox, rows.append_decodes).skip if skip else None
+    env.run_loop(instance.loop, ahead)
 
     def deliver():
         todo = sorted([(job.arrival_s, job.message()) for job in jobs] + list(messages), key=lambda item: item[0])

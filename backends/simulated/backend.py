@@ -54,13 +54,23 @@ class SimulatedForward:
     def output(self) -> StepOutput:
         return self._sampler.sample(self.batch)
 
+    def become(
+        self, batch: ModelWorkerBatch, launch_s: float, start_s: float, end_s: float, cpu_s: tuple[float, float, float]
+    ) -> None:
+        """Stand for another batch, of one stage, from now on."""
+        self.batch, self.launch_s, self.cpu_s = batch, launch_s, cpu_s
+        self.starts_s, self.ends_s, self.end_s = [start_s], [end_s], end_s
+
 
 class SimulatedBackend:
     """One instance: a CPU, ``stages`` GPUs in a row (each standing for its tensor-parallel group), and links.
 
     Its waits are moments of the clock. ``log_iteration`` takes one row of iterations.csv, positional, in the order of its
-    columns.
+    columns. What is public beside the contract is for whoever skips steps (workbench/cluster/skip_ahead.py).
     """
+
+    lock_step = False
+    """Whether a step ends for all ranks of a group at once."""
 
     def __init__(
         self,
@@ -73,16 +83,19 @@ class SimulatedBackend:
         stages: int = 1,
     ) -> None:
         self._clock = clock
-        self._cost = cost
-        self._host = host
-        self._sampler = sampler
+        self.cost = cost
+        self.host_model = host
+        self.sampler = sampler
         self._log = log_iteration
-        self._instance = instance
+        self.instance = instance
         self._stage_free_s = [0.0] * stages
         self._link_free_s = [0.0] * (stages - 1)
         self._debt_s = 0.0
         self._receive_s = self._schedule_s = self._launch_host_s = 0.0
-        self._pending: deque[SimulatedForward] = deque()
+        self.pending: deque[SimulatedForward] = deque()
+        """Launched and not yet processed, oldest first."""
+        self.awaited: SimulatedForward | None = None
+        """The batch whose result the CPU waits for; None while it waits for something else."""
 
     def now_s(self) -> float:
         """The CPU's clock: simulated time and the phases that have yet to pass."""
@@ -90,25 +103,25 @@ class SimulatedBackend:
 
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
         if phase == "receive":
-            cost = self._host.receive(count)
+            cost = self.host_model.receive(count)
             self._receive_s += cost
         elif phase == "launch":
             cost = self._launch_host_s
         elif phase == "schedule":
             assert batch is not None
-            self._schedule_s = cost = self._host.schedule(batch)
+            self._schedule_s = cost = self.host_model.schedule(batch)
         elif phase == "process":
             assert batch is not None
-            cost = self._host.process(batch, count)
-            self._write(self._pending.popleft(), cost)
+            cost = self.host_model.process(batch, count)
+            self.write(self.pending.popleft(), cost)
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")
         self._debt_s += cost
 
     def launch(self, batch: ModelWorkerBatch) -> SimulatedForward:
         if batch.new_requests:
-            self._sampler.load(batch)
-        prepare_s, issue_s, graph = self._host.launch(batch)
+            self.sampler.load(batch)
+        prepare_s, issue_s, graph = self.host_model.launch(batch)
         prepared = self._clock.now_s() + self._debt_s + prepare_s
         issued = prepared + issue_s
         free = self._stage_free_s
@@ -116,7 +129,7 @@ class SimulatedBackend:
             start = issued if graph else prepared
             if free[0] > start:
                 start = free[0]
-            end = start + self._cost.forward(batch)
+            end = start + self.cost.forward(batch)
             if end < issued:
                 end = issued  # kernels issued one by one: the last cannot end before it was issued
             free[0] = end
@@ -126,33 +139,49 @@ class SimulatedBackend:
         self._launch_host_s = prepare_s + issue_s
         cpu_s = self._receive_s, self._schedule_s, self._launch_host_s
         self._receive_s = self._schedule_s = 0.0
-        forward = SimulatedForward(batch, self._sampler, issued, starts, ends, cpu_s)
-        self._pending.append(forward)
+        forward = SimulatedForward(batch, self.sampler, issued, starts, ends, cpu_s)
+        self.pending.append(forward)
         return forward
 
     def _through_stages(self, batch: ModelWorkerBatch, at: float, issued: float) -> tuple[list[float], list[float]]:
         starts, ends = [], []
         for stage, free in enumerate(self._stage_free_s):
             start = max(free, at)
-            end = max(start + self._cost.forward(batch, stage), issued)
+            end = max(start + self.cost.forward(batch, stage), issued)
             self._stage_free_s[stage] = end
             starts.append(start)
             ends.append(end)
             if stage < len(self._link_free_s):
                 begin = max(end, self._link_free_s[stage])
-                self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage)
+                self._link_free_s[stage] = at = begin + self.cost.transfer_s(batch, stage)
         return starts, ends
 
     def done(self, forward: SimulatedForward) -> float:
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        self.awaited = forward
         end = forward.end_s
         return end if end > paid else paid
 
     def cpu(self) -> float:
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        self.awaited = None
         return paid
 
-    def _write(self, forward: SimulatedForward, process_s: float) -> None:
+    @property
+    def stages(self) -> int:
+        return len(self._stage_free_s)
+
+    @property
+    def free_s(self) -> float:
+        """When the first stage is free for another batch."""
+        return self._stage_free_s[0]
+
+    @free_s.setter
+    def free_s(self, moment_s: float) -> None:
+        self._stage_free_s[0] = moment_s
+
+    def write(self, forward: SimulatedForward, process_s: float) -> None:
+        """Log the rows of a batch, whose processing has taken ``process_s``."""
         batch = forward.batch
         (
             step,
@@ -181,7 +210,7 @@ class SimulatedBackend:
         for stage, start in enumerate(forward.starts_s):
             self._log(
                 step,
-                self._instance,
+                self.instance,
                 stage,
                 MODE_CODES[mode],
                 forward.launch_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from heapq import heappush
 from typing import Any
 
@@ -10,8 +10,8 @@ import simpy
 from simpy.events import NORMAL
 
 HOPS = 512
-"""Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress. A wait
-may stand for many steps (workbench/cluster/steady.py)."""
+"""Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress. With
+``skip`` a wait may stand for many steps."""
 
 
 class Clock(simpy.Environment):
@@ -35,14 +35,18 @@ class Clock(simpy.Environment):
         heappush(self._queue, (moment_s, NORMAL, next(self._eid), event))
         return event
 
-    def run_loop(self, loop: Generator[Any, None, None]) -> simpy.Process:
-        """Start an event loop as a process of this environment."""
-        return self.process(self._send_on(loop))
+    def run_loop(self, loop: Generator[Any, None, None], skip: Callable[[Any], Any] | None = None) -> simpy.Process:
+        """Start an event loop as a process of this environment. ``skip`` is given each of its waits, may take steps for it
+        that are decided already, and returns what the loop waits for then (workbench/cluster/skip_ahead.py)."""
+        return self.process(self._send_on(loop, skip))
 
-    def _send_on(self, loop: Generator[Any, None, None]) -> Generator[simpy.Event, None, None]:
+    def _send_on(
+        self, loop: Generator[Any, None, None], skip: Callable[[Any], Any] | None
+    ) -> Generator[simpy.Event, None, None]:
         queue = self._queue
         hops = 0
         for wait in loop:
+            wait = skip(wait) if skip is not None else wait
             if wait.__class__ is not float:
                 yield wait
             elif hops < HOPS and (not queue or wait < queue[0][0]):

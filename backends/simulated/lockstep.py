@@ -113,6 +113,8 @@ def _end(waiter: simpy.Event) -> None:
 class LockStepBackend(SimulatedBackend):
     """One rank of a group. Everything but the time of a step is as for an instance of its own."""
 
+    lock_step = True
+
     def __init__(
         self,
         clock: Clock,
@@ -129,15 +131,15 @@ class LockStepBackend(SimulatedBackend):
 
     def launch(self, batch: ModelWorkerBatch) -> SimulatedForward:
         if batch.new_requests:
-            self._sampler.load(batch)
-        prepare_s, issue_s, graph = self._host.launch(batch)
+            self.sampler.load(batch)
+        prepare_s, issue_s, graph = self.host_model.launch(batch)
         prepared = self._clock.now + self._debt_s + prepare_s
         issued = prepared + issue_s
         self._launch_host_s = prepare_s + issue_s
         cpu_s = self._receive_s, self._schedule_s, self._launch_host_s
         self._receive_s = self._schedule_s = 0.0
-        forward = _Forward(batch, self._sampler, issued if graph else prepared, issued, cpu_s)
-        self._pending.append(forward)
+        forward = _Forward(batch, self.sampler, issued if graph else prepared, issued, cpu_s)
+        self.pending.append(forward)
         self._group.submit(self._rank, forward)
         return forward
 

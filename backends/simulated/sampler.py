@@ -50,10 +50,10 @@ class ScriptedSampler:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return StepOutput(self._flat[at])
 
-    def sample_ahead(self, epoch: int, rows: np.ndarray, seq_lens: np.ndarray, steps: int) -> np.ndarray:
-        """int32[steps, n]: what the same requests sample in a decode batch of this ``epoch``, of these ``rows`` and
-        ``seq_lens``, and in the steps after it; past a request's end, anything."""
-        at = self._starts_of(epoch, rows) + seq_lens + _numbers(steps)
+    def sample_ahead(self, batch: ModelWorkerBatch, steps: int) -> np.ndarray:
+        """int32[steps, n]: what a decode batch samples, and what the same requests do in the steps after it; past a
+        request's end, anything."""
+        at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens + _numbers(steps)
         return self._flat.take(at, mode="clip")
 
     def _starts_of(self, epoch: int, rows: np.ndarray) -> np.ndarray:

@@ -19,48 +19,49 @@ Entry = dict[str, Any]
 """Of golden.json: `command`, `csv` {file: {columns, rows, sha256}} and `decisions` {file: sha256}."""
 
 
-def run_case(case: Case, folder: Path) -> tuple[Path, Path | None]:
-    """Run a command in ``folder`` without and with --decisions, and return both outputs.
+def run_case(case: Case, folder: Path) -> tuple[Path, Path]:
+    """Run a command in ``folder`` without and with --exact, and return both outputs.
 
-    Without, decode steps that are decided beforehand may be skipped over; with it every step is taken. A sweep writes no
-    decisions: its second output is None.
+    Without, decode steps that are decided beforehand are skipped; with it every step is taken. Both write decisions, but
+    for a sweep, which has none.
     """
-    plain, decided = folder / "out" / case.name, folder / "out" / f"{case.name}-decisions"
-    for out in (plain, decided):
+    plain, exact = folder / "out" / case.name, folder / "out" / f"{case.name}-exact"
+    for out in (plain, exact):
         shutil.rmtree(out, ignore_errors=True)
-    workbench(f"{case.command} --json --out {plain}", folder)
-    if case.command.startswith("workbench sweep"):
-        return plain, None
-    workbench(f"{case.command} --json --decisions --out {decided}", folder)
-    return plain, decided
+        flags = ["--json", f"--out {out}"]
+        if out is exact:
+            flags.append("--exact")
+        if not case.command.startswith("workbench sweep"):
+            flags.append("--decisions")
+        workbench(" ".join([case.command, *flags]), folder)
+    return plain, exact
 
 
-def entry_of(case: Case, plain: Path, decided: Path | None) -> Entry:
-    """What golden.json keeps of a command's outputs."""
+def entry_of(case: Case, plain: Path) -> Entry:
+    """What golden.json keeps of a command's output."""
     tables = {}
     for file in _files(plain, "*.csv"):
         header, rows = _read(plain / file)
         tables[file] = {"columns": ",".join(header), "rows": len(rows), "sha256": _sha256(plain / file, header)}
-    decisions = {} if decided is None else {file: _bytes_sha256(decided / file) for file in _files(decided, DECISIONS)}
+    decisions = {file: _bytes_sha256(plain / file) for file in _files(plain, DECISIONS)}
     return {"command": case.command, "csv": tables, "decisions": decisions}
 
 
-def differences(case: Case, entry: Entry, plain: Path, decided: Path | None) -> list[str]:
-    """In what the outputs of a command differ from its entry, and from each other, a line each. Files and columns that
-    have come since are none."""
+def differences(case: Case, entry: Entry, plain: Path, exact: Path) -> list[str]:
+    """In what the outputs of a command differ from its entry, a line each. Files and columns that have come since are
+    none."""
     found = []
     if case.command != entry["command"]:
         found.append(f"the command was: {entry['command']}")
-    for file, kept in entry["csv"].items():
-        for kind, folder in (("", plain), (" with --decisions", decided)):
-            if folder is not None and (what := _difference(folder / file, kept)):
+    for kind, folder in (("", plain), (" with --exact", exact)):
+        for file, kept in entry["csv"].items():
+            if what := _difference(folder / file, kept):
                 found.append(f"{file}{kind}: {what}")
-    for file, sha256 in entry["decisions"].items():
-        assert decided is not None
-        if not (decided / file).exists():
-            found.append(f"{file}: is gone")
-        elif _bytes_sha256(decided / file) != sha256:
-            found.append(f"{file}: other decisions")
+        for file, sha256 in entry["decisions"].items():
+            if not (folder / file).exists():
+                found.append(f"{file}{kind}: is gone")
+            elif _bytes_sha256(folder / file) != sha256:
+                found.append(f"{file}{kind}: other decisions")
     return found
 
 

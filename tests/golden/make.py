@@ -48,16 +48,16 @@ def main() -> None:
 
 def _make(case: Case, before: Entry | None, folder: Path) -> tuple[Entry, str]:
     """The entry, and whether it is new, changed or unchanged. Ends the program where it would hold nothing of worth."""
-    plain, decided = run_case(case, folder)
-    made = entry_of(case, plain, decided)
-    # Without decisions and with them a run must be the same; and what the command is there for must happen.
-    if wrong := [*differences(case, made, plain, decided), *unshown(case, plain)]:
+    plain, exact = run_case(case, folder)
+    made = entry_of(case, plain)
+    # Step by step a run must be the same; and what the command is there for must happen.
+    if wrong := [*differences(case, made, plain, exact), *unshown(case, plain)]:
         sys.exit(f"{case.name}: not made: {'; '.join(wrong)}")
     if before is None:
         return made, "new"
     if made == before:
         return made, "unchanged"
-    return made, "; ".join(["changed", *differences(case, before, plain, decided)])
+    return made, "; ".join(["changed", *differences(case, before, plain, exact)])
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def test_every_command_has_one_entry_and_every_entry_a_command():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_command_leaves_the_record_and_takes_the_decisions_kept_of_it(case: Case, folder: Path):
-    plain, decided = run_case(case, folder)
-    found = differences(case, KEPT[case.name], plain, decided)
+    plain, exact = run_case(case, folder)
+    found = differences(case, KEPT[case.name], plain, exact)
     assert not found, "\n".join(
         [
             case.command,

@@ -167,7 +167,7 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])
 @pytest.mark.slow
-def test_a_stretch_of_steady_decode_is_the_same_as_its_steps_one_by_one(loop):
+def test_skipped_steps_are_the_same_as_going_one_by_one(loop):
     taken = []
 
     @thorough(150)
@@ -186,18 +186,18 @@ def test_a_stretch_of_steady_decode_is_the_same_as_its_steps_one_by_one(loop):
             **timeouts,
         }
         one_by_one = simulate(jobs, loop, **options)
-        stretches = simulate(jobs, loop, **options, steady=True)
-        assert stretches.rows == one_by_one.rows
-        assert stretches.first_s == one_by_one.first_s
-        assert stretches.end_s == one_by_one.end_s
-        assert stretches.scheduled_s == one_by_one.scheduled_s
-        assert stretches.ratios == one_by_one.ratios
-        assert left_behind(stretches) == left_behind(one_by_one)
-        check_the_pools(stretches)
-        taken.append(len(stretches.steady_s) / max(len(stretches.rows), 1))
+        skipped = simulate(jobs, loop, **options, skip=True)
+        assert skipped.rows == one_by_one.rows
+        assert skipped.first_s == one_by_one.first_s
+        assert skipped.end_s == one_by_one.end_s
+        assert skipped.scheduled_s == one_by_one.scheduled_s
+        assert skipped.ratios == one_by_one.ratios
+        assert left_behind(skipped) == left_behind(one_by_one)
+        check_the_pools(skipped)
+        taken.append(len(skipped.skipped_s) / max(len(skipped.rows), 1))
 
     check()
-    assert sum(share > 0.3 for share in taken) > 30, "too few examples have a stretch in them"
+    assert sum(share > 0.3 for share in taken) > 30, "too few examples skip steps"
 
 
 def left_behind(run: Run) -> tuple[object, ...]:

@@ -224,13 +224,13 @@ def test_a_stop_that_comes_after_the_end_still_cuts_the_history_unless_another_t
 
 
 @every_loop
-@pytest.mark.parametrize("steady", [False, True])
-def test_turns_follow_each_other_under_every_loop(loop, steady):
+@pytest.mark.parametrize("skip", [False, True])
+def test_turns_follow_each_other_under_every_loop(loop, skip):
     jobs = [
         Job(f"r{i}", words(100 * i, 10), 30, bound=40, arrival_s=i, session="chat", output=words(1000 * i + 500, 30))
         for i in range(3)
     ]
-    run = simulate(jobs, loop, messages=all_open("chat"), steady=steady and loop != "pipeline")
+    run = simulate(jobs, loop, messages=all_open("chat"), skip=skip and loop != "pipeline")
     assert history(run.scheduler) == [token for job in jobs for token in [*job.prompt, *job.script()[1]]]
     assert [run.ended[job.rid].cached_tokens for job in jobs] == [0, 39, 79]
 

@@ -24,9 +24,9 @@ from tests.scheduler.by_hand import (
     words,
 )
 from tests.world import Job, Run, simulate
+from workbench.scheduler.decided import decided_steps
 from workbench.scheduler.messages import Abort, Pause, Profile, Resume, UpdateWeights
 from workbench.scheduler.scheduler import Scheduler
-from workbench.scheduler.steady import steady_decode
 
 
 class Weights:
@@ -199,14 +199,14 @@ def test_what_a_failed_write_raises_ends_the_loop():
     assert weights.done == ["check"], "it was not said to be done"
 
 
-def test_no_stretch_of_steady_decode_is_taken_while_an_update_waits():
+def test_no_step_is_decided_while_an_update_waits():
     s = scheduler()
     s.receive([generate("a", words(0, 6), 200)])
     step(s)
     form(s)
-    assert steady_decode(s, 10) is not None
+    assert decided_steps(s, 10) is not None
     s.receive([Weights().message()])
-    assert steady_decode(s, 10) is None
+    assert decided_steps(s, 10) is None
 
 
 def test_a_profile_begins_between_two_batches_or_says_why_not():
@@ -258,7 +258,7 @@ def an_update(draw: st.DrawFn) -> tuple[float, bool]:
 def test_updates_at_any_moment_lose_nobody_and_no_token_is_computed_from_kv_of_older_weights(loop):
     retracted = []
 
-    @thorough(40)
+    @thorough(60)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs(most=10, prompts_alone=False))
@@ -276,12 +276,12 @@ def test_updates_at_any_moment_lose_nobody_and_no_token_is_computed_from_kv_of_o
         paused_s = data.draw(st.floats(0, 0.6))
         if data.draw(st.booleans()):
             messages += [(paused_s, Pause()), (paused_s + 0.1, Resume())]
-        steady = loop != "pipeline" and data.draw(st.integers(0, 3)) == 0
+        skip = loop != "pipeline" and data.draw(st.integers(0, 3)) == 0
         after = simulate(
-            jobs, loop, messages=messages, steady=steady, on_step=lambda seen, now_s: run.append(seen), **config
+            jobs, loop, messages=messages, skip=skip, on_step=lambda seen, now_s: run.append(seen), **config
         )
         assert sorted(told, key=str) == sorted((("refused" if no else None) for _, no in updates), key=str)
-        if steady:  # stretches of it have neither batches nor tokens that could be looked at
+        if skip:  # skipped steps have neither batches nor tokens that could be looked at
             assert sorted(after.ended) == sorted(job.rid for job in jobs)
             check_the_pools(after)
             return

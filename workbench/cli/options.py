@@ -192,6 +192,14 @@ Out = Annotated[
 Force = Annotated[bool, option("--force", help="Replace an earlier run in the output folder.", panel=RUN)]
 AsJson = Annotated[bool, option("--json", help="Print the numbers as JSON.", panel=RUN)]
 Decisions = Annotated[bool, option("--decisions", help="Also write decisions.jsonl.", panel=RUN)]
+Exact = Annotated[
+    Optional[bool],
+    option(
+        "--exact/--no-exact",
+        help="Simulate every decode step by itself, instead of many at once where they are decided: slower, same record.",
+        panel=RUN,
+    ),
+]
 SloTtft = Annotated[
     Optional[float], option("--slo-ttft", help="Seconds; goodput counts requests within it.", panel=RUN)
 ]

@@ -31,6 +31,7 @@ def simulate(
     slo_ttft: options.SloTtft = None,
     slo_tpot: options.SloTpot = None,
     seed: options.Seed = None,
+    exact: options.Exact = None,
     engine: options.Engine = None,
     model: options.Model = None,
     gpu: options.Gpu = None,

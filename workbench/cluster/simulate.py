@@ -26,8 +26,7 @@ from workbench.cluster.interrupts import Interrupt, noted_interrupts
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.cluster.router import Router
-from workbench.cluster.steady import LOOPS as STEADY_LOOPS
-from workbench.cluster.steady import SteadyBackend
+from workbench.cluster.skip_ahead import SkipAhead, can_skip
 from workbench.instance import start
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox, RequestRow
@@ -60,6 +59,8 @@ class SimulatedWorld:
         self.cost = instance.cost
         self._router = Router(settings.router, settings.dp)
         self.recorder = Recorder(self.env.now_s, instance.scheduler.room)
+        self.skips: list[SkipAhead] = []
+        """Of the instances that skip steps."""
         self._group: LockStepGroup | None = None
         self._inboxes: list[SimulatedInbox] = []
         if instance.lock_step:
@@ -112,15 +113,15 @@ class SimulatedWorld:
         if self._group is not None:
             backend = LockStepBackend(self.env, self._group, self.cost, built.host, sampler, log, number)
         else:
-            # Decisions are written down step by step.
-            steady = built.loop.name in STEADY_LOOPS and built.stages == 1 and decisions is None
-            kind = SteadyBackend if steady else SimulatedBackend
-            backend = kind(self.env, self.cost, built.host, sampler, log, number, built.stages)
+            backend = SimulatedBackend(self.env, self.cost, built.host, sampler, log, number, built.stages)
         outbox = RecordingOutbox(self.recorder, built.rows, self._ended, decisions, number)
         instance = start(built, backend, lambda scheduler: (inbox, outbox), backend.now_s)
-        if isinstance(backend, SteadyBackend):
-            backend.follow(instance.scheduler, outbox, self.recorder.iterations.append_decodes)
-        self.env.run_loop(instance.loop)
+        skip = None
+        if can_skip(built.loop.name, backend) and not self.settings.exact:
+            log_decodes = self.recorder.iterations.append_decodes
+            self.skips.append(ahead := SkipAhead(self.env, instance.scheduler, backend, outbox, log_decodes))
+            skip = ahead.skip
+        self.env.run_loop(instance.loop, skip)
 
     def _read(self, trace: Trace) -> Iterator[TraceRequest]:
         for request, tokens in with_tokens(trace, self.instance.model.vocab, self.settings.seed):

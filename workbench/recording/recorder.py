@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import IO
@@ -199,12 +199,18 @@ class RecordingOutbox:
                 if record.scheduled_s != record.scheduled_s:
                     record.scheduled_s = now
         if self._decisions is not None:
-            self._decisions.write(decision_line(batch, self._instance))
+            self.scheduled_decodes(batch, (batch.worker.kv_used_tokens,))
+
+    def scheduled_decodes(self, newest: ScheduleBatch, kv_used_tokens: Sequence[int]) -> None:
+        """Decode batches of the same requests have been launched, the last one ``newest``; with each of them so many tokens
+        of KV were held."""
+        if self._decisions is not None:
+            self._decisions.writelines(decision_lines(newest, kv_used_tokens, self._instance))
 
     def send(self, result: StepResult) -> None:
-        self.note(result, self._recorder.now_s())
+        self.send_at(result, self._recorder.now_s())
 
-    def note(self, result: StepResult, now: float) -> None:
+    def send_at(self, result: StepResult, now: float) -> None:
         """What a step has brought was sent at ``now`` seconds."""
         recorder = self._recorder
         batch = result.batch
@@ -238,7 +244,7 @@ class RecordingOutbox:
             recorder.done += 1
             self._on_end(req.rid)
 
-    def send_steady(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+    def send_decodes(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
         """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""
         epoch, rows = batch.worker.epoch, batch.worker.rows
         steady = self._steady.get(batch.slot)
@@ -287,18 +293,21 @@ class RecordingOutbox:
         self._steady.clear()
 
 
-def decision_line(batch: ScheduleBatch, instance: int) -> str:
-    """One line of decisions.jsonl: what the scheduler chose, without times."""
-    worker = batch.worker
+def decision_lines(newest: ScheduleBatch, kv_used_tokens: Sequence[int], instance: int) -> Iterator[str]:
+    """Lines of decisions.jsonl, which say what the scheduler chose, without times: of the batch ``newest`` and of those
+    before it that decode the same requests, as many as there are ``kv_used_tokens``, one of each."""
+    worker = newest.worker
     line = {
         "instance": instance,
         "step": worker.step,
-        "slot": batch.slot,
+        "slot": newest.slot,
         "mode": worker.mode,
-        "prefill": [[part.req.rid, part.start, part.end, part.cached] for part in batch.prefill],
-        "decode": [req.rid for req in batch.reqs[worker.num_prefill :]],
-        "retracted": [req.rid for req in batch.retracted],
+        "prefill": [[part.req.rid, part.start, part.end, part.cached] for part in newest.prefill],
+        "decode": [req.rid for req in newest.reqs[worker.num_prefill :]],
+        "retracted": [req.rid for req in newest.retracted],
         "kv_used_tokens": worker.kv_used_tokens,
         "waiting": worker.waiting,
     }
-    return json.dumps(line, separators=(",", ":")) + "\n"
+    for step, used in enumerate(kv_used_tokens, start=worker.step + 1 - len(kv_used_tokens)):
+        line |= {"step": step, "kv_used_tokens": used}
+        yield json.dumps(line, separators=(",", ":")) + "\n"

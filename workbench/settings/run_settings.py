@@ -75,6 +75,8 @@ class RunSettings:
     rate: float | None = None
     speedup: float | None = None
     concurrency: int | None = None
+    exact: bool = False
+    """Take every step of the simulation, those too whose outcome is known beforehand; the record is the same."""
     slo_ttft: float | None = None
     slo_tpot: float | None = None
 

@@ -10,8 +10,8 @@ from workbench.scheduler.batch import ModelWorkerBatch
 class CostModel(Protocol):
     """Times of one pipeline stage (a tensor-parallel group counts as one).
 
-    A model may also have ``decodes(last, steps)``, the same numbers faster: :meth:`forward` of the ``steps`` batches that
-    follow the decode batch ``last`` while the same requests decode, or None where there is no faster way.
+    A model may also have ``decodes(batch, steps)``, the same numbers faster: :meth:`forward` of the decode batch ``batch``
+    and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way.
     """
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:

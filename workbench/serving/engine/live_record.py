@@ -116,7 +116,7 @@ class LiveRecord:
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
                 self._spool.write(number, arrival, req.input_len, tokens)
-        self._outbox.note(result, at_s)
+        self._outbox.send_at(result, at_s)
 
     def close(self) -> None:
         """Write everything. Nothing was served: nothing is written, and that is said.

@@ -64,13 +64,13 @@ class RooflineCost:
             return self._fixed(at, batch.decode_tokens) + at.context_s * batch.context_tokens
         return sum(self.explain(batch, stage).values())
 
-    def decodes(self, last: ModelWorkerBatch, steps: int) -> list[float] | None:
-        at, requests = self._stages[0], last.decode_tokens
+    def decodes(self, batch: ModelWorkerBatch, steps: int) -> list[float] | None:
+        at, requests = self._stages[0], batch.decode_tokens
         if not at.full_attention_only:
             return None
         fixed, context_s = self._fixed(at, requests), at.context_s
-        first, end = (last.context_tokens + more * requests for more in (1, steps + 1))
-        return [fixed + context_s * tokens for tokens in range(first, end, requests)]
+        first = batch.context_tokens
+        return [fixed + context_s * tokens for tokens in range(first, first + steps * requests, requests)]
 
     def _fixed(self, at: _Stage, requests: int) -> float:
         """Seconds of a decode step, but for the contexts that attention reads."""

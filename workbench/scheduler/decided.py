@@ -1,14 +1,14 @@
-"""Many decode steps at once, for a backend that can tell what they will bring.
+"""Find the coming steps of a scheduler that are decided already, and take many of them at once.
 
-Most steps of a run decode the very requests of the step before. A simulation knows how long that goes on: until a message
-comes, or a token ends a request. This module does to the scheduler's state what forming and processing that many batches
-one by one would do, and nothing else; a property test holds the two equal.
+Most steps of a run decode the very requests of the step before. Where samples are known beforehand, so is how long that
+goes on: until a message comes, or a token ends a request. What is here changes the scheduler's state as forming and
+processing that many batches one by one would, and nothing else; property tests hold the two equal.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -20,16 +20,10 @@ from workbench.scheduler.stops import first_stopped, stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
-_NOW = 64
-"""More batches than any loop has in flight."""
-_STEPS = np.arange(-_NOW, MOST_STEPS + 1)[:, None]
-"""Numbers of steps, past ones below 0; step 0 is at ``_NOW``."""
-_NUMBER = {step: np.array(step) for step in range(-_NOW, MOST_STEPS + 1)}
-"""Each of them as an array without dimensions: numpy takes twice as long to add a Python number to a small array."""
 
 
-class SteadyDecode:
-    """The decode steps ahead of a scheduler in which it has nothing to decide."""
+class DecidedSteps:
+    """The coming steps of a scheduler, of which each forms a batch of the running requests and processes the oldest."""
 
     def __init__(
         self, scheduler: Scheduler, page_needs: list[int], pages: list[int], others: list[ScheduleBatch]
@@ -43,19 +37,14 @@ class SteadyDecode:
         self.others = others
         """The oldest batches in flight, whose requests are not the running ones: a prefill, or one that holds a request that
         has ended since. They have to be processed (:meth:`process_other`) before anything is taken."""
-        self._steady = len(scheduler.state.in_flight) - len(others)
+        self._launched = len(scheduler.state.in_flight) - len(others)
         """Batches in flight of the running requests."""
-        running = scheduler.state.slots[0].running
-        self.rows = running.rows
-        """int64[n], of every batch of the running requests."""
-        self.epoch = running.epoch
-        self.first_lens = running.lens if self._steady == 1 else running.lens + _NUMBER[1 - self._steady]
-        """``seq_lens`` of the oldest batch of the running requests, in flight or to be formed."""
 
     @property
-    def last(self) -> ModelWorkerBatch:
-        """The newest batch of the running requests; if none is in flight, one like it a step before the first to come."""
-        return self._scheduler.state.in_flight[-1].worker if self._steady else self.batch(-1)
+    def oldest(self) -> ModelWorkerBatch:
+        """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
+        flight = self._scheduler.state.in_flight
+        return flight[len(self.others)].worker if self._launched else next(self.batches(0, 1))
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
         """Whether processing ``others``, which have these outputs, may end a request."""
@@ -72,41 +61,41 @@ class SteadyDecode:
             state.insert_computed()
         return result
 
-    def batch(self, ahead: int) -> ModelWorkerBatch:
-        """The batch after the next ``ahead`` ones as it would be formed, without its pages."""
+    def batches(self, first: int, end: int) -> Iterator[ModelWorkerBatch]:
+        """The batches that will be formed, from number ``first`` up to ``end``, without their pages."""
         state = self._scheduler.state
-        running = state.slots[0].running
-        count = running.count
-        return ModelWorkerBatch(
-            state.step + ahead,
-            "decode",
-            running.rows,
-            running.epoch,
-            running.lens + _NUMBER[ahead + 1],
-            running.query_lens,
-            0,
-            count,
-            0,
-            count,
-            running.context_tokens + count * (ahead + 1),
-            None,
-            None,
-            (),
-            None,
-            None,
-            (),
-            state.cache.used_tokens + self._pages[ahead] * state.config.page_size,
-            len(state.waiting),
-            self.running,
-        )
+        running, table = state.slots[0].running, state.table
+        rows, epoch, query_lens, count = running.rows, running.epoch, running.query_lens, running.count
+        waiting, holders = len(state.waiting), table.rows - table.free_rows
+        used, page_size = state.cache.used_tokens, state.config.page_size
+        step, context_tokens = state.step + first, running.context_tokens + count * (first + 1)
+        for ahead, lens in enumerate(running.lens + np.arange(first + 1, end + 1)[:, None], start=first):
+            yield ModelWorkerBatch(
+                step,
+                "decode",
+                rows,
+                epoch,
+                lens,
+                query_lens,
+                0,
+                count,
+                0,
+                count,
+                context_tokens,
+                None,
+                None,
+                (),
+                None,
+                None,
+                (),
+                used + self._pages[ahead] * page_size,
+                waiting,
+                holders,
+            )
+            step += 1
+            context_tokens += count
 
-    @property
-    def running(self) -> int:
-        """Requests that hold KV, with each of the next batches."""
-        table = self._scheduler.state.table
-        return table.rows - table.free_rows
-
-    def used_tokens(self, steps: int) -> list[int]:
+    def kv_used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
         state = self._scheduler.state
         used, size = state.cache.used_tokens, state.config.page_size
@@ -118,21 +107,24 @@ class SteadyDecode:
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
         """Form ``steps`` batches and process as many: first ``others``, as has been done, then the oldest of the running
-        requests, those in flight first, whose samples are ``tokens``, int[k, n]. None of these may end a request."""
+        requests, those in flight first, whose samples are ``tokens``, int[k, n]. None of these may end a request.
+
+        A loop keeps the batches in flight in variables of its own and goes on with them afterwards. So these objects stay,
+        in their order, and each is made the batch that is then in its place.
+        """
         scheduler, others = self._scheduler, self.others
         state = scheduler.state
-        slot, table, flight, steady = state.slots[0], state.table, state.in_flight, self._steady
+        slot, table, flight, launched = state.slots[0], state.table, state.in_flight, self._launched
         running, processed = slot.running, len(tokens)
         # Where the tokens of batch after batch go, and before them those of the newest one formed so far.
-        back = max(steady - 1, 0)
-        token_at = running.token_at + _STEPS[_NOW - back : _NOW + steps + 1]
-        first = back - steady + 1
-        # The batches in flight are those formed last. Loops hold the objects, so these stand for other steps now.
+        back = max(launched - 1, 0)
+        token_at = running.token_at + np.arange(-back, steps + 1)[:, None]
+        first = back - launched + 1
         workers = [batch.worker for batch in flight][processed:]
         for other in reversed(others):
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
-        workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
+        workers += self.batches(steps - len(flight) + len(workers), steps)
         for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=first + processed):
             batch.worker = worker
             batch.token_at = token_at[ahead]
@@ -148,7 +140,7 @@ class SteadyDecode:
         state.step += steps
 
 
-def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
+def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
     """The steps, at most ``most``, in which nothing is to be decided; None where there is none.
 
     That is so when the batches in flight decode exactly the running requests, nobody can be admitted, and there is KV. The
@@ -178,4 +170,4 @@ def steady_decode(scheduler: Scheduler, most: int) -> SteadyDecode | None:
     needs = running.page_needs(steps)
     pages = list(accumulate(needs))
     enough = bisect_right(pages, cache.available_pages)
-    return SteadyDecode(scheduler, needs[:enough], pages[:enough], others) if enough else None
+    return DecidedSteps(scheduler, needs[:enough], pages[:enough], others) if enough else None

@@ -1,0 +1,249 @@
+"""Skip the steps of a simulated instance that are decided already.
+
+While the same requests decode and nothing else happens, every step of a loop is the same few sums. So whenever a loop waits
+for a batch, what sends it on (:meth:`Clock.run_loop`) asks :meth:`SkipAhead.skip`, which moves scheduler, modelled GPU and
+record on to the last step before something happens, and says until when the loop waits then. Loops and backends know
+nothing of it, and what is left behind is the same to the last bit as going step by step (``--exact``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import add, lt
+from typing import Any, Protocol
+
+from backends.simulated.backend import SimulatedBackend, SimulatedForward
+from backends.simulated.clock import Clock
+from workbench.scheduler.decided import MOST_STEPS, decided_steps
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+
+LEAST_STEPS = 3
+"""Fewer are not worth the trouble."""
+
+
+def can_skip(loop: str, backend: SimulatedBackend) -> bool:
+    """Whether steps of such an instance can be skipped.
+
+    The sums below are those of a loop that, between two waits for a batch, processes it, receives, schedules and launches,
+    in this order; and of one stage whose steps end when the cost model says, not when other ranks have joined in.
+    """
+    return loop in ("normal", "overlap") and backend.stages == 1 and not backend.lock_step
+
+
+class ManyStepsOutbox(Protocol):
+    """An outbox that takes many steps at once."""
+
+    def send_at(self, result: StepResult, now: float) -> None:
+        """A result that was sent at ``now``."""
+        ...
+
+    def scheduled_decodes(self, newest: ScheduleBatch, kv_used_tokens: Sequence[int]) -> None:
+        """As many decode batches of the same requests have been launched as there are numbers of KV tokens held with
+        them, the last one ``newest``."""
+        ...
+
+    def send_decodes(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
+        """At each of these moments the result of a decode batch of the same requests was sent, of which none ends.
+        ``batch`` is one like them."""
+        ...
+
+
+class LogDecodes(Protocol):
+    """Takes the rows of iterations.csv of consecutive decode steps (:meth:`IterationLog.append_decodes`)."""
+
+    def __call__(
+        self,
+        iteration: int,
+        instance: int,
+        requests: int,
+        context_tokens: int,
+        waiting: int,
+        running: int,
+        cpu_s: tuple[float, ...],
+        launch_s: Sequence[float],
+        start_s: Sequence[float],
+        end_s: Sequence[float],
+        kv_used_tokens: Sequence[int],
+    ) -> None: ...
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When what happens to the batches in flight, oldest first, and to those formed after them."""
+
+    issued_s: list[float]
+    """When the last kernel of each was issued."""
+    start_s: list[float]
+    end_s: list[float]
+    sent_s: list[float]
+    """When the result of each was sent, of as many as are processed: at each moment another one is formed."""
+    processable_s: float
+    """When the result after those may be processed."""
+
+
+class SkipAhead:
+    """Skips decided steps of one instance for which :func:`can_skip` holds."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        scheduler: Scheduler,
+        backend: SimulatedBackend,
+        outbox: ManyStepsOutbox,
+        log_decodes: LogDecodes,
+    ) -> None:
+        self._clock = clock
+        self._scheduler = scheduler
+        self._backend = backend
+        self._outbox = outbox
+        self._log_decodes = log_decodes
+        self._decodes = getattr(backend.cost, "decodes", None)
+        self.steps = 0
+        """Skipped so far."""
+
+    def skip(self, wait: Any) -> Any:
+        """Take the steps that are decided, if the loop waits for a batch; ``wait`` is what it waits for. Returns what it
+        waits for after those steps."""
+        forward = self._backend.awaited
+        if forward is None:
+            return wait
+        horizon_s = self._clock.peek()
+        # A guess: the steps to come are decodes, each about as long as the newest.
+        newest = self._backend.pending[-1] if forward.batch.num_prefill else forward
+        step_s = newest.end_s - newest.starts_s[0]
+        ahead = (horizon_s - wait) / step_s if step_s > 0 else float("inf")
+        if ahead < LEAST_STEPS:
+            return wait
+        return self._take_steps(wait, horizon_s, int(min(ahead, MOST_STEPS - 1)) + 1)
+
+    def _take_steps(self, processable_s: float, horizon_s: float, most: int) -> float:
+        """Take at most ``most`` steps that end before ``horizon_s``. At ``processable_s`` the result of the oldest batch in
+        flight may be processed; returns when that of the oldest afterwards may be."""
+        scheduler, backend, outbox = self._scheduler, self._backend, self._outbox
+        pending = list(backend.pending)
+        if len(pending) < len(scheduler.state.in_flight):
+            return processable_s  # a batch is formed, and not to be launched before the result of this one
+        decided = decided_steps(scheduler, most)
+        if decided is None:
+            return processable_s
+        others = len(decided.others)
+        least = max(LEAST_STEPS, others)
+        if decided.steps < least:
+            return processable_s
+        tokens = backend.sampler.sample_ahead(decided.oldest, decided.steps - others)
+        steps = decided.first_stop(tokens) + others
+        if steps < least:
+            return processable_s
+        outputs = [one.output() for one in pending[:others]]
+        if decided.others_end(outputs):
+            return processable_s
+        # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
+        host, first = backend.host_model, next(decided.batches(0, 1))
+        processes_s = [host.process(one.batch, 0) for one in pending[:others]]
+        processes_s += [host.process(first, 0)] * (steps - others)
+        phases_s = host.receive(0), host.schedule(first), *host.launch(first)
+        gpu_s = self._decodes(first, steps) if self._decodes is not None else None
+        if gpu_s is None:
+            gpu_s = [backend.cost.forward(batch) for batch in decided.batches(0, steps)]
+        times = timeline(pending, backend.free_s, gpu_s, processes_s, phases_s, processable_s, horizon_s)
+        formed = len(times.sent_s)
+        if formed < max(others, 1):
+            return processable_s
+        for one, process_s in zip(pending[:formed], processes_s, strict=False):
+            backend.write(one, process_s)
+        for number, output in enumerate(outputs):
+            outbox.send_at(decided.process_other(number, output), times.sent_s[number])
+        cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
+        kv_used_tokens = decided.kv_used_tokens(formed)
+        decided.take(tokens[: formed - others], formed)
+        in_flight = scheduler.state.in_flight
+        newest = in_flight[-1]
+        if formed > len(pending):
+            ahead = slice(len(pending), formed)
+            self._log_decodes(
+                first.step,
+                backend.instance,
+                first.decode_tokens,
+                first.context_tokens,
+                newest.worker.waiting,
+                newest.worker.running,
+                (*cpu_s, processes_s[-1]),
+                times.issued_s[ahead],
+                times.start_s[ahead],
+                times.end_s[ahead],
+                kv_used_tokens[: formed - len(pending)],
+            )
+        outbox.scheduled_decodes(newest, kv_used_tokens)
+        if formed > others:
+            outbox.send_decodes(in_flight[0], times.sent_s[others:])
+        cpus_s = [one.cpu_s for one in pending] + [cpu_s] * formed
+        for at, (one, batch) in enumerate(zip(pending, in_flight, strict=True), start=formed):
+            # The loop holds the forward and goes on with it: it becomes the one that is now in its place.
+            one.become(batch.worker, times.issued_s[at], times.start_s[at], times.end_s[at], cpus_s[at])
+        backend.free_s = times.end_s[-1]
+        self.steps += formed
+        return times.processable_s
+
+
+def timeline(
+    pending: Sequence[SimulatedForward],
+    free_s: float,
+    gpu_s: Sequence[float],
+    processes_s: Sequence[float],
+    phases_s: tuple[float, float, float, float, bool],
+    processable_s: float,
+    horizon_s: float,
+) -> Timeline:
+    """Do the sums of the normal and the overlap loop for as many steps as there are ``gpu_s``, or up to ``horizon_s``.
+
+    ``pending`` are the batches in flight; from ``free_s`` on the GPU is free for another, and from ``processable_s`` on the
+    oldest may be processed. ``processes_s`` is what that takes at each of the steps; ``phases_s`` are receive, schedule, and
+    launch before and after the first kernel, and whether a graph is replayed.
+    """
+    receive_s, schedule_s, prepare_s, issue_s, graph = phases_s
+    thought_s = receive_s + schedule_s
+    all_s = thought_s + (prepare_s + issue_s)
+    issued_s = [one.launch_s for one in pending]
+    start_s, end_s = [one.starts_s[0] for one in pending], [one.end_s for one in pending]
+
+    if len(pending) > 1:
+        # Most often the GPU never waits for the CPU: a batch starts when the one before it ends, and nothing has to be
+        # asked from step to step.
+        free = len(pending) - 1
+        busy_s = [*end_s[:free], *accumulate(gpu_s, initial=free_s)]
+        waits_s = [processable_s, *busy_s[1:]]
+        sent_s = list(map(add, waits_s, processes_s))
+        # With a nanosecond to spare, for sums in another order end in other digits.
+        if all(map(lt, [sent + (all_s + 1e-9) for sent in sent_s], waits_s[1:])):
+            formed = bisect_left(sent_s, horizon_s)
+            del sent_s[formed:]
+            issued_s += [sent + thought_s + prepare_s + issue_s for sent in sent_s]
+            start_s += busy_s[free : free + formed]
+            return Timeline(issued_s, start_s, busy_s[: free + 1 + formed], sent_s, waits_s[formed])
+
+    sent_s = []
+    for seconds, process_s in zip(gpu_s, processes_s, strict=True):
+        sent = processable_s + process_s
+        if sent >= horizon_s:
+            break
+        sent_s.append(sent)
+        prepared = sent + thought_s + prepare_s
+        issued = prepared + issue_s
+        start = issued if graph else prepared
+        if free_s > start:
+            start = free_s
+        free_s = start + seconds
+        if free_s < issued:
+            free_s = issued
+        issued_s.append(issued)
+        start_s.append(start)
+        end_s.append(free_s)
+        paid, end = sent + all_s, end_s[len(sent_s)]
+        processable_s = end if end > paid else paid
+        if processable_s >= horizon_s:
+            break
+    return Timeline(issued_s, start_s, end_s, sent_s, processable_s)
