@@ -87,6 +87,7 @@ ALWAYS: dict[str, set[str]] = {
     },
     "which requests come, and when": {"requests", "rate", "speedup", "concurrency"},
     "what is counted": {"slo_ttft", "slo_tpot"},
+    "how a simulation goes": {"exact"},
 }
 """Settings that act whatever stands beside them, or contradict it and are refused by both classes themselves."""
 ONLY_WHILE_RUNNING = {"share_in_batch_tokens": {"cache": "none"}}

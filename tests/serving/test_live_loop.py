@@ -352,9 +352,9 @@ def test_prefixes_are_shared_within_a_namespace_only():
 def test_a_modelled_step_counts_as_work_while_it_lasts_and_no_longer(loop):
     world = World(loop)
     world.ask(0, list(range(50)), max_new_tokens=1)
-    while not world.backend.pending:
+    while not world.backend._pending:
         next(world._loop)
-    end_s = world.backend.pending[-1].end_s
+    end_s = world.backend._pending[-1].end_s
     seen = []
     for at_s in (end_s - 0.004, end_s - 0.002, end_s, end_s + 1.0, end_s + 1000.0):
         world.now_s = at_s
