@@ -31,7 +31,8 @@ from reports.record.run_record import RunRecord, write_record
 from traces import open_trace
 from workbench.calibrate.fit import fit_record
 from workbench.cluster.simulate import simulate_loop
-from workbench.settings.run_settings import RunSettings, recorded_settings, settings_from
+from workbench.settings.loading import recorded_settings, settings_from
+from workbench.settings.run_settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))

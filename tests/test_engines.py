@@ -9,7 +9,8 @@ from tests.cost.profiles import batch, linear_profile
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.engines import engine_names, load_engine
-from workbench.settings.run_settings import RunSettings, settings_from
+from workbench.settings.loading import settings_from
+from workbench.settings.run_settings import RunSettings
 
 
 @pytest.mark.parametrize("name", engine_names())

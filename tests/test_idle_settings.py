@@ -15,8 +15,9 @@ from workbench.cli.app import app
 from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
 from workbench.settings.engines import engine_names
 from workbench.settings.idle import acts, check_effects, needs, trace_notes
+from workbench.settings.loading import settings_from
 from workbench.settings.real import check_device_effects
-from workbench.settings.run_settings import RunSettings, settings_from
+from workbench.settings.run_settings import RunSettings
 
 VALUES: dict[str, Any] = {
     "router": "least_requests",
@@ -82,8 +83,6 @@ ALWAYS: dict[str, set[str]] = {
         "max_tokens",
         "queue_timeout",
         "request_timeout",
-        "queue_timeout_s",
-        "request_timeout_s",
     },
     "which requests come, and when": {"requests", "rate", "speedup", "concurrency"},
     "what is counted": {"slo_ttft", "slo_tpot"},

@@ -16,7 +16,7 @@ from reports.record.run_record import write_record
 from tests.reports.records import record_of, request_row
 from workbench.cli.app import app
 from workbench.search.prices import read_prices
-from workbench.settings.run_settings import read_settings_file
+from workbench.settings.loading import read_settings_file
 
 DEEP = b"[" * 100_000
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

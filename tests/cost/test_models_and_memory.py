@@ -15,7 +15,7 @@ from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.models import from_config, load_model, model_names
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
-from workbench.settings.run_settings import settings_from
+from workbench.settings.loading import settings_from
 
 PUBLISHED = {
     # Total and active, in billions: the model cards and reports of their makers.

@@ -13,7 +13,7 @@ from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.models import ModelSpec, from_config, load_model
 from tests.cost.test_roofline import batch
 from workbench.cluster.resolve import resolve
-from workbench.settings.run_settings import settings_from
+from workbench.settings.loading import settings_from
 
 SHAPE = {
     "model_type": "llama",

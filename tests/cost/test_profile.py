@@ -32,7 +32,7 @@ from tests.cost.profiles import (
     needs_data,
 )
 from workbench.cluster.resolve import resolve
-from workbench.settings.run_settings import settings_from
+from workbench.settings.loading import settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
 

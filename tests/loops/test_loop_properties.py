@@ -103,9 +103,9 @@ def some_trouble(draw: st.DrawFn, jobs: list[Job]) -> tuple[list[tuple[float, ob
         messages += [(paused, Pause()), (paused + 0.1, Resume())]
     timeouts: dict[str, object] = {}
     if draw(st.integers(0, 3)) == 0:
-        timeouts["queue_timeout_s"] = 0.1
+        timeouts["queue_timeout"] = 0.1
     if draw(st.integers(0, 3)) == 0:
-        timeouts["request_timeout_s"] = 0.3
+        timeouts["request_timeout"] = 0.3
     return messages, timeouts
 
 

@@ -59,7 +59,7 @@ def test_while_paused_nothing_starts_and_nothing_spins(loop):
 @every_loop
 def test_a_request_that_waits_too_long_is_aborted_and_a_running_one_is_not(loop):
     jobs = [Job("a", words(0, 100), 30, eos=False), Job("b", words(200, 10), 3, eos=False)]
-    run = simulate(jobs, loop, max_running=1, queue_timeout_s=0.1)
+    run = simulate(jobs, loop, max_running=1, queue_timeout=0.1)
     assert run.ended["a"].finish.status == "finished"
     assert run.ended["b"].finish.status == "aborted:queue_timeout"
     assert "b" not in run.scheduled_s and run.end_s["b"] < run.end_s["a"]
@@ -68,7 +68,7 @@ def test_a_request_that_waits_too_long_is_aborted_and_a_running_one_is_not(loop)
 @every_loop
 def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
     jobs = [Job("a", words(0, 100), 90, eos=False), Job("b", words(200, 10), 3, eos=False)]
-    run = simulate(jobs, loop, max_running=1, request_timeout_s=0.1)
+    run = simulate(jobs, loop, max_running=1, request_timeout=0.1)
     for rid in "ab":
         assert run.ended[rid].finish.status == "aborted:request_timeout"
         assert 0.1 <= run.end_s[rid] < 0.2
@@ -98,9 +98,9 @@ def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
                 "preempt_threshold",
             )
         ],
-        ({"queue_timeout_s": 0}, "queue_timeout_s: 0 is not positive and finite"),
-        ({"request_timeout_s": -1.5}, "request_timeout_s: -1.5 is not positive and finite"),
-        ({"request_timeout_s": math.nan}, "request_timeout_s: nan is not positive and finite"),
+        ({"queue_timeout": 0}, "queue_timeout: 0 is not positive and finite"),
+        ({"request_timeout": -1.5}, "request_timeout: -1.5 is not positive and finite"),
+        ({"request_timeout": math.nan}, "request_timeout: nan is not positive and finite"),
         ({"conservativeness": 0.0}, "conservativeness: 0.0 is not positive and finite"),
         ({"batching": "decode-first"}, "batching: 'decode-first' is not one of prefill-first, mixed"),
         ({"cache": "lru"}, "cache: 'lru' is not one of radix, none"),

@@ -265,7 +265,7 @@ def test_a_request_that_takes_too_long_leaves_its_session_to_the_next(loop):
         Job("a", words(0, 100), 90, eos=False, session="chat"),
         Job("b", words(200, 10), 3, eos=False, session="chat", arrival_s=0.3),
     ]
-    run = simulate(jobs, loop, messages=all_open("chat"), request_timeout_s=0.1)
+    run = simulate(jobs, loop, messages=all_open("chat"), request_timeout=0.1)
     assert run.ended["a"].finish.status == "aborted:request_timeout" and run.outputs["a"]
     assert history(run.scheduler) == [*words(200, 10), *run.outputs["b"]]
 
@@ -406,7 +406,7 @@ def test_every_session_has_exactly_what_its_finished_requests_said(loop, crowd):
         if crowd:
             config |= {"kv_tokens": 64, "conservativeness": 0.001, "max_running": 8, "chunk": 32, "page_size": 1}
         if data.draw(st.integers(0, 3)) == 0:
-            config["request_timeout_s"] = 0.2
+            config["request_timeout"] = 0.2
         run = simulate(jobs, loop, messages=messages, **config)
         assert set(run.ended) == {job.rid for job in jobs}
         check_the_pools(run)

@@ -14,8 +14,8 @@ from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
 from workbench.serving.engine.live_backend import make_backend  # noqa: E402
 from workbench.serving.serve_settings import ServeSettings  # noqa: E402
+from workbench.settings.loading import settings_from  # noqa: E402
 from workbench.settings.real import device_defaults  # noqa: E402
-from workbench.settings.run_settings import settings_from  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'developer' %}{{ raise_exception('no developers here') }}{% endif %}"

@@ -21,7 +21,8 @@ from reports.record.run_record import RunRecord
 from workbench.calibrate.fit import fit_stages, host_columns
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.batch import ModelWorkerBatch
-from workbench.settings.run_settings import RunSettings, recorded_settings
+from workbench.settings.loading import recorded_settings
+from workbench.settings.run_settings import RunSettings
 
 METRICS = ("ttft", "tpot", "e2e")
 

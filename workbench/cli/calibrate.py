@@ -151,7 +151,7 @@ def _measure(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from workbench.scheduler.config import ConfigError
-    from workbench.settings.run_settings import settings_from
+    from workbench.settings.loading import settings_from
 
     settings = settings_from(None, flags)
     try:

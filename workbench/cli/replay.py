@@ -109,7 +109,7 @@ def _run(
     from workbench.cli.waits import SaidWaits
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
-    from workbench.settings.run_settings import settings_from
+    from workbench.settings.loading import settings_from
 
     try:
         from workbench.cluster.replay import replay_loop

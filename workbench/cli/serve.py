@@ -220,8 +220,8 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     from workbench.cli.runs import command_line, say
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
+    from workbench.settings.loading import settings_from
     from workbench.settings.real import check_device_effects, choose_device, device_defaults, runner_options
-    from workbench.settings.run_settings import settings_from
 
     try:
         from workbench.serving.serve_settings import ServeSettings

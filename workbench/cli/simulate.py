@@ -107,7 +107,7 @@ def _run(
     from workbench.cluster.resolve import resolve
     from workbench.cluster.simulate import simulate_loop
     from workbench.settings.idle import check_effects
-    from workbench.settings.run_settings import settings_from
+    from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
     say(check_effects(settings, flags, config))

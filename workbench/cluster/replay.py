@@ -30,8 +30,9 @@ from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import StepResult
 from workbench.settings.idle import trace_notes
+from workbench.settings.loop_spec import loop_spec
 from workbench.settings.real import DTYPE_NAMES, device_name, held_weights, runner_options
-from workbench.settings.run_settings import RunSettings, loop_spec, scheduler_config
+from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend, TorchForward
@@ -203,7 +204,7 @@ def _replay(
     interrupt: Interrupt,
 ) -> RunRecord:
     tp, pp = settings.layout(loop)
-    config = scheduler_config(settings, backend.kv_tokens, backend.max_context, settings.slots(loop))
+    config = settings.scheduler(backend.kv_tokens, backend.max_context, settings.slots(loop))
     recipe = Recipe(loop=loop_spec(settings, loop), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,), stages=pp)
     recorder = Recorder(backend.now_s, config.room)
     backend.log_to(recorder.iterations.append)

@@ -24,7 +24,8 @@ from workbench.scheduler.config import ConfigError, SchedulerConfig, largest_ste
 from workbench.scheduler.policy import load_policy
 from workbench.settings.cost_spec import identity, split
 from workbench.settings.engines import Engine, load_engine
-from workbench.settings.run_settings import RunSettings, loop_spec, scheduler_config
+from workbench.settings.loop_spec import loop_spec
+from workbench.settings.run_settings import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         )
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
-    scheduler = scheduler_config(settings, kv_tokens, max_context, settings.slots(loop))
+    scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop))
     engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import get_args
 from zlib import crc32
 
 import numpy as np
 
-ROUTERS = ("round_robin", "least_requests", "least_tokens", "cache_aware")
+from workbench.settings.run_settings import RouterKind
+
+ROUTERS = get_args(RouterKind)
 BLOCK_TOKENS = 128
 """Granularity at which the router remembers prompts."""
 REMEMBERED_BLOCKS = 200_000

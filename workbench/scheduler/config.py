@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
+
+from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
+from workbench.scheduler.settings import ConfigError as ConfigError
 
 Batching = Literal["prefill-first", "mixed"]
 CacheKind = Literal["radix", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
 
-
-CHANGEABLE = (
-    "chunk",
-    "chunk_depth",
-    "conservativeness",
-    "max_batch_tokens",
-    "max_passed_over",
-    "max_prefill_streak",
-    "max_prefill_tokens",
-    "max_running",
-    "mixed_chunk",
-    "policy",
-    "preempt_threshold",
-    "share_in_batch_tokens",
-)
-"""Settings of :class:`SchedulerConfig` that a running scheduler takes: no memory is laid out for them, and no request in the
-queue depends on them."""
-
-
 PREFIX_POLICIES = ("lpm", "dfs-weight")
 """Policies that go by the prefix cache alone: without one they are fcfs."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work, in one line that names it."""
-
-
-def acts_with(needs: str, default: Any, acts: Callable[[Any, str], bool]) -> Any:
-    """A setting with a default that does nothing unless ``acts(settings, loop)``: ``needs`` says what it takes."""
-    return field(default=default, metadata={"needs": needs, "acts": acts})
 
 
 def _prefill_first(settings: Any, loop: str) -> bool:
@@ -54,62 +29,142 @@ PREFILL_FIRST = "prefill-first batching"
 PREFIX_CACHE = "a prefix cache"
 
 
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Settings of one scheduler. Lengths are tokens.
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings:
+    """What a user sets about the scheduler, each setting declared here and nowhere else. Lengths are tokens.
 
-    Raises :class:`ConfigError` when a value is out of range or two settings contradict each other.
+    A field that is added is a flag of every command that schedules, a name in settings files, records and sweeps, and, if it
+    is ``live``, in ``POST /settings``. Raises :class:`ConfigError` when a value is out of bounds.
+    """
+
+    batching: Batching = setting("prefill-first", help="{choices}. Default {default}.")
+    policy: str = setting(
+        "fcfs",
+        live=True,
+        help="fcfs | lpm | dfs-weight | lof | sjf | edf | random | priority | module:Class. Default {default}.",
+    )
+    """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
+    page_size: int = setting(1, least=1, help="Tokens a KV page. Default {default}.")
+    cache: CacheKind = setting("radix", help="Prefix cache: {choices}. Default {default}.")
+    evict: Eviction = setting("lru", help="{choices}. Default {default}.", needs=PREFIX_CACHE, acts=_caches)
+    chunk: int | None = setting(
+        8192,
+        least=1,
+        zero_is_none=True,
+        live=True,
+        help="Prompt tokens of a prefill batch; 0: prompts whole. Default {default}; a real model on a CPU: 512.",
+        needs=PREFILL_FIRST,
+        acts=_prefill_first,
+    )
+    """Most prompt tokens of one prefill batch (prefill-first); None computes prompts whole."""
+    chunk_depth: int | None = setting(
+        None,
+        least=1,
+        live=True,
+        help="Prefix after which a chunk is half as long, so that deep chunks take no longer. Default: all alike.",
+    )
+    """Ours: the prefix, in tokens, after which a chunk is half as long as at the start of a prompt: attention to what
+    came before then takes what fewer tokens save, so that chunks take the same time and pipeline stages stay even."""
+    max_prefill_tokens: int = setting(
+        16384,
+        least=1,
+        live=True,
+        help="Prompt tokens after which a prefill batch takes no further request. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=_prefill_first,
+    )
+    max_batch_tokens: int = setting(
+        2048,
+        least=1,
+        live=True,
+        help="Token budget of a step (mixed). Default {default}; a real model on a CPU: 512.",
+        needs="mixed batching",
+        acts=lambda s, loop: s.batching == "mixed",
+    )
+    max_running: int = setting(256, least=1, live=True, help="Requests running at a time. Default {default}.")
+    """Requests that may hold KV at a time, over all slots."""
+    mixed_chunk: bool = setting(
+        False,
+        live=True,
+        help="Decodes join prefill batches (prefill-first).",
+        needs=PREFILL_FIRST,
+        acts=_prefill_first,
+    )
+    """Prefill-first: running decodes join the prefill batch as rows of one token."""
+    preempt_threshold: int | None = setting(
+        None,
+        least=1,
+        live=True,
+        help="Priority difference that preempts (policy priority, prefill-first). Default: none does.",
+        needs="policy 'priority' and prefill-first batching",
+        acts=lambda s, loop: s.policy == "priority" and s.batching == "prefill-first",
+    )
+    """Priority policy, prefill-first: a waiting request may take the KV of running ones whose priority is lower by at least
+    this."""
+    conservativeness: float = setting(
+        1.0,
+        above=0,
+        live=True,
+        help="Scales the expected output share. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=_prefill_first,
+    )
+    """Scales the share of their output bound that running requests are expected to use."""
+    max_passed_over: int | None = setting(
+        64,
+        least=1,
+        zero_is_none=True,
+        live=True,
+        help="Aging bound, in prefill batches; 0: none. Default {default}.",
+        needs="a prefix cache, or a policy that is not fcfs without one",
+        acts=lambda s, loop: s.cache != "none" or s.policy not in {"fcfs", *PREFIX_POLICIES},
+    )
+    """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
+    max_prefill_streak: int | None = setting(
+        None,
+        least=1,
+        live=True,
+        help="Prefills in a row while decodes wait. Default: no bound.",
+        needs=PREFILL_FIRST,
+        acts=_prefill_first,
+    )
+    """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
+    queue_timeout: float | None = setting(None, above=0, help="Seconds a request may wait unscheduled.")
+    """Abort a request that was not scheduled within this time, in seconds, of its arrival."""
+    request_timeout: float | None = setting(None, above=0, help="Seconds a request may take.")
+    """Abort a request that has not finished within this time, in seconds, of its arrival."""
+    seed: int = setting(0, group=RUN, help="Seed of everything random. Default {default}.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def scheduler(self, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
+        """The configuration of a scheduler with these settings, for a KV pool of that many tokens. Raises ConfigError."""
+        own = {declared.name: getattr(self, declared.name) for declared in fields(SchedulerSettings)}
+        return SchedulerConfig(kv_tokens, min(max_context, kv_tokens + 1), slots, **own)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig(SchedulerSettings):
+    """Settings of one scheduler, and what there is room for. Lengths are tokens.
+
+    Raises :class:`ConfigError` when a value is out of bounds or two settings contradict each other.
     """
 
     kv_tokens: int
     """Capacity of the KV pool; whole pages of it are used."""
     max_context: int
     """Longest sequence, prompt and output together."""
-    page_size: int = 1
-    max_running: int = 256
-    """Requests that may hold KV at a time, over all slots."""
     slots: int = 1
     """Micro-batches that take turns (pipeline parallelism); each has its own running set."""
-    batching: Batching = "prefill-first"
-    chunk: int | None = acts_with(PREFILL_FIRST, 8192, _prefill_first)
-    """Most prompt tokens of one prefill batch (prefill-first); None computes prompts whole."""
-    chunk_depth: int | None = None
-    """Ours: the prefix, in tokens, after which a chunk is half as long as at the start of a prompt: attention to what
-    came before then takes what fewer tokens save, so that chunks take the same time and pipeline stages stay even."""
-    max_prefill_tokens: int = acts_with(PREFILL_FIRST, 16384, _prefill_first)
-    """Prompt tokens after which a prefill batch takes no further request (prefill-first)."""
-    mixed_chunk: bool = acts_with(PREFILL_FIRST, False, _prefill_first)
-    """Prefill-first: running decodes join the prefill batch as rows of one token."""
-    max_batch_tokens: int = acts_with("mixed batching", 2048, lambda s, loop: s.batching == "mixed")
-    """Token budget of one step (mixed batching)."""
-    cache: CacheKind = "radix"
-    evict: Eviction = acts_with(PREFIX_CACHE, "lru", _caches)
-    policy: str = "fcfs"
-    """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
-    preempt_threshold: int | None = acts_with(
-        "policy 'priority' and prefill-first batching",
-        None,
-        lambda s, loop: s.policy == "priority" and s.batching == "prefill-first",
+    share_in_batch_tokens: int | None = setting(
+        32,
+        least=1,
+        live=True,
+        help="Put a request off by one batch when at least this much of its prompt is being computed in this one.",
+        needs=PREFIX_CACHE,
+        acts=_caches,
     )
-    """Priority policy, prefill-first: a waiting request may take the KV of running ones whose priority is lower by at least
-    this."""
-    conservativeness: float = acts_with(PREFILL_FIRST, 1.0, _prefill_first)
-    """Scales the share of their output bound that running requests are expected to use."""
-    max_passed_over: int | None = acts_with(
-        "a prefix cache, or a policy that is not fcfs without one",
-        64,
-        lambda s, loop: s.cache != "none" or s.policy not in {"fcfs", *PREFIX_POLICIES},
-    )
-    """Ours: after this many prefill batches that admitted a later arrival instead, a request goes first."""
-    max_prefill_streak: int | None = acts_with(PREFILL_FIRST, None, _prefill_first)
-    """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
-    share_in_batch_tokens: int | None = acts_with(PREFIX_CACHE, 32, _caches)
-    """Put a request off by one batch when at least this much of its prompt is being computed in this one."""
-    queue_timeout_s: float | None = None
-    """Abort a request that was not scheduled within this time of its arrival."""
-    request_timeout_s: float | None = None
-    """Abort a request that has not finished within this time of its arrival."""
-    seed: int = 0
 
     @property
     def room(self) -> Literal["max_context", "kv_tokens"]:
@@ -117,35 +172,10 @@ class SchedulerConfig:
         return "kv_tokens" if self.max_context > self.kv_tokens else "max_context"
 
     def __post_init__(self) -> None:
-        for name in (
-            "kv_tokens",
-            "max_context",
-            "page_size",
-            "max_running",
-            "slots",
-            "max_prefill_tokens",
-            "max_batch_tokens",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in (
-            "chunk",
-            "chunk_depth",
-            "max_passed_over",
-            "max_prefill_streak",
-            "share_in_batch_tokens",
-            "preempt_threshold",
-        ):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        for name in ("queue_timeout_s", "request_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name}: {value} is not positive and finite")
-        if not 0 < self.conservativeness < float("inf"):
-            raise ConfigError(f"conservativeness: {self.conservativeness} is not positive and finite")
-        _one_of("batching", self.batching, ("prefill-first", "mixed"))
-        _one_of("cache", self.cache, ("radix", "none"))
-        _one_of("evict", self.evict, ("lru", "lfu", "fifo"))
+        for name in ("kv_tokens", "max_context", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
+        super().__post_init__()
         if self.kv_tokens < self.page_size:
             raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens")
         if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.page_size:
@@ -179,12 +209,12 @@ class SchedulerConfig:
 
         Raises :class:`ConfigError` for anything else, and for what does not fit that memory.
         """
-        annotations = {field.name: str(field.type) for field in fields(self)}
+        declared = settings_of(SchedulerConfig)
         for name, value in settings.items():
             if name not in CHANGEABLE:
                 raise ConfigError(f"{name}: cannot be changed while the scheduler runs; {', '.join(CHANGEABLE)} can")
-            if not fits(value, annotations[name]):
-                raise ConfigError(f"{name}: {value!r} is not {annotations[name].replace('| None', 'or null')}")
+            if not declared[name].fits(value):
+                raise ConfigError(f"{name}: {value!r} is not {declared[name].type_name}")
         found = replace(self, **settings)  # type: ignore[arg-type]
         # Who posts back what the state said changes nothing by what is idle.
         refuse_idle(found, "", [name for name in settings if getattr(found, name) != getattr(self, name)])
@@ -207,6 +237,10 @@ class SchedulerConfig:
         return self.kv_tokens // self.page_size
 
 
+CHANGEABLE = tuple(sorted(name for name, declared in settings_of(SchedulerConfig).items() if declared.live))
+"""Settings that a running scheduler takes."""
+
+
 class Budgets(Protocol):
     """Settings that bound a step."""
 
@@ -227,36 +261,9 @@ def largest_step(settings: Budgets) -> int:
     return settings.chunk or settings.max_prefill_tokens
 
 
-def fits(value: Any, annotation: str) -> bool:
-    """Whether a value is of a setting's type, as its dataclass writes it: ``float`` or ``int | None``, for example."""
-    if value is None:
-        return annotation.endswith("| None")
-    kind = annotation.replace(" | None", "")
-    allowed: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-    return isinstance(value, allowed[kind]) and (kind == "bool" or not isinstance(value, bool))
-
-
-def needs_of(kind: type, name: str) -> tuple[str, Callable[[Any, str], bool]] | None:
-    """What a setting of a dataclass takes to have an effect, in words and as a check; None: it always has one."""
-    declared = kind.__dataclass_fields__.get(name)  # type: ignore[attr-defined]
-    if declared is None or "acts" not in declared.metadata:
-        return None
-    return declared.metadata["needs"], declared.metadata["acts"]
-
-
 def refuse_idle(settings: SchedulerConfig, loop: str, names: Iterable[str]) -> None:
     """Raise :class:`ConfigError` for the first of these settings that would have no effect."""
     for name in names:
-        found = needs_of(SchedulerConfig, name)
-        if found is not None and not found[1](settings, loop):
-            raise ConfigError(f"{name}: has no effect here: it needs {found[0]}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}: {value} is less than {least}")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+        declared = settings_of(SchedulerConfig)[name]
+        if not declared.acts(settings, loop):
+            raise ConfigError(f"{name}: has no effect here: it needs {declared.needs}")

@@ -122,9 +122,9 @@ class Scheduler:
             session.busy = True
         state.by_id[req.rid] = req
         state.enqueue(req)
-        if config.queue_timeout_s is not None:
+        if config.queue_timeout is not None:
             self._queue_deadlines.append(req)
-        if config.request_timeout_s is not None:
+        if config.request_timeout is not None:
             self._deadlines.append(req)
 
     @_handle.register
@@ -237,8 +237,8 @@ class Scheduler:
     def _time_out(self) -> None:
         now = self.state.clock()
         for queue, limit_s, why, unscheduled_only in (
-            (self._queue_deadlines, self.config.queue_timeout_s, "queue_timeout", True),
-            (self._deadlines, self.config.request_timeout_s, "request_timeout", False),
+            (self._queue_deadlines, self.config.queue_timeout, "queue_timeout", True),
+            (self._deadlines, self.config.request_timeout, "request_timeout", False),
         ):
             while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= (limit_s or 0.0)):
                 req = queue.popleft()

@@ -21,7 +21,8 @@ from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
 from workbench.settings.idle import acts
-from workbench.settings.run_settings import LOOP_NAMES, RunSettings, read_settings_file, settings_from
+from workbench.settings.loading import SETTINGS, read_settings_file, settings_from
+from workbench.settings.run_settings import LOOP_NAMES, RunSettings
 
 FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
 STATUSES = (FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED)
@@ -119,13 +120,7 @@ class Shared:
         if self.base.config is not None:
             words += ["--config", str(self.base.config)]
         for name, value in given.items():
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            elif value is None:
-                words += ["--chunk", "0"] if name == "chunk" else []
-            else:
-                words += [f"--{flag}", str(value)]
+            words += SETTINGS[name].written(value)
         return shlex.join(words)
 
 

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.settings.run_settings import read_toml
+from workbench.settings.loading import read_toml
 
 ENTRIES = ("currency", "source", "gpu_hour")
 """What a price table holds."""

@@ -22,7 +22,8 @@ from reports.metrics.sweep_metrics import SWEEP_METRICS
 from reports.record.json_file import read_object
 from reports.record.out_folder import PAGE_MARK
 from workbench.search.point import STATUSES, Outcome
-from workbench.search.space import Point, parse_value, setting_types
+from workbench.search.space import Point
+from workbench.settings.loading import SETTINGS
 
 FORMAT, FORMAT_VERSION = "workbench sweep", 1
 LOCK_PATIENCE_S = 2.0
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 
 def columns() -> list[str]:
     """Of results.csv, in order."""
-    return ["point", "status", "reason", *setting_types(), *SWEEP_METRICS]
+    return ["point", "status", "reason", *SETTINGS, *SWEEP_METRICS]
 
 
 def key_of(point: Point) -> str:
@@ -199,27 +200,26 @@ def _parse(path: Path, data: bytes) -> list[Row]:
         return []
     if lines[0] != columns():
         raise ResultsError(f"{path}: its columns are not those of this version")
-    kinds = setting_types()
     rows = []
     for number, line in enumerate(lines[1:], 2):
         if len(line) != len(lines[0]) or line[1] not in STATUSES:
             raise ResultsError(f"{path}: line {number}: not a line of results")
         try:
-            rows.append({name: _value(name, text, kinds) for name, text in zip(lines[0], line, strict=True)})
+            rows.append({name: _value(name, text) for name, text in zip(lines[0], line, strict=True)})
         except ValueError as error:
             raise ResultsError(f"{path}: line {number}: {error}") from None
     return rows
 
 
-def _value(name: str, text: str, kinds: dict[str, str]) -> Any:
+def _value(name: str, text: str) -> Any:
     if name == "point":
         return int(text)
     if name in ("status", "reason"):
         return text
     if not text:
         return None
-    if name in kinds:
-        return parse_value(name, text, kinds[name])
+    if name in SETTINGS:
+        return SETTINGS[name].parse(text)
     number = float(text)
     return int(text) if text.lstrip("-").isdigit() else number
 

@@ -7,19 +7,18 @@ import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from workbench.settings.run_settings import RunSettings
+from workbench.settings.loading import FORMER, SETTINGS
 
 Point = dict[str, Any]
 """One value for every varied setting."""
 
 _RANGE = re.compile(r"(?P<low>[^,:/]+?)\.\.(?P<high>[^,:/]+)(/(?P<count>\d+))?(?P<log>:log)?")
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _NOT_VARIED = {
     "slo_ttft": "it changes how runs are judged, not the runs",
     "slo_tpot": "it changes how runs are judged, not the runs",
@@ -109,36 +108,32 @@ def parse_vary(texts: list[str]) -> list[Dimension]:
     return dimensions
 
 
-def setting_types() -> dict[str, str]:
-    """Every setting and the text of its type."""
-    return {field.name: str(field.type) for field in dataclasses.fields(RunSettings)}
-
-
 def _parse(text: str) -> Dimension:
     key, equals, rest = text.partition("=")
     name = key.strip().removeprefix("--").replace("-", "_")
-    types = setting_types()
-    if name not in types:
-        near = difflib.get_close_matches(name, types, 3)
-        hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(types))}"
+    name = FORMER.get(name, name)
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 3)
+        hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(SETTINGS))}"
         raise SpaceError(f"{key.strip() or text}: no such setting{hint}")
     if name in _NOT_VARIED:
         raise SpaceError(f"{name}: cannot be varied: {_NOT_VARIED[name]}")
     if not equals or not rest.strip():
         raise SpaceError(f"{name}: no values; write {name}=v1,v2 or, for numbers, {name}=low..high")
     if found := _RANGE.fullmatch(rest.strip()):
-        return _range(name, types[name], found)
-    values = tuple(parse_value(name, part.strip(), types[name]) for part in rest.split(","))
+        return _range(name, found)
+    values = tuple(_said(SETTINGS[name].parse, part.strip()) for part in rest.split(","))
     for value in values:
         if values.count(value) > 1:
             raise SpaceError(f"{name}: {value} is given twice")
     return Dimension(name, values)
 
 
-def _range(name: str, kind: str, found: re.Match[str]) -> Dimension:
-    if kind.removesuffix(" | None") not in ("int", "float"):
+def _range(name: str, found: re.Match[str]) -> Dimension:
+    kind = SETTINGS[name].kind
+    if kind not in (int, float):
         raise SpaceError(f"{name}: {found[0]!r}: a range needs a setting that is a number")
-    low, high = (parse_value(name, found[end].strip(), kind.removesuffix(" | None")) for end in ("low", "high"))
+    low, high = (_said(SETTINGS[name].parse_plain, found[end].strip()) for end in ("low", "high"))
     if not low < high:
         raise SpaceError(f"{name}: {found[0]!r}: the range does not rise")
     log = found["log"] is not None
@@ -147,37 +142,15 @@ def _range(name: str, kind: str, found: re.Match[str]) -> Dimension:
     count = int(found["count"]) if found["count"] else None
     if count is not None and count < 2:
         raise SpaceError(f"{name}: {found[0]!r}: a range has 2 steps or more")
-    return Dimension(name, (), low, high, count, log, kind.startswith("int"))
+    return Dimension(name, (), low, high, count, log, kind is int)
 
 
-def parse_value(name: str, text: str, kind: str) -> Any:
-    """The value that `text` stands for in a setting of type `kind`; `none` where the setting may be unset.
-
-    Raises SpaceError when it is not of that kind.
-    """
-    if "None" in kind and text.lower() == "none":
-        return None
-    plain = kind.removesuffix(" | None")
+def _said(parse: Callable[[str], Any], text: str) -> Any:
+    """The value that `text` stands for in a setting. Raises SpaceError when it is not of its kind."""
     try:
-        if plain == "int":
-            value = int(text)
-            # As on the command line and in files: a chunk of 0 computes prompts whole.
-            return None if name == "chunk" and value == 0 else value
-        if plain == "float":
-            number = float(text)
-            if not math.isfinite(number):
-                raise ValueError
-            return number
-        if plain == "bool":
-            if text.lower() not in (*_TRUE, *_FALSE):
-                raise ValueError
-            return text.lower() in _TRUE
-    except ValueError:
-        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}[plain]
-        raise SpaceError(f"{name}: {text!r} is not {wanted}") from None
-    if not text:
-        raise SpaceError(f"{name}: an empty value")
-    return text
+        return parse(text)
+    except ValueError as error:  # in one line that names the setting
+        raise SpaceError(str(error)) from None
 
 
 def grid_points(space: list[Dimension]) -> Iterator[Point]:

@@ -1,7 +1,7 @@
 """Settings that would do nothing in a run: refused where a flag gives them, noted where a file or a trace does.
 
-What a setting takes to act is declared beside it (``acts_with``), in SchedulerConfig or RunSettings. Only what somebody
-gave is looked at: presets, records and defaults set what they like.
+What a setting takes to act is declared with it. Only what somebody gave is looked at: presets, records and defaults set what
+they like.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from workbench.recording.recorder import RequestRow
-from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig, needs_of
-from workbench.settings.run_settings import RunSettings, read_settings_file
+from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
+from workbench.scheduler.settings import settings_of
+from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in
+from workbench.settings.run_settings import RunSettings
+
+_DECLARED = {**settings_of(SchedulerConfig), **SETTINGS}
 
 
 def needs(name: str) -> str | None:
     """What a setting takes to act, None if it always does."""
-    found = needs_of(RunSettings, name) or needs_of(SchedulerConfig, name)
-    return found and found[0]
+    return _DECLARED[name].needs or None if name in _DECLARED else None
 
 
 def acts(settings: RunSettings, loop: str, name: str) -> bool:
     """Whether a setting has an effect on a run under ``loop``."""
-    found = needs_of(RunSettings, name) or needs_of(SchedulerConfig, name)
-    return found is None or found[1](settings, loop)
+    return name not in _DECLARED or _DECLARED[name].acts(settings, loop)
 
 
 def idle_in(
@@ -57,7 +59,8 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
         raise ConfigError(f"{name}: has no effect here: it needs {missing}")
     never, more = idle_in(runs, written)
     partly |= more
-    notes = [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
+    notes = renamed_in(config) if config is not None else []
+    notes += [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
     return notes + [
         f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()
     ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import BY_FLAG
 from workbench.scheduler.config import ConfigError, largest_step
-from workbench.settings.run_settings import RunSettings, read_settings_file
+from workbench.settings.loading import read_settings_file
+from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from backends.torch.workers import RunnerOptions

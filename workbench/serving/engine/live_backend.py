@@ -16,8 +16,8 @@ from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.upkeep import ModelledGPU, Upkeep
 from workbench.serving.serve_settings import ServeSettings
+from workbench.settings.loop_spec import loop_spec
 from workbench.settings.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
-from workbench.settings.run_settings import loop_spec, scheduler_config
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _torch(settings: ServeSettings, log_iteration: Callable[..., None], epoch_s:
     options = runner_options(settings.run, settings.loop, device, settings.load_format)
     backend = make_torch_backend(options, log_iteration, began_s=epoch_s)
     tp, pp = settings.run.layout(settings.loop)
-    config = scheduler_config(settings.run, backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
+    config = settings.run.scheduler(backend.kv_tokens, backend.max_context, settings.run.slots(settings.loop))
     return LiveBackend(
         backend,
         Recipe(

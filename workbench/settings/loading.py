@@ -1,0 +1,109 @@
+"""Where the settings of a run come from: a TOML file, flags, a run record, an engine's preset, a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backends.simulated.value_file import read_toml as read_toml  # for workbench.search, which sees no backend
+from workbench.scheduler.config import ConfigError
+from workbench.scheduler.settings import settings_of
+from workbench.settings.cost_spec import identity
+from workbench.settings.engines import load_engine
+from workbench.settings.run_settings import RunSettings
+
+SETTINGS = settings_of(RunSettings)
+"""Every setting of a run by its name in files, records and flags."""
+FORMER = {alias: name for name, declared in SETTINGS.items() for alias in declared.aliases}
+"""Names that settings had, and those that they have."""
+
+
+def settings_from(
+    config: Path | None,
+    flags: Mapping[str, Any],
+    like: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> RunSettings:
+    """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
+    run record ``like``, the model and GPU that a profile is of, the engine's preset, and ``defaults``.
+
+    Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
+    """
+    values = read_settings_file(config) if config is not None else {}
+    values |= {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None}
+    if like is not None:
+        values = {**_recorded(like), **values}
+    preset = load_engine(values.get("engine", RunSettings.engine)).settings
+    return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def read_settings_file(config: Path) -> dict[str, Any]:
+    """What a TOML file of settings says, under the names of the fields, with None for a 0 that stands for it.
+
+    Raises ConfigError.
+    """
+    values: dict[str, Any] = {}
+    for written, value in read_toml(config, ConfigError).items():
+        name = written.replace("-", "_")
+        if (now := FORMER.get(name, name)) in values:
+            raise ConfigError(f"{config}: {name}: given twice" + (f"; it is called {now}" if name != now else ""))
+        if now not in SETTINGS:
+            raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(SETTINGS))}")
+        if not SETTINGS[now].fits(value):
+            raise ConfigError(f"{config}: {name}: {value!r} is not {SETTINGS[now].kind.__name__}")
+        values[now] = SETTINGS[now].meant(value)
+    return values
+
+
+def renamed_in(config: Path) -> list[str]:
+    """Notes on the settings of a TOML file that are called otherwise now. Raises ConfigError."""
+    written = [name.replace("-", "_") for name in read_toml(config, ConfigError)]
+    return [
+        f"{config}: {name}: is called {FORMER[name]} now; the next version no longer knows it"
+        for name in written
+        if name in FORMER
+    ]
+
+
+def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The settings that the record with this meta.json was made with. Raises ConfigError, which names ``source``."""
+    recorded = {FORMER.get(name, name): value for name, value in (meta.get("settings") or {}).items()}
+    weights = meta.get("weights")
+    if isinstance(weights, dict) and weights.get("said_by") != SETTINGS["dtype"].option:
+        recorded["dtype"] = "auto"  # as the checkpoint says
+    values = {}
+    for name, declared in SETTINGS.items():
+        value = recorded.get(name)
+        # Where nothing is not what no flag means, it was asked for: prompts computed whole, for example.
+        if value is None and not (name in recorded and declared.zero_is_none):
+            continue
+        if not declared.fits(value):
+            raise ConfigError(f"{source}: settings.{name}: {value!r} is not {declared.kind.__name__}")
+        values[name] = value
+    if isinstance(meta.get("model"), str):
+        values.setdefault("model", meta["model"])
+    return values
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The settings of a run record."""
+    from reports.record.run_record import read_meta
+    from reports.record.schema import META_FILE
+
+    return recorded_settings(read_meta(folder), str(folder / META_FILE))
+
+
+def _profiled(values: dict[str, Any]) -> dict[str, str]:
+    """The model and GPU that a profile is of, for what is not given."""
+    if {"model", "gpu"} <= values.keys():
+        return {}
+    found = identity(values.get("cost", RunSettings.cost))
+    return {name: value for name, value in found.items() if name in ("model", "gpu")}
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, 3)
+    return f"; nearest: {', '.join(near)}" if near else ""

@@ -1,0 +1,11 @@
+"""What the settings of a run ask of its loops."""
+
+from __future__ import annotations
+
+from workbench.instance import LoopSpec
+from workbench.settings.run_settings import RunSettings
+
+
+def loop_spec(settings: RunSettings, loop: str) -> LoopSpec:
+    """A loop of the run, with what the settings ask of it."""
+    return LoopSpec(loop, settings.overlap_prefills)
