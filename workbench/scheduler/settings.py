@@ -183,5 +183,5 @@ def settings_of(owner: type) -> Mapping[str, Setting]:
 
 def check_settings(values: object) -> None:
     """Raise ConfigError for the first setting of a dataclass's instance that is out of bounds."""
-    for name, declared in settings_of(type(values)).items():
+    for name, declared in settings_of(type(values)).items():  # type: ignore[arg-type]  # a class can be hashed
         declared.check(getattr(values, name))
