@@ -142,13 +142,13 @@ class SkipAhead:
         if decided.others_end(outputs):
             return processable_s
         # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
-        host, first = backend.host_model, next(decided.batches(0, 1))
+        host, first = backend.host_model, decided.batch(0)
         processes_s = [host.process(one.batch, 0) for one in pending[:others]]
         processes_s += [host.process(first, 0)] * (steps - others)
         phases_s = host.receive(0), host.schedule(first), *host.launch(first)
         gpu_s = self._decodes(first, steps) if self._decodes is not None else None
         if gpu_s is None:
-            gpu_s = [backend.cost.forward(batch) for batch in decided.batches(0, steps)]
+            gpu_s = [backend.cost.forward(decided.batch(ahead)) for ahead in range(steps)]
         times = timeline(pending, backend.free_s, gpu_s, processes_s, phases_s, processable_s, horizon_s)
         formed = len(times.sent_s)
         if formed < max(others, 1):

@@ -8,7 +8,7 @@ processing that many batches one by one would, and nothing else; property tests 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -44,7 +44,7 @@ class DecidedSteps:
     def oldest(self) -> ModelWorkerBatch:
         """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
         flight = self._scheduler.state.in_flight
-        return flight[len(self.others)].worker if self._launched else next(self.batches(0, 1))
+        return flight[len(self.others)].worker if self._launched else self.batch(0)
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
         """Whether processing ``others``, which have these outputs, may end a request."""
@@ -61,39 +61,33 @@ class DecidedSteps:
             state.insert_computed()
         return result
 
-    def batches(self, first: int, end: int) -> Iterator[ModelWorkerBatch]:
-        """The batches that will be formed, from number ``first`` up to ``end``, without their pages."""
+    def batch(self, ahead: int) -> ModelWorkerBatch:
+        """The batch that will be formed after the next ``ahead`` ones, without its pages."""
         state = self._scheduler.state
         running, table = state.slots[0].running, state.table
-        rows, epoch, query_lens, count = running.rows, running.epoch, running.query_lens, running.count
-        waiting, holders = len(state.waiting), table.rows - table.free_rows
-        used, page_size = state.cache.used_tokens, state.config.page_size
-        step, context_tokens = state.step + first, running.context_tokens + count * (first + 1)
-        for ahead, lens in enumerate(running.lens + np.arange(first + 1, end + 1)[:, None], start=first):
-            yield ModelWorkerBatch(
-                step,
-                "decode",
-                rows,
-                epoch,
-                lens,
-                query_lens,
-                0,
-                count,
-                0,
-                count,
-                context_tokens,
-                None,
-                None,
-                (),
-                None,
-                None,
-                (),
-                used + self._pages[ahead] * page_size,
-                waiting,
-                holders,
-            )
-            step += 1
-            context_tokens += count
+        count = running.count
+        return ModelWorkerBatch(
+            state.step + ahead,
+            "decode",
+            running.rows,
+            running.epoch,
+            running.lens + (ahead + 1),
+            running.query_lens,
+            0,
+            count,
+            0,
+            count,
+            running.context_tokens + count * (ahead + 1),
+            None,
+            None,
+            (),
+            None,
+            None,
+            (),
+            state.cache.used_tokens + self._pages[ahead] * state.config.page_size,
+            len(state.waiting),
+            table.rows - table.free_rows,
+        )
 
     def kv_used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
@@ -124,7 +118,7 @@ class DecidedSteps:
         for other in reversed(others):
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
-        workers += self.batches(steps - len(flight) + len(workers), steps)
+        workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
         for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=first + processed):
             batch.worker = worker
             batch.token_at = token_at[ahead]
