@@ -8,9 +8,25 @@ from typing import Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
+from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+
+MEASURED = (
+    "tp",
+    "dtype",
+    "mem_fraction",
+    "kv_tokens",
+    "max_context",
+    "cuda_graphs",
+    "page_size",
+    "max_running",
+    "chunk",
+)
+"""Settings of the runner that is measured."""
+Command = command_with(SettingFlags(RUN_SETTINGS, only=MEASURED))
 
 
 def calibrate(
+    ctx: typer.Context,
     out: Annotated[
         Path,
         typer.Option(
@@ -35,22 +51,8 @@ def calibrate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-    backend: Annotated[
-        str,
-        options.option(
-            "--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU
-        ),
-    ] = "auto",
+    backend: options.Backend = "auto",
     load_format: options.LoadFormat = "auto",
-    dtype: options.Dtype = None,
-    mem_fraction: options.MemFraction = None,
-    kv_tokens: options.KvTokens = None,
-    max_context: options.MaxContext = None,
-    tp: options.Tp = None,
-    cuda_graphs: options.CudaGraphs = None,
-    page_size: options.PageSize = None,
-    max_running: options.MaxRunning = None,
-    chunk: options.Chunk = None,
 ) -> None:
     """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
     whole steps, which need fewer measurements and can be had from any run record.
@@ -59,20 +61,8 @@ def calibrate(
     """
     from workbench.cli.errors import one_line_errors
 
-    given = {
-        "model": model,
-        "dtype": dtype,
-        "mem_fraction": mem_fraction,
-        "kv_tokens": kv_tokens,
-        "max_context": max_context,
-        "tp": tp,
-        "cuda_graphs": cuda_graphs,
-        "page_size": page_size,
-        "max_running": max_running,
-        "chunk": chunk,
-    }
     with one_line_errors():
-        _calibrate(record, out, force, as_json, backend, load_format, given)
+        _calibrate(record, out, force, as_json, backend, load_format, {**given(ctx, "settings"), "model": model})
 
 
 def _calibrate(

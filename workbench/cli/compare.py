@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from workbench.cli.trace_flags import TraceReading, with_trace_flags
+from workbench.cli.flags import command_with, given
+from workbench.cli.trace_flags import TraceFlags, TraceReading
 
 if TYPE_CHECKING:
     from reports.compare.comparison import Comparison
 
 
-@with_trace_flags
+Command = command_with(TraceFlags())
+
+
 def compare(
+    ctx: typer.Context,
     a: Annotated[
         Path, typer.Argument(help="The reference: a run record, usually the measured one.", show_default=False)
     ],
@@ -40,13 +44,12 @@ def compare(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Compare two runs of one trace: errors of latencies, throughput over time, first differing decision, error budget."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _compare(a, b, origin, trace, out, as_json, reading)
+        _compare(a, b, origin, trace, out, as_json, given(ctx, "reading"))
 
 
 def _compare(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
-from workbench.cli.options import SHAPE, option
-from workbench.cli.trace_flags import TraceReading, with_trace_flags
+from workbench.cli.flags import SettingFlags, command_with, given
+from workbench.cli.options import option
+from workbench.cli.trace_flags import TraceFlags, TraceReading
+from workbench.scheduler.settings import TRACE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
 _SERVER = "Server"
 
 
-@with_trace_flags
+Command = command_with(SettingFlags("workbench.settings.run_settings:LoadSettings"), TraceFlags())
+
+
 def observe(
+    ctx: typer.Context,
     url: Annotated[
         str,
         typer.Argument(help="Base URL of an OpenAI-compatible server, e.g. http://127.0.0.1:8000.", show_default=False),
     ],
-    trace: Annotated[Path, option("--trace", help="Trace file: any known format, plain, gzip or zstd.", panel=SHAPE)],
+    trace: Annotated[Path, option("--trace", help="Trace file: any known format, plain, gzip or zstd.", panel=TRACE)],
     model: Annotated[
         Optional[str],
         option("--model", help="Name the server knows the model by. Default: the only one it serves.", panel=_SERVER),
@@ -53,30 +58,22 @@ def observe(
     out: options.Out = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
-    seed: options.Seed = None,
-    slo_ttft: options.SloTtft = None,
-    slo_tpot: options.SloTpot = None,
-    requests: options.Requests = None,
     max_tokens: Annotated[
         Optional[int],
         option(
             "--max-tokens",
             help="Output bound of requests that have none. Default: what the trace says they write.",
-            panel=SHAPE,
+            panel=TRACE,
         ),
     ] = None,
-    rate: options.Rate = None,
-    speedup: options.Speedup = None,
-    concurrency: options.Concurrency = None,
     tokenizer: Annotated[
         Optional[Path],
         option(
             "--tokenizer",
             help="tokenizer.json or its folder: for traces of text, and for servers that take prompts as text only.",
-            panel=SHAPE,
+            panel=TRACE,
         ),
     ] = None,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Send TRACE to a running server in real time, streamed, and record what its clients see."""
     from workbench.cli.errors import one_line_errors
@@ -90,10 +87,10 @@ def observe(
             raise ConfigError(
                 f"observing needs the package {error.name!r}: pip install 'llm-workbench[live]'"
             ) from error
-        settings = ObserveSettings(
-            url, model, concurrency, rate, speedup, requests, max_tokens, seed or 0, slo_ttft, slo_tpot
-        )
-        _run(settings, trace, out, force, as_json, {**reading, "tokenizer": tokenizer}, vocab, api_key)
+        load = {name: value for name, value in given(ctx, "settings").items() if value is not None}
+        settings = ObserveSettings(url, model, max_tokens, **load)
+        reading = {**given(ctx, "reading"), "tokenizer": tokenizer}
+        _run(settings, trace, out, force, as_json, reading, vocab, api_key)
 
 
 def _run(
@@ -112,22 +109,10 @@ def _run(
     from workbench.clients.observe import Observer, failures
     from workbench.clients.observe import observe as run_observer
     from workbench.scheduler.config import ConfigError
-    from workbench.settings.run_settings import RunSettings
 
     if not settings.url.startswith(("http://", "https://")):
         raise ConfigError(f"{settings.url}: not the URL of a server: it begins with http:// or https://")
-    # The same checks, words and reshaping as for a simulation.
-    shape = RunSettings(
-        concurrency=settings.concurrency,
-        rate=settings.rate,
-        speedup=settings.speedup,
-        requests=settings.requests,
-        max_tokens=settings.max_tokens,
-        seed=settings.seed,
-        slo_ttft=settings.slo_ttft,
-        slo_tpot=settings.slo_tpot,
-    )
-    trace = open_reshaped(path, reading, shape)
+    trace = open_reshaped(path, reading, settings)
     sha256 = trace.sha256()
     tokenizer: Path | None = reading["tokenizer"]
     reader: Any = load_tokenizer(tokenizer) if tokenizer is not None else None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
-from workbench.cli.setting_flags import with_setting_flags
-from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags, words_of
+from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+from workbench.cli.trace_flags import TraceFlags, TraceReading, open_as, words_of
 
 if TYPE_CHECKING:
     from workbench.search.plan import Candidate, Load
@@ -23,9 +23,11 @@ def _option(*names: str, help: str, panel: str = _PLAN) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
-@with_setting_flags
-@with_trace_flags
+Command = command_with(SettingFlags(RUN_SETTINGS), TraceFlags())
+
+
 def plan(
+    ctx: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
     ],
@@ -70,8 +72,6 @@ def plan(
     ] = False,
     as_json: Annotated[bool, _option("--json", help="Print the plan as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-    settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:
     """Find the highest rate at which TRACE keeps an SLO; over a space of settings, the cheapest that carries the load."""
     from workbench.cli.errors import one_line_errors
@@ -90,8 +90,8 @@ def plan(
             force,
             as_json,
             config,
-            reading,
-            settings,
+            given(ctx, "reading"),
+            given(ctx, "settings"),
         )
 
 

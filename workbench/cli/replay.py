@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import options
-from workbench.cli.trace_flags import TraceReading, with_trace_flags
+from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+from workbench.cli.trace_flags import TraceFlags, TraceReading
 
 if TYPE_CHECKING:
     from reports.record.run_record import RunRecord
@@ -16,81 +17,30 @@ if TYPE_CHECKING:
     from workbench.settings.run_settings import RunSettings
 
 
-@with_trace_flags
+SIMULATED_ONLY = {"engine", "gpu", "dp", "ep", "router", "kv_dtype", "cost", "exact"}
+"""Settings of what is modelled, which a real run measures or has not."""
+Command = command_with(SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY), TraceFlags())
+
+
 def replay(
+    ctx: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
     ],
-    loop: options.Loop = None,
     out: options.Out = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     decisions: options.Decisions = False,
     config: options.Config = None,
-    slo_ttft: options.SloTtft = None,
-    slo_tpot: options.SloTpot = None,
-    seed: options.Seed = None,
-    model: options.Model = None,
-    backend: Annotated[
-        str,
-        options.option(
-            "--backend", help="auto | cpu | cuda. Default auto: cuda if there is a GPU, else cpu.", panel=options.GPU
-        ),
-    ] = "auto",
+    backend: options.Backend = "auto",
     load_format: options.LoadFormat = "auto",
-    tp: options.Tp = None,
-    pp: options.Pp = None,
-    micro_batches: options.MicroBatches = None,
-    dtype: options.Dtype = None,
-    mem_fraction: options.MemFraction = None,
-    kv_tokens: options.KvTokens = None,
-    max_context: options.MaxContext = None,
-    cuda_graphs: options.CudaGraphs = None,
-    batching: options.Batching = None,
-    policy: options.Policy = None,
-    page_size: options.PageSize = None,
-    cache: options.Cache = None,
-    evict: options.Evict = None,
-    chunk: options.Chunk = None,
-    chunk_depth: options.ChunkDepth = None,
-    max_prefill_tokens: options.MaxPrefillTokens = None,
-    max_batch_tokens: options.MaxBatchTokens = None,
-    max_running: options.MaxRunning = None,
-    mixed_chunk: options.MixedChunk = None,
-    preempt_threshold: options.PreemptThreshold = None,
-    conservativeness: options.Conservativeness = None,
-    max_passed_over: options.MaxPassedOver = None,
-    max_prefill_streak: options.MaxPrefillStreak = None,
-    queue_timeout: options.QueueTimeout = None,
-    request_timeout: options.RequestTimeout = None,
-    overlap: options.Overlap = None,
-    overlap_prefills: options.OverlapPrefills = None,
-    ignore_eos: options.IgnoreEos = None,
-    max_tokens: options.MaxTokens = None,
-    requests: options.Requests = None,
-    rate: options.Rate = None,
-    speedup: options.Speedup = None,
-    concurrency: options.Concurrency = None,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
-    given = dict(locals())
-    for name in (
-        "trace",
-        "out",
-        "force",
-        "as_json",
-        "decisions",
-        "config",
-        "reading",
-        "backend",
-        "load_format",
-    ):
-        given.pop(name)
     from workbench.cli.errors import one_line_errors
 
+    reading, settings = given(ctx, "reading"), given(ctx, "settings")
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, given)
+        _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, settings)
 
 
 def _run(

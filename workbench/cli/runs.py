@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reports.page.report_page import Report
     from reports.record.run_record import RunRecord
     from traces import Trace
-    from workbench.settings.run_settings import RunSettings
+    from workbench.settings.run_settings import LoadSettings, RunSettings
 
 
 def command_line() -> str:
@@ -32,7 +32,7 @@ def command_line() -> str:
     return " ".join(words)
 
 
-def open_reshaped(path: Path, reading: TraceReading, settings: RunSettings) -> Trace:
+def open_reshaped(path: Path, reading: TraceReading, settings: LoadSettings) -> Trace:
     """The trace as the settings want it. Raises TraceError, and ValueError for flags of the trace that make no sense."""
     from traces.reshape import reshape
 

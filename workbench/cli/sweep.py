@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
-from workbench.cli.setting_flags import with_setting_flags
-from workbench.cli.trace_flags import TraceReading, open_as, with_trace_flags, words_of
+from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+from workbench.cli.trace_flags import TraceFlags, TraceReading, open_as, words_of
 
 if TYPE_CHECKING:
     from workbench.search.objectives import Objective
@@ -25,9 +25,11 @@ def _option(*names: str, help: str, panel: str = _SEARCH) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
-@with_setting_flags
-@with_trace_flags
+Command = command_with(SettingFlags(RUN_SETTINGS), TraceFlags())
+
+
 def sweep(
+    ctx: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="Trace file: any known format, plain, gzip or zstd.", show_default=False)
     ],
@@ -81,8 +83,6 @@ def sweep(
     ] = False,
     as_json: Annotated[bool, _option("--json", help="Print the outcome as JSON.", panel=_RUN)] = False,
     config: options.Config = None,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
-    settings: dict[str, Any] = {},  # noqa: B006  (replaced by the flags of `simulate`)
 ) -> None:
     """Simulate TRACE at many points of a space of settings: one CSV and a page.
 
@@ -107,8 +107,8 @@ def sweep(
             keep_records,
             as_json,
             config,
-            reading,
-            settings,
+            given(ctx, "reading"),
+            given(ctx, "settings"),
         )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.errors import one_line_errors
-from workbench.cli.trace_flags import LENGTHS, TraceReading, open_as, with_trace_flags
+from workbench.cli.flags import command_with, given
+from workbench.cli.trace_flags import LENGTHS, TraceFlags, TraceReading, open_as
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
@@ -67,44 +68,42 @@ def generate_command(
     typer.echo(f"{out}: {counted(written, 'request')}", err=True)
 
 
-@app.command("convert")
-@with_trace_flags
+@app.command("convert", cls=command_with(TraceFlags()))
 def convert_command(
+    ctx: typer.Context,
     trace: TraceArgument,
     out: OutArgument,
     rate: Rate = None,
     speedup: Speedup = None,
     requests: Requests = None,
     force: Force = False,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Write any trace that can be read as one of our own."""
     from traces.counted import counted
     from traces.write import write_trace
 
     with one_line_errors():
-        opened = _open(trace, reading, rate, speedup, requests)
+        opened = _open(trace, given(ctx, "reading"), rate, speedup, requests)
         written = write_trace(_progress(opened, "converting", requests), out, force)
     for note in opened.info.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"{out}: {counted(written, 'request')}", err=True)
 
 
-@app.command("describe")
-@with_trace_flags
+@app.command("describe", cls=command_with(TraceFlags()))
 def describe_command(
+    ctx: typer.Context,
     trace: TraceArgument,
     rate: Rate = None,
     speedup: Speedup = None,
     requests: Requests = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    reading: TraceReading = {},  # noqa: B006  (replaced by the flags of a trace)
 ) -> None:
     """Print a trace's rates, lengths, burstiness, possible prefix reuse and sessions."""
     from traces.describe import describe
 
     with one_line_errors():
-        opened = _open(trace, reading, rate, speedup, requests)
+        opened = _open(trace, given(ctx, "reading"), rate, speedup, requests)
         figures = describe(_progress(opened, "reading", requests))
         info: dict[str, Any] = {
             "name": opened.info.name,

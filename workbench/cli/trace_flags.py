@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import shlex
-import typing
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-from workbench.cli.options import SHAPE, option
+from workbench.cli.options import option
+from workbench.scheduler.settings import TRACE
 
 if TYPE_CHECKING:
     from traces import Trace
@@ -18,16 +16,16 @@ if TYPE_CHECKING:
 LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
 """How lengths are written. `traces.lengths` has it too: this module is imported before `traces` may be."""
 
-Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=SHAPE)]
+Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=TRACE)]
 Tokenizer = Annotated[
-    Optional[Path], option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=SHAPE)
+    Optional[Path], option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=TRACE)
 ]
 TimeUnit = Annotated[
     str,
     option(
         "--time-unit",
         help="Unit of times that are plain numbers: s | ms | us | ns. Default: the format's, or found from them.",
-        panel=SHAPE,
+        panel=TRACE,
     ),
 ]
 SpreadTicks = Annotated[
@@ -35,13 +33,13 @@ SpreadTicks = Annotated[
     option(
         "--spread-ticks",
         help="Equal arrivals: auto (spread over a tick, where the file's clock ticks) | off | the tick in seconds. Default auto.",
-        panel=SHAPE,
+        panel=TRACE,
     ),
 ]
 BlockTokens = Annotated[
     Optional[int],
     option(
-        "--block-tokens", help="Tokens of a block of hash ids. Default: the format's, or found from them.", panel=SHAPE
+        "--block-tokens", help="Tokens of a block of hash ids. Default: the format's, or found from them.", panel=TRACE
     ),
 ]
 Output = Annotated[
@@ -49,13 +47,13 @@ Output = Annotated[
     option(
         "--output",
         help=f"Draw output lengths that the trace lacks: {LENGTHS}.",
-        panel=SHAPE,
+        panel=TRACE,
     ),
 ]
 SkipBadRows = Annotated[
-    bool, option("--skip-bad-rows", help="Leave out rows that cannot be a request, counted in a note.", panel=SHAPE)
+    bool, option("--skip-bad-rows", help="Leave out rows that cannot be a request, counted in a note.", panel=TRACE)
 ]
-Sort = Annotated[bool, option("--sort", help="Order requests by arrival; reads the whole file first.", panel=SHAPE)]
+Sort = Annotated[bool, option("--sort", help="Order requests by arrival; reads the whole file first.", panel=TRACE)]
 
 _FLAGS: dict[str, tuple[Any, Any]] = {
     "format": (Format, "auto"),
@@ -68,34 +66,24 @@ _FLAGS: dict[str, tuple[Any, Any]] = {
     "sort": (Sort, False),
 }
 """Fields of `traces.trace.ReadAs`, each with its flag and default."""
-NAMES = frozenset(_FLAGS)
 TraceReading = dict[str, Any]
 """Values of the flags, by field."""
 
 
-def with_trace_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """`command`, which has a parameter `reading`, with the flags in that parameter's place. A flag that the command has
-    itself, for it means more there, is its own."""
-    own = inspect.signature(command).parameters
-    hints = typing.get_type_hints(command, include_extras=True)
-    flags = {name: flag for name, flag in _FLAGS.items() if name not in own}
+@dataclass(frozen=True)
+class TraceFlags:
+    """The flags as a group of a command."""
 
-    @functools.wraps(command)
-    def wrapped(**given: Any) -> None:
-        reading = {name: given.pop(name) for name in flags}
-        command(**given, reading=reading)
+    name: str = "reading"
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        parameter.replace(kind=keyword, annotation=hints[name]) for name, parameter in own.items() if name != "reading"
-    ]
-    parameters += [
-        inspect.Parameter(name, keyword, default=default, annotation=flag) for name, (flag, default) in flags.items()
-    ]
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del wrapped.__wrapped__  # type: ignore[attr-defined]  # or its signature would be taken for this one's
-    return wrapped
+    def declared(self) -> dict[str, tuple[Any, Any]]:
+        return _FLAGS
+
+    def leading(self) -> tuple[str, ...]:
+        return ()
+
+    def taken(self, values: TraceReading) -> TraceReading:
+        return values
 
 
 def open_as(path: Path, reading: TraceReading, *, ordered: bool = True, seed: int = 0) -> Trace:

@@ -26,6 +26,8 @@ from workbench.clients.live_clock import LiveClock
 from workbench.clients.openai_client import Answer, CompletionsClient, ServerRefused
 from workbench.clients.sessions import Clients, Waiting
 from workbench.recording.meta import run_meta, trace_meta
+from workbench.scheduler.config import ConfigError
+from workbench.settings.run_settings import LoadSettings
 
 PROGRESS_EVERY_S = 0.1
 HOPELESS = 20
@@ -39,22 +41,19 @@ Progress = Callable[[float, int, int, int, int], None]
 
 
 @dataclass(frozen=True)
-class ObserveSettings:
-    """What to send where."""
+class ObserveSettings(LoadSettings):
+    """What to send where. Raises ConfigError for what cannot work."""
 
     url: str
     model: str | None = None
     """The name the server knows it by; None: the only one it serves."""
-    concurrency: int | None = None
-    """Closed loop: so many at a time."""
-    rate: float | None = None
-    speedup: float | None = None
-    requests: int | None = None
     max_tokens: int | None = None
     """Output bound of requests that have none; None: what the trace says they write."""
-    seed: int = 0
-    slo_ttft: float | None = None
-    slo_tpot: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"max_tokens: {self.max_tokens} is less than 1")
 
 
 @dataclass(slots=True)

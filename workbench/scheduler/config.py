@@ -30,7 +30,17 @@ PREFIX_CACHE = "a prefix cache"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSettings:
+class Seeded:
+    """What whoever draws at random needs. Raises :class:`ConfigError` when a setting is out of bounds."""
+
+    seed: int = setting(0, group=RUN, help="Seed of everything random. Default {default}.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSettings(Seeded):
     """What a user sets about the scheduler, each setting declared here and nowhere else. Lengths are tokens.
 
     A field that is added is a flag of every command that schedules, a name in settings files, records and sweeps, and, if it
@@ -133,10 +143,6 @@ class SchedulerSettings:
     """Abort a request that was not scheduled within this time, in seconds, of its arrival."""
     request_timeout: float | None = setting(None, above=0, help="Seconds a request may take.")
     """Abort a request that has not finished within this time, in seconds, of its arrival."""
-    seed: int = setting(0, group=RUN, help="Seed of everything random. Default {default}.")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def scheduler(self, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
         """The configuration of a scheduler with these settings, for a KV pool of that many tokens. Raises ConfigError."""

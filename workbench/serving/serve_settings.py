@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.request import DEFAULT_MAX_NEW_TOKENS
+from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
 from workbench.settings.run_settings import RunSettings
 
-BACKENDS = ("auto", "cpu", "cuda", "simulated")
+SERVER, MODELLED = "Server", "Simulated backend"
+"""Groups of flags of a server's own."""
+BODY_MIB = 16
 
 
 @dataclass(frozen=True)
@@ -21,58 +25,104 @@ class ServeSettings:
     """
 
     run: RunSettings
-    backend: str = "auto"
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_key: str | None = None
-    allow_origin: tuple[str, ...] = ()
-    """Origins whose pages may use the server; ``*``: every page."""
-    allow_host: tuple[str, ...] = ()
-    """Names that the server answers to beside those of the loopback, where it checks them."""
-    trust_request_chat_template: bool = False
-    """Whether a request may bring a chat template of its own."""
-    profile_dir: Path | None = None
-    """Where /start_profile writes; None: it is refused."""
-    weights_dir: Path | None = None
-    """Where /update_weights_from_disk reads; None: any folder."""
-    served_model_name: str | None = None
-    tokenizer: str | None = None
-    load_format: str = "auto"
-    """auto, safetensors, gguf or dummy."""
-    time_scale: float = 1.0
-    """Real seconds per modelled second (simulated)."""
-    simulated_output_tokens: str | None = None
-    """Distribution of output lengths (simulated); None: as long as the client allows."""
-    max_queue: int = 1000
+    backend: Literal["auto", "cpu", "cuda", "simulated"] = setting(
+        "auto", group=SERVER, help="{choices}. Default {default}: cuda if there is a GPU, else cpu."
+    )
+    host: str = setting("127.0.0.1", group=SERVER, help="Address to listen on. Default {default}: this machine only.")
+    port: int = setting(8000, least=0, most=65535, group=SERVER, help="Port; 0 takes a free one. Default {default}.")
+    api_key: str | None = setting(
+        None,
+        group=SERVER,
+        envvar="WORKBENCH_API_KEY",
+        help="Key that clients must send as a bearer token.",
+    )
+    allow_origin: tuple[str, ...] = setting(
+        (),
+        group=SERVER,
+        help="Origin whose pages may use the server, such as https://example.org:8443; repeatable; '*' is every page. "
+        "Default: none.",
+    )
+    allow_host: tuple[str, ...] = setting(
+        (),
+        group=SERVER,
+        help="Name that the server answers to beside localhost when it listens on the loopback without a key; "
+        "repeatable; '*' is any.",
+    )
+    trust_request_chat_template: bool = setting(
+        False,
+        group=SERVER,
+        no_flag=True,
+        help="Let requests bring a chat template in chat_template_kwargs. Default: refused.",
+    )
+    profile_dir: Path | None = setting(
+        None, group=SERVER, help="Folder below which /start_profile writes. Default: it is refused."
+    )
+    weights_dir: Path | None = setting(
+        None, group=SERVER, help="Folder below which /update_weights_from_disk reads. Default: any."
+    )
+    served_model_name: str | None = setting(None, group=SERVER, help="What clients call the model. Default: MODEL.")
+    tokenizer: str | None = setting(
+        None,
+        group=SERVER,
+        help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.",
+    )
+    max_queue: int = setting(
+        1000,
+        least=0,
+        group=SERVER,
+        help="Sequences that may queue; more are answered 503. Default {default}.",
+    )
     """Sequences that may wait for their first token before new ones are refused."""
-    max_body_bytes: int = 16 << 20
-    stuck_after_s: float = 60.0
-    """No sign of life, or no progress with work pending, for so long means unhealthy."""
-    drain_timeout_s: float = 300.0
-    record: Path | None = None
-    record_content: bool = True
+    max_body_bytes: int = setting(
+        BODY_MIB << 20, least=1, group=SERVER, help=f"Largest request body. Default {BODY_MIB} MiB."
+    )
+    stuck_after_s: float = setting(
+        60.0,
+        above=0,
+        group=SERVER,
+        flag="stuck-after",
+        help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. "
+        "Default {default}.",
+    )
+    drain_timeout_s: float = setting(
+        300.0,
+        least=0,
+        group=SERVER,
+        flag="drain-timeout",
+        help="Seconds that requests have to finish after SIGTERM. Default {default}.",
+    )
+    record: Path | None = setting(None, group=RUN, help="Folder for a run record and a trace of the traffic.")
+    record_content: bool = setting(
+        True,
+        group=RUN,
+        help="Token ids in the trace, or lengths and prefix hashes only. Default: ids.",
+    )
+    time_scale: float = setting(
+        1.0,
+        least=0,
+        group=MODELLED,
+        help="Real seconds per modelled second; 0 does not wait. Default {default}.",
+    )
+    simulated_output_tokens: str | None = setting(
+        None,
+        group=MODELLED,
+        help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.",
+    )
+    load_format: str = setting(
+        "auto",
+        group=HARDWARE,
+        help="Weights: auto | safetensors | gguf | dummy (random). Default {default}.",
+    )
     command: str = ""
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"backend: {self.backend!r} is not one of {', '.join(BACKENDS)}")
+        check_settings(self)
         if self.backend == "simulated" and self.load_format != "auto":
             raise ConfigError("load_format: a simulated model has no weights to load")
         if not self.record_content and self.record is None:
             raise ConfigError("record_content: there is no --record whose trace could go without")
         if self.served_model_name == "":
             raise ConfigError("served_model_name: is empty")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port: {self.port} is not between 0 and 65535")
-        for name, value in (("time_scale", self.time_scale), ("drain_timeout", self.drain_timeout_s)):
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}: {value} is negative or not finite")
-        if not 0 < self.stuck_after_s < float("inf"):
-            raise ConfigError(f"stuck_after: {self.stuck_after_s} is not positive and finite")
-        if self.max_queue < 0:
-            raise ConfigError(f"max_queue: {self.max_queue} is less than 0")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"max_body_bytes: {self.max_body_bytes} is less than 1")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
             raise ConfigError("api_key: is empty or not ASCII")
         if self.backend != "simulated":

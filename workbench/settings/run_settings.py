@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.scheduler.config import ConfigError, SchedulerSettings
+from workbench.scheduler.config import ConfigError, SchedulerSettings, Seeded
 from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, setting
 from workbench.settings.cost_spec import split
 
@@ -18,7 +18,38 @@ KvDtype = Literal["bf16", "fp16", "fp32", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(SchedulerSettings):
+class LoadSettings(Seeded):
+    """Which requests of a trace come and when, and what is asked of the answers.
+
+    Raises ConfigError when a value is out of bounds or two settings contradict each other.
+    """
+
+    slo_ttft: float | None = setting(
+        None,
+        above=0,
+        group=RUN,
+        help="Seconds in which a first token is due, unless the request says: goodput counts it, edf goes by it.",
+    )
+    slo_tpot: float | None = setting(
+        None, above=0, group=RUN, help="Seconds a token; goodput counts requests within it."
+    )
+    requests: int | None = setting(None, least=1, group=TRACE, help="Only the first N requests.")
+    rate: float | None = setting(None, above=0, group=TRACE, help="Rescale arrivals to this mean rate, requests/s.")
+    speedup: float | None = setting(None, above=0, group=TRACE, help="Divide arrival times by this.")
+    concurrency: int | None = setting(
+        None, least=1, group=TRACE, help="Closed loop: so many at a time, arrivals ignored."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
+            raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
+        if self.rate is not None and self.speedup is not None:
+            raise ConfigError("speedup: has no effect beside rate, which replaces the trace's own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(SchedulerSettings, LoadSettings):
     """Every setting of a run, under the names of the flags: the scheduler's, and those of what it schedules for. None means:
     found from the others.
 
@@ -50,15 +81,6 @@ class RunSettings(SchedulerSettings):
         group=RUN,
         first=True,
         help="normal, overlap, pipeline, or a comma list to compare. Default: pipeline if pp > 1, else overlap.",
-    )
-    slo_ttft: float | None = setting(
-        None,
-        above=0,
-        group=RUN,
-        help="Seconds in which a first token is due, unless the request says: goodput counts it, edf goes by it.",
-    )
-    slo_tpot: float | None = setting(
-        None, above=0, group=RUN, help="Seconds a token; goodput counts requests within it."
     )
     exact: bool = setting(
         False,
@@ -141,20 +163,10 @@ class RunSettings(SchedulerSettings):
         group=TRACE,
         help="Output bound of requests that have none. Default 4096, or what the trace says they write if that is more.",
     )
-    requests: int | None = setting(None, least=1, group=TRACE, help="Only the first N requests.")
-    rate: float | None = setting(None, above=0, group=TRACE, help="Rescale arrivals to this mean rate, requests/s.")
-    speedup: float | None = setting(None, above=0, group=TRACE, help="Divide arrival times by this.")
-    concurrency: int | None = setting(
-        None, least=1, group=TRACE, help="Closed loop: so many at a time, arrivals ignored."
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         split(self.cost)
-        if self.concurrency is not None and (self.rate is not None or self.speedup is not None):
-            raise ConfigError("concurrency: replaces arrivals, so rate and speedup have nothing to act on")
-        if self.rate is not None and self.speedup is not None:
-            raise ConfigError("speedup: has no effect beside rate, which replaces the trace's own")
         for loop in self.loops:
             if loop not in LOOP_NAMES:
                 raise ConfigError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
