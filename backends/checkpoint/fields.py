@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar
 
+from ground.errors import InputError
+
 T = TypeVar("T", int, float, str, bool)
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(InputError):
     """The model asks for something that is not computed or modelled here, or its configuration is not whole."""
 
 

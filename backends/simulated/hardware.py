@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.value_file import read_toml
+from ground.errors import InputError
+from ground.value_file import read_toml
 
 CATALOGUE = Path(__file__).parent / "gpus.toml"
 
 
-class CatalogueError(ValueError):
+class CatalogueError(InputError):
     """Something that is in no catalogue, or a file that cannot be read as one, in one line."""
 
 
@@ -125,4 +125,4 @@ def _is_reached(field: str) -> bool:
 
 @cache
 def _catalogue() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(CATALOGUE.read_text())
+    return read_toml(CATALOGUE)

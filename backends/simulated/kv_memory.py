@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec
+from ground.errors import InputError
 
 RUNTIME_BYTES = 1.0 * 2**30
 """CUDA context, library workspaces and communication buffers: an estimate."""
@@ -15,7 +16,7 @@ GRAPH_BYTES_PER_LAYER = 12 * 2**20
 SMALLEST_USEFUL_TOKENS = 16
 
 
-class ModelDoesNotFit(ValueError):
+class ModelDoesNotFit(InputError):
     """Weights and working memory leave no room for KV, in one line."""
 
 

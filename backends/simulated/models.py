@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,7 +22,7 @@ from backends.checkpoint.families import (
 from backends.checkpoint.fields import Fields, UnsupportedModel
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
 from backends.simulated.hardware import CatalogueError
-from backends.simulated.value_file import read_json
+from ground.json_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"
 """By Hugging Face id, the fields of each model's published config.json that are read below."""
@@ -193,7 +192,7 @@ def _canonical(name: str) -> str:
 
 @cache
 def _catalogue() -> dict[str, Any]:
-    return json.loads(CATALOGUE.read_text())
+    return read_json(CATALOGUE)
 
 
 def from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:

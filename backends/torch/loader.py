@@ -7,7 +7,6 @@ time, read from mapped files: at no moment are there two copies of it.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +24,8 @@ from backends.torch.model_config import Fields, ModelConfig, UnsupportedModel
 from backends.torch.models import model_class
 from backends.torch.models.decoder import BadCheckpoint, Model
 from backends.torch.parallel import SINGLE, Parallel
+from ground.errors import InputError
+from ground.json_file import read_json
 
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 FORMATS = ("auto", "safetensors", "gguf", "dummy")
@@ -34,7 +35,7 @@ HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 DUMMY_STD = 0.02
 
 
-class ModelNotFound(ValueError):
+class ModelNotFound(InputError):
     """There is no such model, or its files are not all there."""
 
 
@@ -196,24 +197,14 @@ def read_config(path: Path) -> tuple[Fields, ModelConfig, GGUFFile | None]:
         fields = gguf.fields()
     else:
         file = path / "config.json" if path.is_dir() else path
-        fields = Fields(_read_json(file), str(file))
+        fields = Fields(read_json(file, UnsupportedModel), str(file))
     config = model_class(fields).read_config(fields)
     # generation_config.json may know more tokens that end an answer; as in transformers, it wins.
     extra = path / "generation_config.json"
     if path.is_dir() and extra.is_file():
-        ids = Fields(_read_json(extra), str(extra)).token_ids("eos_token_id")
+        ids = Fields(read_json(extra, UnsupportedModel), str(extra)).token_ids("eos_token_id")
         config = replace(config, eos_token_ids=ids or config.eos_token_ids)
     return fields, config, gguf
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())  # bytes may begin with a mark, texts may not
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{file}: not JSON that can be read ({_first_line(error)})") from None
-    if not isinstance(value, dict):
-        raise UnsupportedModel(f"{file}: is not a JSON object")
-    return value
 
 
 def safetensors_files(path: Path) -> list[Path]:
@@ -222,7 +213,7 @@ def safetensors_files(path: Path) -> list[Path]:
         raise ModelNotFound(f"{path}: a configuration alone has no weights (load_format dummy draws random ones)")
     index = path / INDEX
     if index.is_file():
-        names = _read_json(index).get("weight_map")
+        names = read_json(index, UnsupportedModel).get("weight_map")
         if not isinstance(names, dict) or not names:
             raise ModelNotFound(f"{index}: weight_map is missing")
         files = [path / name for name in sorted(set(names.values()))]

@@ -16,13 +16,14 @@ from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
 from backends.torch.sampler import DeviceLogprobs, Sampler
 from backends.torch.staging import to_device
+from ground.errors import InputError
 from workbench.scheduler.batch import ModelWorkerBatch
 
 GRAPH_BYTES = 512 * 2**20
 """Set aside for what the driver keeps of recorded launches; assumed, not measured."""
 
 
-class NoRoomForKV(ValueError):
+class NoRoomForKV(InputError):
     """Weights and working memory leave no room for keys and values, in one line."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ground.json_file import json_phrase
 from reports.record.run_record import RunRecord
 
 _SHOWN = (
@@ -32,7 +32,7 @@ def flat(value: Any, name: str = "") -> dict[str, str]:
         for key, inner in sorted(value.items()) if name else value.items():
             flattened |= flat(inner, f"{name}.{key}" if name else str(key))
         return flattened
-    return {name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}
+    return {name: value if isinstance(value, str) else json_phrase(value)}
 
 
 def compare_settings(records: Mapping[str, RunRecord]) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ground.whole_file import partial_path
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
-from reports.record.out_folder import partial_folder
 from reports.record.schema import MODES
 from reports.timeline.series import latency_cdfs, over_time
 from reports.timeline.time_use import CAUSE_LABELS, CAUSES
@@ -94,7 +94,7 @@ def write_figures(report: Report, folder: str | Path, file_format: str) -> list[
                 if figure is None:
                     continue
                 path = folder / f"{name}.{file_format}"
-                partial = partial_folder(path)
+                partial = partial_path(path)
                 figure.savefig(partial, format=file_format, metadata=_NO_DATE[file_format])
                 os.replace(partial, path)
                 files.append(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ground.json_file import json_line
+from ground.whole_file import partial_path
 from reports.record.errors import RecordError
-from reports.record.out_folder import partial_folder
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES
 from reports.timeline.host_lane import PHASES, host_lane_of
@@ -43,7 +43,7 @@ def write_trace_events(records: Mapping[str, RunRecord], path: str | Path) -> in
     The bytes depend on the records alone. Raises `RecordError` if it cannot be written.
     """
     path = Path(path)
-    partial = partial_folder(path)
+    partial = partial_path(path)
     number = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,11 +94,7 @@ def trace_events(records: Mapping[str, RunRecord]) -> Iterator[str]:
 
 def _named(what: str, process: int, thread: int, value: str | int) -> str:
     args = {"sort_index": value} if what.endswith("sort_index") else {"name": value}
-    return _json({"ph": "M", "name": what, "pid": process, "tid": thread, "ts": 0, "args": args})
-
-
-def _json(event: Mapping[str, Any]) -> str:
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return json_line({"ph": "M", "name": what, "pid": process, "tid": thread, "ts": 0, "args": args})
 
 
 def _us(ns: int) -> str:
@@ -206,6 +202,6 @@ def _async(
     phase: str, process: int, request_id: str, name: str, at_ns: int, order: int, args: Mapping[str, Any]
 ) -> _Event:
     event = {"ph": phase, "cat": "request", "id": f"{process}/{request_id}", "name": name, "pid": process, "tid": 0}
-    text = _json(event)[:-1] + f',"ts":{_us(at_ns)},"args":{_json(args)}}}'
+    text = json_line(event)[:-1] + f',"ts":{_us(at_ns)},"args":{json_line(args)}}}'
     # Far below any bar's length: ends of what is inside, then of the request, then the request's begin, then its parts'.
     return _Event(at_ns, order - (1 << 60), text)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ground.json_file import json_line
 
 _HERE = Path(__file__).parent
 
@@ -30,5 +31,4 @@ def rendered(template: str, **values: Any) -> str:
 
 def embedded(data: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can be taken for a tag."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return json_line(data).replace("<", "\\u003c")

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ground.whole_file import write_whole
 from reports.metrics.labels import Unit, percent, written
 from reports.page.html_file import asset, rendered
 from reports.page.sweep_page import said
-from reports.record.out_folder import write_file
+from reports.record.errors import RecordError
 
 
 def write_plan_page(found: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
     """Write the page of a plan, as plan.json holds it; `names` are the settings that were varied. Raises RecordError."""
-    write_file(path, plan_page_html(found, names))
+    write_whole(path, plan_page_html(found, names), RecordError)
 
 
 def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:

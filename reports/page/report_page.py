@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
 from reports.compare.section import section
 from reports.compare.settings import compare_settings, notes
@@ -29,7 +30,7 @@ from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
 from reports.record.load import trace_of
-from reports.record.out_folder import PAGE_MARK, write_file
+from reports.record.out_folder import PAGE_MARK
 from reports.record.run_record import RunRecord
 from reports.record.schema import HOST_PHASES, MODES
 from reports.timeline.detail import timeline_detail
@@ -127,7 +128,7 @@ def write_report(
     text = page_html(report, title, command, comparison)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(records)} runs would be larger than 2 MB: compare fewer")
-    write_file(path, text)
+    write_whole(path, text, RecordError)
     return report
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ground.whole_file import write_whole
 from reports.metrics.labels import Metric, percent, written
 from reports.metrics.sweep_metrics import SWEEP_METRICS, compared
 from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
-from reports.record.out_folder import write_file
 
 Row = Mapping[str, Any]
 
@@ -54,7 +54,7 @@ def write_sweep_page(
     text = sweep_page_html(rows, manifest, command_of)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(rows)} points would be larger than 8 MB; results.csv has them all")
-    write_file(path, text)
+    write_whole(path, text, RecordError)
 
 
 def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of: Callable[[Row], str]) -> str:

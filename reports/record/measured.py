@@ -7,15 +7,14 @@ clock: ``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, i
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ground.json_file import read_json, read_json_lines
 from reports.record.errors import RecordError
-from reports.record.json_file import read_object
 from reports.record.run_record import RunRecord
 from reports.record.schema import ITERATION_COLUMNS
 
@@ -47,7 +46,7 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     Raises RecordError with file, line and field.
     """
     _check_folder(folder)
-    meta = read_object(folder / "meta.json")
+    meta = read_json(folder / "meta.json", RecordError)
     rows = _rows(folder / "requests.jsonl")
     queued, scheduled, first, last = (np.array([row[key] for row in rows], np.float64) for key in TIMES)
     start = queued.min()
@@ -157,22 +156,10 @@ def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: {error}") from error
     rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{path}: line {number}: {error}") from error
+    for number, row in read_json_lines(path, RecordError):
         for field in (*TIMES, "input_toks", "output_toks"):
-            value = row.get(field) if isinstance(row, dict) else None
+            value = row.get(field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 problem = "missing" if value is None else f"{value!r} is not a number of 0 or more"
                 raise RecordError(f"{path}: line {number}: {field}: {problem}")

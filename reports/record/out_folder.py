@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
+from ground.errors import InputError
+from ground.json_file import read_json
+from ground.whole_file import PARTIAL
 from reports.record.errors import RecordError
 from reports.record.schema import FORMAT, META_FILE, PAGE_FILE, RECORD_FILES, TRACE_FILE, TRACE_PARTIAL
 
 PAGE_MARK = b'<meta name="generator" content="workbench'
 """Stands near the top of every page we write: how we know one again."""
-
-_PARTIAL = ".partial"
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where a run is put together before it is renamed to `folder`: a hidden sibling, on the same file system."""
-    return folder.parent / f".{folder.name}{_PARTIAL}"
-
-
-def write_file(path: Path, text: str) -> None:
-    """Put a file where it belongs, all of it or nothing. Raises `RecordError`."""
-    partial = partial_folder(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as problem:
-        raise RecordError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 
 
 def prepare_out(folder: str | Path, force: bool = False) -> None:
@@ -80,10 +63,9 @@ def _is_run(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     try:
-        meta = json.loads((folder / META_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / META_FILE).get("format") == FORMAT
+    except InputError:
         return False
-    return isinstance(meta, dict) and meta.get("format") == FORMAT
 
 
 def _is_record_file(path: Path) -> bool:
@@ -98,7 +80,7 @@ def _is_page(path: Path) -> bool:
 
 
 def _is_leftover(path: Path) -> bool:
-    if not (path.name.startswith(".") and path.name.endswith(_PARTIAL) and path.is_dir() and not path.is_symlink()):
+    if not (path.name.startswith(".") and path.name.endswith(PARTIAL) and path.is_dir() and not path.is_symlink()):
         return False
     return all(_is_record_file(child) for child in path.iterdir())
 

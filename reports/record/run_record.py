@@ -6,7 +6,6 @@ was computed in which batch, events.csv (docs/run-record.md).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ground.json_file import json_text, read_json
+from ground.whole_file import partial_path
 from reports.record.csv_text import read_columns, write_columns
 from reports.record.errors import RecordError
 from reports.record.iteration_log import IterationLog
-from reports.record.out_folder import partial_folder, prepare_out
+from reports.record.out_folder import prepare_out
 from reports.record.schema import (
     DECISIONS_FILE,
     EVENT_COLUMNS,
@@ -146,7 +147,7 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         if name != DECISIONS_FILE:
             raise RecordError(f"{folder}: a run record holds no {name}")
     meta = _meta_bytes(record.meta, folder)
-    partial = partial_folder(folder)
+    partial = partial_path(folder)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -175,7 +176,7 @@ def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
 def _meta_bytes(meta: Mapping[str, Any], folder: Path) -> bytes:
     marked = {**meta, "format": FORMAT, "format_version": FORMAT_VERSION}
     try:
-        text = json.dumps(marked, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json_text(marked, sort_keys=True, strict=True)
     except (TypeError, ValueError) as problem:
         raise RecordError(f"{folder}: {META_FILE} cannot hold these settings: {problem}") from problem
     return (text + "\n").encode()
@@ -214,13 +215,8 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         raise RecordError(f"{folder}: no such folder")
     if not path.is_file():
         raise RecordError(f"{folder}: not a run: it holds no {META_FILE}{_hint(folder)}")
-    try:
-        meta = json.loads(path.read_bytes())
-    except json.JSONDecodeError as problem:
-        raise RecordError(f"{path}: line {problem.lineno}, column {problem.colno}: {problem.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as problem:
-        raise RecordError(f"{path}: cannot be read: {problem}") from None
-    if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
+    meta = read_json(path, RecordError)
+    if meta.pop("format", None) != FORMAT:
         raise RecordError(f"{path}: not the description of a workbench run")
     version = meta.pop("format_version", None)
     if version != FORMAT_VERSION:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ground.json_file import json_text
 from reports.metrics.cuts import cuts_of
 from reports.metrics.labels import Summaries, best_of, difference, percent, shown_metrics, values_of, written
-from reports.record.json_file import json_text
 from reports.verdict.verdict import Uses, verdict
 
 if TYPE_CHECKING:

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.json_file import read_json, write_json
 from reports.record.errors import RecordError
-from reports.record.json_file import read_object
-from workbench.calibrate.points import write_json
 from workbench.scheduler.batch import ModelWorkerBatch, NewRequest, PageWrite
 from workbench.scheduler.request import SamplingParams
 
@@ -161,13 +160,13 @@ def shape_file(folder: Path, shape: Shape, visit: int) -> Path:
 
 def write_shape(file: Path, shape: Shape, seconds: Mapping[str, float]) -> None:
     """Keep what a shape's operators took."""
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, {"shape": asdict(shape), "seconds": {name: round(value, 9) for name, value in seconds.items()}})
+    rounded = {name: round(value, 9) for name, value in seconds.items()}
+    write_json(file, {"shape": asdict(shape), "seconds": rounded}, RecordError)
 
 
 def read_shape(file: Path) -> tuple[Shape, dict[str, float]]:
     """What was kept. Raises RecordError."""
-    content = read_object(file)
+    content = read_json(file, RecordError)
     try:
         shape = Shape(**content["shape"])
         return shape, {str(name): float(value) for name, value in content["seconds"].items()}

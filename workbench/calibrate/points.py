@@ -8,7 +8,6 @@ which conditions. Nothing here runs a point: ``measure.py`` does, and ``benchmar
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import time
@@ -23,8 +22,9 @@ from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.cost.models.fitted import LEAST_STEPS, fit_steps, read_fitted, write_fitted
 from backends.simulated.hardware import gpu_names
 from backends.simulated.host_fit import fit_host
+from ground.json_file import json_line, read_json, write_json
+from ground.whole_file import write_whole
 from reports.record.errors import RecordError
-from reports.record.json_file import read_object
 from workbench.calibrate.fit import host_columns
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import Batching
@@ -148,7 +148,8 @@ def write_point(
     steps["ended"] = ended.tolist()
     exact = np.array([watched.steps[step] for step in columns["iteration"].tolist()]).reshape(-1, 2)
     steps["pairs"], steps["decode_context"] = exact[:, 0].tolist(), exact[:, 1].tolist()
-    write_json(file, {"point": point.name, "loop": loop, "measured_unix_s": round(time.time()), "steps": steps})
+    kept = {"point": point.name, "loop": loop, "measured_unix_s": round(time.time()), "steps": steps}
+    write_whole(file, json_line(kept), RecordError)
 
 
 # -- a folder of them ----------------------------------------------------------------------------------------------------
@@ -181,9 +182,9 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
     file = folder / CONDITIONS_FILE
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, measured)
+        write_json(file, measured, RecordError)
         return
-    before = read_object(file)
+    before = read_json(file, RecordError)
     for name, value in measured.items():
         if before.get(name) != value:
             raise RecordError(
@@ -194,7 +195,7 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
 
 def read_conditions(folder: Path) -> dict[str, Any]:
     """What the points of a folder were measured under. Raises RecordError."""
-    measured = read_object(folder / CONDITIONS_FILE)
+    measured = read_json(folder / CONDITIONS_FILE, RecordError)
     for name in ("model", "gpu", "dtype", "tp"):
         if name not in measured:
             raise RecordError(f"{folder / CONDITIONS_FILE}: {name}: missing")
@@ -267,7 +268,7 @@ def _usable(steps: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _read_steps(file: Path) -> dict[str, np.ndarray]:
-    steps: Any = read_object(file).get("steps")
+    steps: Any = read_json(file, RecordError).get("steps")
     names = (*COLUMNS, "seconds", "ended", "pairs", "decode_context")
     try:
         found = {name: np.array(steps[name], np.float64) for name in names}
@@ -276,10 +277,3 @@ def _read_steps(file: Path) -> dict[str, np.ndarray]:
     if len({len(values) for values in found.values()}) != 1:
         raise RecordError(f"{file}: steps: columns of different length")
     return found
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """All of it or nothing: a file that is there is whole."""
-    partial_file = file.with_name(f".{file.name}.partial")
-    partial_file.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial_file, file)

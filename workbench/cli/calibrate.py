@@ -69,7 +69,7 @@ def _calibrate(
     folder: Path | None, out: Path, force: bool, as_json: bool, backend: str, load_format: str, flags: dict[str, Any]
 ) -> None:
     from backends.simulated.cost.tables.own_profile import is_own
-    from reports.record.json_file import json_text
+    from ground.json_file import json_text
     from reports.record.run_record import RecordError, read_record
     from workbench.calibrate.fit import fit_record
     from workbench.calibrate.measure import wants_file

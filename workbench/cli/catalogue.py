@@ -27,7 +27,7 @@ def catalogue(
     with one_line_errors():
         from backends.simulated.hardware import gpu_names, load_gpu
         from backends.simulated.models import load_model, model_names
-        from reports.record.json_file import json_text
+        from ground.json_file import json_text
 
         if name is not None:
             found = _one(name)

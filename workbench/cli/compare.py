@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -61,8 +60,8 @@ def _compare(
     as_json: bool,
     reading: TraceReading,
 ) -> None:
+    from ground.json_file import json_text
     from reports.compare.comparison import compare as compare_records
-    from reports.record.json_file import json_text
     from reports.record.run_record import RecordError, read_record
     from reports.record.schema import DECISIONS_FILE
     from workbench.calibrate.budget import error_budget
@@ -98,15 +97,9 @@ def _write_page(path_a: Path, path_b: Path, found: Comparison, out: Path) -> Non
 
 
 def _decisions(path: Path) -> list[dict[str, Any]]:
-    from reports.record.run_record import RecordError
+    from ground.json_file import read_json_lines
 
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except (ValueError, RecursionError) as error:
-            raise RecordError(f"{path}: line {number}: {error}") from error
-    return lines
+    return [line for _, line in read_json_lines(path)]
 
 
 def _print(found: Comparison) -> None:

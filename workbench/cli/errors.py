@@ -8,20 +8,21 @@ from contextlib import contextmanager
 
 import typer
 
+from ground.errors import InputError
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn the project's own errors, and the system's about files, into ``error: ...`` and exit code 2."""
-    from reports.record.run_record import RecordError
-
     try:
         yield
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except (ValueError, RecordError) as error:  # every error of bad input here is one of the two
-        hint = getattr(error, "hint", "")
-        _fail(f"{error}; {hint}" if hint else str(error))
+    except InputError as error:
+        _fail(f"{error}; {error.hint}" if error.hint else str(error))
+    except ValueError as error:  # the scheduler's ConfigError, and what libraries raise over a value
+        _fail(str(error))
     except MemoryError as error:
         _fail(f"there is not enough memory for this: {error}" if str(error) else "there is not enough memory for this")
 

@@ -201,7 +201,7 @@ def _report(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    from reports.record.json_file import json_text
+    from ground.json_file import json_text
     from workbench.search.plan import answer, result, write_plan
 
     currency = shared.prices.currency if shared.prices is not None else ""

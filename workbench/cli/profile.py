@@ -28,7 +28,7 @@ def show(
 
     with one_line_errors():
         from backends.simulated.cost.tables.profiles import describe
-        from reports.record.json_file import json_text
+        from ground.json_file import json_text
 
         found = describe(path, model)
         if as_json:

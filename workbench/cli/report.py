@@ -122,7 +122,7 @@ def diff_config(
             names = told_apart([one, other]) if one.resolve() != other.resolve() else [str(one), str(other)]
         rows = differing_settings(metas)
         if as_json:
-            from reports.record.json_file import json_text
+            from ground.json_file import json_text
 
             print(json_text({name: dict(zip(names, texts, strict=True)) for name, texts in rows.items()}))
             return

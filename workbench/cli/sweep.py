@@ -248,8 +248,8 @@ def _report(
 ) -> None:
     from collections import Counter
 
+    from ground.json_file import json_text
     from reports.page.sweep_page import write_sweep_page
-    from reports.record.json_file import json_text
     from workbench.search.results import PAGE, RESULTS
     from workbench.search.sweep import best_rows, pareto_front
 

@@ -13,6 +13,7 @@ import httpx2
 import msgspec
 import numpy as np
 
+from ground.errors import InputError
 from reports.record.schema import ABORTED, FINISHED, REJECTED, UNFINISHED
 from workbench.clients.event_stream import DONE, Event, events
 
@@ -26,7 +27,7 @@ FAILURES = frozenset({"abort", "aborted", "cancelled", "canceled", "content_filt
 """Finish reasons of answers that did not get to their end."""
 
 
-class ServerRefused(ValueError):
+class ServerRefused(InputError):
     """The server cannot be used, in one line."""
 
 

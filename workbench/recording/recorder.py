@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import IO
 
 import numpy as np
 
+from ground.json_file import json_line
 from reports.record.run_record import IterationLog
 from reports.record.schema import CHUNK, FINISHED, RETRACTED
 from traces import TraceRequest
@@ -310,4 +310,4 @@ def decision_lines(newest: ScheduleBatch, kv_used_tokens: Sequence[int], instanc
     }
     for step, used in enumerate(kv_used_tokens, start=worker.step + 1 - len(kv_used_tokens)):
         line |= {"step": step, "kv_used_tokens": used}
-        yield json.dumps(line, separators=(",", ":")) + "\n"
+        yield json_line(line) + "\n"

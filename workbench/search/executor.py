@@ -24,11 +24,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
+from ground.errors import InputError
+
 Work = Callable[[Any], Any]
 """Takes a task, returns its result. Must be picklable for Ray, as must task and result."""
 
 
-class ExecutorError(ValueError):
+class ExecutorError(InputError):
     """An executor that cannot be used, in one line."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ground.errors import InputError
+from ground.json_file import json_text, read_json
+from ground.whole_file import write_whole
 from reports.metrics.cuts import cut_text
 from reports.page.plan_page import write_plan_page
-from reports.record.json_file import json_text
-from reports.record.out_folder import write_file
 from traces.reshape import reshape
 from workbench.cluster.resolve import resolve
 from workbench.search.executor import open_executor
@@ -29,7 +29,7 @@ FORMAT = "workbench plan"
 PLAN, PAGE = "plan.json", "plan.html"
 
 
-class PlanFolderError(ValueError):
+class PlanFolderError(InputError):
     """A folder that cannot be used for a plan, in one line."""
 
 
@@ -338,15 +338,15 @@ def prepare_plan_folder(folder: Path, force: bool) -> None:
 
 def _is_plan(path: Path) -> bool:
     try:
-        return json.loads(path.read_bytes()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return read_json(path).get("format") == FORMAT
+    except InputError:
         return False
 
 
 def write_plan(found: dict[str, Any], names: list[str], folder: Path) -> Path:
-    """Write plan.json and plan.html; returns the page's path. Raises RecordError."""
+    """Write plan.json and plan.html; returns the page's path. Raises InputError."""
     text = json_text({"format": FORMAT, **found}) + "\n"
-    write_file(folder / PLAN, text)
+    write_whole(folder / PLAN, text)
     write_plan_page(found, names, folder / PAGE)
     return folder / PAGE
 

@@ -6,13 +6,14 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from workbench.settings.loading import read_toml
+from ground.errors import InputError
+from ground.value_file import read_toml
 
 ENTRIES = ("currency", "source", "gpu_hour")
 """What a price table holds."""
 
 
-class PriceError(ValueError):
+class PriceError(InputError):
     """A price table that cannot be used, in one line that names the file and the entry."""
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
-import json
 import os
 import shutil
 import time
@@ -18,8 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ground.errors import InputError
+from ground.json_file import as_read_back, json_phrase, json_text, read_json
+from ground.whole_file import PARTIAL, write_whole
 from reports.metrics.sweep_metrics import SWEEP_METRICS
-from reports.record.json_file import read_object
 from reports.record.out_folder import PAGE_MARK
 from workbench.search.point import STATUSES, Outcome
 from workbench.search.space import Point
@@ -34,7 +35,7 @@ _MAY_CHANGE = frozenset({"trace.path", "trace.name", "command"})
 """Parts of a manifest that say where things are, not what."""
 
 
-class ResultsError(ValueError):
+class ResultsError(InputError):
     """A folder that cannot be used for a sweep, in one line."""
 
 
@@ -49,7 +50,7 @@ def columns() -> list[str]:
 
 def key_of(point: Point) -> str:
     """What tells points apart."""
-    return json.dumps(point, sort_keys=True)
+    return json_phrase(dict(sorted(point.items())))
 
 
 class Results:
@@ -68,7 +69,7 @@ class Results:
             _same_question(folder, self.manifest)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / MANIFEST, json.dumps(self.manifest, indent=2, sort_keys=True) + "\n")
+            write_whole(folder / MANIFEST, json_text(self.manifest, sort_keys=True) + "\n", ResultsError)
         self._file = (folder / RESULTS).open("ab", buffering=0)
         if not _locked(self._file.fileno()):
             self._file.close()
@@ -99,7 +100,8 @@ class Results:
         """Bring the file into the order of its points, now that all are there: the order in which they finished says
         nothing, and would make the same sweep two different files."""
         self.rows.sort(key=lambda row: row["point"])
-        _replace(self.folder / RESULTS, _csv([columns(), *([_text(row[n]) for n in columns()] for row in self.rows)]))
+        lines = _csv([columns(), *([_text(row[name]) for name in columns()] for row in self.rows)])
+        write_whole(self.folder / RESULTS, lines, ResultsError)
 
     def _write(self, lines: Sequence[Sequence[str]]) -> None:
         os.write(self._file.fileno(), _csv(lines).encode())
@@ -140,7 +142,7 @@ def _prepare(folder: Path, resume: bool, force: bool) -> bool:
     if not force:
         raise ResultsError(f"{folder}: holds a sweep; --resume goes on with it, --force replaces it")
     page = folder / PAGE
-    strangers = [name for name in entries if name not in ours and not name.startswith(".partial-")]
+    strangers = [name for name in entries if name not in ours and not _is_partial(name)]
     if page.exists() and PAGE_MARK not in page.read_bytes()[:1024]:
         strangers.append(PAGE)
     if strangers:
@@ -151,9 +153,14 @@ def _prepare(folder: Path, resume: bool, force: bool) -> bool:
     return False
 
 
+def _is_partial(name: str) -> bool:
+    """Tell what a killed sweep left of a file that it was writing; ``.partial-`` began the names of earlier versions'."""
+    return name.startswith(".partial-") or (name.startswith(".") and name.endswith(PARTIAL))
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    manifest = read_object(path, ResultsError)
+    manifest = read_json(path, ResultsError)
     if manifest.get("format") != FORMAT:
         raise ResultsError(f"{path}: not the description of a sweep")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -162,7 +169,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _same_question(folder: Path, asked: dict[str, Any]) -> None:
-    before, now = _flat(_manifest(folder)), _flat(json.loads(json.dumps(asked)))
+    before, now = _flat(_manifest(folder)), _flat(as_read_back(asked))
     for name in dict.fromkeys([*before, *now]):
         if before.get(name) != now.get(name) and name not in _MAY_CHANGE:
             raise ResultsError(
@@ -180,7 +187,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _said(value: Any) -> str:
-    text = "not set" if value is None else json.dumps(value)
+    text = "not set" if value is None else json_phrase(value)
     return text if len(text) <= 70 else text[:67] + "..."
 
 
@@ -236,9 +243,3 @@ def _csv(lines: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

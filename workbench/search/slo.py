@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ground.errors import InputError
 from reports.metrics.labels import Unit, written
 from reports.metrics.percentiles import weighted_percentile
 from reports.metrics.refused import is_refused
@@ -22,7 +23,7 @@ CHECKS = 50
 """How often in a trace's span of time a run is looked at for whether it still can keep its SLO."""
 
 
-class SloError(ValueError):
+class SloError(InputError):
     """An SLO that says nothing that can be kept or broken, in one line."""
 
 

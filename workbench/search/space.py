@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ground.errors import InputError
 from workbench.settings.loading import FORMER, SETTINGS
 
 Point = dict[str, Any]
@@ -25,7 +26,7 @@ _NOT_VARIED = {
 }
 
 
-class SpaceError(ValueError):
+class SpaceError(InputError):
     """A search space that makes no sense, in one line that names the setting."""
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 
 PRESETS = Path(__file__).parent / "engines.toml"
@@ -68,7 +68,7 @@ def engine_names() -> list[str]:
 
 @cache
 def _presets() -> dict[str, dict[str, Any]]:
-    return tomllib.loads(PRESETS.read_text())
+    return read_toml(PRESETS)
 
 
 def _sizes(most: int) -> list[int]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from backends.checkpoint.precision import Precision, named
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec, same_model
+from ground.errors import InputError
 
 
-class CostError(ValueError):
+class CostError(InputError):
     """A cost model that cannot be had, in one line."""
 
 

@@ -15,9 +15,10 @@ from backends.torch.layers import MLP, AnySource, Attention, Fp8Source, Mixture,
 from backends.torch.model_config import Fields, ModelConfig
 from backends.torch.parallel import Parallel
 from backends.torch.rotary import cos_sin_table
+from ground.errors import InputError
 
 
-class BadCheckpoint(ValueError):
+class BadCheckpoint(InputError):
     """The tensors of a checkpoint are not those that the model's configuration asks for."""
 
 

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ground.errors import InputError
 from workbench.serving.text.least_tokens import least_tokens_of
 from workbench.serving.text.text_stream import ByteStream, TextStream, WindowStream
 
 
-class TokenizerError(ValueError):
+class TokenizerError(InputError):
     """A tokenizer that cannot be used, in one line."""
 
 

@@ -10,7 +10,6 @@ never predicts that more work takes less time, also outside the range that the r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from backends.simulated.cost.models.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables.operator_tables import ProfileError, Provenance
 from backends.simulated.hardware import GPU
 from backends.simulated.models import ModelSpec
-from backends.simulated.value_file import read_json
+from ground.json_file import read_json, write_json
 from workbench.scheduler.batch import ModelWorkerBatch
 
 FORMAT = "workbench fitted costs"
@@ -186,8 +185,7 @@ def write_fitted(
     }
     if measured is not None:
         content["measured"] = dict(measured)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content, ProfileError)
 
 
 def read_fitted(path: Path) -> dict[str, Any]:

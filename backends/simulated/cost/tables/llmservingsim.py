@@ -23,7 +23,7 @@ from backends.simulated.cost.tables.operator_tables import (
     grid_from_points,
 )
 from backends.simulated.models import ModelSpec
-from backends.simulated.value_file import read_yaml
+from ground.value_file import read_yaml
 
 MICROSECOND = 1e-6
 MATRICES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")

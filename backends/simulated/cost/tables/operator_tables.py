@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.errors import InputError
+
 TILE_TOKENS = 16
 """Matrix kernels compute whole tiles of rows, so their time is a staircase. Where points are measured at least this
 densely, a count between two takes the time of the upper one; where they are sparser the staircase is not visible and
 the time is interpolated."""
 
 
-class ProfileError(ValueError):
+class ProfileError(InputError):
     """A profile that cannot be read or does not fit the run, in one line that names the file and the field."""
 
 

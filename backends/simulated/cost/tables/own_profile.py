@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from backends.simulated.cost.tables.operator_tables import (
     grid_from_points,
 )
 from backends.simulated.models import ModelSpec
-from backends.simulated.value_file import read_json
+from ground.json_file import read_json, write_json
 
 FORMAT = "workbench profile"
 FORMAT_VERSION = 1
@@ -172,6 +171,4 @@ def write_profile(path: Path, tp: int, meta: Mapping[str, Any], tables: Mapping[
             writer.writerow((*by, *optional, seconds))
             writer.writerows(listed)
     content = {**meta, "format": FORMAT, "format_version": FORMAT_VERSION}
-    (path / META_FILE).write_text(
-        json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_json(path / META_FILE, content, ProfileError, sort_keys=True)

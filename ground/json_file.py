@@ -1,0 +1,93 @@
+"""JSON as the project writes and reads it.
+
+Traces are read by ``traces.records``, a line at a time: they are large, and what other programs wrote is mended there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ground.errors import InputError
+from ground.value_file import fault, read_values
+from ground.whole_file import write_whole
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
+def json_text(value: Any, *, sort_keys: bool = False, strict: bool = False) -> str:
+    """Lay ``value`` out for people and programs. What is no number (NaN, infinity) does not exist in JSON: it becomes null.
+
+    Raises ``ValueError`` for it instead if ``strict``, and ``TypeError`` for what is no JSON at all.
+    """
+    kept = value if strict else _finite(value)
+    return json.dumps(kept, sort_keys=sort_keys, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def json_line(value: Any) -> str:
+    """Write ``value`` as short as possible, on one line whatever it holds: in ASCII, and without a line's end.
+
+    Raises ``ValueError`` for what is no number.
+    """
+    return _ENCODER.encode(value)
+
+
+def json_phrase(value: Any) -> str:
+    """Write ``value`` as it stands in a sentence or in the cell of a table."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def as_read_back(value: Any) -> Any:
+    """What a program finds that reads ``json_text(value)``: tuples are lists, and what is no number is None."""
+    return json.loads(json_text(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any, error: type[Exception] = InputError, *, sort_keys: bool = False) -> None:
+    """Write a file that is to be read back: all of it or nothing.
+
+    Raises ``error`` in one line for values that JSON does not have, and where the file cannot be written.
+    """
+    try:
+        text = json_text(value, sort_keys=sort_keys, strict=True)
+    except (TypeError, ValueError) as problem:
+        raise error(f"{path}: cannot hold these values: {problem}") from problem
+    write_whole(path, text + "\n", error)
+
+
+def read_json(path: Path, error: type[Exception] = InputError) -> dict[str, Any]:
+    """Read the object in a file. Raises ``error`` with one line."""
+    return read_values(path, error, json.loads, "a JSON object")  # of bytes, which may begin with a mark
+
+
+def read_json_lines(path: Path, error: type[Exception] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read (line number from 1, object) of each line of a file that holds one; empty lines are left out.
+
+    Raises ``error`` with one line.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as problem:
+        raise error(f"{path}: {problem.strerror}") from problem
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise error(f"{path}: line {number}, column {problem.colno}: {problem.msg}") from problem
+        except (ValueError, RecursionError) as problem:
+            raise error(f"{path}: line {number}: {fault(problem)}") from problem
+        if not isinstance(value, dict):
+            raise error(f"{path}: line {number}: not a JSON object")
+        yield number, value
