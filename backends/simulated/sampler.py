@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
@@ -19,7 +18,8 @@ class ScriptedSampler:
 
     def __init__(self, script: Callable[[str], tuple[int, np.ndarray]], rows: int) -> None:
         self._script = script
-        self._tokens = np.zeros((rows, 1024), np.int32)
+        # A row more than there are: steps past the end of the last request's output are inside, too.
+        self._tokens = np.zeros((rows + 1, 1024), np.int32)
         self._flat = self._tokens.reshape(-1)
         self._starts = np.zeros(rows, np.int64)
         """Where each row's output begins in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
@@ -37,33 +37,24 @@ class ScriptedSampler:
                 grown = np.zeros((len(self._tokens), 2 * len(tokens)), np.int32)
                 grown[:, : self._tokens.shape[1]] = self._tokens
                 self._tokens, self._flat = grown, grown.reshape(-1)
-                self._starts = np.arange(len(grown)) * grown.shape[1] - self._prompt_lens
+                self._starts = np.arange(len(self._starts)) * grown.shape[1] - self._prompt_lens
             self._tokens[row, : len(tokens)] = tokens
             self._prompt_lens[row] = prompt_len
             self._starts[row] = row * self._tokens.shape[1] - prompt_len
             self._epoch = -1
 
-    def sample(self, batch: ModelWorkerBatch) -> StepOutput:
-        """int32[n]: output number ``seq_len - prompt_len`` of each row."""
+    def sample(self, batch: ModelWorkerBatch, steps: int = 1) -> StepOutput:
+        """Output number ``seq_len - prompt_len`` of each row, int32[n]; of a decode batch and those that follow it while the
+        same requests decode, ``steps`` in all, int32[steps * n], step after step. Past a request's end it is anything."""
         at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens
+        if steps > 1:
+            at = (at + np.arange(steps)[:, None]).ravel()
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return StepOutput(self._flat[at])
-
-    def sample_ahead(self, batch: ModelWorkerBatch, steps: int) -> np.ndarray:
-        """int32[steps, n]: what a decode batch samples, and what the same requests do in the steps after it; past a
-        request's end, anything."""
-        at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens + _numbers(steps)
-        return self._flat.take(at, mode="clip")
 
     def _starts_of(self, epoch: int, rows: np.ndarray) -> np.ndarray:
         if epoch != self._epoch:
             self._epoch = epoch
             self._epoch_starts = self._starts[rows]
         return self._epoch_starts
-
-
-@cache
-def _numbers(count: int) -> np.ndarray:
-    """int64[count, 1]: 0, 1, 2, ..."""
-    return np.arange(count)[:, None]

@@ -134,7 +134,7 @@ class SkipAhead:
         least = max(LEAST_STEPS, others)
         if decided.steps < least:
             return processable_s
-        tokens = backend.sampler.sample_ahead(decided.oldest, decided.steps - others)
+        tokens = backend.sampler.sample(decided.oldest, decided.steps - others).tokens
         steps = decided.first_stop(tokens) + others
         if steps < least:
             return processable_s
@@ -159,7 +159,7 @@ class SkipAhead:
             outbox.send_at(decided.process_other(number, output), times.sent_s[number])
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
         kv_used_tokens = decided.kv_used_tokens(formed)
-        decided.take(tokens[: formed - others], formed)
+        decided.take(tokens, formed)
         in_flight = scheduler.state.in_flight
         newest = in_flight[-1]
         if formed > len(pending):

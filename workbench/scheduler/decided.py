@@ -96,12 +96,14 @@ class DecidedSteps:
         return [used + pages * size for pages in self._pages[:steps]]
 
     def first_stop(self, tokens: np.ndarray) -> int:
-        """Index of the first step whose ``tokens``, int[k, n], end a request, else k."""
-        return first_stopped(self._scheduler.state.slots[0].running.stop_ids, tokens)
+        """Index of the first step whose ``tokens``, int[k * n], step after step, end a request, else k."""
+        running = self._scheduler.state.slots[0].running
+        return first_stopped(running.stop_ids, tokens.reshape(-1, running.count))
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
         """Form ``steps`` batches and process as many: first ``others``, as has been done, then the oldest of the running
-        requests, those in flight first, whose samples are ``tokens``, int[k, n]. None of these may end a request.
+        requests, those in flight first. The samples of these are the first of ``tokens``, int[k * n], step after step, and
+        none may end a request.
 
         A loop keeps the batches in flight in variables of its own and goes on with them afterwards. So these objects stay,
         in their order, and each is made the batch that is then in its place.
@@ -109,7 +111,7 @@ class DecidedSteps:
         scheduler, others = self._scheduler, self.others
         state = scheduler.state
         slot, table, flight, launched = state.slots[0], state.table, state.in_flight, self._launched
-        running, processed = slot.running, len(tokens)
+        running, processed = slot.running, steps - len(others)
         # Where the tokens of batch after batch go, and before them those of the newest one formed so far.
         back = max(launched - 1, 0)
         token_at = running.token_at + np.arange(-back, steps + 1)[:, None]
@@ -122,7 +124,7 @@ class DecidedSteps:
         for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=first + processed):
             batch.worker = worker
             batch.token_at = token_at[ahead]
-        table.add_tokens(token_at[first : first + processed].ravel(), tokens.ravel())
+        table.add_tokens(token_at[first : first + processed].ravel(), tokens[: processed * running.count])
         # With one token a page, a row's pages and its tokens are numbered alike.
         one = state.config.page_size == 1
         page_at = token_at[back:-1].ravel() if one else running.page_places(steps)

@@ -59,18 +59,17 @@ class RooflineCost:
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds of GPU time of one stage."""
-        at = self._stages[stage]
-        if not batch.num_prefill and at.full_attention_only:
-            return self._fixed(at, batch.decode_tokens) + at.context_s * batch.context_tokens
-        return sum(self.explain(batch, stage).values())
+        decodes = self.decodes(batch, 1, stage) if not batch.num_prefill else None
+        return decodes[0] if decodes is not None else sum(self.explain(batch, stage).values())
 
-    def decodes(self, batch: ModelWorkerBatch, steps: int) -> list[float] | None:
-        at, requests = self._stages[0], batch.decode_tokens
+    def decodes(self, batch: ModelWorkerBatch, steps: int, stage: int = 0) -> list[float] | None:
+        """Seconds of a decode batch and of those that follow it while the same requests decode, ``steps`` in all. None where
+        attention has a window: what it reads is not known from the sum of the contexts."""
+        at, requests, tokens = self._stages[stage], batch.decode_tokens, batch.context_tokens
         if not at.full_attention_only:
             return None
         fixed, context_s = self._fixed(at, requests), at.context_s
-        first = batch.context_tokens
-        return [fixed + context_s * tokens for tokens in range(first, first + steps * requests, requests)]
+        return [fixed + context_s * context for context in range(tokens, tokens + steps * requests, requests)]
 
     def _fixed(self, at: _Stage, requests: int) -> float:
         """Seconds of a decode step, but for the contexts that attention reads."""
