@@ -157,7 +157,7 @@ class _Outbox:
                 if i not in silent:
                     run.outputs.setdefault(req.rid, []).append(int(result.output.tokens[i]))
         if result.first or result.ended:
-            run.ratios.append(run.scheduler.state.new_token_ratio)
+            run.ratios.append(run.scheduler.estimate.new_token_ratio)
         for req in result.first:
             assert req.rid not in run.first_s
             run.first_s[req.rid] = now
@@ -201,7 +201,7 @@ def simulate(
 
     def script(rid: str) -> tuple[int, np.ndarray]:
         # A session puts its tokens before a job's own.
-        return scheduler.state.by_id[rid].input_len, scripts[rid][1]
+        return scheduler.lifecycle.by_id[rid].input_len, scripts[rid][1]
 
     stages = stages or config.slots
     recipe = Recipe(loop=LoopSpec(loop, **(loop_options or {})), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,))  # type: ignore[arg-type]

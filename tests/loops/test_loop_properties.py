@@ -130,11 +130,13 @@ def check_the_end(jobs: list[Job], run: Run) -> None:
 
 def check_the_pools(run: Run) -> None:
     """Nothing is lost and nothing is held."""
-    state = run.scheduler.state
-    assert state.cache.available_pages == state.cache.pool.total
-    assert state.cache.tree.protected_pages == 0
-    assert state.table.free_rows == state.table.rows
-    assert not state.by_id and not state.waiting and not state.in_flight and state.chunked is None
+    scheduler = run.scheduler
+    kv = scheduler.kv
+    assert kv.available_pages == kv.pool.total
+    assert kv.cache.protected_pages == 0
+    assert kv.table.free_rows == kv.table.rows
+    assert not scheduler.lifecycle.by_id and not scheduler.queue.waiting and not scheduler.flights
+    assert scheduler.slots.chunked is None
 
 
 LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}], "pipeline": [None]}
@@ -202,10 +204,10 @@ def test_skipped_steps_are_the_same_as_going_one_by_one(loop):
 
 def left_behind(run: Run) -> tuple[object, ...]:
     """Everything that the past may change about the future: which page holds what, and what each request became."""
-    state = run.scheduler.state
-    nodes = [(node.pages.tolist(), node.key.tolist(), node.locks) for node in state.cache.tree.nodes()]
+    scheduler = run.scheduler
+    nodes = [(node.pages.tolist(), node.key.tolist(), node.locks) for node in scheduler.kv.cache.nodes()]
     reqs = [(rid, req.finish, req.output_len, req.cached_tokens, req.retractions) for rid, req in run.ended.items()]
-    return state.step, state.cache.pool.free_pages().tolist(), nodes, reqs
+    return scheduler.assembly.step, scheduler.kv.pool.free_pages().tolist(), nodes, reqs
 
 
 @thorough(70)

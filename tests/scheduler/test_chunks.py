@@ -50,7 +50,7 @@ def test_an_abort_in_the_middle_of_a_chunked_prompt_gives_everything_back(in_fli
         process(s, batch)
     s.receive([Abort("a")])
     s.check()
-    assert s.state.chunked is None
+    assert s.slots.chunked is None
     (ended,) = s.take_ended()
     assert ended.finish.status == "aborted:client" and ended.output_len == 0
     if in_flight:

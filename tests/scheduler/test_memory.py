@@ -52,7 +52,7 @@ def test_what_can_never_run_is_refused_at_once_with_a_reason(prompt, new, max_co
     s.receive([generate("a", prompt, new)])
     (ended,) = s.take_ended()
     assert ended.finish.status == f"rejected:{reason}"
-    assert not s.state.waiting and s.idle
+    assert not s.queue.waiting and s.idle
 
 
 @settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -84,7 +84,7 @@ def test_a_prompt_that_fills_the_pool_runs_if_the_context_leaves_it_one_token():
 def test_the_output_bound_is_cut_to_what_the_context_leaves():
     s = scheduler(max_context=50)
     s.receive([generate("a", words(0, 40), 4096)])
-    assert s.state.waiting[0].max_new == 50 - 40 - 1
+    assert s.queue.waiting[0].max_new == 50 - 40 - 1
 
 
 def test_a_duplicate_id_is_refused_and_the_first_one_goes_on():
@@ -107,8 +107,8 @@ def test_locking_a_prefix_takes_it_from_what_could_be_evicted_so_the_room_is_che
     # 20 free, 60 evictable, 3 expected of r: 18 more would fit if it were not the 60 that they build on.
     s.receive([generate("b", words(0, 75), 3)])
     assert rids(step(s)) == ["r"]
-    assert s.state.cache.tree.evictable_pages == 60
-    assert all(req.finish is None for req in s.state.waiting)
+    assert s.kv.cache.evictable_pages == 60
+    assert all(req.finish is None for req in s.queue.waiting)
 
 
 def test_the_one_that_has_written_least_is_retracted_and_of_equals_the_longest_prompt():
@@ -122,36 +122,36 @@ def test_the_one_that_has_written_least_is_retracted_and_of_equals_the_longest_p
     batch = step(s)
     assert [req.rid for req in batch.retracted] == ["b"]
     # The two that are left have written 70 each, and are expected to need 20 more each, of 200 in all.
-    assert s.state.new_token_ratio == pytest.approx((140 + 40) / 201)
-    assert s.state.waiting[0].rid == "b" and s.state.waiting[0].output_len == 70
-    assert len(s.state.waiting[0].tokens) == 12 + 70
+    assert s.estimate.new_token_ratio == pytest.approx((140 + 40) / 201)
+    assert s.queue.waiting[0].rid == "b" and s.queue.waiting[0].output_len == 70
+    assert len(s.queue.waiting[0].tokens) == 12 + 70
 
 
 def test_the_expectation_decays_with_every_decode_and_is_reset_when_idle():
     s = scheduler(max_context=2000, kv_tokens=2000)
-    assert s.state.new_token_ratio == pytest.approx(0.7)
+    assert s.estimate.new_token_ratio == pytest.approx(0.7)
     s.receive([generate("a", words(0, 10), 700)])
     step(s)
-    assert s.state.new_token_ratio == pytest.approx(0.7)  # a prefill is no decode
+    assert s.estimate.new_token_ratio == pytest.approx(0.7)  # a prefill is no decode
     for _ in range(100):
         step(s)
-    assert s.state.new_token_ratio == pytest.approx(0.7 - 100 * (0.7 - 0.7 * 0.14) / 600)
+    assert s.estimate.new_token_ratio == pytest.approx(0.7 - 100 * (0.7 - 0.7 * 0.14) / 600)
     for _ in range(550):
         step(s)
-    assert s.state.new_token_ratio == pytest.approx(0.7 * 0.14)
+    assert s.estimate.new_token_ratio == pytest.approx(0.7 * 0.14)
     finish_all(s)
-    assert s.state.new_token_ratio == pytest.approx(0.7)
+    assert s.estimate.new_token_ratio == pytest.approx(0.7)
 
 
 def test_the_expectation_starts_at_one_at_most():
-    assert scheduler(conservativeness=3.0).state.new_token_ratio == 1.0
+    assert scheduler(conservativeness=3.0).estimate.new_token_ratio == 1.0
 
 
 def test_the_tail_that_fills_no_page_is_freed_and_the_rest_is_cached():
     s = scheduler(page_size=16, kv_tokens=160)
     s.receive([generate("a", words(0, 40), 1)])
     step(s)
-    assert s.state.cache.tree.evictable_pages == 2 and s.state.cache.pool.free == 8
+    assert s.kv.cache.evictable_pages == 2 and s.kv.pool.free == 8
 
 
 # -- preemption by priority --------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def turn(rid: str, prompt: list[int], new: int, **more: object):
 
 
 def history(s: Scheduler, name: str = "chat") -> list[int]:
-    return s.state.sessions.tokens_of(name).tolist()
+    return s.sessions.tokens_of(name).tolist()
 
 
 def refused(s: Scheduler, message: object) -> str:
@@ -154,7 +154,7 @@ def test_a_request_goes_on_when_its_session_is_closed_and_says_nothing_to_a_new_
     assert {req.rid: req.finish.kind for batch in batches for req in batch.reqs} == {"a": "length", "b": "length"}
     s.receive([Stop("a", 1)])
     assert history(s) == [*words(50, 5), 7, 7]
-    assert list(s.state.sessions._by_last_rid) == ["b"], "what is closed is not kept"
+    assert list(s.sessions._by_last_rid) == ["b"], "what is closed is not kept"
 
 
 def test_opening_twice_closing_twice_and_opening_too_many_are_refused_in_one_line():
@@ -397,7 +397,7 @@ def test_every_session_has_exactly_what_its_finished_requests_said(loop, crowd):
     seen = {"busy": 0, "turns": 0, "stopped": 0} | ({"retractions": 0} if crowd else {})
 
     @given(st.data())
-    @thorough(100)
+    @thorough(130)
     def holds(data: st.DataObject) -> None:
         jobs = data.draw(some_turns(crowd))
         said: list[str | None] = []

@@ -51,7 +51,7 @@ def test_a_cache_that_is_off_never_matches_and_keeps_nothing():
         batch = step(s)
         assert extends(batch) == [40] and batch.reqs[0].cached_tokens == 0
         finish_all(s)
-        assert s.state.cache.pool.free == s.state.cache.pool.total
+        assert s.kv.pool.free == s.kv.pool.total
 
 
 @pytest.mark.parametrize(("evict", "gone"), [("lru", "b"), ("lfu", "c"), ("fifo", "a")])
@@ -64,7 +64,7 @@ def test_each_way_to_evict_forgets_another_prompt(evict, gone):
         step(s)
     s.receive([generate("new", words(300, 20), 1)])
     step(s)
-    kept = {n: s.state.cache.tree.match(np.array(p, np.int32), touch=False)[1] == 30 for n, p in prompts.items()}
+    kept = {n: s.kv.cache.tree.match(np.array(p, np.int32), touch=False)[1] == 30 for n, p in prompts.items()}
     assert [name for name, whole in kept.items() if not whole] == [gone]
 
 
@@ -75,7 +75,7 @@ def test_a_flush_forgets_what_nobody_uses_and_spares_what_is_in_use():
     step(s)
     s.receive([FlushCache()])
     s.check()
-    assert s.state.cache.tree.evictable_pages == 0 and s.state.cache.tree.protected_pages == 40
+    assert s.kv.cache.evictable_pages == 0 and s.kv.cache.protected_pages == 40
     s.receive([generate("c", words(0, 40), 1)])
     assert step(s).reqs[0].cached_tokens == 0
     finish_all(s)

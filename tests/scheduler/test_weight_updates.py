@@ -50,11 +50,10 @@ TAKEN = ["check", "write", None]
 
 def standing(s: Scheduler) -> tuple[Any, ...]:
     """Everything that an update takes away or keeps."""
-    state = s.state
-    nodes = [(node.pages.tolist(), node.key.tolist(), node.locks) for node in state.cache.tree.nodes()]
-    running = [([req.rid for req in slot.running.reqs], slot.running.lens.tolist()) for slot in state.slots]
-    held = [(req.rid, req.row, req.kv_len, req.tokens.tolist(), req.retractions) for req in state.by_id.values()]
-    return nodes, running, held, state.cache.pool.free_pages().tolist(), [req.rid for req in state.waiting]
+    nodes = [(node.pages.tolist(), node.key.tolist(), node.locks) for node in s.kv.cache.nodes()]
+    running = [([req.rid for req in slot.running.reqs], slot.running.lens.tolist()) for slot in s.slots]
+    held = [(req.rid, req.row, req.kv_len, req.tokens.tolist(), req.retractions) for req in s.lifecycle.by_id.values()]
+    return nodes, running, held, s.kv.pool.free_pages().tolist(), [req.rid for req in s.queue.waiting]
 
 
 # -- by hand -----------------------------------------------------------------------------------------------------------
@@ -69,13 +68,13 @@ def crowd() -> Scheduler:
     step(s)
     s.receive([generate("chunked", words(50, 20), 5), generate("waits", words(100, 8), 5)])
     step(s)
-    assert s.state.chunked is not None and s.state.cache.tree.evictable_pages
+    assert s.slots.chunked is not None and s.kv.cache.evictable_pages
     return s
 
 
 def test_everybody_computes_again_what_the_new_weights_would_have_computed_otherwise():
     s, weights = crowd(), Weights()
-    s.receive([weights.message(lambda: weights.done.append("write" if not list(s.state.cache.tree.nodes()) else "?"))])
+    s.receive([weights.message(lambda: weights.done.append("write" if not list(s.kv.cache.nodes()) else "?"))])
     assert weights.done == [], "nothing happens between batches that are not asked for"
     batch = form(s)
     assert weights.done == TAKEN
@@ -85,7 +84,7 @@ def test_everybody_computes_again_what_the_new_weights_would_have_computed_other
     assert [row.cached for row in batch.prefill] == [0, 0]
     process(s, batch)
     rest = finish_all(s)
-    assert s.state.cache.used_tokens == 0
+    assert s.kv.used_tokens == 0
     (waited,) = [row for batch in rest for row in batch.prefill if row.req.rid == "waits" and row.start == row.cached]
     assert waited.cached == 0, "a prefix of before the update was matched"
     assert [waited.req.output_len, waited.req.retractions] == [5, 0]
@@ -118,7 +117,7 @@ def test_a_request_that_ends_in_the_last_batch_before_an_update_leaves_nothing_t
     process(s, second)
     assert not s.idle, "the update waits"
     assert s.next_batch() is None and weights.done == TAKEN
-    assert s.idle and not list(s.state.cache.tree.nodes())
+    assert s.idle and not list(s.kv.cache.nodes())
     s.rest()
 
 
@@ -132,8 +131,8 @@ def test_each_slot_of_a_pipeline_is_emptied():
         process(s, batch)
     batch = form(s, 1)
     assert weights.done == TAKEN and rids(batch) == ["a"] and extends(batch) == [4]
-    assert s.state.running_count + len(s.state.waiting) + (s.state.chunked is not None) == 3
-    assert s.state.slots[0].running.count == 0
+    assert s.slots.running_count + len(s.queue.waiting) + (s.slots.chunked is not None) == 3
+    assert s.slots[0].running.count == 0
     process(s, batch)
     slot = 0
     while not s.idle:
@@ -296,7 +295,7 @@ def test_updates_at_any_moment_lose_nobody_and_no_token_is_computed_from_kv_of_o
 def check_versions(run: Run, written: list[int], page_size: int) -> None:
     """Follow every batch through a page table and a KV pool of our own: what a token attends to, the weights of now have
     computed. ``written``: how many batches had been formed when weights were written."""
-    table = run.scheduler.state.table
+    table = run.scheduler.kv.table
     pages = np.full((table.rows, table.page_width), -1)
     version_of = np.full((run.scheduler.config.pages, page_size), -1)
     for number, batch in enumerate(run.batches):

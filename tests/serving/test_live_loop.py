@@ -213,16 +213,16 @@ def test_a_cancelled_sequence_has_freed_its_kv_one_step_later(loop):
     world.ask(1, list(range(100)), max_new_tokens=800)
     world.ask(2, list(range(200, 240)), max_new_tokens=800)
     world.run(steps=30)
-    held = world.scheduler.state.cache.used_tokens
-    batches = world.scheduler.state.step
+    held = world.scheduler.kv.used_tokens
+    batches = world.scheduler.assembly.step
     world.tell(Cancel("r1", "disconnected"))
-    while 1 not in world.ended or world.scheduler.state.cache.used_tokens > held - 100:
+    while 1 not in world.ended or world.scheduler.kv.used_tokens > held - 100:
         world.run(steps=1)
-    assert world.scheduler.state.step - batches <= 2, "the batch in flight, and the one formed while it is"
+    assert world.scheduler.assembly.step - batches <= 2, "the batch in flight, and the one formed while it is"
     assert (world.ended[1].kind, world.ended[1].detail) == ("aborted", "disconnected")
     world.tell(Cancel("r2", "client"))
     world.run()
-    assert world.scheduler.state.cache.used_tokens == 0
+    assert world.scheduler.kv.used_tokens == 0
 
 
 @pytest.mark.parametrize("loop", LOOP_NAMES)
@@ -292,11 +292,11 @@ def test_controls_are_answered_after_they_are_done_and_shutdown_ends_the_loop():
     world = World()
     world.ask(1, [1] * 50, max_new_tokens=2)
     world.run()
-    assert world.scheduler.state.cache.tree.evictable_pages > 0
+    assert world.scheduler.kv.cache.evictable_pages > 0
     world.tell(Control(7, "flush_cache"))
     world.run(steps=2)
     assert [decode_to_http(data) for data in world.http.queue] == [Done(7)]
-    assert world.scheduler.state.cache.tree.evictable_pages == 0
+    assert world.scheduler.kv.cache.evictable_pages == 0
     world.tell(Control(8, "pause"))
     world.ask(2, [1], max_new_tokens=2)
     world.run(steps=5)

@@ -16,5 +16,5 @@ def take_in(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox
 
 def report_ended(scheduler: Scheduler, outbox: Outbox) -> None:
     """Report requests that ended without a batch being processed."""
-    if scheduler.state.ended:
+    if scheduler.lifecycle.ended:
         outbox.send(StepResult(None, None, ended=scheduler.take_ended()))

@@ -37,13 +37,13 @@ class DecidedSteps:
         self.others = others
         """The oldest batches in flight, whose requests are not the running ones: a prefill, or one that holds a request that
         has ended since. They have to be processed (:meth:`process_other`) before anything is taken."""
-        self._launched = len(scheduler.state.in_flight) - len(others)
+        self._launched = len(scheduler.flights) - len(others)
         """Batches in flight of the running requests."""
 
     @property
     def oldest(self) -> ModelWorkerBatch:
         """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
-        flight = self._scheduler.state.in_flight
+        flight = self._scheduler.flights.batches
         return flight[len(self.others)].worker if self._launched else self.batch(0)
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
@@ -53,21 +53,21 @@ class DecidedSteps:
 
     def process_other(self, number: int, output: StepOutput) -> StepResult:
         """Process the oldest batch in flight, which is ``others[number]``. Its ``output`` may end no request."""
-        scheduler, state = self._scheduler, self._scheduler.state
+        scheduler = self._scheduler
         if number:  # a batch was formed between the last one and this one
-            scheduler.composer.repeated(state.slots[0], 1)
+            scheduler.batching.repeated(scheduler.slots[0], 1)
         result = scheduler.process(self.others[number], output)
         if not number:
-            state.insert_computed()
+            scheduler.flights.share_computed()
         return result
 
     def batch(self, ahead: int) -> ModelWorkerBatch:
         """The batch that will be formed after the next ``ahead`` ones, without its pages."""
-        state = self._scheduler.state
-        running, table = state.slots[0].running, state.table
+        scheduler, kv = self._scheduler, self._scheduler.kv
+        running, table = scheduler.slots[0].running, kv.table
         count = running.count
         return ModelWorkerBatch(
-            state.step + ahead,
+            scheduler.assembly.step + ahead,
             "decode",
             running.rows,
             running.epoch,
@@ -84,20 +84,20 @@ class DecidedSteps:
             None,
             None,
             (),
-            state.cache.used_tokens + self._pages[ahead] * state.config.page_size,
-            len(state.waiting),
+            kv.used_tokens + self._pages[ahead] * kv.page_size,
+            len(scheduler.queue),
             table.rows - table.free_rows,
         )
 
     def kv_used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
-        state = self._scheduler.state
-        used, size = state.cache.used_tokens, state.config.page_size
+        kv = self._scheduler.kv
+        used, size = kv.used_tokens, kv.page_size
         return [used + pages * size for pages in self._pages[:steps]]
 
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k * n], step after step, end a request, else k."""
-        running = self._scheduler.state.slots[0].running
+        running = self._scheduler.slots[0].running
         return first_stopped(running.stop_ids, tokens.reshape(-1, running.count))
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
@@ -109,8 +109,8 @@ class DecidedSteps:
         in their order, and each is made the batch that is then in its place.
         """
         scheduler, others = self._scheduler, self.others
-        state = scheduler.state
-        slot, table, flight, launched = state.slots[0], state.table, state.in_flight, self._launched
+        kv, flight, launched = scheduler.kv, scheduler.flights.batches, self._launched
+        slot, table = scheduler.slots[0], kv.table
         running, processed = slot.running, steps - len(others)
         # Where the tokens of batch after batch go, and before them those of the newest one formed so far.
         back = max(launched - 1, 0)
@@ -126,14 +126,14 @@ class DecidedSteps:
             batch.token_at = token_at[ahead]
         table.add_tokens(token_at[first : first + processed].ravel(), tokens[: processed * running.count])
         # With one token a page, a row's pages and its tokens are numbered alike.
-        one = state.config.page_size == 1
+        one = kv.page_size == 1
         page_at = token_at[back:-1].ravel() if one else running.page_places(steps)
-        table.add_pages(page_at, state.cache.allocate_steps(self._page_needs[:steps]))
+        table.add_pages(page_at, kv.allocate_steps(self._page_needs[:steps]))
         running.lens, running.token_at = workers[-1].seq_lens, token_at[-1]
         running.context_tokens += steps * running.count
         running.steps_to_stop -= steps
-        scheduler.composer.repeated(slot, steps - max(len(others) - 1, 0))
-        state.step += steps
+        scheduler.batching.repeated(slot, steps - max(len(others) - 1, 0))
+        scheduler.assembly.step += steps
 
 
 def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
@@ -143,27 +143,27 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
     oldest ones may be others if nobody waits for what their end may set free; all but the first must hold on to nothing,
     for batches are formed between their ends.
     """
-    state = scheduler.state
-    slot = state.slots[0]
-    running, cache = slot.running, state.cache
-    if len(state.slots) > 1 or scheduler.held or scheduler.has_deadlines or not state.in_flight:
+    slots, queue, flights, lifecycle = scheduler.slots, scheduler.queue, scheduler.flights, scheduler.lifecycle
+    slot = slots[0]
+    running = slot.running
+    if len(slots) > 1 or scheduler.held or queue.has_deadlines or not flights:
         return None
-    if state.chunked is not None or state.ended or state.retracted:
+    if slots.chunked is not None or lifecycle.ended or lifecycle.retracted:
         return None
-    if state.waiting and not slot.full:
+    if queue.waiting and not slot.full:
         return None
     others: list[ScheduleBatch] = []
-    for number, batch in enumerate(state.in_flight):
+    for number, batch in enumerate(flights):
         if batch.worker.epoch != running.epoch:
-            if state.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
+            if queue.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
                 return None
             others.append(batch)
-    if state.computed and not others:
+    if flights.computed and not others:
         return None
     steps = min(most, MOST_STEPS, running.steps_to_stop - 1)
     if steps < 1:
         return None
     needs = running.page_needs(steps)
     pages = list(accumulate(needs))
-    enough = bisect_right(pages, cache.available_pages)
+    enough = bisect_right(pages, scheduler.kv.available_pages)
     return DecidedSteps(scheduler, needs[:enough], pages[:enough], others) if enough else None

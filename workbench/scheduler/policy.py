@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.scheduler.config import ConfigError
-from workbench.scheduler.kv.cache import CacheManager
-from workbench.scheduler.kv.radix import Node
+from workbench.scheduler.kv.node import Node
+from workbench.scheduler.kv.prefix_cache import PrefixCache
 from workbench.scheduler.request import Req
 
 PREFIX_LIMIT = 128
@@ -24,7 +24,7 @@ PREFIX_LIMIT = 128
 class PolicyView:
     """What a policy may look at beside the requests."""
 
-    cache: CacheManager
+    cache: PrefixCache
     now_s: float
     rng: random.Random
     """Seeded by the scheduler: a policy that draws from it is reproducible."""
@@ -43,7 +43,7 @@ class LongestPrefixMatch(Policy):
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
             return waiting
-        return sorted(waiting, key=lambda req: -view.cache.measure(req)[1])
+        return sorted(waiting, key=lambda req: -view.cache.measure(req).device)
 
 
 class DepthFirstWeight(Policy):
@@ -56,7 +56,7 @@ class DepthFirstWeight(Policy):
         weight: dict[Node | None, int] = {}
         below: dict[Node | None, list[Node]] = {}
         for req in waiting:
-            node, _ = view.cache.measure(req)
+            node = view.cache.measure(req).node
             at.setdefault(node, []).append(req)
             while node is not None:
                 if node not in weight and node.parent is not None:
@@ -91,7 +91,7 @@ class ShortestPromptFirst(Policy):
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
             return sorted(waiting, key=lambda req: len(req.tokens))
-        return sorted(waiting, key=lambda req: len(req.tokens) - view.cache.measure(req)[1])
+        return sorted(waiting, key=lambda req: len(req.tokens) - view.cache.measure(req).device)
 
 
 class EarliestDeadlineFirst(Policy):

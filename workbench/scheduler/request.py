@@ -1,15 +1,13 @@
-"""A request and how it is sampled."""
+"""A request, how it is sampled, and the conversation it may be a turn of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from workbench.scheduler.kv.radix import Node
-    from workbench.scheduler.sessions import Session
+from workbench.scheduler.kv.node import Node
 
 DEFAULT_MAX_NEW_TOKENS = 4096
 """The output bound where nobody says one."""
@@ -61,6 +59,23 @@ class Finish:
     def status(self) -> str:
         """The word of the run record: ``finished``, or ``aborted``/``rejected`` and why."""
         return "finished" if self.kind in ("length", "stop") else f"{self.kind}:{self.detail}"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One conversation."""
+
+    name: str
+    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32: prompt and output of its last request that finished."""
+    turns: int = 0
+    """Requests of it that have finished."""
+    busy: bool = False
+    """A request of it is waiting or running."""
+    last_rid: str = ""
+    """The last request that finished."""
+    last_input_len: int = 0
+    """Tokens of that one's prompt."""
 
 
 @dataclass(slots=True, eq=False)

@@ -64,6 +64,11 @@ class ScheduleBatch:
         self.release_rows: Sequence[int] = ()
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
+    def samples(self, index: int) -> bool:
+        """Whether a row gets a token of this batch."""
+        unsampled = self.worker.unsampled
+        return unsampled is None or index not in unsampled
+
     def stand_for(self, reqs: list[Req], stop_ids: StopIds) -> None:
         """Become a decode of other requests, after being processed. ``worker`` and ``token_at`` are still to be set."""
         self.reqs, self.stop_ids = reqs, stop_ids

@@ -12,14 +12,15 @@ import numpy as np
 
 from workbench.scheduler import messages
 from workbench.scheduler.batch import StepOutput
+from workbench.scheduler.batches.assembly import Assembly
+from workbench.scheduler.batches.batching import BATCHINGS
 from workbench.scheduler.capacity import Capacity
-from workbench.scheduler.compose import COMPOSERS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
-from workbench.scheduler.policy import POLICIES, load_policy
+from workbench.scheduler.parts import parts_for
+from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.state import SchedulerState, remove_from
 from workbench.scheduler.stops import stopped
 
 
@@ -49,18 +50,21 @@ class Scheduler:
         self.config = self._first = config
         self.eos_token_ids = eos_token_ids
         self.capacity = Capacity.of(config)
-        self.state = SchedulerState(config, clock)
-        self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
+        parts = self._parts = parts_for(config, clock)
+        self.kv, self.slots, self.queue, self.flights = parts.kv, parts.slots, parts.queue, parts.flights
+        self.lifecycle, self.estimate = parts.lifecycle, parts.estimate
+        self.sessions = parts.lifecycle.sessions
+        self.assembly = Assembly(parts)
+        self.batching = BATCHINGS[config.batching](config, parts, self.assembly)
         self.paused = False
         self.held = False
         """No batch is formed: it is paused, or an update of the weights waits for those in flight."""
         self._updates: deque[messages.UpdateWeights] = deque()
         # Bound once: every look at a single-dispatch method makes a new function.
         self._handler = self._handle
+        self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
-        self._queue_deadlines: deque[Req] = deque()
-        self._deadlines: deque[Req] = deque()
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -68,8 +72,9 @@ class Scheduler:
         """Handle messages in order, then timeouts. Raises TypeError for a message of an unknown type."""
         for message in inbox:
             self._handler(message)
-        if self._queue_deadlines or self._deadlines:
-            self._time_out()
+        if self._times_out and self.queue.has_deadlines:
+            for req, why in self.queue.timed_out():
+                self.lifecycle.cut(req, Finish("aborted", why))
 
     @singledispatchmethod
     def _handle(self, message: object) -> None:
@@ -77,11 +82,11 @@ class Scheduler:
 
     @_handle.register
     def _(self, message: messages.Generate) -> None:
-        config, state = self.config, self.state
+        config = self.config
         params, prompt = message.params, message.prompt
         session = fault = None
         if message.session:
-            session, prompt, fault = state.sessions.place(message)
+            session, prompt, fault = self.sessions.place(message)
         stop_ids = () if params.ignore_eos else self.eos_token_ids
         if params.stop_token_ids and not params.ignore_eos:
             # Tokens are int32: an id beyond that is never sampled, and would not fit the arrays of stop ids.
@@ -106,7 +111,7 @@ class Scheduler:
         reason = None
         if fault is not None:
             reason = fault
-        elif message.rid in state.by_id:
+        elif message.rid in self.lifecycle.by_id:
             reason = "duplicate_id"
         elif not len(prompt):
             reason = "empty_prompt"
@@ -115,43 +120,37 @@ class Scheduler:
         else:
             reason = self.capacity.rejection(len(prompt), params.max_new_tokens)
         if reason is not None:
-            req.finish = Finish("rejected", reason)
-            state.ended.append(req)
+            self.lifecycle.reject(req, reason)
             return
-        if session is not None:
-            session.busy = True
-        state.by_id[req.rid] = req
-        state.enqueue(req)
-        if config.queue_timeout is not None:
-            self._queue_deadlines.append(req)
-        if config.request_timeout is not None:
-            self._deadlines.append(req)
+        self.lifecycle.accept(req)
+        if config.preempt_threshold is not None:
+            self.slots.reopen()  # it may get in where those who waited could not
 
     @_handle.register
     def _(self, message: messages.Abort) -> None:
-        req = self.state.by_id.get(message.rid)
+        req = self.lifecycle.by_id.get(message.rid)
         if req is not None:
-            self._cut(req, Finish("aborted", message.why))
+            self.lifecycle.cut(req, Finish("aborted", message.why))
 
     @_handle.register
     def _(self, message: messages.Stop) -> None:
-        req = self.state.by_id.get(message.rid)
+        req = self.lifecycle.by_id.get(message.rid)
         if req is not None:
-            self._cut(req, Finish("stop"))
+            self.lifecycle.cut(req, Finish("stop"))
         if message.output_tokens is not None:
-            self.state.sessions.cut(message.rid, message.output_tokens)
+            self.sessions.cut(message.rid, message.output_tokens)
 
     @_handle.register
     def _(self, message: messages.OpenSession) -> None:
-        message.tell(self.state.sessions.open(message.session))
+        message.tell(self.sessions.open(message.session))
 
     @_handle.register
     def _(self, message: messages.CloseSession) -> None:
-        message.tell(self.state.sessions.close(message.session))
+        message.tell(self.sessions.close(message.session))
 
     @_handle.register
     def _(self, message: messages.FlushCache) -> None:
-        self.state.cache.flush()
+        self.kv.flush()
 
     @_handle.register
     def _(self, message: messages.Pause) -> None:
@@ -177,10 +176,7 @@ class Scheduler:
         except ConfigError as error:
             message.tell(str(error))
             return
-        if config.policy != self.config.policy:
-            self.composer = COMPOSERS[config.batching](self.state, load_policy(config.policy))
-        self.config = config
-        self.state.take_config(config)
+        self._take(config)
         message.tell(None)
 
     @_handle.register
@@ -199,63 +195,42 @@ class Scheduler:
 
     def snapshot(self) -> dict[str, Any]:
         """How the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
-        state, size = self.state, self.config.page_size
+        kv = self.kv
         return {
             "paused": self.paused,
-            "step": state.step,
-            "waiting": len(state.waiting),
-            "running": state.running_count,
-            "prefilling": int(state.chunked is not None),
-            "batches_in_flight": len(state.in_flight),
-            "sessions": len(state.sessions),
-            "kv_tokens": self.config.pages * size,
-            "kv_used_tokens": state.cache.used_tokens,
-            "kv_cached_tokens": state.cache.tree.evictable_pages * size,
-            "new_token_ratio": round(state.new_token_ratio, 6),
+            "step": self.assembly.step,
+            "waiting": len(self.queue),
+            "running": self.slots.running_count,
+            "prefilling": int(self.slots.chunked is not None),
+            "batches_in_flight": len(self.flights),
+            "sessions": len(self.sessions),
+            "kv_tokens": self.config.pages * kv.page_size,
+            "kv_used_tokens": kv.used_tokens,
+            "kv_cached_tokens": kv.cached_tokens,
+            "new_token_ratio": round(self.estimate.new_token_ratio, 6),
             "settings": {name: getattr(self.config, name) for name in CHANGEABLE},
         }
 
-    def _cut(self, req: Req, finish: Finish) -> None:
-        """End a request between batches, wherever it is."""
-        state = self.state
-        if req.row < 0:
-            remove_from(state.waiting, [req])
-            state.end(req, finish)
-        else:
-            running = state.slots[req.slot].running
-            index = place_of(req, running.reqs)
-            if index is not None:
-                running.remove([index])
-            if req is state.chunked:
-                state.chunked = None
-            else:
-                # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
-                req.output_len = req.output_at(req.kv_len) - state.samples_in_flight(req)
-            state.end(req, finish, req.kv_len, req.kv_len)
-        state.ended.append(req)
-
-    def _time_out(self) -> None:
-        now = self.state.clock()
-        for queue, limit_s, why, unscheduled_only in (
-            (self._queue_deadlines, self.config.queue_timeout, "queue_timeout", True),
-            (self._deadlines, self.config.request_timeout, "request_timeout", False),
-        ):
-            while queue and (queue[0].finish is not None or now - queue[0].arrival_s >= (limit_s or 0.0)):
-                req = queue.popleft()
-                if req.finish is None and not (unscheduled_only and req.scheduled):
-                    self._cut(req, Finish("aborted", why))
+    def _take(self, config: SchedulerConfig) -> None:
+        """Go on under other settings (:meth:`SchedulerConfig.changed`): whoever was turned away is looked at again."""
+        self.queue.take_config(config)
+        self.batching = BATCHINGS[config.batching](config, self._parts, self.assembly)
+        if config.conservativeness != self.config.conservativeness:
+            self.estimate.scale(config.conservativeness)
+        self.config = config
+        self.slots.reopen()
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
     def next_batch(self, slot: int = 0) -> ScheduleBatch | None:
         """Form the next batch of a slot, or None when it has nothing to run."""
-        state = self.state
         if self.held and not self._let_go():
             return None
-        if state.computed:
-            state.insert_computed()
-        batch = self.composer.compose(state.slots[slot])
-        if batch is not None or state.in_flight or self.idle:
+        flights = self.flights
+        if flights.computed:
+            flights.share_computed()
+        batch = self.batching.form(self.slots[slot])
+        if batch is not None or flights.batches or self.idle:
             self._fruitless = 0
         else:
             # Ending or retracting a request may take a step of its own; more in a row would be for ever.
@@ -265,7 +240,7 @@ class Scheduler:
 
     def _let_go(self) -> bool:
         """Do the updates that wait, if nothing is in flight; whether batches may be formed now."""
-        if self._updates and not self.state.in_flight:
+        if self._updates and not self.flights:
             while self._updates:
                 self._update(self._updates.popleft())
             self.held = self.paused
@@ -277,7 +252,7 @@ class Scheduler:
         except ValueError as error:
             message.tell(str(error))
             return
-        self.state.forget_kv()
+        self.lifecycle.forget_kv()
         message.write()
         message.tell(None)
 
@@ -287,21 +262,20 @@ class Scheduler:
         Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
         flight reads it.
         """
-        state = self.state
-        assert state.in_flight[0] is batch, "batches are processed in the order in which they were formed"
-        state.in_flight.popleft()
+        self.flights.land(batch)
+        table = self.kv.table
         tokens, unsampled = output.tokens, batch.worker.unsampled
         hits = stopped(batch.stop_ids, tokens)
         if unsampled is None:
-            state.table.add_tokens(batch.token_at, tokens)
+            table.add_tokens(batch.token_at, tokens)
         else:
             sampled = np.ones(len(tokens), bool)
             sampled[unsampled] = False
-            state.table.add_tokens(batch.token_at[sampled], tokens[sampled])
+            table.add_tokens(batch.token_at[sampled], tokens[sampled])
             hits = [i for i in hits if sampled[i]]
         result = StepResult(batch, output)
         if batch.late:
-            self._give_late_tokens(batch, tokens)
+            self.flights.give_late(batch, tokens)
         for row in batch.prefill:
             req = row.req
             if row.samples and req.output_len == 0 and req.finish is None:
@@ -309,30 +283,14 @@ class Scheduler:
                 result.first = [*result.first, req]
         if batch.length_stops or hits:
             self._finish(batch, hits, result)
-        if batch.release:
-            for req, valid, held in batch.release:
-                state.give_back(req, valid, held)
-        if batch.release_rows:
-            for row_index in batch.release_rows:
-                state.table.give_row(row_index)
-            state.memory_freed()
-        if state.ended:
+        if batch.release or batch.release_rows:
+            self.flights.give_back(batch)
+        if self.lifecycle.ended:
             result.ended = [*result.ended, *self.take_ended()]
         return result
 
-    def _give_late_tokens(self, batch: ScheduleBatch, tokens: np.ndarray) -> None:
-        """A request retracted while this batch was in flight waits in the queue: its token joins what it re-prefills."""
-        for index, req in (batch.late or {}).items():
-            req.pending_token = False
-            if req.finish is None:
-                req.tokens = np.append(req.tokens, np.int32(tokens[index]))
-                output_len = len(req.tokens) - req.input_len
-                # A first token is left at zero for `process` to announce it like anyone's.
-                req.output_len = output_len if output_len > 1 else 0
-
     def _finish(self, batch: ScheduleBatch, hits: Sequence[int], result: StepResult) -> None:
-        state = self.state
-        running = state.slots[batch.slot].running
+        running = self.slots[batch.slot].running
         ending: dict[int, Finish] = {i: Finish("length") for i in batch.length_stops}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
@@ -344,7 +302,7 @@ class Scheduler:
                 continue
             done.append((i, req))
             if req.row < 0:
-                remove_from(state.waiting, [req])
+                self.queue.remove([req])
                 continue
             index = place_of(req, running.reqs)
             if index is not None:
@@ -354,64 +312,31 @@ class Scheduler:
         for i, req in done:
             valid = int(batch.worker.seq_lens[i])
             req.output_len = req.output_at(valid)
-            state.end(req, ending[i], valid, req.kv_len)
+            self.lifecycle.end(req, ending[i], valid, req.kv_len)
         result.ended = [req for _, req in done]
 
     def take_ended(self) -> list[Req]:
         """Requests that ended outside the processing of a batch, since the last call."""
-        ended, self.state.ended = self.state.ended, []
-        return ended
-
-    @property
-    def has_deadlines(self) -> bool:
-        """Some request may time out."""
-        return bool(self._queue_deadlines or self._deadlines)
+        return self.lifecycle.take_ended()
 
     # -- at rest -----------------------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
         """Nothing to do before a message comes."""
-        state = self.state
-        if state.in_flight or state.chunked is not None:
+        if self.flights.batches or (self.queue.waiting and not self.paused) or self._updates:
             return False
-        return (
-            (self.paused or not state.waiting)
-            and not any(slot.running.count for slot in state.slots)
-            and not self._updates
-        )
+        return self.slots.empty
 
     def rest(self) -> None:
         """Called when idle: nothing may be lost by now, and expectations start afresh."""
-        state = self.state
-        state.insert_computed()
+        self.flights.share_computed()
         if not self.paused:
-            assert state.cache.available_pages == state.cache.pool.total, "KV pages are missing at rest"
-            assert state.table.free_rows == state.table.rows, "table rows are missing at rest"
-        state.reset_ratio()
+            self.kv.check_rest()
+        self.estimate.reset()
 
     def check(self) -> None:
         """Assert that every page has exactly one owner. For tests: it walks everything."""
-        state = self.state
-        size = self.config.page_size
-        owners = [state.cache.pool.free_pages()]
-        owners += [node.pages for node in state.cache.tree.nodes()]
-        holders: list[tuple[Req, int]] = []
-        for slot in state.slots:
-            holders += [(req, int(n)) for req, n in zip(slot.running.reqs, slot.running.lens, strict=True)]
-        if state.chunked is not None:
-            holders.append((state.chunked, state.chunked.kv_len))
-        seen = {id(req) for req, _ in holders}
-        for batch in state.in_flight:
-            holders += [(req, held) for req, _, held in batch.release]
-            seen |= {id(req) for req, _, _ in batch.release}
-            for i in batch.length_stops:
-                if id(batch.reqs[i]) not in seen and batch.reqs[i].finish is None and batch.reqs[i].row >= 0:
-                    holders.append((batch.reqs[i], int(batch.worker.seq_lens[i])))
-        for req, held in holders:
-            owners.append(state.table.pages(req.row, req.shared_pages, -(-held // size)))
-        pages = np.concatenate(owners)
-        assert len(pages) == state.cache.pool.total, f"{len(pages)} of {state.cache.pool.total} pages have an owner"
-        assert len(np.unique(pages)) == len(pages), "a page has two owners"
-        unlocked = sum(len(node.pages) for node in state.cache.tree.nodes() if not node.locks)
-        assert unlocked == state.cache.tree.evictable_pages, "evictable pages are miscounted"
+        held = self.slots.holders()
+        running = {id(req) for req, _ in held}
+        self.kv.check([*held, *(one for one in self.flights.holders() if id(one[0]) not in running)])

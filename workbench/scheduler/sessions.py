@@ -6,34 +6,15 @@ the turn before has left there. A session holds no KV and locks none; what was e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.messages import Generate
-from workbench.scheduler.request import Req
+from workbench.scheduler.request import Req, Session
 
 MAX_SESSIONS = 4096
 """Sessions that may be open at a time, so that clients which never close theirs cannot eat memory without end: an open one
 holds 4 bytes a token, a context of them at most."""
-
-
-@dataclass(slots=True, eq=False)
-class Session:
-    """One conversation."""
-
-    name: str
-    tokens: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """int32: prompt and output of its last request that finished."""
-    turns: int = 0
-    """Requests of it that have finished."""
-    busy: bool = False
-    """A request of it is waiting or running."""
-    last_rid: str = ""
-    """The last request that finished."""
-    last_input_len: int = 0
-    """Tokens of that one's prompt."""
 
 
 class Sessions:

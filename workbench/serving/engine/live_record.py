@@ -48,7 +48,7 @@ class LiveRecord:
         self._built = built
         self._folder = settings.record
         self._recorder = Recorder(now_s)
-        self._outbox = RecordingOutbox(self._recorder, scheduler.state.table.rows, on_end=lambda request_id: None)
+        self._outbox = RecordingOutbox(self._recorder, scheduler.kv.table.rows, on_end=lambda request_id: None)
         self._tokens = RequestTokens(scheduler)
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
         self._arrivals: dict[str, tuple[int, TraceRequest]] = {}
@@ -206,7 +206,7 @@ class RequestTokens:
     another before the next batch is formed, or with the request itself if it had lost its row."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._table = scheduler.state.table
+        self._table = scheduler.kv.table
         self._row_of: dict[str, int] = {}
 
     def scheduled(self, batch: ScheduleBatch) -> None:

@@ -187,7 +187,7 @@ class LiveOutbox:
         self._streams: dict[str, int] = {}
         self._logprobs: dict[int, int] = {}
         """By stream, how many alternatives were asked for."""
-        self._stream_of_row = np.zeros(scheduler.state.table.rows, np.int64)
+        self._stream_of_row = np.zeros(scheduler.kv.table.rows, np.int64)
         self._epoch = -1
         self._epoch_streams = b""
         """Of the rows of the batches of ``_epoch``."""

@@ -60,8 +60,7 @@ class Vitals:
             self._phase_s[i] += spent
 
     def beat(self) -> Beat:
-        state = self._scheduler.state
-        cache = state.cache
+        scheduler = self._scheduler
         receive, schedule, launch, process = self._phase_s
         now_s, worked_s = time.monotonic(), self._worked_s()
         if worked_s != self._worked_before_s:
@@ -73,12 +72,12 @@ class Vitals:
             self._heard_s(),
             self.progress_s,
             self.pending,
-            self._scheduler.paused,
-            len(state.waiting),
-            state.running_count + (state.chunked is not None),
-            cache.used_tokens,
-            cache.tree.evictable_pages * cache.page_size,
-            all(slot.full for slot in state.slots),
+            scheduler.paused,
+            len(scheduler.queue),
+            scheduler.slots.running_count + (scheduler.slots.chunked is not None),
+            scheduler.kv.used_tokens,
+            scheduler.kv.cached_tokens,
+            all(slot.full for slot in scheduler.slots),
             self.iterations,
             self.prompt_tokens,
             self.cached_prompt_tokens,

@@ -1,0 +1,1 @@
+"""Batches: two ways to choose one, and the assembly that both share."""

@@ -1,0 +1,153 @@
+"""Assembly: what was chosen becomes arrays, the running set moves on, and the batch is in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
+from workbench.scheduler.parts import Parts
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
+from workbench.scheduler.slots import Slot
+from workbench.scheduler.stops import StopIds, chosen, stacked, stop_ids_of
+
+
+class Assembly:
+    """Makes the batches of all slots, numbered in order."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.step = 0
+        """Number of the next batch."""
+        self._kv, self._slots, self._queue = parts.kv, parts.slots, parts.queue
+        self._flights, self._lifecycle = parts.flights, parts.lifecycle
+
+    def prefill(
+        self, slot: Slot, prefill: list[PrefillRow], decodes: bool, needing: np.ndarray | None
+    ) -> ScheduleBatch:
+        """A batch with prompts in it: advance the running set if it ``decodes`` beside them, ``needing`` pages as
+        :meth:`RunningSet.needing_page` has it, and add those whose prompt is complete to it."""
+        running = slot.running
+        rows = seq_lens = query_lens = token_at = page_rows = pages = None
+        decode_stops: StopIds = None
+        reqs: list[Req] = []
+        stops: Sequence[int] = ()
+        decode_tokens = context_tokens = 0
+        if decodes:
+            rows, reqs, decode_tokens, decode_stops = running.rows, running.reqs, running.count, running.stop_ids
+            query_lens = running.query_lens
+            page_rows = rows if needing is None else rows[needing]
+            pages = self._kv.allocate(len(page_rows))
+            stops = running.advance(needing, pages)
+            seq_lens, token_at, context_tokens = running.lens, running.token_at, running.context_tokens
+            if stops:
+                running.remove(stops)
+        unsampled = None
+        left = 0
+        mode: Mode = "mixed" if decodes else "prefill"
+        new_reqs = [row.req for row in prefill]
+        width = self._kv.table.width
+        numbers = [
+            (req.row, row.end, req.end_len, req.row * width + row.end, row.end - row.start)
+            for req, row in zip(new_reqs, prefill, strict=True)
+        ]
+        # One array for all of them: each of its own would cost as much.
+        new_rows, new_lens, new_ends, new_at, new_queries = np.array(numbers, np.int64).T.copy()
+        if rows is None or seq_lens is None or query_lens is None or token_at is None:
+            rows, seq_lens, query_lens, token_at = new_rows, new_lens, new_queries, new_at
+        else:
+            rows, seq_lens = np.concatenate((new_rows, rows)), np.concatenate((new_lens, seq_lens))
+            query_lens, token_at = np.concatenate((new_queries, query_lens)), np.concatenate((new_at, token_at))
+        reqs = [*new_reqs, *reqs]
+        prefill_stops = stop_ids_of(new_reqs)
+        stop_ids = stacked(prefill_stops, decode_stops, len(prefill), decode_tokens)
+        context_tokens += sum(row.end for row in prefill)
+        prefill_tokens = sum(row.end - row.start for row in prefill)
+        inputs = [row.req.tokens[row.start : row.end] for row in prefill]
+        input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
+        new_requests = tuple(
+            NewRequest(row.req.row, row.req.rid, row.req.input_len, row.req.tokens, row.req.params)
+            for row in prefill
+            if row.start == row.cached
+        )
+        if self._slots.chunked is not None:
+            left = len(self._slots.chunked.tokens) - self._slots.chunked.kv_len
+        if not all(row.samples for row in prefill):
+            unsampled = np.array([i for i, row in enumerate(prefill) if not row.samples], np.int64)
+        done = [row.req.kv_len == row.req.end_len for row in prefill]
+        stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
+        joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]
+        if joining:
+            # Nearly always all of them do, and a slice is the quicker index.
+            at = slice(len(prefill)) if len(joining) == len(prefill) else joining
+            joined, stop_ids_at = [new_reqs[i] for i in joining], chosen(prefill_stops, at)
+            running.add(joined, new_rows[at], new_lens[at], new_ends[at], new_at[at], stop_ids_at)
+        worker = ModelWorkerBatch(
+            self.step,
+            mode,
+            rows,
+            next(self._slots.epochs),
+            seq_lens,
+            query_lens,
+            len(prefill),
+            len(rows) - (0 if unsampled is None else len(unsampled)),
+            prefill_tokens,
+            decode_tokens,
+            context_tokens,
+            input_ids,
+            unsampled,
+            new_requests,
+            page_rows,
+            pages,
+            self._kv.table.take_writes(),
+            self._kv.used_tokens,
+            len(self._queue.waiting),
+            self._kv.table.rows - self._kv.table.free_rows,
+            left,
+        )
+        self.step += 1
+        retracted = self._lifecycle.take_retracted()
+        batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, retracted, token_at, stop_ids)
+        self._flights.launch(batch)
+        return batch
+
+    def decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
+        """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs."""
+        running = slot.running
+        kv, table = self._kv, self._kv.table
+        rows, reqs, count, stop_ids = running.rows, running.reqs, running.count, running.stop_ids
+        epoch, query_lens = running.epoch, running.query_lens
+        page_rows = rows if needing is None else rows[needing]
+        pages = kv.allocate(count if needing is None else len(page_rows))
+        stops = running.advance(needing, pages)
+        # Positional: keywords would double the cost.
+        worker = ModelWorkerBatch(
+            self.step,
+            "decode",
+            rows,
+            epoch,
+            running.lens,
+            query_lens,
+            0,
+            count,
+            0,
+            count,
+            running.context_tokens,
+            None,
+            None,
+            (),
+            page_rows,
+            pages,
+            table.take_writes(),
+            kv.used_tokens,
+            len(self._queue.waiting),
+            table.rows - len(table.free),
+        )
+        retracted = self._lifecycle.take_retracted() if self._lifecycle.retracted else ()
+        batch = ScheduleBatch(worker, reqs, slot.index, (), stops, retracted, running.token_at, stop_ids)
+        if stops:
+            running.remove(stops)
+        self.step += 1
+        self._flights.launch(batch)
+        return batch

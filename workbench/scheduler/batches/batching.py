@@ -1,0 +1,32 @@
+"""What decides what a slot runs next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from workbench.scheduler.batches.assembly import Assembly
+from workbench.scheduler.batches.mixed import DecodeFirstMixed
+from workbench.scheduler.batches.prefill_first import PrefillFirst
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.parts import Parts
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.slots import Slot
+
+
+class Batching(Protocol):
+    """Decides what a slot runs next."""
+
+    def form(self, slot: Slot) -> ScheduleBatch | None:
+        """The next batch of a slot; None when it has nothing to run, or must wait."""
+        ...
+
+    def repeated(self, slot: Slot, steps: int) -> None:
+        """Note that ``steps`` decode batches like the last have been formed without asking."""
+        ...
+
+
+BATCHINGS: dict[str, Callable[[SchedulerConfig, Parts, Assembly], Batching]] = {
+    "prefill-first": PrefillFirst,
+    "mixed": DecodeFirstMixed,
+}

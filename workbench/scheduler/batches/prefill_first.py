@@ -1,0 +1,136 @@
+"""SGLang's way: prefill whenever admission allows, else decode."""
+
+from __future__ import annotations
+
+from workbench.scheduler.admission import Admission
+from workbench.scheduler.batches.assembly import Assembly
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.estimate import most_output
+from workbench.scheduler.parts import Parts
+from workbench.scheduler.preemption import Preemption
+from workbench.scheduler.request import Req
+from workbench.scheduler.retraction import Retraction
+from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
+from workbench.scheduler.slots import Slot
+
+
+class PrefillFirst:
+    """Batches of prompts alone, or with the running requests beside them (``mixed_chunk``), and batches of decodes."""
+
+    def __init__(self, config: SchedulerConfig, parts: Parts, assembly: Assembly) -> None:
+        self._config = config
+        self._kv, self._slots, self._queue, self._lifecycle = parts.kv, parts.slots, parts.queue, parts.lifecycle
+        self._estimate = parts.estimate
+        self._parts = parts
+        self._admission = Admission(config, parts)
+        self._preemption = Preemption(config, parts)
+        self._retraction = Retraction(parts, newest_first=False)
+        self._assembly = assembly
+
+    def form(self, slot: Slot) -> ScheduleBatch | None:
+        running = slot.running
+        if self._slots.chunked is not None or (self._queue.waiting and not slot.full):
+            streak = self._config.max_prefill_streak
+            starved = streak is not None and slot.prefill_streak >= streak
+            if not (starved and running.count):
+                batch = self._prefill(slot)
+                if batch is not None:
+                    return batch
+        if not running.count:
+            return None
+        needing = running.needing_page()
+        if (running.count if needing is None else len(needing)) > self._kv.available_pages:
+            before = len(self._lifecycle.retracted)
+            ready, needing = self._retraction.make_room(slot)
+            if not ready:
+                return None
+            if len(self._lifecycle.retracted) == before:
+                self._estimate.decay()
+        else:
+            self._estimate.decay()
+        slot.prefill_streak = 0
+        return self._assembly.decode(slot, needing)
+
+    def repeated(self, slot: Slot, steps: int) -> None:
+        slot.prefill_streak = 0
+        self._estimate.decay(steps)
+
+    def _prefill(self, slot: Slot) -> ScheduleBatch | None:
+        running = slot.running
+        # Decodes join only if each could take a page without anyone being retracted for it.
+        joins = self._config.mixed_chunk and 0 < running.count <= self._kv.available_pages
+        budget = _Budget(self._config, self._parts, self._preemption, slot, running.count if joins else 0)
+        rows = self._admission.form(slot, budget)
+        if not rows:
+            return None
+        slot.prefill_streak = 0 if joins else slot.prefill_streak + 1
+        return self._assembly.prefill(slot, rows, joins, running.needing_page() if joins else None)
+
+
+class _Budget:
+    """What is left of a batch's budgets: KV, prompt tokens, chunk. ``decode_rows`` decodes share them."""
+
+    spent = False
+
+    def __init__(
+        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, decode_rows: int
+    ) -> None:
+        self._config = config
+        self._kv = parts.kv
+        self._parts = parts
+        self._preemption = preemption
+        self._slot = slot
+        # A decode takes a token of the budgets, and in the worst case a page of the pool.
+        self._held_pages = decode_rows
+        self._prompt = config.max_prefill_tokens - decode_rows
+        self._chunk = None if config.chunk is None else max(config.chunk - decode_rows, 0)
+        self._reserved = self._expected()
+
+    def chunk_end(self, req: Req) -> int:
+        kv, size = self._kv, self._kv.page_size
+        end = len(req.tokens)
+        if self._chunk is not None:
+            end = min(end, req.kv_len + self._config.chunk_at(req.kv_len, self._chunk))
+        end = min(end, (kv.pages_for(req.kv_len) + kv.available_pages - self._held_pages) * size)
+        if end < len(req.tokens):
+            end = end // size * size
+        elif self._slot.running.count >= self._config.max_running_per_slot:
+            return req.kv_len  # its last chunk must land in a slot with room: another one has it
+        return max(end, req.kv_len)
+
+    def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
+        kv = self._kv
+        extend = len(req.tokens) - cached
+        need = kv.pages_for(extend + most_output(req)) * kv.page_size
+        enough = alone or need < self._total()
+        return enough and kv.pages_for(extend) <= kv.available_pages - self._held_pages
+
+    def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
+        extend = len(req.tokens) - cached
+        if extend > self._prompt and not first:
+            return cached
+        if self._chunk is not None:
+            chunk = self._config.chunk_at(cached, self._chunk)
+            if extend > chunk:
+                return cached + chunk // self._kv.page_size * self._kv.page_size
+        return len(req.tokens)
+
+    def spend(self, row: PrefillRow) -> None:
+        tokens = row.end - row.start
+        self._prompt -= tokens
+        if self._chunk is not None:
+            self._chunk -= tokens
+        if row.last:
+            self._reserved += most_output(row.req)
+
+    def make_room(self, req: Req) -> bool:
+        made = self._preemption.make_room(req, self._slot, self._total())
+        self._reserved = self._expected()
+        return made
+
+    def _total(self) -> int:
+        """KV that a new request may count on, in tokens."""
+        return (self._kv.available_pages - self._held_pages) * self._kv.page_size - self._reserved
+
+    def _expected(self) -> int:
+        return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)

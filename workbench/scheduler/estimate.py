@@ -1,0 +1,67 @@
+"""How much of their output bound the running requests are expected to use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from workbench.scheduler.request import Req
+from workbench.scheduler.running import RunningSet
+
+OUTPUT_ESTIMATE_LIMIT = 4096
+"""Admission expects no request to write more than this many tokens, whatever its bound."""
+RETRACT_LOOKAHEAD = 20
+"""Decode steps that the estimate after a retraction should last for."""
+RATIO_DECAY_STEPS = 600
+_LIMIT = np.array(OUTPUT_ESTIMATE_LIMIT)
+
+
+class OutputEstimate:
+    """``new_token_ratio``: the share of what requests may still write that admission sets KV aside for.
+
+    It falls in equal steps with every decode step without a retraction, jumps with a retraction, and starts afresh at rest.
+    """
+
+    def __init__(self, conservativeness: float) -> None:
+        self.new_token_ratio = 0.0
+        self.scale(conservativeness)
+
+    def scale(self, conservativeness: float) -> None:
+        """Start afresh under another ``conservativeness``, the factor on what it starts from."""
+        self.conservativeness = conservativeness
+        self._least = 0.14 * self.initial
+        self._step = (self.initial - self._least) / RATIO_DECAY_STEPS
+        self.reset()
+
+    @property
+    def initial(self) -> float:
+        return min(0.7 * self.conservativeness, 1.0)
+
+    def reset(self) -> None:
+        self.new_token_ratio = self.initial
+
+    def decay(self, steps: int = 1) -> None:
+        """After decode steps without retraction: fall in equal steps towards 14 % of the initial value."""
+        for _ in range(steps):
+            if self.new_token_ratio == self._least:
+                return
+            self.new_token_ratio = max(self.new_token_ratio - self._step, self._least)
+
+    def retracted(self, running: RunningSet) -> None:
+        """After a retraction: expect of the requests that are left what they have shown, plus a few steps."""
+        bound = sum(req.max_new for req in running.reqs)
+        generated = bound - int(running.remaining.sum())
+        ratio = (generated + RETRACT_LOOKAHEAD * running.count) / (bound + 1)
+        self.new_token_ratio = min(1.0, ratio)
+
+    def reserved_tokens(self, running: Iterable[RunningSet]) -> int:
+        """KV that the running requests are expected to need yet."""
+        expected = sum(sum(np.minimum(one.remaining, _LIMIT).tolist()) for one in running if one.count)
+        return math.ceil(expected * self.new_token_ratio)
+
+
+def most_output(req: Req) -> int:
+    """Tokens admission expects a request still to write, at most."""
+    return min(req.max_new - req.output_len, OUTPUT_ESTIMATE_LIMIT)

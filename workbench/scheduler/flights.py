@@ -1,0 +1,144 @@
+"""Batches in flight: formed and not yet processed, and what becomes of their requests in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from workbench.scheduler.kv.memory import KVMemory
+from workbench.scheduler.request import Req
+from workbench.scheduler.running import place_of
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.slots import Slots
+
+
+class Flights:
+    """Batches in flight, oldest first, and what is put off until they land.
+
+    A batch reads the rows of its requests until it has been processed, so a row is free only then. Pages are free at once:
+    whoever gets them writes in a later batch of the same stream.
+    """
+
+    def __init__(self, kv: KVMemory, slots: Slots) -> None:
+        self.batches: deque[ScheduleBatch] = deque()
+        self._kv = kv
+        self._slots = slots
+        self.computed: Sequence[Req] = ()
+        """Prompts of the last batch, which are still to be shared."""
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[ScheduleBatch]:
+        return iter(self.batches)
+
+    # -- launch ------------------------------------------------------------------------------------------------------
+
+    def launch(self, batch: ScheduleBatch) -> None:
+        """Note a batch that has just been formed."""
+        self.batches.append(batch)
+        if batch.prefill:
+            self.computed = [row.req for row in batch.prefill]
+
+    def share_computed(self) -> None:
+        """Put the prompts of the last prefill into the prefix cache: the batch that computes them has been launched, and
+        batches run in order."""
+        for req in self.computed:
+            if req.finish is None and req.row >= 0:
+                self._kv.cache.insert(req)
+        self.computed = ()
+
+    # -- in flight ---------------------------------------------------------------------------------------------------
+
+    def of(self, req: Req) -> list[tuple[ScheduleBatch, int]]:
+        """Every batch in flight that holds a request, oldest first, and its index there."""
+        return [(batch, index) for batch in self.batches if (index := place_of(req, batch.reqs)) is not None]
+
+    def hold(self, req: Req) -> bool:
+        """Whether some batch in flight holds a request."""
+        return any(place_of(req, batch.reqs) is not None for batch in self.batches)
+
+    def samples(self, req: Req) -> int:
+        """Tokens that batches in flight have yet to deliver to a request."""
+        return sum(batch.samples(index) for batch, index in self.of(req))
+
+    @property
+    def rows_coming(self) -> int:
+        """Table rows that are free once everything has landed."""
+        return sum(len(batch.release) + len(batch.release_rows) for batch in self.batches)
+
+    def retract(self, req: Req) -> None:
+        """Give back the row of a request whose pages are gone already, once no batch reads it. The samples that batches in
+        flight still bring reach it in the queue."""
+        flights = self.of(req)
+        for batch, index in flights:
+            if batch.samples(index):
+                req.pending_token = True
+                batch.late = {**(batch.late or {}), index: req}
+        if flights:
+            newest = flights[-1][0]
+            newest.release_rows = [*newest.release_rows, req.row]
+        else:
+            self._kv.table.give_row(req.row)
+        req.row = -1
+
+    def release(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
+        """Give back the row and the pages of a request that has ended, once no batch reads them, and drop what batches in
+        flight still bring it. ``valid_tokens`` of its KV are worth keeping; its pages cover ``held_tokens``."""
+        flights = self.of(req)
+        for batch, index in flights:
+            batch.dropped = {*(batch.dropped or ()), index}
+        if flights:
+            newest = flights[-1][0]
+            newest.release = [*newest.release, (req, valid_tokens, held_tokens)]
+        else:
+            self._give_back(req, valid_tokens, held_tokens)
+
+    # -- landing -----------------------------------------------------------------------------------------------------
+
+    def land(self, batch: ScheduleBatch) -> None:
+        """Take out the oldest batch, which must be this one, to be processed."""
+        assert self.batches[0] is batch, "batches are processed in the order in which they were formed"
+        self.batches.popleft()
+
+    def give_late(self, batch: ScheduleBatch, tokens: np.ndarray) -> None:
+        """Hand the samples int[n] of a batch to those who were retracted while it was in flight and wait in the queue: they
+        join what is prefilled again."""
+        for index, req in (batch.late or {}).items():
+            req.pending_token = bool(self.samples(req))
+            if req.finish is None:
+                req.tokens = np.append(req.tokens, np.int32(tokens[index]))
+                output_len = len(req.tokens) - req.input_len
+                # A first token is left at zero, to be announced like anyone's.
+                req.output_len = output_len if output_len > 1 else 0
+
+    def give_back(self, batch: ScheduleBatch) -> None:
+        """Give back what waited for a batch to be processed."""
+        for req, valid_tokens, held_tokens in batch.release:
+            self._give_back(req, valid_tokens, held_tokens)
+        if batch.release_rows:
+            for row in batch.release_rows:
+                self._kv.table.give_row(row)
+            self._slots.reopen()
+
+    def _give_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
+        self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)
+        self._kv.table.give_row(req.row)
+        req.row = -1
+        self._slots.reopen()
+
+    # -- checks ------------------------------------------------------------------------------------------------------
+
+    def holders(self) -> list[tuple[Req, int]]:
+        """Every request that holds pages only until a batch has been processed, and the tokens that they cover: it has
+        ended, or reaches its output bound with that batch."""
+        held = [(req, tokens) for batch in self.batches for req, _, tokens in batch.release]
+        seen = {id(req) for req, _ in held}
+        for batch in self.batches:
+            for i in batch.length_stops:
+                req = batch.reqs[i]
+                if id(req) not in seen and req.finish is None and req.row >= 0:
+                    held.append((req, int(batch.worker.seq_lens[i])))
+        return held

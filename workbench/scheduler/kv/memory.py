@@ -1,0 +1,94 @@
+"""KV memory: who owns which page, the free pool, the prefix cache, or a request."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+
+import numpy as np
+
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.kv.no_cache import NoCache
+from workbench.scheduler.kv.page_table import TableManager
+from workbench.scheduler.kv.pool import PagePool
+from workbench.scheduler.kv.prefix_cache import PrefixCache
+from workbench.scheduler.kv.radix_cache import RadixCache
+from workbench.scheduler.request import Req
+
+
+class KVMemory:
+    """The page pool, the table of who has which page, and the prefix cache over both."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        size = config.page_size
+        self.page_size = size
+        self.pool = PagePool(config.pages)
+        self.table = TableManager(config.max_running_per_slot * config.slots, config.max_context, size)
+        self.cache: PrefixCache = (
+            RadixCache(self.pool, self.table, size, config.evict)
+            if config.cache == "radix"
+            else NoCache(self.pool, self.table, size)
+        )
+
+    @property
+    def available_pages(self) -> int:
+        """Free pages and those that eviction could free."""
+        return self.pool.free + self.cache.evictable_pages
+
+    @property
+    def used_tokens(self) -> int:
+        """KV capacity that requests hold: neither free nor merely cached."""
+        return (self.pool.total - self.pool.free - self.cache.evictable_pages) * self.page_size
+
+    @property
+    def cached_tokens(self) -> int:
+        """KV capacity of what the prefix cache keeps for nobody in particular."""
+        return self.cache.evictable_pages * self.page_size
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def allocate(self, count: int) -> np.ndarray:
+        """int32[count] pages, evicting what is needed. The caller has made sure that ``count <= available_pages``."""
+        pool = self.pool
+        if count > pool.free:
+            self.cache.evict(count - pool.free)
+        return pool.take(count)
+
+    def allocate_steps(self, counts: list[int]) -> np.ndarray:
+        """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
+        taken: list[np.ndarray] = []
+        totals = list(accumulate(counts, initial=0))
+        first = 0
+        while first < len(counts):
+            # As many steps as there are free pages for.
+            last = bisect_right(totals, totals[first] + self.pool.free) - 1
+            if last == first:  # the first one has to evict
+                taken.append(self.allocate(counts[first]))
+                first += 1
+                continue
+            taken.append(self.pool.take(totals[last] - totals[first]))
+            first = last
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
+
+    def flush(self) -> None:
+        """Free every page that no request has locked."""
+        self.cache.evict(self.cache.evictable_pages)
+
+    def check_rest(self) -> None:
+        """Assert that nobody holds anything."""
+        assert self.available_pages == self.pool.total, "KV pages are missing at rest"
+        assert self.table.free_rows == self.table.rows, "table rows are missing at rest"
+
+    def check(self, holders: Iterable[tuple[Req, int]]) -> None:
+        """Assert that every page has exactly one owner, given the requests that have a row and how many tokens their pages
+        cover. It walks everything."""
+        owners = [self.pool.free_pages()]
+        owners += [node.pages for node in self.cache.nodes()]
+        owners += [self.table.pages(req.row, req.shared_pages, self.pages_for(held)) for req, held in holders]
+        pages = np.concatenate(owners)
+        assert len(pages) == self.pool.total, f"{len(pages)} of {self.pool.total} pages have an owner"
+        assert len(np.unique(pages)) == len(pages), "a page has two owners"
+        unlocked = sum(len(node.pages) for node in self.cache.nodes() if not node.locks)
+        assert unlocked == self.cache.evictable_pages, "evictable pages are miscounted"

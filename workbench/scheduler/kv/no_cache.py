@@ -1,0 +1,52 @@
+"""The prefix cache that is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from workbench.scheduler.kv.node import Node
+from workbench.scheduler.kv.page_table import TableManager
+from workbench.scheduler.kv.pool import PagePool
+from workbench.scheduler.kv.prefix_cache import Match
+from workbench.scheduler.request import Req
+
+_NOTHING = Match(None, 0)
+
+
+class NoCache:
+    """:class:`PrefixCache` in which nothing ever matches and nothing is kept."""
+
+    enabled = False
+    evictable_pages = 0
+    protected_pages = 0
+
+    def __init__(self, pool: PagePool, table: TableManager, page_size: int) -> None:
+        self._pool = pool
+        self._table = table
+        self._page_size = page_size
+
+    def measure(self, req: Req) -> Match:
+        return _NOTHING
+
+    def match(self, req: Req) -> Match:
+        return _NOTHING
+
+    def path_pages(self, node: Node | None) -> np.ndarray:
+        return np.empty(0, np.int32)
+
+    def lock(self, node: Node | None) -> None: ...
+
+    def unlock(self, node: Node | None) -> None: ...
+
+    def insert(self, req: Req) -> None: ...
+
+    def release(self, req: Req, valid_tokens: int, held_tokens: int, *, insert: bool) -> None:
+        if held_tokens:
+            self._pool.give(self._table.pages(req.row, 0, -(-held_tokens // self._page_size)))
+
+    def evict(self, count: int) -> None: ...
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(())

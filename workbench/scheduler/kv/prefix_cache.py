@@ -1,0 +1,92 @@
+"""What a prefix cache is to the scheduler, whatever is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from workbench.scheduler.kv.node import Node
+from workbench.scheduler.request import Req
+
+
+class Match(NamedTuple):
+    """How much of a request's prompt has its KV somewhere, in whole pages from its start. Counts are tokens.
+
+    A named tuple, because the whole queue may be measured on every step.
+    """
+
+    node: Node | None
+    """Deepest node of the match, which is what to lock; None where nothing matched."""
+    device: int
+    """In pages of the pool: need not be computed."""
+    elsewhere: int = 0
+    """After those, in a slower tier: could be loaded instead of computed. 0 while there is no such tier."""
+    pending: int = 0
+    """After those, on their way into pages of the pool. 0 while there is no such tier."""
+
+
+class PrefixCache(Protocol):
+    """Keeps the KV of prompts and outputs beyond the requests that computed it.
+
+    A request's row starts with ``shared_pages`` pages that the cache owns and the request has locked through its ``node``;
+    the pages after them are the request's own until they are inserted, freed as duplicates, or released.
+    """
+
+    enabled: bool
+    """Whether anything can ever match."""
+
+    @property
+    def evictable_pages(self) -> int:
+        """Pages that nobody has locked: :meth:`evict` could free them."""
+        ...
+
+    @property
+    def protected_pages(self) -> int:
+        """Pages of the cache that some request has locked."""
+        ...
+
+    def measure(self, req: Req) -> Match:
+        """What :meth:`match` would find, without touching recency or shape: for ordering the queue."""
+        ...
+
+    def match(self, req: Req) -> Match:
+        """Longest cached prefix of a request, at most all but its last token: one must be computed to sample from."""
+        ...
+
+    def path_pages(self, node: Node | None) -> np.ndarray:
+        """int32: the pages from the start of a prefix to the end of ``node``."""
+        ...
+
+    def lock(self, node: Node | None) -> None:
+        """Keep a prefix from being evicted until :meth:`unlock`."""
+        ...
+
+    def unlock(self, node: Node | None) -> None:
+        """Undo one :meth:`lock`."""
+        ...
+
+    def insert(self, req: Req) -> None:
+        """Share what a request has computed so far (``kv_len``), while it goes on.
+
+        Pages that the cache already had are duplicates now: they are freed and the row is pointed at the cache's. A batch in
+        flight may still read them; whoever is given them next writes in a later batch of the same stream.
+        """
+        ...
+
+    def release(self, req: Req, valid_tokens: int, held_tokens: int, *, insert: bool) -> None:
+        """End a request's hold on its pages. Its row is the caller's to give back.
+
+        ``valid_tokens`` have KV worth keeping, which is done where ``insert`` says so. Pages cover ``held_tokens``, more
+        when a batch ran after the stop.
+        """
+        ...
+
+    def evict(self, count: int) -> None:
+        """Free at least ``count`` pages into the pool, or all that nobody has locked."""
+        ...
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node that owns pages, for checks."""
+        ...

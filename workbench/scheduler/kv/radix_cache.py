@@ -1,0 +1,95 @@
+"""The prefix cache over a radix tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from workbench.scheduler.kv.node import Node
+from workbench.scheduler.kv.page_table import TableManager
+from workbench.scheduler.kv.pool import PagePool
+from workbench.scheduler.kv.prefix_cache import Match
+from workbench.scheduler.kv.radix import RadixTree
+from workbench.scheduler.request import Req
+
+
+class RadixCache:
+    """:class:`PrefixCache` that shares any common beginning, page by page, within a namespace."""
+
+    enabled = True
+
+    def __init__(self, pool: PagePool, table: TableManager, page_size: int, evict: str = "lru") -> None:
+        self.tree = RadixTree(page_size, evict)
+        self._pool = pool
+        self._table = table
+        self._page_size = page_size
+
+    @property
+    def evictable_pages(self) -> int:
+        return self.tree.evictable_pages
+
+    @property
+    def protected_pages(self) -> int:
+        return self.tree.protected_pages
+
+    def measure(self, req: Req) -> Match:
+        return Match(*self.tree.match(req.tokens[: len(req.tokens) - 1], req.namespace, touch=False))
+
+    def match(self, req: Req) -> Match:
+        return Match(*self.tree.match(req.tokens[: len(req.tokens) - 1], req.namespace))
+
+    def path_pages(self, node: Node | None) -> np.ndarray:
+        return self.tree.path_pages(node)
+
+    def lock(self, node: Node | None) -> None:
+        self.tree.lock(node)
+
+    def unlock(self, node: Node | None) -> None:
+        self.tree.unlock(node)
+
+    def insert(self, req: Req) -> None:
+        count = req.kv_len // self._page_size
+        if count <= req.shared_pages:
+            return
+        # Its prompt, or a part of it, which need not be read back from the table.
+        node, had = self._insert(req, req.tokens[: count * self._page_size], count, lock=True)
+        if had > req.shared_pages:
+            self._table.write_pages(req.row, req.shared_pages, self.tree.path_pages(node)[req.shared_pages : had])
+        self.tree.unlock(req.node)
+        req.node = node
+        req.shared_pages = count
+
+    def release(self, req: Req, valid_tokens: int, held_tokens: int, *, insert: bool) -> None:
+        held = -(-held_tokens // self._page_size)
+        keep = req.shared_pages
+        if insert:
+            count = valid_tokens // self._page_size
+            if count > keep:
+                self._insert(req, self._table.tokens(req.row, count * self._page_size), count)
+                keep = count
+        if held > keep:
+            self._pool.give(self._table.pages(req.row, keep, held))
+        self.tree.unlock(req.node)
+        req.node = None
+        req.shared_pages = 0
+
+    def evict(self, count: int) -> None:
+        for pages in self.tree.evict(count):
+            self._pool.give(pages)
+
+    def nodes(self) -> Iterator[Node]:
+        return self.tree.nodes()
+
+    def _insert(self, req: Req, tokens: np.ndarray, count: int, *, lock: bool = False) -> tuple[Node, int]:
+        """Insert the first ``count`` pages of a row, which hold ``tokens``, and free the duplicates among those it owned.
+        Returns their last node, with ``lock`` locked, and how many pages the tree already had."""
+        pages = self._table.pages(req.row, 0, count)
+        if req.node is None:
+            node, had = self.tree.insert(tokens, pages, req.namespace, lock=lock)
+        else:
+            depth = req.shared_pages * self._page_size
+            node, had = self.tree.extend(req.node, depth, tokens, pages, lock=lock)
+        if had > req.shared_pages:
+            self._pool.give(pages[req.shared_pages : had])
+        return node, had

@@ -1,0 +1,121 @@
+"""The requests a scheduler knows, and the ways in which one loses what it holds: retracted, cut off, ended."""
+
+from __future__ import annotations
+
+from workbench.scheduler.flights import Flights
+from workbench.scheduler.kv.memory import KVMemory
+from workbench.scheduler.queue import WaitingQueue
+from workbench.scheduler.request import Finish, Req
+from workbench.scheduler.running import place_of
+from workbench.scheduler.sessions import Sessions
+from workbench.scheduler.slots import Slots
+
+
+class Lifecycle:
+    """Requests from their acceptance to their end."""
+
+    def __init__(self, kv: KVMemory, slots: Slots, queue: WaitingQueue, flights: Flights) -> None:
+        self.by_id: dict[str, Req] = {}
+        """Those that have not ended."""
+        self.sessions = Sessions()
+        self.ended: list[Req] = []
+        """Ended outside the processing of a batch, to be reported with the next result."""
+        self.retracted: list[Req] = []
+        """Retracted while the batch being formed was formed."""
+        self._kv = kv
+        self._slots = slots
+        self._queue = queue
+        self._flights = flights
+
+    def accept(self, req: Req) -> None:
+        """Take a request into the queue."""
+        if req.session is not None:
+            req.session.busy = True
+        self.by_id[req.rid] = req
+        self._queue.arrive(req)
+
+    def reject(self, req: Req, reason: str) -> None:
+        """Refuse a request, which was never known."""
+        req.finish = Finish("rejected", reason)
+        self.ended.append(req)
+
+    # -- back to the queue -------------------------------------------------------------------------------------------
+
+    def retract(self, req: Req, kv_len: int) -> None:
+        """Take a request's KV away, keep what it has generated, and put it back into the queue."""
+        if kv_len >= len(req.tokens):
+            known = kv_len + 1 - self._flights.samples(req)
+            req.tokens = self._kv.table.tokens(req.row, known).copy()
+            req.output_len = known - req.input_len
+        self._kv.cache.release(req, 0, kv_len, insert=False)
+        self._flights.retract(req)
+        req.kv_len = 0
+        req.retractions += 1
+        self.retracted.append(req)
+        self._queue.put(req)
+        self._slots.reopen()
+
+    def retract_chunked(self) -> None:
+        """Give up the partly computed prompt."""
+        req = self._slots.chunked
+        assert req is not None
+        self._slots.chunked = None
+        self.retract(req, req.kv_len)
+
+    def forget_kv(self) -> None:
+        """Take everybody's KV away, keeping what they have generated, and empty the prefix cache: no token in it is worth
+        anything any more. Nothing may be in flight."""
+        assert not self._flights, "a batch in flight reads what would be forgotten"
+        for slot in self._slots:
+            for req in slot.running.remove(range(slot.running.count)):
+                self.retract(req, req.kv_len)
+        if self._slots.chunked is not None:
+            self.retract_chunked()
+        self._kv.flush()
+        assert self._kv.pool.free == self._kv.pool.total, "somebody still holds KV"
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self, req: Req, finish: Finish, valid_tokens: int = 0, held_tokens: int = 0) -> None:
+        """Mark a request as ended and give back what it holds, once no batch in flight reads it.
+
+        ``valid_tokens`` of its KV are worth keeping in the prefix cache; its pages cover ``held_tokens``.
+        """
+        req.finish = finish
+        del self.by_id[req.rid]
+        if req.session is not None:
+            self.sessions.ended(req, self._kv.table)
+        if req.row >= 0:
+            self._flights.release(req, valid_tokens, held_tokens)
+        elif req in self.retracted:
+            self.retracted.remove(req)  # the next batch must not name who has ended before it
+
+    def cut(self, req: Req, finish: Finish) -> None:
+        """End a request between batches, wherever it is, to be reported with the next result."""
+        if req.row < 0:
+            self._queue.remove([req])
+            self.end(req, finish)
+        else:
+            running = self._slots[req.slot].running
+            index = place_of(req, running.reqs)
+            if index is not None:
+                running.remove([index])
+            if req is self._slots.chunked:
+                self._slots.chunked = None
+            else:
+                # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
+                req.output_len = req.output_at(req.kv_len) - self._flights.samples(req)
+            self.end(req, finish, req.kv_len, req.kv_len)
+        self.ended.append(req)
+
+    # -- reports -----------------------------------------------------------------------------------------------------
+
+    def take_ended(self) -> list[Req]:
+        """Requests that ended outside the processing of a batch, since the last call."""
+        ended, self.ended = self.ended, []
+        return ended
+
+    def take_retracted(self) -> list[Req]:
+        """Requests retracted since the last batch was formed."""
+        retracted, self.retracted = self.retracted, []
+        return retracted

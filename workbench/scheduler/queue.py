@@ -1,0 +1,115 @@
+"""The waiting queue: order of service, ageing, and how long a request may wait."""
+
+from __future__ import annotations
+
+import random
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.kv.prefix_cache import PrefixCache
+from workbench.scheduler.policy import Policy, PolicyView, check_permutation, load_policy
+from workbench.scheduler.request import Req
+
+FOREVER = 1 << 62
+
+
+class WaitingQueue:
+    """Requests that hold no KV. ``waiting`` is in order of arrival; a retracted request returns to its place in it."""
+
+    def __init__(self, config: SchedulerConfig, cache: PrefixCache, clock: Callable[[], float]) -> None:
+        self.waiting: list[Req] = []
+        self.clock = clock
+        self._config = config
+        self._cache = cache
+        self._policy = load_policy(config.policy)
+        self._rng = random.Random(config.seed)
+        # In order of arrival, so in the order in which they run out.
+        self._queue_deadlines: deque[Req] = deque()
+        self._request_deadlines: deque[Req] = deque()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def take_config(self, config: SchedulerConfig) -> None:
+        """Go on under other settings."""
+        if config.policy != self._config.policy:
+            self._policy = load_policy(config.policy)
+        self._config = config
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    def arrive(self, req: Req) -> None:
+        """Take in a request that has just come; its timeouts begin."""
+        self.put(req)
+        if self._config.queue_timeout is not None:
+            self._queue_deadlines.append(req)
+        if self._config.request_timeout is not None:
+            self._request_deadlines.append(req)
+
+    def put(self, req: Req) -> None:
+        """Put a request at its place by arrival: behind everybody, or where it was before it got in."""
+        if self.waiting and self.waiting[-1].seq > req.seq:
+            insort(self.waiting, req, key=lambda r: r.seq)
+        else:
+            self.waiting.append(req)
+
+    # -- order -------------------------------------------------------------------------------------------------------
+
+    def ordered(self) -> list[Req]:
+        """In order of service: those passed over too often first, the rest as the policy says."""
+        waiting = self.waiting
+        if type(self._policy) is Policy:
+            return list(waiting)
+        overdue = [req for req in waiting if self.overdue(req)]
+        if overdue:
+            waiting = [req for req in waiting if not self.overdue(req)]
+        ordered = self._policy.order(list(waiting), PolicyView(self._cache, self.clock(), self._rng))
+        check_permutation(ordered, waiting, self._policy)
+        return overdue + ordered
+
+    def overdue(self, req: Req) -> bool:
+        """Whether later arrivals have gone before a request as often as they may."""
+        return req.passed_over >= (self._config.max_passed_over or FOREVER)
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def admitted(self, reqs: Sequence[Req]) -> None:
+        """Take the admitted out and count, for the others, that a later arrival went before them."""
+        if not reqs:
+            return
+        newest = max(req.seq for req in reqs)
+        self.remove(reqs)
+        for req in self.waiting:
+            if req.seq > newest:
+                break
+            req.passed_over += 1
+
+    def remove(self, gone: Sequence[Req]) -> None:
+        """Take requests out; quick when they are the queue's head."""
+        queue = self.waiting
+        if all(a is b for a, b in zip(queue, gone, strict=False)) and len(gone) <= len(queue):
+            del queue[: len(gone)]
+        else:
+            ids = {id(req) for req in gone}
+            queue[:] = [req for req in queue if id(req) not in ids]
+
+    # -- timeouts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_deadlines(self) -> bool:
+        """Some request may time out, in the queue or later."""
+        return bool(self._queue_deadlines or self._request_deadlines)
+
+    def timed_out(self) -> Iterator[tuple[Req, str]]:
+        """Each request whose time is over, in the queue or altogether, and which of the two; the caller ends it."""
+        now = self.clock()
+        for deadlines, limit_s, why, unscheduled_only in (
+            (self._queue_deadlines, self._config.queue_timeout, "queue_timeout", True),
+            (self._request_deadlines, self._config.request_timeout, "request_timeout", False),
+        ):
+            while deadlines and (deadlines[0].finish is not None or now - deadlines[0].arrival_s >= (limit_s or 0.0)):
+                req = deadlines.popleft()
+                if req.finish is None and not (unscheduled_only and req.scheduled):
+                    yield req, why

@@ -1,0 +1,67 @@
+"""Who holds KV: the running set of each micro-batch, and the one request whose prompt is partly computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from workbench.scheduler.kv.page_table import TableManager
+from workbench.scheduler.request import Req
+from workbench.scheduler.running import RunningSet
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One micro-batch's place: the requests that decode together."""
+
+    index: int
+    running: RunningSet
+    full: bool = False
+    """Admission failed for want of KV or rows; not tried again before something is given back."""
+    prefill_streak: int = 0
+    """Prefill batches since the last one with decodes in it."""
+
+
+class Slots:
+    """The slots of a scheduler, which take turns."""
+
+    def __init__(self, number: int, table: TableManager, page_size: int) -> None:
+        self.epochs: Iterator[int] = count()
+        """Numbers for memberships: of running sets, and of batches with prefills in them."""
+        self._slots = [Slot(index, RunningSet(table, page_size, self.epochs)) for index in range(number)]
+        self.chunked: Req | None = None
+        """The request whose prompt is partly computed. It belongs to no slot: its chunks ride with whichever comes next."""
+
+    def __getitem__(self, index: int) -> Slot:
+        return self._slots[index]
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def running_sets(self) -> list[RunningSet]:
+        return [slot.running for slot in self._slots]
+
+    @property
+    def running_count(self) -> int:
+        """Requests that decode, over all slots."""
+        return sum(slot.running.count for slot in self._slots)
+
+    @property
+    def empty(self) -> bool:
+        """Nobody decodes and no prompt is partly computed."""
+        return self.chunked is None and not any(slot.running.count for slot in self._slots)
+
+    def reopen(self) -> None:
+        """KV or rows have been given back: whoever was turned away is looked at again."""
+        for slot in self._slots:
+            slot.full = False
+
+    def holders(self) -> list[tuple[Req, int]]:
+        """Every request that decodes or is partly computed, and the tokens that its pages cover."""
+        held = [(req, int(n)) for one in self.running_sets for req, n in zip(one.reqs, one.lens, strict=True)]
+        return held if self.chunked is None else [*held, (self.chunked, self.chunked.kv_len)]
