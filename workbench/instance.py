@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from workbench.backend import Backend, Inbox, Outbox, Wait
-from workbench.loops import LOOPS
+from workbench.loops import find_loop
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.scheduler import Scheduler
 
@@ -22,6 +22,7 @@ class LoopSpec:
     """A loop by name, and what is asked of it."""
 
     name: str
+    """One of ``workbench.loops.LOOPS``, or ``module:function``."""
     overlap_prefills: bool = True
     """Of the overlap loop: choose and launch a prefill while the one before it runs."""
 
@@ -30,7 +31,7 @@ class LoopSpec:
     ) -> Generator[Wait, None, None]:
         """The loop over these, at its beginning."""
         asked: dict[str, Any] = {"overlap_prefills": self.overlap_prefills} if self.name == "overlap" else {}
-        return LOOPS[self.name](scheduler, backend, inbox, outbox, **asked)
+        return find_loop(self.name)(scheduler, backend, inbox, outbox, **asked)
 
 
 @dataclass(frozen=True, kw_only=True)

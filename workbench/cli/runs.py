@@ -13,6 +13,7 @@ import typer
 
 from reports.record.schema import PAGE_FILE
 from workbench.cli.trace_flags import TraceReading, open_as
+from workbench.recording.run_folder import run_folder
 
 if TYPE_CHECKING:
     from reports.page.report_page import Report
@@ -121,7 +122,7 @@ def _run_all(
                 writing.result()  # a real run is not to share its CPU
             task = bar.add_task(name, total=None, done=0, simulated="0 s", speed="")
             update = _progress(bar, task)
-            file = folder / f".{name}.decisions.jsonl" if decisions else None
+            file = run_folder(folder, f".{name}.decisions.jsonl") if decisions else None
             if file is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -149,7 +150,7 @@ def _run_all(
             bar.update(task, total=1, completed=1)
             records[name] = record
             writing = writer.submit(
-                write_record, record, folder / name, {"decisions.jsonl": file} if file is not None else None
+                write_record, record, run_folder(folder, name), {"decisions.jsonl": file} if file is not None else None
             )
             if interrupt.asked:
                 break
@@ -188,7 +189,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
 
     records, page = made.records, folder / PAGE_FILE
     if as_json:
-        print(to_json(made.summaries, {name: folder / name for name in records}, page, made.uses, records))
+        print(to_json(made.summaries, {name: run_folder(folder, name) for name in records}, page, made.uses, records))
         return
     from rich.console import Console
 

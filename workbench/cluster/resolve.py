@@ -19,10 +19,11 @@ from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
 from backends.simulated.models import ModelSpec, load_model
 from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError, SchedulerConfig, largest_step
 from workbench.scheduler.policy import load_policy
-from workbench.settings.cost_spec import identity, split
+from workbench.settings.cost_spec import OWN, identity, split
 from workbench.settings.engines import Engine, load_engine
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.run_settings import RunSettings
@@ -113,7 +114,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         engine.gpu_step_s,
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
     )
-    cost = build_cost(*split(settings.cost), want)
+    kind, path = split(settings.cost)
+    cost = own_cost(settings.cost, want) if kind == OWN else build_cost(kind, path, want)
     if lock_step and not hasattr(cost, "group_forward"):
         raise ConfigError(
             f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"

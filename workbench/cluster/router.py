@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Protocol, get_args
 from zlib import crc32
 
 import numpy as np
 
+from workbench.scheduler.own_code import make_own
+from workbench.scheduler.settings import ConfigError, is_own
 from workbench.settings.run_settings import RouterKind
 
 ROUTERS = get_args(RouterKind)
@@ -23,6 +25,42 @@ BALANCE_ABS_THRESHOLD = 64
 BALANCE_REL_THRESHOLD = 1.5
 """Load is uneven when the busiest instance has so many requests more than the idlest and so many times as many: then
 cache affinity gives way. These three are the defaults of SGLang's router."""
+
+
+class Routes(Protocol):
+    """What chooses an instance for each request. One's own is made with the number of instances."""
+
+    def choose(self, prompt: np.ndarray, namespace: str = "") -> int:
+        """The instance, from 0 on, for a prompt (int32[n], its tokens); requests of different namespaces share no KV."""
+        ...
+
+    def ended(self, instance: int, prompt_tokens: int) -> None:
+        """A request that was sent to ``instance`` has ended; its prompt had so many tokens."""
+        ...
+
+
+def make_router(kind: str, instances: int) -> Routes:
+    """The router of that kind, or the class ``module:Class``, for so many instances. Raises ConfigError."""
+    if not is_own(kind):
+        return Router(kind, instances)
+    methods = {"choose": ("prompt", "namespace"), "ended": ("instance", "prompt_tokens")}
+    return _Checked(kind, make_own("router", kind, methods, instances=instances), instances)
+
+
+class _Checked:
+    """A router of one's own. Raises ConfigError when it chooses an instance that there is not."""
+
+    def __init__(self, spec: str, router: Routes, instances: int) -> None:
+        self._spec, self._router, self._instances = spec, router, instances
+        self.ended = router.ended
+
+    def choose(self, prompt: np.ndarray, namespace: str = "") -> int:
+        chosen = self._router.choose(prompt, namespace)
+        if chosen not in range(self._instances):
+            raise ConfigError(
+                f"router: {self._spec}.choose returned {chosen!r}, which is none of the instances 0 to {self._instances - 1}"
+            )
+        return int(chosen)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from workbench.clients.sessions import Clients
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.resolve import SimulatedRecipe, resolve
-from workbench.cluster.router import Router
+from workbench.cluster.router import make_router
 from workbench.cluster.skip_ahead import SkipAhead, can_skip
 from workbench.instance import start
 from workbench.recording.meta import run_meta, trace_meta
@@ -57,7 +57,7 @@ class SimulatedWorld:
         """Of every request in the system: prompt length and output."""
         self._instance_of: dict[str, tuple[int, int]] = {}
         self.cost = instance.cost
-        self._router = Router(settings.router, settings.dp)
+        self._router = make_router(settings.router, settings.dp)
         self.recorder = Recorder(self.env.now_s, instance.scheduler.room)
         self.skips: list[SkipAhead] = []
         """Of the instances that skip steps."""

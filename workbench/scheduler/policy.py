@@ -6,7 +6,6 @@ A policy sees the queue in order of arrival and returns it in the order of servi
 
 from __future__ import annotations
 
-import importlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.kv.node import Node
 from workbench.scheduler.kv.prefix_cache import PrefixCache
+from workbench.scheduler.own_code import load_own, make_own
 from workbench.scheduler.request import Req
+from workbench.scheduler.settings import is_own
 
 PREFIX_LIMIT = 128
 """Above this many waiting requests, policies that look up prefixes do without: each look-up walks the tree."""
@@ -133,16 +134,13 @@ def load_policy(name: str) -> Policy:
     """A policy by name, or by ``module:Class``. Raises :class:`ConfigError` when there is none or it is no policy."""
     if name in POLICIES:
         return POLICIES[name]()
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    if not is_own(name):
         raise ConfigError(f"policy: {name!r} is not one of {', '.join(POLICIES)}, nor module:Class")
-    try:
-        cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"policy: cannot load {name!r}: {error}") from error
+    cls = load_own("policy", name)
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         raise ConfigError(f"policy: {name!r} is not a subclass of workbench.scheduler.policy.Policy")
-    return cls()
+    made: Policy = make_own("policy", name, {"order": ("waiting", "view")})
+    return made
 
 
 def check_permutation(ordered: Sequence[Req], waiting: Sequence[Req], policy: Policy) -> None:

@@ -7,6 +7,7 @@ field is one more setting everywhere.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -16,11 +17,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 RUN, SCHEDULER, HARDWARE, TRACE = GROUPS = ("Run", "Scheduler", "Model and hardware", "Trace")
 """Groups of settings, in the order of ``--help``."""
 _DECLARED = "setting"
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class ConfigError(ValueError):
     """A setting that cannot work, in one line that names it."""
+
+
+def is_own(spec: str) -> bool:
+    """Whether a text has the form ``module:Name``, with dots in both for what lies deeper: code of one's own."""
+    return _OWN.fullmatch(spec) is not None
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Setting:
     unit: str = ""
     """What is counted, where a bound is given in words."""
     choices: tuple[str, ...] = ()
+    own: str = ""
+    """What one's own may be beside the choices, if anything: ``module:Class`` or ``module:function``."""
     zero_is_none: bool = False
     """Whether 0 on a command line or in a file stands for ``None``."""
     live: bool = False
@@ -73,7 +82,7 @@ class Setting:
         """The help text, with the default and the choices in their places."""
         default = {True: "on", False: "off"}[self.default] if isinstance(self.default, bool) else self.default
         default = f"{default:g}" if isinstance(default, float) else default
-        return self.help.format(default=default, choices=" | ".join(self.choices))
+        return self.help.format(default=default, choices=" | ".join([*self.choices, *filter(None, [self.own])]))
 
     @property
     def type_name(self) -> str:
@@ -129,8 +138,9 @@ class Setting:
         """Raise ConfigError for a value out of bounds."""
         if value is None and self.optional:
             return
-        if self.choices and value not in self.choices:
-            raise ConfigError(f"{self._said}: {value!r} is not one of {', '.join(self.choices)}")
+        if self.choices and value not in self.choices and not (self.own and is_own(str(value))):
+            nor = f", nor {self.own}" if self.own else ""
+            raise ConfigError(f"{self._said}: {value!r} is not one of {', '.join(self.choices)}{nor}")
         if (wrong := self._out_of_bounds(value)) is not None:
             raise ConfigError(f"{self._said}: {value} {wrong}")
 

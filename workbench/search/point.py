@@ -22,7 +22,7 @@ from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
 from workbench.settings.idle import acts
 from workbench.settings.loading import SETTINGS, read_settings_file, settings_from
-from workbench.settings.run_settings import LOOP_NAMES, RunSettings
+from workbench.settings.run_settings import RunSettings, check_loop_name
 
 FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
 STATUSES = (FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED)
@@ -40,8 +40,8 @@ class Base:
 
     @classmethod
     def for_space(cls, config: Path | None, flags: dict[str, Any], space: list[Dimension]) -> Base:
-        """Raises SpaceError for a setting that is both fixed and varied, for loops that do not exist, and for several that
-        do not vary; ConfigError for a bad settings file."""
+        """Raises SpaceError for a setting that is both fixed and varied, and for several loops that do not vary; ConfigError
+        for loops that do not exist and for a bad settings file."""
         loops: tuple[str, ...] = ()
         for dimension in space:
             if flags.get(dimension.name) is not None:
@@ -49,8 +49,7 @@ class Base:
             if dimension.name == "loop":
                 loops = dimension.values
                 for loop in loops:
-                    if loop not in LOOP_NAMES:
-                        raise SpaceError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
+                    check_loop_name(loop)
         base = cls(config, {name: value for name, value in flags.items() if value is not None}, loops)
         named = str(base.given().get("loop", ""))
         if "," in named:

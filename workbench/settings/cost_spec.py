@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.scheduler.config import ConfigError
+from workbench.scheduler.settings import is_own
 
-KINDS = ("roofline", "profile:PATH", "fitted:PATH")
+OWN = "module:Class"
+KINDS = ("roofline", "profile:PATH", "fitted:PATH", OWN)
 
 
 def split(spec: str) -> tuple[str, Path | None]:
-    """(kind, path) of what follows ``--cost``. Raises ConfigError."""
+    """(kind, path) of what follows ``--cost``; the kind is :data:`OWN` for a class of one's own. Raises ConfigError."""
     kind, colon, path = spec.partition(":")
     if kind == "roofline" and not colon:
         return kind, None
     if kind in ("profile", "fitted") and path:
         return kind, Path(path)
+    if is_own(spec):
+        return OWN, None
     raise ConfigError(f"cost: {spec!r} is not one of {', '.join(KINDS)}")
 
 

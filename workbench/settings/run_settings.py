@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.scheduler.config import ConfigError, SchedulerSettings, Seeded
-from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, setting
+from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, is_own, setting
 from workbench.settings.cost_spec import split
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -15,6 +15,17 @@ MOST_INSTANCES = 10_000
 RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8"]
+
+
+def check_loop_name(loop: str) -> None:
+    """Raise ConfigError for the name of a loop that there is not; whether one's own can be loaded is seen later."""
+    if loop not in LOOP_NAMES and not is_own(loop):
+        raise ConfigError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}, nor module:function")
+
+
+def runs_stages(loop: str) -> bool:
+    """Whether several stages may be run by a loop, a micro-batch or more in flight each. One's own is taken at its word."""
+    return loop == "pipeline" or is_own(loop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +91,8 @@ class RunSettings(SchedulerSettings, LoadSettings):
         None,
         group=RUN,
         first=True,
-        help="normal, overlap, pipeline, or a comma list to compare. Default: pipeline if pp > 1, else overlap.",
+        help="normal, overlap, pipeline, module:function, or a comma list to compare. "
+        "Default: pipeline if pp > 1, else overlap.",
     )
     exact: bool = setting(
         False,
@@ -101,7 +113,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         help="Micro-batches that take turns in the pipeline; more than stages hide CPU phases and uneven stages. "
         "Default: as many as stages.",
         needs="the pipeline loop",
-        acts=lambda s, loop: loop == "pipeline",
+        acts=lambda s, loop: runs_stages(loop),
     )
     dp: int = setting(
         1,
@@ -119,6 +131,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
     )
     router: RouterKind = setting(
         "round_robin",
+        own="module:Class",
         group=HARDWARE,
         help="{choices}. Default {default}.",
         needs="dp of 2 or more",
@@ -154,7 +167,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
     cost: str = setting(
         "roofline",
         group=HARDWARE,
-        help="Cost model: roofline | profile:PATH | fitted:PATH. Default {default}.",
+        help="Cost model: roofline | profile:PATH | fitted:PATH | module:Class. Default {default}.",
     )
     ignore_eos: bool = setting(False, group=TRACE, help="Output lengths are known to the scheduler.")
     max_tokens: int | None = setting(
@@ -168,18 +181,17 @@ class RunSettings(SchedulerSettings, LoadSettings):
         super().__post_init__()
         split(self.cost)
         for loop in self.loops:
-            if loop not in LOOP_NAMES:
-                raise ConfigError(f"loop: {loop!r} is not one of {', '.join(LOOP_NAMES)}")
-            if loop != "pipeline" and "pipeline" not in self.loops and self.pp > 1:
+            check_loop_name(loop)
+            if not any(map(runs_stages, self.loops)) and self.pp > 1:
                 raise ConfigError(f"loop: {loop!r} runs one stage, but pp is {self.pp}; use pipeline")
         if len(set(self.loops)) != len(self.loops):
             raise ConfigError(f"loop: {self.loop!r} names a loop twice")
         if self.loops == ["pipeline"] and self.pp == 1:
             raise ConfigError("loop: pipeline needs pp of 2 or more")
         if self.micro_batches is not None:
-            if "pipeline" not in self.loops:
+            stages = max((self.layout(loop)[1] for loop in self.loops if runs_stages(loop)), default=0)
+            if not stages:
                 raise ConfigError("micro_batches: only the pipeline loop has them")
-            stages = self.layout("pipeline")[1]
             if self.micro_batches < stages:
                 raise ConfigError(
                     f"micro_batches: {self.micro_batches} leaves some of the {stages} stages without work"
@@ -195,7 +207,9 @@ class RunSettings(SchedulerSettings, LoadSettings):
     def layout(self, loop: str) -> tuple[int, int]:
         """(tp, pp) that a loop runs with. All compared loops get the same GPUs: the pipeline loop cuts its ``tp * pp``
         GPUs into stages, the others use them as one tensor-parallel group. Asked for pipeline beside others without a
-        ``pp``, two of the ``tp`` GPUs' ways become stages."""
+        ``pp``, two of the ``tp`` GPUs' ways become stages. A loop of one's own has the layout that is asked for."""
+        if is_own(loop):
+            return self.tp, self.pp
         if loop == "pipeline":
             if self.pp > 1:
                 return self.tp, self.pp
@@ -205,4 +219,4 @@ class RunSettings(SchedulerSettings, LoadSettings):
     def slots(self, loop: str) -> int:
         """Micro-batches that take turns under a loop."""
         stages = self.layout(loop)[1]
-        return self.micro_batches or stages if loop == "pipeline" else stages
+        return self.micro_batches or stages if runs_stages(loop) else stages

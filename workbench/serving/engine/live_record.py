@@ -22,6 +22,7 @@ from traces.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
 from workbench.recording.meta import run_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
+from workbench.recording.run_folder import run_folder
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
@@ -140,10 +141,10 @@ class LiveRecord:
             self._recorder.inter_token_gaps(),
             self._recorder.event_columns(),
         )
-        write_record(record, self._folder / loop)
+        write_record(record, run_folder(self._folder, loop))
         if len(self._recorder.iterations):
             self._write_page(record)
-        print(f"record: {self._folder / loop}, {requests} requests in {trace}", file=sys.stderr)
+        print(f"record: {run_folder(self._folder, loop)}, {requests} requests in {trace}", file=sys.stderr)
 
     def _write_page(self, record: RunRecord) -> None:
         from reports.page.report_page import write_report

@@ -1,0 +1,219 @@
+"""Policies, cost models, loops, routers and trace formats of one's own: named by module:Name, looked at before they run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from backends.simulated.cost.cost_request import CostRequest
+from tests.world import LinearCost
+from traces import sample_path
+from workbench.cli.app import app
+from workbench.loops import find_loop
+from workbench.loops.normal import normal_loop
+from workbench.loops.pipeline import pipeline_loop
+from workbench.scheduler.settings import ConfigError
+
+HERE = __name__
+
+
+class OwnCost(LinearCost):
+    """A hundredth of a second a step, whatever is in it."""
+
+    def __init__(self, want: CostRequest) -> None:
+        super().__init__(prefill_token_s=0.0)
+        self.want = want
+
+
+class FastCost(OwnCost):
+    """The same, many steps at once."""
+
+    def decodes(self, batch, steps):
+        return [self.forward(batch)] * steps
+
+
+class WithoutTransfers:
+    def __init__(self, want):
+        pass
+
+    def forward(self, batch, stage=0):
+        return 0.01
+
+
+class OtherForward(OwnCost):
+    def forward(self, batch):
+        return 0.01
+
+
+class Backwards(OwnCost):
+    def forward(self, batch, stage=0):
+        return -0.01
+
+
+class Undefined(OwnCost):
+    def forward(self, batch, stage=0):
+        return None
+
+
+class ShortDecodes(OwnCost):
+    def decodes(self, batch, steps):
+        return [0.01]
+
+
+class MadeOfNothing:
+    def __init__(self):
+        pass
+
+
+def own_normal(scheduler, backend, inbox, outbox):
+    """As the normal loop does it."""
+    yield from normal_loop(scheduler, backend, inbox, outbox)
+
+
+def own_pipeline(scheduler, backend, inbox, outbox):
+    yield from pipeline_loop(scheduler, backend, inbox, outbox)
+
+
+def no_generator(scheduler, backend, inbox, outbox):
+    return None
+
+
+def of_two(scheduler, backend):
+    yield
+
+
+class LastOnly:
+    """Everything to the last instance."""
+
+    def __init__(self, instances):
+        self.instances = instances
+
+    def choose(self, prompt, namespace=""):
+        assert prompt.dtype == np.int32 and isinstance(namespace, str)
+        return self.instances - 1
+
+    def ended(self, instance, prompt_tokens):
+        assert instance == self.instances - 1 and prompt_tokens > 0
+
+
+class Elsewhere(LastOnly):
+    def choose(self, prompt, namespace=""):
+        return self.instances
+
+
+class NoRouter:
+    def __init__(self, instances):
+        pass
+
+
+def simulate(out: Path, *words: str, code: int = 0) -> str:
+    """What the command prints; its records are in ``out``."""
+    done = CliRunner().invoke(app, ["simulate", str(sample_path()), "--requests", "12", "--out", str(out), *words])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+
+
+def meta(folder: Path) -> dict:
+    return json.loads((folder / "meta.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["OwnCost", "FastCost"])
+def test_a_cost_model_of_ones_own_gives_the_times_of_a_run(tmp_path, name):
+    simulate(tmp_path, "--cost", f"{HERE}:{name}")
+    rows = np.genfromtxt(tmp_path / "overlap/iterations.csv", delimiter=",", names=True, dtype=None, encoding=None)
+    assert np.allclose(rows["end_s"] - rows["start_s"], 0.01)
+    assert meta(tmp_path / "overlap")["settings"]["cost"] == f"{HERE}:{name}"
+
+
+def test_a_loop_of_ones_own_runs_beside_the_others_and_is_called_what_it_is(tmp_path):
+    simulate(tmp_path, "--loop", f"normal,{HERE}:own_normal")
+    mine = tmp_path / f"{HERE}.own_normal"
+    assert tables(mine) == tables(tmp_path / "normal")
+    assert meta(mine)["name"] == meta(mine)["settings"]["loop"] == f"{HERE}:own_normal"
+    assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == 0
+
+
+def test_a_loop_of_ones_own_may_run_several_stages(tmp_path):
+    simulate(tmp_path, "--pp", "2", "--micro-batches", "3", "--loop", f"pipeline,{HERE}:own_pipeline", "--decisions")
+    assert tables(tmp_path / f"{HERE}.own_pipeline") == tables(tmp_path / "pipeline")
+    assert meta(tmp_path / f"{HERE}.own_pipeline")["settings"]["pp"] == 2
+
+
+def test_a_router_of_ones_own_chooses_the_instances(tmp_path):
+    simulate(tmp_path, "--dp", "3", "--router", f"{HERE}:LastOnly")
+    rows = np.genfromtxt(tmp_path / "overlap/requests.csv", delimiter=",", names=True, dtype=None, encoding=None)
+    assert set(rows["instance"]) == {2}
+    assert meta(tmp_path / "overlap")["settings"]["router"] == f"{HERE}:LastOnly"
+
+
+def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(f'cost = "{HERE}:OwnCost"\nloop = "{HERE}:own_normal"\n')
+    simulate(tmp_path / "a", "--config", str(config))
+    simulate(tmp_path / "b", "--like", str(tmp_path / f"a/{HERE}.own_normal"))
+    assert tables(tmp_path / f"a/{HERE}.own_normal") == tables(tmp_path / f"b/{HERE}.own_normal")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("cost", "roof", "'roof' is not one of roofline, profile:PATH, fitted:PATH, module:Class"),
+        ("cost", "no.such:C", "cannot load 'no.such:C': No module named 'no'"),
+        ("cost", f"{HERE}:Missing", f"cannot load '{HERE}:Missing': module '{HERE}' has no attribute 'Missing'"),
+        ("cost", f"{HERE}:simulate", f"'{HERE}:simulate' is no class"),
+        ("cost", f"{HERE}:MadeOfNothing", f"'{HERE}:MadeOfNothing' cannot be made: it has to take (want)"),
+        ("cost", f"{HERE}:WithoutTransfers", f"'{HERE}:WithoutTransfers' has no transfer_s(batch, stage)"),
+        ("cost", f"{HERE}:OtherForward", f"'{HERE}:OtherForward' has another forward(batch, stage)"),
+        ("cost", f"{HERE}:Backwards", f"{HERE}:Backwards.forward returned -0.01, which is no number of seconds"),
+        ("cost", f"{HERE}:Undefined", f"{HERE}:Undefined.forward returned None, which is no number of seconds"),
+        ("cost", f"{HERE}:ShortDecodes", f"{HERE}:ShortDecodes.decodes returned 1 times for "),
+        ("loop", "nromal", "'nromal' is not one of normal, overlap, pipeline, nor module:function"),
+        ("loop", "no_such_module:f", "cannot load 'no_such_module:f': No module named 'no_such_module'"),
+        ("loop", f"{HERE}:no_generator", f"'{HERE}:no_generator' is no generator function: a loop yields"),
+        ("loop", f"{HERE}:of_two", f"'{HERE}:of_two' has to take (scheduler, backend, inbox, outbox)"),
+        (
+            "router",
+            "sticky",
+            "'sticky' is not one of round_robin, least_requests, least_tokens, cache_aware, nor module",
+        ),
+        ("router", f"{HERE}:NoRouter", f"'{HERE}:NoRouter' has no choose(prompt, namespace)"),
+        ("router", f"{HERE}:Elsewhere", f"{HERE}:Elsewhere.choose returned 2, which is none of the instances 0 to 1"),
+        ("policy", f"{HERE}:LastOnly", f"'{HERE}:LastOnly' is not a subclass of workbench.scheduler.policy.Policy"),
+    ],
+)
+def test_what_is_of_no_use_is_refused_in_one_line(tmp_path, flag, value, message):
+    more = ["--dp", "2"] if flag == "router" else []
+    said = simulate(tmp_path / "out", f"--{flag}", value, *more, code=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {flag}: {message}"), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_inside_a_module_is_said_with_its_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text, said in (
+        ("own_broken", "import json\n\nLIMIT = undefined_name\n", "NameError: name 'undefined_name' is not defined"),
+        ("own_misspelt", "x = 1\ndef f(:\n", "invalid syntax"),
+        ("own_leaves", "import sys\nsys.exit('bye')\n", "SystemExit: bye"),
+        ("own_imports", "\nimport no_such_package\n", "No module named 'no_such_package'"),
+    ):
+        Path(f"{name}.py").write_text(text)
+        with pytest.raises(ConfigError) as error:
+            find_loop(f"{name}:f")
+        line = str(error.value)
+        assert line.startswith(f"loop: cannot load '{name}:f': ") and said in line and "\n" not in line
+        assert f"{name}.py, line " in line
+
+
+def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_here.py").write_text("def loop(scheduler, backend, inbox, outbox):\n    yield\n")
+    assert find_loop("own_here:loop").__name__ == "loop"

@@ -1,0 +1,68 @@
+"""A cost model of one's own, whose answers are looked at before they become times of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from backends.simulated.cost import CostModel
+from backends.simulated.cost.cost_request import CostRequest
+from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.own_code import check_methods, make_own
+from workbench.scheduler.settings import ConfigError
+
+METHODS = {"forward": ("batch", "stage"), "transfer_s": ("batch", "stage")}
+DECODES = {"decodes": ("batch", "steps")}
+GROUP_FORWARD = {"group_forward": ("batches",)}
+
+
+def own_cost(spec: str, want: CostRequest) -> CostModel:
+    """The cost model ``module:Class``, made with what it is asked to be of (:class:`CostRequest`).
+
+    Raises ConfigError for what cannot be loaded or is no cost model.
+    """
+    model = make_own("cost", spec, METHODS, want=want)
+    for more in (DECODES, GROUP_FORWARD):
+        if any(hasattr(model, name) for name in more):
+            check_methods("cost", spec, model, more)
+    return _Checked(spec, model)
+
+
+class _Checked:
+    """Answers as ``model`` does. Raises ConfigError for an answer that is no time: a clock that goes back or stands at NaN
+    would show much later, and somewhere else."""
+
+    def __init__(self, spec: str, model: Any) -> None:
+        self._spec, self._model = spec, model
+        if hasattr(model, "decodes"):
+            self.decodes = self._decodes
+        if hasattr(model, "group_forward"):
+            self.group_forward = self._group_forward
+        self.notes = tuple(getattr(model, "notes", ()))
+
+    def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return self._seconds("forward", self._model.forward(batch, stage))
+
+    def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
+        return self._seconds("transfer_s", self._model.transfer_s(batch, stage))
+
+    def _decodes(self, batch: ModelWorkerBatch, steps: int) -> list[float] | None:
+        found = self._model.decodes(batch, steps)
+        if found is None:
+            return None
+        if len(found) != steps:
+            raise ConfigError(f"cost: {self._spec}.decodes returned {len(found)} times for {steps} steps")
+        return [self._seconds("decodes", each) for each in found]
+
+    def _group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
+        return self._seconds("group_forward", self._model.group_forward(batches))
+
+    def _seconds(self, method: str, answer: Any) -> float:
+        try:
+            seconds = float(answer)
+        except (TypeError, ValueError):
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise ConfigError(f"cost: {self._spec}.{method} returned {answer!r}, which is no number of seconds")
+        return seconds
