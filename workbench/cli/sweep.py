@@ -132,14 +132,16 @@ def _run(
     flags: dict[str, Any],
 ) -> None:
     from traces.memory import in_memory
+    from workbench.cli.runs import say
     from workbench.search.executor import check_executor
     from workbench.search.objectives import parse_objectives
     from workbench.search.point import Base, Shared
     from workbench.search.prices import read_prices
     from workbench.search.results import RECORDS, Results
     from workbench.search.sources import Listed, open_source
-    from workbench.search.space import parse_vary
+    from workbench.search.space import parse_vary, renamed_in_vary
     from workbench.search.sweep import check_any, manifest_of, run_sweep
+    from workbench.settings.loading import renamed_in
 
     if resume and force:
         raise ValueError("resume: goes on with a sweep that --force would remove; give one of the two")
@@ -147,6 +149,7 @@ def _run(
     objectives = parse_objectives(objective)
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
+    say([*renamed_in(config), *renamed_in_vary(vary)])
     check_executor(executor, jobs, time_limit_s)
     # Everything that can be wrong is wrong before a folder is made or the first second is spent.
     asked = open_source(search, space, points, base.seed, objectives, [])

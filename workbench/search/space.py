@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ground.errors import InputError
-from workbench.settings.loading import FORMER, SETTINGS
+from workbench.settings.loading import FORMER, SETTINGS, renamed
 
 Point = dict[str, Any]
 """One value for every varied setting."""
@@ -109,10 +109,18 @@ def parse_vary(texts: list[str]) -> list[Dimension]:
     return dimensions
 
 
+def renamed_in_vary(texts: list[str]) -> list[str]:
+    """Notes on the settings of `--vary` that are called otherwise now."""
+    return renamed((_name(text.partition("=")[0]) for text in texts), "vary: ")
+
+
+def _name(key: str) -> str:
+    return key.strip().removeprefix("--").replace("-", "_")
+
+
 def _parse(text: str) -> Dimension:
     key, equals, rest = text.partition("=")
-    name = key.strip().removeprefix("--").replace("-", "_")
-    name = FORMER.get(name, name)
+    name = FORMER.get(_name(key), _name(key))
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 3)
         hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(SETTINGS))}"

@@ -59,7 +59,7 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
         raise ConfigError(f"{name}: has no effect here: it needs {missing}")
     never, more = idle_in(runs, written)
     partly |= more
-    notes = renamed_in(config) if config is not None else []
+    notes = renamed_in(config)
     notes += [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
     return notes + [
         f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,20 @@ def read_settings_file(config: Path) -> dict[str, Any]:
     return values
 
 
-def renamed_in(config: Path) -> list[str]:
-    """Notes on the settings of a TOML file that are called otherwise now. Raises ConfigError."""
-    written = [name.replace("-", "_") for name in read_toml(config, ConfigError)]
+def renamed(names: Iterable[str], where: str = "") -> list[str]:
+    """Notes on those of the names that settings no longer have."""
     return [
-        f"{config}: {name}: is called {FORMER[name]} now; the next version no longer knows it"
-        for name in written
+        f"{where}{name}: is called {FORMER[name]} now; the next version no longer knows it"
+        for name in names
         if name in FORMER
     ]
+
+
+def renamed_in(config: Path | None) -> list[str]:
+    """Notes on the settings of a TOML file that are called otherwise now. Raises ConfigError."""
+    if config is None:
+        return []
+    return renamed((name.replace("-", "_") for name in read_toml(config, ConfigError)), f"{config}: ")
 
 
 def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
