@@ -266,6 +266,7 @@ REAL_RUNS = {
 }
 """What the commands of runs on something real import, and what their functions do."""
 CHECKS = (
+    "workbench.cluster.device",
     "workbench.settings.real",
     "workbench.settings.run_settings",
     "workbench.settings.idle",

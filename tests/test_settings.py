@@ -23,7 +23,6 @@ from workbench.cli.flags import SettingFlags, command_with, given
 from workbench.loops import LOOPS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig, SchedulerSettings
 from workbench.scheduler.policy import POLICIES
-from workbench.scheduler.request import DEFAULT_MAX_NEW_TOKENS
 from workbench.scheduler.settings import GROUPS, Setting, check_settings, setting, settings_of
 from workbench.search.space import parse_vary
 from workbench.settings import idle, loading
@@ -158,7 +157,6 @@ def test_what_help_pages_list_by_hand_is_what_there_is():
     assert set(SETTINGS["dtype"].choices) == {"auto", *DTYPE_BYTES}
     assert set(SETTINGS["dtype"].choices) <= set(re.findall(r"\w+", SETTINGS["dtype"].help))
     assert set(SETTINGS["kv_dtype"].choices) < set(DTYPE_BYTES)
-    assert str(DEFAULT_MAX_NEW_TOKENS) in SETTINGS["max_tokens"].help
     assert set(LOOP_NAMES) == set(LOOPS)
     for name in device_defaults("cpu"):
         assert f"a real model on a CPU: {CPU_STEP_TOKENS}" in SETTINGS[name].help

@@ -38,9 +38,9 @@ from workbench.calibrate.points import (
     point_file,
     write_point,
 )
+from workbench.cluster.device import DTYPE_NAMES, device_name, runner_options
 from workbench.cluster.replay import replay_on
 from workbench.scheduler.config import ConfigError
-from workbench.settings.real import DTYPE_NAMES, device_name, runner_options
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:

@@ -146,7 +146,7 @@ def _measure(
     settings = settings_from(None, flags)
     try:
         from workbench.calibrate.measure import measure, points_folder
-        from workbench.settings.real import choose_device
+        from workbench.cluster.device import choose_device
 
         device = choose_device(backend)
     except ModuleNotFoundError as error:

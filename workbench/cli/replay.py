@@ -62,8 +62,9 @@ def _run(
     from workbench.settings.loading import settings_from
 
     try:
+        from workbench.cluster.device import choose_device, runner_options
         from workbench.cluster.replay import replay_loop
-        from workbench.settings.real import check_device_effects, choose_device, device_defaults, runner_options
+        from workbench.settings.real import check_device_effects, device_defaults
 
         device = choose_device(backend)
         say(check_device_effects(flags, config, device))

@@ -41,10 +41,11 @@ def serve(
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
     from workbench.cli.runs import command_line, say
+    from workbench.cluster.device import choose_device, runner_options
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
-    from workbench.settings.real import check_device_effects, choose_device, device_defaults, runner_options
+    from workbench.settings.real import check_device_effects, device_defaults
 
     server = {name: value for name, value in server.items() if value is not None}
     backend = server.get("backend", "auto")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from traces import TraceRequest
-from workbench.scheduler.request import DEFAULT_MAX_NEW_TOKENS
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS
 
 Cause = Literal["trace", "max_tokens", "max_context", "kv_tokens", "server"]
 """What cut an output: the trace's own max_tokens, --max-tokens, the context, the KV pool, or the server that was asked."""

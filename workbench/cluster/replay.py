@@ -19,6 +19,7 @@ from workbench.clients.bounds import bound_of, counted
 from workbench.clients.live_clock import LiveClock
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.clients.sessions import Clients, Waiting
+from workbench.cluster.device import DTYPE_NAMES, device_name, held_weights, runner_options
 from workbench.cluster.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.instance import Recipe, start
@@ -31,7 +32,6 @@ from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import StepResult
 from workbench.settings.idle import trace_notes
 from workbench.settings.loop_spec import loop_spec
-from workbench.settings.real import DTYPE_NAMES, device_name, held_weights, runner_options
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:

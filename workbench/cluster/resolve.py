@@ -1,6 +1,6 @@
 """The settings of a run resolved into what its modelled instances are built from: model, GPU, KV capacity, times.
 
-For the simulator alone; a real run takes ``workbench.settings.real`` instead.
+For the simulator alone; a real run takes ``workbench.cluster.device`` instead.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Batching = Literal["prefill-first", "mixed"]
 CacheKind = Literal["radix", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
 
+DEFAULT_MAX_NEW_TOKENS = 4096
+"""The output bound where nobody says one."""
 PREFIX_POLICIES = ("lpm", "dfs-weight")
 """Policies that go by the prefix cache alone: without one they are fcfs."""
 

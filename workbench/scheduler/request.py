@@ -7,10 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS
 from workbench.scheduler.kv.node import Node
 
-DEFAULT_MAX_NEW_TOKENS = 4096
-"""The output bound where nobody says one."""
 FinishKind = Literal["length", "stop", "aborted", "rejected"]
 
 

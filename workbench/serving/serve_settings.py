@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from workbench.scheduler.config import ConfigError
-from workbench.scheduler.request import DEFAULT_MAX_NEW_TOKENS
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
 from workbench.settings.run_settings import RunSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.scheduler.config import ConfigError, SchedulerSettings, Seeded
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, SchedulerSettings, Seeded
 from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, is_own, setting
 from workbench.settings.cost_spec import split
 
@@ -174,7 +174,8 @@ class RunSettings(SchedulerSettings, LoadSettings):
         None,
         least=1,
         group=TRACE,
-        help="Output bound of requests that have none. Default 4096, or what the trace says they write if that is more.",
+        help="Output bound of requests that have none. "
+        f"Default {DEFAULT_MAX_NEW_TOKENS}, or what the trace says they write if that is more.",
     )
 
     def __post_init__(self) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 
 from traces.lengths import parse_lengths
 from workbench.backend import Backend
+from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.upkeep import ModelledGPU, Upkeep
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.loop_spec import loop_spec
-from workbench.settings.real import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 
 
 @dataclass(frozen=True)
