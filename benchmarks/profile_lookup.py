@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.tables.profiles import identity, read_profile
-from backends.simulated.hardware import load_gpu
-from backends.simulated.models import load_model
 from workbench.scheduler.batch import ModelWorkerBatch
 
 DEFAULT = Path(__file__).resolve().parents[2] / (

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from backends.simulated.catalogue.gpus import GPU, load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
-from backends.simulated.hardware import GPU, load_gpu
-from backends.simulated.models import load_model
 
 SETS = {"a100": "a100_sxm_sglang-0.5.10", "h100": "h100_sxm_sglang-0.5.14", "h200": "h200_sxm_sglang-0.5.14"}
 SHARES = np.arange(0.2, 0.96, 0.025)

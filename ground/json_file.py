@@ -1,6 +1,6 @@
 """JSON as the project writes and reads it.
 
-Traces are read by ``traces.records``, a line at a time: they are large, and what other programs wrote is mended there.
+Traces are read by ``traces.files.json_records``, line by line: they are large, and what others wrote is mended there.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from backends.simulated.hardware import gpu_names, load_gpu
-from backends.simulated.models import load_model, model_names
+from backends.simulated.catalogue.gpus import gpu_names, load_gpu
+from backends.simulated.catalogue.model_specs import load_model, model_names
 
 
 def catalogue(*words: str) -> subprocess.CompletedProcess[str]:

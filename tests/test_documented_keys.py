@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from backends.simulated.hardware import GPU
+from backends.simulated.catalogue.gpus import GPU
 from backends.simulated.host import HostModel
 from workbench.search.prices import ENTRIES
 from workbench.settings.engines import GRAPH_KEYS, Engine
@@ -42,7 +42,7 @@ def test_engines_toml_holds_only_keys_that_are_read():
 
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():
-    path = ROOT / "backends/simulated/gpus.toml"
+    path = ROOT / "backends/simulated/catalogue/gpus.toml"
     known = names(GPU) | {"reaches_like"}
     assert set(re.findall(r"`(\w+)`", comments(path))) <= known
     for wildcard in re.findall(r"\*(_\w+)", comments(path)):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.tables.llmservingsim import read_meta
-from backends.simulated.hardware import load_gpu
-from backends.simulated.models import load_model
 from reports.record.run_record import write_record
 from tests.reports.records import record_of, request_row
 from workbench.cli.app import app

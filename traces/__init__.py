@@ -7,10 +7,10 @@ for request in open_trace("mooncake_conversation.jsonl.gz"):
 
 from __future__ import annotations
 
-from traces.content import Content
-from traces.errors import TraceError
+from traces.files.errors import TraceError
 from traces.formats import FORMATS
-from traces.request import TraceRequest
+from traces.requests.content import Content
+from traces.requests.trace_request import TraceRequest
 from traces.trace import Trace, TraceInfo, open_trace, sample_path
 
 __all__ = ["FORMATS", "Content", "Trace", "TraceError", "TraceInfo", "TraceRequest", "open_trace", "sample_path"]

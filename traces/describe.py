@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.request import TraceRequest
+from traces.requests.trace_request import TraceRequest
 from traces.reuse import PrefixReuse
 
 QUANTILES = (50, 90, 99)

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from traces.content import Blocks, Synthetic
-from traces.lengths import Lengths
-from traces.request import TraceRequest
+from traces.requests.content import Blocks, Synthetic
+from traces.requests.lengths import Lengths
+from traces.requests.trace_request import TraceRequest
 
 ArrivalKind = Literal["poisson", "gamma", "burst", "constant", "closed-loop"]
 ARRIVALS: tuple[str, ...] = get_args(ArrivalKind)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from traces.bad_rows import HINT
-from traces.errors import TraceError
-from traces.fields import parse_json
-from traces.files import Source
+from traces.files.bad_rows import HINT
+from traces.files.csv_rows import columns
+from traces.files.errors import TraceError
+from traces.files.json_records import records
+from traces.files.look_ahead import MOST_ITEMS
+from traces.files.source import Source
+from traces.files.values import parse_json
 from traces.formats import FORMATS, Format, Head
-from traces.formats.table import columns
-from traces.prefix import MOST_ITEMS
-from traces.records import records
 
 _MOST_NAMES = 30
 _MOST_NEAREST = 3

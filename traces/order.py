@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from traces.files import Source
-from traces.request import TraceRequest
+from traces.files.source import Source
+from traces.requests.trace_request import TraceRequest
 
 
 def in_order(source: Source, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from traces.request import TraceRequest
+from traces.requests.trace_request import TraceRequest
 from traces.since_first import check_span
 from traces.trace import Trace, TraceInfo
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from traces.content import TokenIds
-from traces.request import TraceRequest
+from traces.requests.content import TokenIds
+from traces.requests.trace_request import TraceRequest
 
 _PIECE_TOKENS = 16
 """Grain at which given token ids are compared; a shorter rest counts as not shared."""

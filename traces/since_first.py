@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from traces.files import Source
-from traces.request import TraceRequest
+from traces.files.source import Source
+from traces.requests.trace_request import TraceRequest
 
 MOST_SPAN_S = 4_000_000_000
 """From the first request to the last: 126 years, the longest time a run record holds."""

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from traces.prefix import look_ahead
-from traces.request import TraceRequest
+from traces.files.look_ahead import look_ahead
+from traces.requests.trace_request import TraceRequest
 
 AUTO, OFF = "auto", "off"
 LEAST_STAMPS = 10

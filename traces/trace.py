@@ -8,19 +8,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from traces.bad_rows import BadRows
-from traces.fields import MOST_TOKENS
-from traces.files import Source
+from traces.files.bad_rows import BadRows
+from traces.files.look_ahead import look_ahead
+from traces.files.source import Source
+from traces.files.values import MOST_TOKENS
 from traces.formats import FORMATS, Format, Head, Reading
+from traces.formats.time_units import check_unit, in_seconds
 from traces.head import read_head, unknown_format
-from traces.lengths import parse_lengths
 from traces.order import by_arrival, in_order
-from traces.prefix import look_ahead
-from traces.request import TraceRequest
+from traces.requests.lengths import parse_lengths
+from traces.requests.text import Tokenizer, load_tokenizer
+from traces.requests.trace_request import TraceRequest
 from traces.since_first import SinceFirst, check_span
-from traces.text import Tokenizer, load_tokenizer
 from traces.ticks import AUTO, parse_spread, spread_ticks
-from traces.time_units import check_unit, in_seconds
 
 Begin = Callable[[Callable[[str], None]], Reading]
 """Starts a pass over a file, given where its notes go."""
@@ -86,13 +86,13 @@ class ReadAs:
     tokenizer: str | Path | None = None
     """tokenizer.json or a folder with one; only traces of text need it."""
     time_unit: str = "auto"
-    """Of times that are plain numbers: one of `traces.time_units.CHOICES`."""
+    """Of times that are plain numbers: one of `traces.formats.time_units.CHOICES`."""
     spread_ticks: str = "auto"
     """Equal arrivals: auto (where the file's clock ticks), off, or the tick in seconds."""
     block_tokens: int | None = None
     """Of hash ids whose blocks the file does not tell the size of."""
     output: str | None = None
-    """Lengths to draw for requests without one, as `traces.lengths` reads them."""
+    """Lengths to draw for requests without one, as `traces.requests.lengths` reads them."""
     skip_bad_rows: bool = False
     sort: bool = False
     """By arrival, all requests in memory."""

@@ -13,9 +13,9 @@ from typing import IO, Any, cast
 import msgspec
 import zstandard
 
-from traces.content import TokenIds
-from traces.errors import TraceError
-from traces.request import TraceRequest
+from traces.files.errors import TraceError
+from traces.requests.content import TokenIds
+from traces.requests.trace_request import TraceRequest
 
 
 def write_trace(requests: Iterable[TraceRequest], path: str | Path, force: bool = False) -> int:

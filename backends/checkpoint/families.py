@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backends.checkpoint.fields import Fields
+from backends.checkpoint.config_fields import Fields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 

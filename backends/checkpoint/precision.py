@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from backends.checkpoint.fields import DTYPES, Fields, Inner
+from backends.checkpoint.config_fields import DTYPES, Fields, Inner
 
 DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128}
 """Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights."""

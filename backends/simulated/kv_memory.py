@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
-from backends.simulated.hardware import GPU
-from backends.simulated.models import ModelSpec
+from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.model_specs import ModelSpec
 from ground.errors import InputError
 
 RUNTIME_BYTES = 1.0 * 2**30

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from backends.checkpoint import config_fields as checkpoint
 from backends.checkpoint import families
-from backends.checkpoint import fields as checkpoint
+from backends.checkpoint.config_fields import UnsupportedModel as UnsupportedModel  # said by callers, too
 from backends.checkpoint.families import context_tokens, rope_field
-from backends.checkpoint.fields import UnsupportedModel as UnsupportedModel  # said by callers, too
 from backends.checkpoint.precision import block_size, quant_method
 from backends.torch.fp8 import Fp8
 from backends.torch.rotary import Rope

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ground.whole_file import partial_path
+from reports.metrics.time_use import CAUSE_LABELS, CAUSES
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
 from reports.record.schema import MODES
 from reports.timeline.series import latency_cdfs, over_time
-from reports.timeline.time_use import CAUSE_LABELS, CAUSES
 from reports.timeline.windows import Window, busiest_windows
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
+from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
-from reports.compare.settings import compare_settings, notes
 from reports.metrics.labels import (
     Summaries,
     Unit,
@@ -26,6 +26,7 @@ from reports.metrics.labels import (
     written,
 )
 from reports.metrics.summary import summarise
+from reports.metrics.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
 from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
@@ -37,7 +38,6 @@ from reports.timeline.detail import timeline_detail
 from reports.timeline.host_lane import PHASES
 from reports.timeline.packed import packed_floats
 from reports.timeline.series import latency_cdfs, over_time
-from reports.timeline.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
 from reports.timeline.waterfall import request_details
 from reports.timeline.windows import busiest_windows
 from reports.verdict.caveats import caveats, simulated

@@ -16,11 +16,11 @@ import numpy as np
 
 from reports.metrics.intervals import covered, union
 from reports.metrics.summary import run_window
+from reports.metrics.time_use import CAUSES, NONE, idle_pieces
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES, RETRACTED
 from reports.timeline.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.timeline.packed import differences, packed, text_of, tick_s_of
-from reports.timeline.time_use import CAUSES, NONE, idle_pieces
 
 TICKS_S = (1e-9, 1e-7)
 BINS = 2048

@@ -14,9 +14,9 @@ import numpy as np
 
 from reports.metrics.intervals import covered, union
 from reports.metrics.summary import latency_samples, run_span, work_intervals
+from reports.metrics.time_use import CAUSES, idle_pieces
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES
-from reports.timeline.time_use import CAUSES, idle_pieces
 
 POINTS_ON_PAGE = 8_000
 """Buckets of all runs together: keeps a page of many runs below 2 MB."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reports.metrics.labels import METRICS, Better, Summaries, Unit, difference, percent, values_of, written
-from reports.timeline.time_use import TimeUse
+from reports.metrics.time_use import TimeUse
 
 ALIKE = 0.02
 """Runs whose values differ by less than this are called equal."""

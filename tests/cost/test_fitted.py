@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.cost_request import CostError, CostRequest
 from backends.simulated.cost.models.fitted import Coefficients, fit_steps, load_fitted
 from backends.simulated.cost.tables.operator_tables import ProfileError
-from backends.simulated.hardware import load_gpu
 from backends.simulated.host_fit import fit_host
-from backends.simulated.models import load_model
 from reports.record.errors import RecordError
 from reports.record.run_record import read_record
 from tests.cost.test_profile import ROOT, workbench

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from backends.checkpoint.families import DEFAULTS
-from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
+from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu
+from backends.simulated.catalogue.model_specs import from_config, load_model, model_names
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
-from backends.simulated.models import from_config, load_model, model_names
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.loading import settings_from

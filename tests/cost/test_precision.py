@@ -7,10 +7,10 @@ import json
 import pytest
 
 from backends.checkpoint.precision import PARTS
+from backends.simulated.catalogue.gpus import CatalogueError, load_gpu
+from backends.simulated.catalogue.model_specs import ModelSpec, from_config, load_model
 from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.hardware import CatalogueError, load_gpu
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
-from backends.simulated.models import ModelSpec, from_config, load_model
 from tests.cost.test_roofline import batch
 from workbench.cluster.resolve import resolve
 from workbench.settings.loading import settings_from

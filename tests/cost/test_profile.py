@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.tables.operator_tables import Curve, Grid, ProfileError, grid_from_points
 from backends.simulated.cost.tables.own_profile import write_profile
 from backends.simulated.cost.tables.profiles import describe, read_profile
 from backends.simulated.cost.tables.uneven import uneven_grid
-from backends.simulated.hardware import load_gpu
-from backends.simulated.models import load_model
 from tests.cost.profiles import (
     DATA,
     GPU,

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.capture_sizes import default_capture_sizes
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.tables.profiles import read_profile
-from backends.simulated.hardware import load_gpu
-from backends.simulated.models import load_model
 from tests.cost.profiles import DATA, needs_data
 from workbench.scheduler.batch import ModelWorkerBatch
 

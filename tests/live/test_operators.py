@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.tables import own_profile
-from backends.simulated.hardware import load_gpu
-from backends.simulated.models import load_model
 from reports.record.errors import RecordError
 from tests.cost.profiles import batch
 from workbench.calibrate.operator_profile import write_operators

@@ -20,8 +20,8 @@ from reports.metrics.sweep_metrics import sweep_summary
 from reports.page.report_page import make_report, page_html
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord, write_record
-from reports.terminal.compact import compact_table
-from reports.terminal.table import comparison_table, to_json
+from reports.terminal.compact_table import compact_table
+from reports.terminal.full_table import comparison_table, to_json
 from reports.verdict.caveats import caveats
 from reports.verdict.verdict import verdict
 from tests.reports.records import iteration_row, record_of, request_row

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reports.compare.settings import compare_settings, notes
+from reports.compare.differing_settings import compare_settings, notes
 from reports.metrics.summary import latency_samples, summarise
 from reports.page.report_page import MOST_BYTES, write_report
 from reports.record.errors import RecordError

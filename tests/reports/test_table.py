@@ -12,9 +12,9 @@ from rich.console import Console
 from reports.metrics.labels import METRICS, difference, percent, written
 from reports.metrics.labels import Unit as U
 from reports.metrics.summary import summarise
-from reports.terminal.compact import compact_table
-from reports.terminal.table import comparison_table, to_json, verdict
-from reports.timeline.time_use import time_use
+from reports.metrics.time_use import time_use
+from reports.terminal.compact_table import compact_table
+from reports.terminal.full_table import comparison_table, to_json, verdict
 from tests.reports.records import record_of, request_row, toy_run
 
 

@@ -10,8 +10,8 @@ import pytest
 from tests.search.run import SAMPLE, line, workbench, write_trace
 from traces import open_trace
 from traces.generate import Workload, generate
-from traces.lengths import parse_lengths
-from traces.memory import in_memory
+from traces.in_memory import in_memory
+from traces.requests.lengths import parse_lengths
 from traces.reshape import reshape
 from traces.write import write_trace as write_trace_file
 from workbench.cluster.simulate import simulate_loop

@@ -8,7 +8,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from traces import open_trace, sample_path
-from traces.memory import in_memory
+from traces.in_memory import in_memory
 from workbench.cli.app import app
 from workbench.cli.trace_flags import words_of
 from workbench.search.point import Base, Shared

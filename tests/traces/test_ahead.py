@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traces import TraceRequest
-from traces.ahead import LONG_TOKENS, MOST_REQUESTS, with_tokens
-from traces.content import Blocks, Synthetic, TokenIds
-from traces.errors import TraceError
+from traces.files.errors import TraceError
+from traces.requests.ahead import LONG_TOKENS, MOST_REQUESTS, with_tokens
+from traces.requests.content import Blocks, Synthetic, TokenIds
 
 IDS = np.arange(5, 12, dtype=np.int32)
 CONTENTS = {

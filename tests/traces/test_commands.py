@@ -10,7 +10,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from traces import sample_path
-from traces.lengths import HELP
+from traces.requests.lengths import HELP
 from workbench.cli.trace import app
 from workbench.cli.trace_flags import LENGTHS
 

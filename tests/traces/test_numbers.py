@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traces import TraceError, open_trace
-from traces.dates import Times
-from traces.fields import integer
-from traces.files import Source
+from traces.files.dates import Times
+from traces.files.source import Source
+from traces.files.values import integer
 
 SOURCE = Source(Path("t.csv"))
 

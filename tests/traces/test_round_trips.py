@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from traces import TraceError, TraceRequest, open_trace, sample_path
 from traces.describe import describe
 from traces.generate import ARRIVALS, Workload, arrival_times_s, generate
-from traces.lengths import Lengths, parse_lengths
+from traces.requests.lengths import Lengths, parse_lengths
 from traces.reshape import reshape
 from traces.write import write_trace
 from workbench.cli.trace import app

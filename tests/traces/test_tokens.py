@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.traces.written import json_lines
 from traces import TraceRequest, open_trace
-from traces.content import Blocks, Synthetic, synthetic_tokens
+from traces.requests.content import Blocks, Synthetic, synthetic_tokens
 
 VOCAB = 128_256
 
@@ -112,7 +112,7 @@ def test_a_prompt_of_120_thousand_tokens_is_made_by_array_operations() -> None:
 @settings(max_examples=20)
 @given(st.integers(1, 2000))
 def test_given_token_ids_stay_as_they_are(vocab: int) -> None:
-    from traces.content import TokenIds
+    from traces.requests.content import TokenIds
 
     ids = np.arange(vocab, dtype=np.int32)
     request = TraceRequest("a", 0.0, vocab, 3, content=TokenIds(ids, None, "t"))

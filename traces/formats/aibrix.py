@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from traces.content import Content, TokenIds, unique
-from traces.fields import MISSING, length
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, length
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
-from traces.text import encode
+from traces.requests.content import Content, TokenIds, unique
+from traces.requests.text import encode
+from traces.requests.trace_request import TraceRequest
 
 _FIELDS = ("timestamp", "requests")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Synthetic
-from traces.fields import MISSING, id_array, length, text
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, id_array, length, text
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
+from traces.requests.content import Blocks, Synthetic
+from traces.requests.trace_request import TraceRequest
 
 BLOCK_TOKENS = 16
 

@@ -8,17 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from traces.bad_rows import BadRows
-from traces.counted import counted
-from traces.dates import Times
-from traces.errors import TraceError
-from traces.fields import MISSING, length, parse_json
-from traces.files import Source
-from traces.formats.table import Table
-from traces.lengths import HELP, Lengths
-from traces.records import records
-from traces.request import TraceRequest
-from traces.text import Tokenizer
+from traces.files.bad_rows import BadRows
+from traces.files.counted import counted
+from traces.files.csv_rows import Table
+from traces.files.dates import Times
+from traces.files.errors import TraceError
+from traces.files.json_records import records
+from traces.files.source import Source
+from traces.files.values import MISSING, length, parse_json
+from traces.requests.lengths import HELP, Lengths
+from traces.requests.text import Tokenizer
+from traces.requests.trace_request import TraceRequest
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from traces.content import Blocks, Synthetic, key_of
-from traces.fields import count, length, seconds
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import count, length, seconds
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
+from traces.requests.content import Blocks, Synthetic, key_of
+from traces.requests.trace_request import TraceRequest
 
 _COLUMNS = ("input_tokens", "output_tokens", "arrival_time_us")
 _OPTIONAL = (

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from traces.content import Synthetic, continued, unique
-from traces.fields import MISSING, count, length, seconds, text
-from traces.files import Source
+from traces.files.look_ahead import look_ahead
+from traces.files.source import Source
+from traces.files.values import MISSING, count, length, seconds, text
 from traces.formats import own
 from traces.formats.base import Format, Head, Reading
 from traces.formats.length_columns import Column, find_columns
-from traces.lengths import HELP
-from traces.prefix import look_ahead
-from traces.request import TraceRequest
-from traces.time_units import UNITS
+from traces.formats.time_units import UNITS
+from traces.requests.content import Synthetic, continued, unique
+from traces.requests.lengths import HELP
+from traces.requests.trace_request import TraceRequest
 
 
 @dataclass(slots=True)

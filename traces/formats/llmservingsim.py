@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import TokenIds, unique
-from traces.counted import counted
-from traces.fields import MISSING, id_array, length, seconds
-from traces.files import Source
+from traces.files.counted import counted
+from traces.files.source import Source
+from traces.files.values import MISSING, id_array, length, seconds
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
+from traces.requests.content import TokenIds, unique
+from traces.requests.trace_request import TraceRequest
 
 
 def _sniff(head: Head) -> bool:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Content, Synthetic, TokenIds
-from traces.fields import MISSING, count, runs, seconds, text
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, count, runs, seconds, text
 from traces.formats.base import Format, Reading
 from traces.formats.chains import Call, sequence_ids
-from traces.request import TraceRequest
-from traces.text import encode
+from traces.requests.content import Blocks, Content, Synthetic, TokenIds
+from traces.requests.text import encode
+from traces.requests.trace_request import TraceRequest
 
 BLOCK_TOKENS = 16
 _TRACE_FIELDS = ("session", "turn", "hash_rle")

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Content, Synthetic, TokenIds, continued
-from traces.fields import MISSING, id_array, length, seconds, text
-from traces.files import Source
+from traces.files.look_ahead import look_ahead
+from traces.files.source import Source
+from traces.files.values import MISSING, id_array, length, seconds, text
 from traces.formats.base import Format, Head, Reading
 from traces.formats.own import prompt_ids
-from traces.prefix import look_ahead
-from traces.request import TraceRequest
-from traces.time_units import UNITS
+from traces.formats.time_units import UNITS
+from traces.requests.content import Blocks, Content, Synthetic, TokenIds, continued
+from traces.requests.trace_request import TraceRequest
 
 BLOCK_TOKENS = 512
 _OWN = frozenset({"block_size", "hash_scope", "think_time_s", "prompt_token_ids", "output_token_ids", "slo_ttft_s"})

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Content, Synthetic, TokenIds, continued, unique
-from traces.fields import MISSING, MOST, count, id_array, integer, length, seconds, text
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, MOST, count, id_array, integer, length, seconds, text
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
-from traces.text import encode, render_messages
+from traces.requests.content import Blocks, Content, Synthetic, TokenIds, continued, unique
+from traces.requests.text import encode, render_messages
+from traces.requests.trace_request import TraceRequest
 
 PROMPT_FIELDS = ("prompt_token_ids", "prompt", "messages", "input_length")
 """Exactly one of these says what the prompt is."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from traces.fields import count, length
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import count, length
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
+from traces.requests.trace_request import TraceRequest
 
 Columns = tuple[str, str, str]
 """The names of arrival, input length and output length."""

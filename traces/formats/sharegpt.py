@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import TokenIds
-from traces.fields import MISSING, text
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, text
 from traces.formats.base import Format, Head, Reading
-from traces.request import TraceRequest
-from traces.text import encode
+from traces.requests.content import TokenIds
+from traces.requests.text import encode
+from traces.requests.trace_request import TraceRequest
 
 _PROMPT_ROLES = ("human", "user", "system")
 _OUTPUT_ROLES = ("gpt", "assistant", "chatgpt", "bing", "bard")

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from traces.content import Blocks, Synthetic
-from traces.counted import counted
-from traces.fields import MISSING, id_array, length, runs, seconds, text
-from traces.files import Source
+from traces.files.counted import counted
+from traces.files.source import Source
+from traces.files.values import MISSING, id_array, length, runs, seconds, text
 from traces.formats.base import Format, Head, Reading
 from traces.formats.chains import Call, sequence_ids
-from traces.request import TraceRequest
+from traces.requests.content import Blocks, Synthetic
+from traces.requests.trace_request import TraceRequest
 
 
 def _sniff(head: Head) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.record.run_record import RunRecord
 from traces import Trace, TraceRequest
-from traces.files import Source
+from traces.files.source import Source
 from traces.trace import TraceInfo
 from workbench.calibrate.operator_profile import profiled_model, write_operators
 from workbench.calibrate.operators import (
@@ -195,7 +195,7 @@ def _run_point(
 
 def _trace(point: Point) -> Trace:
     """A point as a trace in memory."""
-    from traces.content import Synthetic
+    from traces.requests.content import Synthetic
 
     def requests() -> Iterator[TraceRequest]:
         if point.shared:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from backends.simulated.hardware import GPU
-    from backends.simulated.models import ModelSpec
+    from backends.simulated.catalogue.gpus import GPU
+    from backends.simulated.catalogue.model_specs import ModelSpec
 
 WEIGHTS = ("auto", "bf16", "fp8", "int4")
 
@@ -25,8 +25,8 @@ def catalogue(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from backends.simulated.hardware import gpu_names, load_gpu
-        from backends.simulated.models import load_model, model_names
+        from backends.simulated.catalogue.gpus import gpu_names, load_gpu
+        from backends.simulated.catalogue.model_specs import load_model, model_names
         from ground.json_file import json_text
 
         if name is not None:
@@ -69,8 +69,8 @@ def _one(name: str) -> dict[str, Any]:
     import difflib
     from pathlib import Path
 
-    from backends.simulated.hardware import CatalogueError, gpu_names, load_gpu
-    from backends.simulated.models import load_model, model_names
+    from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu
+    from backends.simulated.catalogue.model_specs import load_model, model_names
     from reports.metrics.labels import weights_label
 
     if Path(name).suffix == ".toml" or name.lower() in gpu_names():

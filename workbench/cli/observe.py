@@ -104,7 +104,7 @@ def _run(
     api_key: str | None,
 ) -> None:
     from reports.record.run_record import prepare_out, write_record
-    from traces.text import load_tokenizer
+    from traces.requests.text import load_tokenizer
     from workbench.cli.runs import command_line, free_folder, open_reshaped
     from workbench.clients.observe import Observer, failures
     from workbench.clients.observe import observe as run_observer
@@ -173,7 +173,7 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
 def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool) -> None:
     from reports.metrics.cuts import cut_lines
     from reports.metrics.summary import summarise
-    from reports.terminal.table import comparison_table, to_json
+    from reports.terminal.full_table import comparison_table, to_json
 
     summaries = {record.name: summarise(record, settings.slo_ttft, settings.slo_tpot)}
     if as_json:
@@ -190,8 +190,8 @@ def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool)
 
 def _catalogue_vocab(model: str) -> int | None:
     """The vocabulary of a model that the catalogue has."""
-    from backends.simulated.hardware import CatalogueError
-    from backends.simulated.models import load_model
+    from backends.simulated.catalogue.gpus import CatalogueError
+    from backends.simulated.catalogue.model_specs import load_model
 
     try:
         return load_model(model).vocab

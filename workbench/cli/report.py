@@ -85,8 +85,8 @@ def report(
 def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[str]) -> None:
     from rich.console import Console
 
-    from reports.terminal.compact import compact_table
-    from reports.terminal.table import comparison_table, to_json
+    from reports.terminal.compact_table import compact_table
+    from reports.terminal.full_table import comparison_table, to_json
     from reports.verdict.caveats import caveats
     from reports.verdict.verdict import verdict
 
@@ -112,7 +112,7 @@ def diff_config(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from reports.compare.settings import differing_settings
+        from reports.compare.differing_settings import differing_settings
         from reports.record.load import told_apart
         from reports.record.run_record import read_meta
 

@@ -181,10 +181,10 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
 
 
 def _print(made: Report, folder: Path, as_json: bool) -> None:
-    from reports.compare.settings import notes
+    from reports.compare.differing_settings import notes
     from reports.metrics.cuts import cut_lines
     from reports.metrics.labels import weights_label
-    from reports.terminal.table import comparison_table, to_json
+    from reports.terminal.full_table import comparison_table, to_json
     from reports.verdict.verdict import verdict
 
     records, page = made.records, folder / PAGE_FILE

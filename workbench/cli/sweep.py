@@ -131,7 +131,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from traces.memory import in_memory
+    from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.search.executor import check_executor
     from workbench.search.objectives import parse_objectives

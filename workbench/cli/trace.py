@@ -44,9 +44,9 @@ def generate_command(
     force: Force = False,
 ) -> None:
     """Write a synthetic trace."""
-    from traces.counted import counted
+    from traces.files.counted import counted
     from traces.generate import Workload, generate
-    from traces.lengths import parse_lengths
+    from traces.requests.lengths import parse_lengths
     from traces.write import write_trace
 
     with one_line_errors():
@@ -79,7 +79,7 @@ def convert_command(
     force: Force = False,
 ) -> None:
     """Write any trace that can be read as one of our own."""
-    from traces.counted import counted
+    from traces.files.counted import counted
     from traces.write import write_trace
 
     with one_line_errors():

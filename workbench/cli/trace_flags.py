@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from traces import Trace
 
 LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
-"""How lengths are written. `traces.lengths` has it too: this module is imported before `traces` may be."""
+"""How lengths are written. `traces.requests.lengths` has it too: this module is imported before `traces` may be."""
 
 Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=TRACE)]
 Tokenizer = Annotated[

@@ -20,7 +20,7 @@ import numpy as np
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, FINISHED, REJECTED
 from traces import Trace, TraceRequest
-from traces.content import TokenIds
+from traces.requests.content import TokenIds
 from workbench.clients.bounds import Bound, Cause, bound_of, counted
 from workbench.clients.live_clock import LiveClock
 from workbench.clients.openai_client import Answer, CompletionsClient, ServerRefused

@@ -11,13 +11,13 @@ from typing import Any
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import Precision, named
+from backends.simulated.catalogue.gpus import GPU, load_gpu
+from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.build import build_cost
 from backends.simulated.cost.cost_request import CostRequest
-from backends.simulated.hardware import GPU, load_gpu
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
-from backends.simulated.models import ModelSpec, load_model
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe

@@ -18,7 +18,7 @@ from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStep
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import RunRecord
 from traces import Trace, TraceRequest
-from traces.ahead import with_tokens
+from traces.requests.ahead import with_tokens
 from workbench.clients.bounds import bound_of, counted
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.clients.sessions import Clients

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.checkpoint.precision import Precision, named
-from backends.simulated.hardware import GPU
-from backends.simulated.models import ModelSpec, same_model
+from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.model_specs import ModelSpec, same_model
 from ground.errors import InputError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from traces.lengths import parse_lengths
+from traces.requests.lengths import parse_lengths
 from workbench.backend import Backend
 from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 from workbench.instance import Recipe

@@ -18,7 +18,7 @@ import numpy as np
 from reports.record.run_record import RecordError, RunRecord, write_record
 from reports.record.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
-from traces.content import Blocks, Synthetic, TokenIds
+from traces.requests.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
 from workbench.recording.meta import run_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox

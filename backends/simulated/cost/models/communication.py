@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.simulated.hardware import GPU
+from backends.simulated.catalogue.gpus import GPU
 
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.cost_request import CostRequest, check_gpu, check_model
 from backends.simulated.cost.models.communication import send_s
 from backends.simulated.cost.models.least_squares import relative_least_squares
 from backends.simulated.cost.models.roofline import ACTIVATION_BYTES
 from backends.simulated.cost.tables.operator_tables import ProfileError, Provenance
-from backends.simulated.hardware import GPU
-from backends.simulated.models import ModelSpec
 from ground.json_file import read_json, write_json
 from workbench.scheduler.batch import ModelWorkerBatch
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
+from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec
 from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
-from backends.simulated.hardware import GPU
-from backends.simulated.models import DTYPE_BYTES, ModelSpec
 from workbench.scheduler.batch import ModelWorkerBatch
 
 ACTIVATION_BYTES = 2

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.tables.attention_table import attention_table
@@ -27,8 +29,6 @@ from backends.simulated.cost.tables.operator_tables import (
     ProfileError,
     Provenance,
 )
-from backends.simulated.hardware import GPU
-from backends.simulated.models import ModelSpec
 
 MILLISECOND = 1e-3
 KINDS = ("gemm", "context_attention", "generation_attention", "moe", "custom_allreduce")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.tables.attention_table import attention_table
 from backends.simulated.cost.tables.csv_table import find_table, read_table
 from backends.simulated.cost.tables.operator_tables import (
@@ -20,7 +21,6 @@ from backends.simulated.cost.tables.operator_tables import (
     Provenance,
     grid_from_points,
 )
-from backends.simulated.models import ModelSpec
 from ground.json_file import read_json, write_json
 
 FORMAT = "workbench profile"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from traces.counted import counted
-from traces.files import Source
+from traces.files.counted import counted
+from traces.files.source import Source
 
 _DELIMITERS = ",;\t|"
 

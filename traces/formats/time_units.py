@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from traces.prefix import look_ahead
-from traces.request import TraceRequest
+from traces.files.look_ahead import look_ahead
+from traces.requests.trace_request import TraceRequest
 
 if TYPE_CHECKING:
     from traces.formats.base import Reading

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from traces.errors import TraceError
-from traces.fields import MISSING
-from traces.files import Source
+from traces.files.errors import TraceError
+from traces.files.source import Source
+from traces.files.values import MISSING
 
 
 class Tokenizer(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reports.metrics.labels import METRICS, Summaries, Unit, best_of, difference, percent, values_of, written
-from reports.terminal.table import BEST
+from reports.terminal.full_table import BEST
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from functools import partial
 
-from traces.request import TraceRequest
+from traces.requests.trace_request import TraceRequest
 from traces.trace import Trace, TraceInfo
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from traces.content import PIECE_TOKENS, Synthetic, tokens_of_keys
-from traces.request import TraceRequest
+from traces.requests.content import PIECE_TOKENS, Synthetic, tokens_of_keys
+from traces.requests.trace_request import TraceRequest
 
 MOST_REQUESTS = 64
 """Read ahead, if they are short."""

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from traces.fields import MISSING, seconds
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import MISSING, seconds
 
 _DATE = re.compile(
     r"(?P<minute>(?P<day>[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2})(?:[T ]\s*(?P<clock>[0-9]{1,2}:[0-9]{2}))?)"

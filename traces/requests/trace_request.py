@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from traces.content import Content, Synthetic, TokenIds, explicit_tokens, synthetic_tokens, unique
+from traces.requests.content import Content, Synthetic, TokenIds, explicit_tokens, synthetic_tokens, unique
 
 _UNSET = Synthetic(spans=())
 

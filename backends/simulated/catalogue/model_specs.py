@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from backends.checkpoint.config_fields import Fields, UnsupportedModel
 from backends.checkpoint.families import (
     DEFAULTS,
     context_tokens,
@@ -19,9 +20,8 @@ from backends.checkpoint.families import (
     text_values,
     windows,
 )
-from backends.checkpoint.fields import Fields, UnsupportedModel
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
-from backends.simulated.hardware import CatalogueError
+from backends.simulated.catalogue.gpus import CatalogueError
 from ground.json_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"

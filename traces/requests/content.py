@@ -22,7 +22,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from traces.errors import TraceError
+from traces.files.errors import TraceError
 
 FIRST_SYNTHETIC_ID = 3
 """Smallest token id that is ever synthesised."""

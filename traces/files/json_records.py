@@ -9,8 +9,8 @@ from itertools import chain
 
 import msgspec
 
-from traces.fields import json_fault
-from traces.files import Source
+from traces.files.source import Source
+from traces.files.values import json_fault
 
 _ESCAPE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."

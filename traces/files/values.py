@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from traces.errors import TraceError
-from traces.files import Source
+from traces.files.errors import TraceError
+from traces.files.source import Source
 
 MISSING: Any = object()
 """Stands for a field the record does not have."""

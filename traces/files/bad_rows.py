@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from traces.counted import counted
-from traces.errors import TraceError
+from traces.files.counted import counted
+from traces.files.errors import TraceError
 
 MOST_KINDS = 5
 """Named in a note; of the others it gives the number."""

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from traces.errors import TraceError
-from traces.file_kinds import foreign
+from traces.files.errors import TraceError
+from traces.files.kinds import foreign
 
 _CHUNK_BYTES = 1 << 18
 _GZIP, _ZSTD, _BOM = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf"

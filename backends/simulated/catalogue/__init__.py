@@ -1,0 +1,1 @@
+"""GPUs and models that can be modelled, by name."""

@@ -1,0 +1,1 @@
+"""One request of a trace, and the tokens that it holds."""
