@@ -19,9 +19,9 @@ from profile_lookup import batch
 
 from backends.simulated.catalogue.gpus import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
+from backends.simulated.cost.models.operator_tables import ProfileError
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.cost.tables.operator_tables import ProfileError
 from backends.simulated.cost.tables.profiles import read_profile
 from workbench.scheduler.batch import ModelWorkerBatch
 

@@ -11,8 +11,9 @@ import pytest
 from backends.simulated.catalogue.gpus import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.cost_request import CostError, CostRequest
-from backends.simulated.cost.models.fitted import Coefficients, fit_steps, load_fitted
-from backends.simulated.cost.tables.operator_tables import ProfileError
+from backends.simulated.cost.models.fitted import Coefficients, fit_steps
+from backends.simulated.cost.models.operator_tables import ProfileError
+from backends.simulated.cost.tables.fitted_file import load_fitted
 from backends.simulated.host_fit import fit_host
 from reports.record.errors import RecordError
 from reports.record.run_record import read_record

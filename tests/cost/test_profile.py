@@ -12,11 +12,11 @@ import pytest
 from backends.simulated.catalogue.gpus import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.cost_request import CostError
+from backends.simulated.cost.models.operator_tables import Curve, Grid, ProfileError, grid_from_points
 from backends.simulated.cost.models.profile import ProfileCost
-from backends.simulated.cost.tables.operator_tables import Curve, Grid, ProfileError, grid_from_points
+from backends.simulated.cost.models.uneven import uneven_grid
 from backends.simulated.cost.tables.own_profile import write_profile
 from backends.simulated.cost.tables.profiles import describe, read_profile
-from backends.simulated.cost.tables.uneven import uneven_grid
 from tests.cost.profiles import (
     DATA,
     GPU,

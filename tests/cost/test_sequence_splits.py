@@ -7,10 +7,10 @@ import pytest
 
 from backends.simulated.catalogue.gpus import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
+from backends.simulated.cost.models.operator_tables import AttentionTable, Grid
 from backends.simulated.cost.models.profile import ProfileCost
-from backends.simulated.cost.tables.operator_tables import AttentionTable, Grid
+from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from backends.simulated.cost.tables.profiles import read_profile
-from backends.simulated.cost.tables.sequence_splits import cut_at, first_uncut
 from tests.cost.profiles import LLAMA, batch, needs_data
 
 COUNTS, MEANS, UNEVENNESS = (16.0, 32.0, 64.0, 128.0), (512.0, 2048.0), (0.0, 0.5, 0.9)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.cost.models.fitted import Fit, fit_steps, read_fitted, write_fitted
+from backends.simulated.cost.models.fitted import Fit, fit_steps
+from backends.simulated.cost.tables.fitted_file import read_fitted, write_fitted
 from backends.simulated.host_fit import fit_host
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord

@@ -15,9 +15,9 @@ from backends.capture_sizes import default_capture_sizes
 from backends.simulated.catalogue.gpus import load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost.models.least_squares import relative_least_squares
+from backends.simulated.cost.models.operator_tables import ProfileError
 from backends.simulated.cost.models.profile import DENSE_ONLY, ProfileCost
 from backends.simulated.cost.tables import own_profile
-from backends.simulated.cost.tables.operator_tables import ProfileError
 from backends.simulated.host_fit import fit_host
 from reports.record.errors import RecordError
 from workbench.calibrate.operators import Shape, read_shape, shape_files

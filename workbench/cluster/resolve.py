@@ -11,10 +11,10 @@ from typing import Any
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import Precision, named
+from backends.simulated.build_cost import build_cost
 from backends.simulated.catalogue.gpus import GPU, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost import CostModel
-from backends.simulated.cost.build import build_cost
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
@@ -144,7 +144,7 @@ def _measured_host(settings: RunSettings) -> dict[str, float]:
     if path is None:
         return {}
     if kind == "fitted":
-        from backends.simulated.cost.models.fitted import read_fitted
+        from backends.simulated.cost.tables.fitted_file import read_fitted
 
         host: dict[str, float] = read_fitted(path)["host"]
     else:

@@ -1,4 +1,4 @@
-"""What a cost model is asked to be of, and whether a profile is of that."""
+"""Requests for a cost model, and checks that a profile fits one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class CostError(InputError):
 
 @dataclass(frozen=True)
 class CostRequest:
-    """What a cost model is asked to be of."""
+    """The model, GPU, precision and layout that a cost model is wanted for."""
 
     model: ModelSpec
     gpu: GPU
@@ -33,11 +33,11 @@ class CostRequest:
     step_s: float = 0.0
     """GPU time of a step beside the model; the roofline and fitted costs have it already."""
     request_s: float = 0.0
-    """The same, for each request in a step."""
+    """GPU time of a step beside the model for each request in it."""
 
     @property
     def dtype(self) -> str:
-        """The word for the weights' precision, which profiles are told apart by."""
+        """Name of the weights' precision, by which profiles are told apart."""
         return self.weights.dtype
 
 
@@ -54,6 +54,6 @@ def check_gpu(path: Path, profiled: str, gpu: GPU) -> None:
 
 
 def same_gpu(one: str, other: str) -> bool:
-    """Whether two names mean the same GPU: ``RTXPRO6000`` and ``rtx-pro-6000``, ``h100_sxm`` and ``h100``."""
+    """Tell whether two names mean the same GPU: ``RTXPRO6000`` and ``rtx-pro-6000``, ``h100_sxm`` and ``h100``."""
     a, b = (re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removesuffix("sxm") for name in (one, other))
     return a == b

@@ -1,1 +1,1 @@
-"""Cost models: a batch to seconds."""
+"""Cost models: a batch to seconds, by a roofline, by measured operators or by fitted coefficients."""

@@ -21,9 +21,9 @@ from backends.checkpoint.precision import Precision
 from backends.simulated.catalogue.gpus import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
+from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
 from backends.simulated.cost.models.roofline import ACTIVATION_BYTES, RooflineCost
-from backends.simulated.cost.tables.operator_tables import Curve, Grid, OperatorTables
-from backends.simulated.cost.tables.sequence_splits import cut_at, first_uncut
+from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from workbench.scheduler.batch import ModelWorkerBatch
 
 ROUTER_BYTES = 4

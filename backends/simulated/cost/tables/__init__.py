@@ -1,1 +1,1 @@
-"""Measured operator tables: their formats on disk, and how they are looked up."""
+"""Formats of what was measured: files on disk to the tables and coefficients of a cost model."""

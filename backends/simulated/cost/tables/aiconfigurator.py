@@ -18,10 +18,8 @@ import numpy as np
 from backends.simulated.catalogue.gpus import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.cost_request import same_gpu
-from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.cost.tables.attention_table import attention_table
-from backends.simulated.cost.tables.csv_table import find_table, read_table
-from backends.simulated.cost.tables.operator_tables import (
+from backends.simulated.cost.models.attention_table import attention_table
+from backends.simulated.cost.models.operator_tables import (
     AttentionTable,
     Curve,
     Grid,
@@ -29,6 +27,8 @@ from backends.simulated.cost.tables.operator_tables import (
     ProfileError,
     Provenance,
 )
+from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.cost.tables.csv_table import find_table, read_table
 
 MILLISECOND = 1e-3
 KINDS = ("gemm", "context_attention", "generation_attention", "moe", "custom_allreduce")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.cost.tables.operator_tables import ProfileError
+from backends.simulated.cost.models.operator_tables import ProfileError
 
 
 def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:

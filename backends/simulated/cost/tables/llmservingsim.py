@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.tables.attention_table import attention_table
-from backends.simulated.cost.tables.csv_table import find_table, read_table
-from backends.simulated.cost.tables.operator_tables import (
+from backends.simulated.cost.models.attention_table import attention_table
+from backends.simulated.cost.models.operator_tables import (
     AttentionTable,
     Curve,
     Grid,
@@ -23,6 +22,7 @@ from backends.simulated.cost.tables.operator_tables import (
     Provenance,
     grid_from_points,
 )
+from backends.simulated.cost.tables.csv_table import find_table, read_table
 from ground.value_file import read_yaml
 
 MICROSECOND = 1e-6

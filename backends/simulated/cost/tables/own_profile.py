@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.tables.attention_table import attention_table
-from backends.simulated.cost.tables.csv_table import find_table, read_table
-from backends.simulated.cost.tables.operator_tables import (
+from backends.simulated.cost.models.attention_table import attention_table
+from backends.simulated.cost.models.operator_tables import (
     Curve,
     Grid,
     OperatorTables,
@@ -21,6 +20,7 @@ from backends.simulated.cost.tables.operator_tables import (
     Provenance,
     grid_from_points,
 )
+from backends.simulated.cost.tables.csv_table import find_table, read_table
 from ground.json_file import read_json, write_json
 
 FORMAT = "workbench profile"

@@ -9,8 +9,10 @@ from typing import Any
 from backends.simulated.catalogue.gpus import GPU, gpu_names, load_gpu
 from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec, load_model
 from backends.simulated.cost.cost_request import check_gpu, check_model, same_gpu
-from backends.simulated.cost.tables import aiconfigurator, llmservingsim, own_profile
-from backends.simulated.cost.tables.operator_tables import Curve, Grid, OperatorTables, ProfileError, Provenance
+from backends.simulated.cost.models.fitted import TERMS
+from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables, ProfileError, Provenance
+from backends.simulated.cost.tables import aiconfigurator, fitted_file, llmservingsim, own_profile
+from backends.simulated.cost.tables.csv_table import find_table, read_table
 
 
 def provenance(path: Path) -> Provenance:
@@ -30,12 +32,7 @@ def provenance(path: Path) -> Provenance:
 
 def identity(path: Path, kind: str = "profile") -> dict[str, str]:
     """The ``model``, ``gpu`` and ``dtype`` of our catalogues that a profile is of, where it says so and they are there."""
-    if kind == "fitted":
-        from backends.simulated.cost.models.fitted import provenance as fitted_provenance
-
-        source = fitted_provenance(path)
-    else:
-        source = provenance(path)
+    source = fitted_file.provenance(path) if kind == "fitted" else provenance(path)
     found = {}
     gpus = [name for name in gpu_names() if same_gpu(source.gpu, name)]
     if gpus:
@@ -68,8 +65,7 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     return (own_profile if source.format == own_profile.FORMAT else llmservingsim).read(path, tp, model)
 
 
-# -- what a profile covers
-# -----------------------------------------------------------------------------------------------
+# -- what a profile covers ----------------------------------------------------------------------------------------------
 
 
 def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
@@ -142,8 +138,6 @@ def _grid_row(name: str, grid: Grid, axes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _kinds(base: Path) -> list[dict[str, Any]]:
-    from backends.simulated.cost.tables.csv_table import find_table, read_table
-
     rows = []
     for kind in aiconfigurator.KINDS:
         file = find_table(base.parent, f"{base.name}_{kind}", missing_ok=True)
@@ -154,12 +148,10 @@ def _kinds(base: Path) -> list[dict[str, Any]]:
 
 
 def _describe_fitted(path: Path) -> dict[str, Any]:
-    from backends.simulated.cost.models.fitted import FORMAT, TERMS, read_fitted
-
-    content = read_fitted(path)
+    content = fitted_file.read_fitted(path)
     shown = {
         "path": str(path),
-        "format": FORMAT,
+        "format": fitted_file.FORMAT,
         "model": content["model"],
         "gpu": content["gpu"],
         "dtype": content["dtype"],

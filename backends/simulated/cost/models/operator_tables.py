@@ -1,8 +1,8 @@
 """Measured operator times of one model on one GPU, and how they are looked up between the measured points.
 
 Every table is brought into a form in which a look-up is a few list accesses: a curve becomes a list with an entry for
-every token count, a grid keeps its axes and a flat list. Nothing here knows where the numbers came from; the readers
-beside this module (``llmservingsim.py``, ``aiconfigurator.py``, ``own_profile.py``) do.
+every token count, a grid keeps its axes and a flat list. Nothing here knows where the numbers came from; the
+readers of ``cost/tables`` do.
 """
 
 from __future__ import annotations

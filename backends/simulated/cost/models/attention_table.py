@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.simulated.cost.tables.operator_tables import AttentionTable, ProfileError, grid_from_points
-from backends.simulated.cost.tables.uneven import uneven_grid
+from backends.simulated.cost.models.operator_tables import AttentionTable, ProfileError, grid_from_points
+from backends.simulated.cost.models.uneven import uneven_grid
 
 
 def attention_table(

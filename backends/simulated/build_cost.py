@@ -26,7 +26,7 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
             capture_sizes=want.capture_sizes,
         )
     if kind == "fitted":
-        from backends.simulated.cost.models.fitted import load_fitted
+        from backends.simulated.cost.tables.fitted_file import load_fitted
 
         return load_fitted(path, want)
     from backends.simulated.cost.models.profile import ProfileCost

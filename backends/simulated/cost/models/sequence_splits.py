@@ -16,7 +16,7 @@ from math import ceil
 
 import numpy as np
 
-from backends.simulated.cost.tables.operator_tables import AttentionTable, Grid
+from backends.simulated.cost.models.operator_tables import AttentionTable, Grid
 
 FULL = 0.8 * 2
 """Blocks for each multiprocessor from which on no sequence is cut."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from backends.simulated.cost.tables.operator_tables import Grid
+from backends.simulated.cost.models.operator_tables import Grid
 
 UNEVENNESS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
