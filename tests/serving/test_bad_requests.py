@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
-from workbench.serving.http.protocol import ApiError, CompletionRequest, parse
+from workbench.serving.http.bodies import CompletionRequest, parse
+from workbench.serving.refusals import Refusal
 
 JSON = {"content-type": "application/json"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "model": MODEL}
@@ -151,9 +152,9 @@ def test_a_body_that_is_not_a_json_object_is_a_400(server, body):
     ],
 )
 def test_why_a_body_is_not_json_is_true(body, why):
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refusal) as caught:
         parse(body, CompletionRequest)
-    assert caught.value.body["error"]["message"] == f"the body is not valid JSON: {why}"
+    assert str(caught.value) == f"the body is not valid JSON: {why}"
 
 
 @pytest.mark.parametrize("stream", [False, True])

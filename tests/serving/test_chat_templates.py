@@ -16,7 +16,8 @@ from tests.event_loop import in_a_loop
 from tests.patience import until
 from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_text_streams import TOKENIZERS
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.errors import api_error
+from workbench.serving.refusals import Refusal
 from workbench.serving.text import chat_templates
 from workbench.serving.text.chat_templates import Bounds, ChatTemplates, reserved_names
 from workbench.serving.text.tokenizer import ByteTokenizer, ModelTokenizer
@@ -68,10 +69,11 @@ def text(messages=HI, given=None, **options) -> str:
 
 
 def refusal(messages=HI, given=None, **options) -> dict:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refusal) as caught:
         text(messages, given, **options)
-    assert caught.value.status == 400
-    error = caught.value.body["error"]
+    refused = api_error(caught.value)
+    assert refused.status == 400
+    error = refused.body["error"]
     assert "\n" not in error["message"]
     for quoted in ("Error", "Exception", "__", "argument", "object", "NoneType", "Traceback", "()"):
         assert quoted not in error["message"], "nobody who sends a chat need know Python"
@@ -229,7 +231,7 @@ def test_too_many_slow_renderings_are_a_503(monkeypatch):
         waiting.cancel()
         return refused.exception()
 
-    error = run(scenario, bounds=Bounds(10_000, 0.05, 3600.0))
+    error = api_error(run(scenario, bounds=Bounds(10_000, 0.05, 3600.0)))
     assert (error.status, error.body["error"]["code"]) == (503, "overloaded") and error.retry_after_s
 
 

@@ -9,10 +9,12 @@ from typing import get_type_hints
 import pytest
 
 from tests.serving.server import MODEL, Server, answer
-from workbench.serving.http import protocol
+from workbench.serving.http import bodies
+from workbench.serving.http.bodies import ChatRequest, CompletionRequest
+from workbench.serving.http.errors import api_error
 from workbench.serving.http.fields import TABLE, as_markdown
 from workbench.serving.http.native import GenerateRequest, GenerateSampling
-from workbench.serving.http.protocol import ApiError, ChatRequest, CompletionRequest
+from workbench.serving.refusals import Refusal
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 KINDS = {"completions": CompletionRequest, "chat": ChatRequest, "generate": GenerateRequest}
@@ -188,13 +190,14 @@ def body_of(where: str, name: str, value: object) -> tuple[dict, type]:
 def test_a_field_of_the_table_is_taken_where_it_asks_for_nothing_and_refused_by_name_elsewhere(where, name, row):
     values = ["anything", 7, {"a": [1]}] if row.at("anything", 1) else list(row.values)
     for value in [None, *values]:
-        protocol.parse(*encoded(*body_of(where, name, value)))
+        bodies.parse(*encoded(*body_of(where, name, value)))
     if row.at("anything", 1):
         return
-    with pytest.raises(ApiError) as caught:
-        protocol.parse(*encoded(*body_of(where, name, "something else")))
-    param = caught.value.body["error"]["param"]
-    assert caught.value.status == 400 and param is not None and param.endswith(name) and name in str(caught.value)
+    with pytest.raises(Refusal) as caught:
+        bodies.parse(*encoded(*body_of(where, name, "something else")))
+    error = api_error(caught.value)
+    param = error.body["error"]["param"]
+    assert error.status == 400 and param is not None and param.endswith(name) and name in str(caught.value)
 
 
 def encoded(body: dict, kind: type) -> tuple[bytes, type]:
@@ -220,10 +223,10 @@ def test_the_docs_have_the_table():
 def test_the_best_of_as_many_as_are_returned_are_all_of_them(n, best_of, taken):
     body = json.dumps({"prompt": "hi", "n": n, "best_of": best_of}).encode()
     if taken:
-        protocol.parse(body, CompletionRequest)
+        bodies.parse(body, CompletionRequest)
     else:
-        with pytest.raises(ApiError, match="best_of: not supported"):
-            protocol.parse(body, CompletionRequest)
+        with pytest.raises(Refusal, match="best_of: not supported"):
+            bodies.parse(body, CompletionRequest)
 
 
 def test_usage_is_in_every_event_where_that_is_asked_for(server):
@@ -349,4 +352,4 @@ def test_what_sglang_has_and_this_server_lacks_is_refused_by_name(server, body, 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_requests_of_every_endpoint_have_the_fields_beside_prompt_and_sampling(kind):
-    assert get_type_hints(protocol.Asked).items() <= get_type_hints(kind).items()
+    assert get_type_hints(bodies.Asked).items() <= get_type_hints(kind).items()

@@ -13,12 +13,14 @@ import pytest
 from tests.event_loop import in_a_loop
 from tests.patience import PATIENCE_S, until
 from tests.serving.server import MODEL, Server, answer
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine import engine_client
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.wire import Addresses, Chunk, Ready
-from workbench.serving.http.prometheus import Metrics
-from workbench.serving.http.protocol import ApiError, Sequences
+from workbench.serving.metrics import Metrics
+from workbench.serving.refusals import Refusal
+from workbench.serving.requests import ServiceRequest
 
 
 @pytest.fixture
@@ -127,8 +129,10 @@ def test_what_waits_for_slow_readers_is_bounded_and_the_slowest_goes_first(tmp_p
 
     async def check() -> None:
         engine = EngineClient(Addresses.within(tmp_path), Metrics("m"), 10)
-        engine.ready.set_result(Ready(1000, 1000, 8, 300, False, "simulated", "none", "normal", None))  # type: ignore[arg-type]
-        slow, quick = (engine.submit(Sequences([[1]], SamplingParams()), name) for name in ("slow", "quick"))
+        engine.ready.set_result(
+            Ready(Capacity(1000, 1000), 1000, 8, 300, False, False, "simulated", "none", "normal", None)
+        )  # type: ignore[arg-type]
+        slow, quick = (engine.submit(ServiceRequest([[1]], SamplingParams()), name) for name in ("slow", "quick"))
         (slow_stream,), (quick_stream,) = slow.open, quick.open
         reader = quick.events()
         for _ in range(200):
@@ -136,7 +140,7 @@ def test_what_waits_for_slow_readers_is_bounded_and_the_slowest_goes_first(tmp_p
             engine._deliver(Chunk(quick_stream, "y", [1]), 0.0)
             assert (await anext(reader))[1].text == "y"
             assert engine.unread_bytes <= 50_000
-        with pytest.raises(ApiError, match="read too slowly"):
+        with pytest.raises(Refusal, match="read too slowly"):
             await anext(slow.events())
         assert engine.unread_bytes == 0
         quick.close()

@@ -19,17 +19,17 @@ def step(pairs, ended=(), first=(), logprobs=None) -> Step:
     return Step(streams, tokens, list(first), list(ended), logprobs)
 
 
-def opened(*streams: int, stop=(), least=0, stops=(END,)) -> Detokenizer:
+def opened(*streams: int, stop=(), least=0) -> Detokenizer:
     detokenizer = Detokenizer(ByteTokenizer())
     for stream in streams:
-        detokenizer.open(Opened(stream, f"r{stream}", stop, least, stops, True))
+        detokenizer.open(Opened(stream, f"r{stream}", stop, least, True))
     return detokenizer
 
 
 def test_a_step_has_a_chunk_for_each_of_its_sequences():
     detokenizer = opened(1, 2)
     chunks, _ = detokenizer.step(step([(1, ord("a")), (2, ord("b"))]))
-    assert [(chunk.stream, chunk.text, chunk.token_ids) for chunk in chunks] == [(1, "a", [97]), (2, "b", [98])]
+    assert [(chunk.sequence, chunk.text, chunk.token_ids) for chunk in chunks] == [(1, "a", [97]), (2, "b", [98])]
 
 
 def test_half_a_character_comes_with_its_other_half_or_at_the_end():
@@ -39,13 +39,13 @@ def test_half_a_character_comes_with_its_other_half_or_at_the_end():
     assert texts == ["", "", "€", ""]
     chunks, _ = detokenizer.step(step([], [Ended(1, "aborted", "client")]))
     assert [(chunk.text, chunk.kind) for chunk in chunks] == [("�", "aborted")]
-    assert detokenizer.open_streams == 0
+    assert detokenizer.open_sequences == 0
 
 
 def test_the_token_that_ends_a_sequence_is_no_text_but_counts():
-    detokenizer = opened(1, stops=(END, 42))
+    detokenizer = opened(1)
     detokenizer.step(step([(1, ord("a"))], first=[(1, 9, 7)]))
-    (chunk,), found = detokenizer.step(step([(1, 42)], [Ended(1, "stop", "", 9)]))
+    (chunk,), found = detokenizer.step(step([(1, 42)], [Ended(1, "stop", "", 9, 0, (END, 42))]))
     assert (chunk.text, chunk.token_ids, chunk.kind, chunk.stop_reason, chunk.cached_tokens) == (
         "",
         [42],
@@ -67,8 +67,8 @@ def test_a_stop_string_across_steps_ends_the_sequence_and_tells_the_scheduler():
     assert texts == ["a", "b", "", ""]
     (chunk,), found = detokenizer.step(step([(1, ord("z"))]))
     assert (chunk.text, chunk.kind, chunk.stop_reason) == ("", "stop", "xyz")
-    assert [(stop.request_id, stop.output_tokens) for stop in found] == [("r1", 5)]
-    assert detokenizer.open_streams == 1
+    assert [(stop.sequence_id, stop.output_tokens) for stop in found] == [("r1", 5)]
+    assert detokenizer.open_sequences == 1
     # What the scheduler had under way is dropped.
     assert detokenizer.step(step([(1, ord("q"))])) == ([], [])
     assert detokenizer.step(step([], [Ended(1, "stop", "")])) == ([], [])
@@ -114,9 +114,9 @@ def test_interleaved_sequences_are_each_what_they_would_be_alone(pairs, stops):
         for pair in pairs:
             if pair[0] in streams:
                 for chunk in detokenizer.step(step([pair]))[0]:
-                    out[chunk.stream] += chunk.text
+                    out[chunk.sequence] += chunk.text
         for chunk in detokenizer.step(step([], [Ended(stream, "length", "") for stream in streams]))[0]:
-            out[chunk.stream] += chunk.text
+            out[chunk.sequence] += chunk.text
         return out
 
     together = texts([1, 2, 3])

@@ -7,13 +7,15 @@ import zmq.asyncio
 
 from tests.event_loop import in_a_loop
 from tests.serving.test_life_and_death import Model
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
-from workbench.serving.engine.engine_client import Call, EngineClient
+from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.wire import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
-from workbench.serving.http.prometheus import Metrics
-from workbench.serving.http.protocol import ApiError, Sequences
+from workbench.serving.metrics import Metrics
+from workbench.serving.refusals import Refusal
+from workbench.serving.requests import ServiceRequest
 
-DRAINING = ApiError(503, "the server is shutting down", code="draining")
+DRAINING = Refusal("draining", "the server is shutting down")
 
 
 @pytest.mark.parametrize(
@@ -32,13 +34,15 @@ def test_each_sequence_that_is_ended_early_is_ended_once_and_for_what_happened(t
         scheduler = pull_socket(context, addresses.scheduler)
         engine = EngineClient(addresses, Metrics("m"), 10)
         beat = Model().vitals().beat()
-        engine.ready.set_result(Ready(100, 1000, 8, 256, False, "simulated", "h100", "overlap", beat))
-        call: Call = engine.submit(Sequences([[1, 2], [3]], SamplingParams(max_new_tokens=4), n=2), "cmpl-")
+        engine.ready.set_result(
+            Ready(Capacity(100, 1000), 1000, 8, 256, False, False, "simulated", "h100", "overlap", beat)
+        )
+        call = engine.submit(ServiceRequest([[1, 2], [3]], SamplingParams(max_new_tokens=4), n=2), "cmpl-")
         submitted = [decode_to_scheduler(await scheduler.recv()) for _ in range(4)]
         end(engine, call)
         call.close()  # what every answer ends with
         cancelled = [decode_to_scheduler(await scheduler.recv()) for _ in range(4)]
-        assert cancelled == [Cancel(sequence.request_id, why) for sequence in submitted]
+        assert cancelled == [Cancel(sequence.sequence_id, why) for sequence in submitted]
         engine.shut_down()
         assert not isinstance(decode_to_scheduler(await scheduler.recv()), Cancel), "none is told of twice"
         assert engine.idle.is_set()

@@ -6,7 +6,8 @@ import pytest
 
 from workbench.scheduler.config import ConfigError
 from workbench.serving.folders import profile_folder, weights_folder, with_folders
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.errors import api_error
+from workbench.serving.refusals import Refusal
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.run_settings import RunSettings
 
@@ -45,10 +46,14 @@ def place(tmp_path):
 )
 def test_a_path_that_leaves_the_folder_is_a_400_that_names_the_field(place, given):
     bound = with_folders(settings(profile_dir=place / "root", weights_dir=place / "root"))
-    for find, param in ((profile_folder, "output_dir"), (weights_folder, "model_path")):
-        with pytest.raises(ApiError, match=rf"^{param}: [^\n]+$") as caught:
-            find(bound, given)
-        assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
+    for find, root, param in (
+        (profile_folder, bound.profile_dir, "output_dir"),
+        (weights_folder, bound.weights_dir, "model_path"),
+    ):
+        with pytest.raises(Refusal, match=rf"^{param}: [^\n]+$") as caught:
+            find(root, given)
+        error = api_error(caught.value)
+        assert (error.status, error.body["error"]["param"]) == (400, param)
     assert list((place / "outside").iterdir()) == []
 
 
@@ -57,16 +62,18 @@ def test_a_path_that_leaves_the_folder_is_a_400_that_names_the_field(place, give
 )
 def test_a_path_below_the_folder_is_found_in_it(place, given, found, monkeypatch):
     monkeypatch.chdir(place)
-    bound = with_folders(settings(profile_dir=place / "root" / ".." / "root"))
+    bound = with_folders(settings(profile_dir=place / "root" / ".." / "root")).profile_dir
     assert profile_folder(bound, given) == str((place / "root" / found).resolve())
     (place / "linked").symlink_to("root")
-    assert profile_folder(with_folders(settings(profile_dir=place / "linked")), given) == profile_folder(bound, given)
+    assert profile_folder(with_folders(settings(profile_dir=place / "linked")).profile_dir, given) == profile_folder(
+        bound, given
+    )
 
 
 def test_without_a_folder_no_profile_is_written_and_weights_come_from_anywhere():
-    with pytest.raises(ApiError, match="--profile-dir"):
-        profile_folder(settings(), "x")
-    assert weights_folder(settings(), "/models/new") == "/models/new"
+    with pytest.raises(Refusal, match="--profile-dir"):
+        profile_folder(settings().profile_dir, "x")
+    assert weights_folder(settings().weights_dir, "/models/new") == "/models/new"
 
 
 def test_a_folder_that_cannot_be_had_is_refused_at_the_start_in_one_line(tmp_path):

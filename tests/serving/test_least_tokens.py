@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from tests.event_loop import in_a_loop
 from tests.serving.test_text_streams import CORPUS, TOKENIZERS, byte_fallback, byte_level
-from workbench.serving.http.protocol import ApiError, Limits
+from workbench.scheduler.capacity import Capacity
+from workbench.serving.refusals import Refusal
+from workbench.serving.requests import Limits
 from workbench.serving.text import least_tokens
 from workbench.serving.text.least_tokens import least_tokens_of
 from workbench.serving.text.prompts import Prompts
@@ -142,7 +144,7 @@ def test_stretches_of_ordinary_text_have_nearly_all_of_its_tokens(monkeypatch):
 
 
 def limits(longest: int) -> Limits:
-    return Limits(longest + 2, 10**9, 10**6, True, "cpu", 16, False)
+    return Limits(Capacity(longest + 2, 10**9), 10**6, True, "cpu", 16, False)
 
 
 class Counting(ByteTokenizer):
@@ -161,11 +163,11 @@ def test_a_prompt_far_too_long_is_refused_before_any_is_encoded(prompt):
 
     async def encode():
         prompts = Prompts(tokenizer, limits(10_000))
-        return await prompts.encoded(prompts.listed(prompt), "prompt")
+        return await prompts.encoded(prompts.listed(prompt, 16), 16, "prompt")
 
-    with pytest.raises(ApiError, match="20000 tokens are more than the 10000 that fit") as caught:
+    with pytest.raises(Refusal, match="20000 tokens are more than the 10000 that fit") as caught:
         in_a_loop(encode())
-    assert caught.value.body["error"]["code"] == "context_length_exceeded"
+    assert caught.value.kind == "context_length_exceeded"
     assert tokenizer.encoded == 0
 
 
@@ -175,17 +177,17 @@ def test_a_chat_far_too_long_is_refused_before_it_is_encoded(tmp_path):
     tokenizer = ModelTokenizer(str(tmp_path))
 
     async def encode(text: str) -> list[int]:
-        return await Prompts(tokenizer, limits(1000)).chat(text)
+        return await Prompts(tokenizer, limits(1000)).chat(text, 16)
 
     text = "the quick brown fox " * 5000
     tokenizer.encode_chat = None
-    with pytest.raises(ApiError, match=r"^messages: at least [0-9]+ tokens are more than the 1000 that fit"):
+    with pytest.raises(Refusal, match=r"^messages: at least [0-9]+ tokens are more than the 1000 that fit"):
         in_a_loop(encode(text))
 
 
 @pytest.mark.parametrize("longest", [4001, 20_000])
 def test_the_longest_prompt_that_fits_is_encoded(longest):
     async def encode():
-        return await Prompts(ByteTokenizer(), limits(longest)).encoded(["x" * longest], "prompt")
+        return await Prompts(ByteTokenizer(), limits(longest)).encoded(["x" * longest], 16, "prompt")
 
     assert len(in_a_loop(encode())[0]) == longest

@@ -22,7 +22,7 @@ from workbench.serving.engine import engine_client, vitals
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.vitals import Vitals
 from workbench.serving.engine.wire import Addresses
-from workbench.serving.http.prometheus import Metrics
+from workbench.serving.metrics import Metrics
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from workbench.scheduler.batch import Logprobs, StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.engine.mailboxes import Ending, LiveInbox, LiveOutbox
-from workbench.serving.engine.upkeep import ModelledGPU
+from workbench.serving.engine.inbox import Ending, LiveInbox
+from workbench.serving.engine.modelled_backend import ModelledControl
+from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals
 from workbench.serving.engine.wire import (
     Cancel,
@@ -86,8 +87,8 @@ class World:
 
     def _mailboxes(self, scheduler: Scheduler) -> tuple[LiveInbox, LiveOutbox]:
         self.vitals = Vitals(scheduler)
-        self.outbox = LiveOutbox(scheduler, self.outbound, self.vitals, None, 0.0)
-        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledGPU())
+        self.outbox = LiveOutbox(scheduler, self.outbound, self.vitals, None)
+        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledControl(), 0.0)
         return self._inbox, self.outbox
 
     def tell(self, *said) -> None:
@@ -125,16 +126,18 @@ class World:
         while self.outbound.queue:
             message = decode_to_detokenizer(self.outbound.queue.popleft())
             if isinstance(message, Opened):
-                self.tokens[message.stream] = []
+                self.tokens[message.sequence] = []
                 continue
             assert isinstance(message, Step)
             self.steps.append(message)
-            pairs = zip(np.frombuffer(message.streams, np.int64), np.frombuffer(message.tokens, np.int32), strict=True)
+            pairs = zip(
+                np.frombuffer(message.sequences, np.int64), np.frombuffer(message.tokens, np.int32), strict=True
+            )
             for stream, token in pairs:
                 assert int(stream) not in self.ended, "a token after the end"
                 self.tokens[int(stream)].append(int(token))
             for end in message.ended:
-                self.ended[end.stream] = end
+                self.ended[end.sequence] = end
 
 
 class WithLogprobs:

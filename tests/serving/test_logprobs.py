@@ -21,7 +21,7 @@ SHAPE = CompletionShape(SimpleNamespace(prompts=1, n=1), "m")  # type: ignore[ar
 def told(decoder, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, list[LogprobText]]:
     """(the text, the log probabilities) of a sequence of tokens, each of which was the likeliest."""
     detokenizer = Detokenizer(decoder)
-    detokenizer.open(Opened(1, "r", stop, 0, (), False))
+    detokenizer.open(Opened(1, "r", stop, 0, False))
     text, found = "", []
     for i, token in enumerate(ids):
         end = [Ended(1, "length", "")] if i == len(ids) - 1 else []

@@ -12,7 +12,6 @@ from tests.serving.server import Server  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
-from workbench.serving.engine.live_backend import make_backend  # noqa: E402
 from workbench.serving.serve_settings import ServeSettings  # noqa: E402
 from workbench.settings.loading import settings_from  # noqa: E402
 from workbench.settings.real import device_defaults  # noqa: E402
@@ -70,11 +69,16 @@ def test_a_given_chunk_wins_over_that_of_the_device(flags, expected):
 def test_a_gguf_file_is_served_when_it_is_asked_for_by_its_format(model, tmp_path):
     write_gguf(model[1], "llama", tmp_path / "tiny.gguf")
     run = settings_from(None, {"model": str(tmp_path / "tiny.gguf"), "kv_tokens": 100}, defaults=device_defaults("cpu"))
-    built = make_backend(ServeSettings(run, "cpu", load_format="gguf"), None, lambda *row: None, 0.0)
+    built = build(run, "gguf")
     assert built.vocab == TOKENIZER.get_vocab_size()
     built.close()
     with pytest.raises(ValueError, match="load_format says safetensors"):
-        make_backend(ServeSettings(run, "cpu", load_format="safetensors"), None, lambda *row: None, 0.0)
+        build(run, "safetensors")
+
+
+def build(run, load_format: str):
+    settings = ServeSettings(run, "cpu", load_format=load_format)
+    return settings.spec.build(run, settings.loop, None, lambda *row: None, 0.0)
 
 
 def greedy(model, prompt: str, count: int) -> list[int]:

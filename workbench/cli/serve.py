@@ -41,32 +41,26 @@ def serve(
 
 def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
     from workbench.cli.runs import command_line, say
-    from workbench.cluster.device import choose_device, runner_options
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
-    from workbench.settings.real import check_device_effects, device_defaults
 
     server = {name: value for name, value in server.items() if value is not None}
-    backend = server.get("backend", "auto")
     try:
+        from workbench.serving.engine.backend_spec import BACKEND_SETTINGS, backend_spec
         from workbench.serving.serve_settings import ServeSettings
         from workbench.serving.supervisor import serve as run_server
 
-        real = backend in ("auto", "cpu", "cuda")
-        if real:
-            server["backend"] = backend = choose_device(backend)
+        asked = {name: server[name] for name in BACKEND_SETTINGS if name in server}
+        backend = backend_spec(**asked).here()
+        server["backend"] = backend.name
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
     if force and "record" not in server:
         raise ConfigError("force: there is no --record whose folder could be replaced")
-    defaults: dict[str, Any] = {}
-    if real:
-        say(check_device_effects(flags, config, backend))
-        defaults = device_defaults(backend)
-    run = settings_from(config, flags, defaults=defaults)
+    say(backend.check_flags(flags, config))
+    run = settings_from(config, flags, defaults=backend.defaults())
     say(check_effects(run, flags, config))
     settings = ServeSettings(run, command=command_line(), **server)
-    if real:  # what the runner does not do is refused before anything is loaded
-        runner_options(settings.run, settings.loop, settings.backend, settings.load_format)
+    backend.check(settings.run, settings.loop)  # before anything is loaded
     return run_server(settings, force)

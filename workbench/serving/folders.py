@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.http.protocol import ApiError, bad_value
+from workbench.serving.refusals import bad_value
 from workbench.serving.serve_settings import ServeSettings
 
 
@@ -24,23 +24,20 @@ def with_folders(settings: ServeSettings) -> ServeSettings:
     return dataclasses.replace(settings, **found)
 
 
-def profile_folder(settings: ServeSettings, given: str) -> str:
-    """Where a profile goes for which a client has asked. Raises ApiError 400."""
-    if settings.backend == "simulated":
-        return given  # it has no device to profile, and says so
-    if settings.profile_dir is None:
-        raise ApiError(
-            400,
-            "output_dir: this server writes no profiles; --profile-dir FOLDER, at its start, lets it",
-            param="output_dir",
-            code="unsupported_parameter",
+def profile_folder(profile_dir: Path | None, given: str) -> str:
+    """Return where a profile goes for which a client has asked. Raises Refusal."""
+    if profile_dir is None:
+        raise bad_value(
+            "output_dir",
+            "this server writes no profiles; --profile-dir FOLDER, at its start, lets it",
+            "unsupported_parameter",
         )
-    return _below(settings.profile_dir, given, "output_dir")
+    return _below(profile_dir, given, "output_dir")
 
 
-def weights_folder(settings: ServeSettings, given: str) -> str:
-    """Where a client's weights are. Raises ApiError 400."""
-    return given if settings.weights_dir is None else _below(settings.weights_dir, given, "model_path")
+def weights_folder(weights_dir: Path | None, given: str) -> str:
+    """Return where a client's weights are; None: wherever it says. Raises Refusal."""
+    return given if weights_dir is None else _below(weights_dir, given, "model_path")
 
 
 def _prepare(folder: Path) -> Path:
@@ -56,7 +53,7 @@ def _prepare(folder: Path) -> Path:
 
 
 def _below(root: Path, given: str, param: str) -> str:
-    """The path that ``given`` names in ``root``, links followed. Raises ApiError 400 for one that would leave it.
+    """The path that ``given`` names in ``root``, links followed. Raises Refusal for one that would leave it.
 
     ``root`` has to be absolute and without links; what is named need not exist.
     """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
+from workbench.serving.engine.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
+from workbench.serving.engine.live_backend import BackendSpec
 from workbench.settings.run_settings import RunSettings
 
 SERVER, MODELLED = "Server", "Simulated backend"
@@ -24,7 +25,7 @@ class ServeSettings:
     """
 
     run: RunSettings
-    backend: Literal["auto", "cpu", "cuda", "simulated"] = setting(
+    backend: BackendName = setting(
         "auto", group=SERVER, help="{choices}. Default {default}: cuda if there is a GPU, else cpu."
     )
     host: str = setting("127.0.0.1", group=SERVER, help="Address to listen on. Default {default}: this machine only.")
@@ -116,25 +117,16 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.backend == "simulated" and self.load_format != "auto":
-            raise ConfigError("load_format: a simulated model has no weights to load")
         if not self.record_content and self.record is None:
             raise ConfigError("record_content: there is no --record whose trace could go without")
         if self.served_model_name == "":
             raise ConfigError("served_model_name: is empty")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
             raise ConfigError("api_key: is empty or not ASCII")
-        if self.backend != "simulated":
-            for name, given in (
-                ("time_scale", self.time_scale != 1.0),
-                ("simulated_output_tokens", self.simulated_output_tokens is not None),
-            ):
-                if given:
-                    raise ConfigError(f"{name}: is for --backend simulated")
-        else:
-            for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
-                if folder is not None:
-                    raise ConfigError(f"{name}: a simulated model has neither a profile nor weights")
+        spec = self.spec
+        for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
+            if folder is not None and not spec.has_weights:
+                raise ConfigError(f"{name}: a {spec.name} model has neither a profile nor weights")
         if self.run.dp != 1:
             raise ConfigError(
                 f"dp: {self.run.dp}; a server is one instance, so start one for each and a router before them"
@@ -144,6 +136,11 @@ class ServeSettings:
 
         if self.run.max_tokens is None:  # there is no trace that would say what a request writes
             object.__setattr__(self, "run", dataclasses.replace(self.run, max_tokens=DEFAULT_MAX_NEW_TOKENS))
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What the backend is made from. Raises ConfigError for what is said of the other kind of backend."""
+        return backend_spec(**{name: getattr(self, name) for name in BACKEND_SETTINGS})
 
     @property
     def max_tokens(self) -> int:

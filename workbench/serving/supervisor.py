@@ -25,11 +25,13 @@ from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.folders import with_folders
 from workbench.serving.http.app import Api
 from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
-from workbench.serving.http.prometheus import Metrics
-from workbench.serving.http.protocol import ApiError
 from workbench.serving.http.request_ids import RequestIds
+from workbench.serving.metrics import Metrics
+from workbench.serving.refusals import Refusal
 from workbench.serving.serve_settings import ServeSettings
+from workbench.serving.service import Service
 from workbench.serving.text.detokenizer import run_detokenizer
 from workbench.serving.text.tokenizer import Tokenizer, load_tokenizer
 from workbench.settings.run_settings import RunSettings
@@ -87,16 +89,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return listener
-
-
-def _tokenizer_path(settings: ServeSettings) -> str | None:
-    """The tokenizer to load: the one named, else the model's. A model without weights need not have one."""
-    if settings.tokenizer is not None:
-        return settings.tokenizer
-    model = Path(settings.run.model)
-    if settings.backend != "simulated" and settings.load_format != "dummy":
-        return settings.run.model
-    return str(model) if (model / "tokenizer.json").is_file() else None
 
 
 class _Supervisor:
@@ -182,11 +174,14 @@ class _Supervisor:
         def start_scheduler(text: SyntheticText | None) -> None:
             start(spawn.Process(target=run_engine, args=(self._settings, self._addresses, text), name="scheduler"))
 
-        simulated = self._settings.backend == "simulated"
-        if not simulated:
+        spec = self._settings.spec
+        if not spec.needs_text:
             start_scheduler(None)
-        self._tokenizer = await in_thread(load_tokenizer, _tokenizer_path(self._settings))
-        if simulated:
+        named = self._settings.tokenizer
+        if named is None:
+            named = spec.tokenizer(self._settings.run.model)
+        self._tokenizer = await in_thread(load_tokenizer, named)
+        if spec.needs_text:
             start_scheduler(SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id))
         start(
             spawn.Process(
@@ -214,11 +209,12 @@ class _Supervisor:
     async def _serve(
         self, engine: EngineClient, metrics: Metrics, ready: Ready, death: asyncio.Future[BaseProcess | None]
     ) -> int:
-        api = Api(self._settings, engine, self._tokenizer, metrics)
-        self._closing.callback(api.chats.close)
-        warming = asyncio.create_task(api.chats.warm())
-        app = guarded(api.app(), self._access, metrics.refused)
-        crowded = Crowded(app, metrics.refused)
+        service = Service(self._settings, engine, self._tokenizer)
+        self._closing.callback(service.close)
+        warming = asyncio.create_task(service.warm())
+        page = MetricsPage(metrics)
+        app = guarded(Api(self._settings, service, page).app(), self._access, page.refused)
+        crowded = Crowded(app, page.refused)
         room = connection_room()
         server = Server(self._listener, RequestIds(app), RequestIds(crowded), room)
         serving = asyncio.create_task(server.serve())
@@ -240,7 +236,7 @@ class _Supervisor:
             server.flush_s = await self._drain(engine, death, server)
         if death.done():
             line = await self._why(engine, death.result())
-            engine.fail_all("server_failed", ApiError(500, line, kind="server_error", code="engine_dead"))
+            engine.fail_all("server_failed", Refusal("engine_dead", line))
             server.cut_stalled()
         self._ending = True
         server.should_exit = True
@@ -265,7 +261,7 @@ class _Supervisor:
         for what was answered to be read."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._settings.drain_timeout_s
-        draining = ApiError(503, "the server is shutting down", kind="server_error", code="draining", retry_after_s=1)
+        draining = Refusal("draining", "the server is shutting down", retry_after_s=1)
         engine.refuse_new(draining)
         engine.resume_for_drain()
         idle = asyncio.create_task(engine.idle.wait())

@@ -156,7 +156,7 @@ class LiveRecord:
 
     def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
         settings, built, recorder = self._settings, self._built, self._recorder
-        simulated = built.name == "simulated"
+        simulated = built.simulated
         live = {
             "backend": built.name,
             "time_scale": settings.time_scale,
@@ -187,7 +187,7 @@ class LiveRecord:
                 "max_context": built.recipe.scheduler.max_context,
                 **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
             },
-            ran_on=() if simulated else ("torch",),
+            ran_on=built.packages,
             interrupted=bool(recorder.by_id),
             totals={
                 "requests": len(recorder.rows),

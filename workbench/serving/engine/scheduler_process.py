@@ -13,11 +13,13 @@ from reports.record.run_record import RecordError
 from workbench.instance import start
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.engine.child import begin_child
-from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, make_backend
+from workbench.serving.engine.inbox import Ending, LiveInbox
+from workbench.serving.engine.live_backend import LiveBackend, SyntheticText
 from workbench.serving.engine.live_record import LiveRecord
-from workbench.serving.engine.mailboxes import Ending, LiveInbox, LiveOutbox
+from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals, heartbeat
 from workbench.serving.engine.wire import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 from workbench.serving.serve_settings import ServeSettings
@@ -45,7 +47,7 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
     epoch_s = time.monotonic()
     log = _IterationTee()
     try:
-        built = make_backend(settings, text, log, epoch_s)
+        built = settings.spec.build(settings.run, settings.loop, text, log, epoch_s)
     except ValueError as error:  # every error of bad input is one
         http.send(encode(Failed(str(error), True)))
         raise _Failure from error
@@ -71,8 +73,9 @@ def _serve(
         record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
         vitals = Vitals(scheduler, built.worked_s, built.heard_s)
         log.vitals, log.record = vitals, record
-        outbox = LiveOutbox(scheduler, detokenizer, vitals, record, epoch_s, settings.run.slo_ttft)
-        return LiveInbox(pull_socket(context, addresses.scheduler), outbox, http, vitals, built.upkeep), outbox
+        outbox = LiveOutbox(scheduler, detokenizer, vitals, record)
+        socket = pull_socket(context, addresses.scheduler)
+        return LiveInbox(socket, outbox, http, vitals, built.control, epoch_s, settings.run.slo_ttft), outbox
 
     detokenizer = push_socket(context, addresses.detokenizer)
     instance = start(built.recipe, built.backend, mailboxes, now_s)
@@ -108,11 +111,12 @@ def _close(record: LiveRecord | None, http: Any) -> None:
 def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready:
     config = built.recipe.scheduler
     return Ready(
-        config.max_context,
+        Capacity.of(config),
         config.kv_tokens,
         config.max_running,
         built.vocab,
         built.logprobs,
+        built.profiles,
         built.name,
         built.device,
         settings.loop,

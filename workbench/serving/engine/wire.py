@@ -1,12 +1,13 @@
-"""What the three processes of a server say to each other, as msgpack over ZeroMQ.
+"""What the processes of a server say to each other, as msgpack over ZeroMQ.
 
     HTTP ──Submit, Cancel, Control, Ask,──> scheduler ──Opened, Step, Pulse──> detokenizer ──Chunks, Pulse──> HTTP
            Change, Shutdown,                    ^ │ <──────StopFound────────────────┘
            SessionControl, LoadWeights,           │
            StartProfile, StopProfile              └──Ready, Beat, Done, Failed──> HTTP
 
-Every process owns one PULL socket. A *stream* is a number the HTTP process gives to each sequence it asks for: what a step
-says about 256 sequences is then two small arrays.
+Every process owns one PULL socket. A client's request is answered by one or more *sequences*; to the scheduler, and in a
+record, each of them is a request of its own, by its ``sequence_id``. Between processes a sequence is a number: what a step
+says about 256 of them is then two small arrays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 import zmq
 
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
 
 ControlAction = Literal["flush_cache", "pause", "resume"]
@@ -26,8 +28,8 @@ SessionAction = Literal["open", "close"]
 class Submit(msgspec.Struct, tag="submit", array_like=True):
     """A new sequence."""
 
-    stream: int
-    request_id: str
+    sequence: int
+    sequence_id: str
     prompt: bytes
     """int32 token ids."""
     params: SamplingParams
@@ -49,7 +51,7 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
 class Cancel(msgspec.Struct, tag="cancel", array_like=True):
     """End a sequence: its client has gone, or somebody asked."""
 
-    request_id: str
+    sequence_id: str
     why: str
 
 
@@ -110,7 +112,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
 class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
     """The text of a sequence holds one of its stop strings."""
 
-    request_id: str
+    sequence_id: str
     output_tokens: int
     """Its tokens up to the one that completed the string."""
 
@@ -133,12 +135,10 @@ ToScheduler = (
 class Opened(msgspec.Struct, tag="opened", array_like=True):
     """A sequence whose tokens will follow."""
 
-    stream: int
-    request_id: str
+    sequence: int
+    sequence_id: str
     stop: tuple[str, ...]
     min_new_tokens: int
-    stop_token_ids: tuple[int, ...]
-    """Every token that ends it: not part of its text."""
     skip_special_tokens: bool
 
 
@@ -157,7 +157,7 @@ FINISH_WORDS = {"aborted": "abort"}
 class Ended(msgspec.Struct, array_like=True):
     """A sequence that has ended in the scheduler."""
 
-    stream: int
+    sequence: int
     kind: str
     """``length``, ``stop``, ``aborted`` or ``rejected``."""
     detail: str
@@ -165,20 +165,22 @@ class Ended(msgspec.Struct, array_like=True):
     """Those of its session included."""
     cached_tokens: int = 0
     """How many of them were found in the cache."""
+    stop_ids: tuple[int, ...] = ()
+    """The tokens any of which ended it, as the scheduler has them: such a token is not part of its text."""
 
 
 class Step(msgspec.Struct, tag="step", array_like=True):
-    """What a processed batch has brought: ``tokens[i]`` is the next token of ``streams[i]``."""
+    """What a processed batch has brought: ``tokens[i]`` is the next token of ``sequences[i]``."""
 
-    streams: bytes
+    sequences: bytes
     """int64."""
     tokens: bytes
     """int32."""
     first: list[tuple[int, int, int]]
-    """(stream, prompt tokens, how many of them were found in the cache) of those that got their first token."""
+    """(sequence, prompt tokens, how many of them were found in the cache) of those that got their first token."""
     ended: list[Ended]
     logprobs: dict[int, TokenLogprob] | None = None
-    """By stream, for those that asked."""
+    """By sequence, for those that asked."""
 
 
 class Pulse(msgspec.Struct, tag="pulse", array_like=True):
@@ -208,7 +210,7 @@ class LogprobText(msgspec.Struct, array_like=True):
 class Chunk(msgspec.Struct, array_like=True):
     """Something new about a sequence."""
 
-    stream: int
+    sequence: int
     text: str
     token_ids: list[int]
     kind: str = ""
@@ -225,7 +227,7 @@ class Chunks(msgspec.Struct, tag="chunks", array_like=True):
     """What a step has brought, as text."""
 
     chunks: list[Chunk]
-    open_streams: int
+    open_sequences: int
     """Sequences the detokenizer holds state for."""
 
 
@@ -258,12 +260,15 @@ class Beat(msgspec.Struct, tag="beat", array_like=True):
 class Ready(msgspec.Struct, tag="ready", array_like=True):
     """The scheduler process can take requests."""
 
-    max_context: int
+    capacity: Capacity
+    """What a sequence may take of the context and of the KV pool."""
     kv_tokens: int
     max_running: int
     vocab: int
     logprobs: bool
     """The backend can report log probabilities."""
+    profiles: bool
+    """The backend has something that a profiler can see."""
     backend: str
     device: str
     loop: str

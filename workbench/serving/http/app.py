@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -16,27 +15,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from workbench.serving.engine.engine_client import Call, ClientGone, EngineClient
+from workbench.serving.engine.open_request import ClientGone, OpenRequest
 from workbench.serving.engine.wire import ControlAction
-from workbench.serving.folders import profile_folder, weights_folder
-from workbench.serving.http import protocol
+from workbench.serving.http import bodies
+from workbench.serving.http.errors import ApiError, api_error, error_response, json_response
+from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.http.openai_api import ChatShape, CompletionShape, Shape, error_event
-from workbench.serving.http.prometheus import CONTENT_TYPE, Metrics
-from workbench.serving.http.protocol import ApiError, Limits, Sampling, Sequences
-from workbench.serving.http.request_headers import cache_salt, objective
-from workbench.serving.http.request_ids import answered_as, checked, given_id
+from workbench.serving.http.request_headers import objective_of
+from workbench.serving.http.request_ids import answered_as, given_id
+from workbench.serving.refusals import Refusal, bad_value
+from workbench.serving.requests import ServiceRequest, check_choices
+from workbench.serving.sampling import Counts, Sampling, count, sampling_params, stop_strings
 from workbench.serving.serve_settings import ServeSettings
-from workbench.serving.sessions import CloseSessionRequest, OpenSessionRequest, check_name, check_turn, new_name
-from workbench.serving.text.chat_templates import Bounds, ChatTemplates
-from workbench.serving.text.prompts import Prompts
-from workbench.serving.text.tokenizer import Tokenizer
+from workbench.serving.service import Service
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 T = TypeVar("T")
-
-MIN_CHAT_CHARACTERS = 1 << 20
-"""A chat may become as long a text as a body may be, and this long at least, for templates add to it."""
 
 
 class Answer:
@@ -46,16 +41,16 @@ class Answer:
     the connection is watched: a client that goes takes its sequences with it.
     """
 
-    def __init__(self, shape: Shape, stream: bool, metrics: Metrics) -> None:
+    def __init__(self, shape: Shape, stream: bool, page: MetricsPage) -> None:
         self._shape = shape
         self._stream = stream
-        self._metrics = metrics
+        self._page = page
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = self._shape.call
-        answered_as(scope, call.id)
-        watcher = asyncio.create_task(_watch(call, receive))
+        request = self._shape.request
+        answered_as(scope, request.id)
+        watcher = asyncio.create_task(_watch(request, receive))
         try:
             if self._stream:
                 await self._send_events(send)
@@ -63,15 +58,16 @@ class Answer:
                 await Response(await self._shape.whole(), media_type="application/json")(scope, receive, send)
         except ClientGone:
             pass
-        except ApiError as error:
-            self._metrics.refused(error.status)
+        except Refusal as refusal:
+            error = api_error(refusal)
+            self._page.refused(error.status)
             if self._begun:
                 await send({"type": "http.response.body", "body": error_event(error)})
             else:
                 await error_response(error)(scope, receive, send)
         finally:
             watcher.cancel()
-            call.close()
+            request.close()
 
     async def _send_events(self, send: Send) -> None:
         events = self._shape.stream()
@@ -84,46 +80,20 @@ class Answer:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _watch(call: Call, receive: Receive) -> None:
+async def _watch(request: OpenRequest, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    call.disconnected()
-
-
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    return json_response(error.body, error.status, headers)
+    request.disconnected()
 
 
 class Api:
     """The endpoints of one server."""
 
-    def __init__(self, settings: ServeSettings, engine: EngineClient, tokenizer: Tokenizer, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, service: Service, page: MetricsPage) -> None:
         self._settings = settings
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self._metrics = metrics
+        self._service = service
+        self._page = page
         self._created_s = int(time.time())
-        self.chats = ChatTemplates(
-            tokenizer, Bounds(max(settings.max_body_bytes, MIN_CHAT_CHARACTERS)), settings.trust_request_chat_template
-        )
-        ready = engine.ready.result()
-        self._limits = Limits(
-            ready.max_context,
-            ready.kv_tokens,
-            ready.vocab,
-            ready.logprobs,
-            ready.backend,
-            settings.max_tokens,
-            settings.run.ignore_eos,
-        )
-        self._prompts = Prompts(tokenizer, self._limits)
 
     def app(self) -> Starlette:
         """The application."""
@@ -156,6 +126,7 @@ class Api:
         ]
         handlers: Any = {
             ApiError: self._on_api_error,
+            Refusal: self._on_refusal,
             HTTPException: self._on_http_error,
             Exception: self._on_fault,
             ClientDisconnect: self._on_disconnect,
@@ -165,108 +136,107 @@ class Api:
     # -- generation --------------------------------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Answer:
-        asked: protocol.CompletionRequest = await self._parse(request, protocol.CompletionRequest)
-        self._check_model(asked.model)
-        logprobs = None if asked.logprobs is None else protocol.count(0, logprobs=asked.logprobs)
-        counts = protocol.openai_counts(asked, protocol.COMPLETION_MAX_TOKENS, logprobs)
-        given = self._prompts.listed(asked.prompt)
-        n = protocol.choices(asked.n, len(given))
-        prompts = await self._while_wanted(request, self._prompts.encoded(given, "prompt"))
-        wanted = self._wanted(request, asked, asked, counts, prompts, n, given[0])
+        asked: bodies.CompletionRequest = await self._parse(request, bodies.CompletionRequest)
+        self._service.check_model(asked.model)
+        logprobs = None if asked.logprobs is None else count(0, logprobs=asked.logprobs)
+        counts = bodies.openai_counts(asked, bodies.COMPLETION_MAX_TOKENS, logprobs)
+        most = counts.max_tokens.tokens
+        given = self._service.prompts.listed(asked.prompt, most)
+        n = _choices(asked)
+        check_choices(n, len(given))
+        prompts = await self._while_wanted(request, self._service.prompts.encoded(given, most, "prompt"))
+        bos_tokens = self._service.bos_tokens if isinstance(given[0], str) else 0
+        wanted = self._wanted(request, asked, asked, counts, prompts, n, "prompt", bos_tokens)
         return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
-        asked: protocol.ChatRequest = await self._parse(request, protocol.ChatRequest)
-        self._check_model(asked.model)
+        asked: bodies.ChatRequest = await self._parse(request, bodies.ChatRequest)
+        self._service.check_model(asked.model)
         if asked.session_id is not None:
-            raise ApiError(
-                400,
-                "session_id: a chat has its whole conversation in messages; /v1/completions and /generate "
-                "continue sessions",
-                param="session_id",
-                code="unsupported_parameter",
+            raise bad_value(
+                "session_id",
+                "a chat has its whole conversation in messages; /v1/completions and /generate continue sessions",
+                "unsupported_parameter",
             )
-        messages = protocol.chat_messages(asked.messages)
-        counts = protocol.openai_counts(asked, self._limits.default_max_tokens, protocol.chat_logprob_count(asked))
-
-        async def prompt_of_chat() -> list[int]:
-            return await self._prompts.chat(await self.chats.text(messages, asked.chat_template_kwargs or {}))
-
-        prompt = await self._while_wanted(request, prompt_of_chat())
-        n = protocol.choices(asked.n, 1)
-        wanted = self._wanted(request, asked, asked, counts, [prompt], n)
+        messages = bodies.chat_messages(asked.messages)
+        counts = bodies.openai_counts(asked, self._service.limits.default_max_tokens, bodies.chat_logprob_count(asked))
+        prompt = await self._while_wanted(
+            request,
+            self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens),
+        )
+        wanted = self._wanted(request, asked, asked, counts, [prompt], _choices(asked), "messages")
         return self._answer(asked, wanted, ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)
         asked = with_request_id(asked)
-        sampling, counts = asked.sampling_params or Sampling(), counts_of(asked, self._limits.default_max_tokens)
+        sampling = asked.sampling_params or Sampling()
+        counts = counts_of(asked, self._service.limits.default_max_tokens)
         if (asked.input_ids is None) == (asked.text is None):
-            raise ApiError(
-                400, "input_ids: give exactly one of input_ids and text", param="input_ids", code="invalid_value"
-            )
-        given, param = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
-        (prompt,) = await self._while_wanted(request, self._prompts.encoded([given], param))
-        wanted = self._wanted(request, asked, sampling, counts, [prompt], 1, asked.text)
-        call = self._engine.submit(wanted, "gen-")
-        return Answer(GenerateShape(call, self._settings.model_name, asked), bool(asked.stream), self._metrics)
+            raise bad_value("input_ids", "give exactly one of input_ids and text")
+        given: str | list[int]
+        given, parameter = (asked.input_ids or [], "input_ids") if asked.text is None else (asked.text, "text")
+        (prompt,) = await self._while_wanted(
+            request, self._service.prompts.encoded([given], counts.max_tokens.tokens, parameter)
+        )
+        bos_tokens = self._service.bos_tokens if asked.text is not None else 0
+        wanted = self._wanted(request, asked, sampling, counts, [prompt], 1, parameter, bos_tokens)
+        opened = self._service.submit(wanted, "gen-")
+        return Answer(GenerateShape(opened, self._service.model_name, asked), bool(asked.stream), self._page)
 
     def _wanted(
         self,
         request: Request,
-        asked: protocol.Asked,
+        asked: bodies.Asked,
         sampling: Sampling,
-        counts: protocol.Counts,
+        counts: Counts,
         prompts: list[list[int]],
         n: int,
-        given: str | list[int] | None = None,
-    ) -> Sequences:
-        """``given`` is the prompt as it was given, of requests that may continue a session."""
-        wanted = Sequences(
+        prompt_parameter: str,
+        bos_tokens: int = 0,
+    ) -> ServiceRequest:
+        """Return what the service is asked for. ``bos_tokens`` of the prompt are left out where it continues a session."""
+        return ServiceRequest(
             prompts,
-            protocol.sampling_params(sampling, counts, self._limits),
-            protocol.stop_strings(sampling.stop),
+            sampling_params(sampling, counts, self._service.limits),
+            stop_strings(sampling.stop),
             n,
-            protocol.check_priority(asked.priority),
+            asked.priority or 0,
             sampling.skip_special_tokens is not False,
-            checked("request_id", asked.request_id),
-            session="" if asked.session_id is None else check_name(asked.session_id),
-            bos_tokens=self._tokenizer.bos_tokens if isinstance(given, str) else 0,
-            cache_salt=cache_salt(asked),
-            slo_ttft_s=objective("slo_ttft_s", asked, request.headers),
-            slo_tpot_s=objective("slo_tpot_s", asked, request.headers),
-            label=given_id(request.headers),
+            asked.request_id,
+            given_id(request.headers),
+            asked.session_id,
+            bos_tokens,
+            asked.cache_salt,
+            objective_of("slo_ttft_s", asked, request.headers),
+            objective_of("slo_tpot_s", asked, request.headers),
+            prompt_parameter,
         )
-        check_turn(wanted)
-        return wanted
 
-    def _answer(self, asked: protocol.OpenAISampling, wanted: Sequences, shape: type[Shape], prefix: str) -> Answer:
+    def _answer(self, asked: bodies.OpenAISampling, wanted: ServiceRequest, shape: type[Shape], prefix: str) -> Answer:
         if asked.stream_options is not None and not asked.stream:
-            raise ApiError(
-                400, "stream_options: only with stream set to true", param="stream_options", code="invalid_value"
-            )
-        options = asked.stream_options or protocol.StreamOptions()
-        call = self._engine.submit(wanted, prefix)
+            raise bad_value("stream_options", "only with stream set to true")
+        options = asked.stream_options or bodies.StreamOptions()
         made = shape(
-            call,
-            self._settings.model_name,
+            self._service.submit(wanted, prefix),
+            self._service.model_name,
             include_usage=bool(options.include_usage),
             continuous_usage=bool(options.continuous_usage_stats),
             tokens_as_ids=bool(asked.return_tokens_as_token_ids),
             logprobs=wanted.params.logprobs is not None,
         )
-        return Answer(made, bool(asked.stream), self._metrics)
+        return Answer(made, bool(asked.stream), self._page)
 
     async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """Do ``work`` for a request whose body has been read. It ends when the client goes, or when the server takes no
-        requests any more. Raises ClientDisconnect or ApiError then."""
+        requests any more. Raises ClientDisconnect or Refusal then."""
         working = asyncio.ensure_future(work)
-        gone, refusing = asyncio.ensure_future(request.receive()), asyncio.ensure_future(self._engine.refusing.wait())
+        gone, refusing = asyncio.ensure_future(request.receive()), asyncio.ensure_future(self._service.taken_no_more())
         try:
             await asyncio.wait((working, gone, refusing), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            raise self._engine.refusal or ClientDisconnect()
+            raise refusing.result() if refusing.done() else ClientDisconnect()
         finally:
             for task in (working, gone, refusing):
                 task.cancel()
@@ -277,73 +247,65 @@ class Api:
         return json_response({"object": "list", "data": [self._model_card()]})
 
     async def model(self, request: Request) -> Response:
-        self._check_model(request.path_params["model"])
+        self._service.check_model(request.path_params["model"])
         return json_response(self._model_card())
 
     def _model_card(self) -> dict[str, Any]:
         return {
-            "id": self._settings.model_name,
+            "id": self._service.model_name,
             "object": "model",
             "created": self._created_s,
             "owned_by": "workbench",
-            "max_model_len": self._limits.max_context,
+            "max_model_len": self._service.limits.capacity.max_context,
         }
 
     async def health(self, request: Request) -> Response:
-        refusal = self._engine.refusal
-        if refusal is not None:
-            return error_response(refusal)
-        why = self._engine.silence(self._settings.stuck_after_s)
-        if why is not None:
-            return error_response(ApiError(503, why, kind="server_error", code="stuck"))
+        try:
+            self._service.check_health()
+        except Refusal as refusal:  # an answer to a question, not to be counted as a request refused
+            return error_response(api_error(refusal))
         return json_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return Response(self._page.text(), headers={"content-type": CONTENT_TYPE})
 
     async def abort(self, request: Request) -> Response:
-        asked: protocol.AbortRequest = await self._parse(request, protocol.AbortRequest)
+        asked: bodies.AbortRequest = await self._parse(request, bodies.AbortRequest)
         if (asked.request_id is None) != asked.all:
-            raise protocol.bad_value("request_id", "give it, or all set to true")
-        return json_response({"aborted": self._engine.abort_id(asked.request_id)})
+            raise bad_value("request_id", "give it, or all set to true")
+        return json_response({"aborted": self._service.abort(asked.request_id)})
 
     async def state(self, request: Request) -> Response:
-        return json_response(await self._engine.state())
+        return json_response(await self._service.state())
 
     async def change(self, request: Request) -> Response:
-        await self._engine.change(protocol.parse_settings(await self._body(request)))
-        return json_response(await self._engine.state())
+        return json_response(await self._service.change(bodies.parse_settings(await self._body(request))))
 
     async def open_session(self, request: Request) -> Response:
-        asked: OpenSessionRequest = await self._parse(request, OpenSessionRequest)
-        name = new_name(asked.session_id)
-        await self._engine.session(name, "open")
-        return json_response({"session_id": name})
+        asked: bodies.OpenSessionRequest = await self._parse(request, bodies.OpenSessionRequest)
+        return json_response({"session_id": await self._service.open_session(asked.session_id)})
 
     async def close_session(self, request: Request) -> Response:
-        asked: CloseSessionRequest = await self._parse(request, CloseSessionRequest)
-        await self._engine.session(check_name(asked.session_id), "close")
+        asked: bodies.CloseSessionRequest = await self._parse(request, bodies.CloseSessionRequest)
+        await self._service.close_session(asked.session_id)
         return json_response({"session_id": asked.session_id})
 
     async def update_weights(self, request: Request) -> Response:
-        asked: protocol.UpdateWeightsRequest = await self._parse(request, protocol.UpdateWeightsRequest)
-        await self._engine.load_weights(weights_folder(self._settings, asked.model_path))
+        asked: bodies.UpdateWeightsRequest = await self._parse(request, bodies.UpdateWeightsRequest)
+        await self._service.load_weights(asked.model_path)
         return json_response({"success": True, "message": f"serving the weights of {asked.model_path}"})
 
     async def start_profile(self, request: Request) -> Response:
-        asked: protocol.StartProfileRequest = await self._parse(request, protocol.StartProfileRequest)
-        steps = asked.num_steps
-        if steps is not None and not 1 <= steps < 1 << 31:
-            raise protocol.bad_value("num_steps", f"{steps} is {'less than 1' if steps < 1 else 'too large'}")
-        await self._engine.start_profile(profile_folder(self._settings, asked.output_dir), steps)
+        asked: bodies.StartProfileRequest = await self._parse(request, bodies.StartProfileRequest)
+        await self._service.start_profile(asked.output_dir, asked.num_steps)
         return json_response({"status": "ok"})
 
     async def stop_profile(self, request: Request) -> Response:
-        return json_response({"status": "ok", "files": await self._engine.stop_profile()})
+        return json_response({"status": "ok", "files": await self._service.stop_profile()})
 
     def _control(self, action: ControlAction) -> Endpoint:
         async def run(request: Request) -> Response:
-            await self._engine.control(action)
+            await self._service.control(action)
             return json_response({"status": "ok"})
 
         return run
@@ -359,17 +321,8 @@ class Api:
         if scheme.lower() != "bearer" or not right:
             raise ApiError(401, "wrong or missing API key", code="invalid_api_key")
 
-    def _check_model(self, name: str | None) -> None:
-        if name is not None and name != self._settings.model_name:
-            raise ApiError(
-                404,
-                f"the model {name!r} does not exist; this server has {self._settings.model_name!r}",
-                param="model",
-                code="model_not_found",
-            )
-
     async def _parse(self, request: Request, kind: Any) -> Any:
-        return protocol.parse(await self._body(request), kind)
+        return bodies.parse(await self._body(request), kind)
 
     async def _body(self, request: Request) -> bytes:
         limit = self._settings.max_body_bytes
@@ -386,20 +339,27 @@ class Api:
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
+    async def _on_refusal(self, request: Request, refusal: Refusal) -> Response:
+        return await self._on_api_error(request, api_error(refusal))
+
     async def _on_api_error(self, request: Request, error: ApiError) -> Response:
-        self._metrics.refused(error.status)
+        self._page.refused(error.status)
         return error_response(error)
 
     async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
-        self._metrics.refused(error.status_code)
+        self._page.refused(error.status_code)
         made = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
         response = error_response(made)
         response.headers.update(error.headers or {})
         return response
 
     async def _on_fault(self, request: Request, error: Exception) -> Response:
-        self._metrics.refused(500)
-        return error_response(ApiError(500, "internal error", kind="server_error"))
+        self._page.refused(500)
+        return error_response(ApiError(500, "internal error", type="server_error"))
 
     async def _on_disconnect(self, request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)
+
+
+def _choices(asked: bodies.OpenAISampling) -> int:
+    return 1 if asked.n is None else asked.n

@@ -21,8 +21,8 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.http.app import error_response
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.errors import api_error, error_response
+from workbench.serving.refusals import Refusal
 
 OWN_FILES = 32
 """Open files that the process may need beside connections, once it serves."""
@@ -72,14 +72,14 @@ class Crowded:
         # Closed with something unread, a connection is reset, and the client may not see its answer.
         while (await receive()).get("more_body"):
             pass
-        self._refused(503)
-        error = ApiError(
-            503,
-            "overloaded: as many connections are open as the limit of open files allows",
-            kind="overloaded_error",
-            code="overloaded",
-            retry_after_s=1,
+        error = api_error(
+            Refusal(
+                "overloaded",
+                "overloaded: as many connections are open as the limit of open files allows",
+                retry_after_s=1,
+            )
         )
+        self._refused(error.status)
         await error_response(error)(scope, receive, send_and_close)
 
 

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from workbench.serving.engine.engine_client import Call
+from workbench.serving.engine.open_request import OpenRequest
 from workbench.serving.engine.wire import Chunk, LogprobText
 from workbench.serving.http.openai_api import Shape, chat_logprobs, finish_reason
-from workbench.serving.http.protocol import ApiError, Count, Counts, Sampling, bad_value, count
-from workbench.serving.http.request_ids import checked
+from workbench.serving.refusals import bad_value
+from workbench.serving.requests import check_id
+from workbench.serving.sampling import Count, Counts, Sampling, count
 
 
 class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +67,7 @@ def speaks_sglang(asked: GenerateRequest) -> bool:
 def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
     """The counts of a request, by either of their names.
 
-    Raises ApiError 400 where two names of one thing differ, for log probabilities of the prompt, and for alternatives to
+    Raises Refusal where two names of one thing differ, for log probabilities of the prompt, and for alternatives to
     log probabilities that were not asked for.
     """
     given = asked.sampling_params or GenerateSampling()
@@ -80,30 +81,29 @@ def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
         if asked.top_logprobs_num is None and given.logprobs is None:
             logprobs = Count("return_logprob", 0)
         if asked.logprob_start_len not in (None, -1):
-            raise ApiError(
-                400,
-                f"logprob_start_len: {asked.logprob_start_len} asks for log probabilities of the prompt, "
+            raise bad_value(
+                "logprob_start_len",
+                f"{asked.logprob_start_len} asks for log probabilities of the prompt, "
                 "which are not supported; -1 is those of the output",
-                param="logprob_start_len",
-                code="unsupported_parameter",
+                "unsupported_parameter",
             )
     return Counts(most, least, logprobs)
 
 
 def with_request_id(asked: GenerateRequest) -> GenerateRequest:
-    """The request with its id under this server's name for it. Raises ApiError 400 where the two names differ."""
+    """The request with its id under this server's name for it. Raises Refusal where the two names differ."""
     if asked.rid is None:
         return asked
     if asked.request_id not in (None, asked.rid):
         raise bad_value("rid", "is another name of request_id, and they differ")
-    return msgspec.structs.replace(asked, request_id=checked("rid", asked.rid))
+    return msgspec.structs.replace(asked, request_id=check_id("rid", asked.rid))
 
 
 class GenerateShape(Shape):
     """One sequence, in both vocabularies."""
 
-    def __init__(self, call: Call, model: str, asked: GenerateRequest) -> None:
-        super().__init__(call, model)
+    def __init__(self, request: OpenRequest, model: str, asked: GenerateRequest) -> None:
+        super().__init__(request, model)
         self._asked = asked
         self._so_far = speaks_sglang(asked)
         self._text = ""
@@ -111,7 +111,7 @@ class GenerateShape(Shape):
         self._found: list[LogprobText] = []
 
     def _head(self) -> dict[str, Any]:
-        return {"id": self.call.id, "model": self.model}
+        return {"id": self.request.id, "model": self.model}
 
     def _whole(
         self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
@@ -156,14 +156,14 @@ class GenerateShape(Shape):
         elif end.kind:
             reason = {"type": "abort", "message": end.detail}
         meta: dict[str, Any] = {
-            "id": self.call.id,
+            "id": self.request.id,
             "finish_reason": reason,
             "prompt_tokens": end.prompt_tokens,
             "completion_tokens": written,
             "cached_tokens": end.cached_tokens,
         }
         if end.kind:
-            meta["e2e_latency"] = time.monotonic() - self.call.arrival_s
+            meta["e2e_latency"] = time.monotonic() - self.request.arrival_s
         if self._asked.return_logprob:
             spelled = bool(self._asked.return_text_in_logprobs)
             meta["input_token_logprobs"] = []

@@ -1,4 +1,4 @@
-"""OpenAI's response shapes: chunks of an engine call into JSON."""
+"""OpenAI's response shapes: what comes for a request, as JSON."""
 
 from __future__ import annotations
 
@@ -8,35 +8,11 @@ from typing import Any
 
 import msgspec
 
-from workbench.serving.engine.engine_client import Call
+from workbench.serving.engine.open_request import OpenRequest
 from workbench.serving.engine.wire import FINISH_WORDS, Chunk, LogprobText
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.errors import ApiError
 
 _encode = msgspec.json.Encoder().encode
-
-_FAULTS = {
-    "kv_exhausted": (503, "the KV cache is too small for this sequence to go on"),
-    "queue_timeout": (503, "the request waited too long (--queue-timeout)"),
-    "request_timeout": (504, "the request took too long (--request-timeout)"),
-}
-
-_REJECTIONS = {
-    "unknown_session": (400, "session_id: no session of this name is open"),
-    "session_busy": (409, "session_id: a request of this session has not ended yet"),
-}
-
-
-def fault_of(chunk: Chunk) -> ApiError | None:
-    """The error that a sequence's end means for its request, None for an end that is an answer."""
-    if chunk.kind == "rejected" and chunk.detail in _REJECTIONS:
-        status, message = _REJECTIONS[chunk.detail]
-        return ApiError(status, message, param="session_id", code=chunk.detail)
-    if chunk.kind == "rejected":
-        return ApiError(400, f"the prompt cannot be served: {chunk.detail.replace('_', ' ')}", code=chunk.detail)
-    if chunk.kind == "aborted" and chunk.detail in _FAULTS:
-        status, message = _FAULTS[chunk.detail]
-        return ApiError(status, message, kind="server_error", code=chunk.detail)
-    return None
 
 
 def finish_reason(chunk: Chunk) -> str | None:
@@ -46,7 +22,7 @@ def finish_reason(chunk: Chunk) -> str | None:
 
 @dataclass
 class Usage:
-    """Token counts of a call, as its sequences end. The prompt counts once, however many choices share it."""
+    """Token counts of a request, as its sequences end. The prompt counts once, however many choices share it."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -72,7 +48,7 @@ class Shape:
 
     def __init__(
         self,
-        call: Call,
+        request: OpenRequest,
         model: str,
         *,
         include_usage: bool = False,
@@ -81,24 +57,21 @@ class Shape:
         logprobs: bool = False,
     ) -> None:
         """``logprobs``: they were asked for, and an answer without a token has an empty list of them."""
-        self.call = call
+        self.request = request
         self.model = model
         self.include_usage = include_usage
         self.continuous_usage = continuous_usage
         self.tokens_as_ids = tokens_as_ids
         self.logprobs = logprobs
         self.usage = Usage()
-        self.choices = call.prompts * call.n
+        self.choices = request.prompts * request.n
         self._written = [0] * self.choices
         """Tokens of each choice so far."""
 
     async def events(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """The call's events, counted; an end that is no answer raises its ApiError."""
-        async for index, chunk in self.call.events():
-            fault = fault_of(chunk)
-            if fault is not None:
-                raise fault
-            self.usage.add(index, self.call.n, chunk)
+        """Yield the request's events, counted. Raises what they raise."""
+        async for index, chunk in self.request.events():
+            self.usage.add(index, self.request.n, chunk)
             self._written[index] += len(chunk.token_ids)
             yield index, chunk
 
@@ -152,7 +125,12 @@ class CompletionShape(Shape):
     """/v1/completions."""
 
     def _head(self) -> dict[str, Any]:
-        return {"id": self.call.id, "object": "text_completion", "created": self.call.created_s, "model": self.model}
+        return {
+            "id": self.request.id,
+            "object": "text_completion",
+            "created": self.request.created_s,
+            "model": self.model,
+        }
 
     def _choice(
         self, index: int, text: str, logprobs: list[LogprobText], end: Chunk, whole: bool = False
@@ -219,7 +197,7 @@ class ChatShape(Shape):
         self._object = "chat.completion.chunk"
 
     def _head(self) -> dict[str, Any]:
-        return {"id": self.call.id, "object": self._object, "created": self.call.created_s, "model": self.model}
+        return {"id": self.request.id, "object": self._object, "created": self.request.created_s, "model": self.model}
 
     def _whole(
         self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]

@@ -22,8 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workbench.scheduler.config import ConfigError
 from workbench.serving.http import request_ids
-from workbench.serving.http.app import error_response
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.http.errors import ApiError, error_response
 from workbench.serving.serve_settings import ServeSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

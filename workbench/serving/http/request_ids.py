@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workbench.serving.http.protocol import bad_value
+from workbench.serving.requests import check_id, is_plain
 
 HEADER = "x-request-id"
-_WELL_FORMED = re.compile(r"[!-~]{1,200}")
 _KEY = "workbench.request_id"
 
 
@@ -30,7 +28,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == HEADER.encode()), "")
-        scope[_KEY] = given if _WELL_FORMED.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        scope[_KEY] = given if is_plain(given) else f"req-{uuid.uuid4().hex}"
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -45,15 +43,8 @@ class RequestIds:
 
 
 def given_id(headers: Mapping[str, str]) -> str | None:
-    """The id that came with a request. Raises ApiError 400 for one that is no plain word."""
-    return checked(HEADER, headers.get(HEADER))
-
-
-def checked(name: str, given: str | None) -> str | None:
-    """An id given as ``name``, which an answer's header can have. Raises ApiError 400 for one that is no plain word."""
-    if given is not None and not _WELL_FORMED.fullmatch(given):
-        raise bad_value(name, "must have between 1 and 200 printable ASCII characters and no space")
-    return given
+    """Return the id that came with a request. Raises Refusal for one that is no plain word."""
+    return check_id(HEADER, headers.get(HEADER))
 
 
 def answered_as(scope: MutableMapping[str, Any], request_id: str) -> None:

@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from workbench.serving.engine.threads import in_thread
-from workbench.serving.http.protocol import ApiError
+from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.text.chat_worker import Rendering, TemplateRefused, run_worker, text_of
 from workbench.serving.text.tokenizer import Tokenizer
 
@@ -79,7 +79,7 @@ class ChatTemplates:
     async def text(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
         """The text that the assistant is to continue. ``given``: chat_template_kwargs.
 
-        Raises ApiError for names that are not for clients to set, and for what cannot be rendered. When it is cancelled the
+        Raises Refusal for names that are not for clients to set, and for what cannot be rendered. When it is cancelled the
         rendering ends.
         """
         variables = dict(given)
@@ -88,7 +88,11 @@ class ChatTemplates:
         if template is None:
             text = self._tokenizer.plain_chat(messages)
             if text is None:
-                raise _error("messages", f"{self._tokenizer.name} has no default chat template; use /v1/completions")
+                raise bad_value(
+                    "messages",
+                    f"{self._tokenizer.name} has no default chat template; use /v1/completions",
+                    "chat_template",
+                )
             return text
         whose, param = ("the model's chat template", "messages")
         if own is not None:
@@ -96,7 +100,7 @@ class ChatTemplates:
         try:
             return await self._render(template, messages, variables)
         except TemplateRefused as refusal:
-            raise _error(param, f"{whose} {refusal}") from None
+            raise bad_value(param, f"{whose} {refusal}", "chat_template") from None
 
     async def _own_template(self, variables: dict[str, Any]) -> str | None:
         """Take the template that a request brings out of its variables, all of which are checked."""
@@ -106,7 +110,7 @@ class ChatTemplates:
             if "chat_template" in variables and self._trust_requests:
                 own = variables.pop("chat_template")
                 if not isinstance(own, str):
-                    raise _error("chat_template_kwargs.chat_template", "must be text", "invalid_type")
+                    raise bad_value("chat_template_kwargs.chat_template", "must be text", "invalid_type")
             for name in variables:
                 if name == "chat_template":
                     what = "a request may not bring its own (--trust-request-chat-template, at the start, lets it)"
@@ -114,7 +118,7 @@ class ChatTemplates:
                     what = "is not a variable of a template but a name of its renderer's"
                 else:
                     continue
-                raise _error(f"chat_template_kwargs.{name}", what, "unsupported_parameter")
+                raise bad_value(f"chat_template_kwargs.{name}", what, "unsupported_parameter")
         return own
 
     async def _render(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
@@ -130,21 +134,15 @@ class ChatTemplates:
         text = await self._quick.render(rendering)
         if text is None:
             if self.slow_renderings >= MAX_SLOW:
-                raise ApiError(
-                    503,
+                raise Refusal(
+                    "overloaded",
                     f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
-                    kind="overloaded_error",
-                    code="overloaded",
                     retry_after_s=5,
                 )
             text = await self._slow.render(replace(rendering, cpu_s=bounds.cpu_s))
         if text is None:
             raise TemplateRefused(f"takes more than {bounds.cpu_s:g} s of processor time to render")
         return text
-
-
-def _error(param: str, what: str, code: str = "chat_template") -> ApiError:
-    return ApiError(400, f"{param}: {what}", param=param, code=code)
 
 
 class _Worker:

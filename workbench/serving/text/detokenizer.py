@@ -29,7 +29,7 @@ from workbench.serving.text.text_stream import StopMatcher
 from workbench.serving.text.tokenizer import Decoder, load_decoder
 
 
-class _Stream:
+class _Sequence:
     """One sequence on its way to text."""
 
     __slots__ = ("cached_tokens", "matcher", "opened", "prompt_tokens", "text", "tokens")
@@ -48,15 +48,15 @@ class Detokenizer:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._streams: dict[int, _Stream] = {}
+        self._sequences: dict[int, _Sequence] = {}
 
     @property
-    def open_streams(self) -> int:
-        return len(self._streams)
+    def open_sequences(self) -> int:
+        return len(self._sequences)
 
     def open(self, message: Opened) -> None:
         """Tokens of a new sequence will follow."""
-        self._streams[message.stream] = _Stream(message, self._decoder)
+        self._sequences[message.sequence] = _Sequence(message, self._decoder)
 
     def step(self, message: Step) -> tuple[list[Chunk], list[StopFound]]:
         """The text of a step, and the sequences that the scheduler should stop.
@@ -66,60 +66,60 @@ class Detokenizer:
         chunks: list[Chunk] = []
         found: list[StopFound] = []
         for number, prompt_tokens, cached_tokens in message.first:
-            if number in self._streams:
-                self._streams[number].prompt_tokens = prompt_tokens
-                self._streams[number].cached_tokens = cached_tokens
-        ended = {end.stream: end for end in message.ended}
-        streams = np.frombuffer(message.streams, np.int64).tolist()
+            if number in self._sequences:
+                self._sequences[number].prompt_tokens = prompt_tokens
+                self._sequences[number].cached_tokens = cached_tokens
+        ended = {end.sequence: end for end in message.ended}
+        sequences = np.frombuffer(message.sequences, np.int64).tolist()
         tokens = np.frombuffer(message.tokens, np.int32).tolist()
         logprobs = message.logprobs or {}
-        for number, token in zip(streams, tokens, strict=True):
-            stream = self._streams.get(number)
-            if stream is None:
+        for number, token in zip(sequences, tokens, strict=True):
+            sequence = self._sequences.get(number)
+            if sequence is None:
                 continue
             end = ended.pop(number, None)
             asked = logprobs.get(number)
-            offset = stream.text.offset(token) if asked is not None else 0
-            chunk = self._take(stream, token, end)
+            offset = sequence.text.offset(token) if asked is not None else 0
+            chunk = self._take(sequence, token, end)
             if asked is not None:
                 chunk.logprobs = [self._spell(token, asked, offset)]
             chunks.append(chunk)
             if chunk.kind:
-                del self._streams[number]
+                del self._sequences[number]
                 if end is None:
-                    found.append(StopFound(stream.opened.request_id, stream.tokens))
+                    found.append(StopFound(sequence.opened.sequence_id, sequence.tokens))
         for end in ended.values():
-            stream = self._streams.pop(end.stream, None)
-            if stream is not None:
-                chunks.append(self._end(stream, end, "", []))
+            sequence = self._sequences.pop(end.sequence, None)
+            if sequence is not None:
+                chunks.append(self._end(sequence, end, "", []))
         return chunks, found
 
-    def _take(self, stream: _Stream, token: int, end: Ended | None) -> Chunk:
-        opened = stream.opened
-        stream.tokens += 1
-        if end is not None and end.kind == "stop" and token in opened.stop_token_ids:
-            return self._end(stream, end, "", [token])
-        text = stream.text.push((token,))
+    def _take(self, sequence: _Sequence, token: int, end: Ended | None) -> Chunk:
+        opened = sequence.opened
+        sequence.tokens += 1
+        if end is not None and end.kind == "stop" and token in end.stop_ids:
+            return self._end(sequence, end, "", [token])
+        text = sequence.text.push((token,))
         if end is not None:
-            return self._end(stream, end, text, [token])
-        if stream.tokens <= opened.min_new_tokens:
+            return self._end(sequence, end, text, [token])
+        if sequence.tokens <= opened.min_new_tokens:
             # Text before the least length ends nothing, so it is not looked at.
-            return Chunk(opened.stream, text, [token], "", "", None, stream.prompt_tokens, stream.cached_tokens)
-        text, stop = stream.matcher.push(text)
+            return Chunk(opened.sequence, text, [token], "", "", None, sequence.prompt_tokens, sequence.cached_tokens)
+        text, stop = sequence.matcher.push(text)
         kind = "" if stop is None else "stop"
-        return Chunk(opened.stream, text, [token], kind, "", stop, stream.prompt_tokens, stream.cached_tokens)
+        return Chunk(opened.sequence, text, [token], kind, "", stop, sequence.prompt_tokens, sequence.cached_tokens)
 
-    def _end(self, stream: _Stream, end: Ended, text: str, tokens: list[int]) -> Chunk:
-        opened = stream.opened
-        text, stop = text + stream.text.finish(), None
-        counts = end.prompt_tokens, max(end.cached_tokens, stream.cached_tokens)
-        if stream.tokens > opened.min_new_tokens:
-            text, stop = stream.matcher.push(text)
+    def _end(self, sequence: _Sequence, end: Ended, text: str, tokens: list[int]) -> Chunk:
+        opened = sequence.opened
+        text, stop = text + sequence.text.finish(), None
+        counts = end.prompt_tokens, max(end.cached_tokens, sequence.cached_tokens)
+        if sequence.tokens > opened.min_new_tokens:
+            text, stop = sequence.matcher.push(text)
         if stop is not None:
-            return Chunk(opened.stream, text, tokens, "stop", "", stop, *counts)
-        text += stream.matcher.finish()
+            return Chunk(opened.sequence, text, tokens, "stop", "", stop, *counts)
+        text += sequence.matcher.finish()
         reason = tokens[-1] if end.kind == "stop" and tokens else None
-        return Chunk(opened.stream, text, tokens, end.kind, end.detail, reason, *counts)
+        return Chunk(opened.sequence, text, tokens, end.kind, end.detail, reason, *counts)
 
     def _spell(self, token: int, logprob: TokenLogprob, offset: int) -> LogprobText:
         top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, logprob.top_logprobs, strict=True)]
@@ -143,7 +143,7 @@ def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
             for stop in found:
                 scheduler.send(encode(stop))
             if chunks:
-                http.send(encode(Chunks(chunks, detokenizer.open_streams)))
+                http.send(encode(Chunks(chunks, detokenizer.open_sequences)))
         elif isinstance(message, Pulse):
             http.send(encode(message))
         else:

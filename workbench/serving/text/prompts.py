@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.serving.engine.threads import in_thread
-from workbench.serving.http import protocol
-from workbench.serving.http.protocol import Limits
+from workbench.serving.refusals import bad_value
+from workbench.serving.requests import MAX_SEQUENCES, Limits, check_length, check_prompt
 from workbench.serving.text.tokenizer import Tokenizer
 
 LONG_TEXT = 4000
@@ -25,40 +25,54 @@ class Prompts:
         self._limits = limits
         self._encoders = asyncio.Semaphore(ENCODERS)
 
-    def listed(self, prompt: Any) -> list[str | list[int]]:
-        """The four shapes of ``prompt`` as a list of texts and token lists. Raises ApiError."""
+    def listed(self, prompt: Any, max_new_tokens: int) -> list[str | list[int]]:
+        """Return the four shapes of ``prompt`` as a list of texts and token lists. Raises Refusal."""
         if isinstance(prompt, list):
-            for tokens in (prompt, *prompt[: protocol.MAX_SEQUENCES]):
+            for tokens in (prompt, *prompt[:MAX_SEQUENCES]):
                 if isinstance(tokens, list) and tokens and isinstance(tokens[0], int):
-                    protocol.check_length(len(tokens), self._limits, "prompt")
-        return protocol.prompt_list(prompt)
+                    check_length(len(tokens), self._limits, max_new_tokens, "prompt")
+        return _shaped(prompt)
 
-    async def encoded(self, given: list[str | list[int]], param: str) -> list[list[int]]:
-        """Token ids of each. Raises ApiError for one that can never be served, if possible before any is encoded."""
+    async def encoded(self, given: list[str | list[int]], max_new_tokens: int, parameter: str) -> list[list[int]]:
+        """Return token ids of each. Raises Refusal for one that can never be served, if possible before any is encoded."""
         for one in given:
             if not isinstance(one, str):
-                protocol.check_prompt(one, self._limits, param)
+                check_prompt(one, self._limits, max_new_tokens, parameter)
             elif len(one) > LONG_TEXT:
-                await in_thread(self._check_text, one, param)
-        return [
-            await self._encode(one, param, self._tokenizer.encode) if isinstance(one, str) else one for one in given
-        ]
+                await in_thread(self._check_text, one, max_new_tokens, parameter)
+        return [await self._encode(one, self._tokenizer.encode) if isinstance(one, str) else one for one in given]
 
-    async def chat(self, text: str) -> list[int]:
-        """Token ids of a conversation that has been rendered. Raises ApiError."""
+    async def chat(self, text: str, max_new_tokens: int) -> list[int]:
+        """Return token ids of a conversation that has been rendered. Raises Refusal."""
         if len(text) > LONG_TEXT:
-            await in_thread(self._check_text, text, "messages")
-        return await self._encode(text, "messages", self._tokenizer.encode_chat)
+            await in_thread(self._check_text, text, max_new_tokens, "messages")
+        return await self._encode(text, self._tokenizer.encode_chat)
 
-    def _check_text(self, text: str, param: str) -> None:
-        least = self._tokenizer.least_tokens(text, self._limits.longest_prompt + 1)
-        protocol.check_length(least, self._limits, param, at_least=True)
+    def _check_text(self, text: str, max_new_tokens: int, parameter: str) -> None:
+        least = self._tokenizer.least_tokens(text, self._limits.capacity.longest_prompt(max_new_tokens) + 1)
+        check_length(least, self._limits, max_new_tokens, parameter, at_least=True)
 
-    async def _encode(self, text: str, param: str, encode: Callable[[str], list[int]]) -> list[int]:
+    async def _encode(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
         if len(text) <= LONG_TEXT:
-            prompt = encode(text)
-        else:
-            async with self._encoders:
-                prompt = await in_thread(encode, text)
-        protocol.check_prompt(prompt, self._limits, param)
-        return prompt
+            return encode(text)
+        async with self._encoders:
+            return await in_thread(encode, text)
+
+
+def _shaped(prompt: Any) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt, list) and prompt:
+        if all(_is_token(item) for item in prompt):
+            return [prompt]
+        if all(isinstance(item, str) for item in prompt):
+            return list(prompt)
+        if all(isinstance(item, list) and item and all(_is_token(token) for token in item) for item in prompt):
+            return list(prompt)
+    raise bad_value(
+        "prompt", "must be text, a list of texts, a list of token ids, or a list of such lists, and not empty"
+    )
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,17 +1,16 @@
-"""What /metrics says, in Prometheus' text form, under names in the style of vLLM and SGLang."""
+"""What a server counts, for Prometheus, under names in the style of vLLM and SGLang."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from workbench.serving.engine.wire import FINISH_WORDS, Beat, Ready
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _ITL = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 _E2E = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
@@ -20,15 +19,15 @@ PHASES = ("receive", "schedule", "launch", "process")
 
 
 class Metrics:
-    """Histograms and counters of the HTTP process, and what the scheduler process last said of itself."""
+    """Histograms and counters of the service, and what the scheduler process last said of itself."""
 
     def __init__(self, model_name: str) -> None:
         disable_created_metrics()  # a second series for every first one, which nobody reads
-        self._registry = CollectorRegistry()
-        self._model = model_name
+        self.registry = CollectorRegistry()
+        self.model = model_name
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            made = Histogram(f"workbench:{name}", text, ["model_name"], buckets=buckets, registry=self._registry)
+            made = Histogram(f"workbench:{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
             return made.labels(model_name)
 
         self.ttft_s = histogram("time_to_first_token_seconds", "From arrival to the first token, as sent.", _TTFT)
@@ -40,31 +39,18 @@ class Metrics:
             "workbench:request_success",
             "Sequences ended, by reason.",
             ["model_name", "finished_reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         for reason in ("length", "stop", "abort", "rejected"):
             self._finished.labels(model_name, reason)  # there from the start, at 0
-        self._refused = Counter(
-            "workbench:request_refused",
-            "Requests answered with an error, by HTTP status.",
-            ["model_name", "status"],
-            registry=self._registry,
-        )
         self.beat: Beat | None = None
         self.ready: Ready | None = None
-        self.open_streams = 0
-        self.detokenizer_streams = 0
-        self._registry.register(_Scheduler(self, model_name))
+        self.open_sequences = 0
+        self.detokenizer_sequences = 0
+        self.registry.register(_Scheduler(self, model_name))
 
     def finished(self, kind: str) -> None:
-        self._finished.labels(self._model, FINISH_WORDS.get(kind, kind)).inc()
-
-    def refused(self, status: int) -> None:
-        self._refused.labels(self._model, str(status)).inc()
-
-    def text(self) -> bytes:
-        """The page."""
-        return generate_latest(self._registry)
+        self._finished.labels(self.model, FINISH_WORDS.get(kind, kind)).inc()
 
 
 class _Scheduler(Collector):
@@ -79,8 +65,8 @@ class _Scheduler(Collector):
         streams = GaugeMetricFamily(
             "workbench:open_streams", "Sequences a process holds state for.", labels=["model_name", "process"]
         )
-        streams.add_metric([self._model, "http"], self._metrics.open_streams)
-        streams.add_metric([self._model, "detokenizer"], self._metrics.detokenizer_streams)
+        streams.add_metric([self._model, "http"], self._metrics.open_sequences)
+        streams.add_metric([self._model, "detokenizer"], self._metrics.detokenizer_sequences)
         yield streams
         if beat is None or ready is None:
             return

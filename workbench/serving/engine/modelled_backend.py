@@ -1,0 +1,128 @@
+"""A modelled GPU behind a server: it waits as long as the GPU would compute, and its answers are made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from traces.requests.lengths import parse_lengths
+from workbench.scheduler.config import ConfigError
+from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.settings.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class ModelledBackendSpec:
+    """``--backend simulated``."""
+
+    name: ClassVar[str] = "simulated"
+    needs_text: ClassVar[bool] = True
+    has_weights: ClassVar[bool] = False
+    time_scale: float = 1.0
+    """Real seconds per modelled second."""
+    output_tokens: str | None = None
+    """Distribution of output lengths; None: as long as the client allows."""
+
+    def here(self) -> ModelledBackendSpec:
+        """Return it: it runs everywhere."""
+        return self
+
+    def defaults(self) -> dict[str, Any]:
+        """Return nothing: its defaults are those of a simulation."""
+        return {}
+
+    def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
+        """Return nothing: it has a use for all of them."""
+        return []
+
+    def check(self, run: RunSettings, loop: str) -> None:
+        """Raise nothing: what does not go together is found when it is built, which takes no time."""
+
+    def tokenizer(self, model: str) -> str | None:
+        """Return the model's own, if it has one."""
+        return own_tokenizer(model)
+
+    def build(
+        self,
+        run: RunSettings,
+        loop: str,
+        text: SyntheticText | None,
+        log_iteration: Callable[..., None],
+        epoch_s: float,
+    ) -> LiveBackend:
+        """Build it, to write ``text``. Raises ValueError, in one line, for settings that do not go together."""
+        from backends.simulated.realtime import RealtimeBackend
+        from backends.simulated.synthetic import SyntheticSampler
+        from workbench.cluster.resolve import resolve
+
+        assert text is not None, "it has nothing else to write"
+        recipe = resolve(run, loop)
+        sampler = SyntheticSampler(
+            text.writable_ids, text.eos_token_id, recipe.rows, output_lengths(self.output_tokens, run.seed)
+        )
+        backend = RealtimeBackend(
+            recipe.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, self.time_scale, recipe.stages
+        )
+        return LiveBackend(
+            backend=backend,
+            recipe=dataclasses.replace(recipe, eos_token_ids=(text.eos_token_id,)),
+            vocab=max(recipe.model.vocab, text.eos_token_id + 1, int(text.writable_ids.max()) + 1),
+            logprobs=False,
+            profiles=False,
+            name=self.name,
+            device=recipe.gpu.name,
+            gpus=recipe.gpus,
+            model=recipe.model.name,
+            simulated=True,
+            packages=(),
+            kv_budget=recipe.kv_budget,
+            weights=recipe.weights.described,
+            kv_dtype=run.kv_dtype,
+            rested=backend.rested,
+            control=ModelledControl(),
+            worked_s=backend.worked_s,
+            heard_s=time.monotonic,
+            close=lambda: None,
+        )
+
+
+class ModelledControl:
+    """Neither weights nor anything that a profiler could see."""
+
+    def check_weights(self, folder: str) -> None:
+        """Refuse."""
+        raise ValueError("the simulated backend has no weights to update")
+
+    def write_weights(self) -> None:
+        """Fail: nothing was checked."""
+        raise AssertionError("there is nothing that could have been checked")
+
+    def start_profile(self, folder: str, steps: int | None) -> None:
+        """Refuse."""
+        raise ValueError(
+            "the simulated backend has no device to profile; the timeline of the report that --record leaves has its steps"
+        )
+
+    def stop_profile(self) -> list[str]:
+        """Refuse."""
+        raise ValueError("no profile is running")
+
+
+def output_lengths(spec: str | None, seed: int) -> Callable[[int], int | None]:
+    """Return the length of a synthetic answer as a function of its key: the same prompt, the same length.
+
+    Raises ConfigError for a distribution that cannot be read.
+    """
+    if spec is None:
+        return lambda key: None
+    try:
+        lengths = parse_lengths(spec)
+    except ValueError as error:
+        raise ConfigError(f"simulated_output_tokens: {error}") from error
+    return lambda key: lengths.draw(np.random.default_rng((seed, key)))

@@ -1,0 +1,151 @@
+"""The scheduler process's outbox: what each step has brought, on its way to the detokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.serving.engine.live_record import LiveRecord
+from workbench.serving.engine.vitals import Vitals
+from workbench.serving.engine.wire import Ended, Opened, Step, Submit, TokenLogprob, encode
+
+
+class LiveOutbox:
+    """Sends what each step has brought to the detokenizer, and keeps the counts.
+
+    Which sequence a token belongs to is looked up by table row, for a whole batch at once.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        socket: Any,
+        vitals: Vitals,
+        record: LiveRecord | None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._socket = socket
+        self._vitals = vitals
+        self._record = record
+        self._sequences: dict[str, int] = {}
+        """The number of each that is open, by its id."""
+        self._logprobs: dict[int, int] = {}
+        """By sequence, how many alternatives were asked for."""
+        self._sequence_of_row = np.zeros(scheduler.kv.table.rows, np.int64)
+        self._epoch = -1
+        self._epoch_sequences = b""
+        """Of the rows of the batches of ``_epoch``."""
+
+    def opened(self, message: Submit, generate: Generate) -> None:
+        """A sequence has come, which the scheduler takes as ``generate``."""
+        self._sequences[message.sequence_id] = message.sequence
+        if message.params.logprobs is not None:
+            self._logprobs[message.sequence] = message.params.logprobs
+        self._socket.send(
+            encode(
+                Opened(
+                    message.sequence,
+                    message.sequence_id,
+                    message.stop,
+                    message.params.min_new_tokens,
+                    message.skip_special_tokens,
+                )
+            )
+        )
+        if self._record is not None:
+            self._record.arrived(generate, message.slo_ttft_s, message.slo_tpot_s)
+
+    def changed(self, settings: dict[str, Any]) -> None:
+        """The scheduler goes on with other settings."""
+        if self._record is not None:
+            self._record.changed(settings)
+
+    def weights_updated(self, folder: str) -> None:
+        """The model goes on with other weights."""
+        if self._record is not None:
+            self._record.weights_updated(folder)
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        for new in batch.worker.new_requests:
+            self._sequence_of_row[new.row] = self._sequences[new.request_id]
+        if batch.worker.new_requests:
+            self._epoch = -1
+        self._vitals.retractions += len(batch.retracted)
+        if self._record is not None:
+            self._record.scheduled(batch)
+
+    def send(self, result: StepResult) -> None:
+        sequences, tokens, count = b"", b"", 0
+        logprobs = None
+        if result.batch is not None and result.output is not None:
+            emits = _emitting(result.batch)
+            logprobs = self._asked_logprobs(result.batch, emits, result.output.logprobs)
+            sequences, tokens, count = self._pairs(result.batch.worker, result.output.tokens, emits)
+        first = [(self._sequences[req.rid], req.input_len, req.cached_tokens) for req in result.first]
+        ended = [self._forget(req) for req in result.ended]
+        # Noted before it is sent: a client may have it before the next line runs.
+        at_s = self._record.now_s() if self._record is not None else 0.0
+        if count or ended:
+            self._socket.send(encode(Step(sequences, tokens, first, ended, logprobs)))
+        vitals = self._vitals
+        vitals.generated_tokens += count
+        computed = [req for req in result.ended if not req.output_len and req.finish and req.finish.kind == "length"]
+        for req in (*result.first, *computed):
+            vitals.prompt_tokens += req.input_len
+            vitals.cached_prompt_tokens += req.cached_tokens
+        if self._record is not None:
+            self._record.send(result, at_s)
+
+    def _pairs(self, batch: ModelWorkerBatch, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
+        rows = batch.rows
+        if emits is not None:
+            return (
+                self._sequence_of_row[rows[emits]].tobytes(),
+                tokens[emits].astype(np.int32).tobytes(),
+                int(emits.sum()),
+            )
+        if batch.epoch != self._epoch:
+            self._epoch, self._epoch_sequences = batch.epoch, self._sequence_of_row[rows].tobytes()
+        return self._epoch_sequences, tokens.astype(np.int32, copy=False).tobytes(), len(rows)
+
+    def _forget(self, req: Req) -> Ended:
+        assert req.finish is not None
+        sequence = self._sequences.pop(req.rid)
+        self._logprobs.pop(sequence, None)
+        stop_ids = req.stop_ids if req.finish.kind == "stop" else ()
+        return Ended(sequence, req.finish.kind, req.finish.detail, req.input_len, req.cached_tokens, stop_ids)
+
+    def _asked_logprobs(
+        self, batch: ScheduleBatch, emits: np.ndarray | None, values: Logprobs | None
+    ) -> dict[int, TokenLogprob] | None:
+        if values is None or not self._logprobs:
+            return None
+        chosen, top_values, top_ids = values
+        found = {}
+        for i, sequence in enumerate(self._sequence_of_row[batch.worker.rows].tolist()):
+            count = self._logprobs.get(sequence)
+            if count is not None and (emits is None or emits[i]):
+                found[sequence] = TokenLogprob(
+                    float(chosen[i]),
+                    [int(t) for t in top_ids[i][:count]],
+                    [float(v) for v in top_values[i][:count]],
+                )
+        return found
+
+
+def _emitting(batch: ScheduleBatch) -> np.ndarray | None:
+    """bool[n]: rows whose sample is a token of their sequence; None when all are."""
+    if batch.worker.unsampled is None and not batch.dropped:
+        return None
+    emits = np.ones(len(batch.worker.rows), bool)
+    if batch.worker.unsampled is not None:
+        emits[batch.worker.unsampled] = False
+    if batch.dropped:
+        emits[list(batch.dropped)] = False
+    return emits

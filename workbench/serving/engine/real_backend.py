@@ -1,0 +1,91 @@
+"""A real model behind a server, on a CPU or on GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
+from workbench.instance import Recipe
+from workbench.scheduler.config import ConfigError
+from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.settings.loop_spec import loop_spec
+from workbench.settings.real import check_device_effects, device_defaults
+from workbench.settings.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class RealBackendSpec:
+    """``--backend auto``, ``cpu`` or ``cuda``."""
+
+    name: str = "auto"
+    load_format: str = "auto"
+    needs_text: ClassVar[bool] = False
+    has_weights: ClassVar[bool] = True
+
+    def here(self) -> RealBackendSpec:
+        """Return it on the device that it will run on. Raises ConfigError for a GPU that is not there, ModuleNotFoundError
+        without torch."""
+        return dataclasses.replace(self, name=choose_device(self.name))
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the settings of a run on the device that are neither given nor those of a simulation."""
+        return device_defaults(self.name)
+
+    def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
+        """Return notes on settings of the file ``config`` that do nothing here. Raises ConfigError for such a flag."""
+        return check_device_effects(flags, config, self.name)
+
+    def check(self, run: RunSettings, loop: str) -> None:
+        """Raise ConfigError for what the runner does not do, before anything is loaded."""
+        runner_options(run, loop, self.name, self.load_format)
+
+    def tokenizer(self, model: str) -> str | None:
+        """Return the model's: only one without weights need not have one."""
+        return own_tokenizer(model) if self.load_format == "dummy" else model
+
+    def build(
+        self,
+        run: RunSettings,
+        loop: str,
+        text: SyntheticText | None,
+        log_iteration: Callable[..., None],
+        epoch_s: float,
+    ) -> LiveBackend:
+        """Load the model. Raises ValueError, in one line, when it cannot run here."""
+        try:
+            from backends.torch.backend import make_backend
+        except ImportError as error:
+            raise ConfigError(f"backend: {self.name} cannot run here: {error}") from error
+        device = choose_device(self.name)
+        backend = make_backend(runner_options(run, loop, device, self.load_format), log_iteration, began_s=epoch_s)
+        tp, pp = run.layout(loop)
+        return LiveBackend(
+            backend=backend,
+            recipe=Recipe(
+                loop=loop_spec(run, loop),
+                scheduler=run.scheduler(backend.kv_tokens, backend.max_context, run.slots(loop)),
+                eos_token_ids=backend.eos_token_ids,
+                stages=pp,
+            ),
+            vocab=backend.vocab,
+            logprobs=True,
+            profiles=True,
+            name=device,
+            device=device_name(device),
+            gpus=tp * pp,
+            model=run.model,
+            simulated=False,
+            packages=("torch",),
+            kv_budget={},
+            weights=held_weights(backend.dtype, run),
+            kv_dtype=DTYPE_NAMES[backend.kv_dtype],
+            rested=backend.rested,
+            control=backend,
+            worked_s=backend.workers.worked_s,
+            heard_s=backend.workers.heard_s,
+            close=backend.close,
+        )

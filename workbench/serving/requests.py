@@ -1,0 +1,148 @@
+"""What a client may ask for, whatever protocol it speaks, and the checks before anything of it reaches the scheduler.
+
+A *request* is what a client sends at once. It is answered by one or more *sequences*: each of its prompts, ``n`` times. A
+request that continues a session is the session's next *turn*.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import uuid
+from dataclasses import dataclass
+
+from workbench.scheduler.capacity import Capacity
+from workbench.scheduler.request import SamplingParams
+from workbench.serving.refusals import bad_value
+
+MAX_SEQUENCES = 256
+"""Prompts times choices of one request."""
+MAX_SESSION_CHARACTERS = 200
+MAX_SALT_CHARACTERS = 1000
+_WELL_FORMED = re.compile(r"[!-~]{1,200}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can take."""
+
+    capacity: Capacity
+    """The scheduler's own: it decides what fits."""
+    vocab: int
+    logprobs: bool
+    backend: str
+    default_max_tokens: int
+    ignore_eos: bool
+    """Of requests that do not say."""
+
+
+@dataclass(frozen=True)
+class ServiceRequest:
+    """One request. :meth:`check` holds it to what can be served."""
+
+    prompts: list[list[int]]
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    priority: int = 0
+    skip_special_tokens: bool = True
+    request_id: str | None = None
+    """The client's name for it; None: it gets one."""
+    label: str | None = None
+    """Another name that the client's side has for it (``x-request-id``): an abort and the record take it, too."""
+    session: str | None = None
+    """The open session whose next turn it is."""
+    bos_tokens: int = 0
+    """Leading tokens of the prompt that only a text's beginning has: left out of a later turn."""
+    cache_salt: str | None = None
+    """Prefixes are shared with requests of the same salt only."""
+    slo_ttft_s: float | None = None
+    slo_tpot_s: float | None = None
+    """Its own objectives."""
+    prompt_parameter: str = "prompt"
+    """What the client calls the prompt."""
+
+    def check(self, limits: Limits) -> None:
+        """Raise Refusal for what can never be served."""
+        for prompt in self.prompts:
+            check_prompt(prompt, limits, self.params.max_new_tokens, self.prompt_parameter)
+        check_choices(self.n, len(self.prompts))
+        if not -(1 << 31) <= self.priority < 1 << 31:
+            raise bad_value("priority", f"{self.priority} does not fit 32 bits")
+        check_id("request_id", self.request_id)
+        if self.cache_salt is not None and not 0 < len(self.cache_salt) <= MAX_SALT_CHARACTERS:
+            raise bad_value("cache_salt", f"must have between 1 and {MAX_SALT_CHARACTERS} characters")
+        for name, value in (("slo_ttft_s", self.slo_ttft_s), ("slo_tpot_s", self.slo_tpot_s)):
+            if value is not None:
+                check_objective(name, value)
+        if self.session is not None:
+            check_session(self.session)
+            if len(self.prompts) > 1:
+                raise bad_value(self.prompt_parameter, f"a session takes one prompt at a time, not {len(self.prompts)}")
+            if self.n > 1:
+                raise bad_value("n", f"a session goes on from one choice, not from {self.n}")
+
+
+def check_choices(n: int, prompts: int) -> None:
+    """Raise Refusal for a number of choices that so many prompts cannot have."""
+    if n < 1:
+        raise bad_value("n", f"{n} is less than 1")
+    if n * prompts > MAX_SEQUENCES:
+        raise bad_value("n", f"{prompts} prompts times n of {n} are more than {MAX_SEQUENCES} sequences")
+
+
+def check_prompt(prompt: list[int], limits: Limits, max_new_tokens: int, parameter: str) -> None:
+    """Raise Refusal for a prompt that can never be served."""
+    if not prompt:
+        raise bad_value(parameter, "is empty")
+    check_length(len(prompt), limits, max_new_tokens, parameter)
+    if min(prompt) < 0 or max(prompt) >= limits.vocab:
+        check_token(parameter, next(token for token in prompt if not 0 <= token < limits.vocab), limits)
+
+
+def check_length(tokens: int, limits: Limits, max_new_tokens: int, parameter: str, at_least: bool = False) -> None:
+    """Raise Refusal for so many tokens of a prompt, or ``at_least`` so many, where the scheduler would reject it."""
+    longest = limits.capacity.longest_prompt(max_new_tokens)
+    if tokens > longest:
+        raise bad_value(
+            parameter,
+            f"{'at least ' * at_least}{tokens} tokens are more than the {longest} that fit the context with an answer",
+            "context_length_exceeded",
+        )
+
+
+def check_token(parameter: str, token: int, limits: Limits) -> None:
+    """Raise Refusal for what is no token of the model."""
+    if not 0 <= token < limits.vocab:
+        raise bad_value(parameter, f"{token} is not a token of the vocabulary of {limits.vocab}")
+
+
+def check_id(name: str, given: str | None) -> str | None:
+    """Return an id given as ``name``, which logs and headers can carry. Raises Refusal for one that is no plain word."""
+    if given is not None and not is_plain(given):
+        raise bad_value(name, "must have between 1 and 200 printable ASCII characters and no space")
+    return given
+
+
+def is_plain(given: str) -> bool:
+    """Return whether an id is one plain word of at most 200 characters."""
+    return _WELL_FORMED.fullmatch(given) is not None
+
+
+def check_objective(name: str, value: float) -> float:
+    """Return an objective in seconds. Raises Refusal for what is no positive number."""
+    if not 0 < value < math.inf:
+        raise bad_value(name, f"{value:g} is not positive and finite")
+    return float(value)
+
+
+def check_session(name: str) -> str:
+    """Return a session's name. Raises Refusal for a bad one."""
+    if not 0 < len(name) <= MAX_SESSION_CHARACTERS:
+        raise bad_value("session_id", f"must have between 1 and {MAX_SESSION_CHARACTERS} characters")
+    return name
+
+
+def new_session(asked: str | None) -> str:
+    """Return the name of a session to be opened: a made one when none is asked for. Raises Refusal for a bad one."""
+    return uuid.uuid4().hex if asked is None else check_session(asked)
