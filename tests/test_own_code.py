@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from backends.simulated.cost.cost_request import CostRequest
 from tests.world import LinearCost
-from traces import sample_path
+from traces import TraceRequest, sample_path
 from workbench.cli.app import app
 from workbench.loops import find_loop
 from workbench.loops.normal import normal_loop
@@ -105,6 +105,32 @@ class Elsewhere(LastOnly):
         return self.instances
 
 
+class Columns:
+    """Lines of `seconds prompt output`."""
+
+    time_unit = "s"
+    notes = ("lines of three numbers",)
+
+    def read(self, reading):
+        for number, line in reading.source.lines():
+            arrival, prompt, output = line.split()
+            yield TraceRequest(f"c{number}", float(arrival), int(prompt), int(output), line=number)
+
+
+class Strings(Columns):
+    def read(self, reading):
+        return ["a request"]
+
+
+class Empty(Columns):
+    def read(self, reading):
+        yield TraceRequest("a", 0.0, 0, 3)
+
+
+class Unreadable:
+    pass
+
+
 class NoRouter:
     def __init__(self, instances):
         pass
@@ -152,6 +178,43 @@ def test_a_router_of_ones_own_chooses_the_instances(tmp_path):
     rows = np.genfromtxt(tmp_path / "overlap/requests.csv", delimiter=",", names=True, dtype=None, encoding=None)
     assert set(rows["instance"]) == {2}
     assert meta(tmp_path / "overlap")["settings"]["router"] == f"{HERE}:LastOnly"
+
+
+def test_a_trace_format_of_ones_own_is_read_by_every_command(tmp_path):
+    (tmp_path / "mine.txt").write_text("10 100 5\n10.5 200 3\n12 50 9\n")
+    run = lambda *words: CliRunner().invoke(app, [*words])  # noqa: E731
+    mine = ("--format", f"{HERE}:Columns")
+    told = run("trace", "describe", str(tmp_path / "mine.txt"), *mine, "--json")
+    assert json.loads(told.output)["requests"] == 3, told.output
+    assert run("simulate", str(tmp_path / "mine.txt"), *mine, "--out", str(tmp_path / "run")).exit_code == 0
+    rows = np.genfromtxt(tmp_path / "run/overlap/requests.csv", delimiter=",", names=True, dtype=None, encoding=None)
+    assert rows["arrival_s"].tolist() == [0.0, 0.5, 2.0] and rows["output_tokens"].tolist() == [5, 3, 9]
+    said = meta(tmp_path / "run/overlap")["trace"]
+    assert said["format"] == f"{HERE}:Columns" and "lines of three numbers" in said["notes"]
+    swept = run(
+        *("sweep", str(tmp_path / "mine.txt"), *mine, "--vary", "chunk=16,32", "--jobs", "1"),
+        *("--out", str(tmp_path / "sweep")),
+    )
+    assert swept.exit_code == 0, swept.output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Missing", "format: cannot load '{}': module"),
+        ("Unreadable", "format: '{}' has no read(reading)"),
+        ("Strings", "{file}, [0]: is 'a request' of type str, not a TraceRequest"),
+        ("Empty", "{file}, [0].input_length: is 0; a request has at least 1 token"),
+        ("Columns", "{file}, line 2: arrivals go back: 1 s after 10 s on line 1; --sort orders by arrival"),
+    ],
+)
+def test_a_format_that_cannot_be_read_is_one_line(tmp_path, name, message):
+    file = tmp_path / "mine.txt"
+    file.write_text("10 100 5\n1 200 3\n")
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["simulate", str(file), "--format", f"{HERE}:{name}", "--out", str(out)])
+    assert done.exit_code == 2 and not out.exists()
+    assert f"error: {message.format(f'{HERE}:{name}', file=file)}" in done.output
 
 
 def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):

@@ -9,8 +9,20 @@ from __future__ import annotations
 
 from traces.files.errors import TraceError
 from traces.formats import FORMATS
+from traces.given import own_format, trace_of
 from traces.requests.content import Content
 from traces.requests.trace_request import TraceRequest
 from traces.trace import Trace, TraceInfo, open_trace, sample_path
 
-__all__ = ["FORMATS", "Content", "Trace", "TraceError", "TraceInfo", "TraceRequest", "open_trace", "sample_path"]
+__all__ = [
+    "FORMATS",
+    "Content",
+    "Trace",
+    "TraceError",
+    "TraceInfo",
+    "TraceRequest",
+    "open_trace",
+    "own_format",
+    "sample_path",
+    "trace_of",
+]

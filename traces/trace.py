@@ -82,7 +82,8 @@ class Trace:
 class ReadAs:
     """How a file is to be understood, where it does not say so itself. Raises ValueError for words it does not know."""
 
-    format: str = "auto"
+    format: str | Format = "auto"
+    """The name of one of `traces.FORMATS`, or a format of one's own (`traces.given.own_format`)."""
     tokenizer: str | Path | None = None
     """tokenizer.json or a folder with one; only traces of text need it."""
     time_unit: str = "auto"
@@ -102,7 +103,7 @@ class ReadAs:
     """Of drawn output lengths."""
 
     def __post_init__(self) -> None:
-        if self.format != "auto" and self.format not in FORMATS:
+        if isinstance(self.format, str) and self.format not in ("auto", *FORMATS):
             raise ValueError(f"unknown trace format '{self.format}'; known: {', '.join(['auto', *FORMATS])}")
         check_unit(self.time_unit)
         parse_spread(self.spread_ticks)
@@ -122,8 +123,11 @@ class ReadAs:
                 raise ValueError(f"{flag}: {path} is read as {chosen.name}, which {reason}")
 
 
-def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | None = None, **how: Any) -> Trace:
-    """Open a trace in any of `traces.FORMATS`, plain, gzip or zstd; `auto` tells the format by its first record.
+def open_trace(
+    path: str | Path, format: str | Format = "auto", tokenizer: str | Path | None = None, **how: Any
+) -> Trace:
+    """Open a trace in any of `traces.FORMATS` or in one that is given, plain, gzip or zstd; `auto` tells the format by its
+    first record.
 
     `how` are the other fields of :class:`ReadAs`.
 
@@ -132,6 +136,8 @@ def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | N
     """
     read_as = ReadAs(format, tokenizer, **how)
     source = Source(Path(path))
+    if isinstance(format, Format):
+        return trace_by(format, source, Head(), read_as)
     head = read_head(source, read_as.skip_bad_rows)
     if format == "auto":
         chosen = next((known for known in FORMATS.values() if known.sniff(head)), None)
@@ -139,12 +145,17 @@ def open_trace(path: str | Path, format: str = "auto", tokenizer: str | Path | N
             raise source.error(0 if head.in_array else 1, "", unknown_format(head))
     else:
         chosen = FORMATS[format]
-    read_as.check(str(path), chosen)
-    reader = load_tokenizer(Path(tokenizer)) if tokenizer is not None else None
+    return trace_by(chosen, source, head, read_as)
+
+
+def trace_by(chosen: Format, source: Source, head: Head, read_as: ReadAs) -> Trace:
+    """The trace that a format reads from `source`, which begins with `head`. Raises as :func:`open_trace` does."""
+    read_as.check(str(source.path), chosen)
+    reader = load_tokenizer(Path(read_as.tokenizer)) if read_as.tokenizer is not None else None
     begin = partial(_reading, chosen, source, head, reader, read_as)
     info = TraceInfo(
         name=_name(source.path),
-        path=str(path),
+        path=str(source.path),
         format=chosen.name,
         waits=partial(_has_sessions, chosen, begin),
         notes=list(chosen.notes),

@@ -17,6 +17,8 @@ from traces.files.errors import TraceError
 from traces.requests.content import TokenIds
 from traces.requests.trace_request import TraceRequest
 
+_ENCODER = msgspec.json.Encoder()
+
 
 def write_trace(requests: Iterable[TraceRequest], path: str | Path, force: bool = False) -> int:
     """Write requests as JSON lines, compressed when the name ends in .gz or .zst; returns how many.
@@ -30,19 +32,22 @@ def write_trace(requests: Iterable[TraceRequest], path: str | Path, force: bool 
         raise TraceError(path, 0, "", "is a folder, not a trace file")
     if path.exists() and not force:
         raise TraceError(path, 0, "", "exists; --force overwrites it")
-    encoder = msgspec.json.Encoder()
     written = 0
     with _replacing(path) as file:
         buffer = bytearray()
         for request in requests:
-            buffer += encoder.encode(record_of(request))
-            buffer += b"\n"
+            buffer += json_line(request)
             written += 1
             if len(buffer) > 1 << 20:
                 file.write(buffer)
                 buffer.clear()
         file.write(buffer)
     return written
+
+
+def json_line(request: TraceRequest) -> bytes:
+    """A request's line, with its end."""
+    return _ENCODER.encode(record_of(request)) + b"\n"
 
 
 def record_of(request: TraceRequest) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from backends.simulated.host_fit import fit_host
 from reports.compare.comparison import compare
 from reports.record.run_record import RunRecord
 from workbench.calibrate.fit import fit_stages, host_columns
+from workbench.clients.trace_input import open_as, reshaped
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.settings.loading import recorded_settings
@@ -69,15 +70,12 @@ def error_budget(
     if reason is not None:
         return {"separable": False, "lines": [f"error budget: {reason}", *_what_is_known(a, b, origin)]}
     assert trace_path is not None
-    from traces import open_trace
-    from traces.reshape import reshape
     from workbench.cluster.simulate import simulate_loop
 
     settings = RunSettings(**recorded_settings(b.meta, f"the record of {b.name}"))
     loop = settings.loops[0]
-    trace = open_trace(trace_path, **(reading or {}), ordered=settings.concurrency is None, seed=settings.seed)
-    if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
-        trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
+    opened = open_as(trace_path, reading or {}, ordered=settings.concurrency is None, seed=settings.seed)
+    trace = reshaped(opened, settings)
     built = resolve(settings, loop)
     if built.lock_step:
         said = "error budget: ranks that step together cannot be run again with step times measured one by one"

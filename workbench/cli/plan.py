@@ -9,7 +9,8 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
-from workbench.cli.trace_flags import TraceFlags, TraceReading, open_as, words_of
+from workbench.cli.trace_flags import TraceFlags, TraceReading, words_of
+from workbench.clients.trace_input import open_as
 
 if TYPE_CHECKING:
     from workbench.search.plan import Candidate, Load

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from reports.record.schema import PAGE_FILE
-from workbench.cli.trace_flags import TraceReading, open_as
+from workbench.cli.trace_flags import TraceReading
+from workbench.clients.trace_input import open_as, reshaped
 from workbench.recording.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -35,12 +36,7 @@ def command_line() -> str:
 
 def open_reshaped(path: Path, reading: TraceReading, settings: LoadSettings) -> Trace:
     """The trace as the settings want it. Raises TraceError, and ValueError for flags of the trace that make no sense."""
-    from traces.reshape import reshape
-
-    trace = open_as(path, reading, ordered=settings.concurrency is None, seed=settings.seed)
-    if settings.rate is not None or settings.speedup is not None or settings.requests is not None:
-        trace = reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
-    return trace
+    return reshaped(open_as(path, reading, ordered=settings.concurrency is None, seed=settings.seed), settings)
 
 
 def run_and_report(

@@ -10,7 +10,8 @@ import typer
 
 from workbench.cli.errors import one_line_errors
 from workbench.cli.flags import command_with, given
-from workbench.cli.trace_flags import LENGTHS, TraceFlags, TraceReading, open_as
+from workbench.cli.trace_flags import LENGTHS, TraceFlags, TraceReading
+from workbench.clients.trace_input import open_as
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest

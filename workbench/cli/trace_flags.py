@@ -5,18 +5,20 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 from workbench.cli.options import option
 from workbench.scheduler.settings import TRACE
 
-if TYPE_CHECKING:
-    from traces import Trace
-
 LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
 """How lengths are written. `traces.requests.lengths` has it too: this module is imported before `traces` may be."""
 
-Format = Annotated[str, option("--format", help="Trace format. Default: recognised from the content.", panel=TRACE)]
+Format = Annotated[
+    str,
+    option(
+        "--format", help="Trace format, or module:Class of your own. Default: recognised from the content.", panel=TRACE
+    ),
+]
 Tokenizer = Annotated[
     Optional[Path], option("--tokenizer", help="tokenizer.json or its folder, for traces of text.", panel=TRACE)
 ]
@@ -84,17 +86,6 @@ class TraceFlags:
 
     def taken(self, values: TraceReading) -> TraceReading:
         return values
-
-
-def open_as(path: Path, reading: TraceReading, *, ordered: bool = True, seed: int = 0) -> Trace:
-    """The trace as the flags say. Without `ordered`, arrivals have no meaning and may go back; `seed` is that of drawn
-    output lengths.
-
-    Raises TraceError, and ValueError for flags that make no sense.
-    """
-    from traces import open_trace
-
-    return open_trace(path, **reading, ordered=ordered, seed=seed)
 
 
 def words_of(reading: TraceReading) -> str:

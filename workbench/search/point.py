@@ -15,7 +15,7 @@ from reports.metrics.summary import Summary
 from reports.metrics.sweep_metrics import sweep_summary
 from reports.record.run_record import write_record
 from traces import Trace
-from traces.reshape import reshape
+from workbench.clients.trace_input import reshaped
 from workbench.cluster.resolve import resolve
 from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
@@ -134,20 +134,13 @@ class Outcome:
     metrics: Summary = field(default_factory=dict)
 
 
-def shaped(trace: Trace, settings: RunSettings) -> Trace:
-    """The trace as the settings want it: at another rate or speed, or only its beginning."""
-    if settings.rate is None and settings.speedup is None and settings.requests is None:
-        return trace
-    return reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
-
-
 def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
     """Simulate one point, to its numbers; with `shared.records`, to a run record as well."""
     number, point = task
     try:
         settings, loop = shared.base.settings(point)
         record = simulate_loop(
-            settings, loop, shaped(shared.trace, settings), trace_sha256=shared.trace_sha256, command=shared.command
+            settings, loop, reshaped(shared.trace, settings), trace_sha256=shared.trace_sha256, command=shared.command
         )
         price = shared.prices.of(record.meta["hardware"]["gpu"]) if shared.prices is not None else None
     except ValueError as error:  # every error of bad input is one

@@ -1,0 +1,43 @@
+"""The trace of a run: opened as its flags say, and reshaped as its settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from traces import Trace
+    from workbench.settings.run_settings import LoadSettings
+
+
+def open_as(path: Path, reading: Mapping[str, Any], *, ordered: bool = True, seed: int = 0) -> Trace:
+    """The trace, read as ``reading`` says: fields of :class:`traces.trace.ReadAs`, where ``format`` may also be the
+    ``module:Class`` of a reader of one's own (:class:`traces.given.Reader`). Without ``ordered``, arrivals have no meaning
+    and may go back; ``seed`` is that of drawn output lengths.
+
+    Raises TraceError, and ValueError for a reading that makes no sense.
+    """
+    from traces import open_trace
+    from workbench.scheduler.settings import is_own
+
+    given = dict(reading)
+    if is_own(spec := str(given.get("format", ""))):
+        given["format"] = _own_format(spec)
+    return open_trace(path, **given, ordered=ordered, seed=seed)
+
+
+def reshaped(trace: Trace, settings: LoadSettings) -> Trace:
+    """The trace as the settings want it: at another rate or speed, or only its beginning. Raises TraceError."""
+    from traces.reshape import reshape
+
+    if settings.rate is None and settings.speedup is None and settings.requests is None:
+        return trace
+    return reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
+
+
+def _own_format(spec: str) -> Any:
+    from traces import own_format
+    from workbench.scheduler.own_code import make_own
+
+    return own_format(spec, make_own("format", spec, {"read": ("reading",)}))
