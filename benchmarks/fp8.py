@@ -36,7 +36,7 @@ def fp8(run: Any, model: Any, forget: Any, repetitions: int) -> None:
             f"(least {alike['cosine_least']:.4f}), same first choice {alike['same_choice']:.1%}"
         )
         options = replace(make_options(folder, run.device, prompts, outputs), fp8=True)
-        backend = make_backend(options, lambda *row: None)
+        backend = make_backend(options, lambda row: None)
         mine["kv_tokens"] = backend.kv_tokens
         run_once(backend, "overlap", prompts, [min(length, 4) for length in outputs])
         for _ in range(repetitions):

@@ -142,8 +142,8 @@ class Log:
 
         self.table = IterationLog()
 
-    def __call__(self, *row: Any) -> None:
-        self.table.append(*row)
+    def __call__(self, row: Any) -> None:
+        self.table.append(row)
 
     def fresh(self) -> None:
         """Start a new run."""
@@ -252,7 +252,7 @@ def end_to_end(run: Run) -> None:
         found[shape] = mine
         folder = _model(run, shape)
         began = time.monotonic()
-        backend = make_backend(make_options(folder, run.device, prompts, outputs), lambda *row: None)
+        backend = make_backend(make_options(folder, run.device, prompts, outputs), lambda row: None)
         mine["ready_s"], mine["kv_tokens"] = time.monotonic() - began, backend.kv_tokens
         for loop in ("normal", "overlap"):  # every shape of prefill, and some of the decodes, once
             run_once(backend, loop, prompts, [min(length, 4) for length in outputs])

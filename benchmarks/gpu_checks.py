@@ -184,7 +184,7 @@ def check_tokens(run: Run) -> None:
             options = RunnerOptions(
                 folder, device, "float32", ops=ops, rows=8, max_context=256, kv_tokens=2048, capture_sizes=captured
             )
-            backend = make_backend(options, lambda *row: None)
+            backend = make_backend(options, lambda row: None)
             for loop in ("normal", "overlap"):
                 found = _tokens(backend, loop, prompts, new)
                 wanted = wanted or found

@@ -242,7 +242,7 @@ def main() -> None:
     folder = write_shape(given.shape, given.layers, given.out / "model")
     options = make_options(folder, device, prompts, outputs)
     began = time.perf_counter()
-    backend = make_backend(options, lambda *row: None)
+    backend = make_backend(options, lambda row: None)
     print(f"{given.shape} on {device}: {backend.kv_tokens:,} KV tokens, ready in {time.perf_counter() - began:.1f} s")
     print(f"{len(prompts)} requests, {sum(map(len, prompts)):,} tokens in, {sum(outputs):,} out")
     result: dict[str, Any] = {"device": device, "torch": torch.__version__, "arguments": vars(given) | {"out": ""}}

@@ -107,6 +107,7 @@ def offending(importer: str, allowed: tuple[str, ...]) -> list[str]:
     ]
 
 
+CONTRACT = ("workbench.backend", "workbench.phase_log")
 BESIDE = ("ground", "backends", "traces", "reports")
 RUN = tuple(f"workbench.{name}" for name in ("settings", "clients", "recording", "cluster", "calibrate"))
 """What puts the pieces of a run together."""
@@ -114,14 +115,13 @@ ARROWS = {
     "ground": ("ground",),
     "workbench.scheduler": ("workbench.scheduler",),
     "workbench.backend": ("workbench.scheduler.batch",),
+    "workbench.phase_log": ("workbench.backend", "workbench.scheduler.batch"),
     "workbench.instance": ("workbench.instance", "workbench.scheduler", "workbench.backend", "workbench.loops"),
     "workbench.loops": ("workbench.loops", "workbench.scheduler", "workbench.backend"),
-    "backends": ("backends", "ground", "workbench.backend", "workbench.scheduler.batch"),
+    "backends": ("backends", "ground", *CONTRACT, "workbench.scheduler.batch"),
     "traces": ("traces", "ground"),
     "reports": ("reports", "ground"),
-    **dict.fromkeys(
-        RUN, (*RUN, "workbench.scheduler", "workbench.backend", "workbench.loops", "workbench.instance", *BESIDE)
-    ),
+    **dict.fromkeys(RUN, (*RUN, "workbench.scheduler", *CONTRACT, "workbench.loops", "workbench.instance", *BESIDE)),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }
 
@@ -150,7 +150,7 @@ def test_loops_and_the_contract_need_nothing_beyond_numpy_and_the_standard_libra
     outside = {
         f"{i.importer} -> {i.target}"
         for i in all_imports()
-        if under(i.importer, "workbench.loops", "workbench.backend")
+        if under(i.importer, "workbench.loops", *CONTRACT)
         and not under(i.target, "workbench", "numpy")
         and i.target.partition(".")[0] not in sys.stdlib_module_names
     }

@@ -15,6 +15,7 @@ from reports.record.schema import DECODE
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
+from workbench.phase_log import IterationRow
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
@@ -80,9 +81,6 @@ class Job:
 class Rows(list):
     """The rows a backend logs."""
 
-    def append(self, *values: float) -> None:  # type: ignore[override]
-        super().append(values)
-
     def append_decodes(
         self,
         iteration: int,
@@ -95,7 +93,7 @@ class Rows(list):
         *own: Sequence[float],
     ) -> None:
         for i, (launch_s, start_s, end_s, used) in enumerate(zip(*own, strict=True)):
-            self.append(
+            row = IterationRow(
                 iteration + i,
                 instance,
                 0,
@@ -112,6 +110,7 @@ class Rows(list):
                 running,
                 *cpu_s,
             )
+            self.append(row)
 
 
 @dataclass

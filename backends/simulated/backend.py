@@ -10,7 +10,6 @@ clock (it has drained its inbox already), so this equals waiting after every pha
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,12 +18,11 @@ import simpy
 from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
+from workbench.phase_log import LogIteration, PhaseLog
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
-
-MODE_CODES = {"prefill": 0, "decode": 1, "mixed": 2}
 
 
 class SimulatedForward:
@@ -39,7 +37,6 @@ class SimulatedForward:
         launch_s: float,
         starts_s: list[float],
         ends_s: list[float],
-        cpu_s: tuple[float, float, float],
     ) -> None:
         self.batch = batch
         self._sampler = sampler
@@ -48,8 +45,7 @@ class SimulatedForward:
         self.starts_s = starts_s
         self.ends_s = ends_s
         self.end_s = ends_s[-1] if ends_s else 0.0
-        self.cpu_s = cpu_s
-        """What receiving, scheduling and launching it took."""
+        self.cpu_s = (0.0, 0.0, 0.0)
 
     def output(self) -> StepOutput:
         return self._sampler.sample(self.batch)
@@ -65,8 +61,8 @@ class SimulatedForward:
 class SimulatedBackend:
     """One instance: a CPU, ``stages`` GPUs in a row (each standing for its tensor-parallel group), and links.
 
-    Its waits are moments of the clock. ``log_iteration`` takes one row of iterations.csv, positional, in the order of its
-    columns. What is public beside the contract is for whoever skips steps (workbench/cluster/skip_ahead.py).
+    Its waits are moments of the clock. What is public beside the contract is for whoever skips steps
+    (workbench/cluster/skip_ahead.py).
     """
 
     lock_step = False
@@ -78,7 +74,7 @@ class SimulatedBackend:
         cost: CostModel,
         host: HostModel,
         sampler: ScriptedSampler,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         instance: int = 0,
         stages: int = 1,
     ) -> None:
@@ -86,14 +82,11 @@ class SimulatedBackend:
         self.cost = cost
         self.host_model = host
         self.sampler = sampler
-        self._log = log_iteration
-        self.instance = instance
+        self.phases: PhaseLog[SimulatedForward] = PhaseLog(log_iteration, instance)
         self._stage_free_s = [0.0] * stages
         self._link_free_s = [0.0] * (stages - 1)
         self._debt_s = 0.0
-        self._receive_s = self._schedule_s = self._launch_host_s = 0.0
-        self.pending: deque[SimulatedForward] = deque()
-        """Launched and not yet processed, oldest first."""
+        self._launch_host_s = 0.0
         self.awaited: SimulatedForward | None = None
         """The batch whose result the CPU waits for; None while it waits for something else."""
 
@@ -104,16 +97,17 @@ class SimulatedBackend:
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
         if phase == "receive":
             cost = self.host_model.receive(count)
-            self._receive_s += cost
+            self.phases.receive_s += cost
         elif phase == "launch":
             cost = self._launch_host_s
         elif phase == "schedule":
             assert batch is not None
-            self._schedule_s = cost = self.host_model.schedule(batch)
+            cost = self.host_model.schedule(batch)
+            self.phases.schedule_s += cost
         elif phase == "process":
             assert batch is not None
             cost = self.host_model.process(batch, count)
-            self.write(self.pending.popleft(), cost)
+            self.phases.processed(cost)
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")
         self._debt_s += cost
@@ -137,10 +131,8 @@ class SimulatedBackend:
         else:
             starts, ends = self._through_stages(batch, issued if graph else prepared, issued)
         self._launch_host_s = prepare_s + issue_s
-        cpu_s = self._receive_s, self._schedule_s, self._launch_host_s
-        self._receive_s = self._schedule_s = 0.0
-        forward = SimulatedForward(batch, self.sampler, issued, starts, ends, cpu_s)
-        self.pending.append(forward)
+        forward = SimulatedForward(batch, self.sampler, issued, starts, ends)
+        self.phases.launched(forward, self._launch_host_s)
         return forward
 
     def _through_stages(self, batch: ModelWorkerBatch, at: float, issued: float) -> tuple[list[float], list[float]]:
@@ -179,56 +171,6 @@ class SimulatedBackend:
     @free_s.setter
     def free_s(self, moment_s: float) -> None:
         self._stage_free_s[0] = moment_s
-
-    def write(self, forward: SimulatedForward, process_s: float) -> None:
-        """Log the rows of a batch, whose processing has taken ``process_s``."""
-        batch = forward.batch
-        (
-            step,
-            mode,
-            rows,
-            _,
-            _,
-            _,
-            _,
-            _,
-            prefill_tokens,
-            decode_tokens,
-            context_tokens,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            kv_used_tokens,
-            waiting,
-            running,
-            _,
-        ) = batch
-        receive_s, schedule_s, launch_s = forward.cpu_s
-        for stage, start in enumerate(forward.starts_s):
-            self._log(
-                step,
-                self.instance,
-                stage,
-                MODE_CODES[mode],
-                forward.launch_s,
-                start,
-                forward.ends_s[stage],
-                len(rows),
-                prefill_tokens,
-                decode_tokens,
-                context_tokens,
-                kv_used_tokens,
-                waiting,
-                running,
-                receive_s,
-                schedule_s,
-                launch_s,
-                process_s,
-            )
-            receive_s = schedule_s = launch_s = process_s = 0.0  # they belong to the iteration, not to each stage of it
 
 
 class SimulatedInbox:

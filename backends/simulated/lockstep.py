@@ -22,6 +22,7 @@ from backends.simulated.backend import SimulatedBackend, SimulatedForward, Simul
 from backends.simulated.clock import Clock
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
+from workbench.phase_log import LogIteration
 from workbench.scheduler.batch import ModelWorkerBatch
 
 
@@ -42,9 +43,8 @@ class _Forward(SimulatedForward):
         sampler: ScriptedSampler,
         ready_s: float,
         issued_s: float,
-        cpu_s: tuple[float, float, float],
     ) -> None:
-        super().__init__(batch, sampler, issued_s, [], [], cpu_s)
+        super().__init__(batch, sampler, issued_s, [], [])
         self.ready_s, self.issued_s, self.deadline_s = ready_s, issued_s, 0.0
         self.waiter: simpy.Event | None = None
 
@@ -122,7 +122,7 @@ class LockStepBackend(SimulatedBackend):
         cost: object,
         host: HostModel,
         sampler: ScriptedSampler,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         rank: int,
     ) -> None:
         super().__init__(clock, cost, host, sampler, log_iteration, rank)  # type: ignore[arg-type]
@@ -136,10 +136,8 @@ class LockStepBackend(SimulatedBackend):
         prepared = self._clock.now + self._debt_s + prepare_s
         issued = prepared + issue_s
         self._launch_host_s = prepare_s + issue_s
-        cpu_s = self._receive_s, self._schedule_s, self._launch_host_s
-        self._receive_s = self._schedule_s = 0.0
-        forward = _Forward(batch, self.sampler, issued if graph else prepared, issued, cpu_s)
-        self.pending.append(forward)
+        forward = _Forward(batch, self.sampler, issued if graph else prepared, issued)
+        self.phases.launched(forward, self._launch_host_s)
         self._group.submit(self._rank, forward)
         return forward
 

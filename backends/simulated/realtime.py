@@ -7,25 +7,22 @@ The scheduler's CPU time is real here and passes by itself, so only GPU and link
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from backends.simulated.backend import MODE_CODES
 from backends.simulated.synthetic import SyntheticSampler
-from workbench.backend import Wait
+from workbench.backend import Phase, Wait
+from workbench.phase_log import LogIteration, MeasuredPhases
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
 
-_NO_CPU = (0.0, 0.0, 0.0, 0.0)
-
 
 class RealtimeForward:
     """A batch on its way through the stages. Times are seconds of the backend's clock."""
 
-    __slots__ = ("_sampler", "batch", "end_s", "ends_s", "launch_s", "phases_s", "starts_s")
+    __slots__ = ("_sampler", "batch", "cpu_s", "end_s", "ends_s", "launch_s", "starts_s")
 
     def __init__(self, batch: ModelWorkerBatch, sampler: SyntheticSampler, launch_s: float) -> None:
         self.batch = batch
@@ -33,7 +30,7 @@ class RealtimeForward:
         self.launch_s = self.end_s = launch_s
         self.starts_s: list[float] = []
         self.ends_s: list[float] = []
-        self.phases_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+        self.cpu_s = (0.0, 0.0, 0.0)
 
     def output(self) -> StepOutput:
         return self._sampler.sample(self.batch)
@@ -43,44 +40,29 @@ class RealtimeBackend:
     """The one instance of a server, in real time.
 
     ``now_s`` is the clock of the iteration log; ``time_scale`` is real seconds per modelled second: 1 is the modelled
-    GPU's own speed, 0.1 is ten times as fast, 0 does not wait at all. ``log_iteration`` takes one row of iterations.csv.
+    GPU's own speed, 0.1 is ten times as fast, 0 does not wait at all.
     """
 
     def __init__(
         self,
         cost: CostModel,
         sampler: SyntheticSampler,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         now_s: Callable[[], float],
         time_scale: float = 1.0,
         stages: int = 1,
     ) -> None:
         self._cost = cost
         self._sampler = sampler
-        self._log = log_iteration
+        self.phases: MeasuredPhases[RealtimeForward] = MeasuredPhases(log_iteration, clock=time.thread_time)
         self._now_s = now_s
         self._scale = time_scale
         self._stage_free_s = [0.0] * stages
         self._link_free_s = [0.0] * (stages - 1)
         self._busy_until_s = 0.0
-        self._cpu_mark_s = time.thread_time()
-        self._receive_s = self._schedule_s = 0.0
-        self._pending: deque[RealtimeForward] = deque()
 
-    def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
-        now = time.thread_time()
-        spent, self._cpu_mark_s = now - self._cpu_mark_s, now
-        if phase == "receive":
-            self._receive_s += spent
-        elif phase == "schedule":
-            self._schedule_s = spent
-        elif phase == "launch":
-            self._pending[-1].phases_s = self._receive_s, self._schedule_s, spent
-            self._receive_s = self._schedule_s = 0.0
-        elif phase == "process":
-            self._write(self._pending.popleft(), spent)
-        else:
-            raise ValueError(f"unknown CPU phase {phase!r}")
+    def host(self, phase: Phase, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        self.phases.note(phase)
 
     def launch(self, batch: ModelWorkerBatch) -> RealtimeForward:
         if batch.new_requests:
@@ -97,14 +79,14 @@ class RealtimeBackend:
                 begin = max(end, self._link_free_s[stage])
                 self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage) * self._scale
         forward.end_s = self._busy_until_s = forward.ends_s[-1]
-        self._pending.append(forward)
+        self.phases.launching = forward
         return forward
 
     def done(self, forward: RealtimeForward) -> Wait:
         def wait() -> None:
             while (left_s := forward.end_s - self._now_s()) > 0:
                 time.sleep(left_s)
-            self._cpu_mark_s = time.thread_time()
+            self.phases.rested()
 
         return wait
 
@@ -117,26 +99,4 @@ class RealtimeBackend:
 
     def rested(self) -> None:
         """The CPU has waited for something else than a batch."""
-        self._cpu_mark_s = time.thread_time()
-
-    def _write(self, forward: RealtimeForward, process_s: float) -> None:
-        batch = forward.batch
-        for stage, start in enumerate(forward.starts_s):
-            own = (*forward.phases_s, process_s) if stage == 0 else _NO_CPU
-            self._log(
-                batch.step,
-                0,
-                stage,
-                MODE_CODES[batch.mode],
-                forward.launch_s,
-                start,
-                forward.ends_s[stage],
-                len(batch.rows),
-                batch.prefill_tokens,
-                batch.decode_tokens,
-                batch.context_tokens,
-                batch.kv_used_tokens,
-                batch.waiting,
-                batch.running,
-                *own,
-            )
+        self.phases.rested()

@@ -4,88 +4,53 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from reports.record.schema import DECODE, ITERATION_COLUMNS, Kind
 
 _OWN = ("launch_s", "start_s", "end_s", "kv_used_tokens")
-"""Columns of which every row has a value of its own; of the others a stretch of rows has one."""
+"""Columns of which every row of a stretch has a value of its own; of the others the stretch has one."""
 _SHARED = [name for name in ITERATION_COLUMNS if name not in _OWN]
-_IS_INT = {name: kind in (Kind.INT, Kind.MODE) for name, kind in ITERATION_COLUMNS.items()}
-_STRETCH = struct.Struct("=qq" + "".join("q" if _IS_INT[name] else "d" for name in _SHARED))
-_STRETCH_DTYPE = np.dtype(
-    [("rows", "=i8"), ("more_context", "=i8"), *((name, "=i8" if _IS_INT[name] else "=f8") for name in _SHARED)]
-)
 _DTYPES = {Kind.INT: np.int64, Kind.MODE: np.int8, Kind.TIME: np.float64, Kind.NUMBER: np.float64}
+
+
+def _packed(*counts: str, columns: Iterable[str]) -> tuple[struct.Struct, np.dtype]:
+    """Whole numbers of these names and then columns, packed, and how numpy reads that."""
+    letters = {name: "q" if ITERATION_COLUMNS[name] in (Kind.INT, Kind.MODE) else "d" for name in columns}
+    letters = dict.fromkeys(counts, "q") | letters
+    kinds = [(name, "=i8" if letter == "q" else "=f8") for name, letter in letters.items()]
+    return struct.Struct("=" + "".join(letters.values())), np.dtype(kinds)
+
+
+_ROW, _ROW_DTYPE = _packed(columns=ITERATION_COLUMNS)
+_STRETCH, _STRETCH_DTYPE = _packed("place", "rows", "more_context", columns=_SHARED)
 
 
 class IterationLog:
     """An append-only table of iterations.
 
-    What a stretch of rows has in common is packed once into a growing buffer, the rest of a row into four arrays: no
-    Python object outlives a call, so a million rows cost 32 to 160 MB and nothing for the garbage collector. Whole numbers
-    stay exact.
+    A row is packed into a growing buffer. Of a stretch of rows, what they have in common is packed once, the rest goes into
+    four arrays. No Python object outlives a call, so a million rows cost 32 to 144 MB and nothing for the garbage
+    collector. Whole numbers stay exact.
     """
 
-    __slots__ = ("_end_s", "_kv_used_tokens", "_launch_s", "_pack", "_start_s", "_stretches")
+    __slots__ = ("_end_s", "_kv_used_tokens", "_launch_s", "_pack", "_rows", "_start_s", "_stretches")
 
     def __init__(self) -> None:
-        self._stretches = bytearray()
-        self._pack = _STRETCH.pack
+        self._rows, self._stretches = bytearray(), bytearray()
+        self._pack = _ROW.pack
         self._launch_s, self._start_s, self._end_s = array("d"), array("d"), array("d")
         self._kv_used_tokens = array("q")
 
-    def append(
-        self,
-        iteration: int,
-        instance: int,
-        stage: int,
-        mode: int,
-        launch_s: float,
-        start_s: float,
-        end_s: float,
-        requests: int,
-        prefill_tokens: int,
-        decode_tokens: int,
-        context_tokens: int,
-        kv_used_tokens: int,
-        waiting: int,
-        running: int,
-        receive_s: float,
-        schedule_s: float,
-        launch_host_s: float,
-        process_s: float,
-    ) -> None:
-        """Add one row, in the order of iterations.csv; `mode` is a code (`schema.PREFILL`, `DECODE`, `MIXED`).
+    def append(self, row: Sequence[float]) -> None:
+        """Add one row, its values in the order of iterations.csv; `mode` is a code (`schema.PREFILL`, `DECODE`, `MIXED`).
 
-        Raises `struct.error` or TypeError for a float where a count belongs: a row must not be rounded silently.
+        Raises `struct.error` for a value too few or too many, or a float where a count belongs: a row must not be rounded
+        silently.
         """
-        # Spelled out rather than *values: half the cost, and a row with a value too few fails where it is made.
-        stretch = self._pack(
-            1,
-            0,
-            iteration,
-            instance,
-            stage,
-            mode,
-            requests,
-            prefill_tokens,
-            decode_tokens,
-            context_tokens,
-            waiting,
-            running,
-            receive_s,
-            schedule_s,
-            launch_host_s,
-            process_s,
-        )
-        self._kv_used_tokens.append(kv_used_tokens)  # what is refused, is before anything has changed
-        self._stretches += stretch
-        self._launch_s.append(launch_s)
-        self._start_s.append(start_s)
-        self._end_s.append(end_s)
+        self._rows += self._pack(*row)
 
     def append_decodes(
         self,
@@ -103,7 +68,8 @@ class IterationLog:
     ) -> None:
         """Add the rows of consecutive steps in which the same requests decode on one stage, the first as given:
         `iteration` counts up and `context_tokens` grows by a token for each request. `cpu_s` are the four CPU phases."""
-        self._stretches += self._pack(
+        self._stretches += _STRETCH.pack(
+            len(self._rows) // _ROW.size,
             len(launch_s),
             requests,
             iteration,
@@ -124,20 +90,27 @@ class IterationLog:
         self._kv_used_tokens.extend(kv_used_tokens)
 
     def __len__(self) -> int:
-        return len(self._end_s)
+        return len(self._rows) // _ROW.size + len(self._end_s)
 
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of all columns so far: int64 for counts, int8 for `mode`, float64 for times."""
+        rows = np.frombuffer(self._rows, _ROW_DTYPE)
         stretches = np.frombuffer(self._stretches, _STRETCH_DTYPE)
-        rows = stretches["rows"]
+        lengths = stretches["rows"]
+        ends = np.cumsum(lengths)
+        step = np.arange(len(self._end_s)) - np.repeat(ends - lengths, lengths)
+        """Which row of its stretch each is."""
+        place = step + np.repeat(stretches["place"] + ends - lengths, lengths)
+        alone = np.ones(len(self), bool)
+        alone[place] = False
         columns = {}
         for name, kind in ITERATION_COLUMNS.items():
-            dtype = _DTYPES[kind]
+            column = columns[name] = np.empty(len(self), _DTYPES[kind])
+            column[alone] = rows[name]
             if name in _OWN:
-                columns[name] = np.array(getattr(self, "_" + name), dtype)
+                column[place] = getattr(self, "_" + name)
             else:
-                columns[name] = np.repeat(stretches[name].astype(dtype), rows)
-        place = np.arange(len(self)) - np.repeat(np.cumsum(rows) - rows, rows)
-        columns["iteration"] += place
-        columns["context_tokens"] += np.repeat(stretches["more_context"], rows) * place
+                column[place] = np.repeat(stretches[name], lengths)
+        columns["iteration"][place] += step
+        columns["context_tokens"][place] += np.repeat(stretches["more_context"], lengths) * step
         return columns

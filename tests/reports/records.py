@@ -20,7 +20,7 @@ def request_row(**values: Any) -> dict[str, Any]:
 
 
 def iteration_row(**values: Any) -> dict[str, Any]:
-    """One row of iterations.csv; what is not said is zero."""
+    """One row of iterations.csv, in the order of its columns; what is not said is zero."""
     return {name: 0.0 if kind is Kind.TIME else 0 for name, kind in ITERATION_COLUMNS.items()} | values
 
 
@@ -33,7 +33,7 @@ def record_of(
     """A record from rows."""
     log = IterationLog()
     for row in iterations:
-        log.append(**row)
+        log.append(tuple(row.values()))
     gaps = sorted((itl or {}).items())
     return RunRecord(
         meta={"name": "by hand", "settings": {}, **meta},
@@ -88,13 +88,14 @@ def toy_run(loop: str = "normal", number: int = 120, rate: float = 12.0, seed: i
                 start_s = max(earliest_s, free_s[stage])
                 free_s[stage] = earliest_s = start_s + forward_s
                 host_s: list[Any] = [HOST_S[phase] if stage == 0 else 0.0 for phase in HOST_S]
-                log.append(
+                row = (
                     *(iteration, 0, stage, PREFILL if ready else DECODE, now_s, start_s, earliest_s, len(batch)),
                     *(tokens if ready else 0, 0 if ready else len(batch), 300 * len(batch)),
                     sum(rows[i]["input_tokens"] for group in sets for i in group),
                     int((arrival_s[waiting] <= now_s).sum()),
                     *(sum(map(len, sets)), *host_s),
                 )
+                log.append(row)
             flying.append((batch, earliest_s, running))
         elif not flying:
             now_s = float(arrival_s[waiting[0]])

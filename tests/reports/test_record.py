@@ -119,16 +119,16 @@ def test_rows_beyond_one_chunk_are_all_written(tmp_path: Path) -> None:
 
 def test_the_log_keeps_whole_numbers_exact_and_takes_numpy_values() -> None:
     log = IterationLog()
-    log.append(**iteration_row(iteration=2**60 + 1, mode=2, start_s=0.5))
-    log.append(**iteration_row(iteration=np.int64(7), end_s=np.float64(1.5)))
+    log.append(tuple(iteration_row(iteration=2**60 + 1, mode=2, start_s=0.5).values()))
+    log.append(tuple(iteration_row(iteration=np.int64(7), end_s=np.float64(1.5)).values()))
     columns = log.columns()
     assert len(log) == 2
     assert columns["iteration"].tolist() == [2**60 + 1, 7]
     assert columns["mode"].dtype == np.int8 and columns["mode"].tolist() == [2, 0]
     assert columns["end_s"].tolist() == [0.0, 1.5]
-    for count, error in (("requests", struct.error), ("kv_used_tokens", TypeError)):
-        with pytest.raises(error):
-            log.append(**iteration_row(**{count: 1.5}))
+    for count in ("requests", "kv_used_tokens"):
+        with pytest.raises(struct.error):
+            log.append(tuple(iteration_row(**{count: 1.5}).values()))
     assert {len(column) for column in log.columns().values()} == {2}, "what is refused leaves nothing behind"
 
 
@@ -147,10 +147,10 @@ def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:
         "process_s": 0.4,
     }
     for log in (one_by_one, at_once):
-        log.append(**iteration_row(iteration=1, start_s=0.1, context_tokens=7))
+        log.append(tuple(iteration_row(iteration=1, start_s=0.1, context_tokens=7).values()))
     for i in range(3):
         own = {"launch_s": 0.5 + i, "start_s": 0.6 + i, "end_s": 0.7 + i, "kv_used_tokens": 2**60 + i}
-        one_by_one.append(**iteration_row(iteration=2 + i, context_tokens=100 + 4 * i, **own, **same))
+        one_by_one.append(tuple(iteration_row(iteration=2 + i, context_tokens=100 + 4 * i, **own, **same).values()))
     at_once.append_decodes(
         2,
         3,
@@ -165,7 +165,7 @@ def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:
         [2**60, 2**60 + 1, 2**60 + 2],
     )
     for log in (one_by_one, at_once):
-        log.append(**iteration_row(iteration=5, prefill_tokens=9))
+        log.append(tuple(iteration_row(iteration=5, prefill_tokens=9).values()))
     for name, column in at_once.columns().items():
         assert column.tolist() == one_by_one.columns()[name].tolist(), name
 

@@ -72,9 +72,7 @@ class World:
         self.rows: list[tuple] = []
         cost = SimpleNamespace(forward=lambda batch, stage: 0.01, transfer_s=lambda batch, stage: 0.001)
         sampler = SyntheticSampler(VOCABULARY, EOS, self.config.max_running_per_slot * slots, lengths)
-        self.backend = RealtimeBackend(
-            cost, sampler, lambda *row: self.rows.append(row), lambda: self.now_s, stages=slots
-        )
+        self.backend = RealtimeBackend(cost, sampler, self.rows.append, lambda: self.now_s, stages=slots)
         if logprobs:
             self.backend = WithLogprobs(self.backend)
         self.inbound, self.outbound, self.http = Wire(), Wire(), Wire()
@@ -355,9 +353,9 @@ def test_prefixes_are_shared_within_a_namespace_only():
 def test_a_modelled_step_counts_as_work_while_it_lasts_and_no_longer(loop):
     world = World(loop)
     world.ask(0, list(range(50)), max_new_tokens=1)
-    while not world.backend._pending:
+    while not world.backend.phases.pending:
         next(world._loop)
-    end_s = world.backend._pending[-1].end_s
+    end_s = world.backend.phases.pending[-1].end_s
     seen = []
     for at_s in (end_s - 0.004, end_s - 0.002, end_s, end_s + 1.0, end_s + 1000.0):
         world.now_s = at_s

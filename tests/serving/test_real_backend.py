@@ -78,7 +78,7 @@ def test_a_gguf_file_is_served_when_it_is_asked_for_by_its_format(model, tmp_pat
 
 def build(run, load_format: str):
     settings = ServeSettings(run, "cpu", load_format=load_format)
-    return settings.spec.build(run, settings.loop, None, lambda *row: None, 0.0)
+    return settings.spec.build(run, settings.loop, None, lambda row: None, 0.0)
 
 
 def greedy(model, prompt: str, count: int) -> list[int]:

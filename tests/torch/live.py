@@ -94,7 +94,7 @@ def serve(backend: TorchBackend, groups: Sequence[Sequence[object]], loop: str =
     recipe = Recipe(loop=LoopSpec(loop), scheduler=config, eos_token_ids=backend.eos_token_ids)
     instance = start(recipe, backend, lambda scheduler: (_Inbox(groups), _Outbox(run)))
     run.scheduler = instance.scheduler
-    backend._log = lambda *row: run.rows.append(row)
+    backend.log_to(run.rows.append)
     with contextlib.suppress(Over):
         drive(instance.loop)
     return run
@@ -108,7 +108,7 @@ def messages(prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence
 def backend_of(model: str, **options: Any) -> TorchBackend:
     """A backend on the CPU with the operators in plain torch."""
     defaults: dict[str, Any] = {"rows": 8, "kv_tokens": 512, "page_size": 1, "max_context": 200}
-    return make_backend(RunnerOptions(model, **{**defaults, **options}), lambda *row: None)
+    return make_backend(RunnerOptions(model, **{**defaults, **options}), lambda row: None)
 
 
 def spans(trace: Path) -> list[str]:

@@ -71,7 +71,7 @@ def measure(
             )
         profiled_model(settings.model)
     folder = points_folder(out)
-    backend = make_backend(options, lambda *row: None)
+    backend = make_backend(options, lambda row: None)
     try:
         watched = Watched(backend.workers)
         keep_conditions(

@@ -161,7 +161,7 @@ def replay_loop(
     from backends.torch.backend import make_backend
 
     with raised_interrupts():
-        backend = make_backend(runner_options(settings, loop, device, load_format), lambda *row: None)
+        backend = make_backend(runner_options(settings, loop, device, load_format), lambda row: None)
     try:
         if decisions is None:
             return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, None, waiting)

@@ -113,7 +113,7 @@ class SkipAhead:
             return wait
         horizon_s = self._clock.peek()
         # A guess: the steps to come are decodes, each about as long as the newest.
-        newest = self._backend.pending[-1] if forward.batch.num_prefill else forward
+        newest = self._backend.phases.pending[-1] if forward.batch.num_prefill else forward
         step_s = newest.end_s - newest.starts_s[0]
         ahead = (horizon_s - wait) / step_s if step_s > 0 else float("inf")
         if ahead < LEAST_STEPS:
@@ -124,7 +124,7 @@ class SkipAhead:
         """Take at most ``most`` steps that end before ``horizon_s``. At ``processable_s`` the result of the oldest batch in
         flight may be processed; returns when that of the oldest afterwards may be."""
         scheduler, backend, outbox = self._scheduler, self._backend, self._outbox
-        pending = list(backend.pending)
+        pending = list(backend.phases.pending)
         if len(pending) < len(scheduler.flights.batches):
             return processable_s  # a batch is formed, and not to be launched before the result of this one
         decided = decided_steps(scheduler, most)
@@ -154,7 +154,7 @@ class SkipAhead:
         if formed < max(others, 1):
             return processable_s
         for one, process_s in zip(pending[:formed], processes_s, strict=False):
-            backend.write(one, process_s)
+            backend.phases.write(one, process_s)
         for number, output in enumerate(outputs):
             outbox.send_at(decided.process_other(number, output), times.sent_s[number])
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
@@ -166,7 +166,7 @@ class SkipAhead:
             ahead = slice(len(pending), formed)
             self._log_decodes(
                 first.step,
-                backend.instance,
+                backend.phases.instance,
                 first.decode_tokens,
                 first.context_tokens,
                 newest.worker.waiting,

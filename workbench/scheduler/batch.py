@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from workbench.scheduler.request import SamplingParams
 
 Mode = Literal["prefill", "decode", "mixed"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class PageWrite(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from workbench.backend import Backend
 from workbench.instance import Recipe
+from workbench.phase_log import LogIteration
 from workbench.serving.engine.backend_control import BackendControl
 from workbench.settings.run_settings import RunSettings
 
@@ -101,7 +102,7 @@ class BackendSpec(Protocol):
         run: RunSettings,
         loop: str,
         text: SyntheticText | None,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         epoch_s: float,
     ) -> LiveBackend:
         """Build it. ``text`` is there if it is needed; times of iterations count from ``epoch_s`` of the monotonic clock.

@@ -20,6 +20,7 @@ from reports.record.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
 from traces.requests.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
+from workbench.phase_log import IterationRow
 from workbench.recording.meta import run_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.recording.run_folder import run_folder
@@ -91,8 +92,8 @@ class LiveRecord:
         """From here on, another checkpoint of the model writes the tokens."""
         self._notes.append(f"weights updated after {self.now_s():.3f} s: {folder}")
 
-    def log_iteration(self, *row: Any) -> None:
-        self._recorder.iterations.append(*row)
+    def log_iteration(self, row: IterationRow) -> None:
+        self._recorder.iterations.append(row)
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         self._tokens.scheduled(batch)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from traces.requests.lengths import parse_lengths
+from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
 from workbench.settings.run_settings import RunSettings
@@ -53,7 +54,7 @@ class ModelledBackendSpec:
         run: RunSettings,
         loop: str,
         text: SyntheticText | None,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         epoch_s: float,
     ) -> LiveBackend:
         """Build it, to write ``text``. Raises ValueError, in one line, for settings that do not go together."""

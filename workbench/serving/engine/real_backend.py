@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
 from workbench.instance import Recipe
+from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
 from workbench.settings.loop_spec import loop_spec
@@ -52,7 +53,7 @@ class RealBackendSpec:
         run: RunSettings,
         loop: str,
         text: SyntheticText | None,
-        log_iteration: Callable[..., None],
+        log_iteration: LogIteration,
         epoch_s: float,
     ) -> LiveBackend:
         """Load the model. Raises ValueError, in one line, when it cannot run here."""

@@ -13,6 +13,7 @@ from reports.record.run_record import RecordError
 from workbench.instance import start
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
+from workbench.phase_log import IterationRow
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.engine.child import begin_child
@@ -131,8 +132,8 @@ class _IterationTee:
         self.vitals: Vitals | None = None
         self.record: LiveRecord | None = None
 
-    def __call__(self, *row: Any) -> None:
+    def __call__(self, row: IterationRow) -> None:
         if self.vitals is not None:
             self.vitals.note_iteration(row)
         if self.record is not None:
-            self.record.log_iteration(*row)
+            self.record.log_iteration(row)

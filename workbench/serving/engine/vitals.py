@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 
+from workbench.phase_log import IterationRow
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.engine.wire import Addresses, Beat, Pulse, encode, push_socket
 
@@ -52,11 +53,11 @@ class Vitals:
         self.progress_s = time.monotonic()
         self.pending = False
 
-    def note_iteration(self, row: tuple[Any, ...]) -> None:
+    def note_iteration(self, row: IterationRow) -> None:
         """A row of iterations.csv has been logged. Stages after the first are the same iteration."""
-        if row[2] == 0:
+        if row.stage == 0:
             self.iterations += 1
-        for i, spent in enumerate(row[-4:]):
+        for i, spent in enumerate((row.receive_s, row.schedule_s, row.launch_host_s, row.process_s)):
             self._phase_s[i] += spent
 
     def beat(self) -> Beat:
