@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from reports.page.report_page import Report
+    from reports.metrics.report_numbers import Report
 
 FORMATS = ("png", "svg", "pdf")
 RUN_COLOURS = ("#4a54d4", "#cf2f74", "#0b8457", "#a06a00", "#0a7ea8", "#8540c4", "#bf4a1c", "#566575")

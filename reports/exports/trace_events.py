@@ -19,10 +19,10 @@ import numpy as np
 
 from ground.json_file import json_line
 from ground.whole_file import partial_path
+from reports.metrics.host_lane import PHASES, host_lane_of
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES
-from reports.timeline.host_lane import PHASES, host_lane_of
 from reports.timeline.waterfall import Part, request_parts
 
 _NS = 1_000_000_000

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from reports.metrics.host_lane import first_stage_rows, host_lane_of
 from reports.metrics.intervals import length, overlap, union
 from reports.metrics.summary import run_span, run_window, work_intervals
 from reports.record.run_record import RunRecord
 from reports.record.schema import CHUNK, MODES, RETRACTED
-from reports.timeline.host_lane import first_stage_rows, host_lane_of
 
 CAUSES = ("cpu", "kv", "bubble", "none", "other")
 CAUSE_LABELS = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
+from reports.metrics.host_lane import PHASES
 from reports.metrics.labels import (
-    Summaries,
     Unit,
     best_of,
     difference,
@@ -25,8 +24,8 @@ from reports.metrics.labels import (
     weights_label,
     written,
 )
-from reports.metrics.summary import summarise
-from reports.metrics.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
+from reports.metrics.report_numbers import Report, make_report
+from reports.metrics.time_use import CAUSE_LABELS, CAUSES
 from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
@@ -35,7 +34,6 @@ from reports.record.out_folder import PAGE_MARK
 from reports.record.run_record import RunRecord
 from reports.record.schema import HOST_PHASES, MODES
 from reports.timeline.detail import timeline_detail
-from reports.timeline.host_lane import PHASES
 from reports.timeline.packed import packed_floats
 from reports.timeline.series import latency_cdfs, over_time
 from reports.timeline.waterfall import request_details
@@ -58,48 +56,6 @@ _SCRIPTS = (
     "waterfall.js",
     "start.js",
 )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a page is made of: the runs by the name to show, their numbers, and the one they are compared with."""
-
-    records: Mapping[str, RunRecord]
-    summaries: Summaries
-    uses: Mapping[str, TimeUse | None]
-    baseline: str
-
-    @property
-    def numbers(self) -> Summaries:
-        """The summaries with the shares of GPU time in them: all numbers of the table."""
-        return {
-            name: {**summary, **(use.shares() if (use := self.uses[name]) is not None else {})}
-            for name, summary in self.summaries.items()
-        }
-
-
-def make_report(
-    records: Mapping[str, RunRecord],
-    slo_ttft_s: float | None = None,
-    slo_tpot_s: float | None = None,
-    baseline: str | None = None,
-) -> Report:
-    """Compute everything that is said about `records`. Without an SLO here that of a run's settings counts.
-
-    Raises `RecordError` without a record, and for a baseline that is none of them.
-    """
-    if not records:
-        raise RecordError("no run to report on")
-    if baseline is not None and baseline not in records:
-        raise RecordError(f"no run is called {baseline}; the runs are {', '.join(records)}")
-    summaries = {}
-    for name, record in records.items():
-        settings = record.meta.get("settings") or {}
-        ttft_s = slo_ttft_s if slo_ttft_s is not None else settings.get("slo_ttft")
-        tpot_s = slo_tpot_s if slo_tpot_s is not None else settings.get("slo_tpot")
-        summaries[name] = summarise(record, ttft_s, tpot_s)
-    uses = {name: time_use(record) for name, record in records.items()}
-    return Report(records, summaries, uses, baseline if baseline is not None else next(iter(records)))
 
 
 def write_report(

@@ -1,1 +1,1 @@
-"""Runs side by side in a terminal, and the same numbers as JSON."""
+"""Runs side by side in a terminal."""

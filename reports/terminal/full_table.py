@@ -1,22 +1,13 @@
-"""Runs side by side in the terminal, and the same numbers as JSON for scripts."""
+"""Runs side by side in the terminal: every metric a row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ground.json_file import json_text
-from reports.metrics.cuts import cuts_of
 from reports.metrics.labels import Summaries, best_of, difference, percent, shown_metrics, values_of, written
-from reports.verdict.verdict import Uses, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from reports.record.run_record import RunRecord
-
-__all__ = ["comparison_table", "to_json", "verdict"]
 
 BEST = "*"
 
@@ -53,25 +44,3 @@ def comparison_table(summaries: Summaries) -> Table:
         table.caption = f"{BEST} best of the row; percentages: against {names[0]}"
         table.caption_justify = "left"
     return table
-
-
-def to_json(
-    summaries: Summaries,
-    folders: Mapping[str, str | Path] | None = None,
-    report: str | Path | None = None,
-    uses: Uses | None = None,
-    records: Mapping[str, RunRecord] | None = None,
-) -> str:
-    """The summaries as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}, "cut": {...}}}, "report": ...,
-    "verdict": [...]}`.
-
-    `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
-    `records` what cut outputs short. All four may be left out.
-    """
-    runs = {
-        name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
-        | ({"cut": cuts_of(records[name])} if records is not None else {})
-        for name, summary in summaries.items()
-    }
-    page = None if report is None else str(report)
-    return json_text({"runs": runs, "report": page, "verdict": verdict(summaries, uses)})

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from reports.metrics.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.metrics.intervals import covered, union
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, NONE, idle_pieces
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES, RETRACTED
-from reports.timeline.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.timeline.packed import differences, packed, text_of, tick_s_of
 
 TICKS_S = (1e-9, 1e-7)
@@ -172,7 +172,10 @@ def _encoded(record: RunRecord, instance: _Instance, chosen: np.ndarray, tick_s:
 
 
 def _resumed(host: np.ndarray, processed_end: np.ndarray) -> tuple[int, np.ndarray]:
-    """When the CPU turned to each batch, less when it had processed the one `lag` before: mostly zero for the right lag."""
+    """Find how many batches the CPU is ahead: (that lag, ticks from processing batch i - lag to its work on batch i).
+
+    Mostly the CPU goes straight from one to the other, so the right lag is the one that leaves the most zeros.
+    """
     best: tuple[int, np.ndarray] | None = None
     for lag in range(1, MOST_LAG + 1):
         left = host.copy()

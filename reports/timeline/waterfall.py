@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reports.metrics.host_lane import first_stage_rows, results_s
 from reports.metrics.summary import run_span
 from reports.record.run_record import RunRecord
 from reports.record.schema import CHUNK
-from reports.timeline.host_lane import first_stage_rows, results_s
 from reports.timeline.packed import differences, packed, packed_text, tick_s_of
 
 TICK_S = 1e-9

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reports.metrics.host_lane import PHASES, HostLane, host_lane_of
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES
-from reports.timeline.host_lane import PHASES, HostLane, host_lane_of
 
 ITERATIONS_SHOWN = 16
 _LONGEST = 4

@@ -15,13 +15,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from reports.compare.comparison import compare
+from reports.exports.runs_json import to_json
 from reports.exports.trace_events import write_trace_events
+from reports.metrics.report_numbers import make_report
 from reports.metrics.sweep_metrics import sweep_summary
-from reports.page.report_page import make_report, page_html
+from reports.page.report_page import page_html
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord, write_record
 from reports.terminal.compact_table import compact_table
-from reports.terminal.full_table import comparison_table, to_json
+from reports.terminal.full_table import comparison_table
 from reports.verdict.caveats import caveats
 from reports.verdict.verdict import verdict
 from tests.reports.records import iteration_row, record_of, request_row

@@ -15,7 +15,7 @@ import pytest
 
 from reports.exports.figures import FORMATS, write_figures
 from reports.exports.trace_events import write_trace_events
-from reports.page.report_page import make_report
+from reports.metrics.report_numbers import make_report
 from reports.record.errors import RecordError
 from reports.record.load import load_runs
 from reports.record.run_record import RunRecord

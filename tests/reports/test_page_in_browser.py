@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reports.metrics.host_lane import host_lane
 from reports.page.report_page import MOST_BYTES, write_report
 from reports.record.run_record import RunRecord
-from reports.timeline.host_lane import host_lane
 from tests.reports.records import record_of, toy_run
 from tests.reports.simulated import LOOPS, SHARED, simulate
 from tests.reports.test_metrics import by_pandas

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from reports.exports.trace_events import write_trace_events
+from reports.metrics.report_numbers import make_report
 from reports.metrics.summary import summarise
-from reports.page.report_page import make_report, page_html
+from reports.page.report_page import page_html
 from reports.record.first_arrival import from_first_arrival
 from reports.record.run_record import RunRecord, read_record, write_record
 from reports.record.schema import DECODE, PREFILL

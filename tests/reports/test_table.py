@@ -9,12 +9,14 @@ import re
 import pytest
 from rich.console import Console
 
+from reports.exports.runs_json import to_json
 from reports.metrics.labels import METRICS, difference, percent, written
 from reports.metrics.labels import Unit as U
 from reports.metrics.summary import summarise
 from reports.metrics.time_use import time_use
 from reports.terminal.compact_table import compact_table
-from reports.terminal.full_table import comparison_table, to_json, verdict
+from reports.terminal.full_table import comparison_table
+from reports.verdict.verdict import verdict
 from tests.reports.records import record_of, request_row, toy_run
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reports.metrics.host_lane import PROCESS, host_lane
 from reports.metrics.time_use import BUSY, CAUSES, idle_pieces, time_use
 from reports.record.load import load_runs
 from reports.record.run_record import RunRecord
 from reports.record.schema import CHUNK, RETRACTED
-from reports.timeline.host_lane import PROCESS, host_lane
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 from tests.reports.simulated import SAMPLE, simulate
 

@@ -171,9 +171,10 @@ def _observe_shown(observer: Observer, run: Any, quiet: bool) -> None:
 
 
 def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool) -> None:
+    from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
     from reports.metrics.summary import summarise
-    from reports.terminal.full_table import comparison_table, to_json
+    from reports.terminal.full_table import comparison_table
 
     summaries = {record.name: summarise(record, settings.slo_ttft, settings.slo_tpot)}
     if as_json:

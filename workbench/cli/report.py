@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from reports.page.report_page import Report
+    from reports.metrics.report_numbers import Report
 
 _OUT, _WHAT = "Output", "Comparison"
 
@@ -85,8 +85,9 @@ def report(
 def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[str]) -> None:
     from rich.console import Console
 
+    from reports.exports.runs_json import to_json
     from reports.terminal.compact_table import compact_table
-    from reports.terminal.full_table import comparison_table, to_json
+    from reports.terminal.full_table import comparison_table
     from reports.verdict.caveats import caveats
     from reports.verdict.verdict import verdict
 

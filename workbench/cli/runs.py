@@ -17,7 +17,7 @@ from workbench.clients.trace_input import open_as, reshaped
 from workbench.recording.run_folder import run_folder
 
 if TYPE_CHECKING:
-    from reports.page.report_page import Report
+    from reports.metrics.report_numbers import Report
     from reports.record.run_record import RunRecord
     from traces import Trace
     from workbench.settings.run_settings import LoadSettings, RunSettings
@@ -178,9 +178,10 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
 
 def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.compare.differing_settings import notes
+    from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
     from reports.metrics.labels import weights_label
-    from reports.terminal.full_table import comparison_table, to_json
+    from reports.terminal.full_table import comparison_table
     from reports.verdict.verdict import verdict
 
     records, page = made.records, folder / PAGE_FILE

@@ -1,4 +1,4 @@
-"""What the CPU did when: the phases of every iteration laid out on one thread.
+"""The CPU over time: the phases of every iteration laid out on one thread.
 
 A record holds how long each CPU phase of an iteration took and when the batch was launched, not when each phase began. On
 one thread the phases before the launch lie end to end up to it. `process` begins when the results are there and the thread
@@ -31,7 +31,7 @@ class HostLane:
 
 
 def results_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """For each of `rows` (stage 0 of one instance) when the results of its iteration left the last stage."""
+    """Find when the results of each iteration left the last stage; `rows` are those of stage 0 of one instance."""
     if not len(rows):
         return np.zeros(0)
     instance = column["instance"][rows[0]]
@@ -45,7 +45,10 @@ def results_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 
 def process_begins_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """For each of `rows` (stage 0 of one instance, in order of launch) when the CPU began to process its results."""
+    """Find when the CPU began to process the results of each iteration.
+
+    `rows` are those of stage 0 of one instance, in order of launch.
+    """
     ends_s = column["launch_s"][rows]
     begins_s = (column["launch_s"] - column["launch_host_s"] - column["schedule_s"])[rows]
     ready_s = results_s(column, rows)
@@ -73,7 +76,11 @@ def _begin_late(
     begins_s: list[float],
     ends_s: list[float],
 ) -> None:
-    """Put off, in place, those of `begun_s` that find the thread busy, from each of `late` to the next that does not."""
+    """Delay processing that would begin while the CPU is busy, in place in `begun_s`.
+
+    `late` are the places where a delay may begin; one lasts until results arrive at an idle CPU. All lists are in order of
+    time: of results (`begun_s`, `at_once`, `process_s`), and of the work before each launch (`begins_s`, `ends_s`).
+    """
     ready_s = begun_s.tolist()
     reached = 0
     for first in late:
@@ -94,7 +101,7 @@ def _begin_late(
 
 
 def host_lane(column: Mapping[str, np.ndarray], instance: int) -> HostLane:
-    """The CPU of one instance over the whole run. Phases that took no time have no bar."""
+    """Lay out the CPU of one instance over the whole run. Phases that took no time have no bar."""
     rows = first_stage_rows(column, instance)
     leading = len(rows) * PROCESS
     # Two runs that are almost in order, which is quickly sorted: what leads to each launch, and the processing. There may be

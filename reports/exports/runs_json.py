@@ -1,0 +1,34 @@
+"""The numbers of runs as JSON, for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ground.json_file import json_text
+from reports.metrics.cuts import cuts_of
+from reports.metrics.labels import Summaries
+from reports.record.run_record import RunRecord
+from reports.verdict.verdict import Uses, verdict
+
+
+def to_json(
+    summaries: Summaries,
+    folders: Mapping[str, str | Path] | None = None,
+    report: str | Path | None = None,
+    uses: Uses | None = None,
+    records: Mapping[str, RunRecord] | None = None,
+) -> str:
+    """Lay the summaries out as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}, "cut": {...}}}, "report": ...,
+    "verdict": [...]}`.
+
+    `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
+    `records` what cut outputs short. All four may be left out.
+    """
+    runs = {
+        name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
+        | ({"cut": cuts_of(records[name])} if records is not None else {})
+        for name, summary in summaries.items()
+    }
+    page = None if report is None else str(report)
+    return json_text({"runs": runs, "report": page, "verdict": verdict(summaries, uses)})
