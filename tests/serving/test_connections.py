@@ -17,10 +17,11 @@ from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine import engine_client
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.wire import Addresses, Chunk, Ready
+from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.metrics import Metrics
 from workbench.serving.refusals import Refusal
 from workbench.serving.requests import ServiceRequest
+from workbench.serving.results import Chunk
 
 
 @pytest.fixture

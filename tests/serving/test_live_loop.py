@@ -64,7 +64,15 @@ class Wire:
 class World:
     """A loop with the modelled GPU of a server, whose batches take 10 ms of a clock that the test owns."""
 
-    def __init__(self, loop: str = "overlap", logprobs: bool = False, lengths=lambda key: None, **config) -> None:
+    def __init__(
+        self,
+        loop: str = "overlap",
+        logprobs: bool = False,
+        lengths=lambda key: None,
+        slo_ttft_s: float | None = None,
+        **config,
+    ) -> None:
+        self._slo_ttft_s = slo_ttft_s
         slots = 2 if loop == "pipeline" else 1
         settings = {"kv_tokens": 4000, "max_context": 1000, "max_running": 16, **config}
         self.config = SchedulerConfig(slots=slots, **settings)
@@ -82,11 +90,15 @@ class World:
         self.tokens: dict[int, list[int]] = {}
         self.ended: dict[int, Ended] = {}
         self.steps: list[Step] = []
+        self.said: list[Opened | Step] = []
+        """All that the detokenizer was told."""
 
     def _mailboxes(self, scheduler: Scheduler) -> tuple[LiveInbox, LiveOutbox]:
         self.vitals = Vitals(scheduler)
         self.outbox = LiveOutbox(scheduler, self.outbound, self.vitals, None)
-        self._inbox = LiveInbox(self.inbound, self.outbox, self.http, self.vitals, ModelledControl(), 0.0)
+        self._inbox = LiveInbox(
+            self.inbound, self.outbox, self.http, self.vitals, ModelledControl(), 0.0, self._slo_ttft_s
+        )
         return self._inbox, self.outbox
 
     def tell(self, *said) -> None:
@@ -123,6 +135,7 @@ class World:
     def _listen(self) -> None:
         while self.outbound.queue:
             message = decode_to_detokenizer(self.outbound.queue.popleft())
+            self.said.append(message)
             if isinstance(message, Opened):
                 self.tokens[message.sequence] = []
                 continue

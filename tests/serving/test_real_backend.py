@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.serving.server import Server  # noqa: E402
+from tests.serving.server import ROOT, Server, environment  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.test_gguf import write_gguf  # noqa: E402
 from tests.torch.tiny import make, reference  # noqa: E402
@@ -35,8 +38,23 @@ def model(tmp_path_factory):
     return folder, made
 
 
+NO_SIMULATOR = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "simpy" or name.startswith("backends.simulated"):
+            raise ImportError(f"a real run imports {name}")
+
+sys.meta_path.insert(0, Refusing())
+"""
+
+
 @pytest.fixture(scope="module")
-def server(model):
+def server(model, tmp_path_factory):
+    """None of its processes can import the simulator: each of them runs this first."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(NO_SIMULATOR)
     server = Server(
         "--served-model-name",
         "tiny",
@@ -44,11 +62,23 @@ def server(model):
         "2000",
         "--load-format",
         "safetensors",
+        "--record",
+        str(site / "record"),
         model=str(model[0]),
         backend="cpu",
+        PYTHONPATH=os.pathsep.join((str(site), str(ROOT))),
     )
     yield server
     server.kill()
+
+
+def test_what_keeps_the_simulator_out_of_a_server_does(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(NO_SIMULATOR)
+    command = [sys.executable, "-c", "import backends.simulated.realtime"]
+    ran = subprocess.run(
+        command, env=environment(PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT)))), capture_output=True, text=True
+    )
+    assert ran.returncode and "a real run imports backends.simulated" in ran.stderr
 
 
 def test_a_step_on_a_cpu_is_small_unless_told_otherwise_and_the_server_says_so(server):
@@ -163,3 +193,9 @@ def test_a_seed_repeats_a_sample(server):
 
 def test_nothing_is_left_of_what_was_served(server):
     server.await_rest()
+
+
+def test_a_real_server_ends_with_its_record_written_and_without_the_simulator(server):
+    code, said = server.stop()
+    assert (code, "Traceback" in said) == (0, False), said
+    assert "record: " in said

@@ -11,7 +11,7 @@ import pytest
 from tests.event_loop import in_a_loop
 from tests.patience import PATIENCE_S
 from tests.serving.server import command, environment
-from workbench.serving.engine.threads import in_thread
+from workbench.serving.threads import in_thread
 
 
 def test_a_thread_answers_with_its_result_or_its_error():
@@ -22,7 +22,7 @@ def test_a_thread_answers_with_its_result_or_its_error():
 
 LEAVES = """
 import asyncio, sys, threading
-from workbench.serving.engine.threads import end_process_if_busy, in_thread
+from workbench.serving.threads import end_process_if_busy, in_thread
 
 async def leave():
     working = asyncio.ensure_future(in_thread(threading.Event().wait))

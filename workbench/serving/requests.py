@@ -10,11 +10,15 @@ import math
 import re
 import uuid
 from dataclasses import dataclass
+from typing import Literal
 
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.refusals import bad_value
 
+ControlAction = Literal["flush_cache", "pause", "resume"]
+"""What may be asked of the scheduler as a whole."""
+SessionAction = Literal["open", "close"]
 MAX_SEQUENCES = 256
 """Prompts times choices of one request."""
 MAX_SESSION_CHARACTERS = 200

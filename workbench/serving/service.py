@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.open_request import OpenRequest
-from workbench.serving.engine.wire import ControlAction
 from workbench.serving.folders import profile_folder, weights_folder
+from workbench.serving.open_request import OpenRequest
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import Limits, ServiceRequest, check_session, new_session
+from workbench.serving.requests import ControlAction, Limits, ServiceRequest, check_session, new_session
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.text.chat_templates import Bounds, ChatTemplates
 from workbench.serving.text.prompts import Prompts

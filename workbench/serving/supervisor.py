@@ -20,7 +20,6 @@ from workbench.scheduler.config import ConfigError
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.live_backend import SyntheticText
 from workbench.serving.engine.scheduler_process import run_engine
-from workbench.serving.engine.threads import end_process_if_busy, in_thread
 from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.folders import with_folders
 from workbench.serving.http.app import Api
@@ -34,6 +33,7 @@ from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
 from workbench.serving.text.detokenizer import run_detokenizer
 from workbench.serving.text.tokenizer import Tokenizer, load_tokenizer
+from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.settings.run_settings import RunSettings
 
 FLUSH_S = 5.0

@@ -15,23 +15,19 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from workbench.serving.engine.open_request import OpenRequest, OpenSequence
 from workbench.serving.engine.wire import (
     Addresses,
     Ask,
     Beat,
     Cancel,
     Change,
-    Chunk,
     Chunks,
     Control,
-    ControlAction,
     Done,
     Failed,
     LoadWeights,
     Pulse,
     Ready,
-    SessionAction,
     SessionControl,
     Shutdown,
     StartProfile,
@@ -43,8 +39,10 @@ from workbench.serving.engine.wire import (
     push_socket,
 )
 from workbench.serving.metrics import Metrics
+from workbench.serving.open_request import OpenRequest, OpenSequence
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import ServiceRequest
+from workbench.serving.requests import ControlAction, ServiceRequest, SessionAction
+from workbench.serving.results import Chunk
 
 MAX_UNREAD_BYTES = 256 << 20
 """What may wait, over all requests, for clients that read more slowly than their tokens come."""

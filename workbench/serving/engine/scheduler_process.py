@@ -16,7 +16,7 @@ from workbench.loops.intake import report_ended
 from workbench.phase_log import IterationRow
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.engine.child import begin_child
+from workbench.serving.child import begin_child
 from workbench.serving.engine.inbox import Ending, LiveInbox
 from workbench.serving.engine.live_backend import LiveBackend, SyntheticText
 from workbench.serving.engine.live_record import LiveRecord

@@ -13,16 +13,15 @@ says about 256 of them is then two small arrays.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import zmq
 
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
-
-ControlAction = Literal["flush_cache", "pause", "resume"]
-SessionAction = Literal["open", "close"]
+from workbench.serving.requests import ControlAction, SessionAction
+from workbench.serving.results import Chunk
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True):
@@ -150,10 +149,6 @@ class TokenLogprob(msgspec.Struct, array_like=True):
     top_logprobs: list[float]
 
 
-FINISH_WORDS = {"aborted": "abort"}
-"""What clients and metrics call a kind of :class:`Ended`, where that is another word."""
-
-
 class Ended(msgspec.Struct, array_like=True):
     """A sequence that has ended in the scheduler."""
 
@@ -191,36 +186,6 @@ class Pulse(msgspec.Struct, tag="pulse", array_like=True):
 
 
 ToDetokenizer = Opened | Step | Pulse | Shutdown
-
-
-class LogprobText(msgspec.Struct, array_like=True):
-    """A token's log probability with the tokens as text."""
-
-    token: str
-    token_bytes: bytes
-    logprob: float
-    top: list[tuple[str, bytes, float]]
-    token_id: int = -1
-    top_ids: list[int] = []
-    """Of ``top``."""
-    offset: int = 0
-    """Characters of the sequence's text before it, as :meth:`TextStream.offset` counts."""
-
-
-class Chunk(msgspec.Struct, array_like=True):
-    """Something new about a sequence."""
-
-    sequence: int
-    text: str
-    token_ids: list[int]
-    kind: str = ""
-    """Why it ended, as in :class:`Ended`; empty while it goes on."""
-    detail: str = ""
-    stop_reason: str | int | None = None
-    """The stop string or stop token that ended it."""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    logprobs: list[LogprobText] | None = None
 
 
 class Chunks(msgspec.Struct, tag="chunks", array_like=True):

@@ -15,8 +15,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from workbench.serving.engine.open_request import ClientGone, OpenRequest
-from workbench.serving.engine.wire import ControlAction
 from workbench.serving.http import bodies
 from workbench.serving.http.errors import ApiError, api_error, error_response, json_response
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
@@ -24,8 +22,9 @@ from workbench.serving.http.native import GenerateRequest, GenerateShape, counts
 from workbench.serving.http.openai_api import ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id
+from workbench.serving.open_request import ClientGone, OpenRequest
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import ServiceRequest, check_choices
+from workbench.serving.requests import ControlAction, ServiceRequest, check_choices
 from workbench.serving.sampling import Counts, Sampling, count, sampling_params, stop_strings
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service

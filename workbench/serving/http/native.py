@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from workbench.serving.engine.open_request import OpenRequest
-from workbench.serving.engine.wire import Chunk, LogprobText
 from workbench.serving.http.openai_api import Shape, chat_logprobs, finish_reason
+from workbench.serving.open_request import OpenRequest
 from workbench.serving.refusals import bad_value
 from workbench.serving.requests import check_id
+from workbench.serving.results import Chunk, LogprobText
 from workbench.serving.sampling import Count, Counts, Sampling, count
 
 

@@ -11,10 +11,10 @@ from functools import cache
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from workbench.serving.engine.threads import in_thread
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.text.chat_worker import Rendering, TemplateRefused, run_worker, text_of
 from workbench.serving.text.tokenizer import Tokenizer
+from workbench.serving.threads import in_thread
 
 QUICK_CPU_S = 0.1
 """Processor time that any rendering gets at once. What takes longer begins again among its like, and delays no other."""

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from workbench.serving.engine.child import begin_child
+from workbench.serving.child import begin_child
 
 MEMORY_BYTES = 256 << 20
 """Memory beyond the worker's own that a rendering may take, and for each byte that it is given, MEMORY_FACTOR more."""

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import zmq
 
-from workbench.serving.engine.child import begin_child
+from workbench.serving.child import begin_child
 from workbench.serving.engine.wire import (
     Addresses,
-    Chunk,
     Chunks,
     Ended,
-    LogprobText,
     Opened,
     Pulse,
     Shutdown,
@@ -25,6 +23,7 @@ from workbench.serving.engine.wire import (
     pull_socket,
     push_socket,
 )
+from workbench.serving.results import Chunk, LogprobText
 from workbench.serving.text.text_stream import StopMatcher
 from workbench.serving.text.tokenizer import Decoder, load_decoder
 

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from workbench.serving.engine.threads import in_thread
 from workbench.serving.refusals import bad_value
 from workbench.serving.requests import MAX_SEQUENCES, Limits, check_length, check_prompt
 from workbench.serving.text.tokenizer import Tokenizer
+from workbench.serving.threads import in_thread
 
 LONG_TEXT = 4000
 """Characters from which on encoding leaves the event loop to others."""
