@@ -43,15 +43,24 @@ def read_settings_file(config: Path) -> dict[str, Any]:
 
     Raises ConfigError.
     """
+    return checked_values(read_toml(config, ConfigError), f"{config}: ")
+
+
+def checked_values(written: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Settings under the names of the fields, with None for a 0 that stands for it.
+
+    Raises ConfigError, which begins with ``where``, for a name that no setting has, one given twice, and a value that is
+    not of the setting's type.
+    """
     values: dict[str, Any] = {}
-    for written, value in read_toml(config, ConfigError).items():
-        name = written.replace("-", "_")
+    for dashed, value in written.items():
+        name = dashed.replace("-", "_")
         if (now := FORMER.get(name, name)) in values:
-            raise ConfigError(f"{config}: {name}: given twice" + (f"; it is called {now}" if name != now else ""))
+            raise ConfigError(f"{where}{name}: given twice" + (f"; it is called {now}" if name != now else ""))
         if now not in SETTINGS:
-            raise ConfigError(f"{config}: {name}: no such setting{_nearest(name, list(SETTINGS))}")
+            raise ConfigError(f"{where}{name}: no such setting{_nearest(name, list(SETTINGS))}")
         if not SETTINGS[now].fits(value):
-            raise ConfigError(f"{config}: {name}: {value!r} is not {SETTINGS[now].kind.__name__}")
+            raise ConfigError(f"{where}{name}: {value!r} is not {SETTINGS[now].kind.__name__}")
         values[now] = SETTINGS[now].meant(value)
     return values
 
