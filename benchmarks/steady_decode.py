@@ -18,7 +18,7 @@ from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.run_record import IterationLog
 from traces import TraceRequest
-from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.clients.messages import END_OF_SEQUENCE, ClientRequest
 from workbench.instance import LoopSpec, Recipe, start
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -55,12 +55,12 @@ def iterations_per_second(running: int, loop: str) -> float:
     backend = SimulatedBackend(env, ConstantCost(), HostModel(), sampler, log.append)
     inbox = SimulatedInbox(env)
     recorder = Recorder(env.now_s)
-    outbox = RecordingOutbox(recorder, recipe.rows, lambda rid: None)
+    outbox = RecordingOutbox(recorder, recipe.rows, lambda request: None)
     for i in range(running):
-        request = TraceRequest(f"r{i}", 0.0, PROMPT_TOKENS, STEPS)
-        recorder.arrived(request, 0, 0.0, PROMPT_TOKENS)
         prompt = np.arange(1000 * i, 1000 * i + PROMPT_TOKENS, dtype=np.int32)
-        inbox.put(Generate(f"r{i}", prompt, SamplingParams(STEPS + 10)))
+        message = Generate(f"r{i}", prompt, SamplingParams(STEPS + 10))
+        recorder.arrived(ClientRequest(TraceRequest(f"r{i}", 0.0, PROMPT_TOKENS, STEPS), message=message))
+        inbox.put(message)
     env.run_loop(start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s).loop)
     began = time.perf_counter()
     env.run()

@@ -25,7 +25,7 @@ SAMPLE = Path(__file__).resolve().parent.parent / "traces" / "samples" / "sample
 WRITERS = (
     "recording/recorder.py",
     "cluster/skip_ahead.py",
-    "cluster/simulate.py",
+    "cluster/simulated_world.py",
     "scheduler/decided.py",
     "record/iteration_log.py",
 )

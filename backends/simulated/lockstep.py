@@ -124,8 +124,10 @@ class LockStepBackend(SimulatedBackend):
         sampler: ScriptedSampler,
         log_iteration: LogIteration,
         rank: int,
+        instance: int | None = None,
     ) -> None:
-        super().__init__(clock, cost, host, sampler, log_iteration, rank)  # type: ignore[arg-type]
+        instance = rank if instance is None else instance
+        super().__init__(clock, cost, host, sampler, log_iteration, instance)  # type: ignore[arg-type]
         self._group = group
         self._rank = rank
 

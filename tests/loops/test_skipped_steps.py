@@ -16,7 +16,7 @@ from reports.record.run_record import RunRecord, write_record
 from tests.loops.test_loop_properties import thorough
 from traces import Trace, open_trace
 from workbench.cluster import simulate as runs
-from workbench.cluster.resolve import resolve
+from workbench.cluster.resolve import resolve_pools
 from workbench.settings.run_settings import RunSettings
 
 CSVS = ("requests.csv", "iterations.csv", "events.csv", "itl.csv")
@@ -84,7 +84,7 @@ def run(
 
 def skipped_share(settings: RunSettings, trace: Trace) -> float:
     """How many of the iterations of such a run are skipped."""
-    world = runs.SimulatedWorld(settings, resolve(settings, settings.loops[0]), trace)
+    world = runs.SimulatedWorld(settings, resolve_pools(settings, settings.loops[0]), trace)
     world.run()
     return sum(ahead.steps for ahead in world.skips) / max(len(world.recorder.iterations), 1)
 

@@ -20,7 +20,7 @@ from reports.compare.comparison import compare
 from reports.record.run_record import RunRecord
 from workbench.calibrate.fit import fit_stages, host_columns
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.resolve import resolve
+from workbench.cluster.resolve import SimulatedPool, resolve
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.settings.loading import recorded_settings
 from workbench.settings.run_settings import RunSettings
@@ -104,7 +104,8 @@ def error_budget(
                 instance.scheduler, kv_tokens=tokens, max_context=min(instance.scheduler.max_context, tokens + 1)
             )
             instance = dataclasses.replace(instance, scheduler=scheduler)
-        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", instance=instance)
+        pool = SimulatedPool(built.role, settings.dp, instance)
+        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", pools=[pool])
         errors.append(_errors(a, record, origin))
         parts.append({"part": name, **{metric: _less(errors[-2][metric], errors[-1][metric]) for metric in METRICS}})
     parts.append({"part": "scheduling and the rest", **errors[-1]})

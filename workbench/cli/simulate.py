@@ -51,20 +51,20 @@ def _run(
     flags: dict[str, Any],
 ) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
-    from workbench.cluster.resolve import resolve
+    from workbench.cluster.resolve import resolve_pools
     from workbench.cluster.simulate import simulate_loop
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
     say(check_effects(settings, flags, config))
-    instances = {}
+    pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.
-        instances[name] = resolve(settings, name)
+        pools[name] = resolve_pools(settings, name)
     trace = open_reshaped(path, reading, settings)
 
     def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
-        return simulate_loop(settings, loop, trace, instance=instances[loop], **more)
+        return simulate_loop(settings, loop, trace, pools=pools[loop], **more)
 
     run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated")

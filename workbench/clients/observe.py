@@ -23,6 +23,7 @@ from traces import Trace, TraceRequest
 from traces.requests.content import TokenIds
 from workbench.clients.bounds import Bound, Cause, bound_of, counted
 from workbench.clients.live_clock import LiveClock
+from workbench.clients.messages import ClientRequest
 from workbench.clients.openai_client import Answer, CompletionsClient, ServerRefused
 from workbench.clients.sessions import Clients, Waiting
 from workbench.recording.meta import run_meta, trace_meta
@@ -58,7 +59,7 @@ class ObserveSettings(LoadSettings):
 
 @dataclass(slots=True)
 class _Row:
-    request: TraceRequest
+    request: ClientRequest
     arrival_s: float
     prompt_tokens: int
     late_s: float
@@ -68,10 +69,10 @@ class _Row:
     def cut(self) -> tuple[Cause, int] | None:
         """What cut the answer, and tokens that were not written; None where nothing did, or nobody can tell."""
         written = _or(self.answer.output_tokens, len(self.answer.chunk_s))
-        missing = self.request.output_length - written
+        missing = self.request.trace.output_length - written
         if self.answer.status != FINISHED or missing <= 0:
             return None
-        if self.bound.tokens < self.request.output_length and written >= self.bound.tokens:
+        if self.bound.tokens < self.request.trace.output_length and written >= self.bound.tokens:
             return self.bound.cause, missing
         # Fewer than were asked for, and the server says that there was no room for more.
         return ("server", missing) if self.answer.reason == "length" and self.answer.output_tokens is not None else None
@@ -125,7 +126,8 @@ class Observer:
 
     async def _send_all(self) -> None:
         self._began_s = time.monotonic()
-        self._clients = clients = Clients(self._clock, self._trace, self._deliver, self.settings.concurrency)
+        requests = map(ClientRequest, self._trace)
+        self._clients = clients = Clients(self._clock, requests, self._deliver, self.settings.concurrency)
         due_s = 0.0
         while not self.interrupted:
             self._wake.clear()
@@ -164,10 +166,10 @@ class Observer:
         self.interrupted = True
         self._wake.set()
 
-    def _deliver(self, request: TraceRequest, arrival_s: float) -> None:
-        prompt = self._prompt(request)
+    def _deliver(self, request: ClientRequest, arrival_s: float) -> None:
+        prompt = self._prompt(request.trace)
         late_s = self.now_s() - arrival_s
-        bound = bound_of(request, self.settings.max_tokens, length_known=True)
+        bound = bound_of(request.trace, self.settings.max_tokens, length_known=True)
         row = _Row(request, arrival_s, len(prompt), late_s, bound, Answer(arrival_s))
         self.rows.append(row)
         task = asyncio.get_running_loop().create_task(self._ask(row, prompt))
@@ -187,7 +189,7 @@ class Observer:
     async def _ask(self, row: _Row, prompt: np.ndarray) -> None:
         request, answer = row.request, row.answer
         try:
-            await self.client.complete(request.request_id, prompt, row.bound.tokens, answer)
+            await self.client.complete(request.trace.request_id, prompt, row.bound.tokens, answer)
         except asyncio.CancelledError:
             return  # interrupted: it stays unfinished
         if answer.resent:
@@ -200,7 +202,7 @@ class Observer:
         else:
             self._failed += 1
         self._clock.advance_to(self.now_s())
-        self._clients.ended(request.request_id)
+        self._clients.ended(request)
         self._wake.set()
 
     # -- the record ---------------------------------------------------------------------------------------------------
@@ -212,8 +214,8 @@ class Observer:
         answers = [row.answer for row in rows]
         nan = np.full(len(rows), np.nan)
         columns: dict[str, Any] = {
-            "request_id": [row.request.request_id for row in rows],
-            "session_id": [row.request.session_id or "" for row in rows],
+            "request_id": [row.request.trace.request_id for row in rows],
+            "session_id": [row.request.trace.session_id or "" for row in rows],
             "instance": np.zeros(len(rows), np.int64),
             "arrival_s": np.array([row.arrival_s for row in rows]),
             "queued_s": nan,
@@ -225,10 +227,10 @@ class Observer:
             "cached_tokens": np.array([a.cached_tokens for a in answers], np.int64),
             "retractions": np.zeros(len(rows), np.int64),
             "status": [a.status for a in answers],
-            "slo_ttft_s": np.array([_or(row.request.slo_ttft_s, np.nan) for row in rows]),
-            "slo_tpot_s": np.array([_or(row.request.slo_tpot_s, np.nan) for row in rows]),
-            "priority": np.array([row.request.priority for row in rows], np.int64),
-            "turn": np.array([row.request.turn for row in rows], np.int64),
+            "slo_ttft_s": np.array([_or(row.request.trace.slo_ttft_s, np.nan) for row in rows]),
+            "slo_tpot_s": np.array([_or(row.request.trace.slo_tpot_s, np.nan) for row in rows]),
+            "priority": np.array([row.request.trace.priority for row in rows], np.int64),
+            "turn": np.array([row.request.trace.turn for row in rows], np.int64),
         }
         gaps = np.concatenate([np.empty(0), *(np.diff(a.chunk_s) for a in answers)])
         settings = self.settings
@@ -277,15 +279,15 @@ class Observer:
         if wrong:
             notes.append(f"{wrong} prompts had another length on the server than in the trace")
         short = sum(
-            row.answer.output_tokens is not None and row.answer.output_tokens < row.request.output_length
+            row.answer.output_tokens is not None and row.answer.output_tokens < row.request.trace.output_length
             for row in finished
             if row.cut() is None
         )
         if short:
             notes.append(f"{short} answers ended before the length in the trace")
         for what, has in (
-            ("priorities", any(row.request.priority for row in rows)),
-            ("adapters", any(row.request.adapter for row in rows)),
+            ("priorities", any(row.request.trace.priority for row in rows)),
+            ("adapters", any(row.request.trace.adapter for row in rows)),
         ):
             if has:
                 notes.append(f"{what} of the trace were not sent")

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import simpy
 
-from traces import TraceRequest
+from workbench.clients.messages import ClientRequest, Session
 
-Deliver = Callable[[TraceRequest, float], None]
+Deliver = Callable[[ClientRequest, float], None]
 """Takes a request and its arrival time."""
 Waiting = Callable[[float, float], None]
 """Called again and again while nothing runs, with the moment at which the next request comes and the present one."""
-
-
-@dataclass
-class _Session:
-    turns: deque[TraceRequest] = field(default_factory=deque)
-    """Read and not started."""
-    running: bool = True
-    ended_s: float = 0.0
 
 
 class Clients:
@@ -29,15 +19,15 @@ class Clients:
     turn before has ended and the user has thought, in either case."""
 
     def __init__(
-        self, env: simpy.Environment, trace: Iterable[TraceRequest], deliver: Deliver, concurrency: int | None = None
+        self, env: simpy.Environment, trace: Iterable[ClientRequest], deliver: Deliver, concurrency: int | None = None
     ) -> None:
         self._env = env
         self._deliver = deliver
-        self._sessions: dict[str, _Session] = {}
-        self._session_of: dict[str, str] = {}
+        self._sessions: dict[str, Session] = {}
+        """By the name that later turns have it by."""
         self._concurrency = concurrency
-        self._stream: Iterator[TraceRequest] = iter(trace)
-        self._ahead: TraceRequest | None = None
+        self._stream: Iterator[ClientRequest] = iter(trace)
+        self._ahead: ClientRequest | None = None
         self.fault: Exception | None = None
         """What reading the trace or delivering a request of it ran into. Kept for the run to raise: SimPy would rebuild it
         from its text."""
@@ -48,57 +38,57 @@ class Clients:
                 if not self._start_next():
                     break
 
-    def ended(self, request_id: str) -> None:
+    def ended(self, request: ClientRequest) -> None:
         """A delivered request has ended, however."""
-        name = self._session_of.pop(request_id, None)
-        if name is None:
+        session = request.session
+        if session is None:
             if self._concurrency is not None:
                 self._start_next()
             return
-        session = self._sessions[name]
         session.running = False
         session.ended_s = self._env.now
         if self._concurrency is not None:
             self._read_turns()
         if session.turns:
-            self._env.process(self._next_turn(name, session))
+            self._env.process(self._next_turn(session))
         elif self._concurrency is not None:
             self._start_next()
 
     def _replay(self) -> Generator[simpy.Event, None, None]:
         while self.fault is None and (request := self._read()) is not None:
-            if request.arrival_s is None:
+            arrival_s = request.trace.arrival_s
+            if arrival_s is None:
                 self._later_turn(request)
                 continue
-            if request.arrival_s > self._env.now:
-                yield self._env.timeout(request.arrival_s - self._env.now)
-            self._start(request, request.arrival_s)
+            if arrival_s > self._env.now:
+                yield self._env.timeout(arrival_s - self._env.now)
+            self._start(request, arrival_s)
 
-    def _read(self) -> TraceRequest | None:
+    def _read(self) -> ClientRequest | None:
         try:
             return next(self._stream, None)
         except Exception as error:
             self.fault = error
             return None
 
-    def _start(self, request: TraceRequest, arrival_s: float) -> None:
-        if request.session_id is not None:
-            self._session_of[request.request_id] = request.session_id
-            self._sessions.setdefault(request.session_id, _Session()).running = True
+    def _start(self, request: ClientRequest, arrival_s: float) -> None:
+        if request.trace.session_id is not None:
+            request.session = self._sessions.setdefault(request.trace.session_id, Session())
+            request.session.running = True
         try:
             self._deliver(request, arrival_s)
         except ValueError as error:  # token ids, too, are read only now
             self.fault = self.fault or error
 
-    def _later_turn(self, request: TraceRequest) -> None:
-        session = self._sessions[request.session_id or ""]
+    def _later_turn(self, request: ClientRequest) -> None:
+        session = self._sessions[request.trace.session_id or ""]
         session.turns.append(request)
         if not session.running and len(session.turns) == 1:
-            self._env.process(self._next_turn(request.session_id or "", session))
+            self._env.process(self._next_turn(session))
 
-    def _next_turn(self, name: str, session: _Session) -> Generator[simpy.Event, None, None]:
+    def _next_turn(self, session: Session) -> Generator[simpy.Event, None, None]:
         session.running = True
-        due_s = session.ended_s + session.turns[0].think_time_s
+        due_s = session.ended_s + session.turns[0].trace.think_time_s
         yield self._env.timeout(max(due_s - self._env.now, 0.0))
         self._start(session.turns.popleft(), self._env.now)
 
@@ -117,10 +107,7 @@ class Clients:
             request = self._read()
             if request is None:
                 return
-            if request.arrival_s is None:
-                self._later_turn_closed(request)
+            if request.trace.arrival_s is None:
+                self._sessions[request.trace.session_id or ""].turns.append(request)
             else:
                 self._ahead = request
-
-    def _later_turn_closed(self, request: TraceRequest) -> None:
-        self._sessions[request.session_id or ""].turns.append(request)

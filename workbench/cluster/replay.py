@@ -14,21 +14,21 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from reports.record.run_record import RunRecord
-from traces import Trace, TraceRequest
-from workbench.clients.bounds import bound_of, counted
+from traces import Trace
+from workbench.clients.bounds import counted
 from workbench.clients.live_clock import LiveClock
-from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.clients.messages import END_OF_SEQUENCE, ClientRequest, Wording
 from workbench.clients.sessions import Clients, Waiting
+from workbench.cluster.cluster import Cluster
 from workbench.cluster.device import DTYPE_NAMES, device_name, held_weights, runner_options
 from workbench.cluster.interrupts import Interrupt, Interrupted, noted_interrupts, raised_interrupts
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
+from workbench.cluster.router import Router
 from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
-from workbench.scheduler.messages import Generate
-from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import StepResult
 from workbench.settings.idle import trace_notes
 from workbench.settings.loop_spec import loop_spec
@@ -206,10 +206,10 @@ def _replay(
     tp, pp = settings.layout(loop)
     config = settings.scheduler(backend.kv_tokens, backend.max_context, settings.slots(loop))
     recipe = Recipe(loop=loop_spec(settings, loop), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,), stages=pp)
-    recorder = Recorder(backend.now_s, config.room)
+    recorder = Recorder(backend.now_s)
     backend.log_to(recorder.iterations.append)
     clock = LiveClock()
-    open_requests: dict[str, TraceRequest] = {}
+    wording = Wording(backend.vocab, settings.seed, settings.max_tokens, settings.ignore_eos, settings.slo_ttft)
 
     def wait(due_s: float, now_s: float) -> None:
         outbox.show()
@@ -218,27 +218,23 @@ def _replay(
 
     inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt, wait)
 
-    def deliver(request: TraceRequest, arrival_s: float) -> None:
-        prompt = request.prompt_tokens(backend.vocab, settings.seed)
-        open_requests[request.request_id] = request
-        bound = bound_of(request, settings.max_tokens, settings.ignore_eos)
-        recorder.arrived(request, 0, arrival_s, len(prompt), bound)
-        params = SamplingParams(bound.tokens, settings.ignore_eos, temperature=0.0)
-        slo = request.slo_ttft_s if request.slo_ttft_s is not None else settings.slo_ttft
-        namespace = request.adapter or ""
-        inbox.put(Generate(request.request_id, prompt, params, arrival_s, request.priority, namespace, slo))
+    cluster = Cluster(Router(settings.router, 1), recorder, [inbox])
 
-    def ended(request_id: str) -> None:
-        del open_requests[request_id]
+    def deliver(request: ClientRequest, arrival_s: float) -> None:
+        wording.message(request, arrival_s)
+        cluster.send(request)
+
+    def ended(request: ClientRequest) -> None:
+        cluster.ended(request)
         clock.advance_to(backend.now_s())
-        clients.ended(request_id)
+        clients.ended(request)
 
-    stops = TraceStops(backend, recipe.rows, lambda request_id: open_requests[request_id].output_length)
-    outbox = _Outbox(recorder, recipe.rows, ended, decisions)
+    stops = TraceStops(backend, recipe.rows, recorder.output_length)
+    outbox = _Outbox(recorder, recipe.rows, ended, decisions, 0, config.room)
     outbox.progress = progress
     instance = start(recipe, stops, lambda scheduler: (inbox, outbox), backend.now_s)
     backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
-    clients = Clients(clock, trace, deliver, settings.concurrency)
+    clients = Clients(clock, map(ClientRequest, trace), deliver, settings.concurrency)
     finished = True
 
     def waited() -> None:

@@ -105,6 +105,8 @@ class Router:
 
     def ended(self, instance: int, prompt_tokens: int) -> None:
         """A request sent to ``instance`` has ended."""
+        if self.instances == 1:
+            return
         self._requests[instance] -= 1
         self._tokens[instance] -= prompt_tokens
 

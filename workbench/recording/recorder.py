@@ -12,8 +12,8 @@ import numpy as np
 from ground.json_file import json_line
 from reports.record.run_record import IterationLog
 from reports.record.schema import CHUNK, FINISHED, RETRACTED
-from traces import TraceRequest
-from workbench.clients.bounds import Bound, Cause
+from workbench.clients.bounds import Cause
+from workbench.clients.messages import ClientRequest
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
@@ -47,18 +47,23 @@ class RequestRow:
     """What the trace says that it writes; 0 where nobody knows."""
     bound_by: Cause = "trace"
     """Who would cut it at its bound."""
+    request: ClientRequest | None = None
+    """What it is the row of, until it ends."""
+    table_row: int = -1
+    """Its row of the scheduler's table."""
+    started_s: float = NAN
+    """When it got that row."""
 
 
 class Recorder:
     """Collects requests, iterations and inter-token gaps of all instances of a run."""
 
-    def __init__(self, now_s: Callable[[], float], room: Cause = "max_context") -> None:
+    def __init__(self, now_s: Callable[[], float]) -> None:
         self.now_s = now_s
-        self.room = room
-        """What leaves no room for longer sequences: the context, or a KV pool that is smaller."""
         self.iterations = IterationLog()
         self.rows: list[RequestRow] = []
         self.by_id: dict[str, RequestRow] = {}
+        """Of requests that have come and not ended."""
         self.done = 0
         self.gaps_s: list[float] = []
         self.gap_counts: list[int] = []
@@ -68,33 +73,41 @@ class Recorder:
         self.cuts: list[tuple[Cause, int]] = []
         """(what cut a request's output, tokens that it did not write)."""
 
-    def arrived(
-        self, request: TraceRequest, instance: int, arrival_s: float, input_tokens: int, bound: Bound | None = None
-    ) -> None:
-        """A request has come. With its ``bound`` it counts as cut if it ends before the trace says."""
+    def arrived(self, request: ClientRequest) -> RequestRow:
+        """A request has come, with its message. With its ``bound`` it counts as cut if it ends before the trace says."""
+        trace, message = request.trace, request.message
+        assert message is not None
         row = RequestRow(
-            request.request_id,
-            request.session_id or "",
-            instance,
-            arrival_s,
-            input_tokens,
-            NAN if request.slo_ttft_s is None else request.slo_ttft_s,
-            NAN if request.slo_tpot_s is None else request.slo_tpot_s,
-            request.priority,
-            request.turn,
+            trace.request_id,
+            trace.session_id or "",
+            request.instance,
+            message.arrival_s,
+            len(message.prompt),
+            NAN if trace.slo_ttft_s is None else trace.slo_ttft_s,
+            NAN if trace.slo_tpot_s is None else trace.slo_tpot_s,
+            trace.priority,
+            trace.turn,
         )
-        if bound is not None:
-            row.wanted_tokens, row.bound_by = request.output_length, bound.cause
+        if request.bound is not None:
+            row.wanted_tokens, row.bound_by = trace.output_length, request.bound.cause
+        row.request, request.number = request, len(self.rows)
         self.rows.append(row)
-        self.by_id[request.request_id] = row
+        self.by_id[trace.request_id] = row
+        return row
 
-    def note_cut(self, row: RequestRow, req: Req) -> None:
-        """A request has ended with fewer tokens than the trace says."""
+    def output_length(self, request_id: str) -> int:
+        """What the trace says that an open request writes."""
+        request = self.by_id[request_id].request
+        assert request is not None
+        return request.trace.output_length
+
+    def note_cut(self, row: RequestRow, req: Req, room: Cause) -> None:
+        """A request has ended with fewer tokens than the trace says. ``room`` is what leaves none for longer sequences."""
         missing = row.wanted_tokens - req.output_len
         if row.status == "aborted:kv_exhausted":
             self.cuts.append(("kv_tokens", missing))
         elif row.status == FINISHED:
-            self.cuts.append((row.bound_by if req.output_len >= req.params.max_new_tokens else self.room, missing))
+            self.cuts.append((row.bound_by if req.output_len >= req.params.max_new_tokens else room, missing))
 
     def queued(self, messages: list[object]) -> None:
         """A scheduler has taken messages out of its inbox."""
@@ -156,23 +169,24 @@ class Recorder:
 
 
 class RecordingOutbox:
-    """The outbox of one instance. ``on_end`` is told the id of every request that ends."""
+    """The outbox of one instance. ``on_end`` is told every request that ends; ``room`` is what leaves none for longer
+    sequences there: the context, or a KV pool that is smaller."""
 
     def __init__(
         self,
         recorder: Recorder,
         table_rows: int,
-        on_end: Callable[[str], None],
+        on_end: Callable[[ClientRequest], None],
         decisions: IO[str] | None = None,
         instance: int = 0,
+        room: Cause = "max_context",
     ) -> None:
         self._recorder = recorder
+        self._room = room
         self._on_end = on_end
         self._decisions = decisions
         self._instance = instance
         self._last_token_s = np.full(table_rows, NAN)
-        self._started: dict[str, tuple[int, float]] = {}
-        """Table row of each request and when it got it."""
         self._steady: dict[int, tuple[int, np.ndarray, float]] = {}
         """By slot, the epoch and rows of the last batch and when its tokens went out, where all of its rows had one."""
 
@@ -183,10 +197,10 @@ class RecordingOutbox:
                 (req.rid, self._instance, batch.worker.step, RETRACTED, 0) for req in batch.retracted
             ]
             for req in batch.retracted:
-                row, started_s = self._started[req.rid]
-                last_token_s = float(self._last_token_s[row])
-                if last_token_s > started_s:  # else it is of the row's owner before
-                    self._recorder.by_id[req.rid].last_token_s = last_token_s
+                record = self._recorder.by_id[req.rid]
+                last_token_s = float(self._last_token_s[record.table_row])
+                if last_token_s > record.started_s:  # else it is of the row's owner before
+                    record.last_token_s = last_token_s
         if batch.prefill:
             now = self._recorder.now_s()
             self._recorder.events += [
@@ -194,8 +208,8 @@ class RecordingOutbox:
                 for part in batch.prefill
             ]
             for row, request_id, *_ in batch.worker.new_requests:
-                self._started[request_id] = row, now
                 record = self._recorder.by_id[request_id]
+                record.table_row, record.started_s = row, now
                 if record.scheduled_s != record.scheduled_s:
                     record.scheduled_s = now
         if self._decisions is not None:
@@ -239,10 +253,11 @@ class RecordingOutbox:
             row.retractions = req.retractions
             row.status = req.finish.status
             if req.output_len < row.wanted_tokens:
-                recorder.note_cut(row, req)
-            self._started.pop(req.rid, None)
+                recorder.note_cut(row, req, self._room)
+            request, row.request = row.request, None
             recorder.done += 1
-            self._on_end(req.rid)
+            if request is not None:
+                self._on_end(request)
 
     def send_decodes(self, batch: ScheduleBatch, moments_s: list[float]) -> None:
         """Results of consecutive decode steps of the same requests, of which none ends: ``send`` at each of the moments."""

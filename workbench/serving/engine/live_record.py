@@ -20,6 +20,7 @@ from reports.record.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
 from traces.requests.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
+from workbench.clients.messages import request_of
 from workbench.phase_log import IterationRow
 from workbench.recording.meta import run_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
@@ -50,12 +51,9 @@ class LiveRecord:
         self._built = built
         self._folder = settings.record
         self._recorder = Recorder(now_s)
-        self._outbox = RecordingOutbox(self._recorder, scheduler.kv.table.rows, on_end=lambda request_id: None)
+        self._outbox = RecordingOutbox(self._recorder, scheduler.kv.table.rows, on_end=lambda request: None)
         self._tokens = RequestTokens(scheduler)
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
-        self._arrivals: dict[str, tuple[int, TraceRequest]] = {}
-        """Number and what was known of each request when it came: its lengths and its content come with its end."""
-        self._count = 0
         self._salts: dict[str, str] = {"": ""}
         self._notes: list[str] = []
         self.now_s = now_s
@@ -66,21 +64,7 @@ class LiveRecord:
         Salts are secrets: the trace has a number for each, so that what shared no prefix shares none in a simulation.
         """
         salt = self._salts.setdefault(message.namespace, f"salt-{len(self._salts)}")
-        request = TraceRequest(
-            message.rid,
-            message.arrival_s,
-            len(message.prompt),
-            1,
-            message.params.max_new_tokens,
-            message.session or None,
-            priority=message.priority,
-            adapter=salt or None,
-            slo_ttft_s=slo_ttft_s,
-            slo_tpot_s=slo_tpot_s,
-        )
-        self._arrivals[message.rid] = self._count, request
-        self._count += 1
-        self._recorder.arrived(request, 0, message.arrival_s, len(message.prompt))
+        self._recorder.arrived(request_of(message, salt or None, slo_ttft_s, slo_tpot_s))
         self._recorder.queued([message])
 
     def changed(self, settings: dict[str, Any]) -> None:
@@ -111,13 +95,14 @@ class LiveRecord:
     def send(self, result: StepResult, at_s: float) -> None:
         """What a step brought; it was sent to the clients at ``at_s``."""
         for req in result.ended:
-            number, arrival = self._arrivals.pop(req.rid)
+            request = self._recorder.by_id[req.rid].request
+            assert request is not None
             tokens = self._tokens.ended(req)
             if not req.scheduled:
                 self._taken(req)
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
-                self._spool.write(number, arrival, req.input_len, tokens)
+                self._spool.write(request.number, request.trace, req.input_len, tokens)
         self._outbox.send_at(result, at_s)
 
     def close(self) -> None:

@@ -1,0 +1,44 @@
+"""Instances behind a router. Whether their clock is simulated or real, requests come, are sent on, and end."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from workbench.backend import Wait
+from workbench.clients.messages import ClientRequest
+from workbench.cluster.router import Routes
+from workbench.recording.recorder import Recorder
+
+
+class Mailbox(Protocol):
+    """The inbox of an instance, from both sides."""
+
+    def put(self, message: object) -> None:
+        """Deliver a message now."""
+        ...
+
+    def drain(self) -> list[object]: ...
+
+    def arrival(self) -> Wait: ...
+
+
+class Cluster:
+    """Sends requests to the instances whose ``inboxes`` these are, by number, and notes where they went."""
+
+    def __init__(self, router: Routes, recorder: Recorder, inboxes: list[Mailbox]) -> None:
+        self._router = router
+        self._recorder = recorder
+        self._inboxes = inboxes
+
+    def send(self, request: ClientRequest) -> None:
+        """A request has come, in the words of its message."""
+        message = request.message
+        assert message is not None
+        request.instance = self._router.choose(message.prompt, message.namespace)
+        self._recorder.arrived(request)
+        self._inboxes[request.instance].put(message)
+
+    def ended(self, request: ClientRequest) -> None:
+        """A request has ended where it was sent."""
+        assert request.message is not None
+        self._router.ended(request.instance, len(request.message.prompt))
