@@ -16,7 +16,7 @@ from reports.record.out_folder import prepare_out
 from reports.record.run_record import RunRecord, read_record, write_record
 from traces import Trace, TraceRequest, trace_of
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.resolve import resolve
+from workbench.cluster.resolve import resolve_pools
 from workbench.cluster.simulate import simulate_loop
 from workbench.scheduler.own_code import name_of
 from workbench.scheduler.settings import ConfigError
@@ -55,7 +55,7 @@ def simulate(
     (loop,) = chosen.loops
     for note in (*renamed(said), *check_effects(chosen, flags, None)):
         warnings.warn(note, stacklevel=2)
-    recipe = resolve(chosen, loop)
+    pools = resolve_pools(chosen, loop)
     opened = _opened(trace, chosen.concurrency is None, chosen.seed)
     if out is not None:
         prepare_out(out)
@@ -66,7 +66,7 @@ def simulate(
             reshaped(opened, chosen),
             trace_sha256=opened.sha256(),
             command=_call(opened.info.path, said, out),
-            instance=recipe,
+            pools=pools,
         )
         if record.meta["interrupted"]:
             raise KeyboardInterrupt
