@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workbench.scheduler.request import Req, SamplingParams
-from workbench.scheduler.stops import chosen, first_stopped, stacked, stop_ids_of, stopped
+from workbench.scheduler.stops import chosen, stacked, stop_ids_of, stopped
 
 IDS = st.sampled_from([-2, 0, 1, 7, 255, 256, 65_536, 2**31 - 1])
 """Ids whose bytes turn up between those of others."""
@@ -34,7 +34,8 @@ def test_those_end_whose_sample_is_one_of_their_own_ids(ids, dtype, data):
     )
     expected = [[i for i, token in enumerate(step) if token in ids[i]] for step in steps.tolist()]
     assert [list(stopped(stop_ids, step)) for step in steps] == expected
-    assert first_stopped(stop_ids, steps) == next((k for k, hits in enumerate(expected) if hits), len(steps))
+    together = [k * len(ids) + i for k, hits in enumerate(expected) for i in hits]
+    assert list(stopped(stop_ids, steps.ravel())) == together
 
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)

@@ -16,7 +16,7 @@ import numpy as np
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
-from workbench.scheduler.stops import first_stopped, stopped
+from workbench.scheduler.stops import stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
@@ -26,13 +26,20 @@ class DecidedSteps:
     """The coming steps of a scheduler, of which each forms a batch of the running requests and processes the oldest."""
 
     def __init__(
-        self, scheduler: Scheduler, page_needs: list[int], pages: list[int], others: list[ScheduleBatch]
+        self, scheduler: Scheduler, steps: int, needing: np.ndarray | None, others: list[ScheduleBatch]
     ) -> None:
         self._scheduler = scheduler
-        self._page_needs = page_needs
-        self._pages = pages
-        """Their running total."""
-        self.steps = len(page_needs)
+        self._needing = needing
+        """What starts a page in ``steps`` of them, as :meth:`RunningSet.needing_page` has it."""
+        count = scheduler.slots[0].running.count
+        self._page_needs: list[int] = [count] * steps
+        """Pages that each takes."""
+        if needing is not None:
+            self._page_needs = np.bincount(needing // count, minlength=steps).tolist()
+        pages = list(accumulate(self._page_needs))
+        self._pages = pages[: bisect_right(pages, scheduler.kv.available_pages)]
+        """Pages that are taken with each and before, as long as there are any."""
+        self.steps = len(self._pages)
         """Batches that will be formed of the running requests, unless a message comes or a sample ends one of them."""
         self.others = others
         """The oldest batches in flight, whose requests are not the running ones: a prefill, or one that holds a request that
@@ -55,7 +62,7 @@ class DecidedSteps:
         """Process the oldest batch in flight, which is ``others[number]``. Its ``output`` may end no request."""
         scheduler = self._scheduler
         if number:  # a batch was formed between the last one and this one
-            scheduler.batching.repeated(scheduler.slots[0], 1)
+            scheduler.batching.decoded(scheduler.slots[0], 1)
         result = scheduler.process(self.others[number], output)
         if not number:
             scheduler.flights.share_computed()
@@ -98,7 +105,8 @@ class DecidedSteps:
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k * n], step after step, end a request, else k."""
         running = self._scheduler.slots[0].running
-        return first_stopped(running.stop_ids, tokens.reshape(-1, running.count))
+        places = stopped(running.stop_ids, tokens)
+        return (places[0] if places else len(tokens)) // running.count
 
     def take(self, tokens: np.ndarray, steps: int) -> None:
         """Form ``steps`` batches and process as many: first ``others``, as has been done, then the oldest of the running
@@ -109,30 +117,31 @@ class DecidedSteps:
         in their order, and each is made the batch that is then in its place.
         """
         scheduler, others = self._scheduler, self.others
-        kv, flight, launched = scheduler.kv, scheduler.flights.batches, self._launched
-        slot, table = scheduler.slots[0], kv.table
-        running, processed = slot.running, steps - len(others)
-        # Where the tokens of batch after batch go, and before them those of the newest one formed so far.
-        back = max(launched - 1, 0)
-        token_at = running.token_at + np.arange(-back, steps + 1)[:, None]
-        first = back - launched + 1
-        workers = [batch.worker for batch in flight][processed:]
+        slot, kv, flight = scheduler.slots[0], scheduler.kv, scheduler.flights.batches
+        running, processed, needing = slot.running, steps - len(others), self._needing
+        places = running.places(steps)
+        # The samples of those in flight, and then of those that are both formed and processed.
+        formed = processed - len(flight)
+        ats = [batch.token_at for batch in flight][:processed]
+        if formed > 0:
+            ats.append(places[1 : 1 + formed].ravel())
+        first = 0
+        for at in ats:
+            kv.table.add_tokens(at, tokens[first : first + len(at)])
+            first += len(at)
+        # In flight are then those that were not processed, and the last of those formed.
+        coming = [(batch.worker, batch.token_at) for batch in flight][processed:]
         for other in reversed(others):
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
-        workers += [self.batch(ahead) for ahead in range(steps - len(flight) + len(workers), steps)]
-        for ahead, (batch, worker) in enumerate(zip(flight, workers, strict=True), start=first + processed):
-            batch.worker = worker
-            batch.token_at = token_at[ahead]
-        table.add_tokens(token_at[first : first + processed].ravel(), tokens[: processed * running.count])
-        # With one token a page, a row's pages and its tokens are numbered alike.
-        one = kv.page_size == 1
-        page_at = token_at[back:-1].ravel() if one else running.page_places(steps)
-        table.add_pages(page_at, kv.allocate_steps(self._page_needs[:steps]))
-        running.lens, running.token_at = workers[-1].seq_lens, token_at[-1]
-        running.context_tokens += steps * running.count
-        running.steps_to_stop -= steps
-        scheduler.batching.repeated(slot, steps - max(len(others) - 1, 0))
+        coming += [(self.batch(ahead), places[ahead + 1]) for ahead in range(steps - len(flight) + len(coming), steps)]
+        for batch, (worker, token_at) in zip(flight, coming, strict=True):
+            batch.worker, batch.token_at = worker, token_at
+        pages = self._pages[steps - 1]
+        if needing is not None:
+            needing = needing[:pages]
+        running.advance(needing, kv.allocate(pages, self._page_needs[:steps]), places)
+        scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))
         scheduler.assembly.step += steps
 
 
@@ -163,7 +172,5 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
     steps = min(most, MOST_STEPS, running.steps_to_stop - 1)
     if steps < 1:
         return None
-    needs = running.page_needs(steps)
-    pages = list(accumulate(needs))
-    enough = bisect_right(pages, scheduler.kv.available_pages)
-    return DecidedSteps(scheduler, needs[:enough], pages[:enough], others) if enough else None
+    decided = DecidedSteps(scheduler, steps, running.needing_page(steps), others)
+    return decided if decided.steps else None

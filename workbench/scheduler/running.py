@@ -101,45 +101,42 @@ class RunningSet:
             self.steps_to_stop = min(self.remaining.tolist(), default=0)
         return gone
 
-    def needing_page(self) -> np.ndarray | None:
-        """Indices whose next token starts a page; None means all of them (page size 1)."""
+    def needing_page(self, steps: int = 1) -> np.ndarray | None:
+        """int64[m], which of the tokens of the next ``steps`` start a page, counted through the members step by step. None
+        means all of them (page size 1)."""
         if self._page_size == 1:
             return None
-        starting: np.ndarray = (self.lens % self._page_size == 0).nonzero()[0]
+        lens = self.lens if steps == 1 else (self.lens + np.arange(steps)[:, None]).ravel()
+        starting: np.ndarray = (lens % self._page_size == 0).nonzero()[0]
         return starting
 
-    def page_needs(self, steps: int) -> list[int]:
-        """Pages that each of the next steps takes."""
-        if self._page_size == 1:
-            return [self.count] * steps
-        needs: list[int] = self._starts_page(steps).sum(axis=1).tolist()
-        return needs
-
-    def page_places(self, steps: int) -> np.ndarray:
-        """int64[m], where in the page table the pages of the next steps go, step by step, as :meth:`advance` has it; with
-        one token a page they are the places of the tokens, and this is not asked."""
-        step, index = self._starts_page(steps).nonzero()
-        places: np.ndarray = self.rows[index] * self._table.page_width + (self.lens[index] + step) // self._page_size
+    def places(self, steps: int) -> np.ndarray:
+        """int64[steps + 1, n], where in the token table the newest sample of each goes: ``token_at`` now, and after each of
+        the next ``steps``."""
+        places: np.ndarray = self.token_at + np.arange(steps + 1)[:, None]
         return places
 
-    def _starts_page(self, steps: int) -> np.ndarray:
-        starts: np.ndarray = (self.lens + np.arange(steps)[:, None]) % self._page_size == 0
-        return starts
+    def advance(self, needing: np.ndarray | None, pages: np.ndarray, places: np.ndarray | None = None) -> Sequence[int]:
+        """One decode step, or those that ``places`` (:meth:`places`) are of: in each, every request grows by a token. Those
+        in ``needing`` (:meth:`needing_page`) start a page, the next of ``pages``.
 
-    def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
-        """One decode step: every request grows by a token, those in ``needing`` into the next of ``pages``.
-
-        Returns the indices of requests that stop by length with this step.
+        Returns the indices of requests that stop by length with the last step; none may do so before.
         """
+        steps = 1 if places is None else len(places) - 1
         if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
-            self._table.add_pages(self.token_at, pages)
+            self._table.add_pages(self.token_at if places is None else places[:-1].ravel(), pages)
         elif len(needing):
-            at = self.rows[needing] * self._table.page_width + self.lens[needing] // self._page_size
-            self._table.add_pages(at, pages)
-        self.lens = self.lens + _ONE
-        self.token_at = self.token_at + _ONE
-        self.context_tokens += self.count
-        self.steps_to_stop -= 1
+            if places is None:
+                rows, lens = self.rows[needing], self.lens[needing]
+            else:
+                step, member = np.divmod(needing, self.count)
+                rows, lens = self.rows[member], self.lens[member] + step
+            self._table.add_pages(rows * self._table.page_width + lens // self._page_size, pages)
+        by = _ONE if places is None else steps
+        self.lens = self.lens + by
+        self.token_at = self.token_at + by
+        self.context_tokens += steps * self.count
+        self.steps_to_stop -= steps
         return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
 
 

@@ -52,30 +52,20 @@ def chosen(stop_ids: StopIds, at: slice | Sequence[int] | np.ndarray) -> StopIds
 
 
 def stopped(stop_ids: StopIds, tokens: np.ndarray) -> Sequence[int]:
-    """Indices of the requests that the samples ``tokens``, int[n], end."""
+    """Places in ``tokens`` of the samples that end a request: int[n], or int[k * n] of the same n requests, step after
+    step."""
     if stop_ids is None:
         return ()
     if isinstance(stop_ids, int):
         return _places(stop_ids, tokens)
-    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, None] == stop_ids).any(1)
-    hits: list[int] = same.nonzero()[0].tolist()
+    steps = tokens.reshape(-1, len(stop_ids))
+    same = steps == stop_ids if stop_ids.ndim == 1 else (steps[:, :, None] == stop_ids).any(2)
+    hits: list[int] = same.ravel().nonzero()[0].tolist()
     return hits
 
 
-def first_stopped(stop_ids: StopIds, tokens: np.ndarray) -> int:
-    """Index of the first of many steps whose ``tokens``, int[k, n], end a request, else k."""
-    if stop_ids is None:
-        return len(tokens)
-    if isinstance(stop_ids, int):
-        places = _places(stop_ids, tokens)
-        return places[0] // tokens.shape[1] if places else len(tokens)
-    same = tokens == stop_ids if stop_ids.ndim == 1 else (tokens[:, :, None] == stop_ids).any(2)
-    hits = same.any(1).nonzero()[0]
-    return int(hits[0]) if len(hits) else len(tokens)
-
-
 def _places(stop_id: int, tokens: np.ndarray) -> list[int]:
-    """Where the id is, counted through the rows."""
+    """Where the id is."""
     places: list[int] = []
     size, data = tokens.itemsize, tokens.tobytes()
     pattern = stop_id.to_bytes(size, byteorder, signed=True)

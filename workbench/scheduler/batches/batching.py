@@ -21,8 +21,8 @@ class Batching(Protocol):
         """The next batch of a slot; None when it has nothing to run, or must wait."""
         ...
 
-    def repeated(self, slot: Slot, steps: int) -> None:
-        """Note that ``steps`` decode batches like the last have been formed without asking."""
+    def decoded(self, slot: Slot, steps: int) -> None:
+        """Note that ``steps`` batches of decodes alone have been formed, one after the other."""
         ...
 
 

@@ -47,7 +47,7 @@ class DecodeFirstMixed:
             return None
         return self._assembly.prefill(slot, rows, decodes, needing) if rows else self._assembly.decode(slot, needing)
 
-    def repeated(self, slot: Slot, steps: int) -> None:
+    def decoded(self, slot: Slot, steps: int) -> None:
         pass  # it keeps no account of decode steps
 
     def _prefill(self, slot: Slot, held_pages: int) -> list[PrefillRow]:

@@ -44,14 +44,12 @@ class PrefillFirst:
             ready, needing = self._retraction.make_room(slot)
             if not ready:
                 return None
-            if len(self._lifecycle.retracted) == before:
-                self._estimate.decay()
+            self.decoded(slot, 1 if len(self._lifecycle.retracted) == before else 0)
         else:
-            self._estimate.decay()
-        slot.prefill_streak = 0
+            self.decoded(slot, 1)
         return self._assembly.decode(slot, needing)
 
-    def repeated(self, slot: Slot, steps: int) -> None:
+    def decoded(self, slot: Slot, steps: int) -> None:
         slot.prefill_streak = 0
         self._estimate.decay(steps)
 

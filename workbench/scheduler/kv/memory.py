@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
-from itertools import accumulate
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -49,28 +47,15 @@ class KVMemory:
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
-    def allocate(self, count: int) -> np.ndarray:
-        """int32[count] pages, evicting what is needed. The caller has made sure that ``count <= available_pages``."""
+    def allocate(self, count: int, steps: Sequence[int] = ()) -> np.ndarray:
+        """int32[count] pages, evicting what is needed; the caller has made sure that ``count <= available_pages``. With
+        ``steps``, how many each of several decode steps takes, each of them evicts what it needs itself."""
         pool = self.pool
         if count > pool.free:
+            if steps:
+                return np.concatenate([self.allocate(each) for each in steps])
             self.cache.evict(count - pool.free)
         return pool.take(count)
-
-    def allocate_steps(self, counts: list[int]) -> np.ndarray:
-        """int32[sum(counts)] pages: those that one :meth:`allocate` for each of ``counts`` would return, in a row."""
-        taken: list[np.ndarray] = []
-        totals = list(accumulate(counts, initial=0))
-        first = 0
-        while first < len(counts):
-            # As many steps as there are free pages for.
-            last = bisect_right(totals, totals[first] + self.pool.free) - 1
-            if last == first:  # the first one has to evict
-                taken.append(self.allocate(counts[first]))
-                first += 1
-                continue
-            taken.append(self.pool.take(totals[last] - totals[first]))
-            first = last
-        return taken[0] if len(taken) == 1 else np.concatenate(taken)
 
     def flush(self) -> None:
         """Free every page that no request has locked."""
