@@ -15,13 +15,13 @@ from tests.patience import PATIENCE_S, until
 from tests.serving.server import MODEL, Server, answer
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
+from workbench.serving.chunks import Chunk
 from workbench.serving.engine import engine_client
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.metrics import Metrics
 from workbench.serving.refusals import Refusal
 from workbench.serving.requests import ServiceRequest
-from workbench.serving.results import Chunk
 
 
 @pytest.fixture

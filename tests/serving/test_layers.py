@@ -25,7 +25,9 @@ def test_nothing_below_http_imports_it_or_what_it_is_made_with():
 
 
 def test_http_reaches_the_engine_through_the_service_only():
-    own = {f"{SERVING}.{name}" for name in ("service", "requests", "results", "refusals", "sampling", "open_request")}
+    own = {
+        f"{SERVING}.{name}" for name in ("service", "requests", "chunks", "refusals", "sampling_params", "open_request")
+    }
     own |= {f"{SERVING}.metrics", f"{SERVING}.serve_settings", "workbench.scheduler.config"}
     assert [
         f"{i.importer} -> {i.target}"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.test_text_streams import DECODERS, TOKENIZERS
+from workbench.serving.chunks import LogprobText
 from workbench.serving.engine.wire import Ended, Opened, Step, TokenLogprob
 from workbench.serving.http.openai_api import CompletionShape, chat_logprobs
-from workbench.serving.results import LogprobText
 from workbench.serving.text.detokenizer import Detokenizer
 
 SHAPE = CompletionShape(SimpleNamespace(prompts=1, n=1), "m")  # type: ignore[arg-type]

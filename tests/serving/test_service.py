@@ -15,7 +15,7 @@ from tests.serving.test_live_loop import World
 from workbench.scheduler.capacity import Capacity
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.wire import Addresses, Opened, Ready, pull_socket
-from workbench.serving.http.app import Api
+from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.metrics import Metrics
 from workbench.serving.serve_settings import ServeSettings

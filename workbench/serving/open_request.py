@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from workbench.serving.chunks import Chunk
 from workbench.serving.refusals import Refusal, refusal_of
 from workbench.serving.requests import ServiceRequest
-from workbench.serving.results import Chunk
 
 
 class ClientGone(Exception):

@@ -22,8 +22,8 @@ from workbench.serving.engine.live_backend import SyntheticText
 from workbench.serving.engine.scheduler_process import run_engine
 from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.folders import with_folders
-from workbench.serving.http.app import Api
 from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
 from workbench.serving.http.request_ids import RequestIds

@@ -15,6 +15,7 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
+from workbench.serving.chunks import Chunk
 from workbench.serving.engine.wire import (
     Addresses,
     Ask,
@@ -42,7 +43,6 @@ from workbench.serving.metrics import Metrics
 from workbench.serving.open_request import OpenRequest, OpenSequence
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.requests import ControlAction, ServiceRequest, SessionAction
-from workbench.serving.results import Chunk
 
 MAX_UNREAD_BYTES = 256 << 20
 """What may wait, over all requests, for clients that read more slowly than their tokens come."""

@@ -20,8 +20,8 @@ import zmq
 
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
+from workbench.serving.chunks import Chunk
 from workbench.serving.requests import ControlAction, SessionAction
-from workbench.serving.results import Chunk
 
 
 class Submit(msgspec.Struct, tag="submit", array_like=True):

@@ -11,7 +11,7 @@ import msgspec
 
 from workbench.serving.http.fields import Unsupported, without_neutral
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.sampling import Count, Counts, Sampling, count
+from workbench.serving.sampling_params import Count, Counts, Sampling, count
 
 COMPLETION_MAX_TOKENS = 16
 """Output bound of /v1/completions when none is given: OpenAI's."""

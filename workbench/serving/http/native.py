@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from workbench.serving.chunks import Chunk, LogprobText
 from workbench.serving.http.openai_api import Shape, chat_logprobs, finish_reason
 from workbench.serving.open_request import OpenRequest
 from workbench.serving.refusals import bad_value
 from workbench.serving.requests import check_id
-from workbench.serving.results import Chunk, LogprobText
-from workbench.serving.sampling import Count, Counts, Sampling, count
+from workbench.serving.sampling_params import Count, Counts, Sampling, count
 
 
 class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):

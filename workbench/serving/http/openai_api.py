@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from workbench.serving.chunks import FINISH_WORDS, Chunk, LogprobText
 from workbench.serving.http.errors import ApiError
 from workbench.serving.open_request import OpenRequest
-from workbench.serving.results import FINISH_WORDS, Chunk, LogprobText
 
 _encode = msgspec.json.Encoder().encode
 

@@ -8,6 +8,7 @@ import numpy as np
 import zmq
 
 from workbench.serving.child import begin_child
+from workbench.serving.chunks import Chunk, LogprobText
 from workbench.serving.engine.wire import (
     Addresses,
     Chunks,
@@ -23,7 +24,6 @@ from workbench.serving.engine.wire import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.results import Chunk, LogprobText
 from workbench.serving.text.text_stream import StopMatcher
 from workbench.serving.text.tokenizer import Decoder, load_decoder
 

@@ -25,7 +25,7 @@ from workbench.serving.http.request_ids import answered_as, given_id
 from workbench.serving.open_request import ClientGone, OpenRequest
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.requests import ControlAction, ServiceRequest, check_choices
-from workbench.serving.sampling import Counts, Sampling, count, sampling_params, stop_strings
+from workbench.serving.sampling_params import Counts, Sampling, count, sampling_params, stop_strings
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
 
