@@ -88,6 +88,29 @@ def test_what_was_held_for_a_stop_string_comes_when_the_sequence_ends_without():
     assert (chunk.text, chunk.kind, chunk.stop_reason) == ("xy", "length", None)
 
 
+def test_a_step_may_bring_several_tokens_of_a_sequence_and_ends_it_with_the_last():
+    detokenizer = opened(1, 2)
+    likely = [TokenLogprob(-0.5, [], []), TokenLogprob(-1.5, [], [])]
+    pairs = [(1, ord("a")), (2, ord("b")), (2, ord("c")), (1, END)]
+    chunks, found = detokenizer.step(step(pairs, [Ended(1, "stop", "", 0, 0, (END,))], logprobs={2: likely}))
+    assert [(chunk.sequence, chunk.text, chunk.kind) for chunk in chunks] == [
+        (1, "a", ""),
+        (2, "b", ""),
+        (2, "c", ""),
+        (1, "", "stop"),
+    ]
+    assert [chunk.logprobs[0].logprob for chunk in chunks if chunk.logprobs] == [-0.5, -1.5]
+    assert (found, detokenizer.open_sequences) == ([], 1)
+
+
+def test_a_stop_string_inside_a_run_of_tokens_ends_the_sequence_there():
+    detokenizer = opened(1, stop=("b",))
+    pairs = [(1, ord(letter)) for letter in "abc"]
+    chunks, found = detokenizer.step(step(pairs, [Ended(1, "length", "")]))
+    assert [(chunk.text, chunk.kind) for chunk in chunks] == [("a", ""), ("", "stop")]
+    assert [stop.output_tokens for stop in found] == [2], "a session goes on from there"
+
+
 def test_text_before_the_least_length_stops_nothing():
     detokenizer = opened(1, stop=("a",), least=2)
     kinds = [detokenizer.step(step([(1, ord("a"))]))[0][0].kind for _ in range(3)]
@@ -96,7 +119,7 @@ def test_text_before_the_least_length_stops_nothing():
 
 def test_log_probabilities_come_with_the_tokens_spelled():
     detokenizer = opened(1)
-    (chunk,), _ = detokenizer.step(step([(1, 97)], logprobs={1: TokenLogprob(-0.5, [97, 0xE4], [-0.5, -2.0])}))
+    (chunk,), _ = detokenizer.step(step([(1, 97)], logprobs={1: [TokenLogprob(-0.5, [97, 0xE4], [-0.5, -2.0])]}))
     assert chunk.logprobs is not None
     (item,) = chunk.logprobs
     assert (item.token, item.token_bytes, item.logprob) == ("a", b"a", -0.5)

@@ -17,7 +17,7 @@ from workbench.loops import LOOPS
 from workbench.scheduler.batch import Logprobs, StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler
+from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.serving.engine.inbox import Ending, LiveInbox
 from workbench.serving.engine.modelled_backend import ModelledControl
 from workbench.serving.engine.outbox import LiveOutbox
@@ -295,8 +295,8 @@ def test_log_probabilities_go_to_those_who_asked(loop):
     world.run()
     found: dict[int, list] = {1: [], 3: []}
     for step in world.steps:
-        for stream, item in (step.logprobs or {}).items():
-            found[stream].append(item)
+        for stream, items in (step.logprobs or {}).items():
+            found[stream] += items
     assert [len(found[1]), len(found[3])] == [4, 4]
     assert all((item.top_ids, item.top_logprobs) == ([1, 2], [-0.5, -1.5]) for item in found[1])
     assert all((item.top_ids, item.logprob % 1) == ([], 0.5) for item in found[3])
@@ -374,3 +374,22 @@ def test_a_modelled_step_counts_as_work_while_it_lasts_and_no_longer(loop):
         world.now_s = at_s
         seen.append(world.backend.worked_s())
     assert seen == [end_s - 0.004, end_s - 0.002, end_s, end_s, end_s]
+
+
+def test_a_step_with_counts_gives_each_sequence_its_run_of_tokens():
+    world = World("normal", logprobs=True)
+    world.ask(7, [1, 2, 3], max_new_tokens=50, logprobs=1)
+    world.ask(8, [4, 5, 6], max_new_tokens=50)
+    while 8 not in world.tokens or not world.tokens[8]:
+        world.run(steps=1)
+    batch = world.scheduler.next_batch()
+    world.steps.clear()
+    likely = Logprobs(np.array([-1.0, -2.0, -3.0]), np.zeros((3, 1)), np.array([[11], [12], [13]]))
+    world.outbox.send(StepResult(batch, StepOutput(np.array([11, 12, 13]), np.array([2, 1]), likely)))
+    world._listen()
+    (step,) = world.steps
+    assert [np.frombuffer(step.sequences, np.int64).tolist(), np.frombuffer(step.tokens, np.int32).tolist()] == [
+        [7, 7, 8],
+        [11, 12, 13],
+    ]
+    assert [item.logprob for item in step.logprobs[7]] == [-1.0, -2.0] and list(step.logprobs) == [7]

@@ -31,7 +31,7 @@ def told(decoder, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[str, list
             np.array([token], np.int32).tobytes(),
             [],
             end,
-            {1: TokenLogprob(-0.5, [token], [-0.5])},
+            {1: [TokenLogprob(-0.5, [token], [-0.5])]},
         )
         for chunk in detokenizer.step(step)[0]:
             text += chunk.text

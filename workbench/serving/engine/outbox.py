@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scheduler.batch import Logprobs, ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
@@ -84,9 +84,9 @@ class LiveOutbox:
         sequences, tokens, count = b"", b"", 0
         logprobs = None
         if result.batch is not None and result.output is not None:
-            emits = _emitting(result.batch)
-            logprobs = self._asked_logprobs(result.batch, emits, result.output.logprobs)
-            sequences, tokens, count = self._pairs(result.batch.worker, result.output.tokens, emits)
+            kept = _kept(result.batch, result.output)
+            logprobs = self._asked_logprobs(result.batch.worker, kept, result.output)
+            sequences, tokens, count = self._pairs(result.batch.worker, kept, result.output)
         first = [(self._sequences[req.rid], req.input_len, req.cached_tokens) for req in result.first]
         ended = [self._forget(req) for req in result.ended]
         # Noted before it is sent: a client may have it before the next line runs.
@@ -102,17 +102,15 @@ class LiveOutbox:
         if self._record is not None:
             self._record.send(result, at_s)
 
-    def _pairs(self, batch: ModelWorkerBatch, tokens: np.ndarray, emits: np.ndarray | None) -> tuple[bytes, bytes, int]:
-        rows = batch.rows
-        if emits is not None:
-            return (
-                self._sequence_of_row[rows[emits]].tobytes(),
-                tokens[emits].astype(np.int32).tobytes(),
-                int(emits.sum()),
-            )
+    def _pairs(self, batch: ModelWorkerBatch, kept: np.ndarray | None, output: StepOutput) -> tuple[bytes, bytes, int]:
+        tokens = output.tokens.astype(np.int32, copy=False)
+        if output.counts is not None:
+            return np.repeat(self._sequence_of_row[batch.rows], output.counts).tobytes(), tokens.tobytes(), len(tokens)
+        if kept is not None:
+            return self._sequence_of_row[batch.rows[kept]].tobytes(), tokens[kept].tobytes(), len(kept)
         if batch.epoch != self._epoch:
-            self._epoch, self._epoch_sequences = batch.epoch, self._sequence_of_row[rows].tobytes()
-        return self._epoch_sequences, tokens.astype(np.int32, copy=False).tobytes(), len(rows)
+            self._epoch, self._epoch_sequences = batch.epoch, self._sequence_of_row[batch.rows].tobytes()
+        return self._epoch_sequences, tokens.tobytes(), len(tokens)
 
     def _forget(self, req: Req) -> Ended:
         assert req.finish is not None
@@ -122,30 +120,38 @@ class LiveOutbox:
         return Ended(sequence, req.finish.kind, req.finish.detail, req.input_len, req.cached_tokens, stop_ids)
 
     def _asked_logprobs(
-        self, batch: ScheduleBatch, emits: np.ndarray | None, values: Logprobs | None
-    ) -> dict[int, TokenLogprob] | None:
-        if values is None or not self._logprobs:
+        self, batch: ModelWorkerBatch, kept: np.ndarray | None, output: StepOutput
+    ) -> dict[int, list[TokenLogprob]] | None:
+        if output.logprobs is None or not self._logprobs:
             return None
-        chosen, top_values, top_ids = values
-        found = {}
-        for i, sequence in enumerate(self._sequence_of_row[batch.worker.rows].tolist()):
-            count = self._logprobs.get(sequence)
-            if count is not None and (emits is None or emits[i]):
-                found[sequence] = TokenLogprob(
-                    float(chosen[i]),
-                    [int(t) for t in top_ids[i][:count]],
-                    [float(v) for v in top_values[i][:count]],
+        sampled, top, top_ids = output.logprobs
+        of_token = self._sequence_of_row[batch.rows]
+        if output.counts is not None:
+            of_token = np.repeat(of_token, output.counts)
+        found: dict[int, list[TokenLogprob]] = {}
+        for i in range(len(of_token)) if kept is None else kept.tolist():
+            count = self._logprobs.get(sequence := int(of_token[i]))
+            if count is not None:
+                found.setdefault(sequence, []).append(
+                    TokenLogprob(
+                        float(sampled[i]),
+                        [int(t) for t in top_ids[i][:count]],
+                        [float(v) for v in top[i][:count]],
+                    )
                 )
         return found
 
 
-def _emitting(batch: ScheduleBatch) -> np.ndarray | None:
-    """bool[n]: rows whose sample is a token of their sequence; None when all are."""
-    if batch.worker.unsampled is None and not batch.dropped:
+def _kept(batch: ScheduleBatch, output: StepOutput) -> np.ndarray | None:
+    """Return int[k], the samples that are tokens of their sequences, of one sample a row; None where all are.
+
+    Where rows have counts, they are of such tokens alone.
+    """
+    if output.counts is not None or (batch.worker.unsampled is None and not batch.dropped):
         return None
     emits = np.ones(len(batch.worker.rows), bool)
     if batch.worker.unsampled is not None:
         emits[batch.worker.unsampled] = False
     if batch.dropped:
         emits[list(batch.dropped)] = False
-    return emits
+    return emits.nonzero()[0]

@@ -165,7 +165,7 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Step(msgspec.Struct, tag="step", array_like=True):
-    """What a processed batch has brought: ``tokens[i]`` is the next token of ``sequences[i]``."""
+    """What a processed batch has brought: ``tokens[i]`` is the next token of ``sequences[i]``; one may get several."""
 
     sequences: bytes
     """int64."""
@@ -174,8 +174,8 @@ class Step(msgspec.Struct, tag="step", array_like=True):
     first: list[tuple[int, int, int]]
     """(sequence, prompt tokens, how many of them were found in the cache) of those that got their first token."""
     ended: list[Ended]
-    logprobs: dict[int, TokenLogprob] | None = None
-    """By sequence, for those that asked."""
+    logprobs: dict[int, list[TokenLogprob]] | None = None
+    """By sequence, one for each of its tokens, for those that asked."""
 
 
 class Pulse(msgspec.Struct, tag="pulse", array_like=True):

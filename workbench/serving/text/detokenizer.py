@@ -72,12 +72,13 @@ class Detokenizer:
         sequences = np.frombuffer(message.sequences, np.int64).tolist()
         tokens = np.frombuffer(message.tokens, np.int32).tolist()
         logprobs = message.logprobs or {}
-        for number, token in zip(sequences, tokens, strict=True):
+        last = {number: i for i, number in enumerate(sequences)} if ended else {}
+        for i, (number, token) in enumerate(zip(sequences, tokens, strict=True)):
             sequence = self._sequences.get(number)
             if sequence is None:
                 continue
-            end = ended.pop(number, None)
-            asked = logprobs.get(number)
+            end = ended.pop(number, None) if last.get(number) == i else None
+            asked = logprobs[number].pop(0) if number in logprobs else None
             offset = sequence.text.offset(token) if asked is not None else 0
             chunk = self._take(sequence, token, end)
             if asked is not None:
