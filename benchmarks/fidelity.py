@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.catalogue.gpus import same_gpu
 from backends.simulated.catalogue.model_specs import same_model
-from backends.simulated.cost.cost_request import same_gpu
 from reports.compare.comparison import Comparison, compare
 from reports.record.errors import RecordError
 from reports.record.measured import read_measured

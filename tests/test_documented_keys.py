@@ -43,7 +43,7 @@ def test_engines_toml_holds_only_keys_that_are_read():
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():
     path = ROOT / "backends/simulated/catalogue/gpus.toml"
-    known = names(GPU) | {"reaches_like"}
+    known = names(GPU) | {"efficiency_like"}
     assert set(re.findall(r"`(\w+)`", comments(path))) <= known
     for wildcard in re.findall(r"\*(_\w+)", comments(path)):
         assert any(name.endswith(wildcard) for name in known)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.checkpoint.families import DEFAULTS
-from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu
+from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu, renamed_in_gpu
 from backends.simulated.catalogue.model_specs import from_config, load_model, model_names
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from workbench.cluster.resolve import resolve
@@ -446,10 +446,10 @@ def test_a_layer_that_is_not_attention_is_refused_by_name(tmp_path):
         load_model(str(tmp_path / "config.json"))
 
 
-def test_a_gpu_that_reaches_what_another_does_takes_its_shares_and_keeps_its_own(tmp_path):
+def test_a_gpu_as_efficient_as_another_takes_its_shares_and_keeps_its_own(tmp_path):
     mine = tmp_path / "mine.toml"
     facts = "memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\n"
-    mine.write_text(facts + 'reaches_like = "h200"\nexpert_efficiency = 0.4\n')
+    mine.write_text(facts + 'efficiency_like = "h200"\nexpert_efficiency = 0.4\n')
     found, like = load_gpu(str(mine)), load_gpu("h200")
     assert (found.kv_efficiency, found.attention_overhead_s, found.link_latency_s) == (
         like.kv_efficiency,
@@ -458,6 +458,21 @@ def test_a_gpu_that_reaches_what_another_does_takes_its_shares_and_keeps_its_own
     )
     assert found.expert_efficiency == 0.4 and found.memory_bandwidth == 1e12 and found.multiprocessors == 0
     for relative in ('"h201"', "7"):
-        mine.write_text(facts + f"reaches_like = {relative}\n")
-        with pytest.raises(CatalogueError, match=r"mine\.toml: reaches_like: .* is not a GPU of the catalogue"):
+        mine.write_text(facts + f"efficiency_like = {relative}\n")
+        with pytest.raises(CatalogueError, match=r"mine\.toml: efficiency_like: .* is not a GPU of the catalogue"):
             load_gpu(str(mine))
+
+
+def test_a_gpu_file_that_says_reaches_like_is_read_for_a_version_with_a_note(tmp_path):
+    now, before = tmp_path / "now" / "mine.toml", tmp_path / "before" / "mine.toml"
+    facts = "memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\nsource = 'x'\n"
+    for file, key in ((now, "efficiency_like"), (before, "reaches_like")):
+        file.parent.mkdir()
+        file.write_text(facts + f'{key} = "h200"\n')
+    assert load_gpu(str(before)) == load_gpu(str(now))
+    assert renamed_in_gpu(str(now)) == renamed_in_gpu("h100") == []
+    note = f"{before}: reaches_like: is called efficiency_like now; the next version no longer knows it"
+    assert renamed_in_gpu(str(before)) == [note]
+    before.write_text(before.read_text() + 'efficiency_like = "h100"\n')
+    with pytest.raises(CatalogueError, match=r"mine\.toml: reaches_like: given twice; it is called efficiency_like"):
+        load_gpu(str(before))

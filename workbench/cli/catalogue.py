@@ -25,11 +25,13 @@ def catalogue(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from backends.simulated.catalogue.gpus import gpu_names, load_gpu
+        from backends.simulated.catalogue.gpus import gpu_names, load_gpu, renamed_in_gpu
         from backends.simulated.catalogue.model_specs import load_model, model_names
         from ground.json_file import json_text
+        from workbench.cli.runs import say
 
         if name is not None:
+            say(renamed_in_gpu(name))
             found = _one(name)
             print(json_text(found)) if as_json else _print_one(found)
             return

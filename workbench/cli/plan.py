@@ -112,6 +112,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
+    from backends.simulated.catalogue.gpus import renamed_in_gpu
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.search.executor import check_executor
@@ -132,7 +133,8 @@ def _run(
             raise SpaceError(f"{dimension.name}: cannot be varied here: plan looks for the highest rate itself")
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
-    say([*renamed_in(config), *renamed_in_vary(vary)])
+    in_files = [note for gpu in base.values_of("gpu", space) for note in renamed_in_gpu(gpu)]
+    say([*renamed_in(config), *renamed_in_vary(vary), *in_files])
     points = list(grid_points(space))
     check_executor(executor, jobs, time_limit_s)
     opened = open_as(path, reading, seed=base.seed)

@@ -50,6 +50,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
+    from backends.simulated.catalogue.gpus import renamed_in_gpu
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cluster.resolve import resolve_pools
     from workbench.cluster.simulate import simulate_loop
@@ -57,7 +58,7 @@ def _run(
     from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
-    say(check_effects(settings, flags, config))
+    say([*check_effects(settings, flags, config), *renamed_in_gpu(settings.gpu)])
     pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.

@@ -132,6 +132,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
+    from backends.simulated.catalogue.gpus import renamed_in_gpu
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.search.executor import check_executor
@@ -150,7 +151,8 @@ def _run(
     objectives = parse_objectives(objective)
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
-    say([*renamed_in(config), *renamed_in_vary(vary)])
+    in_files = [note for gpu in base.values_of("gpu", space) for note in renamed_in_gpu(gpu)]
+    say([*renamed_in(config), *renamed_in_vary(vary), *in_files])
     check_executor(executor, jobs, time_limit_s)
     # Everything that can be wrong is wrong before a folder is made or the first second is spent.
     asked = open_source(search, space, points, base.seed, objectives, [])

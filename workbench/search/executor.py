@@ -210,7 +210,10 @@ def guarded(work: Work, task: Any) -> tuple[Any, str | None]:
 
 
 class _OverTime(BaseException):
-    """No Exception: nothing on the way should take it for an error of its own."""
+    """Raised in a task whose time is up.
+
+    A BaseException: an ``except Exception`` in the task would take it for an error of its own.
+    """
 
 
 def guarded_within(work: Work, task: Any, limit_s: float | None) -> tuple[Any, str | None, bool]:

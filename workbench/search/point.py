@@ -56,6 +56,11 @@ class Base:
             raise SpaceError(f"loop: {named!r} names several; vary them with --vary loop={named}")
         return base
 
+    def values_of(self, name: str, space: list[Dimension]) -> list[Any]:
+        """List the values of a setting over all points: those that vary, else the one that is set, if any."""
+        varied = [value for dimension in space if dimension.name == name for value in dimension.values]
+        return varied or [value for value in [self.given().get(name)] if value is not None]
+
     @property
     def seed(self) -> int:
         """Of the search, and of every run whose seed does not vary. Raises ConfigError for a bad settings file."""

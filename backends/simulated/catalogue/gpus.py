@@ -1,9 +1,10 @@
-"""GPUs: datasheet figures and what of them is achievable."""
+"""GPUs: the figures of their datasheets, and how much of these operators achieve."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,12 @@ from ground.errors import InputError
 from ground.value_file import read_toml
 
 CATALOGUE = Path(__file__).parent / "gpus.toml"
+LIKE, FORMER_LIKE = "efficiency_like", "reaches_like"
+"""The key for what operators achieve on another GPU, and what it was called before."""
 
 
 class CatalogueError(InputError):
-    """Something that is in no catalogue, or a file that cannot be read as one, in one line."""
+    """A GPU or model that is in no catalogue, or a file that cannot be read as one, in one line."""
 
 
 @dataclass(frozen=True)
@@ -36,31 +39,32 @@ class GPU:
     fp32_flops: float = 0.0
     int8_flops: float = 0.0
     memory_efficiency: float = 0.82
-    """Share of the bandwidth that products which stream their weights, and elementwise kernels, reach."""
+    """Share of the memory bandwidth achieved by matrix products that stream their weights, and by elementwise kernels."""
     compute_efficiency: float = 0.75
-    """Share of the matrix rate that large products reach."""
+    """Share of the matrix rate achieved by large matrix products with 16-bit weights."""
     fp8_efficiency: float = 0.55
-    """The same with eight-bit weights."""
+    """Share of the matrix rate achieved by large matrix products with 8-bit weights."""
     kv_efficiency: float = 0.85
-    """Share of the bandwidth at which the attention of decodes reads KV."""
+    """Share of the memory bandwidth achieved by decode attention, which reads KV."""
     attention_efficiency: float = 0.50
-    """Share of the bf16 matrix rate that the attention of prompts reaches."""
+    """Share of the bf16 matrix rate achieved by prefill attention."""
     expert_efficiency: float = 0.25
-    """Share of the matrix rate that the grouped products of routed experts reach."""
+    """Share of the matrix rate achieved by the grouped products of routed experts."""
     kernel_overhead_s: float = 2e-6
     """Start and drain of an elementwise kernel inside a graph or a full launch queue."""
     product_overhead_s: float = 4e-6
-    """The same of a matrix product."""
+    """Start and drain of a matrix product."""
     attention_overhead_s: float = 12e-6
-    """The same of a layer's attention."""
+    """Start and drain of the attention of one layer."""
     expert_overhead_s: float = 20e-6
-    """The same of a layer's routed experts: sorting the tokens, two grouped products, summing up."""
+    """Start and drain of the routed experts of one layer: sorting the tokens, two grouped products, summing up."""
     graph_gap_s: float = 0.5e-6
-    """Between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
+    """Pause between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
     Graphs", 2019)."""
     link_latency_s: float = 8e-6
+    """Latency of a collective or a transfer, whatever its size."""
     link_efficiency: float = 1.0
-    """Share of the link's bandwidth that collectives reach."""
+    """Share of the link bandwidth achieved by collectives."""
     host_bandwidth: float = 64e9
     """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
@@ -68,14 +72,20 @@ class GPU:
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
 
     def flops_for(self, dtype: str) -> float:
-        """Peak FLOP/s of matrix products. Weights narrower than the hardware computes are converted to bf16 on the way."""
+        """Look up the peak FLOP/s of matrix products with weights of a dtype.
+
+        Weights of a dtype that the hardware has no units for are converted to bf16 on the way.
+        """
         native = {"fp8": self.fp8_flops, "int8": self.int8_flops, "fp32": self.fp32_flops}.get(dtype, 0.0)
         return native or self.bf16_flops
 
 
 def load_gpu(name: str) -> GPU:
-    """A GPU of the catalogue, or of a TOML file with the same fields. ``reaches_like = NAME`` in either takes what operators
-    reach from another GPU of the catalogue. Raises :class:`CatalogueError` in one line."""
+    """Look up a GPU of the catalogue, or read a TOML file with the same fields.
+
+    ``efficiency_like = NAME`` in either takes efficiencies, overheads and link latency from another GPU of the catalogue.
+    Raises :class:`CatalogueError` in one line.
+    """
     path = Path(name)
     if path.suffix == ".toml":
         return _gpu({"name": path.stem, "source": str(path), **read_toml(path, CatalogueError)}, str(path))
@@ -88,20 +98,36 @@ def load_gpu(name: str) -> GPU:
     return _gpu({"name": key, **catalogue[key]}, CATALOGUE.name)
 
 
+def renamed_in_gpu(name: str) -> list[str]:
+    """List the keys of a GPU's file that are called otherwise now, a note each; empty for a GPU of the catalogue."""
+    path = Path(name)
+    if path.suffix != ".toml" or FORMER_LIKE not in read_toml(path, CatalogueError):
+        return []
+    return [f"{path}: {FORMER_LIKE}: is called {LIKE} now; the next version no longer knows it"]
+
+
+def same_gpu(one: str, other: str) -> bool:
+    """Tell whether two names mean the same GPU: ``RTXPRO6000`` and ``rtx-pro-6000``, ``h100_sxm`` and ``h100``."""
+    a, b = (re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removesuffix("sxm") for name in (one, other))
+    return a == b
+
+
 def gpu_names() -> list[str]:
-    """Names of the catalogue."""
+    """List the names of the catalogue."""
     return list(_catalogue())
 
 
 def _gpu(values: dict[str, Any], where: str) -> GPU:
     known = {field.name: field for field in dataclasses.fields(GPU)}
-    relative = values.get("reaches_like")
-    if relative is not None:
+    if FORMER_LIKE in values and LIKE in values:
+        raise CatalogueError(f"{where}: {FORMER_LIKE}: given twice; it is called {LIKE}")
+    for key in {LIKE, FORMER_LIKE} & values.keys():
+        relative = values[key]
         if not isinstance(relative, str) or relative not in _catalogue():
-            raise CatalogueError(f"{where}: reaches_like: {relative!r} is not a GPU of the catalogue")
+            raise CatalogueError(f"{where}: {key}: {relative!r} is not a GPU of the catalogue")
         like = load_gpu(relative)
-        values = {name: getattr(like, name) for name in known if _is_reached(name)} | values
-        del values["reaches_like"]
+        achieved = {name: getattr(like, name) for name in known if _is_achieved(name)}
+        values = achieved | {name: value for name, value in values.items() if name != key}
     for name, value in values.items():
         if name not in known:
             raise CatalogueError(f"{where}: {name}: no such field")
@@ -118,8 +144,8 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
     return GPU(**values)
 
 
-def _is_reached(field: str) -> bool:
-    """Whether a field says what operators make of a GPU, as against what its datasheet says."""
+def _is_achieved(field: str) -> bool:
+    """Tell whether a field is what operators achieve on a GPU, as against a figure of its datasheet."""
     return field.endswith(("_efficiency", "_overhead_s")) or field == "link_latency_s"
 
 

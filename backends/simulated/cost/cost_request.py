@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.checkpoint.precision import Precision, named
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpus import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, same_model
 from ground.errors import InputError
 
@@ -51,9 +50,3 @@ def check_gpu(path: Path, profiled: str, gpu: GPU) -> None:
     """Raise :class:`CostError` when a profile is of another GPU. Names are compared by their letters and digits."""
     if not same_gpu(profiled, gpu.name):
         raise CostError(f"{path}: measured on {profiled}, not {gpu.name}")
-
-
-def same_gpu(one: str, other: str) -> bool:
-    """Tell whether two names mean the same GPU: ``RTXPRO6000`` and ``rtx-pro-6000``, ``h100_sxm`` and ``h100``."""
-    a, b = (re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removesuffix("sxm") for name in (one, other))
-    return a == b

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpus import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.cost_request import same_gpu
 from backends.simulated.cost.models.attention_table import attention_table
 from backends.simulated.cost.models.operator_tables import (
     AttentionTable,

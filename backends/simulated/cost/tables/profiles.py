@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.catalogue.gpus import GPU, gpu_names, load_gpu
+from backends.simulated.catalogue.gpus import GPU, gpu_names, load_gpu, same_gpu
 from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec, load_model
-from backends.simulated.cost.cost_request import check_gpu, check_model, same_gpu
+from backends.simulated.cost.cost_request import check_gpu, check_model
 from backends.simulated.cost.models.fitted import TERMS
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.tables import aiconfigurator, fitted_file, llmservingsim, own_profile
