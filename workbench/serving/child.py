@@ -9,7 +9,7 @@ import threading
 
 
 def begin_child() -> None:
-    """Called first in a child: signals to the process group are the parent's business, and no child outlives it."""
+    """Make this process a child of the server: the parent sees to signals, and no child outlives it. To be called first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

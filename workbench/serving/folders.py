@@ -13,7 +13,7 @@ from workbench.serving.serve_settings import ServeSettings
 
 
 def with_folders(settings: ServeSettings) -> ServeSettings:
-    """The settings with absolute folders, which exist. Raises ConfigError, in one line, for one that cannot be had."""
+    """Return the settings with absolute folders, which exist. Raises ConfigError for one that cannot be had."""
     found: dict[str, Any] = {}
     if settings.profile_dir is not None:
         found["profile_dir"] = _prepare(settings.profile_dir)
@@ -53,7 +53,7 @@ def _prepare(folder: Path) -> Path:
 
 
 def _below(root: Path, given: str, param: str) -> str:
-    """The path that ``given`` names in ``root``, links followed. Raises Refusal for one that would leave it.
+    """Return the path that ``given`` names in ``root``, links followed. Raises Refusal for one that would leave it.
 
     ``root`` has to be absolute and without links; what is named need not exist.
     """

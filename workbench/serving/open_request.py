@@ -13,7 +13,7 @@ from workbench.serving.requests import ServiceRequest
 
 
 class ClientGone(Exception):
-    """Whoever asked has disconnected."""
+    """The end of a request whose client has disconnected."""
 
 
 class OpenSequence:

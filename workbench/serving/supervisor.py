@@ -47,7 +47,7 @@ DETOKENIZER_END_S = 10.0
 
 
 class ServerFailed(Exception):
-    """A process of the server has ended by itself; in one line."""
+    """The end of a process by itself, in one line."""
 
 
 def serve(settings: ServeSettings, force: bool = False) -> int:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class BackendControl(Protocol):
-    """What cannot be done raises ValueError, in one line."""
+    """Other weights and profiles. What cannot be done raises ValueError, in one line."""
 
     def check_weights(self, folder: str) -> None:
         """Raise unless the checkpoint in ``folder`` can take the place of the weights; changes nothing."""

@@ -52,7 +52,7 @@ ANSWER_S = 30.0
 
 
 class EngineClient:
-    """Owns the sockets of the HTTP process."""
+    """The sockets of the process that serves clients, and who waits for what comes by them."""
 
     def __init__(self, addresses: Addresses, metrics: Metrics, max_queue: int) -> None:
         self._context: Any = zmq.asyncio.Context()
@@ -328,16 +328,16 @@ class EngineClient:
             self._controls.pop(number, None)
 
     def refuse_new(self, why: Refusal) -> None:
-        """From now on every new request gets this error."""
+        """Refuse every new request from now on, for this reason."""
         self._refusal = why
         self.refusing.set()
 
     def resume_for_drain(self) -> None:
-        """A paused scheduler would never finish."""
+        """Resume: a paused scheduler would never finish."""
         self._scheduler.send(encode(Control(next(self._numbers), "resume")))
 
     def fail_all(self, why: str, error: Refusal) -> None:
-        """The server ends before its requests do: every one gets ``error``, and records have ``why``."""
+        """End every request with ``error``, for the server ends before they do; records have ``why``."""
         self.refuse_new(error)
         for request in list(self._requests.values()):
             request.fail(why, error)

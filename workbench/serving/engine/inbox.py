@@ -47,7 +47,7 @@ _CONTROLS = {"flush_cache": FlushCache, "pause": Pause, "resume": Resume}
 
 
 class Ending(Exception):
-    """The server is told to end: leaves the loop through its driver, with the ``messages`` that came before."""
+    """The end of the server: leaves the loop through its driver, with the ``messages`` that came before."""
 
     def __init__(self, messages: list[object]) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ BLOCK_TOKENS = 16
 
 
 class LiveRecord:
-    """Listens to a loop and, at the end, writes ``DIR/<loop>/`` and ``DIR/trace.jsonl``.
+    """What a loop reports, kept until the end, when it writes ``DIR/<loop>/`` and ``DIR/trace.jsonl``.
 
     A line of the trace is written when its request ends, to a hidden file; in memory stay, until the end, about a kilobyte a
     request and 150 bytes an iteration.
@@ -59,7 +59,7 @@ class LiveRecord:
         self.now_s = now_s
 
     def arrived(self, message: Generate, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None) -> None:
-        """A request has reached the scheduler, with objectives of its own if any.
+        """Note a request that has reached the scheduler, with objectives of its own if any.
 
         Salts are secrets: the trace has a number for each, so that what shared no prefix shares none in a simulation.
         """
@@ -68,12 +68,12 @@ class LiveRecord:
         self._recorder.queued([message])
 
     def changed(self, settings: dict[str, Any]) -> None:
-        """The scheduler goes on with other settings than the record's."""
+        """Note that the scheduler goes on with other settings than the record's."""
         given = ", ".join(f"{name} {value}" for name, value in sorted(settings.items()))
         self._notes.append(f"settings changed after {self.now_s():.3f} s: {given}")
 
     def weights_updated(self, folder: str) -> None:
-        """From here on, another checkpoint of the model writes the tokens."""
+        """Note that from here on another checkpoint of the model writes the tokens."""
         self._notes.append(f"weights updated after {self.now_s():.3f} s: {folder}")
 
     def log_iteration(self, row: IterationRow) -> None:
@@ -86,14 +86,14 @@ class LiveRecord:
             self._taken(part.req)
 
     def _taken(self, req: Req) -> None:
-        """What only the scheduler knows of a request: where its session stands."""
+        """Note what only the scheduler knows of a request: where its session stands."""
         row = self._recorder.by_id[req.rid]
         row.input_tokens = req.input_len
         if req.session is not None:
             row.turn = req.session.turns
 
     def send(self, result: StepResult, at_s: float) -> None:
-        """What a step brought; it was sent to the clients at ``at_s``."""
+        """Note what a step brought, which was sent to the clients at ``at_s``."""
         for req in result.ended:
             request = self._recorder.by_id[req.rid].request
             assert request is not None
@@ -189,7 +189,7 @@ class LiveRecord:
 
 
 class RequestTokens:
-    """Finds the tokens of a request that has just ended: in the scheduler's token pool, whose rows are not given to
+    """The tokens of a request that has just ended: they are in the scheduler's token pool, whose rows are not given to
     another before the next batch is formed, or with the request itself if it had lost its row."""
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -203,7 +203,7 @@ class RequestTokens:
             self._row_of[new.request_id] = new.row
 
     def ended(self, req: Req) -> np.ndarray:
-        """int32: its prompt and what it was given of its output. Asked once for each request, as soon as it has ended."""
+        """Return int32: its prompt and what it was given of its output. Asked once a request, as soon as it has ended."""
         row = self._row_of.pop(req.rid, None)
         if row is None:
             return req.tokens
@@ -264,7 +264,7 @@ class BlockHash:
         self._key = secrets.token_bytes(32)
 
     def ids(self, tokens: np.ndarray) -> np.ndarray:
-        """int64, one for each whole block of ``tokens`` int32."""
+        """Return int64, one for each whole block of ``tokens`` int32."""
         state = blake2b(key=self._key, digest_size=8)
         ids = np.empty(len(tokens) // BLOCK_TOKENS, np.int64)
         for i in range(len(ids)):

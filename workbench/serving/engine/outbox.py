@@ -43,7 +43,7 @@ class LiveOutbox:
         """Of the rows of the batches of ``_epoch``."""
 
     def opened(self, message: Submit, generate: Generate) -> None:
-        """A sequence has come, which the scheduler takes as ``generate``."""
+        """Note a sequence that has come, which the scheduler takes as ``generate``."""
         self._sequences[message.sequence_id] = message.sequence
         if message.params.logprobs is not None:
             self._logprobs[message.sequence] = message.params.logprobs
@@ -62,12 +62,12 @@ class LiveOutbox:
             self._record.arrived(generate, message.slo_ttft_s, message.slo_tpot_s)
 
     def changed(self, settings: dict[str, Any]) -> None:
-        """The scheduler goes on with other settings."""
+        """Note that the scheduler goes on with other settings."""
         if self._record is not None:
             self._record.changed(settings)
 
     def weights_updated(self, folder: str) -> None:
-        """The model goes on with other weights."""
+        """Note that the model goes on with other weights."""
         if self._record is not None:
             self._record.weights_updated(folder)
 

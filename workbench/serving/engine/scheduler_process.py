@@ -31,7 +31,7 @@ class _Failure(Exception):
 
 
 def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None) -> None:
-    """The process: from building the backend to :class:`Shutdown`. What it cannot survive it says before it ends."""
+    """Run the process: from building the backend to :class:`Shutdown`. What it cannot survive it says before it ends."""
     begin_child()
     context: Any = zmq.Context()
     http = push_socket(context, addresses.http)
@@ -126,7 +126,7 @@ def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready
 
 
 class _IterationTee:
-    """Takes the backend's rows of iterations.csv, which may come before anybody listens."""
+    """Where the backend's rows of iterations.csv go. They may come before anybody listens."""
 
     def __init__(self) -> None:
         self.vitals: Vitals | None = None

@@ -44,17 +44,17 @@ class Vitals:
         self._phase_s = [0.0, 0.0, 0.0, 0.0]
 
     def moved(self) -> None:
-        """The loop has come to a new iteration."""
+        """Note that the loop has come to a new iteration."""
         self.progress_s = time.monotonic()
         self.pending = True
 
     def resting(self) -> None:
-        """The loop has nothing to do before a message comes."""
+        """Note that the loop has nothing to do before a message comes."""
         self.progress_s = time.monotonic()
         self.pending = False
 
     def note_iteration(self, row: IterationRow) -> None:
-        """A row of iterations.csv has been logged. Stages after the first are the same iteration."""
+        """Note a row of iterations.csv. Stages after the first are the same iteration."""
         if row.stage == 0:
             self.iterations += 1
         for i, spent in enumerate((row.receive_s, row.schedule_s, row.launch_host_s, row.process_s)):

@@ -75,7 +75,7 @@ class Change(msgspec.Struct, tag="change", array_like=True):
 
 
 class SessionControl(msgspec.Struct, tag="session", array_like=True):
-    """A session begins or is forgotten; answered by :class:`Done` with the same number, and why not if so."""
+    """A session to begin or to forget; answered by :class:`Done` with the same number, and why not if so."""
 
     number: int
     session: str
@@ -109,7 +109,7 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
 
 
 class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
-    """The text of a sequence holds one of its stop strings."""
+    """Word that the text of a sequence holds one of its stop strings."""
 
     sequence_id: str
     output_tokens: int
@@ -179,7 +179,7 @@ class Step(msgspec.Struct, tag="step", array_like=True):
 
 
 class Pulse(msgspec.Struct, tag="pulse", array_like=True):
-    """Goes the way of an answer, from the scheduler process through the detokenizer: while it comes, answers can."""
+    """A sign of life that goes the way of an answer, through the detokenizer: while it comes, answers can."""
 
     sent_s: float
     """``time.monotonic()`` when the scheduler process sent it."""
@@ -197,7 +197,7 @@ class Chunks(msgspec.Struct, tag="chunks", array_like=True):
 
 
 class Beat(msgspec.Struct, tag="beat", array_like=True):
-    """The scheduler process is alive, and how it stands. Counts are since its start; moments are ``time.monotonic()``."""
+    """A sign of life of the scheduler process, and how it stands. Counts are since its start; moments are monotonic."""
 
     sent_s: float
     heard_s: float
@@ -223,7 +223,7 @@ class Beat(msgspec.Struct, tag="beat", array_like=True):
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True):
-    """The scheduler process can take requests."""
+    """Word that the scheduler process can take requests."""
 
     capacity: Capacity
     """What a sequence may take of the context and of the KV pool."""
@@ -242,7 +242,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
-    """What had this number (:class:`Control`, :class:`Ask`, ...) has been carried out, or was ``refused`` in one line."""
+    """The answer to what had this number (:class:`Control`, :class:`Ask`, ...): it is done, or ``refused`` in one line."""
 
     number: int
     state: dict[str, Any] | None = None
@@ -250,7 +250,7 @@ class Done(msgspec.Struct, tag="done", array_like=True):
 
 
 class Failed(msgspec.Struct, tag="failed", array_like=True):
-    """A process cannot go on, in one line; it ends now."""
+    """The last word of a process that cannot go on, in one line."""
 
     line: str
     bad_input: bool

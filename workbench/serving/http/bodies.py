@@ -112,7 +112,7 @@ _FREE_FORM = ("messages", "chat_template_kwargs")
 
 
 def parse(body: bytes, kind: Any) -> Any:
-    """A body as ``kind``. Raises Refusal that names what is wrong."""
+    """Return a body as ``kind``. Raises Refusal that names what is wrong."""
     try:
         given = msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8))
         if isinstance(given, dict):
@@ -144,7 +144,7 @@ def _why_not_json(body: bytes, error: Exception) -> str:
 
 
 def _cleaned(given: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Without the fields that ask for nothing, and with whole numbers as such."""
+    """Return the body without the fields that ask for nothing, and with whole numbers as such."""
     where = getattr(kind, "where", None)
     if where is not None:
         given = without_neutral(given, where, frozenset(kind.__struct_fields__))
@@ -162,7 +162,7 @@ def _cleaned(given: dict[str, Any], kind: Any) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Any:
-    """Numbers like 8.0 as 8, in lists and objects, too: JSON has one kind of number, and some languages write it so."""
+    """Return numbers like 8.0 as 8, in lists and objects, too: JSON has one kind of number, which some write so."""
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 1 << 63 else value
     if isinstance(value, list):
@@ -173,7 +173,7 @@ def _whole(value: Any) -> Any:
 
 
 def parse_settings(body: bytes) -> dict[str, Any]:
-    """The body of POST /settings; what the values mean is the scheduler's to check. Raises Refusal."""
+    """Return the body of POST /settings; what the values mean is the scheduler's to check. Raises Refusal."""
     settings: dict[str, Any] = parse(body, dict[str, Any])
     for name, value in settings.items():
         # Anything else could not be sent on: messages between processes have 64-bit numbers.
@@ -200,14 +200,14 @@ def _invalid(message: str) -> Refusal:
 
 
 def openai_counts(asked: CompletionRequest | ChatRequest, default_max_tokens: int, logprobs: Count | None) -> Counts:
-    """The counts of a request of an OpenAI endpoint. Raises Refusal as :func:`count` does."""
+    """Return the counts of a request of an OpenAI endpoint. Raises Refusal as :func:`count` does."""
     given = {"max_tokens": asked.max_tokens, "max_completion_tokens": asked.max_completion_tokens}
     most = count(default_max_tokens, **given)
     return Counts(most, count(0, min_tokens=asked.min_tokens), logprobs)
 
 
 def chat_logprob_count(asked: ChatRequest) -> Count | None:
-    """The log probabilities that a chat wants. Raises Refusal for likely tokens beside none."""
+    """Return the log probabilities that a chat wants. Raises Refusal for likely tokens beside none."""
     if asked.logprobs:
         return Count("logprobs", 0) if asked.top_logprobs is None else count(0, top_logprobs=asked.top_logprobs)
     if asked.top_logprobs:
@@ -216,7 +216,7 @@ def chat_logprob_count(asked: ChatRequest) -> Count | None:
 
 
 def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages with their content as plain text, for a chat template."""
+    """Return messages with their content as plain text, for a chat template."""
     if not messages:
         raise bad_value("messages", "is empty")
     plain = []

@@ -43,7 +43,7 @@ def raise_open_files() -> None:
 
 
 def connection_room() -> int:
-    """How many connections may be open beside what this process has open now. Raises ConfigError for none."""
+    """Return how many connections may be open beside what this process has open now. Raises ConfigError for none."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize

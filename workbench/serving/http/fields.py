@@ -36,7 +36,7 @@ class Neutral:
     """The endpoints that take them, or the object inside a request."""
 
     def at(self, value: Any, n: int) -> bool:
-        """Whether ``value`` asks for nothing of a request of ``n`` choices."""
+        """Return whether ``value`` asks for nothing of a request of ``n`` choices."""
         if self.values is _ANY or value is None:
             return True
         return _like(value, n) if self.names == ("best_of",) else any(_like(value, each) for each in self.values)
@@ -182,7 +182,7 @@ TABLE = (
 
 
 def without_neutral(given: dict[str, Any], where: str, own: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """``given`` without the fields that ask for nothing. ``own`` are those a request has itself.
+    """Return ``given`` without the fields that ask for nothing. ``own`` are those a request has itself.
 
     Raises Unsupported for a field of the table that asks for something; ``prefix`` goes before its name.
     """
@@ -206,7 +206,7 @@ _ROWS = {(where, name): row for row in TABLE for where in row.where for name in 
 
 
 def as_markdown() -> str:
-    """The table as docs/serving.md has it."""
+    """Return the table as docs/serving.md has it."""
     lines = ["| taken at these values, beside null | because | of, or sent by |", "|---|---|---|"]
     for row in TABLE:
         values = "anything" if row.values is _ANY else ", ".join(f"`{json.dumps(value)}`" for value in row.values)

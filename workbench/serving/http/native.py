@@ -50,7 +50,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def speaks_sglang(asked: GenerateRequest) -> bool:
-    """Whether a request uses a name that only SGLang has for it."""
+    """Return whether a request uses a name that only SGLang has for it."""
     sampling = asked.sampling_params or GenerateSampling()
     names = (
         asked.rid,
@@ -65,7 +65,7 @@ def speaks_sglang(asked: GenerateRequest) -> bool:
 
 
 def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
-    """The counts of a request, by either of their names.
+    """Return the counts of a request, by either of their names.
 
     Raises Refusal where two names of one thing differ, for log probabilities of the prompt, and for alternatives to
     log probabilities that were not asked for.
@@ -91,7 +91,7 @@ def counts_of(asked: GenerateRequest, default_max_tokens: int) -> Counts:
 
 
 def with_request_id(asked: GenerateRequest) -> GenerateRequest:
-    """The request with its id under this server's name for it. Raises Refusal where the two names differ."""
+    """Return the request with its id under this server's name for it. Raises Refusal where the two names differ."""
     if asked.rid is None:
         return asked
     if asked.request_id not in (None, asked.rid):

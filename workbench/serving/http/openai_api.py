@@ -16,7 +16,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def finish_reason(chunk: Chunk) -> str | None:
-    """OpenAI's word, and ``abort`` for what /abort ended."""
+    """Return OpenAI's word, and ``abort`` for what /abort ended."""
     return FINISH_WORDS.get(chunk.kind, chunk.kind) or None
 
 
@@ -76,7 +76,7 @@ class Shape:
             yield index, chunk
 
     async def whole(self) -> bytes:
-        """The answer in one piece."""
+        """Return the answer in one piece."""
         texts = [""] * self.choices
         last: list[Chunk | None] = [None] * self.choices
         logprobs: list[list[LogprobText]] = [[] for _ in range(self.choices)]
@@ -92,7 +92,7 @@ class Shape:
         return _encode(self._whole(texts, tokens, logprobs, ends))
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events."""
+        """Yield server-sent events."""
         async for index, chunk in self.events():
             for piece in self._pieces(index, chunk):
                 yield _event(piece)
@@ -245,7 +245,7 @@ class ChatShape(Shape):
 
 
 def chat_logprobs(found: list[LogprobText], tokens_as_ids: bool = False) -> dict[str, Any]:
-    """Log probabilities as chats have them."""
+    """Return log probabilities as chats have them."""
 
     def one(token_id: int, token: str, piece: bytes, value: float) -> dict[str, Any]:
         return {"token": _id_name(token_id) if tokens_as_ids else token, "logprob": value, "bytes": list(piece)}
@@ -271,5 +271,5 @@ def _event(piece: dict[str, Any]) -> bytes:
 
 
 def error_event(error: ApiError) -> bytes:
-    """An error after the first event, when the status has been sent."""
+    """Return an error after the first event, when the status has been sent."""
     return _event(error.body)

@@ -55,11 +55,11 @@ class Access:
         return cls(origins, frozenset([*names, settings.host.lower()]))
 
     def allows_origin(self, origin: str) -> bool:
-        """Whether pages of ``origin`` are let in by name."""
+        """Return whether pages of ``origin`` are let in by name."""
         return "*" in self.origins or origin in self.origins
 
     def allows_host(self, host: str) -> bool:
-        """Whether a Host header names this server."""
+        """Return whether a Host header names this server."""
         found = _HOST.fullmatch(host)
         if self.hosts is None or found is None:
             return self.hosts is None
@@ -67,14 +67,14 @@ class Access:
         return name in self.hosts or name == "localhost" or name.endswith(".localhost") or _is_loopback(name)
 
     def notes(self) -> list[str]:
-        """What whoever starts the server should know."""
+        """Return what whoever starts the server should know."""
         if "*" in self.origins:
             return ["--allow-origin '*' lets every web page that is open on a machine which reaches this server use it"]
         return []
 
 
 def guarded(app: ASGIApp, access: Access, refused: Callable[[int], None]) -> ASGIApp:
-    """``app`` behind the checks; ``refused`` is told the status of every refusal."""
+    """Return ``app`` behind the checks; ``refused`` is told the status of every refusal."""
     inner: ASGIApp = _JsonBodies(app, refused)
     if access.origins:
         inner = _Cors(
@@ -90,7 +90,7 @@ def guarded(app: ASGIApp, access: Access, refused: Callable[[int], None]) -> ASG
 
 
 def parse_origin(given: str) -> str:
-    """An origin as browsers write it, or ``*``. Raises ConfigError for anything else."""
+    """Return an origin as browsers write it, or ``*``. Raises ConfigError for anything else."""
     if given == "*":
         return given
     try:
@@ -131,7 +131,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def same_origin(origin: str, host: str) -> bool:
-    """Whether a page of ``origin`` came from the server that ``host``, a Host header, names."""
+    """Return whether a page of ``origin`` came from the server that ``host``, a Host header, names."""
     server = _HOST.fullmatch(host)
     try:
         page = urlsplit(origin)
@@ -163,7 +163,7 @@ class _Refusing:
             await error_response(error)(scope, receive, send)
 
     def check(self, method: str, headers: Headers) -> ApiError | None:
-        """Why this request is not taken, if so."""
+        """Return why this request is not taken, if so."""
         raise NotImplementedError
 
 
@@ -229,7 +229,7 @@ class _Doors(_Refusing):
 
 
 class _JsonBodies(_Refusing):
-    """A body has to say that it is JSON."""
+    """The check that a body says it is JSON."""
 
     def check(self, method: str, headers: Headers) -> ApiError | None:
         has_body = "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
@@ -247,7 +247,7 @@ class _JsonBodies(_Refusing):
 
 
 def _not_json(content_type: str) -> str | None:
-    """What is wrong with a Content-Type, if anything is."""
+    """Return what is wrong with a Content-Type, if anything is."""
     kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
     if not kind:
         return "is missing"

@@ -52,7 +52,7 @@ class Bounds:
 
 
 class ChatTemplates:
-    """Turns conversations into text by the model's template, or by one that a request brings where that is trusted."""
+    """Conversations as text, by the model's template, or by one that a request brings where that is trusted."""
 
     def __init__(self, tokenizer: Tokenizer, bounds: Bounds, trust_requests: bool) -> None:
         self._tokenizer = tokenizer

@@ -40,7 +40,7 @@ class TemplateRefused(ValueError):
 
 
 def run_worker(connection: Connection) -> None:
-    """The process: answers each pickled Rendering with what :func:`text_of` reads, until nobody asks any more."""
+    """Run the process: answer each pickled Rendering with what :func:`text_of` reads, until nobody asks any more."""
     begin_child()
     for number in (signal.SIGTERM, signal.SIGPROF):  # nothing is lost with it
         signal.signal(number, signal.SIG_DFL)

@@ -54,11 +54,11 @@ class Detokenizer:
         return len(self._sequences)
 
     def open(self, message: Opened) -> None:
-        """Tokens of a new sequence will follow."""
+        """Begin a sequence, whose tokens will follow."""
         self._sequences[message.sequence] = _Sequence(message, self._decoder)
 
     def step(self, message: Step) -> tuple[list[Chunk], list[StopFound]]:
-        """The text of a step, and the sequences that the scheduler should stop.
+        """Return the text of a step, and the sequences that the scheduler should stop.
 
         Tokens of a sequence that has ended here already, by a stop string, are dropped.
         """
@@ -127,7 +127,7 @@ class Detokenizer:
 
 
 def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
-    """The process: from the first token to :class:`Shutdown`."""
+    """Run the process: from the first token to :class:`Shutdown`."""
     begin_child()
     context: Any = zmq.Context()
     inbox = pull_socket(context, addresses.detokenizer)

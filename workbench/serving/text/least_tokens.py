@@ -35,8 +35,8 @@ LeastTokens = Callable[[str, int], int]
 
 
 def least_tokens_of(serialised: str, byte_level_alphabet: list[str]) -> LeastTokens:
-    """For a ``tokenizer.json``; what it returns is 0 where nothing can be said. ``byte_level_alphabet``: the character for
-    each byte in a byte-level vocabulary."""
+    """Return the bound for a ``tokenizer.json``; it is 0 where nothing can be said. ``byte_level_alphabet``: the character
+    for each byte in a byte-level vocabulary."""
     spec: dict[str, Any] = json.loads(serialised)
     model: dict[str, Any] = spec["model"]
     steps, forms = _steps(spec.get("pre_tokenizer"), "pretokenizers"), _steps(spec.get("normalizer"), "normalizers")
@@ -77,7 +77,7 @@ def least_tokens_of(serialised: str, byte_level_alphabet: list[str]) -> LeastTok
 
 
 class _Cutter:
-    """Cuts bytes into as few tokens as can be: the likeliest cut where all tokens are equally likely."""
+    """A cutter of bytes into as few tokens as can be: the likeliest cut where all tokens are equally likely."""
 
     def __init__(self, vocabulary: list[str], added: list[str], alphabet: list[str]) -> None:
         import tokenizers

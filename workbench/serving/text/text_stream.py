@@ -28,7 +28,7 @@ class TextStream(Protocol):
 
 
 class ByteStream:
-    """For vocabularies whose tokens are bytes: an incremental UTF-8 decoder over them."""
+    """An incremental UTF-8 decoder, for vocabularies whose tokens are bytes."""
 
     def __init__(self, table: Sequence[bytes], skipped: frozenset[int]) -> None:
         self._table = table
@@ -63,7 +63,7 @@ def _goes_on(begun: bytes, piece: bytes) -> bool:
 
 
 class WindowStream:
-    """For any other: decode a window of tokens with and without the new ones, and take the difference.
+    """A window of tokens, decoded with and without the new ones, for any other vocabulary: the difference is what is new.
 
     The window starts at the tokens that were new last time, because how a token is spelled may depend on the one before it
     (a space that the first one loses, say). Text is held while it ends in a replacement character, which the next token may
@@ -133,7 +133,7 @@ class WindowStream:
 
 
 class StopMatcher:
-    """Finds stop strings in text that comes in pieces.
+    """A search for stop strings in text that comes in pieces.
 
     What may be the beginning of one is held back. Of several matches the one that is complete first counts, of those the
     longest, so the result does not depend on where the pieces are cut.
