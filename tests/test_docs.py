@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import workbench
 from tests.cost.profiles import MODEL, linear_profile
 from tests.serving.server import Server
 from workbench.cli.app import app
@@ -51,6 +54,10 @@ PLACES = {
     "R": "2",
     "X": "2",
 }
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S)
 
 
 def lines(document: Path) -> list[str]:
@@ -153,6 +160,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"request_id": f"b{i}", "arrival_s": i / 4, "input_length": 100 + i, "output_length": 9} for i in range(20)]
     (folder / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     linear_profile(folder / "profile")
+    (own_policy,) = python_blocks(ROOT / "docs/scheduler.md")
+    (folder / "mypolicies.py").write_text(own_policy)
     (folder / "measured").mkdir()
     (folder / "measured/meta.json").write_text(
         json.dumps(
@@ -201,6 +210,23 @@ def test_the_commands_of_a_page_run_one_after_the_other(page, world, monkeypatch
             words += ["--out", f"out-{page}-{number}"]
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, (line, done.output)
+
+
+@pytest.mark.parametrize("page", [document.name for document in DOCS if python_blocks(document)])
+def test_the_python_of_a_page_runs_from_its_first_line_to_its_last(page, world, monkeypatch, tmp_path):
+    (tmp_path / "trace.jsonl").write_bytes((world / "trace.jsonl").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    # A module, because code of one's own is known by the name of its module.
+    module = ModuleType(f"page_{Path(page).stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in python_blocks(ROOT / "docs" / page):
+        exec(compile(block, page, "exec"), vars(module))
+
+
+def test_the_line_that_the_documentation_of_python_says_is_the_one_that_is_said():
+    (said,) = re.findall(r"print\(error\)  # (.*)", (ROOT / "docs/api.md").read_text())
+    with pytest.raises(ValueError, match=re.escape(said)):
+        workbench.simulate([], chunk=-1)
 
 
 @pytest.mark.parametrize("words", [["catalogue"], ["catalogue", "h100"]])
