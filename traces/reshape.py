@@ -21,7 +21,7 @@ def reshape(
     requests: int | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A view of `trace`; nothing is read until it is iterated.
+    """A view of `trace`, or itself where nothing is asked for; nothing is read until it is iterated.
 
     `requests` keeps the first so many requests of the file: a session may lose later turns, never earlier ones.
 
@@ -38,6 +38,8 @@ def reshape(
     for name, value in (("rate", rate), ("speedup", speedup), ("requests", requests)):
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name} must be positive and finite, not {value}")
+    if rate is None and speedup is None and requests is None:
+        return trace
     info = replace(trace.info, notes=list(trace.info.notes))
     if requests is not None:
         info.note("only the first request" if requests == 1 else f"only the first {requests} requests")

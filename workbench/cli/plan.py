@@ -10,7 +10,6 @@ import typer
 from workbench.cli import options
 from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.trace_flags import TraceFlags, TraceReading, words_of
-from workbench.clients.trace_input import open_as
 
 if TYPE_CHECKING:
     from workbench.search.plan import Candidate, Load
@@ -115,6 +114,7 @@ def _run(
     from backends.simulated.catalogue.gpus import renamed_in_gpu
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
+    from workbench.clients.trace_input import open_as
     from workbench.search.executor import check_executor
     from workbench.search.plan import measure_load, prepare_plan_folder, run_plan
     from workbench.search.point import Base, Shared

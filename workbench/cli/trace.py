@@ -11,7 +11,6 @@ import typer
 from workbench.cli.errors import one_line_errors
 from workbench.cli.flags import command_with, given
 from workbench.cli.trace_flags import LENGTHS, TraceFlags, TraceReading
-from workbench.clients.trace_input import open_as
 
 if TYPE_CHECKING:
     from traces import Trace, TraceRequest
@@ -129,11 +128,9 @@ def _open(
     requests: int | None,
 ) -> Trace:
     from traces.reshape import reshape
+    from workbench.clients.trace_input import open_as
 
-    opened = open_as(path, reading)
-    if rate is None and speedup is None and requests is None:
-        return opened
-    return reshape(opened, rate, speedup, requests)
+    return reshape(open_as(path, reading), rate, speedup, requests)
 
 
 def _progress(requests: Iterable[TraceRequest], doing: str, total: int | None) -> Iterable[TraceRequest]:

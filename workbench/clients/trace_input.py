@@ -31,8 +31,6 @@ def reshaped(trace: Trace, settings: LoadSettings) -> Trace:
     """The trace as the settings want it: at another rate or speed, or only its beginning. Raises TraceError."""
     from traces.reshape import reshape
 
-    if settings.rate is None and settings.speedup is None and settings.requests is None:
-        return trace
     return reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
 
 
