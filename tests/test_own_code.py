@@ -10,13 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from backends.simulated.cost.cost_request import CostRequest
+from tests.scheduler.by_hand import scheduler
 from tests.world import LinearCost
 from traces import TraceRequest, sample_path
 from workbench.cli.app import app
-from workbench.loops import find_loop
+from workbench.loops import LOOPS, find_loop
 from workbench.loops.normal import normal_loop
 from workbench.loops.pipeline import pipeline_loop
+from workbench.scheduler.messages import SetState
+from workbench.scheduler.policy import Policy
 from workbench.scheduler.settings import ConfigError
+from workbench.settings.run_settings import LOOP_NAMES, RunSettings
 
 HERE = __name__
 
@@ -84,6 +88,11 @@ def no_generator(scheduler, backend, inbox, outbox):
 
 def of_two(scheduler, backend):
     yield
+
+
+class NewestFirst(Policy):
+    def order(self, waiting, view):
+        return waiting[::-1]
 
 
 class LastOnly:
@@ -280,3 +289,39 @@ def test_modules_of_the_current_folder_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own_here.py").write_text("def loop(scheduler, backend, inbox, outbox):\n    yield\n")
     assert find_loop("own_here:loop").__name__ == "loop"
+
+
+def test_names_of_loops_are_those_that_settings_know():
+    assert tuple(LOOPS) == LOOP_NAMES
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loop": f"{HERE}:of_two"}, f"loop: '{HERE}:of_two' has to take"),
+        ({"policy": f"{HERE}:LastOnly"}, f"policy: '{HERE}:LastOnly' is not a subclass"),
+    ],
+)
+def test_a_real_runner_refuses_code_that_is_of_no_use_before_it_loads_a_model(settings, message):
+    pytest.importorskip("torch")
+    from workbench.cluster.device import runner_options
+
+    run = RunSettings(model="no such folder", **settings)
+    with pytest.raises(ConfigError, match="^" + message):
+        runner_options(run, run.loops[0], "cpu")
+
+
+def test_a_message_to_a_running_scheduler_names_no_code():
+    running = scheduler(policy=f"{HERE}:NewestFirst")
+    for settings, said in (
+        ({"policy": f"{HERE}:Other"}, f"policy: '{HERE}:Other' is not one of fcfs"),
+        ({"policy": "os:system"}, "policy: 'os:system' is not one of fcfs"),
+        ({"cost": f"{HERE}:OwnCost"}, "cost: cannot be changed while the scheduler runs"),
+        ({"loop": f"{HERE}:own_normal"}, "loop: cannot be changed while the scheduler runs"),
+        ({"policy": "lpm"}, None),
+        ({"policy": f"{HERE}:NewestFirst"}, None),  # which whoever started it has named
+    ):
+        told: list[str | None] = []
+        running.receive([SetState(settings, told.append)])
+        assert len(told) == 1
+        assert told[0] is None if said is None else str(told[0]).startswith(said), told

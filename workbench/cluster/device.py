@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import BY_FLAG
+from workbench.loops import find_loop
 from workbench.scheduler.config import ConfigError, largest_step
+from workbench.scheduler.policy import load_policy
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
@@ -36,13 +38,16 @@ def choose_device(backend: str) -> str:
 def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
     """What the runner has to know to run ``settings`` under ``loop``.
 
-    Raises ConfigError for what a real runner does not do.
+    Raises ConfigError for what a real runner does not do, and for a loop or policy of one's own that is none: both are known
+    before a model is loaded.
     """
     from backends.torch.loader import FORMATS
     from backends.torch.workers import RunnerOptions
 
     if load_format not in FORMATS:
         raise ConfigError(f"load_format: {load_format!r} is not one of {', '.join(FORMATS)}")
+    find_loop(loop)
+    load_policy(settings.policy)
     for name in ("dp", "ep"):
         if getattr(settings, name) > 1:
             raise ConfigError(
