@@ -12,6 +12,7 @@ from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.schema import DECODE
+from tests.verifier import Verifier
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
@@ -127,6 +128,8 @@ class Run:
     scheduled_s: dict[str, float] = field(default_factory=dict)
     ratios: list[float] = field(default_factory=list)
     """``new_token_ratio`` whenever a request began or ended."""
+    runs: list[int] = field(default_factory=list)
+    """How many tokens each row that decodes got in a step, where tokens are drafted."""
     skipped_s: list[float] = field(default_factory=list)
     """When results of steps went out that were skipped."""
 
@@ -152,9 +155,13 @@ class _Outbox:
             silent = set(result.batch.dropped or ())
             if result.batch.worker.unsampled is not None:
                 silent |= set(result.batch.worker.unsampled.tolist())
-            for i, req in enumerate(result.batch.reqs):
+            tokens, counts = result.output.tokens.tolist(), result.output.counts
+            ends = np.arange(1, len(tokens) + 1) if counts is None else counts.cumsum()
+            for i, (req, end) in enumerate(zip(result.batch.reqs, ends.tolist(), strict=True)):
+                given = tokens[ends[i - 1] if i else 0 : end]
+                assert counts is None or bool(given) == (i not in silent)
                 if i not in silent:
-                    run.outputs.setdefault(req.rid, []).append(int(result.output.tokens[i]))
+                    run.outputs.setdefault(req.rid, []).extend(given)
         if result.first or result.ended:
             run.ratios.append(run.scheduler.estimate.new_token_ratio)
         for req in result.first:
@@ -204,7 +211,7 @@ def simulate(
 
     stages = stages or config.slots
     recipe = Recipe(loop=LoopSpec(loop, **(loop_options or {})), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,))  # type: ignore[arg-type]
-    sampler = ScriptedSampler(script, recipe.rows)
+    sampler = Verifier(script, recipe.rows, config) if config.draft_tokens else ScriptedSampler(script, recipe.rows)
     rows = Rows()
     backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, rows.append, stages=stages)  # type: ignore[arg-type]
     inbox = SimulatedInbox(env)
@@ -214,6 +221,8 @@ def simulate(
     scheduler, outbox = instance.scheduler, instance.outbox
     assert isinstance(outbox, _Outbox)
     run = outbox.run
+    if isinstance(sampler, Verifier):
+        run.runs = sampler.runs
     ahead = SkipAhead(env, scheduler, backend, outbox, rows.append_decodes).skip if skip else None
     env.run_loop(instance.loop, ahead)
 

@@ -15,6 +15,9 @@ from workbench.scheduler.messages import Abort, FlushCache, Pause, Resume
 HOSTS = (FREE_HOST, HostModel(), HostModel(schedule_s=0.02))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
 
+drafting = pytest.mark.parametrize("draft_tokens", [0, 1, 2, 3, 4])
+"""Steps that bring each request one token, and steps that bring it a run of them: see tests/verifier.py."""
+
 
 def thorough(examples: int):
     return settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=SLOW)
@@ -57,7 +60,7 @@ def some_jobs(
 
 
 @st.composite
-def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
+def some_settings(draw: st.DrawFn, loop: str, draft_tokens: int = 0) -> dict[str, object]:
     """Settings that work together, tight more often than not."""
     page_size = draw(st.sampled_from([1, 1, 2, 4, 16]))
     max_running = draw(st.sampled_from([1, 2, 3, 8]))
@@ -78,13 +81,17 @@ def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
         "max_passed_over": draw(st.sampled_from([1, 64, None])),
         "share_in_batch_tokens": draw(st.sampled_from([None, 4, 32])),
     }
+    step_tokens = max_running * (1 + draft_tokens)
+    if draft_tokens:
+        chosen["draft_tokens"] = draft_tokens
+        chosen["max_batch_tokens"] = max(int(chosen["max_batch_tokens"]), step_tokens)
     if chosen["batching"] == "prefill-first" and chosen["chunk"] is None:
         chosen["chunk_depth"] = None
     if chosen["policy"] == "priority":
         threshold = draw(st.sampled_from([None, 1, 2]))
         chosen["preempt_threshold"] = threshold if chosen["batching"] == "prefill-first" else None
     chunk = chosen["chunk"]
-    if chosen["batching"] == "prefill-first" and isinstance(chunk, int) and chunk >= max_running + page_size:
+    if chosen["batching"] == "prefill-first" and isinstance(chunk, int) and chunk >= step_tokens + page_size:
         chosen["mixed_chunk"] = draw(st.booleans())
     return chosen
 
@@ -142,14 +149,17 @@ def check_the_pools(run: Run) -> None:
 LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}], "pipeline": [None]}
 
 
+@drafting
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.slow
-def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
-    @thorough(150)
+def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, draft_tokens):
+    runs: list[int] = []
+
+    @thorough(50 if draft_tokens else 150)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs())
-        config = data.draw(some_settings(loop))
+        config = data.draw(some_settings(loop, draft_tokens))
         messages, timeouts = data.draw(some_trouble(jobs))
         stages = min(int(config["slots"]), data.draw(st.sampled_from([1, 2, 3])))  # or more micro-batches than stages
         run = simulate(
@@ -163,8 +173,10 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop):
             **timeouts,
         )
         check_the_end(jobs, run)
+        runs.extend(run.runs)
 
     check()
+    assert {*runs} == {*range(1, draft_tokens + 2)} if draft_tokens else not runs
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])
@@ -210,12 +222,20 @@ def left_behind(run: Run) -> tuple[object, ...]:
     return scheduler.assembly.step, scheduler.kv.pool.free_pages().tolist(), nodes, reqs
 
 
-@thorough(70)
-@given(st.data())
+@drafting
 @pytest.mark.slow
-def test_all_loops_emit_the_same_tokens_under_random_eos(data):
+def test_all_loops_emit_the_same_tokens_under_random_eos(draft_tokens):
+    @thorough(25 if draft_tokens else 70)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        same_tokens_in_all_loops(data, draft_tokens)
+
+    check()
+
+
+def same_tokens_in_all_loops(data: st.DataObject, draft_tokens: int) -> None:
     jobs = data.draw(some_jobs())
-    config = data.draw(some_settings("normal"))
+    config = data.draw(some_settings("normal", draft_tokens))
     host = data.draw(st.sampled_from(HOSTS))
     runs = [simulate(jobs, "normal", host=host, **config), simulate(jobs, "overlap", host=host, **config)]
     runs += [simulate(jobs, "pipeline", host=host, **{**config, "slots": slots}) for slots in (1, 2)]
@@ -230,14 +250,15 @@ def test_all_loops_emit_the_same_tokens_under_random_eos(data):
                 assert run.outputs.get(job.rid) == runs[0].outputs.get(job.rid)
 
 
+@drafting
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.slow
-def test_the_same_run_twice_gives_the_same_rows(loop):
-    @thorough(25)
+def test_the_same_run_twice_gives_the_same_rows(loop, draft_tokens):
+    @thorough(10 if draft_tokens else 25)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs())
-        config = data.draw(some_settings(loop))
+        config = data.draw(some_settings(loop, draft_tokens))
         messages, timeouts = data.draw(some_trouble(jobs))
         host = data.draw(st.sampled_from(HOSTS))
         one, two = (
@@ -279,7 +300,8 @@ def test_overlap_saves_at_most_the_cpu_time_it_can_hide(data):
 def test_no_stage_runs_two_batches_at_a_time_and_no_batch_starts_before_the_stage_before_is_done(data):
     jobs = data.draw(some_jobs())
     loop = data.draw(st.sampled_from(["normal", "overlap", "pipeline"]))
-    run = simulate(jobs, loop, host=data.draw(st.sampled_from(HOSTS)), **data.draw(some_settings(loop)))
+    settings = data.draw(some_settings(loop, data.draw(st.sampled_from([0, 0, 0, 1, 4]))))
+    run = simulate(jobs, loop, host=data.draw(st.sampled_from(HOSTS)), **settings)
     free: dict[int, float] = {}
     ended: dict[int, float] = {}
     for row in run.rows:

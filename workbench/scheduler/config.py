@@ -165,6 +165,9 @@ class SchedulerConfig(SchedulerSettings):
     """Longest sequence, prompt and output together."""
     slots: int = 1
     """Micro-batches that take turns (pipeline parallelism); each has its own running set."""
+    draft_tokens: int = 0
+    """Tokens drafted for each running request and verified in one step, which brings from 1 token to one more than these.
+    0: plain decoding."""
     share_in_batch_tokens: int | None = setting(
         32,
         least=1,
@@ -183,15 +186,19 @@ class SchedulerConfig(SchedulerSettings):
         for name in ("kv_tokens", "max_context", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.draft_tokens < 0:
+            raise ConfigError(f"draft_tokens: {self.draft_tokens} is less than 0")
         super().__post_init__()
+        step_tokens = self.max_running_per_slot * (1 + self.draft_tokens)
+        each = f"{1 + self.draft_tokens} tokens" if self.draft_tokens else "a token"
         if self.kv_tokens < self.page_size:
             raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens")
         if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.page_size:
             raise ConfigError(f"chunk: {self.chunk} is smaller than a page of {self.page_size} tokens")
-        if self.batching == "mixed" and self.max_batch_tokens < self.max_running_per_slot:
+        if self.batching == "mixed" and self.max_batch_tokens < step_tokens:
             raise ConfigError(
                 f"max_batch_tokens: {self.max_batch_tokens} cannot give each of {self.max_running_per_slot} running "
-                "requests a token; raise it or lower max_running"
+                f"requests {each}; raise it or lower max_running"
             )
         if self.batching == "mixed" and self.max_batch_tokens < self.page_size:
             raise ConfigError(f"max_batch_tokens: {self.max_batch_tokens} is smaller than a page of {self.page_size}")
@@ -199,7 +206,7 @@ class SchedulerConfig(SchedulerSettings):
             raise ConfigError("chunk_depth: needs a chunk size")
         if self.mixed_chunk and (self.batching == "mixed" or self.chunk is None):
             raise ConfigError("mixed_chunk: needs prefill-first batching with a chunk size")
-        if self.mixed_chunk and self.chunk is not None and self.chunk < self.max_running_per_slot + self.page_size:
+        if self.mixed_chunk and self.chunk is not None and self.chunk < step_tokens + self.page_size:
             raise ConfigError(
                 f"chunk: {self.chunk} leaves no room for a prompt beside {self.max_running_per_slot} decodes (mixed_chunk)"
             )

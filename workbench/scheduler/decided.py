@@ -155,6 +155,8 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
     slots, queue, flights, lifecycle = scheduler.slots, scheduler.queue, scheduler.flights, scheduler.lifecycle
     slot = slots[0]
     running = slot.running
+    if scheduler.config.draft_tokens:
+        return None  # how many tokens a step brings is known only once it is done
     if len(slots) > 1 or scheduler.held or queue.has_deadlines or not flights:
         return None
     if slots.chunked is not None or lifecycle.ended or lifecycle.retracted:

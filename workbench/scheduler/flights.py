@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from workbench.scheduler.batch import StepOutput
 from workbench.scheduler.kv.memory import KVMemory
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import place_of
@@ -60,9 +61,13 @@ class Flights:
         """Whether some batch in flight holds a request."""
         return any(place_of(req, batch.reqs) is not None for batch in self.batches)
 
-    def samples(self, req: Req) -> int:
-        """Tokens that batches in flight have yet to deliver to a request."""
-        return sum(batch.samples(index) for batch, index in self.of(req))
+    def coming(self, req: Req) -> int:
+        """Most tokens that batches in flight have yet to deliver to a request."""
+        return sum(batch.coming(index) for batch, index in self.of(req))
+
+    def doubtful(self, req: Req) -> int:
+        """How many of those may not come."""
+        return sum(max(batch.coming(index) - 1, 0) for batch, index in self.of(req))
 
     @property
     def rows_coming(self) -> int:
@@ -74,7 +79,7 @@ class Flights:
         flight still bring reach it in the queue."""
         flights = self.of(req)
         for batch, index in flights:
-            if batch.samples(index):
+            if batch.coming(index):
                 req.pending_token = True
                 batch.late = {**(batch.late or {}), index: req}
         if flights:
@@ -103,13 +108,15 @@ class Flights:
         assert self.batches[0] is batch, "batches are processed in the order in which they were formed"
         self.batches.popleft()
 
-    def give_late(self, batch: ScheduleBatch, tokens: np.ndarray) -> None:
-        """Hand the samples int[n] of a batch to those who were retracted while it was in flight and wait in the queue: they
+    def give_late(self, batch: ScheduleBatch, output: StepOutput) -> None:
+        """Hand what a batch has brought to those who were retracted while it was in flight and wait in the queue: they
         join what is prefilled again."""
+        ends = np.arange(1, len(batch.reqs) + 1) if output.counts is None else output.counts.cumsum()
         for index, req in (batch.late or {}).items():
-            req.pending_token = bool(self.samples(req))
+            req.pending_token = bool(self.coming(req))
             if req.finish is None:
-                req.tokens = np.append(req.tokens, np.int32(tokens[index]))
+                run = output.tokens[ends[index - 1] if index else 0 : ends[index]]
+                req.tokens = np.concatenate((req.tokens, run.astype(np.int32)))
                 output_len = len(req.tokens) - req.input_len
                 # A first token is left at zero, to be announced like anyone's.
                 req.output_len = output_len if output_len > 1 else 0

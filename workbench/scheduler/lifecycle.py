@@ -41,15 +41,16 @@ class Lifecycle:
 
     # -- back to the queue -------------------------------------------------------------------------------------------
 
-    def retract(self, req: Req, kv_len: int) -> None:
-        """Take a request's KV away, keep what it has generated, and put it back into the queue."""
-        if kv_len >= len(req.tokens):
-            known = kv_len + 1 - self._flights.samples(req)
+    def retract(self, req: Req) -> None:
+        """Take the KV of a request, which says of it what is true, away, keep what it has generated, and put it back into
+        the queue."""
+        if req.kv_len >= len(req.tokens):
+            known = req.kv_len + 1 - self._flights.coming(req)
             req.tokens = self._kv.table.tokens(req.row, known).copy()
             req.output_len = known - req.input_len
-        self._kv.cache.release(req, 0, kv_len, insert=False)
+        self._kv.cache.release(req, 0, req.kv_len + req.spare_tokens, insert=False)
         self._flights.retract(req)
-        req.kv_len = 0
+        req.kv_len = req.spare_tokens = 0
         req.retractions += 1
         self.retracted.append(req)
         self._queue.put(req)
@@ -60,7 +61,7 @@ class Lifecycle:
         req = self._slots.chunked
         assert req is not None
         self._slots.chunked = None
-        self.retract(req, req.kv_len)
+        self.retract(req)
 
     def forget_kv(self) -> None:
         """Take everybody's KV away, keeping what they have generated, and empty the prefix cache: no token in it is worth
@@ -68,7 +69,7 @@ class Lifecycle:
         assert not self._flights, "a batch in flight reads what would be forgotten"
         for slot in self._slots:
             for req in slot.running.remove(range(slot.running.count)):
-                self.retract(req, req.kv_len)
+                self.retract(req)
         if self._slots.chunked is not None:
             self.retract_chunked()
         self._kv.flush()
@@ -104,8 +105,8 @@ class Lifecycle:
                 self._slots.chunked = None
             else:
                 # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
-                req.output_len = req.output_at(req.kv_len) - self._flights.samples(req)
-            self.end(req, finish, req.kv_len, req.kv_len)
+                req.output_len = req.output_at(req.kv_len) - self._flights.coming(req)
+            self.end(req, finish, req.kv_len - self._flights.doubtful(req), req.kv_len + req.spare_tokens)
         self.ended.append(req)
 
     # -- reports -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class Parts:
 def parts_for(config: SchedulerConfig, clock: Callable[[], float]) -> Parts:
     """A scheduler's parts, all empty."""
     kv = KVMemory(config)
-    slots = Slots(config.slots, kv.table, config.page_size)
+    slots = Slots(config, kv.table)
     queue = WaitingQueue(config, kv.cache, clock)
     flights = Flights(kv, slots)
     lifecycle = Lifecycle(kv, slots, queue, flights)

@@ -44,7 +44,7 @@ class Preemption:
         for _, _, index, victim in sorted(candidates, key=lambda c: c[:2]):
             if need < total and rows_free + rows_coming > 0:
                 break
-            own = kv.pages_for(int(running.lens[index])) - victim.shared_pages
+            own = kv.pages_for(int(running.held_tokens[index])) - victim.shared_pages
             shared = [node for node in _path(victim.node) if node.locks == unlocked.get(node, 0) + 1]
             own += sum(len(node.pages) for node in shared)  # nobody else needs them: eviction could free them
             if own == 0 and rows_free + rows_coming > 0:
@@ -61,7 +61,7 @@ class Preemption:
         if not victims or need >= total or rows_free + rows_coming <= 0:
             return False
         for victim in running.remove(victims):
-            self._parts.lifecycle.retract(victim, victim.kv_len)
+            self._parts.lifecycle.retract(victim)
         return rows_free > 0
 
 

@@ -114,6 +114,8 @@ class Req:
     """Leading pages of its row that belong to the prefix cache; the rest are its own."""
     kv_len: int = 0
     """Tokens whose KV is computed or launched (outside the running set)."""
+    spare_tokens: int = 0
+    """Tokens that its pages cover beyond ``kv_len``: drafted ones that did not hold (outside the running set)."""
     output_len: int = 0
     """Tokens emitted, as of the last event that touched this request."""
     cached_tokens: int = 0

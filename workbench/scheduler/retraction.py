@@ -32,18 +32,15 @@ class Retraction:
 
     def _retract(self, slot: Slot) -> None:
         running, kv = slot.running, self._kv
-        needs = running.lens % kv.page_size == 0
+        needs = running.needs()
         need = int(needs.sum())
         others = self._slots.running_count > running.count
-        victims: list[int] = []
-        for index in self._order(slot):
-            if need <= kv.available_pages or (len(victims) == running.count - 1 and not others):
+        for req, needed in [(running.reqs[index], int(needs[index])) for index in self._order(slot)]:
+            if need <= kv.available_pages or (running.count == 1 and not others):
                 break
-            self._lifecycle.retract(running.reqs[index], int(running.lens[index]))
-            victims.append(index)
-            need -= int(needs[index])
-        if victims:
-            running.remove(victims)
+            running.remove([running.reqs.index(req)])
+            self._lifecycle.retract(req)
+            need -= needed
         if need > kv.available_pages and self._slots.chunked is not None:
             self._lifecycle.retract_chunked()
         if need <= kv.available_pages:
@@ -57,5 +54,5 @@ class Retraction:
         if self._newest_first:
             return list(range(running.count - 1, -1, -1))
         prompts = np.array([req.input_len for req in running.reqs])
-        order: list[int] = np.lexsort((-prompts, running.lens - prompts)).tolist()
+        order: list[int] = np.lexsort((-prompts, running.confirmed - prompts)).tolist()
         return order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +13,37 @@ from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.request import Req
 from workbench.scheduler.stops import StopIds, chosen, stacked
 
+_NOBODY = np.empty(0, np.int64)
 _ONE = np.array(1)
 """Added on every step; numpy takes twice as long to add a Python number to a small array."""
+
+
+class DecodeStep(NamedTuple):
+    """The decodes of a batch, in which ``n`` requests compute a step."""
+
+    reqs: list[Req]
+    rows: np.ndarray
+    epoch: int
+    seq_lens: np.ndarray
+    """int64[n], launched lengths, this step included."""
+    query_lens: np.ndarray
+    tokens: int
+    """Sum of ``query_lens``."""
+    context_tokens: int
+    """Sum of ``seq_lens``."""
+    token_at: np.ndarray
+    """int64[n], where each one's sample goes in the token table; empty where steps bring runs of tokens."""
+    ends: np.ndarray
+    """int64[n], KV length at which each stops by length; empty where such stops are known at launch."""
+    stop_ids: StopIds
+    stops: Sequence[int]
+    """Indices of requests that stop by length with this step."""
+    page_rows: np.ndarray
+    """int64[m], rows that get a new page."""
+    pages: np.ndarray
+    """int32[m], the page that each of them gets."""
+    page_places: np.ndarray | None
+    """int64[m], where in its row each page goes; None: it holds the row's newest token."""
 
 
 class RunningSet:
@@ -24,6 +54,13 @@ class RunningSet:
     members in the same order.
     """
 
+    ragged = False
+    """Whether steps bring runs of tokens (:class:`~workbench.scheduler.ragged.RaggedRunningSet`)."""
+    stalled = False
+    """Whether everybody has to wait for a step in flight."""
+    draft_tokens = 0
+    """Most tokens that each computes in a step beside its last one."""
+
     def __init__(self, table: TableManager, page_size: int, epochs: Iterator[int]) -> None:
         self._table = table
         self._page_size = page_size
@@ -33,8 +70,7 @@ class RunningSet:
         """Sum of ``lens``."""
         self.steps_to_stop = 0
         """Steps until the first one stops by length: a comparison of numbers instead of arrays on most steps."""
-        nobody = np.empty(0, np.int64)
-        self._set(nobody, nobody, nobody, nobody, None)
+        self._set(_NOBODY, _NOBODY, _NOBODY, _NOBODY, None)
 
     def _set(
         self, rows: np.ndarray, lens: np.ndarray, ends: np.ndarray, token_at: np.ndarray, stop_ids: StopIds
@@ -60,6 +96,21 @@ class RunningSet:
         """int64[n], most tokens each may still generate."""
         left: np.ndarray = self.ends - self.lens
         return left
+
+    @property
+    def confirmed(self) -> np.ndarray:
+        """int64[n], tokens in KV as far as is known for certain; a step that brings one token leaves no doubt."""
+        return self.lens
+
+    @property
+    def held_tokens(self) -> np.ndarray:
+        """int64[n], tokens that each one's pages cover, up to the end of a page."""
+        return self.lens
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that the next step computes."""
+        return self.count
 
     def add(
         self,
@@ -89,8 +140,7 @@ class RunningSet:
         soonest = False
         stays = bytearray(b"\1") * self.count
         for i, req in zip(indices, gone, strict=True):
-            req.kv_len = int(self.lens[i])
-            self.context_tokens -= req.kv_len
+            self.context_tokens -= self.updated(i).kv_len
             soonest |= req.end_len - req.kv_len == self.steps_to_stop
             stays[i] = 0
         self.reqs = list(compress(self.reqs, stays))
@@ -100,6 +150,17 @@ class RunningSet:
         if soonest:
             self.steps_to_stop = min(self.remaining.tolist(), default=0)
         return gone
+
+    def updated(self, index: int) -> Req:
+        """A request with what it says of its KV brought up to date."""
+        req = self.reqs[index]
+        req.kv_len = int(self.lens[index])
+        return req
+
+    def needs(self) -> np.ndarray:
+        """int64[n], pages that each needs for its next step."""
+        needs: np.ndarray = (self.lens % self._page_size == 0).astype(np.int64)
+        return needs
 
     def needing_page(self, steps: int = 1) -> np.ndarray | None:
         """int64[m], which of the tokens of the next ``steps`` start a page, counted through the members step by step. None
@@ -138,6 +199,28 @@ class RunningSet:
         self.context_tokens += steps * self.count
         self.steps_to_stop -= steps
         return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
+
+    def step(self, needing: np.ndarray | None, pages: np.ndarray) -> DecodeStep:
+        """Have everybody who need not wait compute a step, with ``pages`` for those in ``needing``."""
+        reqs, rows, epoch, queries, stop_ids = self.reqs, self.rows, self.epoch, self.query_lens, self.stop_ids
+        page_rows = rows if needing is None else rows[needing]
+        stops = self.advance(needing, pages)
+        return DecodeStep(
+            reqs,
+            rows,
+            epoch,
+            self.lens,
+            queries,
+            len(rows),
+            self.context_tokens,
+            self.token_at,
+            _NOBODY,
+            stop_ids,
+            stops,
+            page_rows,
+            pages,
+            None,
+        )
 
 
 def place_of(req: Req, reqs: Sequence[Req]) -> int | None:

@@ -10,6 +10,8 @@ from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.request import Req
 from workbench.scheduler.stops import StopIds
 
+_NOBODY = np.empty(0, np.int64)
+
 
 class ScheduleBatch:
     """A batch between launch and processing.
@@ -19,6 +21,7 @@ class ScheduleBatch:
 
     __slots__ = (
         "dropped",
+        "ends",
         "late",
         "length_stops",
         "prefill",
@@ -42,6 +45,7 @@ class ScheduleBatch:
         retracted: Sequence[Req],
         token_at: np.ndarray,
         stop_ids: StopIds,
+        ends: np.ndarray = _NOBODY,
     ) -> None:
         self.worker = worker
         self.reqs = reqs
@@ -52,7 +56,9 @@ class ScheduleBatch:
         self.retracted = retracted
         """Requests that lost their KV so that this batch could be formed."""
         self.token_at = token_at
-        """int64[n], where each row's sample goes in the token table (flat)."""
+        """int64[n], where each row's sample goes in the token table (flat); not used where steps bring runs of tokens."""
+        self.ends = ends
+        """int64[decodes], KV length at which each decode stops by length, where steps bring runs of tokens; else empty."""
         self.stop_ids = stop_ids
         """What samples end them."""
         self.dropped: set[int] | None = None
@@ -64,10 +70,12 @@ class ScheduleBatch:
         self.release_rows: Sequence[int] = ()
         """Rows of retracted requests: their pages are gone already, the batch still reads the row."""
 
-    def samples(self, index: int) -> bool:
-        """Whether a row gets a token of this batch."""
-        unsampled = self.worker.unsampled
-        return unsampled is None or index not in unsampled
+    def coming(self, index: int) -> int:
+        """Most tokens that a row gets of this batch."""
+        worker = self.worker
+        if index >= worker.num_prefill:
+            return int(worker.query_lens[index])
+        return int(worker.unsampled is None or index not in worker.unsampled)
 
     def stand_for(self, reqs: list[Req], stop_ids: StopIds) -> None:
         """Become a decode of other requests, after being processed. ``worker`` and ``token_at`` are still to be set."""

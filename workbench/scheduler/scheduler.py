@@ -18,6 +18,7 @@ from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
 from workbench.scheduler.parts import parts_for
 from workbench.scheduler.policy import POLICIES
+from workbench.scheduler.ragged import take_runs
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
@@ -30,7 +31,8 @@ class StepResult:
 
     batch: ScheduleBatch | None
     output: StepOutput | None
-    """What the batch has sampled; the tokens of ``batch.worker.unsampled`` and ``batch.dropped`` rows mean nothing."""
+    """What the batch has brought. With ``counts``, exactly the tokens that each row is given, 0 or more. Without, one a row,
+    of which those of ``batch.worker.unsampled`` and ``batch.dropped`` rows mean nothing."""
     first: Sequence[Req] = ()
     """Requests that got their first token."""
     ended: Sequence[Req] = ()
@@ -257,41 +259,52 @@ class Scheduler:
         message.tell(None)
 
     def process(self, batch: ScheduleBatch, output: StepOutput) -> StepResult:
-        """Take the output of the oldest batch in flight, which has one token a row.
+        """Take the output of the oldest batch in flight: one token a row, or where tokens are drafted a run of them.
 
         Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
         flight reads it.
         """
         self.flights.land(batch)
-        table = self.kv.table
-        tokens, unsampled = output.tokens, batch.worker.unsampled
-        hits = stopped(batch.stop_ids, tokens)
-        if unsampled is None:
-            table.add_tokens(batch.token_at, tokens)
+        hits: Sequence[int]
+        if self.config.draft_tokens:
+            output, length_stops, hits, valid = take_runs(batch, output, self.slots[batch.slot].running, self.kv.table)
         else:
-            sampled = np.ones(len(tokens), bool)
-            sampled[unsampled] = False
-            table.add_tokens(batch.token_at[sampled], tokens[sampled])
-            hits = [i for i in hits if sampled[i]]
+            table, tokens, unsampled = self.kv.table, output.tokens, batch.worker.unsampled
+            length_stops, hits, valid = batch.length_stops, stopped(batch.stop_ids, tokens), batch.worker.seq_lens
+            if unsampled is None:
+                table.add_tokens(batch.token_at, tokens)
+            else:
+                sampled = np.ones(len(tokens), bool)
+                sampled[unsampled] = False
+                table.add_tokens(batch.token_at[sampled], tokens[sampled])
+                hits = [i for i in hits if sampled[i]]
         result = StepResult(batch, output)
         if batch.late:
-            self.flights.give_late(batch, tokens)
+            self.flights.give_late(batch, output)
         for row in batch.prefill:
             req = row.req
             if row.samples and req.output_len == 0 and req.finish is None:
                 req.output_len = 1
                 result.first = [*result.first, req]
-        if batch.length_stops or hits:
-            self._finish(batch, hits, result)
+        if length_stops or hits:
+            self._finish(result, batch, length_stops, hits, valid)
         if batch.release or batch.release_rows:
             self.flights.give_back(batch)
         if self.lifecycle.ended:
             result.ended = [*result.ended, *self.take_ended()]
         return result
 
-    def _finish(self, batch: ScheduleBatch, hits: Sequence[int], result: StepResult) -> None:
+    def _finish(
+        self,
+        result: StepResult,
+        batch: ScheduleBatch,
+        length_stops: Sequence[int],
+        hits: Sequence[int],
+        valid_tokens: np.ndarray,
+    ) -> None:
+        """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``."""
         running = self.slots[batch.slot].running
-        ending: dict[int, Finish] = {i: Finish("length") for i in batch.length_stops}
+        ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
         leaving: list[int] = []
@@ -310,9 +323,9 @@ class Scheduler:
         if leaving:
             running.remove(leaving)
         for i, req in done:
-            valid = int(batch.worker.seq_lens[i])
+            valid = int(valid_tokens[i])
             req.output_len = req.output_at(valid)
-            self.lifecycle.end(req, ending[i], valid, req.kv_len)
+            self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)
         result.ended = [req for _, req in done]
 
     def take_ended(self) -> list[Req]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.page_table import TableManager
+from workbench.scheduler.ragged import RaggedRunningSet
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import RunningSet
 
@@ -26,12 +28,18 @@ class Slot:
 class Slots:
     """The slots of a scheduler, which take turns."""
 
-    def __init__(self, number: int, table: TableManager, page_size: int) -> None:
+    def __init__(self, config: SchedulerConfig, table: TableManager) -> None:
         self.epochs: Iterator[int] = count()
         """Numbers for memberships: of running sets, and of batches with prefills in them."""
-        self._slots = [Slot(index, RunningSet(table, page_size, self.epochs)) for index in range(number)]
+        self._slots = [Slot(index, self._running_set(config, table)) for index in range(config.slots)]
         self.chunked: Req | None = None
         """The request whose prompt is partly computed. It belongs to no slot: its chunks ride with whichever comes next."""
+
+    def _running_set(self, config: SchedulerConfig, table: TableManager) -> RunningSet:
+        if not config.draft_tokens:
+            return RunningSet(table, config.page_size, self.epochs)
+        pool_tokens = config.pages * config.page_size
+        return RaggedRunningSet(table, config.page_size, self.epochs, config.draft_tokens, pool_tokens)
 
     def __getitem__(self, index: int) -> Slot:
         return self._slots[index]
@@ -63,5 +71,5 @@ class Slots:
 
     def holders(self) -> list[tuple[Req, int]]:
         """Every request that decodes or is partly computed, and the tokens that its pages cover."""
-        held = [(req, int(n)) for one in self.running_sets for req, n in zip(one.reqs, one.lens, strict=True)]
+        held = [(req, int(n)) for one in self.running_sets for req, n in zip(one.reqs, one.held_tokens, strict=True)]
         return held if self.chunked is None else [*held, (self.chunked, self.chunked.kv_len)]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
 from workbench.scheduler.parts import Parts
-from workbench.scheduler.request import Req
+from workbench.scheduler.running import DecodeStep
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.slots import Slot
-from workbench.scheduler.stops import StopIds, chosen, stacked, stop_ids_of
+from workbench.scheduler.stops import chosen, stacked, stop_ids_of
+
+_NOBODY = np.empty(0, np.int64)
 
 
 class Assembly:
@@ -29,23 +29,10 @@ class Assembly:
         """A batch with prompts in it: advance the running set if it ``decodes`` beside them, ``needing`` pages as
         :meth:`RunningSet.needing_page` has it, and add those whose prompt is complete to it."""
         running = slot.running
-        rows = seq_lens = query_lens = token_at = page_rows = pages = None
-        decode_stops: StopIds = None
-        reqs: list[Req] = []
-        stops: Sequence[int] = ()
-        decode_tokens = context_tokens = 0
-        if decodes:
-            rows, reqs, decode_tokens, decode_stops = running.rows, running.reqs, running.count, running.stop_ids
-            query_lens = running.query_lens
-            page_rows = rows if needing is None else rows[needing]
-            pages = self._kv.allocate(len(page_rows))
-            stops = running.advance(needing, pages)
-            seq_lens, token_at, context_tokens = running.lens, running.token_at, running.context_tokens
-            if stops:
-                running.remove(stops)
+        step = self._step(slot, needing) if decodes else None
         unsampled = None
         left = 0
-        mode: Mode = "mixed" if decodes else "prefill"
+        mode: Mode = "mixed" if step is not None else "prefill"
         new_reqs = [row.req for row in prefill]
         width = self._kv.table.width
         numbers = [
@@ -54,15 +41,18 @@ class Assembly:
         ]
         # One array for all of them: each of its own would cost as much.
         new_rows, new_lens, new_ends, new_at, new_queries = np.array(numbers, np.int64).T.copy()
-        if rows is None or seq_lens is None or query_lens is None or token_at is None:
-            rows, seq_lens, query_lens, token_at = new_rows, new_lens, new_queries, new_at
-        else:
-            rows, seq_lens = np.concatenate((new_rows, rows)), np.concatenate((new_lens, seq_lens))
-            query_lens, token_at = np.concatenate((new_queries, query_lens)), np.concatenate((new_at, token_at))
-        reqs = [*new_reqs, *reqs]
-        prefill_stops = stop_ids_of(new_reqs)
-        stop_ids = stacked(prefill_stops, decode_stops, len(prefill), decode_tokens)
-        context_tokens += sum(row.end for row in prefill)
+        rows, seq_lens, query_lens, token_at, reqs = new_rows, new_lens, new_queries, new_at, new_reqs
+        stop_ids = prefill_stops = stop_ids_of(new_reqs)
+        context_tokens = sum(row.end for row in prefill)
+        if step is not None:
+            rows, seq_lens = np.concatenate((rows, step.rows)), np.concatenate((seq_lens, step.seq_lens))
+            query_lens, token_at = (
+                np.concatenate((query_lens, step.query_lens)),
+                np.concatenate((token_at, step.token_at)),
+            )
+            reqs = [*reqs, *step.reqs]
+            stop_ids = stacked(prefill_stops, step.stop_ids, len(prefill), len(step.reqs))
+            context_tokens += step.context_tokens
         prefill_tokens = sum(row.end - row.start for row in prefill)
         inputs = [row.req.tokens[row.start : row.end] for row in prefill]
         input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
@@ -76,7 +66,9 @@ class Assembly:
         if not all(row.samples for row in prefill):
             unsampled = np.array([i for i, row in enumerate(prefill) if not row.samples], np.int64)
         done = [row.req.kv_len == row.req.end_len for row in prefill]
-        stops = [i for i, row in enumerate(prefill) if row.last and done[i]] + [i + len(prefill) for i in stops]
+        stops = [i for i, row in enumerate(prefill) if row.last and done[i]]
+        if step is not None:
+            stops += [i + len(prefill) for i in step.stops]
         joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]
         if joining:
             # Nearly always all of them do, and a slice is the quicker index.
@@ -93,28 +85,32 @@ class Assembly:
             len(prefill),
             len(rows) - (0 if unsampled is None else len(unsampled)),
             prefill_tokens,
-            decode_tokens,
+            0 if step is None else step.tokens,
             context_tokens,
             input_ids,
             unsampled,
             new_requests,
-            page_rows,
-            pages,
+            None if step is None else step.page_rows,
+            None if step is None else step.pages,
             self._kv.table.take_writes(),
             self._kv.used_tokens,
             len(self._queue.waiting),
             self._kv.table.rows - self._kv.table.free_rows,
             left,
+            None if step is None else step.page_places,
         )
         self.step += 1
         retracted = self._lifecycle.take_retracted()
-        batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, retracted, token_at, stop_ids)
+        ends = _NOBODY if step is None else step.ends
+        batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, retracted, token_at, stop_ids, ends)
         self._flights.launch(batch)
         return batch
 
     def decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
         """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs."""
         running = slot.running
+        if running.ragged:
+            return self._ragged_decode(slot, needing)
         kv, table = self._kv, self._kv.table
         rows, reqs, count, stop_ids = running.rows, running.reqs, running.count, running.stop_ids
         epoch, query_lens = running.epoch, running.query_lens
@@ -151,3 +147,47 @@ class Assembly:
         self.step += 1
         self._flights.launch(batch)
         return batch
+
+    def _ragged_decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
+        """The same where a step may bring each several tokens, and some may sit out."""
+        kv, table = self._kv, self._kv.table
+        step = self._step(slot, needing)
+        worker = ModelWorkerBatch(
+            self.step,
+            "decode",
+            step.rows,
+            step.epoch,
+            step.seq_lens,
+            step.query_lens,
+            0,
+            len(step.rows),
+            0,
+            step.tokens,
+            step.context_tokens,
+            None,
+            None,
+            (),
+            step.page_rows,
+            step.pages,
+            table.take_writes(),
+            kv.used_tokens,
+            len(self._queue.waiting),
+            table.rows - table.free_rows,
+            decode_page_places=step.page_places,
+        )
+        retracted = self._lifecycle.take_retracted()
+        batch = ScheduleBatch(
+            worker, step.reqs, slot.index, (), step.stops, retracted, step.token_at, step.stop_ids, step.ends
+        )
+        self.step += 1
+        self._flights.launch(batch)
+        return batch
+
+    def _step(self, slot: Slot, needing: np.ndarray | None) -> DecodeStep:
+        """Move the running set on; who stops by length with this step leaves it."""
+        running = slot.running
+        pages = self._kv.allocate(running.count if needing is None else len(needing))
+        step = running.step(needing, pages)
+        if step.stops:
+            running.remove(step.stops)
+        return step

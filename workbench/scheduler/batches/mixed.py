@@ -27,7 +27,7 @@ class DecodeFirstMixed:
         running = slot.running
         needing = None
         before = len(self._lifecycle.retracted)
-        if running.count:
+        if running.count and not running.stalled:
             need = running.needing_page()
             if (running.count if need is None else len(need)) > self._kv.available_pages:
                 # The newest request of all is the one whose prompt is unfinished, if there is one.
@@ -38,7 +38,7 @@ class DecodeFirstMixed:
                     return None
             else:
                 needing = need
-        decodes = running.count > 0
+        decodes = running.count > 0 and not running.stalled
         held = 0 if not decodes else running.count if needing is None else len(needing)
         rows: list[PrefillRow] = []
         if len(self._lifecycle.retracted) == before and (self._slots.chunked is not None or self._queue.waiting):
@@ -68,7 +68,7 @@ class _Budget:
         self._kv = kv
         self._slot = slot
         self._held_pages = held_pages
-        self._tokens = max(config.max_batch_tokens - slot.running.count, 0)
+        self._tokens = max(config.max_batch_tokens - slot.running.next_tokens, 0)
 
     @property
     def spent(self) -> bool:

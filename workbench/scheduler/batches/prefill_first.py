@@ -36,7 +36,7 @@ class PrefillFirst:
                 batch = self._prefill(slot)
                 if batch is not None:
                     return batch
-        if not running.count:
+        if not running.count or running.stalled:
             return None
         needing = running.needing_page()
         if (running.count if needing is None else len(needing)) > self._kv.available_pages:
@@ -55,9 +55,10 @@ class PrefillFirst:
 
     def _prefill(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
-        # Decodes join only if each could take a page without anyone being retracted for it.
-        joins = self._config.mixed_chunk and 0 < running.count <= self._kv.available_pages
-        budget = _Budget(self._config, self._parts, self._preemption, slot, running.count if joins else 0)
+        # Decodes join only if each could take its pages without anyone being retracted for it.
+        most_pages = running.count * self._kv.pages_for(1 + running.draft_tokens)
+        joins = self._config.mixed_chunk and 0 < most_pages <= self._kv.available_pages and not running.stalled
+        budget = _Budget(self._config, self._parts, self._preemption, slot, decodes=joins)
         rows = self._admission.form(slot, budget)
         if not rows:
             return None
@@ -66,22 +67,24 @@ class PrefillFirst:
 
 
 class _Budget:
-    """What is left of a batch's budgets: KV, prompt tokens, chunk. ``decode_rows`` decodes share them."""
+    """What is left of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
 
     spent = False
 
     def __init__(
-        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, decode_rows: int
+        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, *, decodes: bool
     ) -> None:
         self._config = config
         self._kv = parts.kv
         self._parts = parts
         self._preemption = preemption
         self._slot = slot
-        # A decode takes a token of the budgets, and in the worst case a page of the pool.
-        self._held_pages = decode_rows
-        self._prompt = config.max_prefill_tokens - decode_rows
-        self._chunk = None if config.chunk is None else max(config.chunk - decode_rows, 0)
+        # A decode takes tokens of the budgets, and in the worst case as many pages of the pool as they fill.
+        running = slot.running
+        tokens = running.next_tokens if decodes else 0
+        self._held_pages = running.count * parts.kv.pages_for(1 + running.draft_tokens) if decodes else 0
+        self._prompt = config.max_prefill_tokens - tokens
+        self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
         self._reserved = self._expected()
 
     def chunk_end(self, req: Req) -> int:
