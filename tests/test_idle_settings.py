@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from reports.record.run_record import read_meta
 from tests.meta_form import check_meta
 from workbench.cli.app import app
+from workbench.recording.trace_notes import trace_notes
 from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
 from workbench.settings.engines import engine_names
-from workbench.settings.idle import acts, check_effects, needs, trace_notes
+from workbench.settings.idle import acts, check_effects, needs
 from workbench.settings.loading import settings_from
 from workbench.settings.real import check_device_effects
 from workbench.settings.run_settings import RunSettings

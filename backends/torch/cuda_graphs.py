@@ -5,45 +5,42 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backends.torch.forward_batch import ForwardBatch
 from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
-if TYPE_CHECKING:
-    from backends.torch.runner import ModelRunner
+Step = Callable[[Tensor, Tensor, Tensor], None]
+"""Computes one decode step: rows int64[n] and seq_lens int64[n] in, logits float32[n, vocab] out, all on the device."""
 
 
 class DecodeGraphs:
     """Captured decode steps of several batch sizes; a batch runs in the smallest that holds it, padded.
 
-    Padding rows are the runner's spare row, whose pages are the spare page, at length 1. A graph reads which rows run and
-    how long they are from two fixed buffers; everything else (last tokens, pages, slots) it looks up itself. It writes
-    logits to one more fixed buffer, which all sizes share: nothing that a graph's memory pool holds outlives a replay, so
-    that the sizes can share the pool, too.
+    Padding rows are the spare row, whose pages are the spare page, at length 1. A graph reads which rows run and how long
+    they are from two fixed buffers; everything else (last tokens, pages, slots) it looks up itself. It writes logits to one
+    more fixed buffer, which all sizes share: nothing that a graph's memory pool holds outlives a replay, so that the sizes
+    can share the pool, too.
 
     A replay may be launched while the one before it still runs, and before its samples are taken: the copies into the
     buffers, the replay and the sampling that reads the logits are all in one stream, in the order of their launch.
     """
 
-    def __init__(self, runner: ModelRunner, sizes: list[int]) -> None:
-        """Captures from the largest to the smallest: what the first one needs of the pool is enough for all."""
+    def __init__(self, step: Step, spare_row: int, vocab: int, device: torch.device, sizes: list[int]) -> None:
+        """Capture ``step`` from the largest size to the smallest: what the first one needs of the pool is enough for all."""
         began = time.perf_counter()
-        device = runner.device
         torch.cuda.synchronize(device)
         free_before, _ = torch.cuda.mem_get_info(device)
-        self._runner = runner
+        self._step, self._spare_row, self._device = step, spare_row, device
         self.sizes = sorted(set(sizes))
         """Batch sizes, ascending."""
         self.largest = self.sizes[-1]
-        self._rows = torch.full((self.largest,), runner.rows, dtype=torch.int64, device=device)
+        self._rows = torch.full((self.largest,), spare_row, dtype=torch.int64, device=device)
         self._seq_lens = torch.ones(self.largest, dtype=torch.int64, device=device)
-        self._logits = torch.empty((self.largest, runner.config.vocab), dtype=torch.float32, device=device)
+        self._logits = torch.empty((self.largest, vocab), dtype=torch.float32, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(device)
@@ -51,11 +48,11 @@ class DecodeGraphs:
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.inference_mode(), torch.cuda.stream(stream):
                 # Compiles the kernels for this size and warms the libraries up: neither is allowed in a capture.
-                self._step(size)
+                self._run(size)
                 graph = torch.cuda.CUDAGraph()
                 # Threads other than this one may go on using the device meanwhile.
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    self._step(size)
+                    self._run(size)
             torch.cuda.current_stream(device).wait_stream(stream)
             self._graphs[size] = graph
         torch.cuda.synchronize(device)
@@ -65,21 +62,8 @@ class DecodeGraphs:
         self.seconds = time.perf_counter() - began
         """What capturing took, kernels' compilation included."""
 
-    def _step(self, size: int) -> None:
-        runner = self._runner
-        rows, seq_lens = self._rows[:size], self._seq_lens[:size]
-        positions = seq_lens - 1
-        batch = ForwardBatch(
-            runner.last_token[rows],
-            positions,
-            runner.slots(rows, positions),
-            rows,
-            seq_lens.int(),
-            runner.page_table,
-            runner.page_size,
-        )
-        assert runner.kv is not None
-        runner.model.logits(runner.model.forward(batch, runner.kv), self._logits[:size])
+    def _run(self, size: int) -> None:
+        self._step(self._rows[:size], self._seq_lens[:size], self._logits[:size])
 
     def replay(self, batch: ModelWorkerBatch, begin: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor]:
         """(rows int64[n], seq_lens int64[n], logits float32[n, vocab]) of a decode batch, on the device.
@@ -89,9 +73,9 @@ class DecodeGraphs:
         count = batch.decode_tokens
         size = self.sizes[bisect.bisect_left(self.sizes, count)]
         staged = np.empty((2, size), np.int64)
-        staged[0, :count], staged[0, count:] = batch.rows, self._runner.rows
+        staged[0, :count], staged[0, count:] = batch.rows, self._spare_row
         staged[1, :count], staged[1, count:] = batch.seq_lens, 1
-        packed = to_device(staged, self._runner.device)
+        packed = to_device(staged, self._device)
         self._rows[:size].copy_(packed[0])
         self._seq_lens[:size].copy_(packed[1])
         begin()

@@ -154,7 +154,22 @@ class ModelRunner:
         """Record decode steps of these batch sizes as CUDA graphs."""
         assert self.kv is not None
         if sizes and self.device.type == "cuda" and self.parallel.pp == 1:
-            self.graphs = DecodeGraphs(self, sizes)
+            self.graphs = DecodeGraphs(self._decode_step, self.rows, self.config.vocab, self.device, sizes)
+
+    def _decode_step(self, rows: Tensor, seq_lens: Tensor, logits: Tensor) -> None:
+        """Compute the logits of one decode step from what the device holds, as a graph can capture it."""
+        assert self.kv is not None
+        positions = seq_lens - 1
+        batch = ForwardBatch(
+            self.last_token[rows],
+            positions,
+            self.slots(rows, positions),
+            rows,
+            seq_lens.int(),
+            self.page_table,
+            self.page_size,
+        )
+        self.model.logits(self.model.forward(batch, self.kv), logits)
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.scheduler.kv.node import Node
 from workbench.scheduler.kv.radix import EVICTION, RadixTree
+from workbench.scheduler.prefix_node import Node
 
 TOKENS = st.lists(st.integers(0, 2), min_size=0, max_size=14)
 NAMESPACES = st.sampled_from(["", "adapter"])

@@ -18,10 +18,10 @@ from workbench.scheduler.request import SamplingParams
 from workbench.serving.chunks import Chunk
 from workbench.serving.engine import engine_client
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.metrics import Metrics
 from workbench.serving.refusals import Refusal
 from workbench.serving.requests import ServiceRequest
+from workbench.serving.wire import Addresses, Ready
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.serving.engine.wire import Ended, Opened, Step, TokenLogprob
 from workbench.serving.text.detokenizer import Detokenizer
 from workbench.serving.text.tokenizer import ByteTokenizer
+from workbench.serving.wire import Ended, Opened, Step, TokenLogprob
 
 END = 256
 

@@ -10,10 +10,10 @@ from tests.serving.test_life_and_death import Model
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.wire import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
 from workbench.serving.metrics import Metrics
 from workbench.serving.refusals import Refusal
 from workbench.serving.requests import ServiceRequest
+from workbench.serving.wire import Addresses, Cancel, Ready, decode_to_scheduler, pull_socket
 
 DRAINING = Refusal("draining", "the server is shutting down")
 

@@ -74,4 +74,4 @@ def test_one_place_compares_the_name_of_a_backend():
         if isinstance(node, ast.Compare)
         and any(isinstance(part, ast.Constant) and part.value == "simulated" for part in (node.left, *node.comparators))
     }
-    assert compared == {f"{SERVING}.engine.backend_spec"}
+    assert compared == {f"{SERVING}.backends.backend_spec"}

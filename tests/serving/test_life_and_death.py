@@ -21,8 +21,8 @@ from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.engine import engine_client, vitals
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.vitals import Vitals
-from workbench.serving.engine.wire import Addresses
 from workbench.serving.metrics import Metrics
+from workbench.serving.wire import Addresses
 
 
 @pytest.fixture

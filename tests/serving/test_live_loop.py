@@ -18,11 +18,11 @@ from workbench.scheduler.batch import Logprobs, StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.serving.backends.modelled_backend import ModelledControl
 from workbench.serving.engine.inbox import Ending, LiveInbox
-from workbench.serving.engine.modelled_backend import ModelledControl
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals
-from workbench.serving.engine.wire import (
+from workbench.serving.wire import (
     Cancel,
     Control,
     Done,

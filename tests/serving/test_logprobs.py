@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.serving.test_text_streams import DECODERS, TOKENIZERS
 from workbench.serving.chunks import LogprobText
-from workbench.serving.engine.wire import Ended, Opened, Step, TokenLogprob
 from workbench.serving.http.openai_api import CompletionShape, chat_logprobs
 from workbench.serving.text.detokenizer import Detokenizer
+from workbench.serving.wire import Ended, Opened, Step, TokenLogprob
 
 SHAPE = CompletionShape(SimpleNamespace(prompts=1, n=1), "m")  # type: ignore[arg-type]
 

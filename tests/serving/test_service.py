@@ -14,7 +14,6 @@ from tests.event_loop import in_a_loop
 from tests.serving.test_live_loop import World
 from workbench.scheduler.capacity import Capacity
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.wire import Addresses, Opened, Ready, pull_socket
 from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.metrics import Metrics
@@ -22,6 +21,7 @@ from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
 from workbench.serving.text.detokenizer import Detokenizer
 from workbench.serving.text.tokenizer import ByteTokenizer
+from workbench.serving.wire import Addresses, Opened, Ready, pull_socket
 from workbench.settings.run_settings import RunSettings
 
 Asked = tuple[str, dict[str, Any], dict[str, str]]

@@ -106,8 +106,9 @@ def _run(
     from reports.record.run_record import prepare_out, write_record
     from traces.requests.text import load_tokenizer
     from workbench.cli.runs import command_line, free_folder, open_reshaped
-    from workbench.clients.observe import Observer, failures
+    from workbench.clients.observe import Observer
     from workbench.clients.observe import observe as run_observer
+    from workbench.recording.observed import failures, observed_record
     from workbench.scheduler.config import ConfigError
 
     if not settings.url.startswith(("http://", "https://")):
@@ -130,7 +131,7 @@ def _run(
         _observe_shown(observer, run_observer, as_json)
         if not observer.rows:
             raise ConfigError("interrupted before the first request: there is nothing to record")
-        record = observer.record(sha256, command_line())
+        record = observed_record(observer, sha256, command_line())
         write_record(record, folder)
     except Exception:
         if folder.is_dir() and not any(folder.iterdir()):

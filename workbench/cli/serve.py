@@ -47,7 +47,7 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
 
     server = {name: value for name, value in server.items() if value is not None}
     try:
-        from workbench.serving.engine.backend_spec import BACKEND_SETTINGS, backend_spec
+        from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, backend_spec
         from workbench.serving.serve_settings import ServeSettings
         from workbench.serving.supervisor import serve as run_server
 

@@ -17,16 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from reports.record.run_record import RunRecord
-from reports.record.schema import ABORTED, FINISHED, REJECTED
+from reports.record.schema import FINISHED
 from traces import Trace, TraceRequest
 from traces.requests.content import TokenIds
-from workbench.clients.bounds import Bound, Cause, bound_of, counted
+from workbench.clients.bounds import Bound, Cause, bound_of
 from workbench.clients.live_clock import LiveClock
 from workbench.clients.messages import ClientRequest
 from workbench.clients.openai_client import Answer, CompletionsClient, ServerRefused
 from workbench.clients.sessions import Clients, Waiting
-from workbench.recording.meta import run_meta, trace_meta
 from workbench.scheduler.config import ConfigError
 from workbench.settings.run_settings import LoadSettings
 
@@ -35,8 +33,6 @@ HOPELESS = 20
 """So many failures before the first success end a run."""
 ANY_ID = np.iinfo(np.int32).max
 """The vocabulary of a model of which nothing is known."""
-LATE_S = 0.02
-"""A client that sends later than this on average is the bottleneck itself: the record says so."""
 Progress = Callable[[float, int, int, int, int], None]
 """Called a few times a second with seconds, requests sent, ended and failed, and pieces received."""
 
@@ -57,8 +53,15 @@ class ObserveSettings(LoadSettings):
             raise ConfigError(f"max_tokens: {self.max_tokens} is less than 1")
 
 
+def known_or(value: Any, other: Any) -> Any:
+    """Return ``value``, or ``other`` where it is None."""
+    return other if value is None else value
+
+
 @dataclass(slots=True)
-class _Row:
+class Sent:
+    """One request, and what came back."""
+
     request: ClientRequest
     arrival_s: float
     prompt_tokens: int
@@ -68,7 +71,7 @@ class _Row:
 
     def cut(self) -> tuple[Cause, int] | None:
         """What cut the answer, and tokens that were not written; None where nothing did, or nobody can tell."""
-        written = _or(self.answer.output_tokens, len(self.answer.chunk_s))
+        written = known_or(self.answer.output_tokens, len(self.answer.chunk_s))
         missing = self.request.trace.output_length - written
         if self.answer.status != FINISHED or missing <= 0:
             return None
@@ -92,16 +95,17 @@ class Observer:
         progress: Progress | None = None,
     ) -> None:
         self.settings = settings
-        self.rows: list[_Row] = []
+        self.rows: list[Sent] = []
         self.interrupted = False
         self.progress = progress
         self.waiting: Waiting | None = None
-        self._trace, self._vocab_of = trace, vocab_of
+        self.trace, self._vocab_of = trace, vocab_of
         self._began_s = time.monotonic()
         self.client = CompletionsClient(settings.url, settings.model, self.now_s, api_key=api_key, text_of=text_of)
         self._clock = LiveClock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ended = self._finished = self._failed = self._pieces = 0
+        self.ended = self.failed = 0
+        self._finished = self._pieces = 0
 
     def now_s(self) -> float:
         """Seconds since the trace began."""
@@ -126,7 +130,7 @@ class Observer:
 
     async def _send_all(self) -> None:
         self._began_s = time.monotonic()
-        requests = map(ClientRequest, self._trace)
+        requests = map(ClientRequest, self.trace)
         self._clients = clients = Clients(self._clock, requests, self._deliver, self.settings.concurrency)
         due_s = 0.0
         while not self.interrupted:
@@ -134,7 +138,7 @@ class Observer:
             self._clock.advance_to(self.now_s())
             if clients.fault is not None:
                 raise clients.fault
-            if self._finished == 0 and self._failed >= HOPELESS:
+            if self._finished == 0 and self.failed >= HOPELESS:
                 break
             due_next_s = self._clock.peek()
             if not self._tasks:
@@ -143,7 +147,7 @@ class Observer:
                 if self.waiting is not None:
                     self.waiting(due_next_s, self.now_s())
             if self.progress is not None and self.now_s() >= due_s:
-                self.progress(self.now_s(), len(self.rows), self._ended, self._failed, self._pieces)
+                self.progress(self.now_s(), len(self.rows), self.ended, self.failed, self._pieces)
                 due_s = self.now_s() + PROGRESS_EVERY_S
             wait_s = min(max(due_next_s - self.now_s(), 0.0), PROGRESS_EVERY_S)
             with contextlib.suppress(TimeoutError):
@@ -170,7 +174,7 @@ class Observer:
         prompt = self._prompt(request.trace)
         late_s = self.now_s() - arrival_s
         bound = bound_of(request.trace, self.settings.max_tokens, length_known=True)
-        row = _Row(request, arrival_s, len(prompt), late_s, bound, Answer(arrival_s))
+        row = Sent(request, arrival_s, len(prompt), late_s, bound, Answer(arrival_s))
         self.rows.append(row)
         task = asyncio.get_running_loop().create_task(self._ask(row, prompt))
         self._tasks.add(task)
@@ -186,7 +190,7 @@ class Observer:
             "it knows is unknown: give --vocab or --tokenizer"
         )
 
-    async def _ask(self, row: _Row, prompt: np.ndarray) -> None:
+    async def _ask(self, row: Sent, prompt: np.ndarray) -> None:
         request, answer = row.request, row.answer
         try:
             await self.client.complete(request.trace.request_id, prompt, row.bound.tokens, answer)
@@ -195,115 +199,15 @@ class Observer:
         if answer.resent:
             # What it was refused for is not the server's latency: it arrived when it was put in words that the server takes.
             row.arrival_s = answer.sent_s
-        self._ended += 1
+        self.ended += 1
         self._pieces += len(answer.chunk_s)
         if answer.status == FINISHED:
             self._finished += 1
         else:
-            self._failed += 1
+            self.failed += 1
         self._clock.advance_to(self.now_s())
         self._clients.ended(request)
         self._wake.set()
-
-    # -- the record ---------------------------------------------------------------------------------------------------
-
-    def record(self, trace_sha256: str, command: str) -> RunRecord:
-        """What was seen. ``queued_s`` and ``scheduled_s`` only the server knows."""
-        # A request that was put again in other words arrived then; a record is in order of arrival.
-        rows = sorted(self.rows, key=lambda row: row.arrival_s)
-        answers = [row.answer for row in rows]
-        nan = np.full(len(rows), np.nan)
-        columns: dict[str, Any] = {
-            "request_id": [row.request.trace.request_id for row in rows],
-            "session_id": [row.request.trace.session_id or "" for row in rows],
-            "instance": np.zeros(len(rows), np.int64),
-            "arrival_s": np.array([row.arrival_s for row in rows]),
-            "queued_s": nan,
-            "scheduled_s": nan,
-            "first_token_s": np.array([a.chunk_s[0] if a.chunk_s else np.nan for a in answers]),
-            "finish_s": np.array([a.finish_s for a in answers]),
-            "input_tokens": np.array([_or(row.answer.prompt_tokens, row.prompt_tokens) for row in rows], np.int64),
-            "output_tokens": np.array([_or(a.output_tokens, len(a.chunk_s)) for a in answers], np.int64),
-            "cached_tokens": np.array([a.cached_tokens for a in answers], np.int64),
-            "retractions": np.zeros(len(rows), np.int64),
-            "status": [a.status for a in answers],
-            "slo_ttft_s": np.array([_or(row.request.trace.slo_ttft_s, np.nan) for row in rows]),
-            "slo_tpot_s": np.array([_or(row.request.trace.slo_tpot_s, np.nan) for row in rows]),
-            "priority": np.array([row.request.trace.priority for row in rows], np.int64),
-            "turn": np.array([row.request.trace.turn for row in rows], np.int64),
-        }
-        gaps = np.concatenate([np.empty(0), *(np.diff(a.chunk_s) for a in answers)])
-        settings = self.settings
-        late = np.array([row.late_s for row in rows]) if rows else np.zeros(1)
-        found = {"model": self.client.model, "dp": 1, "pp": 1, "ignore_eos": self.client.dialect.ignore_eos}
-        said = trace_meta(self._trace, trace_sha256)
-        meta = run_meta(
-            name="observed",
-            command=command,
-            model=self.client.model,
-            gpu="unknown",
-            gpus=None,
-            simulated=False,
-            trace={**said, "notes": [*said["notes"], *self._notes(rows, float(late.mean()))]},
-            hardware={"url": self.client.url},
-            settings=settings,
-            found=found,
-            ran_on=("simpy", "httpx2"),
-            interrupted=self.interrupted,
-            totals={
-                "requests": len(rows),
-                "ended": self._ended,
-                "failed": self._failed,
-                "iterations": 0,
-                "wall_s": round(self.now_s(), 6),
-                "pieces": int(sum(len(a.chunk_s) for a in answers)),
-                "resent": sum(a.resent for a in answers),
-                "late_mean_s": round(float(late.mean()), 6),
-                "late_max_s": round(float(late.max()), 6),
-                "cut": counted(cut for row in rows if (cut := row.cut()) is not None),
-            },
-            observed=True,
-        )
-        return RunRecord(meta, columns, _no_iterations(), (gaps, np.ones(len(gaps), np.int64)))
-
-    def _notes(self, rows: list[_Row], late_s: float) -> list[str]:
-        notes = list(self.client.dialect.notes)
-        finished = [row for row in rows if row.answer.status == FINISHED]
-        if finished and all(row.answer.output_tokens is None for row in finished):
-            notes.append("the server reported no token counts: output tokens are the pieces they came in")
-        tokens = sum(row.answer.output_tokens or 0 for row in finished)
-        pieces = sum(len(row.answer.chunk_s) for row in finished)
-        if tokens > 1.02 * pieces > 0:
-            notes.append(f"{tokens} tokens came in {pieces} pieces: gaps in itl.csv are between pieces")
-        wrong = sum(_or(row.answer.prompt_tokens, row.prompt_tokens) != row.prompt_tokens for row in finished)
-        if wrong:
-            notes.append(f"{wrong} prompts had another length on the server than in the trace")
-        short = sum(
-            row.answer.output_tokens is not None and row.answer.output_tokens < row.request.trace.output_length
-            for row in finished
-            if row.cut() is None
-        )
-        if short:
-            notes.append(f"{short} answers ended before the length in the trace")
-        for what, has in (
-            ("priorities", any(row.request.trace.priority for row in rows)),
-            ("adapters", any(row.request.trace.adapter for row in rows)),
-        ):
-            if has:
-                notes.append(f"{what} of the trace were not sent")
-        if late_s > LATE_S:
-            notes.append(f"this client was {late_s * 1e3:.0f} ms late on average: it is too slow for this load")
-        return notes
-
-
-def failures(record: RunRecord, answers: Observer) -> str | None:
-    """One line about requests that failed, or None."""
-    lost = [row for row in answers.rows if row.answer.status.split(":")[0] in (REJECTED, ABORTED)]
-    if not lost:
-        return None
-    counts = Counter(row.answer.status for row in lost)
-    listed = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    return f"{len(lost)} of {len(record.requests['status'])} requests failed: {listed}; first: {lost[0].answer.message}"
 
 
 def observe(observer: Observer) -> None:
@@ -313,16 +217,6 @@ def observe(observer: Observer) -> None:
         asyncio.run(observer.run())
     finally:
         gc.enable()
-
-
-def _or(value: Any, other: Any) -> Any:
-    return other if value is None else value
-
-
-def _no_iterations() -> dict[str, np.ndarray]:
-    from reports.record.schema import ITERATION_COLUMNS
-
-    return {name: np.zeros(0, np.int64) for name in ITERATION_COLUMNS}
 
 
 @contextlib.contextmanager

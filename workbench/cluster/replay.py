@@ -28,9 +28,9 @@ from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
 from workbench.recording.meta import run_meta, trace_meta
 from workbench.recording.recorder import Recorder, RecordingOutbox
+from workbench.recording.trace_notes import trace_notes
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.scheduler import StepResult
-from workbench.settings.idle import trace_notes
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.run_settings import RunSettings
 

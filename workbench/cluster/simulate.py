@@ -13,7 +13,7 @@ from workbench.cluster.progress import Progress
 from workbench.cluster.resolve import SimulatedPool, resolve_pools
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
 from workbench.recording.meta import run_meta, trace_meta
-from workbench.settings.idle import trace_notes
+from workbench.recording.trace_notes import trace_notes
 from workbench.settings.run_settings import RunSettings
 
 

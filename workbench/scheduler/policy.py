@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.scheduler.config import ConfigError
-from workbench.scheduler.kv.node import Node
 from workbench.scheduler.kv.prefix_cache import PrefixCache
 from workbench.scheduler.own_code import load_own, make_own
+from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
 from workbench.scheduler.settings import is_own
 

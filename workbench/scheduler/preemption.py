@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.estimate import OUTPUT_ESTIMATE_LIMIT, most_output
-from workbench.scheduler.kv.node import Node
 from workbench.scheduler.parts import Parts
+from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
 from workbench.scheduler.slots import Slot
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS
-from workbench.scheduler.kv.node import Node
+from workbench.scheduler.prefix_node import Node
 
 FinishKind = Literal["length", "stop", "aborted", "rejected"]
 

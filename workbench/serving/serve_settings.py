@@ -8,8 +8,8 @@ from pathlib import Path
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
-from workbench.serving.engine.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
-from workbench.serving.engine.live_backend import BackendSpec
+from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
+from workbench.serving.backends.live_backend import BackendSpec
 from workbench.settings.run_settings import RunSettings
 
 SERVER, MODELLED = "Server", "Simulated backend"

@@ -17,10 +17,9 @@ from typing import Any
 
 from reports.record.run_record import prepare_out
 from workbench.scheduler.config import ConfigError
+from workbench.serving.backends.live_backend import SyntheticText
 from workbench.serving.engine.engine_client import EngineClient
-from workbench.serving.engine.live_backend import SyntheticText
 from workbench.serving.engine.scheduler_process import run_engine
-from workbench.serving.engine.wire import Addresses, Ready
 from workbench.serving.folders import with_folders
 from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
 from workbench.serving.http.endpoints import Api
@@ -34,6 +33,7 @@ from workbench.serving.service import Service
 from workbench.serving.text.detokenizer import run_detokenizer
 from workbench.serving.text.tokenizer import Tokenizer, load_tokenizer
 from workbench.serving.threads import end_process_if_busy, in_thread
+from workbench.serving.wire import Addresses, Ready
 from workbench.settings.run_settings import RunSettings
 
 FLUSH_S = 5.0

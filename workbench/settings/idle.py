@@ -1,4 +1,4 @@
-"""Settings that would do nothing in a run: refused where a flag gives them, noted where a file or a trace does.
+"""Settings that would do nothing in a run: refused where a flag gives them, noted where a file does.
 
 What a setting takes to act is declared with it. Only what somebody gave is looked at: presets, records and defaults set what
 they like.
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.recording.recorder import RequestRow
-from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerConfig
+from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in
 from workbench.settings.run_settings import RunSettings
@@ -64,25 +63,3 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
     return notes + [
         f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()
     ]
-
-
-def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
-    """What the requests of a trace say that the policy does not heed, or do not say that it would."""
-    notes: list[str] = []
-    rows = list(rows)
-    priorities = {row.priority for row in rows}
-    deadlines = settings.slo_ttft is not None or any(row.slo_ttft_s == row.slo_ttft_s for row in rows)
-    custom = ":" in settings.policy
-    if settings.policy == "priority" and len(priorities) == 1:
-        return [f"all requests have priority {priorities.pop()}: policy priority served them as fcfs does"]
-    if settings.policy == "edf" and rows and not deadlines:
-        return [
-            "no request has a deadline (slo_ttft_s in the trace, or --slo-ttft): policy edf served them as fcfs does"
-        ]
-    if settings.policy in PREFIX_POLICIES and settings.cache == "none":
-        notes.append(f"there is no prefix cache: policy {settings.policy} served them as fcfs does")
-    if settings.policy != "priority" and not custom and len(priorities) > 1:
-        notes.append(
-            f"priorities of the trace have no effect under policy {settings.policy}; --policy priority follows them"
-        )
-    return notes

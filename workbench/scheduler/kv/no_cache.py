@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workbench.scheduler.kv.node import Node
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.kv.pool import PagePool
 from workbench.scheduler.kv.prefix_cache import Match
+from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
 
 _NOTHING = Match(None, 0)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from workbench.scheduler.kv.node import Node
+from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
 
 

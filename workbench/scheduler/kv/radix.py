@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scheduler.kv.node import Node
+from workbench.scheduler.prefix_node import Node
 
 Priority = tuple[int, ...]
 EVICTION: dict[str, Callable[[Node], Priority]] = {

@@ -16,7 +16,11 @@ import zmq
 import zmq.asyncio
 
 from workbench.serving.chunks import Chunk
-from workbench.serving.engine.wire import (
+from workbench.serving.metrics import Metrics
+from workbench.serving.open_request import OpenRequest, OpenSequence
+from workbench.serving.refusals import Refusal, bad_value
+from workbench.serving.requests import ControlAction, ServiceRequest, SessionAction
+from workbench.serving.wire import (
     Addresses,
     Ask,
     Beat,
@@ -39,10 +43,6 @@ from workbench.serving.engine.wire import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.metrics import Metrics
-from workbench.serving.open_request import OpenRequest, OpenSequence
-from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import ControlAction, ServiceRequest, SessionAction
 
 MAX_UNREAD_BYTES = 256 << 20
 """What may wait, over all requests, for clients that read more slowly than their tokens come."""

@@ -23,10 +23,10 @@ from workbench.scheduler.messages import (
     Stop,
     UpdateWeights,
 )
-from workbench.serving.engine.backend_control import BackendControl
+from workbench.serving.backends.backend_control import BackendControl
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals
-from workbench.serving.engine.wire import (
+from workbench.serving.wire import (
     Ask,
     Cancel,
     Change,

@@ -29,7 +29,7 @@ from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
-from workbench.serving.engine.live_backend import LiveBackend
+from workbench.serving.backends.live_backend import LiveBackend
 from workbench.serving.serve_settings import ServeSettings
 
 BLOCK_TOKENS = 16

@@ -13,7 +13,7 @@ from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.serving.engine.live_record import LiveRecord
 from workbench.serving.engine.vitals import Vitals
-from workbench.serving.engine.wire import Ended, Opened, Step, Submit, TokenLogprob, encode
+from workbench.serving.wire import Ended, Opened, Step, Submit, TokenLogprob, encode
 
 
 class LiveOutbox:

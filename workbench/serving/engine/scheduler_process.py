@@ -16,14 +16,14 @@ from workbench.loops.intake import report_ended
 from workbench.phase_log import IterationRow
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.scheduler import Scheduler
+from workbench.serving.backends.live_backend import LiveBackend, SyntheticText
 from workbench.serving.child import begin_child
 from workbench.serving.engine.inbox import Ending, LiveInbox
-from workbench.serving.engine.live_backend import LiveBackend, SyntheticText
 from workbench.serving.engine.live_record import LiveRecord
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals, heartbeat
-from workbench.serving.engine.wire import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 from workbench.serving.serve_settings import ServeSettings
+from workbench.serving.wire import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
 
 
 class _Failure(Exception):

@@ -12,7 +12,7 @@ import zmq
 
 from workbench.phase_log import IterationRow
 from workbench.scheduler.scheduler import Scheduler
-from workbench.serving.engine.wire import Addresses, Beat, Pulse, encode, push_socket
+from workbench.serving.wire import Addresses, Beat, Pulse, encode, push_socket
 
 BEAT_EVERY_S = 0.1
 BEATS_WAITING = 100
@@ -22,7 +22,7 @@ BEATS_WAITING = 100
 class Vitals:
     """Counters of one scheduler. The loop writes; the heartbeat reads, and sends even while the loop is stuck.
 
-    ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.engine.live_backend.LiveBackend`.
+    ``worked_s`` and ``heard_s`` are those of :class:`~workbench.serving.backends.live_backend.LiveBackend`.
     """
 
     def __init__(

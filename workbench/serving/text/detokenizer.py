@@ -9,7 +9,9 @@ import zmq
 
 from workbench.serving.child import begin_child
 from workbench.serving.chunks import Chunk, LogprobText
-from workbench.serving.engine.wire import (
+from workbench.serving.text.text_stream import StopMatcher
+from workbench.serving.text.tokenizer import Decoder, load_decoder
+from workbench.serving.wire import (
     Addresses,
     Chunks,
     Ended,
@@ -24,8 +26,6 @@ from workbench.serving.engine.wire import (
     pull_socket,
     push_socket,
 )
-from workbench.serving.text.text_stream import StopMatcher
-from workbench.serving.text.tokenizer import Decoder, load_decoder
 
 
 class _Sequence:

@@ -14,7 +14,7 @@ import numpy as np
 from traces.requests.lengths import parse_lengths
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
-from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.serving.backends.live_backend import LiveBackend, SyntheticText, own_tokenizer
 from workbench.settings.run_settings import RunSettings
 
 

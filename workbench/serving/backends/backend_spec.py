@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.engine.live_backend import BackendSpec
-from workbench.serving.engine.modelled_backend import ModelledBackendSpec
-from workbench.serving.engine.real_backend import RealBackendSpec
+from workbench.serving.backends.live_backend import BackendSpec
+from workbench.serving.backends.modelled_backend import ModelledBackendSpec
+from workbench.serving.backends.real_backend import RealBackendSpec
 
 BackendName = Literal["auto", "cpu", "cuda", "simulated"]
 BACKEND_SETTINGS = ("backend", "load_format", "time_scale", "simulated_output_tokens")

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.backend import Backend
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
-from workbench.serving.engine.backend_control import BackendControl
+from workbench.serving.backends.backend_control import BackendControl
 from workbench.settings.run_settings import RunSettings
 
 

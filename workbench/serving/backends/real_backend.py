@@ -12,7 +12,7 @@ from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, he
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
-from workbench.serving.engine.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.serving.backends.live_backend import LiveBackend, SyntheticText, own_tokenizer
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.real import check_device_effects, device_defaults
 from workbench.settings.run_settings import RunSettings
