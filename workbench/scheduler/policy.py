@@ -32,9 +32,14 @@ class PolicyView:
 
 
 class Policy:
-    """Base class and first-come-first-served. ``order`` returns a permutation of ``waiting``."""
+    """Base class and first-come-first-served. One's own is made once a scheduler, without arguments."""
 
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
+        """Put the queue in the order of service: return ``waiting``, which is in order of arrival, as it is or as another
+        list of the same requests. Times of requests and view are seconds on the same clock, lengths are tokens.
+
+        It is asked whenever requests may be admitted. An answer that loses or repeats a request is a ConfigError.
+        """
         return waiting
 
 
