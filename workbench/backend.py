@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 Phase = Literal["receive", "schedule", "launch", "process"]
@@ -22,7 +24,11 @@ class Forward(Protocol):
     batch: ModelWorkerBatch
 
     def output(self) -> StepOutput:
-        """What was sampled, once the wait of :meth:`Backend.done` is over."""
+        """What was sampled, once the wait of :meth:`Backend.done` is over.
+
+        Lengths that a batch was launched with become confirmed ones by it: a decode row has got as many tokens as
+        ``counts`` says, of at most ``query_lens``.
+        """
         ...
 
 
@@ -39,11 +45,29 @@ class Backend(Protocol):
         ...
 
     def launch(self, batch: ModelWorkerBatch) -> Forward:
-        """Start a batch behind those launched before; returns at once."""
+        """Start a batch behind those launched before; returns at once.
+
+        A batch is launched with the lengths that its rows will have if everything before it is kept; it may be before
+        that is confirmed by the output of those in flight.
+        """
+        ...
+
+    def sample(self, forward: Any, masks: np.ndarray | None = None) -> None:
+        """Sample a batch that has ``masked`` rows: once, before the next launch and before its :meth:`done`. Other batches
+        sample by themselves; this is not called for them. Returns at once.
+
+        ``masks``: int32[k, ceil(vocabulary / 32)], those of ``batch.masked`` in order; bit ``t % 32`` of word ``t // 32`` is
+        set where token t may be sampled. Every row needs one that its other parameters leave possible. None allows all.
+        """
         ...
 
     def done(self, forward: Any) -> Wait:
         """Until the result of ``forward``, one of its own, is on the host and the CPU phases noted so far have passed."""
+        ...
+
+    def copied(self, forward: Any) -> Wait:
+        """Until the KV copies of ``forward`` have been made (at once if it has none) and the CPU phases noted so far have
+        passed. From then on pages that were stored or sent may be given to somebody else."""
         ...
 
     def cpu(self) -> Wait:

@@ -1,8 +1,7 @@
 """The modelled GPU behind an event loop: stages and links in SimPy time.
 
-A stage runs the batches it is given in order, and so does a link; both are queues with one server whose service times are
-known at arrival. So a batch's start and end on every stage follow at launch from when each becomes free, and one moment,
-its end, is all a loop waits for.
+A batch's start and end on every stage follow at its launch (backends/simulated/gpus.py), so one moment, its end, is all a
+loop waits for.
 
 CPU phases are charged to a debt that passes with the loop's next wait. Nothing the loop does in between depends on the
 clock (it has drained its inbox already), so this equals waiting after every phase, at a fraction of the events.
@@ -11,51 +10,22 @@ clock (it has drained its inbox already), so this equals waiting after every pha
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
+import numpy as np
 import simpy
 
 from backends.simulated.clock import Clock
+from backends.simulated.copies import CopyEngine
+from backends.simulated.gpus import ModelledForward, ModelledGPUs
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
 from workbench.phase_log import LogIteration, PhaseLog
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import ModelWorkerBatch
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
-
-
-class SimulatedForward:
-    """A batch on its way through the stages."""
-
-    __slots__ = ("_sampler", "batch", "cpu_s", "end_s", "ends_s", "launch_s", "starts_s")
-
-    def __init__(
-        self,
-        batch: ModelWorkerBatch,
-        sampler: ScriptedSampler,
-        launch_s: float,
-        starts_s: list[float],
-        ends_s: list[float],
-    ) -> None:
-        self.batch = batch
-        self._sampler = sampler
-        self.launch_s = launch_s
-        """When its last kernel was issued to the first stage."""
-        self.starts_s = starts_s
-        self.ends_s = ends_s
-        self.end_s = ends_s[-1] if ends_s else 0.0
-        self.cpu_s = (0.0, 0.0, 0.0)
-
-    def output(self) -> StepOutput:
-        return self._sampler.sample(self.batch)
-
-    def become(
-        self, batch: ModelWorkerBatch, launch_s: float, start_s: float, end_s: float, cpu_s: tuple[float, float, float]
-    ) -> None:
-        """Stand for another batch, of one stage, from now on."""
-        self.batch, self.launch_s, self.cpu_s = batch, launch_s, cpu_s
-        self.starts_s, self.ends_s, self.end_s = [start_s], [end_s], end_s
 
 
 class SimulatedBackend:
@@ -77,17 +47,18 @@ class SimulatedBackend:
         log_iteration: LogIteration,
         instance: int = 0,
         stages: int = 1,
+        copies: CopyEngine | None = None,
     ) -> None:
+        """``copies``: makes the KV copies of batches; None: they have none."""
         self._clock = clock
         self.cost = cost
         self.host_model = host
         self.sampler = sampler
-        self.phases: PhaseLog[SimulatedForward] = PhaseLog(log_iteration, instance)
-        self._stage_free_s = [0.0] * stages
-        self._link_free_s = [0.0] * (stages - 1)
+        self.phases: PhaseLog[ModelledForward] = PhaseLog(log_iteration, instance)
+        self.gpus = ModelledGPUs(cost, stages, copies)
         self._debt_s = 0.0
         self._launch_host_s = 0.0
-        self.awaited: SimulatedForward | None = None
+        self.awaited: ModelledForward | None = None
         """The batch whose result the CPU waits for; None while it waits for something else."""
 
     def now_s(self) -> float:
@@ -112,43 +83,39 @@ class SimulatedBackend:
             raise ValueError(f"unknown CPU phase {phase!r}")
         self._debt_s += cost
 
-    def launch(self, batch: ModelWorkerBatch) -> SimulatedForward:
+    def launch(self, batch: ModelWorkerBatch) -> ModelledForward:
         if batch.new_requests:
             self.sampler.load(batch)
         prepare_s, issue_s, graph = self.host_model.launch(batch)
         prepared = self._clock.now_s() + self._debt_s + prepare_s
         issued = prepared + issue_s
-        free = self._stage_free_s
-        if len(free) == 1:
+        forward = ModelledForward(batch, self.sampler, issued, [], [])
+        free = self.gpus.stage_free_s
+        if len(free) > 1 or batch.kv_copies or batch.masked is not None:
+            self.gpus.run(forward, issued if graph else prepared, issued)
+        else:
+            # The same for one stage: nearly every batch is of this kind.
             start = issued if graph else prepared
             if free[0] > start:
                 start = free[0]
+                assert start < inf, "a batch with masked rows is sampled before the next one is launched"
             end = start + self.cost.forward(batch)
             if end < issued:
-                end = issued  # kernels issued one by one: the last cannot end before it was issued
-            free[0] = end
-            starts, ends = [start], [end]
-        else:
-            starts, ends = self._through_stages(batch, issued if graph else prepared, issued)
+                end = issued
+            free[0] = forward.end_s = end
+            forward.starts_s, forward.ends_s = [start], [end]
         self._launch_host_s = prepare_s + issue_s
-        forward = SimulatedForward(batch, self.sampler, issued, starts, ends)
         self.phases.launched(forward, self._launch_host_s)
         return forward
 
-    def _through_stages(self, batch: ModelWorkerBatch, at: float, issued: float) -> tuple[list[float], list[float]]:
-        starts, ends = [], []
-        for stage, free in enumerate(self._stage_free_s):
-            start = max(free, at)
-            end = max(start + self.cost.forward(batch, stage), issued)
-            self._stage_free_s[stage] = end
-            starts.append(start)
-            ends.append(end)
-            if stage < len(self._link_free_s):
-                begin = max(end, self._link_free_s[stage])
-                self._link_free_s[stage] = at = begin + self.cost.transfer_s(batch, stage)
-        return starts, ends
+    def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
+        self.gpus.sample(forward, self.now_s())
 
-    def done(self, forward: SimulatedForward) -> float:
+    def copied(self, forward: ModelledForward) -> float:
+        paid = self.cpu()
+        return max(forward.copied_s, paid) if forward.batch.kv_copies else paid
+
+    def done(self, forward: ModelledForward) -> float:
         paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
         self.awaited = forward
         end = forward.end_s
@@ -161,16 +128,16 @@ class SimulatedBackend:
 
     @property
     def stages(self) -> int:
-        return len(self._stage_free_s)
+        return len(self.gpus.stage_free_s)
 
     @property
     def free_s(self) -> float:
         """When the first stage is free for another batch."""
-        return self._stage_free_s[0]
+        return self.gpus.stage_free_s[0]
 
     @free_s.setter
     def free_s(self, moment_s: float) -> None:
-        self._stage_free_s[0] = moment_s
+        self.gpus.stage_free_s[0] = moment_s
 
 
 class SimulatedInbox:

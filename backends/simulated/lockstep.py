@@ -16,10 +16,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import simpy
 
-from backends.simulated.backend import SimulatedBackend, SimulatedForward, SimulatedInbox
+from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
+from backends.simulated.copies import CopyEngine
+from backends.simulated.gpus import ModelledForward, ModelledGPUs
 from backends.simulated.host import HostModel
 from backends.simulated.sampler import ScriptedSampler
 from workbench.phase_log import LogIteration
@@ -34,8 +37,8 @@ class GroupCost(Protocol):
         ...
 
 
-class _Forward(SimulatedForward):
-    __slots__ = ("deadline_s", "issued_s", "ready_s", "waiter")
+class _Forward(ModelledForward):
+    __slots__ = ("deadline_s", "gpus", "issued_s", "masked_s", "ready_s", "waiter")
 
     def __init__(
         self,
@@ -43,10 +46,26 @@ class _Forward(SimulatedForward):
         sampler: ScriptedSampler,
         ready_s: float,
         issued_s: float,
+        gpus: ModelledGPUs,
     ) -> None:
         super().__init__(batch, sampler, issued_s, [], [])
         self.ready_s, self.issued_s, self.deadline_s = ready_s, issued_s, 0.0
+        self.gpus = gpus
+        self.masked_s: float | None = None
+        """When its masks came."""
         self.waiter: simpy.Event | None = None
+
+    def taken(self, begin_s: float, end_s: float) -> float:
+        """Its step was taken. Returns when its GPUs are done with it, as far as is known: masks may still have to come."""
+        self.starts_s.append(begin_s)
+        self.ends_s.append(end_s)
+        if self.batch.masked is None:
+            self.gpus.finish(self, end_s)
+        else:
+            self.computed_s = max(end_s - self.gpus.sampling_s(self.batch), begin_s)
+            if self.masked_s is not None:
+                self.gpus.sample(self, self.masked_s)
+        return self.ends_s[-1]
 
 
 class LockStepGroup:
@@ -66,6 +85,13 @@ class LockStepGroup:
         """A rank has launched its next part."""
         self._queues[rank].append(forward)
         self._advance()
+
+    def sample(self, forward: _Forward, masked_s: float) -> None:
+        """The masks of a batch are there. The next step begins once every rank has sampled."""
+        forward.masked_s = masked_s
+        if forward.ends_s:
+            forward.gpus.sample(forward, masked_s)
+            self._free_s = max(self._free_s, forward.end_s)
 
     def rest(self, rank: int) -> None:
         """A rank waits for a message: until one comes, steps go on without a part of its own."""
@@ -93,9 +119,7 @@ class LockStepGroup:
             for queue, head in zip(self._queues, heads, strict=True):
                 if head is not None:
                     queue.popleft()
-                    head.starts_s.append(begin)
-                    head.ends_s.append(end)
-                    head.end_s = end
+                    self._free_s = max(self._free_s, head.taken(begin, end))
                     if head.waiter is not None:
                         self._resolve(head)
 
@@ -125,25 +149,33 @@ class LockStepBackend(SimulatedBackend):
         log_iteration: LogIteration,
         rank: int,
         instance: int | None = None,
+        copies: CopyEngine | None = None,
     ) -> None:
         instance = rank if instance is None else instance
-        super().__init__(clock, cost, host, sampler, log_iteration, instance)  # type: ignore[arg-type]
+        super().__init__(clock, cost, host, sampler, log_iteration, instance, copies=copies)  # type: ignore[arg-type]
         self._group = group
         self._rank = rank
 
-    def launch(self, batch: ModelWorkerBatch) -> SimulatedForward:
+    def launch(self, batch: ModelWorkerBatch) -> ModelledForward:
         if batch.new_requests:
             self.sampler.load(batch)
         prepare_s, issue_s, graph = self.host_model.launch(batch)
         prepared = self._clock.now + self._debt_s + prepare_s
         issued = prepared + issue_s
         self._launch_host_s = prepare_s + issue_s
-        forward = _Forward(batch, self.sampler, issued if graph else prepared, issued)
+        ready = issued if graph else prepared
+        if batch.kv_copies:
+            ready = self.gpus.copies_of(batch).before(batch.kv_copies, ready)
+        forward = _Forward(batch, self.sampler, ready, issued, self.gpus)
         self.phases.launched(forward, self._launch_host_s)
         self._group.submit(self._rank, forward)
         return forward
 
-    def done(self, forward: SimulatedForward) -> simpy.Event | float:  # type: ignore[override]
+    def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
+        assert isinstance(forward, _Forward)
+        self._group.sample(forward, self.now_s())
+
+    def done(self, forward: ModelledForward) -> simpy.Event | float:  # type: ignore[override]
         assert isinstance(forward, _Forward)
         if forward.ends_s:
             return super().done(forward)

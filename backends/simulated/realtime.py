@@ -10,30 +10,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from backends.simulated.copies import CopyEngine
+from backends.simulated.gpus import ModelledForward, ModelledGPUs
 from backends.simulated.synthetic import SyntheticSampler
 from workbench.backend import Phase, Wait
 from workbench.phase_log import LogIteration, MeasuredPhases
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import ModelWorkerBatch
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
-
-
-class RealtimeForward:
-    """A batch on its way through the stages. Times are seconds of the backend's clock."""
-
-    __slots__ = ("_sampler", "batch", "cpu_s", "end_s", "ends_s", "launch_s", "starts_s")
-
-    def __init__(self, batch: ModelWorkerBatch, sampler: SyntheticSampler, launch_s: float) -> None:
-        self.batch = batch
-        self._sampler = sampler
-        self.launch_s = self.end_s = launch_s
-        self.starts_s: list[float] = []
-        self.ends_s: list[float] = []
-        self.cpu_s = (0.0, 0.0, 0.0)
-
-    def output(self) -> StepOutput:
-        return self._sampler.sample(self.batch)
 
 
 class RealtimeBackend:
@@ -51,40 +38,39 @@ class RealtimeBackend:
         now_s: Callable[[], float],
         time_scale: float = 1.0,
         stages: int = 1,
+        copies: CopyEngine | None = None,
     ) -> None:
-        self._cost = cost
         self._sampler = sampler
-        self.phases: MeasuredPhases[RealtimeForward] = MeasuredPhases(log_iteration, clock=time.thread_time)
+        self.phases: MeasuredPhases[ModelledForward] = MeasuredPhases(log_iteration, clock=time.thread_time)
         self._now_s = now_s
-        self._scale = time_scale
-        self._stage_free_s = [0.0] * stages
-        self._link_free_s = [0.0] * (stages - 1)
-        self._busy_until_s = 0.0
+        self.gpus = ModelledGPUs(cost, stages, copies, time_scale)
+        self._busy_with: ModelledForward | None = None
 
     def host(self, phase: Phase, batch: ModelWorkerBatch | None, count: int = 0) -> None:
         self.phases.note(phase)
 
-    def launch(self, batch: ModelWorkerBatch) -> RealtimeForward:
+    def launch(self, batch: ModelWorkerBatch) -> ModelledForward:
         if batch.new_requests:
             self._sampler.load(batch)
         at = self._now_s()
-        forward = RealtimeForward(batch, self._sampler, at)
-        for stage, free_s in enumerate(self._stage_free_s):
-            start = max(free_s, at)
-            end = start + self._cost.forward(batch, stage) * self._scale
-            self._stage_free_s[stage] = end
-            forward.starts_s.append(start)
-            forward.ends_s.append(end)
-            if stage < len(self._link_free_s):
-                begin = max(end, self._link_free_s[stage])
-                self._link_free_s[stage] = at = begin + self._cost.transfer_s(batch, stage) * self._scale
-        forward.end_s = self._busy_until_s = forward.ends_s[-1]
-        self.phases.launching = forward
+        forward = ModelledForward(batch, self._sampler, at, [], [])
+        self.gpus.run(forward, at, at)
+        self._busy_with = self.phases.launching = forward
         return forward
 
-    def done(self, forward: RealtimeForward) -> Wait:
+    def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
+        self.gpus.sample(forward, self._now_s())
+        self.phases.rested()  # what it took to make the masks is no phase of an iteration
+
+    def copied(self, forward: ModelledForward) -> Wait:
+        return self._until(forward.copied_s) if forward.batch.kv_copies else None
+
+    def done(self, forward: ModelledForward) -> Wait:
+        return self._until(forward.end_s)
+
+    def _until(self, moment_s: float) -> Wait:
         def wait() -> None:
-            while (left_s := forward.end_s - self._now_s()) > 0:
+            while (left_s := moment_s - self._now_s()) > 0:
                 time.sleep(left_s)
             self.phases.rested()
 
@@ -92,7 +78,8 @@ class RealtimeBackend:
 
     def worked_s(self) -> float:
         """The clock while a launched batch computes; it stands at the end of the last one."""
-        return min(self._now_s(), self._busy_until_s)
+        now_s = self._now_s()
+        return min(now_s, self._busy_with.end_s) if self._busy_with is not None else 0.0
 
     def cpu(self) -> Wait:
         return None  # real CPU time has passed already

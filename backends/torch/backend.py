@@ -6,8 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+
+from backends.torch.many_ranks import ManyWorkers
+from backends.torch.one_process import CpuWorker, CudaWorker
 from backends.torch.rank import Rank
-from backends.torch.workers import Result, RunnerOptions, Workers, start_workers
+from backends.torch.workers import Result, RunnerOptions, Workers
 from workbench.backend import Phase
 from workbench.phase_log import LogIteration, MeasuredPhases
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
@@ -76,9 +81,29 @@ class TorchBackend:
         """Raises NotImplementedError for a batch that asks for more than a model does here."""
         if batch.decode_tokens != batch.decodes:
             raise NotImplementedError("query_lens: the torch backend decodes one token a row and verifies no drafts")
+        if batch.kv_copies:
+            asked = ", ".join(sorted({copy.direction for copy in batch.kv_copies}))
+            raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) yet")
         wait = self.workers.submit(batch)
         self.phases.launching = forward = TorchForward(batch, wait, self.now_s(), self.began_s)
         return forward
+
+    def sample(self, forward: TorchForward, masks: np.ndarray | None = None) -> None:
+        """Raises ValueError for masks of another shape than the batch's rows and the vocabulary have."""
+        masked = forward.batch.masked
+        assert masked is not None and forward is self.phases.launching, "masks are for the batch launched last"
+        words = -(-self.vocab // 32)
+        if masks is not None and (masks.dtype != np.int32 or masks.shape != (len(masked), words)):
+            raise ValueError(
+                f"masks: {masks.dtype}{list(masks.shape)}, and {len(masked)} rows over {self.vocab} tokens need "
+                f"int32[{len(masked)}, {words}]"
+            )
+        self.workers.sample(masks)
+        self.phases.rested()  # what it took to make the masks is no phase of an iteration
+
+    def copied(self, forward: TorchForward) -> None:
+        """A batch has no copies here."""
+        return None
 
     def done(self, forward: TorchForward) -> Callable[[], object]:
         return forward.result
@@ -130,8 +155,27 @@ class TorchBackend:
             self.workers.close()
 
 
+def start_workers(options: RunnerOptions) -> Workers:
+    """Load the model, find the KV capacity, and be ready to run batches.
+
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, or ValueError for a device that is not there.
+    """
+    device = torch.device(options.device)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("device: cuda was asked for and torch sees no GPU")
+        if torch.cuda.device_count() < options.tp * options.pp:
+            raise ValueError(
+                f"tp {options.tp} x pp {options.pp} needs {options.tp * options.pp} GPUs, there are "
+                f"{torch.cuda.device_count()}"
+            )
+    if options.tp * options.pp > 1:
+        return ManyWorkers(options)
+    return CudaWorker(options) if device.type == "cuda" else CpuWorker(options)
+
+
 def make_backend(
     options: RunnerOptions, log_iteration: LogIteration, instance: int = 0, began_s: float | None = None
 ) -> TorchBackend:
-    """Load a model and be ready to serve it. Raises what :func:`backends.torch.workers.start_workers` raises."""
+    """Load a model and be ready to serve it. Raises what :func:`start_workers` raises."""
     return TorchBackend(start_workers(options), log_iteration, instance, began_s)

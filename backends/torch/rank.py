@@ -42,6 +42,10 @@ class Rank:
         with self.profile.around(batch):
             return self.runner.run(batch, hidden, known, begin)
 
+    def sample(self, masks: np.ndarray | None) -> Output:
+        """:meth:`ModelRunner.sample`."""
+        return self.runner.sample(masks)
+
     def ran(self) -> None:
         """A batch was run. A profile that has seen enough of them is written."""
         if self.profile is not None and self.profile.ran():

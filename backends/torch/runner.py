@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
+from backends.torch.masks import forbid
 from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
 from backends.torch.sampler import DeviceLogprobs, Sampler
@@ -34,8 +35,19 @@ class Output:
     hidden: Tensor | None
     """[n, hidden] for the next stage; None on the last."""
     tokens: Tensor | None
-    """int64[b], one sample a row; None before the last stage."""
+    """int64[b], one sample a row; None before the last stage, and of a batch with masked rows until it is sampled."""
     logprobs: DeviceLogprobs | None = None
+
+
+@dataclass(slots=True)
+class _StepLogits:
+    """A batch that is still to be sampled, on the device."""
+
+    batch: ModelWorkerBatch
+    logits: Tensor
+    """float32[b, vocab]."""
+    rows: Tensor
+    seq_lens: Tensor
 
 
 class ModelRunner:
@@ -65,6 +77,7 @@ class ModelRunner:
         self.last_token = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.kv: KVPool | None = None
         self.graphs: DecodeGraphs | None = None
+        self._unsampled: _StepLogits | None = None
         self.sampler = Sampler(rows + 1, config.vocab, config.eos_token_ids, device, ops, seed)
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -203,7 +216,25 @@ class ModelRunner:
                 return Output(out, None)
             rows, seq_lens = step.rows, step.seq_lens
             logits = self.model.logits(out if step.sample_at is None else out[step.sample_at])
-        tokens, logprobs = self.sampler.sample(logits, batch, rows, seq_lens)
+        step_logits = _StepLogits(batch, logits, rows, seq_lens)
+        if batch.masked is None:
+            return self._sample(step_logits, None)
+        self._unsampled = step_logits
+        return Output(None, None)
+
+    @torch.inference_mode()
+    def sample(self, masks: np.ndarray | None) -> Output:
+        """Sample the batch with masked rows that was run last; ``masks`` as in ``Backend.sample``. It comes before the next
+        run, which may write the logits anew."""
+        step_logits, self._unsampled = self._unsampled, None
+        assert step_logits is not None, "no batch waits for masks"
+        return self._sample(step_logits, masks)
+
+    def _sample(self, at: _StepLogits, masks: np.ndarray | None) -> Output:
+        batch, rows = at.batch, at.rows
+        if masks is not None and batch.masked is not None:
+            forbid(at.logits, batch.masked, masks)
+        tokens, logprobs = self.sampler.sample(at.logits, batch, rows, at.seq_lens)
         if batch.unsampled is None:
             self.last_token[rows] = tokens
         else:

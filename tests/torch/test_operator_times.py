@@ -13,8 +13,9 @@ pytest.importorskip("transformers")
 import torch
 
 from backends.torch import operator_times
+from backends.torch.one_process import CpuWorker
 from backends.torch.operator_times import timed_steps
-from backends.torch.workers import CpuWorker, RunnerOptions
+from backends.torch.workers import RunnerOptions
 from tests.torch.tiny import VOCAB, make
 from workbench.calibrate.operators import Shape, spread_ids, step_of
 

@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from backends.torch.backend import start_workers
 from backends.torch.signs import cpu_clock
-from backends.torch.workers import RunnerOptions, start_workers
+from backends.torch.workers import RunnerOptions
 from tests.patience import until
 from tests.torch.tiny import make
 

@@ -14,6 +14,7 @@ from workbench.scheduler.settings import ConfigError
 
 METHODS = {"forward": ("batch", "stage"), "transfer_s": ("batch", "stage")}
 DECODES = {"decodes": ("batch", "steps")}
+SAMPLING = {"sampling_s": ("batch",)}
 GROUP_FORWARD = {"group_forward": ("batches",)}
 
 
@@ -23,7 +24,7 @@ def own_cost(spec: str, want: CostRequest) -> CostModel:
     Raises ConfigError for what cannot be loaded or is no cost model.
     """
     model = make_own("cost", spec, METHODS, want=want)
-    for more in (DECODES, GROUP_FORWARD):
+    for more in (DECODES, SAMPLING, GROUP_FORWARD):
         if any(hasattr(model, name) for name in more):
             check_methods("cost", spec, model, more)
     return _Checked(spec, model)
@@ -37,6 +38,8 @@ class _Checked:
         self._spec, self._model = spec, model
         if hasattr(model, "decodes"):
             self.decodes = self._decodes
+        if hasattr(model, "sampling_s"):
+            self.sampling_s = self._sampling_s
         if hasattr(model, "group_forward"):
             self.group_forward = self._group_forward
         self.notes = tuple(getattr(model, "notes", ()))
@@ -54,6 +57,9 @@ class _Checked:
         if len(found) != steps:
             raise ConfigError(f"cost: {self._spec}.decodes returned {len(found)} times for {steps} steps")
         return [self._seconds("decodes", each) for each in found]
+
+    def _sampling_s(self, batch: ModelWorkerBatch) -> float:
+        return self._seconds("sampling_s", self._model.sampling_s(batch))
 
     def _group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
         return self._seconds("group_forward", self._model.group_forward(batches))

@@ -105,6 +105,12 @@ class TraceStops:
             self._last_len[request.row] = request.input_len + self._output_length(request.request_id) - 1
         return _StoppedForward(self._backend.launch(batch), self._last_len[batch.rows])
 
+    def sample(self, forward: _StoppedForward, masks: np.ndarray | None = None) -> None:
+        self._backend.sample(forward.inner, masks)
+
+    def copied(self, forward: _StoppedForward) -> None:
+        return self._backend.copied(forward.inner)
+
     def done(self, forward: _StoppedForward) -> Callable[[], object]:
         return self._backend.done(forward.inner)
 

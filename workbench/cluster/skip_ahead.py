@@ -15,8 +15,9 @@ from itertools import accumulate
 from operator import add, lt
 from typing import Any, Protocol
 
-from backends.simulated.backend import SimulatedBackend, SimulatedForward
+from backends.simulated.backend import SimulatedBackend
 from backends.simulated.clock import Clock
+from backends.simulated.gpus import ModelledForward
 from workbench.scheduler.decided import MOST_STEPS, decided_steps
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -190,7 +191,7 @@ class SkipAhead:
 
 
 def timeline(
-    pending: Sequence[SimulatedForward],
+    pending: Sequence[ModelledForward],
     free_s: float,
     gpu_s: Sequence[float],
     processes_s: Sequence[float],

@@ -26,6 +26,8 @@ def normal_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Ou
         backend.host("schedule", batch.worker)
         forward = backend.launch(batch.worker)
         backend.host("launch", batch.worker)
+        if batch.worker.masked is not None:
+            backend.sample(forward, scheduler.masks(batch))
         outbox.scheduled(batch)
         yield backend.done(forward)
         result = scheduler.process(batch, forward.output())

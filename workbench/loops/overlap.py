@@ -7,7 +7,7 @@ from collections.abc import Generator
 from workbench.backend import Backend, Forward, Inbox, Outbox, Wait
 from workbench.loops.intake import report_ended, take_in
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler
+from workbench.scheduler.scheduler import Scheduler, StepResult
 
 
 def overlap_loop(
@@ -41,15 +41,17 @@ def overlap_loop(
             launched = batch, backend.launch(batch.worker)
             backend.host("launch", batch.worker)
             outbox.scheduled(batch)
+        result: StepResult | None = None
         if last is not None:
             done, forward = last
             yield backend.done(forward)
             result = scheduler.process(done, forward.output())
             backend.host("process", done.worker, len(result.ended))
-            yield backend.cpu()
+        if launched is not None and launched[0].worker.masked is not None:
+            backend.sample(launched[1], scheduler.masks(launched[0]))  # what may follow what has just been processed
+        yield backend.cpu()  # with nothing to process, too: the next look at the inbox comes after the launch
+        if result is not None:
             outbox.send(result)
-        else:
-            yield backend.cpu()  # nothing to process yet: the next look at the inbox comes after the launch all the same
         last = launched
 
 

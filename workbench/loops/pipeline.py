@@ -38,6 +38,8 @@ def pipeline_loop(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: 
             backend.host("schedule", batch.worker)
             forward = backend.launch(batch.worker)
             backend.host("launch", batch.worker)
+            if batch.worker.masked is not None:
+                backend.sample(forward, scheduler.masks(batch))
             outbox.scheduled(batch)
             flights.append((batch, forward))
             slot = (candidate + 1) % slots

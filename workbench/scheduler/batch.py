@@ -30,6 +30,15 @@ class PageWrite(NamedTuple):
     """int32[k], ids of KV pages."""
 
 
+class KVCopy(NamedTuple):
+    """Pages of this instance that are copied elsewhere, or from elsewhere."""
+
+    direction: Literal["load", "store", "send", "receive"]
+    """From and to the host's memory; to and from another instance."""
+    pages: np.ndarray
+    """int32[k], ids of KV pages of this instance."""
+
+
 class NewRequest(NamedTuple):
     """A row that starts, or starts again after a retraction: what a backend needs to know of its request, once."""
 
@@ -103,6 +112,13 @@ class ModelWorkerBatch(NamedTuple):
     decode_page_places: np.ndarray | None = None
     """int64[m], where in its row each of ``decode_pages`` goes, where a step may bring a row several tokens: it may need
     several pages. None: as said there."""
+    kv_copies: tuple[KVCopy, ...] = ()
+    """Copies beside the page writes, with a wait of their own (``Backend.copied``). What is loaded or received is there
+    before the batch reads it; what is stored or sent is copied once the batch has written it. No scheduler asks for any
+    yet."""
+    masked: np.ndarray | None = None
+    """int64[k], indices of rows that may sample only what a mask allows: the batch samples in a second phase, when the
+    masks are there (``Backend.sample``). None: it samples by itself. No scheduler sets it yet."""
 
     @property
     def decodes(self) -> int:

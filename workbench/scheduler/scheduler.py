@@ -258,6 +258,14 @@ class Scheduler:
         message.write()
         message.tell(None)
 
+    def masks(self, batch: ScheduleBatch) -> np.ndarray | None:
+        """What each of ``batch.worker.masked`` may sample, as ``Backend.sample`` takes it: asked once what decides
+        it has been processed.
+
+        Raises NotImplementedError: no request of this scheduler is constrained, so none of its batches has masked rows.
+        """
+        raise NotImplementedError("no batch of this scheduler has masked rows")
+
     def process(self, batch: ScheduleBatch, output: StepOutput) -> StepResult:
         """Take the output of the oldest batch in flight: one token a row, or where tokens are drafted a run of them.
 

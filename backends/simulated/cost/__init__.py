@@ -11,7 +11,9 @@ class CostModel(Protocol):
     """Times of one pipeline stage (a tensor-parallel group counts as one).
 
     A model may also have ``decodes(batch, steps)``, the same numbers faster: :meth:`forward` of the decode batch ``batch``
-    and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way.
+    and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way. And
+    ``sampling_s(batch)``: the seconds of :meth:`forward` on the last stage that pass after a mask is needed (none, where a
+    model cannot tell).
     """
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:

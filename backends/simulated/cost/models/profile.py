@@ -112,6 +112,10 @@ class ProfileCost:
             parts["experts"] = at.moe * self.experts_s(tokens)
         return parts
 
+    def sampling_s(self, batch: ModelWorkerBatch) -> float:
+        """Seconds of :meth:`forward` on the last stage that are the sampler's, where the profile tells it from the head."""
+        return self.explain(batch, len(self._stages) - 1).get("sampler", 0.0)
+
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states and residuals to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens

@@ -90,6 +90,10 @@ class RooflineCost:
         parts["attention"] = at.attention_s(batch)
         return parts
 
+    def sampling_s(self, batch: ModelWorkerBatch) -> float:
+        """Seconds of :meth:`forward` on the last stage that are the sampler's."""
+        return self.explain(batch, self.pp - 1).get("sampler", 0.0)
+
     def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
         """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank with
         nothing to run, which takes part with one token. Every layer waits for the slowest rank."""
