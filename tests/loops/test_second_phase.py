@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from backends.simulated.backend import SimulatedBackend
 from backends.simulated.clock import Clock
 from backends.simulated.copies import CopyEngine
-from backends.simulated.host import FREE_HOST, HostModel
+from backends.simulated.host import FREE_HOST
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup
 from backends.simulated.realtime import RealtimeBackend
 from tests.constrained import constrain
@@ -50,7 +50,7 @@ def jobs() -> list[Job]:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_every_masked_batch_is_sampled_once_in_time_and_with_the_last_results_known(monkeypatch, loop, mixed):
     settings = {"slots": 2 if loop == "pipeline" else 1, "chunk": 16}
-    settings |= {"batching": "mixed", "max_batch_tokens": 16} if mixed else {}
+    settings |= {"batching": "mixed", "max_batch_tokens": 16, "max_running": 8} if mixed else {}
     plain = simulate(jobs(), loop, **settings)
     launched: list[object] = []
     sampled: list[object] = []
@@ -96,8 +96,7 @@ def test_every_masked_batch_is_sampled_once_in_time_and_with_the_last_results_kn
     ],
 )
 def test_the_end_of_a_step_waits_for_its_mask(monkeypatch, loop, process_s, ends_ms):
-    host = HostModel(**{name: 0 for name in vars(FREE_HOST) if name.endswith("_s") and name[0] != "_"})
-    host = HostModel(**{**{n: 0 for n in vars(host) if n.endswith("_s") and n[0] != "_"}, "process_s": process_s})
+    host = replace(FREE_HOST, process_s=process_s)
     constrain(monkeypatch, {"r"}, vocab=100)
     run = simulate([Job("r", [1, 2, 3], 4, eos=False)], loop, cost=CostWithSampler(), host=host)
     assert milliseconds(row.end_s for row in run.rows) == ends_ms
