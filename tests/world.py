@@ -13,10 +13,12 @@ from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import ScriptedSampler
 from reports.record.schema import DECODE
 from tests.verifier import Verifier
-from workbench.clients.messages import END_OF_SEQUENCE
+from traces import TraceRequest
+from workbench.clients.messages import END_OF_SEQUENCE, ClientRequest
 from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
 from workbench.phase_log import IterationRow
+from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.messages import Generate
@@ -135,10 +137,21 @@ class Run:
 
 
 class _Outbox:
-    def __init__(self, env: Clock, run: Run, check: bool, on_step: Callable[[Run, float], None] | None):
+    def __init__(
+        self,
+        env: Clock,
+        run: Run,
+        check: bool,
+        on_step: Callable[[Run, float], None] | None,
+        recorder: Recorder | None = None,
+    ):
         self.env, self.run, self.check, self.on_step = env, run, check, on_step
+        rows = run.scheduler.kv.table.rows
+        self.recording = None if recorder is None else RecordingOutbox(recorder, rows, lambda request: None)
 
     def scheduled(self, batch: ScheduleBatch) -> None:
+        if self.recording is not None:
+            self.recording.scheduled(batch)
         self.run.batches.append(batch)
         for _, rid, *_ in batch.worker.new_requests:
             self.run.scheduled_s.setdefault(rid, self.env.now)
@@ -150,6 +163,8 @@ class _Outbox:
 
     def send_at(self, result: StepResult, now: float) -> None:
         run = self.run
+        if self.recording is not None:
+            self.recording.send_at(result, now)
         if result.batch is not None:
             assert result.output is not None
             silent = set(result.batch.dropped or ())
@@ -198,9 +213,11 @@ def simulate(
     stages: int | None = None,
     loop_options: dict[str, object] | None = None,
     skip: bool = False,
+    recorder: Recorder | None = None,
     **settings: object,
 ) -> Run:
-    """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way."""
+    """Run jobs through one instance under a loop and return what happened, with all invariants checked on the way. The
+    ``recorder`` is told, too."""
     env = Clock()
     config = SchedulerConfig(**{"kv_tokens": 4096, "max_context": 2048, **settings})  # type: ignore[arg-type]
     scripts = {job.rid: job.script() for job in jobs}
@@ -215,9 +232,16 @@ def simulate(
     rows = Rows()
     backend = SimulatedBackend(env, cost or LinearCost(), host, sampler, rows.append, stages=stages)  # type: ignore[arg-type]
     inbox = SimulatedInbox(env)
-    instance = start(
-        recipe, backend, lambda scheduler: (inbox, _Outbox(env, Run(scheduler, rows), check, on_step)), backend.now_s
-    )
+    if recorder is not None:
+        recorder.now_s = env.now_s
+        for job in jobs:
+            trace = TraceRequest(job.rid, job.arrival_s, len(job.prompt), job.writes)
+            recorder.arrived(ClientRequest(trace, message=job.message()))
+
+    def mailboxes(scheduler: Scheduler) -> tuple[SimulatedInbox, _Outbox]:
+        return inbox, _Outbox(env, Run(scheduler, rows), check, on_step, recorder)
+
+    instance = start(recipe, backend, mailboxes, backend.now_s)
     scheduler, outbox = instance.scheduler, instance.outbox
     assert isinstance(outbox, _Outbox)
     run = outbox.run

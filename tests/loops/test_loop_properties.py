@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from backends.simulated.host import FREE_HOST, HostModel
 from tests.world import Job, LinearCost, Run, simulate
+from workbench.recording.recorder import Recorder
 from workbench.scheduler.messages import Abort, FlushCache, Pause, Resume
 
 HOSTS = (FREE_HOST, HostModel(), HostModel(schedule_s=0.02))
@@ -135,6 +136,20 @@ def check_the_end(jobs: list[Job], run: Run) -> None:
             assert job.arrival_s <= run.first_s[job.rid] <= run.end_s[job.rid]
 
 
+def check_the_record(jobs: list[Job], run: Run, recorder: Recorder) -> None:
+    """Every token but a request's first has one gap, and the gaps of all add up to the time between first and last."""
+    columns = recorder.request_columns()
+    written = [len(run.outputs.get(job.rid, [])) for job in jobs]
+    assert columns["output_tokens"].tolist() == written
+    gaps_s, counts = recorder.inter_token_gaps()
+    assert counts.sum() == sum(max(tokens - 1, 0) for tokens in written)
+    assert (gaps_s[counts > 0] >= 0).all()
+    if run.runs and not any(req.finish.kind == "aborted" for req in run.ended.values()):
+        # An aborted request's last token came before it ended; the others' came with their end.
+        spans_s = [run.end_s[job.rid] - run.first_s[job.rid] for job in jobs if job.rid in run.first_s]
+        assert (gaps_s * counts).sum() == pytest.approx(sum(spans_s))
+
+
 def check_the_pools(run: Run) -> None:
     """Nothing is lost and nothing is held."""
     scheduler = run.scheduler
@@ -162,6 +177,7 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, d
         config = data.draw(some_settings(loop, draft_tokens))
         messages, timeouts = data.draw(some_trouble(jobs))
         stages = min(int(config["slots"]), data.draw(st.sampled_from([1, 2, 3])))  # or more micro-batches than stages
+        recorder = Recorder(lambda: 0.0)
         run = simulate(
             jobs,
             loop,
@@ -169,10 +185,12 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, d
             messages=messages,
             stages=stages,
             loop_options=data.draw(st.sampled_from(LOOP_OPTIONS[loop])),
+            recorder=recorder,
             **config,
             **timeouts,
         )
         check_the_end(jobs, run)
+        check_the_record(jobs, run, recorder)
         runs.extend(run.runs)
 
     check()

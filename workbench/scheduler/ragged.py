@@ -164,7 +164,7 @@ class RaggedRunningSet(RunningSet):
 
 
 class Runs(NamedTuple):
-    """What a step has brought, cut to what its requests may write."""
+    """What a step has brought, up to where its requests stop."""
 
     output: StepOutput
     """With ``counts``: tokens that each row is given, none to those that are unsampled or dropped."""
@@ -177,10 +177,10 @@ class Runs(NamedTuple):
 
 
 def take_runs(batch: ScheduleBatch, output: StepOutput, running: RunningSet, table: TableManager) -> Runs:
-    """Write a step's tokens into the table, confirm lengths, and cut each run at the first stop id and at the output bound.
+    """Write a step's tokens into the table, confirm lengths, and cut each run at the first stop id.
 
-    ``batch`` is the oldest in flight, of the slot that ``running`` is of. Raises AssertionError for an output that has more
-    tokens for a row than it computed.
+    No run is longer than the output bound allows, for nothing was drafted beyond it. ``batch`` is the oldest in flight, of
+    the slot that ``running`` is of. Raises AssertionError for an output that has more tokens for a row than it computed.
     """
     assert isinstance(running, RaggedRunningSet)
     worker = batch.worker
@@ -209,9 +209,8 @@ def take_runs(batch: ScheduleBatch, output: StepOutput, running: RunningSet, tab
     if len(batch.ends):
         # The last token is never an input: a request has been given all it may when its KV lacks only that one.
         left = batch.ends + 1 - known[first:]
-        decodes = given[first:]  # a view
-        length_stops.update((((decodes > 0) & (decodes >= left)).nonzero()[0] + first).tolist())
-        np.minimum(decodes, left, out=decodes)
+        decodes = given[first:]
+        length_stops.update((((decodes > 0) & (decodes == left)).nonzero()[0] + first).tolist())
     hits = []
     for hit in stopped(chosen(batch.stop_ids, row_of), output.tokens):
         row, count = int(row_of[hit]), int(nth[hit]) + 1
