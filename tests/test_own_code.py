@@ -243,7 +243,7 @@ def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):
         ("cost", f"{HERE}:simulate", f"'{HERE}:simulate' is no class"),
         ("cost", f"{HERE}:MadeOfNothing", f"'{HERE}:MadeOfNothing' cannot be made: it has to take (want)"),
         ("cost", f"{HERE}:WithoutTransfers", f"'{HERE}:WithoutTransfers' has no transfer_s(batch, stage)"),
-        ("cost", f"{HERE}:OtherForward", f"'{HERE}:OtherForward' has another forward(batch, stage)"),
+        ("cost", f"{HERE}:OtherForward", f"'{HERE}:OtherForward' has a forward that does not take (batch, stage)"),
         ("cost", f"{HERE}:Backwards", f"{HERE}:Backwards.forward returned -0.01, which is no number of seconds"),
         ("cost", f"{HERE}:Undefined", f"{HERE}:Undefined.forward returned None, which is no number of seconds"),
         ("cost", f"{HERE}:ShortDecodes", f"{HERE}:ShortDecodes.decodes returned 1 times for "),

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from traces.files.source import Source
-from traces.files.values import count, length, seconds, text
+from traces.files.values import MOST, count, integer, length, seconds, text
 from traces.formats import Format, Head, Reading
 from traces.requests.content import TokenIds
 from traces.requests.trace_request import TraceRequest
 from traces.trace import ReadAs, Trace, trace_by
 from traces.write import json_line
 
-_SAID = (
-    "about",
-    "closed_loop",
-    "notes",
-    "time_unit",
-    "time_unit_is_sure",
-    "logged",
-    "draws_output",
-    "has_blocks",
-    "session_mark",
-)
+_SAID = {field.name for field in fields(Format)} - {"name", "sniff", "read", "ids_from_file"}
 """Fields of a format that a reader may have."""
+
+_VALUES: tuple[tuple[str, Callable[[Source, int, str, Any], Any], bool], ...] = (
+    ("arrival_s", seconds, False),
+    ("input_length", length, True),
+    ("output_length", length, True),
+    ("max_tokens", partial(length, most=MOST), False),
+    ("turn", count, True),
+    ("think_time_s", seconds, True),
+    ("priority", integer, True),
+    ("adapter", text, False),
+    ("slo_ttft_s", seconds, False),
+    ("slo_tpot_s", seconds, False),
+)
+"""Fields of a request, what makes a value of ours of each, and whether it has to have one."""
 
 
 class Reader(Protocol):
@@ -78,11 +83,11 @@ def checked(requests: Iterable[Any], source: Source) -> Iterator[TraceRequest]:
             raise place.error(0, "", f"is {str(request)[:40]!r} of type {type(request).__name__}, not a TraceRequest")
         line, request = request.line, copy(request)
         text(place, line, "request_id", request.request_id)
-        request.input_length = length(place, line, "input_length", request.input_length)
-        request.output_length = length(place, line, "output_length", request.output_length)
-        if request.max_tokens is not None:
-            request.max_tokens = length(place, line, "max_tokens", request.max_tokens)
-        request.think_time_s = seconds(place, line, "think_time_s", request.think_time_s)
+        for field, read, needed in _VALUES:
+            value = getattr(request, field)
+            if needed or value is not None:
+                number = value.item() if isinstance(value, np.generic) else value
+                setattr(request, field, read(place, line, field, number))
         if isinstance(request.content, TokenIds):
             _check_ids(place, request)
         _check_turn(place, request, turns)
@@ -103,7 +108,7 @@ def _check_ids(place: Source, request: TraceRequest) -> None:
 
 def _check_turn(place: Source, request: TraceRequest, turns: dict[str, int]) -> None:
     """First turns arrive, later ones follow."""
-    line, session, turn = request.line, request.session_id, count(place, request.line, "turn", request.turn)
+    line, session, turn = request.line, request.session_id, request.turn
     if session is None and (turn or request.arrival_s is None):
         raise place.error(line, "session_id", "is missing: only a session's later turn has a number and no arrival")
     if session is not None:
@@ -112,8 +117,8 @@ def _check_turn(place: Source, request: TraceRequest, turns: dict[str, int]) -> 
                 line, "turn", f"is {turn}, and session '{session}' goes on with {turns.get(session, -1) + 1}"
             )
         turns[session] = turn
-    if turn == 0 or request.arrival_s is not None:
-        request.arrival_s = seconds(place, line, "arrival_s", request.arrival_s)
+    if turn == 0 and request.arrival_s is None:
+        raise place.error(line, "arrival_s", "is missing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,15 @@ def test_times_count_from_the_first_and_the_programs_requests_stay_as_they_are()
     assert any("100" in note for note in trace.info.notes)
 
 
+def test_numbers_of_numpy_are_taken_as_what_they_are() -> None:
+    mine = [
+        TraceRequest("a", np.float64(0.5), np.int64(5), np.int32(2), priority=np.int16(3), slo_ttft_s=np.float32(0.5))
+    ]
+    (request,) = trace_of(mine)
+    values = (request.arrival_s, request.input_length, request.output_length, request.priority, request.slo_ttft_s)
+    assert values == (0.0, 5, 2, 3, 0.5) and [type(value) for value in values] == [float, int, int, int, float]
+
+
 def test_without_an_order_arrivals_may_go_back() -> None:
     mine = [TraceRequest("a", 1.0, 5, 2), TraceRequest("b", 0.0, 5, 2)]
     assert len(list(trace_of(mine, ordered=False))) == 2
@@ -54,6 +63,9 @@ def test_without_an_order_arrivals_may_go_back() -> None:
         ([TraceRequest("a", 0.0, 1, 0)], r"requests, \[0\].output_length: is 0"),
         ([TraceRequest("a", 0.0, 1, 1, max_tokens=0)], r"requests, \[0\].max_tokens: is 0"),
         ([TraceRequest("a", None, 1, 1)], r"requests, \[0\].session_id: is missing"),
+        ([TraceRequest("a", None, 1, 1, session_id="s")], r"requests, \[0\].arrival_s: is missing"),
+        ([TraceRequest("a", 0.0, 1, 1, priority=0.5)], r"requests, \[0\].priority: '0.5' is not an integer"),
+        ([TraceRequest("a", 0.0, 1, 1, slo_ttft_s=-1.0)], r"requests, \[0\].slo_ttft_s: '-1.0' is negative"),
         ([TraceRequest("a", float("nan"), 1, 1)], r"requests, \[0\].arrival_s: "),
         ([TraceRequest("a", 0.0, 1, 1)] * 2, r"requests, request_id: 'a' appears twice"),
         (

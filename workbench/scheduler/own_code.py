@@ -73,9 +73,10 @@ def check_methods(setting: str, spec: str, made: object, methods: Mapping[str, t
     """Raise ConfigError where ``made`` lacks one of ``methods``, or has it with other arguments."""
     for name, arguments in methods.items():
         method = getattr(made, name, None)
-        if not callable(method) or not takes(method, arguments):
-            wrong = "has no" if not callable(method) else "has another"
-            raise ConfigError(f"{setting}: {spec!r} {wrong} {name}({', '.join(arguments)})")
+        if not callable(method):
+            raise ConfigError(f"{setting}: {spec!r} has no {name}({', '.join(arguments)})")
+        if not takes(method, arguments):
+            raise ConfigError(f"{setting}: {spec!r} has a {name} that does not take ({', '.join(arguments)})")
 
 
 def takes(function: Any, arguments: tuple[str, ...]) -> bool:
