@@ -148,6 +148,7 @@ ARROWS = {
     "reports": ("reports", "ground"),
     **{package: (package, "ground", *allowed) for package, allowed in INSIDE.items()},
     **{package: (*RUN[: place + 1], *UNDER_RUN) for place, package in enumerate(RUN)},
+    "workbench.api": ("workbench.api", *RUN, *UNDER_RUN),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }
 
