@@ -1,29 +1,60 @@
-"""What docs/run-record.md says of meta.json, as a check that the tests of every kind of run share."""
+"""What docs/run-record.md and ``RunMeta`` say of meta.json, as a check that the tests of every kind of run share."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
+from reports.record.meta import RUN_KINDS, HardwareMeta, RunMeta, Totals, TraceMeta
+
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
-ALWAYS = {"name", "command", "trace", "model", "hardware", "settings", "versions", "totals", "interrupted"}
-"""Keys that every kind of run has."""
+PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
+OWN = {
+    "simulated": {"weights", "kv_budget", "host_model", "cost_notes"},
+    "replayed": {"weights"},
+    "served": {"weights", "kv_budget", "recorded_at"},
+    "observed": {"observed"},
+    "imported": {"latency_from"},
+}
+"""Keys of each kind of run beside those that all have."""
+COUNTED = {
+    "simulated": {"cut", "simulated_s"},
+    "replayed": {"cut", "wall_s"},
+    "served": {"traced", "wall_s"},
+    "observed": {"cut", "wall_s", "failed", "pieces", "resent", "late_mean_s", "late_max_s"},
+    "imported": set[str](),
+}
+"""Totals of each kind of run beside those that all have."""
 
 
-def documented_keys() -> set[str]:
-    """First column of the table under `## meta.json`."""
+def names(part: type, always: bool = False) -> set[str]:
+    """Fields of a part; only those that every run fills in, if ``always``."""
+    return {
+        field.name
+        for field in dataclasses.fields(part)
+        if not always or field.default is field.default_factory is dataclasses.MISSING
+    }
+
+
+def documented() -> dict[str, str]:
+    """Keys and meanings of the table under `## meta.json`."""
     text = DOCUMENT.read_text().split("## meta.json")[1].split("\n## ")[0]
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    rows = [line.split("|", 2)[1:] for line in text.splitlines() if line.startswith("| `")]
+    return {name: meaning for key, meaning in rows for name in re.findall(r"`(\w+)`", key)}
 
 
-def check_meta(meta: dict[str, Any], imported: bool = False) -> None:
-    """Assert that a record has the keys of every run, and none that is not documented."""
-    assert ALWAYS <= set(meta) <= documented_keys()
-    assert {"name", "format", "sha256", "notes"} == set(meta["trace"])
-    assert {"gpu", "gpus", "simulated"} <= set(meta["hardware"])
-    assert {"requests", "ended", "iterations"} <= set(meta["totals"])
-    if not imported:
+def check_meta(meta: dict[str, Any], kind: str) -> None:
+    """Assert that a record has the keys of a kind of run, in all its parts, and none else."""
+    assert meta["kind"] == kind and kind in RUN_KINDS
+    own = OWN[kind]
+    if kind == "served" and meta["hardware"]["simulated"]:
+        own = own | {"cost_notes"}
+    assert set(meta) == names(RunMeta, always=True) | own
+    assert set(meta["trace"]) == names(TraceMeta)
+    assert set(meta["hardware"]) == names(HardwareMeta, always=True) | ({"url"} if kind == "observed" else set())
+    assert set(meta["totals"]) == names(Totals, always=True) | COUNTED[kind]
+    if kind != "imported":
         assert {"workbench", "python", "numpy"} <= set(meta["versions"])
     assert not {name for name in meta["versions"] if name.startswith("llm-")}

@@ -232,7 +232,7 @@ def test_what_the_policy_does_not_heed_of_a_trace_is_noted(policy, changes, says
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     meta = read_meta(tmp_path / "o/overlap")
-    check_meta(meta)
+    check_meta(meta, "simulated")
     notes = " ".join(meta["trace"]["notes"])
     assert says in notes if says else "policy" not in notes and "deadline" not in notes
 

@@ -42,7 +42,7 @@ def test_three_loops_on_the_same_gpus_leave_records_and_a_page(tmp_path):
         for file in (*RECORD, "meta.json", "decisions.jsonl"):
             assert (tmp_path / "o" / loop / file).stat().st_size > 0
         meta = read_meta(tmp_path / "o" / loop)
-        check_meta(meta)
+        check_meta(meta, "simulated")
         assert meta["hardware"]["gpus"] == 2
     assert numbers["overlap"]["tpot_mean_s"] < numbers["normal"]["tpot_mean_s"]
     assert numbers["overlap"]["cpu_exposed_share"] < numbers["normal"]["cpu_exposed_share"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from ground.json_file import read_json, read_json_lines
 from reports.record.errors import RecordError
+from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
 from reports.record.schema import ITERATION_COLUMNS
 
@@ -36,7 +37,7 @@ NOT_MEASURED = -1
 """In columns of whole numbers that the source does not have."""
 
 
-def read_measured(folder: Path, name: str | None = None) -> RunRecord:
+def read_measured(folder: Path, name: str | None = None, command: str = "") -> RunRecord:
     """The run in ``folder`` as a record. Its clock starts when the first request was queued.
 
     ``meta["latency_from"]`` is ``queued``: the client's clock is another one, so latencies count from the moment at
@@ -59,26 +60,22 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
     version = meta.get("vllm_version")
     kwargs = meta.get("engine_kwargs") or {}
     settings = {**settings_of(kwargs, version), **_kv_cache(meta)}
-    described = {
-        "name": name or folder.name,
-        "latency_from": "queued",
-        "trace": {
-            "name": str(meta.get("dataset_path", "unknown")),
-            "sha256": str(meta.get("dataset_hash", "")),
-            "format": "llmservingsim",
-            "notes": [],
-        },
-        "model": str(meta.get("model", "unknown")),
-        "hardware": {
-            "gpu": str(meta.get("hardware", "unknown")),
-            "simulated": False,
-            "gpus": math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp")),
-        },
-        "settings": {**settings, "engine_kwargs": kwargs},
-        "versions": {"vllm": version} if version else {},
-        "interrupted": False,
-        "totals": {"requests": len(rows), "ended": len(rows), "iterations": 0},
-    }
+    gpus = math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp"))
+    described = RunMeta(
+        kind="imported",
+        name=name or folder.name,
+        command=command,
+        latency_from="queued",
+        trace=TraceMeta(
+            str(meta.get("dataset_path", "unknown")), "llmservingsim", str(meta.get("dataset_hash", "")), []
+        ),
+        model=str(meta.get("model", "unknown")),
+        hardware=HardwareMeta(str(meta.get("hardware", "unknown")), gpus, simulated=False),
+        settings={**settings, "engine_kwargs": kwargs},
+        versions={"vllm": version} if version else {},
+        totals=Totals(requests=len(rows), ended=len(rows), iterations=0),
+        interrupted=False,
+    )
     columns: dict[str, Any] = {
         "request_id": [str(row.get("request_id", f"r{i + 1}")) for i, row in enumerate(rows)],
         "session_id": [""] * len(rows),
@@ -98,7 +95,7 @@ def read_measured(folder: Path, name: str | None = None) -> RunRecord:
         column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
         for column, kind in ITERATION_COLUMNS.items()
     }
-    return RunRecord(described, columns, iterations, (np.empty(0), np.empty(0, np.int64)))
+    return RunRecord(described.to_json(), columns, iterations, (np.empty(0), np.empty(0, np.int64)))
 
 
 def _check_folder(folder: Path) -> None:

@@ -20,6 +20,7 @@ from ground.whole_file import partial_path
 from reports.record.csv_text import read_columns, write_columns
 from reports.record.errors import RecordError
 from reports.record.iteration_log import IterationLog
+from reports.record.meta import kind_of, upgraded
 from reports.record.out_folder import prepare_out
 from reports.record.schema import (
     DECISIONS_FILE,
@@ -40,8 +41,6 @@ from reports.record.schema import (
 
 __all__ = ["IterationLog", "RecordError", "RunRecord", "prepare_out", "read_record", "write_record"]
 
-EARLIER_NAME = "llm-workbench"
-"""What records of real runs once called the workbench in their versions."""
 _DECIMALS = 9  # nanoseconds
 
 
@@ -53,8 +52,7 @@ class RunRecord:
     dtypes, times rounded to nanoseconds, equal gaps of `itl` merged. So numbers computed from a record before it is
     written and after it is read back are the same numbers.
 
-    `meta` is JSON-serialisable: `name` (e.g. the loop), `trace` {name, sha256, notes}, `model`, `hardware`,
-    `settings` {...; `dp` and `pp` are read by the metrics}, `versions`, `totals`, `interrupted`.
+    `meta` is what meta.json holds, as `meta.RunMeta.to_json()` lays it out; the metrics read `dp` and `pp` of its settings.
     `requests` and `iterations` hold the columns of `schema.REQUEST_COLUMNS` and `schema.ITERATION_COLUMNS`;
     `itl` the inter-token gaps as (itl_s, count); `events` the columns of `schema.EVENT_COLUMNS`, no rows if unknown.
 
@@ -154,7 +152,7 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         (partial / META_FILE).write_bytes(meta)
         itl = dict(zip(ITL_COLUMNS, record.itl, strict=True))
         _write(partial / REQUESTS_FILE, lambda file: write_columns(record.requests, REQUEST_COLUMNS, file))
-        if len(record.iterations["iteration"]) or record.meta.get("observed") is not True:
+        if len(record.iterations["iteration"]) or kind_of(record.meta) != "observed":
             _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
         _write(partial / ITL_FILE, lambda file: write_columns(itl, ITL_COLUMNS, file))
         if record.events["request_id"]:
@@ -205,7 +203,7 @@ def _read_if_there(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """The meta.json of the run in `folder`, without the marks of its format.
+    """The meta.json of the run in `folder`, in the words of this version (`meta.RunMeta`), without the marks of its format.
 
     Raises `RecordError` for a folder that is no run of ours.
     """
@@ -221,10 +219,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     version = meta.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise RecordError(f"{path}: format version {version}, this workbench reads {FORMAT_VERSION}")
-    versions = meta.get("versions")
-    if isinstance(versions, dict) and EARLIER_NAME in versions:
-        versions.setdefault("workbench", versions.pop(EARLIER_NAME))
-    return meta
+    return upgraded(meta)
 
 
 def _hint(folder: Path) -> str:

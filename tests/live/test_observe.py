@@ -56,8 +56,8 @@ def seen(tmp_path: Path, lines: list[dict[str, Any]], *flags: str) -> tuple[RunR
     finally:
         server.kill()
     records = read_record(tmp_path / "server" / "overlap"), read_record(out)
-    for record in records:
-        check_meta(record.meta)
+    for kind, record in zip(("served", "observed"), records, strict=True):
+        check_meta(record.meta, kind)
     return records
 
 

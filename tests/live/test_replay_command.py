@@ -70,7 +70,7 @@ def test_a_trace_is_replayed_in_real_time_and_leaves_records_and_a_report(
     assert (tmp_path / "o/report.html").is_file()
     for loop in ("normal", "overlap"):
         meta = read_meta(tmp_path / "o" / loop)
-        check_meta(meta)
+        check_meta(meta, "replayed")
         assert meta["hardware"]["simulated"] is False and meta["settings"]["backend"] == "cpu"
         assert (tmp_path / "o" / loop / "decisions.jsonl").read_text().count("\n") == meta["totals"]["iterations"]
         table = pd.read_csv(tmp_path / "o" / loop / "requests.csv").set_index("request_id")

@@ -196,7 +196,7 @@ def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_pat
     done = workbench("import", measured(tmp_path / "m"), "--out", tmp_path / "r")
     assert done.returncode == 0, done.stderr
     record = read_record(tmp_path / "r")
-    check_meta(record.meta, imported=True)
+    check_meta(record.meta, "imported")
     assert record.meta["hardware"]["gpus"] == 4
     assert record.requests["first_token_s"].tolist() == [0.5, 2.5]
     assert record.requests["queued_s"].tolist() == [0.0, 2.0]

@@ -67,7 +67,7 @@ def recorded(request, tmp_path_factory):
 def test_the_run_record_has_every_request_and_its_times(recorded):
     _, folder = recorded
     record = read_record(folder / "overlap")
-    check_meta(record.meta)
+    check_meta(record.meta, "served")
     (note,) = record.meta["trace"]["notes"]
     assert note.startswith("settings changed after ") and note.endswith(" s: max_prefill_tokens 4096")
     requests = record.requests

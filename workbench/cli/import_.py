@@ -29,8 +29,7 @@ def import_run(
         from reports.record.run_record import prepare_out, write_record
         from workbench.cli.runs import command_line
 
-        record = read_measured(source, name)
-        record.meta["command"] = command_line()
+        record = read_measured(source, name, command_line())
         prepare_out(out, force)
         write_record(record, out)
         settings = {key: value for key, value in record.meta["settings"].items() if key != "engine_kwargs"}

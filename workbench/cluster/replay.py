@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
 from traces import Trace
 from workbench.clients.bounds import counted
@@ -26,7 +27,7 @@ from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.router import Router
 from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
-from workbench.recording.meta import run_meta, trace_meta
+from workbench.recording.meta import settings_used, trace_meta, versions
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.recording.trace_notes import trace_notes
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
@@ -255,40 +256,39 @@ def _replay(
     except Interrupted:
         finished = False
     weights = held_weights(backend.dtype, settings)
-    meta = run_meta(
+    meta = RunMeta(
+        kind="replayed",
         name=loop,
         command=command,
         trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
         model=settings.model,
-        gpu=device_name(device),
-        gpus=tp * pp,
-        simulated=False,
-        settings=settings,
-        found={
-            "loop": loop,
-            "tp": tp,
-            "pp": pp,
-            "gpu": None,
-            "cost": None,
-            "dtype": weights["dtype"],
-            "kv_dtype": DTYPE_NAMES[backend.kv_dtype],
-            "kv_tokens": config.kv_tokens,
-            "max_context": config.max_context,
-            "backend": device,
-        },
+        hardware=HardwareMeta(device_name(device), tp * pp, simulated=False),
+        settings=settings_used(
+            settings,
+            loop=loop,
+            tp=tp,
+            pp=pp,
+            gpu=None,
+            cost=None,
+            dtype=weights["dtype"],
+            kv_dtype=DTYPE_NAMES[backend.kv_dtype],
+            kv_tokens=config.kv_tokens,
+            max_context=config.max_context,
+            backend=device,
+        ),
         weights=weights,
-        ran_on=("simpy", "torch"),
+        versions=versions("simpy", "torch"),
         interrupted=not finished,
-        totals={
-            "requests": len(recorder.rows),
-            "ended": recorder.done,
-            "iterations": len(recorder.iterations),
-            "cut": counted(recorder.cuts),
-            "wall_s": round(backend.now_s(), 6),
-        },
+        totals=Totals(
+            requests=len(recorder.rows),
+            ended=recorder.done,
+            iterations=len(recorder.iterations),
+            cut=counted(recorder.cuts),
+            wall_s=round(backend.now_s(), 6),
+        ),
     )
     return RunRecord(
-        meta,
+        meta.to_json(),
         recorder.request_columns(),
         recorder.iterations.columns(),
         recorder.inter_token_gaps(),

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
 from traces import Trace
 from workbench.clients.bounds import counted
 from workbench.cluster.progress import Progress
 from workbench.cluster.resolve import SimulatedPool, resolve_pools
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
-from workbench.recording.meta import run_meta, trace_meta
+from workbench.recording.meta import settings_used, trace_meta, versions
 from workbench.recording.trace_notes import trace_notes
 from workbench.settings.run_settings import RunSettings
 
@@ -47,39 +48,38 @@ def simulate_loop(
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
     instance = pools[0].recipe
-    meta = run_meta(
+    meta = RunMeta(
+        kind="simulated",
         name=loop,
         command=command,
         trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
         model=instance.model.name,
-        gpu=instance.gpu.name,
-        gpus=sum(pool.gpus for pool in pools),
-        simulated=True,
-        settings=settings,
-        found={
-            "loop": loop,
-            "tp": instance.tp,
-            "pp": instance.stages,
-            "kv_tokens": instance.scheduler.kv_tokens,
-            "max_context": instance.scheduler.max_context,
-            "dtype": instance.weights.dtype,
-        },
-        ran_on=("simpy",),
+        hardware=HardwareMeta(instance.gpu.name, sum(pool.gpus for pool in pools), simulated=True),
+        settings=settings_used(
+            settings,
+            loop=loop,
+            tp=instance.tp,
+            pp=instance.stages,
+            kv_tokens=instance.scheduler.kv_tokens,
+            max_context=instance.scheduler.max_context,
+            dtype=instance.weights.dtype,
+        ),
+        versions=versions("simpy"),
         interrupted=not finished,
-        totals={
-            "requests": len(recorder.rows),
-            "ended": recorder.done,
-            "iterations": len(recorder.iterations),
-            "cut": counted(recorder.cuts),
-            "simulated_s": round(world.env.now, 9),
-        },
+        totals=Totals(
+            requests=len(recorder.rows),
+            ended=recorder.done,
+            iterations=len(recorder.iterations),
+            cut=counted(recorder.cuts),
+            simulated_s=round(world.env.now, 9),
+        ),
         weights=instance.weights.described,
         kv_budget=instance.kv_budget,
         cost_notes=list(getattr(instance.cost, "notes", ())),
         host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
     )
     return RunRecord(
-        meta,
+        meta.to_json(),
         recorder.request_columns(),
         recorder.iterations.columns(),
         recorder.inter_token_gaps(),

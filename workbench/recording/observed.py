@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED
 from workbench.clients.bounds import counted
 from workbench.clients.observe import Observer, Sent, known_or
-from workbench.recording.meta import run_meta, trace_meta
+from workbench.recording.meta import settings_used, trace_meta, versions
 
 LATE_S = 0.02
 """A client that sends later than this on average is the bottleneck itself: the record says so."""
@@ -43,39 +44,34 @@ def observed_record(seen: Observer, trace_sha256: str, command: str) -> RunRecor
         "turn": np.array([row.request.trace.turn for row in rows], np.int64),
     }
     gaps = np.concatenate([np.empty(0), *(np.diff(a.chunk_s) for a in answers)])
-    settings = seen.settings
     late = np.array([row.late_s for row in rows]) if rows else np.zeros(1)
-    found = {"model": seen.client.model, "dp": 1, "pp": 1, "ignore_eos": seen.client.dialect.ignore_eos}
-    said = trace_meta(seen.trace, trace_sha256)
-    meta = run_meta(
+    meta = RunMeta(
+        kind="observed",
         name="observed",
         command=command,
         model=seen.client.model,
-        gpu="unknown",
-        gpus=None,
-        simulated=False,
-        trace={**said, "notes": [*said["notes"], *_notes(seen, rows, float(late.mean()))]},
-        hardware={"url": seen.client.url},
-        settings=settings,
-        found=found,
-        ran_on=("simpy", "httpx2"),
+        trace=trace_meta(seen.trace, trace_sha256, _notes(seen, rows, float(late.mean()))),
+        hardware=HardwareMeta("unknown", None, simulated=False, url=seen.client.url),
+        settings=settings_used(
+            seen.settings, model=seen.client.model, dp=1, pp=1, ignore_eos=seen.client.dialect.ignore_eos
+        ),
+        versions=versions("simpy", "httpx2"),
         interrupted=seen.interrupted,
-        totals={
-            "requests": len(rows),
-            "ended": seen.ended,
-            "failed": seen.failed,
-            "iterations": 0,
-            "wall_s": round(seen.now_s(), 6),
-            "pieces": int(sum(len(a.chunk_s) for a in answers)),
-            "resent": sum(a.resent for a in answers),
-            "late_mean_s": round(float(late.mean()), 6),
-            "late_max_s": round(float(late.max()), 6),
-            "cut": counted(cut for row in rows if (cut := row.cut()) is not None),
-        },
-        observed=True,
+        totals=Totals(
+            requests=len(rows),
+            ended=seen.ended,
+            iterations=0,
+            cut=counted(cut for row in rows if (cut := row.cut()) is not None),
+            wall_s=round(seen.now_s(), 6),
+            failed=seen.failed,
+            pieces=int(sum(len(a.chunk_s) for a in answers)),
+            resent=sum(a.resent for a in answers),
+            late_mean_s=round(float(late.mean()), 6),
+            late_max_s=round(float(late.max()), 6),
+        ),
     )
     no_iterations = {name: np.zeros(0, np.int64) for name in ITERATION_COLUMNS}
-    return RunRecord(meta, columns, no_iterations, (gaps, np.ones(len(gaps), np.int64)))
+    return RunRecord(meta.to_json(), columns, no_iterations, (gaps, np.ones(len(gaps), np.int64)))
 
 
 def _notes(seen: Observer, rows: list[Sent], late_s: float) -> list[str]:

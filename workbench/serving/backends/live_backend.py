@@ -57,6 +57,8 @@ class LiveBackend:
     """``time.monotonic()`` when the process that computes and is silent longest was last heard of."""
     close: Callable[[], None]
     """To be called at the end."""
+    cost_notes: Callable[[], list[str]] | None = None
+    """What a cost model had to say of its predictions so far; None: times are measured."""
 
 
 class BackendSpec(Protocol):

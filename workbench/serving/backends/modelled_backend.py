@@ -90,6 +90,7 @@ class ModelledBackendSpec:
             worked_s=backend.worked_s,
             heard_s=time.monotonic,
             close=lambda: None,
+            cost_notes=lambda: list(getattr(recipe.cost, "notes", ())),
         )
 
 

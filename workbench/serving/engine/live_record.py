@@ -15,6 +15,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 
+from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RecordError, RunRecord, write_record
 from reports.record.schema import PAGE_FILE, TRACE_FILE, TRACE_PARTIAL
 from traces import TraceRequest
@@ -22,7 +23,7 @@ from traces.requests.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
 from workbench.clients.messages import request_of
 from workbench.phase_log import IterationRow
-from workbench.recording.meta import run_meta
+from workbench.recording.meta import settings_used, versions
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.recording.run_folder import run_folder
 from workbench.scheduler.messages import Generate
@@ -121,7 +122,7 @@ class LiveRecord:
             raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
         loop = self._settings.loop
         record = RunRecord(
-            self._meta(trace, requests),
+            self._meta(trace, requests).to_json(),
             self._recorder.request_columns(),
             self._recorder.iterations.columns(),
             self._recorder.inter_token_gaps(),
@@ -140,9 +141,8 @@ class LiveRecord:
         page = self._folder / PAGE_FILE
         write_report({record.name: record}, page, title, self._settings.command, run.slo_ttft, run.slo_tpot)
 
-    def _meta(self, trace: Path, requests: int) -> dict[str, Any]:
+    def _meta(self, trace: Path, requests: int) -> RunMeta:
         settings, built, recorder = self._settings, self._built, self._recorder
-        simulated = built.simulated
         live = {
             "backend": built.name,
             "time_scale": settings.time_scale,
@@ -150,41 +150,36 @@ class LiveRecord:
             "max_queue": settings.max_queue,
             "record_content": settings.record_content,
         }
-        return run_meta(
+        return RunMeta(
+            kind="served",
             name=settings.loop,
             command=settings.command,
+            trace=TraceMeta("live traffic", "workbench", hashlib.sha256(trace.read_bytes()).hexdigest(), self._notes),
             model=built.model,
-            gpu=built.device,
-            gpus=built.gpus,
-            trace={
-                "name": "live traffic",
-                "format": "workbench",
-                "notes": self._notes,
-                "sha256": hashlib.sha256(trace.read_bytes()).hexdigest(),
-            },
-            simulated=simulated,
-            settings=settings.run,
-            found={
+            hardware=HardwareMeta(built.device, built.gpus, built.simulated),
+            settings=settings_used(
+                settings.run,
                 **live,
-                "loop": settings.loop,
-                "dtype": built.weights["dtype"],
-                "kv_dtype": built.kv_dtype,
-                "kv_tokens": built.recipe.scheduler.kv_tokens,
-                "max_context": built.recipe.scheduler.max_context,
-                **({} if simulated else {"gpu": None, "cost": None, "time_scale": None}),
-            },
-            ran_on=built.packages,
+                loop=settings.loop,
+                dtype=built.weights["dtype"],
+                kv_dtype=built.kv_dtype,
+                kv_tokens=built.recipe.scheduler.kv_tokens,
+                max_context=built.recipe.scheduler.max_context,
+                **({} if built.simulated else {"gpu": None, "cost": None, "time_scale": None}),
+            ),
+            versions=versions(*built.packages),
             interrupted=bool(recorder.by_id),
-            totals={
-                "requests": len(recorder.rows),
-                "ended": recorder.done,
-                "iterations": len(recorder.iterations),
-                "traced": requests,
-                "wall_s": round(self.now_s(), 9),
-            },
+            totals=Totals(
+                requests=len(recorder.rows),
+                ended=recorder.done,
+                iterations=len(recorder.iterations),
+                traced=requests,
+                wall_s=round(self.now_s(), 9),
+            ),
             recorded_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             weights=built.weights,
             kv_budget=built.kv_budget,
+            cost_notes=built.cost_notes() if built.cost_notes is not None else None,
         )
 
 

@@ -1,0 +1,130 @@
+"""What meta.json holds: one type for every kind of run, each of which fills in its part (docs/run-record.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+RunKind = Literal["simulated", "replayed", "served", "observed", "imported"]
+RUN_KINDS: tuple[RunKind, ...] = get_args(RunKind)
+EARLIER_PACKAGE = "llm-workbench"
+"""What records of real runs once called the workbench in their versions."""
+
+
+class _Part:
+    """Something that becomes JSON field by field; what is None is left out."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As meta.json holds it."""
+        found = {declared.name: getattr(self, declared.name) for declared in fields(self)}  # type: ignore[arg-type]
+        return {name: _plain(value) for name, value in found.items() if value is not None or name in self._kept}
+
+    _kept = frozenset[str]()
+    """Fields that are null where nothing is known."""
+
+
+@dataclass(frozen=True)
+class TraceMeta(_Part):
+    """The trace that a run served, or that a server's traffic became."""
+
+    name: str
+    format: str
+    sha256: str
+    notes: Sequence[str] = ()
+    """Sentences about what the reader of the trace found or assumed, and what the run made of it."""
+
+
+@dataclass(frozen=True)
+class HardwareMeta(_Part):
+    """What the run took place on."""
+
+    gpu: str
+    gpus: int | None
+    """None: unknown."""
+    simulated: bool
+    url: str | None = None
+    """Of the server that was observed."""
+    _kept = frozenset({"gpus"})
+
+
+@dataclass(frozen=True)
+class Totals(_Part):
+    """What the run counted itself; seconds are those of its own clock."""
+
+    requests: int
+    ended: int
+    iterations: int
+    cut: Mapping[str, Any] | None = None
+    """Outputs that are shorter than in the trace, by what cut them."""
+    simulated_s: float | None = None
+    wall_s: float | None = None
+    traced: int | None = None
+    """Served: requests in the trace of the traffic."""
+    failed: int | None = None
+    """Observed: requests that got no whole answer; the rest of this class too is of an observed run."""
+    pieces: int | None = None
+    resent: int | None = None
+    late_mean_s: float | None = None
+    late_max_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMeta(_Part):
+    """What a run was. Every kind has the fields without a default."""
+
+    kind: RunKind
+    name: str
+    """What the run is called in comparisons, such as its loop."""
+    command: str
+    trace: TraceMeta
+    model: str
+    hardware: HardwareMeta
+    settings: Mapping[str, Any]
+    """Every setting finally used."""
+    versions: Mapping[str, str]
+    totals: Totals
+    interrupted: bool
+    weights: Mapping[str, Any] | None = None
+    kv_budget: Mapping[str, Any] | None = None
+    host_model: Mapping[str, Any] | None = None
+    cost_notes: Sequence[str] | None = None
+    latency_from: str | None = None
+    recorded_at: str | None = None
+    observed: bool | None = field(default=None, init=False)
+    """Set by ``kind``: a key of its own in records from the beginning on."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "observed":
+            object.__setattr__(self, "observed", True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Part):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+
+
+def upgraded(meta: dict[str, Any]) -> dict[str, Any]:
+    """The content of a meta.json, earlier versions' words for a thing replaced by those of this one."""
+    versions = meta.get("versions")
+    if isinstance(versions, dict) and EARLIER_PACKAGE in versions:
+        versions.setdefault("workbench", versions.pop(EARLIER_PACKAGE))
+    return meta
+
+
+def kind_of(meta: Mapping[str, Any]) -> RunKind:
+    """What made a run, by what meta.json says; records of earlier versions say it by what they hold."""
+    for kind in RUN_KINDS:
+        if meta.get("kind") == kind:
+            return kind
+    settings, hardware = (meta[key] if isinstance(meta.get(key), Mapping) else {} for key in ("settings", "hardware"))
+    if meta.get("observed") is True:
+        return "observed"
+    if "recorded_at" in meta or "record_content" in settings:
+        return "served"
+    if "latency_from" in meta or "engine_kwargs" in settings:
+        return "imported"
+    return "simulated" if hardware.get("simulated") is True else "replayed"
