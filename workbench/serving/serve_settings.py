@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
-from workbench.serving.backends.live_backend import BackendSpec
 from workbench.settings.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from workbench.serving.backends.live_backend import BackendSpec
 
 SERVER, MODELLED = "Server", "Simulated backend"
 """Groups of flags of a server's own."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from workbench.scheduler.config import ConfigError
-from workbench.serving.backends.live_backend import BackendSpec
-from workbench.serving.backends.modelled_backend import ModelledBackendSpec
-from workbench.serving.backends.real_backend import RealBackendSpec
+
+if TYPE_CHECKING:
+    from workbench.serving.backends.live_backend import BackendSpec
 
 BackendName = Literal["auto", "cpu", "cuda", "simulated"]
 BACKEND_SETTINGS = ("backend", "load_format", "time_scale", "simulated_output_tokens")
@@ -29,6 +29,8 @@ def backend_spec(
     if backend == "simulated":
         if load_format != "auto":
             raise ConfigError("load_format: a simulated model has no weights to load")
+        from workbench.serving.backends.modelled_backend import ModelledBackendSpec
+
         return ModelledBackendSpec(time_scale, simulated_output_tokens)
     for name, given in (
         ("time_scale", time_scale != 1.0),
@@ -36,4 +38,6 @@ def backend_spec(
     ):
         if given:
             raise ConfigError(f"{name}: is for --backend simulated")
+    from workbench.serving.backends.real_backend import RealBackendSpec
+
     return RealBackendSpec(backend, load_format)
