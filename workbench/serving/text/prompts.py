@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.serving.refusals import bad_value
-from workbench.serving.requests import MAX_SEQUENCES, Limits, check_length, check_prompt
+from workbench.serving.requests import MAX_SEQUENCES, Limits, check_length
 from workbench.serving.text.tokenizer import Tokenizer
 from workbench.serving.threads import in_thread
 
@@ -34,13 +34,15 @@ class Prompts:
         return _shaped(prompt)
 
     async def encoded(self, given: list[str | list[int]], max_new_tokens: int, parameter: str) -> list[list[int]]:
-        """Return token ids of each. Raises Refusal for one that can never be served, if possible before any is encoded."""
+        """Return token ids of each. Raises Refusal for one that is too long, if possible before any is encoded."""
         for one in given:
-            if not isinstance(one, str):
-                check_prompt(one, self._limits, max_new_tokens, parameter)
-            elif len(one) > LONG_TEXT:
+            if isinstance(one, str) and len(one) > LONG_TEXT:
                 await in_thread(self._check_text, one, max_new_tokens, parameter)
-        return [await self._encode(one, self._tokenizer.encode) if isinstance(one, str) else one for one in given]
+        prompts = []
+        for one in given:
+            prompts.append(await self._encode(one, self._tokenizer.encode) if isinstance(one, str) else one)
+            check_length(len(prompts[-1]), self._limits, max_new_tokens, parameter)
+        return prompts
 
     async def chat(self, text: str, max_new_tokens: int) -> list[int]:
         """Return token ids of a conversation that has been rendered. Raises Refusal."""
