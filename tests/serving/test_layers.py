@@ -75,3 +75,28 @@ def test_one_place_compares_the_name_of_a_backend():
         and any(isinstance(part, ast.Constant) and part.value == "simulated" for part in (node.left, *node.comparators))
     }
     assert compared == {f"{SERVING}.backends.backend_spec"}
+
+
+def test_only_the_inbox_makes_messages_of_the_scheduler():
+    messages = {
+        node.name
+        for node in ast.parse(modules()["workbench.scheduler.messages"].read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    makers = {
+        name
+        for name, path in modules().items()
+        if under(name, SERVING)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "workbench.scheduler.messages"
+        for made in ast.walk(ast.parse(path.read_text()))
+        if isinstance(made, ast.Call) and isinstance(made.func, ast.Name) and made.func.id in messages
+    }
+    assert makers == {f"{SERVING}.engine.inbox"}
+
+
+def test_no_process_of_a_server_but_the_scheduler_works_out_what_ends_a_sequence():
+    asked = {name for name, path in modules().items() if under(name, SERVING) and "eos_token_ids" in path.read_text()}
+    assert asked == {f"{SERVING}.backends.modelled_backend", f"{SERVING}.backends.real_backend"}, (
+        "they say which there are"
+    )
