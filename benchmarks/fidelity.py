@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.catalogue.gpus import same_gpu
+from backends.simulated.catalogue.gpu_specs import same_gpu
 from backends.simulated.catalogue.model_specs import same_model
 from reports.compare.comparison import Comparison, compare
 from reports.record.errors import RecordError

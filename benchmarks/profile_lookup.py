@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.tables.profiles import identity, read_profile

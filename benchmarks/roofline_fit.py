@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from backends.simulated.catalogue.gpus import GPU, load_gpu
+from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from profile_lookup import batch
 
-from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.operator_tables import ProfileError
 from backends.simulated.cost.models.profile import ProfileCost

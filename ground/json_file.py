@@ -41,7 +41,7 @@ def json_phrase(value: Any) -> str:
 
 
 def as_read_back(value: Any) -> Any:
-    """What a program finds that reads ``json_text(value)``: tuples are lists, and what is no number is None."""
+    """Give what a program finds that reads ``json_text(value)``: tuples are lists, and what is no number is None."""
     return json.loads(json_text(value))
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from backends.simulated.catalogue.gpus import gpu_names, load_gpu
+from backends.simulated.catalogue.gpu_specs import gpu_names, load_gpu
 from backends.simulated.catalogue.model_specs import load_model, model_names
 
 

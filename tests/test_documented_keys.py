@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.host import HostModel
 from workbench.search.prices import ENTRIES
 from workbench.settings.engines import GRAPH_KEYS, Engine

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.tables.llmservingsim import read_meta
 from reports.record.run_record import write_record

@@ -1,4 +1,4 @@
-"""What is in a trace, in numbers."""
+"""The numbers of a trace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ground.errors import InputError
 from traces.requests.trace_request import TraceRequest
 from traces.reuse import PrefixReuse
 
@@ -63,7 +64,7 @@ class Description:
 def describe(requests: Iterable[TraceRequest]) -> Description:
     """Read a trace once and sum it up.
 
-    Raises ValueError when there are no requests, and TraceError when the trace is at fault.
+    Raises InputError when there are no requests, and TraceError when the trace is at fault.
     """
     arrivals_s, inputs, outputs, thinks_s = array("d"), array("q"), array("q"), array("d")
     turns: dict[str, int] = {}
@@ -79,7 +80,7 @@ def describe(requests: Iterable[TraceRequest]) -> Description:
                 thinks_s.append(request.think_time_s)
         reusable += reuse.add(request)
     if not inputs:
-        raise ValueError("no requests to describe")
+        raise InputError("no requests to describe")
     times_s = np.frombuffer(arrivals_s, dtype=np.float64) if arrivals_s else np.empty(0)
     span_s = float(times_s[-1] - times_s[0]) if len(times_s) else 0.0
     gaps_s = np.diff(times_s)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ground.errors import InputError
 from traces.requests.content import Blocks, Synthetic
 from traces.requests.lengths import Lengths
 from traces.requests.trace_request import TraceRequest
@@ -20,7 +21,7 @@ _BURST_SPEEDUP = 20.0  # Inside a burst, requests come this many times as fast a
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What to generate. Raises ValueError when it makes no sense."""
+    """A load to generate. Raises InputError when it makes no sense."""
 
     requests: int
     """Requests in all, every turn counted; the last session may be cut."""
@@ -45,13 +46,13 @@ class Workload:
 
     def __post_init__(self) -> None:
         if self.arrivals not in ARRIVALS:
-            raise ValueError(f"unknown arrivals '{self.arrivals}'; known: {', '.join(ARRIVALS)}")
+            raise InputError(f"unknown arrivals '{self.arrivals}'; known: {', '.join(ARRIVALS)}")
         for name in ("requests", "rate", "cv", "burst_size", "system_tokens"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+                raise InputError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("system_prompts", "think_time_s", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+                raise InputError(f"{name} must be finite and not negative, not {getattr(self, name)}")
 
 
 def generate(workload: Workload) -> Iterator[TraceRequest]:

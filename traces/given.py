@@ -39,7 +39,7 @@ _VALUES: tuple[tuple[str, Callable[[Source, int, str, Any], Any], bool], ...] = 
 
 
 class Reader(Protocol):
-    """What reads a format of one's own. Attributes named as fields of :class:`Format` say what is not as usual."""
+    """Reader of a format of one's own. Attributes named as fields of :class:`Format` say what is not as usual."""
 
     def read(self, reading: Reading) -> Iterable[TraceRequest]:
         """The requests of `reading.source`, in file order; arrivals in seconds, from any zero. Called for each pass."""
@@ -123,7 +123,7 @@ def _check_turn(place: Source, request: TraceRequest, turns: dict[str, int]) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Given(Source):
-    """What stands in the place of a file where a program gives the requests."""
+    """Stand-in for a file where a program gives the requests."""
 
     requests: tuple[TraceRequest, ...] = ()
 

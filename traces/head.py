@@ -65,12 +65,12 @@ def read_head(source: Source, skip_bad_rows: bool = False) -> Head:
 
 
 def _goes_on(first: bytes, second: tuple[int, bytes] | None) -> bool:
-    """Whether a line that begins an object does not end it, as programs write that indent."""
+    """Tell whether a line begins an object that goes on below, as programs write that indent."""
     return second is not None and (first == b"{" or (first.endswith(b",") and not second[1].startswith(b"{")))
 
 
 def _table_in(record: dict[str, Any]) -> str | None:
-    """How a whole table is written into one JSON object, as pandas does unless it is told otherwise; None if it is not."""
+    """Recognise a whole table in one JSON object, as pandas writes it unless told otherwise; None if there is none."""
     if record.keys() in _TABLE_KEYS:
         return "as one object"
     values = list(record.values())
@@ -86,7 +86,7 @@ def _table_in(record: dict[str, Any]) -> str | None:
 
 
 def unknown_format(head: Head) -> str:
-    """Why a file's first record is that of no format: what it has, and what the nearest formats would need."""
+    """Say why a file's first record is that of no format: what it has, and what the nearest formats would need."""
     is_json = head.record is not None
     names = head.names
     listed = ", ".join(names[:_MOST_NAMES]) + (

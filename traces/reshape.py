@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from ground.errors import InputError
 from traces.requests.trace_request import TraceRequest
 from traces.since_first import check_span
 from traces.trace import Trace, TraceInfo
@@ -31,13 +32,13 @@ def reshape(
 
     `speedup` divides the arrivals. Neither touches think times.
 
-    Raises ValueError for values that are not positive, or for a rate together with a speedup.
+    Raises InputError for values that are not positive, or for a rate together with a speedup.
     """
     if rate is not None and speedup is not None:
-        raise ValueError("a rate and a speedup cannot be given together")
+        raise InputError("a rate and a speedup cannot be given together")
     for name, value in (("rate", rate), ("speedup", speedup), ("requests", requests)):
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, not {value}")
+            raise InputError(f"{name} must be positive and finite, not {value}")
     if rate is None and speedup is None and requests is None:
         return trace
     info = replace(trace.info, notes=list(trace.info.notes))

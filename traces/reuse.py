@@ -1,4 +1,4 @@
-"""How much of a trace's input an unlimited prefix cache would serve."""
+"""The share of a trace's input that an unlimited prefix cache would serve."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class SinceFirst:
 
     @property
     def note(self) -> str:
-        """What is to be said of it; nothing of a trace that begins at 0."""
+        """Describe the shift; empty for a trace that begins at 0."""
         return (
             f"the first request arrives at {self._first_s:.15g} s: times are counted from there"
             if self._first_s
@@ -47,7 +47,7 @@ class SinceFirst:
 
 
 def check_span(source: Source, request: TraceRequest, why: str = "are these seconds?") -> None:
-    """Raises TraceError for a request with a time that no run lasts, and says why that may be."""
+    """Check that no request has a time that no run lasts. Raises TraceError, which says why that may be."""
     arrival_s, think_s = request.arrival_s or 0.0, request.think_time_s
     if max(arrival_s, think_s, request.slo_ttft_s or 0.0, request.slo_tpot_s or 0.0) <= MOST_SPAN_S:
         return

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
+from ground.errors import InputError
 from traces.files.look_ahead import look_ahead
 from traces.requests.trace_request import TraceRequest
 
@@ -23,7 +24,7 @@ SHARE_TOGETHER = 0.5
 def parse_spread(text: str) -> float | str:
     """Read `auto`, `off` or seconds.
 
-    Raises ValueError for anything else.
+    Raises InputError for anything else.
     """
     if text in (AUTO, OFF):
         return text
@@ -32,7 +33,7 @@ def parse_spread(text: str) -> float | str:
     except ValueError:
         tick_s = -1.0
     if not 0 < tick_s < float("inf"):
-        raise ValueError(f"spread-ticks: '{text}' is not auto, off or a number of seconds")
+        raise InputError(f"spread-ticks: '{text}' is not auto, off or a number of seconds")
     return tick_s
 
 

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ground.errors import InputError
 from traces.files.bad_rows import BadRows
 from traces.files.look_ahead import look_ahead
 from traces.files.source import Source
@@ -29,7 +30,7 @@ SAMPLE = Path(__file__).parent / "samples" / "sample.jsonl"
 
 @dataclass
 class TraceInfo:
-    """What is known of a trace beside its requests."""
+    """The facts of a trace beside its requests."""
 
     name: str
     """The file's name without its endings."""
@@ -42,7 +43,7 @@ class TraceInfo:
 
     @cached_property
     def closed_loop(self) -> bool:
-        """Whether some turns wait for others to finish, so that arrivals depend on how fast they are served.
+        """True where some turns wait for others to finish, so that arrivals depend on how fast they are served.
 
         In our own format that differs from file to file: the first look at it scans the file up to the first session.
         """
@@ -80,7 +81,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class ReadAs:
-    """How a file is to be understood, where it does not say so itself. Raises ValueError for words it does not know."""
+    """The reading of a file, where it does not say itself. Raises InputError for words it does not know."""
 
     format: str | Format = "auto"
     """The name of one of `traces.FORMATS`, or a format of one's own (`traces.given.own_format`)."""
@@ -104,23 +105,23 @@ class ReadAs:
 
     def __post_init__(self) -> None:
         if isinstance(self.format, str) and self.format not in ("auto", *FORMATS):
-            raise ValueError(f"unknown trace format '{self.format}'; known: {', '.join(['auto', *FORMATS])}")
+            raise InputError(f"unknown trace format '{self.format}'; known: {', '.join(['auto', *FORMATS])}")
         check_unit(self.time_unit)
         parse_spread(self.spread_ticks)
         if self.block_tokens is not None and not 1 <= self.block_tokens <= MOST_TOKENS:
-            raise ValueError(f"block-tokens: {self.block_tokens} is not a number of tokens from 1 on")
+            raise InputError(f"block-tokens: {self.block_tokens} is not a number of tokens from 1 on")
         if self.output is not None:
             parse_lengths(self.output)
 
     def check(self, path: str, chosen: Format) -> None:
-        """Raises ValueError for what a format has no use for."""
+        """Check that the format has a use for what was asked. Raises InputError."""
         for flag, asked, usable, reason in (
             ("--time-unit", self.time_unit != "auto", chosen.time_unit is not None, "says the unit of its times"),
             ("--block-tokens", self.block_tokens is not None, chosen.has_blocks, "has no blocks of unknown size"),
             ("--output", self.output is not None, chosen.draws_output, "always has output lengths"),
         ):
             if asked and not usable:
-                raise ValueError(f"{flag}: {path} is read as {chosen.name}, which {reason}")
+                raise InputError(f"{flag}: {path} is read as {chosen.name}, which {reason}")
 
 
 def open_trace(

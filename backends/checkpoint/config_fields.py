@@ -106,7 +106,7 @@ class Fields:
         return tuple(dict.fromkeys(ids))
 
     def dtype_name(self) -> str | None:
-        """What the weights were saved in, in torch's words, if the file says so. Raises UnsupportedModel."""
+        """Read what the weights were saved in; None where the file does not say. Raises UnsupportedModel."""
         field = "dtype" if "dtype" in self.values else "torch_dtype"
         name = self.get(field, str)
         if name is None:

@@ -1,4 +1,4 @@
-"""What the families of models have in common and where they differ, by the ``model_type`` of a config.json.
+"""Families of models, and where they differ, by the ``model_type`` of a config.json.
 
 Both worlds ask here: which layers have a window, which are mixtures of experts, how long a sequence may be, and what a field
 means that the file leaves out.
@@ -90,7 +90,7 @@ def text_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def windows(fields: Fields, kind: str) -> tuple[int | None, ...]:
-    """For each layer of a model of this ``model_type``, how many of the last tokens a token sees; None for all.
+    """Read how many of the last tokens a token sees in each layer of a model of this ``model_type``; None for all.
 
     ``layer_types`` wins where the file has it. Raises UnsupportedModel.
     """
@@ -139,7 +139,7 @@ def layer_types(fields: Fields, layers: int) -> tuple[str, ...] | None:
 
 
 def mixtures(fields: Fields, experts: int) -> tuple[bool, ...]:
-    """For each layer, whether its MLP is a mixture of experts. Raises UnsupportedModel."""
+    """Tell of each layer whether its MLP is a mixture of experts. Raises UnsupportedModel."""
     layers = range(fields.size("num_hidden_layers"))
     if not experts:
         return (False,) * len(layers)
@@ -201,5 +201,5 @@ def context_tokens(fields: Fields) -> int:
 
 
 def rope_field(fields: Fields) -> str:
-    """Where the scaling of rotary embeddings stands: transformers 5 calls it otherwise."""
+    """Name the field of the scaling of rotary embeddings: transformers 5 calls it otherwise."""
     return "rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters"

@@ -1,4 +1,4 @@
-"""What the weights of a checkpoint are held in, and what their products are computed in: ``quantization_config``.
+"""Precision of a checkpoint's weights and of their products: ``quantization_config``.
 
 A model is told apart in parts (:data:`PARTS`); routers and embeddings are never quantised. A part that a configuration
 leaves out in some layers is counted by the share of its matrices that it leaves out.
@@ -37,7 +37,7 @@ _OTHER_NAMES = (
 
 @dataclass(frozen=True)
 class Held:
-    """How a matrix is held and multiplied."""
+    """Precision in which a matrix is held and multiplied."""
 
     bytes: float
     """Of a weight, its share of scales and zero points included."""
@@ -47,7 +47,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Precision:
-    """How the weights of a model are held."""
+    """Precision of the weights of a model, by what they are of."""
 
     dtype: str
     """The word for it: a name of :data:`DTYPE_BYTES`, mxfp4 or nvfp4."""
@@ -71,7 +71,7 @@ class Precision:
 
     @property
     def described(self) -> dict[str, Any]:
-        """For a record."""
+        """The precision in words, for a record."""
         return {
             "dtype": self.dtype,
             "said_by": self.said_by,
@@ -96,7 +96,7 @@ def as_precision(dtype: str | Precision) -> Precision:
 
 
 def read_precision(fields: Fields, layers: int) -> Precision:
-    """What a config.json says of its weights. Raises UnsupportedModel for a quantisation that is not known, by its name."""
+    """Read what a config.json says of its weights. Raises UnsupportedModel, which names a quantisation that is not known."""
     said = fields.dtype_name()
     dtype = DTYPES.get(said or "", "bf16")
     plain = Held(DTYPE_BYTES[dtype], dtype)
@@ -123,7 +123,7 @@ def read_precision(fields: Fields, layers: int) -> Precision:
 
 
 def quant_method(fields: Fields) -> str:
-    """Which quantisation a config.json says. Raises UnsupportedModel if it says none."""
+    """Name the quantisation of a config.json. Raises UnsupportedModel if it says none."""
     config = fields.object("quantization_config")
     method = config.get("quant_method")
     if method is None and "producer" in config:
@@ -308,8 +308,10 @@ def _other(name: str) -> str:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a module's name is, or is inside, what a configuration leaves out: ``re:`` and an expression, a pattern with
-    ``*``, or parts of a name."""
+    """Make a test of whether a configuration leaves a module out, by its name or that of a module it is in.
+
+    ``pattern`` is ``re:`` and an expression, a pattern with ``*``, or parts of a name.
+    """
     if pattern.startswith("re:"):
         expression = re.compile(pattern[3:])
         return lambda name: expression.match(name) is not None

@@ -132,7 +132,7 @@ class SimulatedBackend:
 
     @property
     def free_s(self) -> float:
-        """When the first stage is free for another batch."""
+        """Moment from which the first stage is free for another batch."""
         return self.gpus.stage_free_s[0]
 
     @free_s.setter

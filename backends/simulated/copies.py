@@ -25,11 +25,11 @@ class CopyEngine:
         self._free_s = dict.fromkeys(self._page_s, 0.0)
 
     def before(self, copies: Sequence[KVCopy], at_s: float) -> float:
-        """When what a batch reads is there, if its copies may begin at ``at_s``."""
+        """Find when what a batch reads is there, if its copies may begin at ``at_s``."""
         return self._make([copy for copy in copies if copy.direction in ("load", "receive")], at_s)
 
     def after(self, copies: Sequence[KVCopy], at_s: float) -> float:
-        """When what a batch gives away has been copied, if it ends at ``at_s``."""
+        """Find when what a batch gives away has been copied, if it ends at ``at_s``."""
         return self._make([copy for copy in copies if copy.direction in ("store", "send")], at_s)
 
     def _make(self, copies: Sequence[KVCopy], at_s: float) -> float:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """Where the tokens come from, as there is no model."""
+    """Source of tokens, as there is no model."""
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the requests that start in a batch."""
         ...
 
     def sample(self, batch: ModelWorkerBatch) -> StepOutput:
-        """What a batch samples. A mask constrains nothing that a sampler without a model can know."""
+        """Sample a batch. A mask constrains nothing that a sampler without a model can know."""
         ...
 
 
@@ -108,12 +108,12 @@ class ModelledGPUs:
             forward.copied_s = self.copies_of(forward.batch).after(copies, end_s)
 
     def sampling_s(self, batch: ModelWorkerBatch) -> float:
-        """Of a step's seconds, those after the masks are needed. A cost model may tell them."""
+        """Tell how many of a step's seconds come after the masks are needed. A cost model may tell them."""
         told = getattr(self._cost, "sampling_s", None)
         return 0.0 if told is None else told(batch) * self._scale
 
     def copies_of(self, batch: ModelWorkerBatch) -> CopyEngine:
-        """What makes the copies of a batch. Raises ValueError where nothing does."""
+        """Return what makes the copies of a batch. Raises ValueError where nothing does."""
         if self._copies is None:
             raise ValueError(
                 f"kv_copies: batch {batch.step} has copies, and this instance was given no way to make them"

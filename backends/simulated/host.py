@@ -1,4 +1,4 @@
-"""What the CPU phases of a step cost."""
+"""Costs of the CPU phases of a step."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""How much KV fits: memory as a real runner finds it after loading and warming up."""
+"""Room for KV: memory as a real runner finds it after loading and warming up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from ground.errors import InputError
 

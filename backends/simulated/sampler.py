@@ -10,7 +10,7 @@ from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 
 class ScriptedSampler:
-    """Returns each request's next scripted token, for all rows of a batch at once.
+    """Sampler of each request's next scripted token, for all rows of a batch at once.
 
     ``script(request_id)`` gives the prompt length and int32[n] output tokens; the caller ends them with
     its end of sequence where the model would stop.

@@ -11,6 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from ground.errors import InputError
 from workbench.scheduler.batch import ModelWorkerBatch, NewRequest, StepOutput
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -57,7 +58,7 @@ class SyntheticSampler:
     ) -> None:
         self._vocabulary = np.asarray([i for i in vocabulary if i != eos_token_id], np.int32)
         if not len(self._vocabulary):
-            raise ValueError("the tokenizer has no token to write with")
+            raise InputError("the tokenizer has no token to write with")
         self._eos = eos_token_id
         self._output_length = output_length
         self._keys = np.zeros(rows, np.uint64)

@@ -43,7 +43,7 @@ class LatencyError:
 
 @dataclass
 class Comparison:
-    """What :func:`compare` found."""
+    """The findings of :func:`compare`."""
 
     a: str
     b: str
@@ -66,7 +66,7 @@ class Comparison:
     """Of each latency, A's and B's seconds, request by request."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the single requests."""
+        """Give the findings as JSON has them, without the single requests."""
         return dataclasses.asdict(dataclasses.replace(self, pairs={}))
 
 
@@ -112,7 +112,7 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
 
 
 def _match(a: RunRecord, b: RunRecord, notes: list[str]) -> np.ndarray:
-    """For every request of A, its place in B: by id, or by order where the ids are different names for the same
+    """Find the place in B of every request of A: by id, or by order where the ids are different names for the same
     trace."""
     ids_a, ids_b = a.requests["request_id"], b.requests["request_id"]
     if len(ids_a) != len(ids_b):

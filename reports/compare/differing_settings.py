@@ -47,7 +47,7 @@ def compare_settings(records: Mapping[str, RunRecord]) -> tuple[dict[str, list[s
 
 
 def differing_settings(metas: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """What was chosen differently: as the first part of `compare_settings`, without what the runs counted themselves."""
+    """List the settings that were chosen differently: the first part of `compare_settings` without what the runs counted."""
     rows = _rows(metas, tuple(part for part in _SHOWN if part not in _FOUND))
     return {name: texts for name, texts in rows.items() if len(set(texts)) > 1}
 
@@ -61,7 +61,7 @@ def _rows(metas: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str,
 
 
 def notes(records: Mapping[str, RunRecord]) -> list[str]:
-    """What the readers of the traces and the cost models want to be known; each note once, with the runs that it is of where
+    """Collect the notes of the traces' readers and of the cost models; each note once, with the runs that it is of where
     that is not all."""
     found: dict[str, dict[str, None]] = {}
     for name, record in records.items():

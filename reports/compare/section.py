@@ -1,4 +1,4 @@
-"""What a comparison of two runs says, as rows and sentences for the terminal and as a section of the page."""
+"""A comparison of two runs in words: rows and sentences for the terminal, a section of the page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sentences(found: Comparison) -> list[str]:
 
 
 def section(found: Comparison) -> dict[str, Any]:
-    """What the template draws."""
+    """Collect what the template draws."""
     return {
         "a": found.a,
         "b": found.b,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ground.errors import InputError
 from ground.whole_file import partial_path
 from reports.metrics.time_use import CAUSE_LABELS, CAUSES
 from reports.record.errors import RecordError
@@ -76,7 +77,7 @@ def write_figures(report: Report, folder: str | Path, file_format: str) -> list[
     Raises `RecordError` if a file cannot be written, `ValueError` for an unknown format.
     """
     if file_format not in FORMATS:
-        raise ValueError(f"figures: {file_format!r} is not one of {', '.join(FORMATS)}")
+        raise InputError(f"figures: {file_format!r} is not one of {', '.join(FORMATS)}")
     folder = Path(folder)
     drawings: dict[str, Callable[[Report], Figure | None]] = {
         "latency": latency_figure,
@@ -185,7 +186,7 @@ def over_time_figure(report: Report) -> Figure | None:
 
 
 def time_use_figure(report: Report) -> Figure | None:
-    """What the time of the GPUs went to, one bar a run."""
+    """Draw what the time of the GPUs went to, one bar a run."""
     known = {run: use for run, use in report.uses.items() if use is not None}
     if not known:
         return None

@@ -1,1 +1,1 @@
-"""What a run amounts to, in numbers, and how each is named, written and judged."""
+"""The numbers of a run, and how each is named, written and judged."""

@@ -19,14 +19,14 @@ _SETTING = {"max_tokens": "", "max_context": " tokens", "kv_tokens": " tokens"}
 
 
 def cuts_of(record: RunRecord) -> dict[str, dict[str, int]] | None:
-    """By cause, ``requests`` cut and ``tokens`` not written; None where the record does not say."""
+    """Look up ``requests`` cut and ``tokens`` not written, by cause; None where the record does not say."""
     totals = record.meta.get("totals")
     found = totals.get("cut") if isinstance(totals, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else None
 
 
 def cut_totals(record: RunRecord) -> tuple[int, int] | None:
-    """(requests, tokens) of all causes."""
+    """Add up (requests, tokens) of all causes."""
     found = cuts_of(record)
     if found is None:
         return None
@@ -34,7 +34,7 @@ def cut_totals(record: RunRecord) -> tuple[int, int] | None:
 
 
 def cut_lines(records: Mapping[str, RunRecord]) -> list[str]:
-    """A sentence for each run and cause."""
+    """Write a sentence for each run and cause."""
     lines = []
     for name, record in records.items():
         settings: Mapping[str, Any] = record.meta.get("settings") or {}
@@ -44,7 +44,7 @@ def cut_lines(records: Mapping[str, RunRecord]) -> list[str]:
 
 
 def cut_text(cause: str, of: Mapping[str, int], settings: Mapping[str, Any] | None = None) -> str:
-    """What one cause has cut, with the value that `settings` has for it."""
+    """Say what one cause has cut, with the value that `settings` has for it."""
     value = settings.get(cause) if settings and cause in _SETTING else None
     what = CAUSES.get(cause, cause) + ("" if value is None else f" ({value:,}{_SETTING[cause]})")
     requests = "request was" if of["requests"] == 1 else "requests were"

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def union(start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The moments in at least one of the intervals, as disjoint intervals in order; empty intervals are dropped."""
+    """Unite intervals into disjoint ones, in order; empty intervals are dropped."""
     real = end_s > start_s
     start_s, end_s = start_s[real], end_s[real]
     if not len(start_s):
@@ -21,20 +21,20 @@ def union(start_s: np.ndarray, end_s: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def length(intervals: tuple[np.ndarray, np.ndarray]) -> float:
-    """How long disjoint intervals last together."""
+    """Add up the lengths of disjoint intervals."""
     start_s, end_s = intervals
     return float(np.sum(end_s - start_s))
 
 
 def overlap(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    """For how long moments are in both of two sets of disjoint sorted intervals."""
+    """Measure the overlap of two sets of disjoint sorted intervals."""
     if not len(one[0]) or not len(other[0]):
         return 0.0
     return float(np.sum(covered(one, other[1]) - covered(one, other[0])))
 
 
 def covered(intervals: tuple[np.ndarray, np.ndarray], at_s: np.ndarray) -> np.ndarray:
-    """How much of `intervals` lies before each moment of `at_s`."""
+    """Measure how much of `intervals` lies before each moment of `at_s`."""
     start_s, end_s = intervals
     if not len(start_s):
         return np.zeros(len(at_s))

@@ -1,4 +1,4 @@
-"""How a metric is named, written and judged: shared by the terminal table, the verdict and the page."""
+"""Names, units and judgement of metrics: shared by the terminal table, the verdict and the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Summaries = Mapping[str, Mapping[str, float | int | None]]
 
 
 class Unit(Enum):
-    """What a number counts."""
+    """Unit of a number."""
 
     COUNT = ""
     SECONDS = "s"
@@ -22,7 +22,7 @@ class Unit(Enum):
 
 
 class Better(Enum):
-    """Which of two values of a metric one would rather have."""
+    """Direction in which a metric is better."""
 
     HIGHER = "higher"
     LOWER = "lower"
@@ -147,7 +147,7 @@ def values_of(metric: Metric, summaries: Summaries) -> list[float | int | None]:
 
 
 def best_of(metric: Metric, summaries: Summaries) -> list[bool]:
-    """Which runs have the best value; nobody has when there is no choice or all are alike."""
+    """Mark the runs with the best value; none where there is no choice or all are alike."""
     values = values_of(metric, summaries)
     known = [value for value in values if value is not None]
     if metric.better is Better.NEITHER or len(known) < 2 or min(known) == max(known):
@@ -157,7 +157,7 @@ def best_of(metric: Metric, summaries: Summaries) -> list[bool]:
 
 
 def weights_label(meta: Mapping[str, Any]) -> str:
-    """What a run's weights were held in and who said so, as one clause; empty where the record does not say."""
+    """Say in one clause what a run's weights were held in and who said so; empty where the record does not say."""
     weights = meta.get("weights")
     if not isinstance(weights, Mapping):
         return ""

@@ -11,7 +11,7 @@ from reports.record.schema import REJECTED
 
 @dataclass(frozen=True)
 class Refused:
-    """How many, and a sentence about them without its full stop."""
+    """Number of refused requests, and a sentence about them without its full stop."""
 
     requests: int
     of: int
@@ -19,17 +19,17 @@ class Refused:
 
     @property
     def everything(self) -> bool:
-        """Whether nothing at all could be served."""
+        """True where nothing at all could be served."""
         return self.requests == self.of
 
 
 def is_refused(status: str) -> bool:
-    """Whether a request of this status was turned away for good."""
+    """Tell whether a request of this status was turned away for good."""
     return status.partition(":")[0] == REJECTED
 
 
 def refused(record: RunRecord, under: str = "") -> Refused | None:
-    """What is to be said of a run's requests that could never be served; None if there are none."""
+    """Describe the requests of a run that could never be served; None if there are none."""
     column = record.requests
     statuses = column["status"]
     lost = [row for row, status in enumerate(statuses) if is_refused(status)]

@@ -14,7 +14,7 @@ from reports.record.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of: the runs by the name to show, their numbers, and the one they are compared with."""
+    """The runs of a report by the name to show, their numbers, and the one they are compared with."""
 
     records: Mapping[str, RunRecord]
     summaries: Summaries

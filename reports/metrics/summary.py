@@ -1,4 +1,4 @@
-"""What a run amounts to: one flat dictionary of numbers, computed from the record and nothing else.
+"""The summary of a run: one flat dictionary of numbers, computed from the record and nothing else.
 
 docs/run-record.md defines every name. Times are seconds, shares lie between 0 and 1, None means that there is nothing
 to compute the number from.
@@ -208,7 +208,7 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
 
 
 def work_intervals(record: RunRecord, instance: int, begin_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """When `instance` had at least one request in it, from arrival to finish, between two moments.
+    """Find when `instance` had at least one request in it, from arrival to finish, between two moments.
 
     A request without a finish stays to the end if it is unfinished; one that was turned away was never in.
     """

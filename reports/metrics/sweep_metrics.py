@@ -1,4 +1,4 @@
-"""What one run of a sweep amounts to: the metrics of a run, and the same a GPU and for money."""
+"""The metrics of one run of a sweep: those of any run, and the same by GPU and by money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time went: for every moment of every GPU stage, what it computed or why it stood still.
+"""The use of GPU time: what every stage computed at every moment, or why it stood still.
 
 A stage that computes is busy, by the mode of its batch. One that does not is idle for the first of these reasons that holds:
 
@@ -76,7 +76,7 @@ class Pieces:
 
 
 def time_use(record: RunRecord) -> TimeUse | None:
-    """Where the time of a run went; None for a record without iterations."""
+    """Account for the GPU time of a run; None for a record without iterations."""
     window = run_window(record)
     column = record.iterations
     if window is None or not len(column["iteration"]):
@@ -113,8 +113,10 @@ def time_use(record: RunRecord) -> TimeUse | None:
 
 
 def idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, end_s: float) -> Pieces:
-    """Why each stage of `instance` was idle at each moment from `begin_s` to `end_s`; worked out once for all of a run, of
-    which most ask for nearly everything."""
+    """Find why each stage of `instance` was idle at each moment from `begin_s` to `end_s`.
+
+    Worked out once for all of a run, of which most ask for nearly everything.
+    """
     first_s, last_s = run_span(record) or (begin_s, end_s)
     if begin_s < first_s or end_s > last_s:  # beside a longer run
         return _idle_pieces(record, instance, stages, begin_s, end_s)
@@ -167,7 +169,7 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
 
 
 def _in(intervals: tuple[np.ndarray, np.ndarray], edges_s: np.ndarray) -> np.ndarray:
-    """Whether each piece between `edges_s`, among which all ends of the disjoint `intervals` are, lies in one of them."""
+    """Tell which pieces between `edges_s` lie in one of the disjoint `intervals`, whose ends are all among the edges."""
     turns = np.zeros(len(edges_s), dtype=np.int8)
     turns[np.searchsorted(edges_s, intervals[0])] = 1
     turns[np.searchsorted(edges_s, intervals[1])] -= 1
@@ -175,7 +177,7 @@ def _in(intervals: tuple[np.ndarray, np.ndarray], edges_s: np.ndarray) -> np.nda
 
 
 def _not_admitted(record: RunRecord, instance: int, end_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """From one batch to the next, where the first left requests in the queue though more might have run."""
+    """Find the times from one batch to the next where the first left requests queued though more might have run."""
     column = record.iterations
     rows = first_stage_rows(column, instance)
     settings = record.meta.get("settings") or {}

@@ -1,4 +1,4 @@
-"""How the pages are made: a template of this package, with everything that it shows inside."""
+"""Pages of one file: a template of this package, with everything that it shows inside."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _commands(records: Mapping[str, RunRecord], command: str) -> list[dict[str, 
 
 
 def _facts(records: Mapping[str, RunRecord]) -> list[tuple[str, str]]:
-    """What the runs are about, for the line under the title."""
+    """Say what the runs are about, for the line under the title."""
     facts = []
     for label, found in (
         ("Trace", [trace_of(record)[0] for record in records.values()]),

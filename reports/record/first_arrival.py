@@ -11,12 +11,12 @@ _ITERATION_MOMENTS = ("launch_s", "start_s", "end_s")
 
 
 def first_arrival_s(record: RunRecord) -> float:
-    """When the first request of a run arrived, on its own clock: that of a server has run for a while by then."""
+    """Find when the first request of a run arrived, on its own clock: that of a server has run for a while by then."""
     return float(np.min(record.requests["arrival_s"], initial=np.inf)) if len(record.requests["arrival_s"]) else 0.0
 
 
 def from_first_arrival(record: RunRecord) -> RunRecord:
-    """`record` with its moments counted from the first arrival; itself if they are."""
+    """Count the moments of a record from its first arrival; returns the record itself where they are."""
     first_s = first_arrival_s(record)
     if not first_s:
         return record

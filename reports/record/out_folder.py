@@ -1,4 +1,4 @@
-"""Whether an output folder may be used, and what `--force` may remove from it: our own output and nothing else."""
+"""The check of an output folder, and what `--force` removes from it: our own output and nothing else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def prepare_out(folder: str | Path, force: bool = False) -> None:
 
 
 def _strangers(folder: Path, entries: list[Path]) -> list[Path]:
-    """What in `folder`, be it one run or a folder of runs, is not our output."""
+    """List what in `folder`, be it one run or a folder of runs, is not our output."""
     if _is_run(folder):
         return [path for path in entries if not (_is_record_file(path) or _is_page(path))]
     strangers = []

@@ -78,7 +78,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """What this run is called in tables and charts."""
+        """Name of the run in tables and charts."""
         return str(self.meta.get("name", "run"))
 
 

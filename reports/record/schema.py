@@ -31,7 +31,7 @@ UNFINISHED = "unfinished"
 
 
 class Kind(Enum):
-    """How a column is held in memory and written."""
+    """Form of a column in memory and in the file."""
 
     TEXT = "text"  # list[str], "" where unknown
     INT = "int"  # int64

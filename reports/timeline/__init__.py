@@ -1,1 +1,1 @@
-"""What happened when: CPU and GPU lanes, idle time and its causes, charts over time, single requests."""
+"""Runs over time: CPU and GPU lanes, idle time and its causes, charts, single requests."""

@@ -42,7 +42,7 @@ class _Instance:
 
 
 def timeline_detail(record: RunRecord, budget_bytes: int) -> dict[str, Any] | None:
-    """What timeline.js draws the timeline of a run from, in about `budget_bytes`; None without iterations."""
+    """Pack what timeline.js draws the timeline of a run from, in about `budget_bytes`; None without iterations."""
     window = run_window(record)
     if window is None or not len(record.iterations["iteration"]):
         return None

@@ -1,4 +1,4 @@
-"""What the charts of the page draw: columns of a record cut down to a few hundred points, deterministically.
+"""Lines of the page's charts: columns of a record cut down to a few hundred points, deterministically.
 
 Everything over time is a mean over equal buckets of simulated time (exact: areas of step functions, not samples), all
 runs on the same buckets, so that their charts share one axis. A latency distribution is its exact cumulative share at a

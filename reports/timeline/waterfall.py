@@ -1,4 +1,4 @@
-"""What happened to single requests, as the page holds it: their moments, and every chunk and retraction on the way."""
+"""Single requests as the page holds them: their moments, and every chunk and retraction on the way."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _events(
 
 
 class Part(NamedTuple):
-    """What a request was doing for a while: `queued`, `prefill`, `waiting` (between chunks), `decode`, `retracted`."""
+    """A stretch of a request's time: `queued`, `prefill`, `waiting` (between chunks), `decode`, `retracted`."""
 
     kind: str
     begin_s: float
@@ -138,7 +138,7 @@ class Part(NamedTuple):
 
 
 def request_parts(record: RunRecord) -> list[list[Part]]:
-    """For each request, in the record's order, its time from arrival to finish without gaps; nothing for one without an end.
+    """Divide the time of each request from arrival to finish, in the record's order; nothing for one without an end.
 
     waterfall.js draws requests by the same rule.
     """

@@ -1,1 +1,1 @@
-"""What the numbers say, in sentences, and what a reader has to know before believing them."""
+"""The verdict on runs in sentences, and what a reader has to know before believing it."""

@@ -1,4 +1,4 @@
-"""What a reader has to know before comparing runs, in sentences: different work, different worlds, records with holes."""
+"""Caveats of a comparison, in sentences: different work, different worlds, records with holes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORTH_SAYING_S = 1.0
 
 
 def caveats(records: Mapping[str, RunRecord]) -> list[str]:
-    """Everything that makes a comparison of `records` less than fair or less than complete."""
+    """Collect everything that makes a comparison of `records` less than fair or less than complete."""
     return [*_work(records), *_worlds(records), *_clocks(records), *cut_lines(records), *_holes(records)]
 
 
@@ -71,7 +71,7 @@ def _clocks(records: Mapping[str, RunRecord]) -> list[str]:
 
 
 def simulated(record: RunRecord) -> bool | None:
-    """Whether the hardware was modelled; None where the record does not say."""
+    """Tell whether the hardware was modelled; None where the record does not say."""
     hardware = record.meta.get("hardware")
     said = hardware.get("simulated") if isinstance(hardware, Mapping) else None
     return said if isinstance(said, bool) else None

@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences: which run wins on what, by how much, and what in the records explains it.
+"""The verdict in sentences: which run wins on what, by how much, and what in the records explains it.
 
 Everything is derived from the summaries of `metrics.summarise` and, where they are given, the seconds of
 `time_use.time_use`. A sentence is written only when the number behind it is
@@ -77,12 +77,12 @@ def verdict(summaries: Summaries, uses: Uses | None = None) -> list[str]:
 
 
 def outcome(summaries: Summaries) -> list[str]:
-    """Which run wins on what, by how much; and which runs did not finish what they were given."""
+    """Say which run wins on what, by how much; and which runs did not finish what they were given."""
     return [*_incomplete(summaries), *_winners(summaries)]
 
 
 def reasons(summaries: Summaries, uses: Uses | None = None) -> list[str]:
-    """What in the records explains the outcome."""
+    """Explain the outcome by what is in the records."""
     known = {run: use for run, use in (uses or {}).items() if use is not None}
     where = _where_time_went(known) if known else [*_cpu(summaries), *_bubbles(summaries)]
     return [*where, *_cache(summaries), *_retraction(summaries, known), *_queueing(summaries)]

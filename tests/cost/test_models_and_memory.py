@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.checkpoint.families import DEFAULTS
-from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu, renamed_in_gpu
+from backends.simulated.catalogue.gpu_specs import CatalogueError, gpu_names, load_gpu, renamed_in_gpu
 from backends.simulated.catalogue.model_specs import from_config, load_model, model_names
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from workbench.cluster.resolve import resolve

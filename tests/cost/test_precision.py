@@ -7,7 +7,7 @@ import json
 import pytest
 
 from backends.checkpoint.precision import PARTS
-from backends.simulated.catalogue.gpus import CatalogueError, load_gpu
+from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, from_config, load_model
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity

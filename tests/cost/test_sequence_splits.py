@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.operator_tables import AttentionTable, Grid
 from backends.simulated.cost.models.profile import ProfileCost

@@ -1,1 +1,1 @@
-"""What stands in a file: its lines and rows, single values, and what is wrong with them."""
+"""The contents of a file: lines and rows, single values, and what is wrong with them."""

@@ -22,7 +22,7 @@ class _Kind:
 
 @dataclass(slots=True)
 class BadRows:
-    """What one pass over a file found."""
+    """The bad rows that one pass over a file found."""
 
     skip: bool
     kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)

@@ -20,7 +20,7 @@ def columns(source: Source, line: int, header: bytes) -> tuple[str, ...]:
 
 
 def delimiter_of(header: bytes) -> str:
-    """What separates the columns: a comma or, in a header without one, what other programs put there."""
+    """Find the delimiter: a comma or, in a header without one, what other programs put there."""
     return next((mark for mark in _DELIMITERS if mark.encode() in header), ",")
 
 

@@ -20,7 +20,7 @@ EXAMPLE = "2023-11-16 18:17:03.9799600"
 
 @dataclass(slots=True)
 class Times:
-    """Reads a column of times in one pass: what its first value is, all must be.
+    """Reader of a column of times in one pass: what its first value is, all must be.
 
     Numbers stay as they are. Dates become seconds since the first date's minute, with all the decimals they have; without
     an offset they are taken as UTC, which makes no difference to the gaps between them.
@@ -76,7 +76,7 @@ class Times:
 
 
 def _may_be_date(value: str) -> bool:
-    """Whether it has what parts the days of dates, which few numbers have: the full look takes longer."""
+    """Tell whether a text has the separators of dates, which few numbers have: a full look takes longer."""
     return "-" in value or "/" in value
 
 

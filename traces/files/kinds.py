@@ -30,7 +30,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
 
 
 def foreign(head: bytes) -> str | None:
-    """What a file is that cannot be a trace, by its first bytes (300 are enough); None where it may be one."""
+    """Name a file that cannot be a trace by its first bytes (300 are enough); None where it may be one."""
     for offset, magic, name in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return name

@@ -116,7 +116,7 @@ class Source:
             yield number + 1, line
 
     def holds(self, text: bytes) -> bool:
-        """Whether the decompressed bytes contain `text`, reading no further than its first place."""
+        """Tell whether the decompressed bytes contain `text`, reading no further than its first place."""
         overlap = b""
         for chunk in self.chunks():
             if text in overlap + chunk:

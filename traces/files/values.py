@@ -41,7 +41,7 @@ def parse_json(source: Source, line: int, text: bytes) -> dict[str, Any]:
 
 
 def json_fault(text: bytes, fault: Exception) -> str:
-    """What is wrong with bytes that are no JSON, in words for someone who did not write the parser."""
+    """Say what is wrong with bytes that are no JSON, in words for someone who did not write the parser."""
     if isinstance(fault, UnicodeDecodeError) or "utf-8" in str(fault).lower():
         return "is not UTF-8 text"
     if "truncated" in str(fault):

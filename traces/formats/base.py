@@ -1,4 +1,4 @@
-"""What a trace format is, and what its reader is given."""
+"""A trace format, and what its reader is given."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Head:
         return self.columns if self.record is None else tuple(self.record)
 
     def has(self, *fields: str) -> bool:
-        """Whether the JSON record has all of these."""
+        """Tell whether the JSON record has all of these."""
         return self.record is not None and all(field in self.record for field in fields)
 
 
@@ -79,17 +79,17 @@ class Reading:
     _times: list[Times] = field(default_factory=list)
 
     def times(self, field: str) -> Times:
-        """What reads the times of a column or field in this pass."""
+        """Return the reader of a column's or field's times in this pass."""
         self._times.append(Times(field))
         return self._times[-1]
 
     @property
     def dates(self) -> bool:
-        """Whether times so far were dates, which come as seconds whatever the unit of numbers is."""
+        """True where times so far were dates, which come as seconds whatever the unit of numbers is."""
         return any(times.dates for times in self._times)
 
     def json(self, make: Callable[[Source, int, dict[str, Any]], T]) -> Iterator[T]:
-        """What `make(source, number, record)` makes of every JSON record. Bad rows are counted.
+        """Yield what `make(source, number, record)` makes of every JSON record. Bad rows are counted.
 
         The source names the record's place in errors, together with the number, which is the line's in JSON lines.
         """
@@ -102,7 +102,7 @@ class Reading:
             yield made
 
     def csv(self, columns: tuple[str, ...], make: Callable[[Source, int, list[str]], T | None]) -> Iterator[T]:
-        """What `make(source, line, cells)` makes of every row, None where it is nothing; the cells are those of `columns`.
+        """Yield what `make(source, line, cells)` makes of every row; None is left out. The cells are those of `columns`.
         Bad rows are counted.
 
         Raises TraceError for a file that is JSON.

@@ -33,9 +33,12 @@ def _sniff(head: Head) -> bool:
 
 
 def _read(reading: Reading) -> Iterator[TraceRequest]:
-    """As `blis replay` reads it: a request is sent at `send_time_us` where there is one; its prompt is the group's prefix,
-    as long as the group's first row says, and then `input_tokens` of its own; without a group the server's own count of
-    prompt tokens goes before the client's."""
+    """Read a file as `blis replay` does.
+
+    A request is sent at `send_time_us` where there is one. Its prompt is the group's prefix, as long as the group's first
+    row says, and then `input_tokens` of its own; without a group the server's count of prompt tokens goes before the
+    client's.
+    """
     present = tuple(name for name in _OPTIONAL if name in reading.head.columns)
     prefixes: dict[str, int] = {}
     turns = unread = 0

@@ -98,7 +98,7 @@ def _turns(reading: Reading, first: list[_Row], rows: Iterator[_Row], arrival: s
 
 
 def _later_turns_are_new(rows: list[_Row]) -> bool:
-    """Whether later turns count what they add: some are too short to hold what was said before."""
+    """Tell whether later turns count what they add: some are too short to hold what was said before."""
     ends: dict[str, int] = {}
     for row in rows:
         if row.session_id is not None:

@@ -48,7 +48,7 @@ class _Row:
 
 @dataclass(slots=True)
 class _Session:
-    """What a later turn needs of the turn before it."""
+    """The turn of a session before the next one."""
 
     turn: int
     input_length: int
@@ -178,7 +178,7 @@ def _content(row: _Row, request_id: str, block_tokens: int) -> Content:
 
 
 def _is_whole(row: _Row, before: _Session, block_tokens: int) -> bool:
-    """Whether a later turn's lengths are those of its whole prompt, and not of what it adds to the session."""
+    """Tell whether a later turn's lengths are those of its whole prompt, and not of what it adds to the session."""
     if row.mode is not None:
         return row.mode == WHOLE
     if row.ids is None or before.ids is None or row.input_length < before.input_length:

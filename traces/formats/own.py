@@ -42,7 +42,7 @@ _KNOWN = frozenset(FIELDS)
 
 @dataclass(slots=True)
 class _Session:
-    """What a later turn needs of the turn before it."""
+    """The turn of a session before the next one."""
 
     turn: int
     end: int

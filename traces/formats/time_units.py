@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ground.errors import InputError
 from traces.files.look_ahead import look_ahead
 from traces.requests.trace_request import TraceRequest
 
@@ -22,9 +23,9 @@ _EPOCH_S = (1e9, 4.1e9)
 
 
 def check_unit(unit: str) -> None:
-    """Raises ValueError for a unit that is none."""
+    """Check a unit. Raises InputError for one that is none."""
     if unit not in CHOICES:
-        raise ValueError(f"time unit '{unit}' is not one of {', '.join(CHOICES)}")
+        raise InputError(f"time unit '{unit}' is not one of {', '.join(CHOICES)}")
 
 
 def in_seconds(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
@@ -37,7 +38,7 @@ def in_seconds(reading: Reading, requests: Iterable[TraceRequest]) -> Iterator[T
     first, stream = look_ahead(requests, 1)  # By then the reader knows what it has found.
     if reading.dates:
         if asked != "auto":
-            raise ValueError(f"--time-unit {asked}: the times of {reading.source.path} are dates")
+            raise InputError(f"--time-unit {asked}: the times of {reading.source.path} are dates")
         yield from stream
         return
     unit = asked

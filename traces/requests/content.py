@@ -1,4 +1,4 @@
-"""Where a request's tokens come from.
+"""The tokens of a request, made when they are asked for.
 
 A request is one sequence of tokens, the prompt at positions [0, input_length) and the output right behind it. Its
 content says what stands at each position without holding the tokens:
@@ -22,6 +22,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from ground.errors import InputError
 from traces.files.errors import TraceError
 
 FIRST_SYNTHETIC_ID = 3
@@ -98,7 +99,7 @@ def key_of(text: str) -> int:
 def synthetic_tokens(content: Synthetic, start: int, stop: int, vocab_size: int, seed: int = 0) -> np.ndarray:
     """Tokens at positions [start, stop) of a sequence: int32, the same whatever slice they are asked for in.
 
-    Raises ValueError when the vocabulary has no id left to synthesise.
+    Raises InputError when the vocabulary has no id left to synthesise.
     """
     _check_vocabulary(vocab_size)
     tokens = np.empty(stop - start, dtype=np.int32)
@@ -136,7 +137,7 @@ def tokens_of_keys(sequences: Sequence[tuple[str, int]], vocab_size: int, seed: 
 
 def _check_vocabulary(vocab_size: int) -> None:
     if vocab_size <= FIRST_SYNTHETIC_ID:
-        raise ValueError(f"synthetic tokens need a vocabulary of more than {FIRST_SYNTHETIC_ID} ids, not {vocab_size}")
+        raise InputError(f"synthetic tokens need a vocabulary of more than {FIRST_SYNTHETIC_ID} ids, not {vocab_size}")
 
 
 def _base(key: str, seed: int) -> int:

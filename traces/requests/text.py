@@ -13,7 +13,7 @@ from traces.files.values import MISSING
 
 
 class Tokenizer(Protocol):
-    """What is used of `tokenizers.Tokenizer`."""
+    """The part of `tokenizers.Tokenizer` that is used."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool = ...) -> Any:
         """An object whose `ids` are the token ids."""

@@ -13,7 +13,7 @@ _UNSET = Synthetic(spans=())
 
 @dataclass(slots=True)
 class TraceRequest:
-    """What a trace says of one request. Tokens are made when asked for and not kept."""
+    """One request as a trace has it. Tokens are made when asked for and not kept."""
 
     request_id: str
     arrival_s: float | None

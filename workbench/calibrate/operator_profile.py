@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from backends.capture_sizes import default_capture_sizes
-from backends.simulated.catalogue.gpus import load_gpu
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost.models.least_squares import relative_least_squares
 from backends.simulated.cost.models.operator_tables import ProfileError

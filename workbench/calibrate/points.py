@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.simulated.catalogue.gpus import gpu_names, same_gpu
+from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
 from backends.simulated.cost.models.fitted import LEAST_STEPS, fit_steps
 from backends.simulated.cost.tables.fitted_file import read_fitted, write_fitted
 from backends.simulated.host_fit import fit_host

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 if TYPE_CHECKING:
-    from backends.simulated.catalogue.gpus import GPU
+    from backends.simulated.catalogue.gpu_specs import GPU
     from backends.simulated.catalogue.model_specs import ModelSpec
 
 WEIGHTS = ("auto", "bf16", "fp8", "int4")
@@ -25,7 +25,7 @@ def catalogue(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from backends.simulated.catalogue.gpus import gpu_names, load_gpu, renamed_in_gpu
+        from backends.simulated.catalogue.gpu_specs import gpu_names, load_gpu, renamed_in_gpu
         from backends.simulated.catalogue.model_specs import load_model, model_names
         from ground.json_file import json_text
         from workbench.cli.runs import say
@@ -71,7 +71,7 @@ def _one(name: str) -> dict[str, Any]:
     import difflib
     from pathlib import Path
 
-    from backends.simulated.catalogue.gpus import CatalogueError, gpu_names, load_gpu
+    from backends.simulated.catalogue.gpu_specs import CatalogueError, gpu_names, load_gpu
     from backends.simulated.catalogue.model_specs import load_model, model_names
     from reports.metrics.labels import weights_label
 

@@ -192,7 +192,7 @@ def _report(record: Any, folder: Path, settings: ObserveSettings, as_json: bool)
 
 def _catalogue_vocab(model: str) -> int | None:
     """The vocabulary of a model that the catalogue has."""
-    from backends.simulated.catalogue.gpus import CatalogueError
+    from backends.simulated.catalogue.gpu_specs import CatalogueError
     from backends.simulated.catalogue.model_specs import load_model
 
     try:

@@ -111,7 +111,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpus import renamed_in_gpu
+    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.clients.trace_input import open_as

@@ -56,11 +56,12 @@ def report(
     ] = False,
 ) -> None:
     """Compare finished runs, simulated or real: one self-contained HTML page that says which wins and why."""
+    from ground.errors import InputError
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
         if figures is not None and figures not in ("png", "svg", "pdf"):
-            raise ValueError(f"--figures {figures}: choose png, svg or pdf")
+            raise InputError(f"--figures {figures}: choose png, svg or pdf")
         from reports.page.report_page import title_of, write_report
         from reports.record.load import load_runs
 

@@ -50,7 +50,7 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpus import renamed_in_gpu
+    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cluster.resolve import resolve_pools
     from workbench.cluster.simulate import simulate_loop

@@ -131,7 +131,8 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpus import renamed_in_gpu
+    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
+    from ground.errors import InputError
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.clients.trace_input import open_as
@@ -146,7 +147,7 @@ def _run(
     from workbench.settings.loading import renamed_in
 
     if resume and force:
-        raise ValueError("resume: goes on with a sweep that --force would remove; give one of the two")
+        raise InputError("resume: goes on with a sweep that --force would remove; give one of the two")
     space = parse_vary(vary)
     objectives = parse_objectives(objective)
     prices = read_prices(prices_file) if prices_file is not None else None

@@ -12,7 +12,7 @@ from typing import Any
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import Precision, named
 from backends.simulated.build_cost import build_cost
-from backends.simulated.catalogue.gpus import GPU, load_gpu
+from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest

@@ -21,7 +21,7 @@ from backends.checkpoint.families import (
     windows,
 )
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
-from backends.simulated.catalogue.gpus import CatalogueError
+from backends.simulated.catalogue.gpu_specs import CatalogueError
 from ground.json_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"
@@ -67,7 +67,7 @@ class ModelSpec:
     """How its checkpoint holds the weights, or the line about why that is not known."""
 
     def precision(self, dtype: str = "auto") -> Precision:
-        """How the weights are held: ``auto`` as they were saved, else as the word says. Raises :class:`CatalogueError`."""
+        """Name how weights are held: ``auto`` as they were saved, else as the word says. Raises :class:`CatalogueError`."""
         if dtype != "auto":
             return named(dtype)
         if isinstance(self.saved, str):
@@ -75,7 +75,7 @@ class ModelSpec:
         return self.saved
 
     def unsplit(self, tp: int) -> str | None:
-        """Which heads cannot be shared out over ``tp`` GPUs, in words; None if all can. With fewer KV heads than GPUs,
+        """Name the heads that cannot be shared out over ``tp`` GPUs; None if all can. With fewer KV heads than GPUs,
         neighbours hold the same one."""
         if self.heads % tp:
             return f"{self.heads} attention heads"
@@ -176,7 +176,7 @@ def load_model(name: str) -> ModelSpec:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean models of one shape: the organisation and what was trained last do not count."""
+    """Tell whether two names mean models of one shape: the organisation and what was trained last do not count."""
     return _canonical(one).rsplit("/", 1)[-1] == _canonical(other).rsplit("/", 1)[-1]
 
 

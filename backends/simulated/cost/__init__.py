@@ -1,4 +1,4 @@
-"""How long a batch takes on a modelled GPU."""
+"""Times of batches on modelled GPUs."""
 
 from __future__ import annotations
 

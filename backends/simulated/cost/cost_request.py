@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backends.checkpoint.precision import Precision, named
-from backends.simulated.catalogue.gpus import GPU, same_gpu
+from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, same_model
 from ground.errors import InputError
 

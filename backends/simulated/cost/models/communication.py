@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import send_s
 from backends.simulated.cost.models.least_squares import relative_least_squares
 from backends.simulated.cost.models.roofline import ACTIVATION_BYTES
+from ground.errors import InputError
 from workbench.scheduler.batch import ModelWorkerBatch
 
 TERMS = ("step_s", "token_s", "token_beyond_knee_s", "decode_s", "decode_context_s", "prompt_step_s", "prompt_pair_s")
@@ -28,7 +29,7 @@ LEAST_STEPS = 20
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Of one stage."""
+    """The coefficients of one pipeline stage."""
 
     values: tuple[float, ...]
     """Seconds, one for each of :data:`TERMS`."""
@@ -72,10 +73,10 @@ def fit_steps(
     all requests after the step, and ``seconds``. The errors that are made small are relative ones. ``pairs`` (prompt tokens
     times the mean context they attend to) and ``decode_context`` are guessed where they are not given.
 
-    Raises ``ValueError`` for too few steps.
+    Raises ``InputError`` for too few steps.
     """
     if len(seconds) < LEAST_STEPS:
-        raise ValueError(f"{len(seconds)} steps are too few to fit {len(TERMS)} coefficients; {LEAST_STEPS} are needed")
+        raise InputError(f"{len(seconds)} steps are too few to fit {len(TERMS)} coefficients; {LEAST_STEPS} are needed")
     # How the context divides between prompts and decodes is not recorded: prompts are taken to have no cached prefix.
     of_prompts = np.minimum(prompt, context)
     of_decodes = np.where(decodes > 0, context - of_prompts, 0) if decode_context is None else decode_context

@@ -155,7 +155,7 @@ def grid_from_points(points: np.ndarray, values: np.ndarray, order: Sequence[int
     for axis in order:
         _fill_ends(full, axes[axis], axis)
     if np.isnan(full).any():
-        raise ValueError("too few points for a grid")
+        raise InputError("too few points for a grid")
     return Grid(axes, full)
 
 
@@ -190,7 +190,7 @@ def _fill_ends(full: np.ndarray, coordinates: np.ndarray, axis: int) -> None:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a profile comes from and what it is of."""
+    """The origin of a profile: file, GPU, model, engine."""
 
     path: Path
     format: str

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from backends.checkpoint.precision import Precision
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
@@ -148,8 +148,10 @@ class ProfileCost:
     # -- its parts ---------------------------------------------------------------------------------------------------
 
     def beside_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
-        """What a step takes on the GPU beside its operators: staging, and the time between kernels, which is shorter where
-        a graph replays them."""
+        """Compute what a step takes on the GPU beside its operators.
+
+        That is staging, and the time between kernels, which is shorter where a graph replays them.
+        """
         sizes = self._mixed_capture if batch.num_prefill else self._capture
         graph = bool(sizes) and batch.prefill_tokens + batch.decode_tokens <= sizes[-1]
         staged = self._step_s + self._request_s * len(batch.rows)
@@ -288,8 +290,10 @@ class ProfileCost:
         return there + all_to_all_s(whole * width, ranks, self.gpu)
 
     def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
-        """What uneven decodes cost beside a prompt, at the measured prompt nearest to this one: it changes slowly with
-        both."""
+        """Look up what uneven decodes cost beside the measured prompt nearest to this one.
+
+        It changes slowly with the prompt's tokens and the cached ones before them.
+        """
         key = (chunk >> 4, int(cached) >> 8)
         found = self._uneven_parts.get(key)
         if found is None:
@@ -310,8 +314,10 @@ class ProfileCost:
         return sizes[bisect_left(sizes, count)]
 
     def _beyond(self, names: Sequence[str], ends: Sequence[float], where: Sequence[float]) -> float:
-        """By how much attention grows from the edge of the measured range to ``where``: (decodes, mean context), and before
-        them (prompt tokens, cached tokens) if there are prompts."""
+        """Compute by how much attention grows from the edge of the measured range to ``where``.
+
+        That is (decodes, mean context), and before them (prompt tokens, cached tokens) if there are prompts.
+        """
         self._note_beyond(names, ends, where)
         edge = [min(value, end) for value, end in zip(where, ends, strict=True)]
         bare = [0.0] * (4 - len(where))

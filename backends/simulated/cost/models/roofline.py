@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
-from backends.simulated.catalogue.gpus import GPU
+from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec
 from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -138,7 +138,7 @@ class RooflineCost:
 
 
 class _Matrices:
-    """How fast the products of a part of the model are."""
+    """The matrix products of a part of the model, and their rates."""
 
     def __init__(self, gpu: GPU, held: Sequence[tuple[float, Held]]) -> None:
         """``held``: the share of the part's matrices that is held in each way."""

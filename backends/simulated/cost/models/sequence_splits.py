@@ -1,4 +1,4 @@
-"""Where attention of decodes stops cutting long sequences into pieces.
+"""The point at which decode attention stops cutting long sequences into pieces.
 
 FlashAttention-2 lets several blocks of a GPU share one sequence while there are few sequences, and gives every sequence and
 KV head one block once these blocks fill the GPU: from 0.8 times two blocks a multiprocessor on (``num_splits_heuristic`` in

@@ -1,4 +1,4 @@
-"""Reads AIConfigurator's operator tables: one set of files a GPU and engine, for operators of any shape, milliseconds.
+"""AIConfigurator's operator tables: one set of files a GPU and engine, for operators of any shape, milliseconds.
 
 ``PATH`` is the common beginning of the files (``.../h100_sxm_sglang-0.5.14``) or the folder that holds them. Matrix
 products are interpolated over their shape in the logarithms; attention is that of the model's heads and must have been
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.simulated.catalogue.gpus import GPU, same_gpu
+from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.attention_table import attention_table
 from backends.simulated.cost.models.operator_tables import (
@@ -50,7 +50,7 @@ def sets(path: Path) -> list[Path]:
 
 
 def provenance(path: Path) -> Provenance:
-    """What one set of tables is of."""
+    """Describe the origin of one set of tables."""
     gpu, _, engine = path.name.rpartition("_")
     name, _, version = engine.partition("-")
     return Provenance(path, "aiconfigurator", gpu, "bf16", None, f"{name} {version}".strip())

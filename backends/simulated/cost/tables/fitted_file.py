@@ -80,7 +80,7 @@ def read_fitted(path: Path) -> dict[str, Any]:
 
 
 def provenance(path: Path) -> Provenance:
-    """What fitted costs are of."""
+    """Describe the origin of fitted costs."""
     content = read_fitted(path)
     return Provenance(path, FORMAT, content["gpu"], content["dtype"], content["model"], tp=int(content.get("tp", 1)))
 

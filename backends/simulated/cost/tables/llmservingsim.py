@@ -1,4 +1,4 @@
-"""Reads the profile folders of LLMServingSim 2 (kernel times inside vLLM, one layer, microseconds).
+"""Profile folders of LLMServingSim 2 (kernel times inside vLLM, one layer, microseconds).
 
 A folder holds ``meta.yaml`` and one ``tp<N>/`` a tensor-parallel size, each with ``dense``, ``per_sequence`` and
 ``attention`` tables, and ``skew`` and ``moe`` where they were measured; tables are CSV, plain or gzip.
@@ -40,7 +40,7 @@ EXPERT_KERNELS = 6
 
 
 def is_llmservingsim(path: Path) -> bool:
-    """Whether a folder looks like one of these profiles."""
+    """Tell whether a folder looks like one of these profiles."""
     return (path / "meta.yaml").is_file()
 
 
@@ -60,7 +60,7 @@ def sizes(path: Path) -> list[int]:
 
 
 def provenance(path: Path, tp: int) -> Provenance:
-    """Where the profile of one size comes from."""
+    """Describe the origin of the profile of one size."""
     meta = read_meta(path)
     return Provenance(
         path,

@@ -45,7 +45,7 @@ STAIRCASE = "matrix:"
 
 
 def is_own(path: Path) -> bool:
-    """Whether a folder is a profile of this format."""
+    """Tell whether a folder is a profile of this format."""
     return (path / META_FILE).is_file()
 
 
@@ -74,7 +74,7 @@ def sizes(path: Path) -> list[int]:
 
 
 def provenance(path: Path, tp: int) -> Provenance:
-    """Where the profile comes from."""
+    """Describe the origin of a profile."""
     meta = read_meta(path)
     return Provenance(
         path,

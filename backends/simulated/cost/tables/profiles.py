@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backends.simulated.catalogue.gpus import GPU, gpu_names, load_gpu, same_gpu
+from backends.simulated.catalogue.gpu_specs import GPU, gpu_names, load_gpu, same_gpu
 from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec, load_model
 from backends.simulated.cost.cost_request import check_gpu, check_model
 from backends.simulated.cost.models.fitted import TERMS
@@ -16,7 +16,7 @@ from backends.simulated.cost.tables.csv_table import find_table, read_table
 
 
 def provenance(path: Path) -> Provenance:
-    """What a profile is of. Raises :class:`ProfileError` for a path that is none."""
+    """Describe the origin of a profile. Raises :class:`ProfileError` for a path that is none."""
     if own_profile.is_own(path):
         return own_profile.provenance(path, 1)
     if llmservingsim.is_llmservingsim(path):
@@ -69,7 +69,7 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
 
 
 def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
-    """Where a profile comes from and what each of its tables covers, for ``profile show``."""
+    """Describe the origin of a profile and the range of each of its tables, for ``profile show``."""
     if path.is_file():
         return _describe_fitted(path)
     source = provenance(path)
