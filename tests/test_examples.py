@@ -50,6 +50,7 @@ def test_the_loop_looks_at_its_inbox_less_often(capsys):
     assert float(patient[0]) < float(normal[0]) / 4 and float(patient[1]) > 2 * float(normal[1])
 
 
+@pytest.mark.slow
 def test_the_sweep_leaves_a_table_and_a_picture(tmp_path, capsys):
     said = run("sweep_and_plot.py", capsys, str(tmp_path / "sweep.png"))
     assert len(re.findall(r"^\d+ +[\d.]+ +[\d.]+ +[\d.]+$", said, re.M)) == 3

@@ -295,6 +295,7 @@ def test_names_of_loops_are_those_that_settings_know():
     assert tuple(LOOPS) == LOOP_NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

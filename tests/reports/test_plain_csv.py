@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -57,6 +58,7 @@ def test_without_arrow_a_table_has_the_same_bytes(rows):
     assert without.getvalue() == with_arrow.getvalue()
 
 
+@pytest.mark.slow
 def test_simulate_runs_without_pandas_arrow_and_matplotlib(tmp_path: Path):
     words = ["simulate", str(sample_path()), "--requests", "20", "--json", "--out"]
     blocked = f"import sys; sys.modules.update(dict.fromkeys({BLOCKED})); from workbench.cli.main import main; main()"
