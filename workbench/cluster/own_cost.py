@@ -19,7 +19,7 @@ GROUP_FORWARD = {"group_forward": ("batches",)}
 
 
 def own_cost(spec: str, want: CostRequest) -> CostModel:
-    """The cost model ``module:Class``, made with what it is asked to be of (:class:`CostRequest`).
+    """Make the cost model ``module:Class`` of what it is asked to be of (:class:`CostRequest`).
 
     Raises ConfigError for what cannot be loaded or is no cost model.
     """
@@ -31,8 +31,8 @@ def own_cost(spec: str, want: CostRequest) -> CostModel:
 
 
 class _Checked:
-    """Answers as ``model`` does. Raises ConfigError for an answer that is no time: a clock that goes back or stands at NaN
-    would show much later, and somewhere else."""
+    """A cost model that answers as ``model`` does. Raises ConfigError for an answer that is no time: a clock that goes back
+    or stands at NaN would show much later, and somewhere else."""
 
     def __init__(self, spec: str, model: Any) -> None:
         self._spec, self._model = spec, model

@@ -28,14 +28,14 @@ cache affinity gives way. These three are the defaults of SGLang's router."""
 
 
 class Routes(Protocol):
-    """What chooses an instance for each request. One's own is made with the number of instances."""
+    """A chooser of an instance for each request. One's own is made with the number of instances."""
 
     def choose(self, prompt: np.ndarray, namespace: str = "") -> int:
         """The instance, from 0 on, for a prompt (int32[n], its tokens); requests of different namespaces share no KV."""
         ...
 
     def ended(self, instance: int, prompt_tokens: int) -> None:
-        """A request that was sent to ``instance`` has ended; its prompt had so many tokens."""
+        """Note that a request which was sent to ``instance`` has ended; its prompt had so many tokens."""
         ...
 
 

@@ -19,7 +19,7 @@ from workbench.scheduler.settings import ConfigError, is_own
 
 
 def name_of(setting: str, found: Any) -> str:
-    """``module:Name`` of a class or function, under which :func:`load_own` finds it. Raises ConfigError for one that has
+    """Name a class or function ``module:Name``, under which :func:`load_own` finds it. Raises ConfigError for one that has
     no such name, for it was made inside a function."""
     name = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', '')}"
     if not is_own(name):
@@ -30,7 +30,7 @@ def name_of(setting: str, found: Any) -> str:
 
 
 def load_own(setting: str, spec: str) -> Any:
-    """What ``module:Name`` names; modules are looked for in the current folder first, as ``python -m`` does.
+    """Load what ``module:Name`` names; modules are looked for in the current folder first, as ``python -m`` does.
 
     Raises ConfigError, which names the setting it is for and, where the module itself fails, its line.
     """
@@ -54,8 +54,8 @@ def load_own(setting: str, spec: str) -> Any:
 
 
 def make_own(setting: str, spec: str, methods: Mapping[str, tuple[str, ...]], **arguments: Any) -> Any:
-    """An object of the class ``module:Name``, made with ``arguments`` in their order, that has ``methods`` (each with the
-    names of its arguments).
+    """Make an object of the class ``module:Name`` with ``arguments`` in their order; it has to have ``methods`` (each with
+    the names of its arguments).
 
     Raises ConfigError for what cannot be loaded, is no class, or lacks one of the methods.
     """
@@ -80,7 +80,7 @@ def check_methods(setting: str, spec: str, made: object, methods: Mapping[str, t
 
 
 def takes(function: Any, arguments: tuple[str, ...]) -> bool:
-    """Whether something can be called with so many arguments in a row."""
+    """Tell whether something can be called with so many arguments in a row."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -91,7 +91,7 @@ def takes(function: Any, arguments: tuple[str, ...]) -> bool:
 
 
 def _inside(error: BaseException) -> str:
-    """Where in the loaded code an error comes from, if it comes from there."""
+    """Say where in the loaded code an error comes from, if it comes from there."""
     frames = traceback.extract_tb(error.__traceback__)
     # What lies before the module's own lines are this function's and those of the import system.
     own = [
