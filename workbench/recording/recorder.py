@@ -234,7 +234,7 @@ class RecordingOutbox:
                 # Those of a run of tokens after its first come with it.
                 runs = result.output.counts
                 recorder.gaps_s.append(0.0)
-                recorder.gap_counts.append(int(runs.sum()) - np.count_nonzero(runs))
+                recorder.gap_counts.append(int(runs.sum() - np.count_nonzero(runs)))
             steady = self._steady.get(batch.slot)
             if steady is not None and steady[0] == epoch and not batch.late:
                 # While the same requests decode, the gap is one number for all of them that have not ended.
