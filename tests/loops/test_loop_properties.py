@@ -155,7 +155,7 @@ def check_the_pools(run: Run) -> None:
     scheduler = run.scheduler
     kv = scheduler.kv
     assert kv.available_pages == kv.pool.total
-    assert kv.cache.protected_pages == 0
+    assert kv.cache.counts.protected_pages == 0
     assert kv.table.free_rows == kv.table.rows
     assert not scheduler.lifecycle.by_id and not scheduler.queue.waiting and not scheduler.flights
     assert scheduler.slots.chunked is None

@@ -107,7 +107,7 @@ def test_locking_a_prefix_takes_it_from_what_could_be_evicted_so_the_room_is_che
     # 20 free, 60 evictable, 3 expected of r: 18 more would fit if it were not the 60 that they build on.
     s.receive([generate("b", words(0, 75), 3)])
     assert rids(step(s)) == ["r"]
-    assert s.kv.cache.evictable_pages == 60
+    assert s.kv.cache.counts.evictable_pages == 60
     assert all(req.finish is None for req in s.queue.waiting)
 
 
@@ -151,7 +151,7 @@ def test_the_tail_that_fills_no_page_is_freed_and_the_rest_is_cached():
     s = scheduler(page_size=16, kv_tokens=160)
     s.receive([generate("a", words(0, 40), 1)])
     step(s)
-    assert s.kv.cache.evictable_pages == 2 and s.kv.pool.free == 8
+    assert s.kv.cache.counts.evictable_pages == 2 and s.kv.pool.free == 8
 
 
 # -- preemption by priority --------------------------------------------------------------------------------------------

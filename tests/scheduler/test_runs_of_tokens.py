@@ -93,7 +93,7 @@ def test_a_stop_inside_a_run_cuts_it_and_the_cache_keeps_what_is_true(batching):
     assert req.finish.kind == "stop" and req.output_len == 3
     s.rest()
     # The end of sequence was never an input, and the KV of what followed is of no use to anybody.
-    assert s.kv.cache.evictable_pages == 12
+    assert s.kv.cache.counts.evictable_pages == 12
     said = np.array([*words(0, 10), 100, 7, EOS, 9], np.int32)
     assert s.kv.cache.tree.match(said, touch=False)[1] == 12
 

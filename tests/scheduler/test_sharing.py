@@ -75,7 +75,7 @@ def test_a_flush_forgets_what_nobody_uses_and_spares_what_is_in_use():
     step(s)
     s.receive([FlushCache()])
     s.check()
-    assert s.kv.cache.evictable_pages == 0 and s.kv.cache.protected_pages == 40
+    assert s.kv.cache.counts.evictable_pages == 0 and s.kv.cache.counts.protected_pages == 40
     s.receive([generate("c", words(0, 40), 1)])
     assert step(s).reqs[0].cached_tokens == 0
     finish_all(s)

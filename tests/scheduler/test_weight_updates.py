@@ -68,7 +68,7 @@ def crowd() -> Scheduler:
     step(s)
     s.receive([generate("chunked", words(50, 20), 5), generate("waits", words(100, 8), 5)])
     step(s)
-    assert s.slots.chunked is not None and s.kv.cache.evictable_pages
+    assert s.slots.chunked is not None and s.kv.cache.counts.evictable_pages
     return s
 
 

@@ -306,11 +306,11 @@ def test_controls_are_answered_after_they_are_done_and_shutdown_ends_the_loop():
     world = World()
     world.ask(1, [1] * 50, max_new_tokens=2)
     world.run()
-    assert world.scheduler.kv.cache.evictable_pages > 0
+    assert world.scheduler.kv.cache.counts.evictable_pages > 0
     world.tell(Control(7, "flush_cache"))
     world.run(steps=2)
     assert [decode_to_http(data) for data in world.http.queue] == [Done(7)]
-    assert world.scheduler.kv.cache.evictable_pages == 0
+    assert world.scheduler.kv.cache.counts.evictable_pages == 0
     world.tell(Control(8, "pause"))
     world.ask(2, [1], max_new_tokens=2)
     world.run(steps=5)

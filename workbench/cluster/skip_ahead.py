@@ -126,7 +126,7 @@ class SkipAhead:
         flight may be processed; returns when that of the oldest afterwards may be."""
         scheduler, backend, outbox = self._scheduler, self._backend, self._outbox
         pending = list(backend.phases.pending)
-        if len(pending) < len(scheduler.flights.batches):
+        if len(pending) < len(scheduler.flights):
             return processable_s  # a batch is formed, and not to be launched before the result of this one
         decided = decided_steps(scheduler, most)
         if decided is None:
@@ -161,7 +161,7 @@ class SkipAhead:
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
         kv_used_tokens = decided.kv_used_tokens(formed)
         decided.take(tokens, formed)
-        in_flight = scheduler.flights.batches
+        in_flight = scheduler.flights
         newest = in_flight[-1]
         if formed > len(pending):
             ahead = slice(len(pending), formed)

@@ -50,7 +50,7 @@ class DecidedSteps:
     @property
     def oldest(self) -> ModelWorkerBatch:
         """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
-        flight = self._scheduler.flights.batches
+        flight = self._scheduler.flights
         return flight[len(self.others)].worker if self._launched else self.batch(0)
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
@@ -117,7 +117,7 @@ class DecidedSteps:
         in their order, and each is made the batch that is then in its place.
         """
         scheduler, others = self._scheduler, self.others
-        slot, kv, flight = scheduler.slots[0], scheduler.kv, scheduler.flights.batches
+        slot, kv, flight = scheduler.slots[0], scheduler.kv, scheduler.flights
         running, processed, needing = slot.running, steps - len(others), self._needing
         places = running.places(steps)
         # The samples of those in flight, and then of those that are both formed and processed.

@@ -44,10 +44,9 @@ class OutputEstimate:
 
     def decay(self, steps: int = 1) -> None:
         """After decode steps without retraction: fall in equal steps towards 14 % of the initial value."""
-        for _ in range(steps):
-            if self.new_token_ratio == self._least:
-                return
+        while steps and self.new_token_ratio != self._least:
             self.new_token_ratio = max(self.new_token_ratio - self._step, self._least)
+            steps -= 1
 
     def retracted(self, running: RunningSet) -> None:
         """After a retraction: expect of the requests that are left what they have shown, plus a few steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.slots import Slots
 
 
-class Flights:
+class Flights(deque[ScheduleBatch]):
     """Batches in flight, oldest first, and what is put off until they land.
 
     A batch reads the rows of its requests until it has been processed, so a row is free only then. Pages are free at once:
@@ -23,25 +23,18 @@ class Flights:
     """
 
     def __init__(self, kv: KVMemory, slots: Slots) -> None:
-        self.batches: deque[ScheduleBatch] = deque()
+        super().__init__()
         self._kv = kv
         self._slots = slots
         self.computed: Sequence[Req] = ()
         """Prompts of the last batch, which are still to be shared."""
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[ScheduleBatch]:
-        return iter(self.batches)
-
     # -- launch ------------------------------------------------------------------------------------------------------
 
-    def launch(self, batch: ScheduleBatch) -> None:
-        """Note a batch that has just been formed."""
-        self.batches.append(batch)
-        if batch.prefill:
-            self.computed = [row.req for row in batch.prefill]
+    def launch_prefill(self, batch: ScheduleBatch) -> None:
+        """Append a batch that has just been formed and has prompts in it."""
+        self.append(batch)
+        self.computed = [row.req for row in batch.prefill]
 
     def share_computed(self) -> None:
         """Put the prompts of the last prefill into the prefix cache: the batch that computes them has been launched, and
@@ -55,11 +48,11 @@ class Flights:
 
     def of(self, req: Req) -> list[tuple[ScheduleBatch, int]]:
         """Every batch in flight that holds a request, oldest first, and its index there."""
-        return [(batch, index) for batch in self.batches if (index := place_of(req, batch.reqs)) is not None]
+        return [(batch, index) for batch in self if (index := place_of(req, batch.reqs)) is not None]
 
     def hold(self, req: Req) -> bool:
         """Whether some batch in flight holds a request."""
-        return any(place_of(req, batch.reqs) is not None for batch in self.batches)
+        return any(place_of(req, batch.reqs) is not None for batch in self)
 
     def coming(self, req: Req) -> int:
         """Most tokens that batches in flight have yet to deliver to a request."""
@@ -72,7 +65,7 @@ class Flights:
     @property
     def rows_coming(self) -> int:
         """Table rows that are free once everything has landed."""
-        return sum(len(batch.release) + len(batch.release_rows) for batch in self.batches)
+        return sum(len(batch.release) + len(batch.release_rows) for batch in self)
 
     def retract(self, req: Req) -> None:
         """Give back the row of a request whose pages are gone already, once no batch reads it. The samples that batches in
@@ -102,11 +95,6 @@ class Flights:
             self._give_back(req, valid_tokens, held_tokens)
 
     # -- landing -----------------------------------------------------------------------------------------------------
-
-    def land(self, batch: ScheduleBatch) -> None:
-        """Take out the oldest batch, which must be this one, to be processed."""
-        assert self.batches[0] is batch, "batches are processed in the order in which they were formed"
-        self.batches.popleft()
 
     def give_late(self, batch: ScheduleBatch, output: StepOutput) -> None:
         """Hand what a batch has brought to those who were retracted while it was in flight and wait in the queue: they
@@ -141,9 +129,9 @@ class Flights:
     def holders(self) -> list[tuple[Req, int]]:
         """Every request that holds pages only until a batch has been processed, and the tokens that they cover: it has
         ended, or reaches its output bound with that batch."""
-        held = [(req, tokens) for batch in self.batches for req, _, tokens in batch.release]
+        held = [(req, tokens) for batch in self for req, _, tokens in batch.release]
         seen = {id(req) for req, _ in held}
-        for batch in self.batches:
+        for batch in self:
             for i in batch.length_stops:
                 req = batch.reqs[i]
                 if id(req) not in seen and req.finish is None and req.row >= 0:

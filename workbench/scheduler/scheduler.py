@@ -64,6 +64,7 @@ class Scheduler:
         self._updates: deque[messages.UpdateWeights] = deque()
         # Bound once: every look at a single-dispatch method makes a new function.
         self._handler = self._handle
+        self._ragged = config.draft_tokens > 0
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -232,7 +233,7 @@ class Scheduler:
         if flights.computed:
             flights.share_computed()
         batch = self.batching.form(self.slots[slot])
-        if batch is not None or flights.batches or self.idle:
+        if batch is not None or flights or self.idle:
             self._fruitless = 0
         else:
             # Ending or retracting a request may take a step of its own; more in a row would be for ever.
@@ -272,9 +273,10 @@ class Scheduler:
         Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
         flight reads it.
         """
-        self.flights.land(batch)
+        oldest = self.flights.popleft()
+        assert oldest is batch, "batches are processed in the order in which they were formed"
         hits: Sequence[int]
-        if self.config.draft_tokens:
+        if self._ragged:
             output, length_stops, hits, valid = take_runs(batch, output, self.slots[batch.slot].running, self.kv.table)
         else:
             table, tokens, unsampled = self.kv.table, output.tokens, batch.worker.unsampled
@@ -345,7 +347,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Nothing to do before a message comes."""
-        if self.flights.batches or (self.queue.waiting and not self.paused) or self._updates:
+        if self.flights or (self.queue.waiting and not self.paused) or self._updates:
             return False
         return self.slots.empty
 

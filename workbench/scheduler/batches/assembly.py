@@ -103,7 +103,7 @@ class Assembly:
         retracted = self._lifecycle.take_retracted()
         ends = _NOBODY if step is None else step.ends
         batch = ScheduleBatch(worker, reqs, slot.index, prefill, stops, retracted, token_at, stop_ids, ends)
-        self._flights.launch(batch)
+        self._flights.launch_prefill(batch)
         return batch
 
     def decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
@@ -145,7 +145,7 @@ class Assembly:
         if stops:
             running.remove(stops)
         self.step += 1
-        self._flights.launch(batch)
+        self._flights.append(batch)
         return batch
 
     def _ragged_decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
@@ -180,7 +180,7 @@ class Assembly:
             worker, step.reqs, slot.index, (), step.stops, retracted, step.token_at, step.stop_ids, step.ends
         )
         self.step += 1
-        self._flights.launch(batch)
+        self._flights.append(batch)
         return batch
 
     def _step(self, slot: Slot, needing: np.ndarray | None) -> DecodeStep:

@@ -28,21 +28,22 @@ class KVMemory:
             if config.cache == "radix"
             else NoCache(self.pool, self.table, size)
         )
+        self._cached = self.cache.counts
 
     @property
     def available_pages(self) -> int:
         """Free pages and those that eviction could free."""
-        return self.pool.free + self.cache.evictable_pages
+        return self.pool.free + self._cached.evictable_pages
 
     @property
     def used_tokens(self) -> int:
         """KV capacity that requests hold: neither free nor merely cached."""
-        return (self.pool.total - self.pool.free - self.cache.evictable_pages) * self.page_size
+        return (self.pool.total - self.pool.free - self._cached.evictable_pages) * self.page_size
 
     @property
     def cached_tokens(self) -> int:
         """KV capacity of what the prefix cache keeps for nobody in particular."""
-        return self.cache.evictable_pages * self.page_size
+        return self._cached.evictable_pages * self.page_size
 
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
@@ -59,7 +60,7 @@ class KVMemory:
 
     def flush(self) -> None:
         """Free every page that no request has locked."""
-        self.cache.evict(self.cache.evictable_pages)
+        self.cache.evict(self._cached.evictable_pages)
 
     def check_rest(self) -> None:
         """Assert that nobody holds anything."""
@@ -76,4 +77,4 @@ class KVMemory:
         assert len(pages) == self.pool.total, f"{len(pages)} of {self.pool.total} pages have an owner"
         assert len(np.unique(pages)) == len(pages), "a page has two owners"
         unlocked = sum(len(node.pages) for node in self.cache.nodes() if not node.locks)
-        assert unlocked == self.cache.evictable_pages, "evictable pages are miscounted"
+        assert unlocked == self._cached.evictable_pages, "evictable pages are miscounted"

@@ -22,6 +22,10 @@ class NoCache:
     evictable_pages = 0
     protected_pages = 0
 
+    @property
+    def counts(self) -> NoCache:
+        return self
+
     def __init__(self, pool: PagePool, table: TableManager, page_size: int) -> None:
         self._pool = pool
         self._table = table

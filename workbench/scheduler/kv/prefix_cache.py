@@ -27,6 +27,15 @@ class Match(NamedTuple):
     """After those, on their way into pages of the pool. 0 while there is no such tier."""
 
 
+class PageCounts(Protocol):
+    """The pages of a prefix cache."""
+
+    evictable_pages: int
+    """Those that nobody has locked: :meth:`PrefixCache.evict` could free them."""
+    protected_pages: int
+    """Those that some request has locked."""
+
+
 class PrefixCache(Protocol):
     """Keeps the KV of prompts and outputs beyond the requests that computed it.
 
@@ -38,13 +47,8 @@ class PrefixCache(Protocol):
     """Whether anything can ever match."""
 
     @property
-    def evictable_pages(self) -> int:
-        """Pages that nobody has locked: :meth:`evict` could free them."""
-        ...
-
-    @property
-    def protected_pages(self) -> int:
-        """Pages of the cache that some request has locked."""
+    def counts(self) -> PageCounts:
+        """How many pages it has, kept up to date: they are looked at on every step."""
         ...
 
     def measure(self, req: Req) -> Match:

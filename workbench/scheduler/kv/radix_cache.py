@@ -20,18 +20,10 @@ class RadixCache:
     enabled = True
 
     def __init__(self, pool: PagePool, table: TableManager, page_size: int, evict: str = "lru") -> None:
-        self.tree = RadixTree(page_size, evict)
+        self.tree = self.counts = RadixTree(page_size, evict)
         self._pool = pool
         self._table = table
         self._page_size = page_size
-
-    @property
-    def evictable_pages(self) -> int:
-        return self.tree.evictable_pages
-
-    @property
-    def protected_pages(self) -> int:
-        return self.tree.protected_pages
 
     def measure(self, req: Req) -> Match:
         return Match(*self.tree.match(req.tokens[: len(req.tokens) - 1], req.namespace, touch=False))
