@@ -52,9 +52,9 @@ class Description:
     reusable_share: float
     sessions: int
     turns: Spread | None
-    """Of the sessions."""
+    """Turns of a session; None without sessions."""
     think_time_s: Spread | None
-    """Of the later turns."""
+    """Think time before a later turn."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -38,7 +38,7 @@ class Workload:
     output_lengths: Lengths = field(default=Lengths("fixed", 128, 128))
     turns: Lengths = field(default=Lengths("fixed", 1, 1))
     system_prompts: int = 0
-    """How many different system prompts there are; each session begins with one of them, 0 for none."""
+    """Number of different system prompts; each session begins with one of them. 0 for none."""
     system_tokens: int = 1024
     think_time_s: float = 0.0
     """Mean of the exponential think time before a later turn."""

@@ -17,7 +17,7 @@ from traces.formats import FORMATS, Format, Head
 _MOST_NAMES = 30
 _MOST_NEAREST = 3
 _TABLE_KEYS = ({"columns", "data"}, {"columns", "index", "data"}, {"schema", "data"})
-"""Of pandas' orients split and table."""
+"""Keys of pandas' orients split and table."""
 _LISTS = frozenset({"prompt_token_ids", "output_token_ids", "hash_ids", "messages"})
 """Fields of a request that are lists."""
 

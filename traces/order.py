@@ -10,7 +10,7 @@ from traces.requests.trace_request import TraceRequest
 
 
 def in_order(source: Source, requests: Iterable[TraceRequest]) -> Iterator[TraceRequest]:
-    """The same requests.
+    """Pass the requests on as they are.
 
     Raises TraceError at the first that arrives before the one in front of it.
     """

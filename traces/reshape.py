@@ -1,4 +1,4 @@
-"""The same trace at another rate, speed or length."""
+"""Traces at another rate, speed or length."""
 
 from __future__ import annotations
 

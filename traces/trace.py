@@ -37,9 +37,9 @@ class TraceInfo:
     path: str
     format: str
     waits: Callable[[], bool] = field(repr=False)
-    """Finds out `closed_loop`."""
+    """Tells `closed_loop`, reading what that takes."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know of how the file was understood. Counts appear once a pass has reached the end."""
+    """Notes for the user on how the file was understood. Counts appear once a pass has reached the end."""
 
     @cached_property
     def closed_loop(self) -> bool:
@@ -66,7 +66,7 @@ class Trace:
     info: TraceInfo
     source: Source
     read: Callable[[], Iterator[TraceRequest]]
-    """One pass."""
+    """Read the file once."""
 
     def __iter__(self) -> Iterator[TraceRequest]:
         return self.read()
@@ -88,20 +88,20 @@ class ReadAs:
     tokenizer: str | Path | None = None
     """tokenizer.json or a folder with one; only traces of text need it."""
     time_unit: str = "auto"
-    """Of times that are plain numbers: one of `traces.formats.time_units.CHOICES`."""
+    """Unit of times that are plain numbers: one of `traces.formats.time_units.CHOICES`."""
     spread_ticks: str = "auto"
     """Equal arrivals: auto (where the file's clock ticks), off, or the tick in seconds."""
     block_tokens: int | None = None
-    """Of hash ids whose blocks the file does not tell the size of."""
+    """Tokens of a block of hash ids, where the file does not say."""
     output: str | None = None
     """Lengths to draw for requests without one, as `traces.requests.lengths` reads them."""
     skip_bad_rows: bool = False
     sort: bool = False
-    """By arrival, all requests in memory."""
+    """True to sort by arrival, with all requests in memory."""
     ordered: bool = True
-    """Whether arrivals count, so that they may not go back."""
+    """True where arrivals count, so that they may not go back."""
     seed: int = 0
-    """Of drawn output lengths."""
+    """Seed of drawn output lengths."""
 
     def __post_init__(self) -> None:
         if isinstance(self.format, str) and self.format not in ("auto", *FORMATS):
@@ -211,7 +211,7 @@ def _reading(
 
 
 def _checked(chosen: Format, begin: Begin, info: TraceInfo, read_as: ReadAs) -> Iterator[TraceRequest]:
-    """One pass with all that every format shares: bad rows, the unit of times, order, ticks, and times from 0."""
+    """Read once, with all that every format shares: bad rows, the unit of times, order, ticks, and times from 0."""
     reading = begin(info.note)
     requests: Iterable[TraceRequest] = chosen.read(reading)
     if chosen.ids_from_file:

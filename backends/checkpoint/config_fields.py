@@ -24,7 +24,7 @@ class Fields:
         self.values, self.source, self.defaults = values, source, dict(defaults or {})
 
     def with_defaults(self, **defaults: Any) -> Self:
-        """The same fields, with these assumed where the file has none."""
+        """Return these fields with other values assumed where the file has none."""
         return type(self)(self.values, self.source, {**self.defaults, **defaults})
 
     def error(self, field: str, why: str) -> UnsupportedModel:
@@ -133,7 +133,7 @@ class Inner(Fields):
 
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-"""What weights that are not quantised may be saved in, and our word for it."""
+"""Dtypes that unquantised weights may be saved in, and our words for them."""
 
 
 def _a(kind: type) -> str:

@@ -71,7 +71,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
     "granite": {},
 }
-"""What transformers' classes assume for fields that a file leaves out, where that is not null, false or none."""
+"""Values that transformers' classes assume for fields that a file leaves out, where that is not null, false or none."""
 
 EVERY_LAYER = frozenset({"mistral", "mixtral", "phi3"})
 SWITCHED = frozenset({"qwen2", "qwen3", "smollm3"})
@@ -82,7 +82,7 @@ FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6}
 
 
 def text_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields of the language model: those of ``text_config``, where a model of several senses has one, over the others.
+    """Return the fields of the language model: those of ``text_config``, where a multimodal model has one, over the others.
 
     Raises UnsupportedModel.
     """
@@ -164,7 +164,7 @@ def experts(fields: Fields) -> int:
 
 
 def kv_heads(fields: Fields) -> int:
-    """Heads of keys and values: as many as of queries where the file says null. Raises UnsupportedModel where they do not
+    """Read the number of KV heads: as many as of queries where the file says null. Raises UnsupportedModel where they do not
     serve equally many heads of queries."""
     heads = fields.size("num_attention_heads")
     found = fields.size("num_key_value_heads", heads)
@@ -174,8 +174,10 @@ def kv_heads(fields: Fields) -> int:
 
 
 def head_dim(fields: Fields) -> int:
-    """Width of a head: that of the model shared out, where the file does not say; heads of latent attention have widths of
-    their own. Raises UnsupportedModel."""
+    """Read the width of a head, the model's divided by the heads where the file does not say. Raises UnsupportedModel.
+
+    Heads of latent attention have widths of their own.
+    """
     heads, hidden = fields.size("num_attention_heads"), fields.size("hidden_size")
     if fields.get("head_dim", int) is None and fields.raw("kv_lora_rank") is None and hidden % heads:
         raise fields.error("head_dim", f"missing, and hidden_size {hidden} is not a multiple of {heads} heads")
@@ -183,7 +185,7 @@ def head_dim(fields: Fields) -> int:
 
 
 def context_tokens(fields: Fields) -> int:
-    """Tokens a sequence may have, prompt and output together. Raises UnsupportedModel.
+    """Read how many tokens a sequence may have, prompt and output together. Raises UnsupportedModel.
 
     Qwen's instructions add yarn to a file whose ``max_position_embeddings`` still is the original context.
     """

@@ -40,9 +40,9 @@ class Held:
     """Precision in which a matrix is held and multiplied."""
 
     bytes: float
-    """Of a weight, its share of scales and zero points included."""
+    """Bytes of a weight, its share of scales and zero points included."""
     computes: str
-    """What its products are computed in, where the GPU can; else in 16 bits."""
+    """Dtype of the products, where the GPU has it; else 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Precision:
     dtype: str
     """The word for it: a name of :data:`DTYPE_BYTES`, mxfp4 or nvfp4."""
     said_by: str
-    """Where it is said: ``--dtype``, ``quantization_config (awq)``, ``torch_dtype``, or that nothing says so."""
+    """Origin of the word: ``--dtype``, ``quantization_config (awq)``, ``torch_dtype``, or that nothing says so."""
     quantised: Held
     plain: Held
-    """Of what is not quantised."""
+    """Precision of what is not quantised."""
     kept: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of each part's matrices that stay as they are; 0 where it is not named."""
     notes: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ class _Read:
     ignored: Sequence[str] = ()
     """Names or patterns of modules that stay as they are."""
     only: Sequence[str] = ()
-    """If any, nothing but these is quantised."""
+    """The only modules that are quantised, if any are named."""
     head: bool = False
     """The output projection is quantised, too, unless it is ignored."""
     notes: tuple[str, ...] = ()

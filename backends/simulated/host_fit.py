@@ -9,7 +9,7 @@ import numpy as np
 from backends.simulated.cost.models.least_squares import nonnegative_least_squares
 
 ISSUE_SHARE = 0.3
-"""Of a decode step's launch, the part that replays the graph; a record has only their sum."""
+"""Part of a decode step's launch that replays the graph; a record has only the sum."""
 
 
 def fit_host(

@@ -22,7 +22,7 @@ class ScriptedSampler:
         self._tokens = np.zeros((rows + 1, 1024), np.int32)
         self._flat = self._tokens.reshape(-1)
         self._starts = np.zeros(rows, np.int64)
-        """Where each row's output begins in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
+        """Offset of each row's output in ``_flat``, less its prompt length: add a ``seq_len`` to find a sample."""
         self._prompt_lens = np.zeros(rows, np.int64)
         self._epoch = -1
         self._epoch_starts = self._starts

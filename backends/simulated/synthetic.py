@@ -65,7 +65,7 @@ class SyntheticSampler:
         self._prompt_lens = np.zeros(rows, np.int64)
         self._eos_at = np.full(rows, NEVER, np.int64)
         self._avoid: dict[int, tuple[int, frozenset[int], int]] = {}
-        """By row: before this many tokens are out, none of these may come, but this one instead."""
+        """By row (tokens, banned ids, replacement): until so many tokens are out, a banned id becomes the replacement."""
 
     def load(self, batch: ModelWorkerBatch) -> None:
         """Take in the requests that start in a batch."""

@@ -50,7 +50,7 @@ class Comparison:
     requests: int
     """Finished in both."""
     latency_from: str
-    """Where latencies begin: ``arrival`` or ``queued``."""
+    """Moment that latencies count from: ``arrival`` or ``queued``."""
     latencies: dict[str, LatencyError]
     duration_a_s: float
     duration_b_s: float
@@ -59,11 +59,11 @@ class Comparison:
     throughput_error: float | None
     """Mean over windows of the absolute difference, as a share of A's mean throughput; None where A has none."""
     decisions: dict[str, Any] | None = None
-    """Where the schedulers' decisions part; None without both files."""
+    """First difference between the schedulers' decisions; None without both files."""
     budget: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
-    """Of each latency, A's and B's seconds, request by request."""
+    """A's and B's seconds of each latency, request by request."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give the findings as JSON has them, without the single requests."""

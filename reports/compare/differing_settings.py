@@ -22,7 +22,7 @@ _SHOWN = (
 )
 
 _FOUND = ("kv_budget", "totals", "interrupted")
-"""Of those, what follows from a run rather than leading to it."""
+"""Parts of those that follow from a run rather than lead to it."""
 
 
 def flat(value: Any, name: str = "") -> dict[str, str]:

@@ -72,9 +72,9 @@ _NO_DATE: dict[str, dict[str, Any]] = {
 
 
 def write_figures(report: Report, folder: str | Path, file_format: str) -> list[Path]:
-    """Draw `latency`, `over_time`, `time_use` and `timeline` into `folder`; left out is what the records hold nothing of.
+    """Draw `latency`, `over_time`, `time_use` and `timeline` into `folder`, those that the records hold something of.
 
-    Raises `RecordError` if a file cannot be written, `ValueError` for an unknown format.
+    Raises `RecordError` if a file cannot be written, `InputError` for an unknown format.
     """
     if file_format not in FORMATS:
         raise InputError(f"figures: {file_format!r} is not one of {', '.join(FORMATS)}")
@@ -128,7 +128,7 @@ def _values(values: list[float | None]) -> np.ndarray:
 
 
 def latency_figure(report: Report) -> Figure:
-    """The distributions of TTFT, TPOT, ITL and E2E."""
+    """Draw the distributions of TTFT, TPOT, ITL and E2E."""
     figure = _figure(7, 4.4)
     axes = figure.subplots(2, 2)
     titles = {
@@ -155,7 +155,7 @@ def latency_figure(report: Report) -> Figure:
 
 
 def over_time_figure(report: Report) -> Figure | None:
-    """Running, waiting, throughput, KV, hit rate and GPU use over time."""
+    """Draw running, waiting, throughput, KV, hit rate and GPU use over time."""
     times = over_time(report.records)
     at_s = _values(times["t"])
     if not len(at_s):
@@ -221,7 +221,7 @@ def time_use_figure(report: Report) -> Figure | None:
 
 
 def timeline_figure(report: Report) -> Figure | None:
-    """CPU and GPU lanes of every run at its busiest moment, to one scale."""
+    """Draw CPU and GPU lanes of every run at its busiest moment, to one scale."""
     windows = busiest_windows(report.records)
     if not windows:
         return None

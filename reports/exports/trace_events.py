@@ -33,7 +33,7 @@ CPU_THREAD = 0
 class _Event(NamedTuple):
     at_ns: int
     order: int
-    """Of events at the same moment: what ends first, outermost first; then what begins, longest first."""
+    """Order among events of one moment: what ends first, outermost first; then what begins, longest first."""
     text: str
 
 
@@ -66,7 +66,7 @@ def write_trace_events(records: Mapping[str, RunRecord], path: str | Path) -> in
 
 
 def trace_events(records: Mapping[str, RunRecord]) -> Iterator[str]:
-    """The events as JSON texts: first the names of processes and threads, then everything in order of time."""
+    """Yield the events as JSON texts: first the names of processes and threads, then everything in order of time."""
     events: list[_Event] = []
     process = 0
     for name, record in records.items():
@@ -106,7 +106,7 @@ def _ns(seconds: np.ndarray) -> list[int]:
 
 
 def _origin_ns(record: RunRecord) -> int:
-    """The first moment of a run: nothing may happen before zero."""
+    """Find the first moment of a run: nothing may happen before zero."""
     column = record.iterations
     moments = [record.requests["arrival_s"]]
     if len(column["iteration"]):

@@ -34,7 +34,7 @@ CAUSE_LABELS = {
 CPU, KV, BUBBLE, NONE, OTHER = range(5)
 BUSY = -1
 _ROUNDING_S = 1e-8
-"""Less than this is what adding up times in floating point leaves."""
+"""Upper bound on what adding up times in floating point leaves."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class TimeUse:
     host_s: float = 0.0
     """The CPUs of all instances at work."""
     hidden_s: float = 0.0
-    """Of that, while at least one stage of the instance computed."""
+    """Part of that during which at least one stage of the instance computed."""
     recomputed_tokens: int = 0
     """Tokens computed again after retractions; 0 where the record does not say."""
     recomputed_s: float = 0.0

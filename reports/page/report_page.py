@@ -43,7 +43,7 @@ from reports.verdict.verdict import headlines, outcome, reasons
 
 MOST_BYTES = 2_000_000
 _TIMELINE_BYTES = 1_000_000
-"""Of all timelines together, at first; less when the page turns out too large."""
+"""Size of all timelines together, at first; less when the page turns out too large."""
 _REQUEST_BYTES = 350_000
 _TRIES = 4
 _STYLES = ("vendor/uplot/uPlot.min.css", "report.css")

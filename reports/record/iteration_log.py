@@ -99,7 +99,7 @@ class IterationLog:
         lengths = stretches["rows"]
         ends = np.cumsum(lengths)
         step = np.arange(len(self._end_s)) - np.repeat(ends - lengths, lengths)
-        """Which row of its stretch each is."""
+        """Place of each row in its stretch."""
         place = step + np.repeat(stretches["place"] + ends - lengths, lengths)
         alone = np.ones(len(self), bool)
         alone[place] = False

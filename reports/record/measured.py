@@ -34,7 +34,7 @@ ENGINE_SETTINGS = {
 }
 """Arguments of the engine and the settings of ours that mean the same; None: handled by itself."""
 NOT_MEASURED = -1
-"""In columns of whole numbers that the source does not have."""
+"""Stands in columns of whole numbers that the source does not have."""
 
 
 def read_measured(folder: Path, name: str | None = None, command: str = "") -> RunRecord:

@@ -65,7 +65,7 @@ class RunRecord:
     itl: tuple[np.ndarray, np.ndarray]
     events: dict[str, Any] = field(default_factory=lambda: _no_rows(EVENT_COLUMNS))
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """What was worked out from the columns at some cost, by (function, arguments), for whoever asks next."""
+    """Results of costly functions of the columns, by (function, arguments), for whoever asks next."""
 
     def __post_init__(self) -> None:
         self.requests = _in_form(self.requests, REQUEST_COLUMNS, "requests", OPTIONAL_REQUEST_COLUMNS)

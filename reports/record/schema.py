@@ -85,7 +85,7 @@ ITERATION_COLUMNS: dict[str, Kind] = {
 }
 
 HOST_PHASES = ("receive_s", "schedule_s", "launch_host_s", "process_s")
-"""What the CPU does for one iteration, in the order in which it does it."""
+"""Phases of the CPU in one iteration, in their order."""
 
 TIMES_OF_EVERY_LINE = frozenset({"arrival_s", "itl_s", "launch_s", "start_s", "end_s", *HOST_PHASES})
 """Times that cannot be missing: others may not have come to pass."""

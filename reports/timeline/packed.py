@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _LEVEL = 6
-"""Of deflate: 9 takes ten times as long for seven percent less."""
+"""Level of deflate: 9 takes ten times as long for seven percent less."""
 MOST = 1 << 52
 """The largest number whose zigzag, twice as large, JavaScript holds exactly."""
 

@@ -16,7 +16,7 @@ from reports.timeline.packed import differences, packed, packed_text, tick_s_of
 TICK_S = 1e-9
 MOST_REQUESTS = 20_000
 BYTES_A_REQUEST = 40
-"""Of one request in one run, packed, with its chunks: to guess how many fit."""
+"""Size of one request in one run, packed, with its chunks: to guess how many fit."""
 
 
 def request_details(records: Mapping[str, RunRecord], budget_bytes: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ ITERATIONS_SHOWN = 16
 _LONGEST = 4
 """No window is longer than so many times the shortest: a fast run would show too many bars to tell apart."""
 _BUSY_ENOUGH = 0.8
-"""Of windows nearly as full as the fullest, the shortest is shown: there the CPU phases are long enough to see."""
+"""Share of the fullest window's load that the shown one has at least: the shortest such shows CPU phases best."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class BadRows:
 
     skip: bool
     kinds: dict[tuple[str, str], _Kind] = field(default_factory=dict)
-    """By field and what is wrong with it, whatever the value."""
+    """Bad rows by field and what is wrong with it, whatever the value."""
 
     def add(self, fault: TraceError) -> None:
         """Count a bad row.

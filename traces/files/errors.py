@@ -23,7 +23,7 @@ class TraceError(InputError):
         self.field = field
         self.message = message
         self.of_a_row = line > 0 or field.startswith("[")
-        """Whether the fault is that of one row, so that the others may be read without it."""
+        """True where the fault is that of one row, so that the others may be read without it."""
 
     def __str__(self) -> str:
         where = self.path + (f", line {self.line}" if self.line else "") + (f", {self.field}" if self.field else "")

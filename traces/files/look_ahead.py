@@ -9,11 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 MOST_ITEMS = 2_000
-"""What is decided about a whole file is decided by so many of its records."""
+"""Number of a file's records by which everything about the whole file is decided."""
 
 
 def look_ahead(items: Iterable[T], most: int = MOST_ITEMS) -> tuple[list[T], Iterator[T]]:
-    """(the first `most`, all of them). What reading them raises is raised when the reading gets there again."""
+    """Return (the first `most` items, all of them). What reading them raises is raised when the reading gets there again."""
     rest = iter(items)
     first: list[T] = []
     fault: Exception | None = None

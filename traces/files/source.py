@@ -24,7 +24,7 @@ class Source:
 
     path: Path
     place: str = ""
-    """Of the record that is being read, where the file is one JSON array: `[3]`. It stands in for a line."""
+    """Place of the record that is being read, where the file is one JSON array: `[3]`. It stands in for a line."""
 
     def error(self, line: int, field: str, message: str) -> TraceError:
         """The error for a fault in this file."""

@@ -16,11 +16,11 @@ from traces.files.source import Source
 MISSING: Any = object()
 """Stands for a field the record does not have."""
 MOST_TOKENS = 100_000_000
-"""Far beyond any model's context: a longer request is a mistake in the file, and its tokens would fill the memory."""
+"""Most tokens of a request, far beyond any model's context: a longer one is a mistake and would fill the memory."""
 MOST = 1 << 53
-"""Whole numbers up to here are exact everywhere a record takes them."""
+"""Largest whole number: up to here they are exact everywhere a record takes them."""
 MOST_TIME = 10**19
-"""In a file's own unit: nanoseconds since 1970, until 2286."""
+"""Largest time, in a file's own unit: nanoseconds since 1970, until 2286."""
 _TOO_LARGE = "larger than any number here may be"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?", re.ASCII)
 """A number as CSV writers have it: 18, 18.0, +18, 1.8e1. Without thousands separators: 1,024 may be one or a thousand."""

@@ -28,11 +28,11 @@ class Head:
     """A file's first record, by which `--format auto` tells the formats apart."""
 
     columns: tuple[str, ...] = ()
-    """Of a CSV; empty for JSON."""
+    """Columns of a CSV; empty for JSON."""
     record: dict[str, Any] | None = None
-    """Of JSON; None for CSV."""
+    """First record of JSON; None for CSV."""
     in_array: bool = False
-    """Whether the JSON records are elements of one array."""
+    """True where the JSON records are elements of one array."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,15 +66,15 @@ class Reading:
     finds it in the file sets it."""
     unit_is_sure: bool = True
     asked_unit: str = "auto"
-    """What the user says the unit is, which the caller sees to."""
+    """Unit as the user says it, which the caller applies."""
     drawn: bool = False
-    """Whether any was needed so far."""
+    """True where any was needed so far."""
     failures: dict[tuple[str, str], int] = field(default_factory=dict)
-    """How many rows were skipped that the publishers of a format call failures, by what they are and why they are one."""
+    """Skipped rows that the publishers of a format call failures: their number by kind and reason."""
     mended: int = 0
     """Records with broken characters."""
     mended_first: str = ""
-    """Where the first of them is."""
+    """Place of the first of them."""
     _rng: np.random.Generator | None = None
     _times: list[Times] = field(default_factory=list)
 
@@ -177,9 +177,9 @@ class Format:
     read: Callable[[Reading], Iterator[TraceRequest]]
     """Requests in file order, one pass in constant memory. Arrival order, ids and emptiness are checked by the caller."""
     closed_loop: bool | None
-    """Whether later turns wait for earlier ones; None where it differs from file to file."""
+    """True where later turns wait for earlier ones; None where it differs from file to file."""
     ids_from_file: bool
-    """Whether request ids can repeat; readers that number the lines cannot repeat one."""
+    """True where request ids can repeat; readers that number the lines cannot repeat one."""
     notes: tuple[str, ...] = ()
     """True of every file of this format."""
     needs: tuple[str, ...] = ()
@@ -188,12 +188,12 @@ class Format:
     """Unit of numeric arrivals as the reader gives them, which a user may know better; None: it is a fact, and the reader
     gives seconds."""
     time_unit_is_sure: bool = True
-    """Whether the format says the unit, so that it is not guessed from the numbers."""
+    """True where the format says the unit, so that it is not guessed from the numbers."""
     logged: bool = False
-    """Whether arrivals come from a log, whose clock may tick coarsely. Times that somebody chose mean what they say."""
+    """True where arrivals come from a log, whose clock may tick coarsely. Times that somebody chose mean what they say."""
     draws_output: bool = False
-    """Whether a request may lack its output length."""
+    """True where a request may lack its output length."""
     has_blocks: bool = False
-    """Whether the size of a block of hash ids is not in the file, so that a user may know it better."""
+    """True where the size of a block of hash ids is not in the file, so that a user may know it better."""
     session_mark: bytes = b""
-    """What stands in every file with sessions, where `closed_loop` is None; nothing: the requests are looked at."""
+    """Text in every file with sessions, where `closed_loop` is None; empty: the requests are looked at."""

@@ -1,4 +1,4 @@
-"""Names that columns of lengths and times have in the world."""
+"""Names that columns of lengths and times have in published files."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Column:
 
     name: str
     unit: str | None = None
-    """That its name ends in."""
+    """Unit that the column's name ends in."""
 
 
 def find_columns(names: Iterable[str]) -> tuple[dict[str, Column], list[str]]:
-    """(the first column of each meaning: input, output, arrival, session, turn, think; others that mean the same)."""
+    """Return (the first column of each meaning: input, output, arrival, session, turn, think; others that mean the same)."""
     found: dict[str, Column] = {}
     others: list[str] = []
     for name in names:
@@ -53,7 +53,7 @@ def find_columns(names: Iterable[str]) -> tuple[dict[str, Column], list[str]]:
 
 
 def meaning_of(name: str) -> tuple[str, str | None] | None:
-    """(what a column of that name holds, the unit that it ends in), whatever its case and what parts its words."""
+    """Return (what a column of that name holds, the unit that it ends in), whatever its case and what parts its words."""
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
     for meaning, pattern in _PATTERNS.items():

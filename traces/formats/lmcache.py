@@ -37,7 +37,7 @@ class _Line:
     input_length: int
     output_length: int
     ids: np.ndarray | None
-    """Of blocks; None for text."""
+    """Ids of blocks; None for text."""
     tokens: tuple[np.ndarray, np.ndarray] | None
     """Prompt and output; None for block ids."""
 

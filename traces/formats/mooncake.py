@@ -27,7 +27,7 @@ OTHER_BLOCK_TOKENS = (16, 32, 64, 128, 256, 1024, 2048)
 FITTING = 0.9
 """Share of the first prompts that a block size must explain."""
 WHOLE, NEW = "message_array_with_responses", ("deltas_without_responses", "deltas_with_responses")
-"""What a later turn's row says its lengths are of, in aiperf's words."""
+"""Meanings of a later turn's lengths, in aiperf's words."""
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class _Row:
     delay_s: float | None
     input_length: int
     prompt: np.ndarray | None
-    """Of text."""
+    """Token ids of a prompt of text; None for lengths."""
     prompt_field: str
     output_length: int
     ids: np.ndarray | None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from traces.formats.base import Reading
 
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-"""How many make a second."""
+"""Number of each unit in a second."""
 CHOICES = ("auto", *UNITS)
 DENSE = 10.0
 """Times with fractions that are closer together on average than so many are seconds: as milliseconds they would be more

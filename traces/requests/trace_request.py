@@ -35,7 +35,7 @@ class TraceRequest:
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
     content: Content = field(default=_UNSET, repr=False)
-    """Where the tokens come from; not given, they are synthetic and no other request's."""
+    """Source of the tokens; by default they are synthetic and no other request's."""
     line: int = 0
     """1-based line of the file it was read from; 0 if it was not."""
 

@@ -25,7 +25,7 @@ from backends.simulated.catalogue.gpu_specs import CatalogueError
 from ground.json_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"
-"""By Hugging Face id, the fields of each model's published config.json that are read below."""
+"""Fields of each model's published config.json that are read below, by Hugging Face id."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class ModelSpec:
     experts_per_token: int = 0
     expert_intermediate: int = 0
     shared_expert_intermediate: int = 0
-    """Of all shared experts together."""
+    """Inner width of all shared experts together."""
     mla: MLA | None = None
     saved: Precision | str = field(default_factory=lambda: named("bf16", "nothing in its configuration"))
-    """How its checkpoint holds the weights, or the line about why that is not known."""
+    """Precision of the checkpoint's weights, or the line about why it is not known."""
 
     def precision(self, dtype: str = "auto") -> Precision:
         """Name how weights are held: ``auto`` as they were saved, else as the word says. Raises :class:`CatalogueError`."""

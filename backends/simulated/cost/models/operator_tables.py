@@ -56,14 +56,14 @@ class Curve:
         return total
 
     def times(self, factor: float) -> Curve:
-        """The same curve, ``factor`` times as long."""
+        """Scale the curve to ``factor`` times the seconds."""
         scaled = Curve.__new__(Curve)
         scaled.counts, scaled.seconds, scaled.most = self.counts, self.seconds * factor, self.most
         scaled.table = [value * factor for value in self.table]
         return scaled
 
     def at(self, count: float) -> float:
-        """Seconds for a count within the range; clamped to its ends outside."""
+        """Look up the seconds for a count within the range; clamped to its ends outside."""
         if count <= 0:
             return self.table[0]
         whole = int(count)
@@ -85,7 +85,7 @@ class Grid:
         self.axes = [list(map(float, axis)) for axis in axes]
         assert values.shape == tuple(len(axis) for axis in self.axes)
         self.ends = [axis[-1] for axis in self.axes]
-        """Where the measured range ends, by axis."""
+        """Ends of the measured range, by axis."""
         self.values = values
         self._parts: dict[tuple[int, ...], Grid] = {}
         self._flat: list[float] = np.ascontiguousarray(values, np.float64).reshape(-1).tolist()
@@ -107,7 +107,7 @@ class Grid:
         return part
 
     def at(self, *where: float) -> float:
-        """The value at a point."""
+        """Look up the value at a point."""
         base = 0
         between = []
         for axis, stride, x in zip(self.axes, self._strides, where):  # noqa: B905, on every step: strict costs
@@ -195,13 +195,13 @@ class Provenance:
     path: Path
     format: str
     gpu: str
-    """As the profile names it."""
+    """Name of the GPU in the profile."""
     dtype: str
     model: str | None = None
     """None: operators of any shape."""
     engine: str = ""
     measured: str = ""
-    """When."""
+    """Date of the measurement, as the profile says it."""
     tp: int = 1
     notes: tuple[str, ...] = ()
 
@@ -218,7 +218,7 @@ class AttentionTable:
     """(prompt tokens, cached tokens, decodes, unevenness, mean context): by which share it is longer when the decodes
     are of unequal length. Unevenness is (longest - mean) / longest."""
     uneven_decode: Grid | None = None
-    """The same for decodes alone: (decodes, unevenness, mean context)."""
+    """(decodes, unevenness, mean context): by which share decodes alone take longer when they are of unequal length."""
     by_keys: bool = False
     """The second axis of ``mixed`` is how many keys a prompt token sees on average instead: time is linear in it, for one
     prompt and for several, so that measurements of both can be in one table."""

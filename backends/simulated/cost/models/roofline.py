@@ -24,7 +24,7 @@ GEMM_TILE_ROWS = 64
 ELEMENTWISE_PASSES = 10
 """Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
 EXPERT_TILE_ROWS = 64
-"""The same for the grouped products of experts, each of which has few rows."""
+"""Tile rows of the grouped products of experts, each of which has few rows."""
 
 
 class RooflineCost:

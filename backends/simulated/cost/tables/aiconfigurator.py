@@ -33,7 +33,7 @@ MILLISECOND = 1e-3
 KINDS = ("gemm", "context_attention", "generation_attention", "moe", "custom_allreduce")
 DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8"}
 EXPERT_LOAD = "power_law_1.01"
-"""Of the measured distributions of tokens over experts, the mildly uneven one."""
+"""Name of the mildly uneven one of the measured distributions of tokens over experts."""
 PREFIXES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 ELEMENT_BYTES = 2
 OPTIONAL = {"window_size": 0.0}

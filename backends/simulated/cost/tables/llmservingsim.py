@@ -29,7 +29,7 @@ MICROSECOND = 1e-6
 MATRICES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 """Operators whose time is a staircase over tokens."""
 CALLS = {"layernorm": 2, "qk_norm": 2}
-"""How often an operator runs in a layer, where it is not once. The tables hold the time of one call, averaged over
+"""Number of times an operator runs in a layer, where it is not once. The tables hold the time of one call, averaged over
 calls of the same class: the two norms around attention, and the norms of queries and of keys."""
 ONCE = ("embedding", "final_layernorm")
 """Operators that run once a step."""
