@@ -11,13 +11,11 @@ from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
 from backends.simulated.host import FREE_HOST, HostModel
 from backends.simulated.sampler import ScriptedSampler
-from reports.record.schema import DECODE
 from tests.verifier import Verifier
 from traces import TraceRequest
 from workbench.clients.messages import END_OF_SEQUENCE, ClientRequest
 from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
-from workbench.phase_log import IterationRow
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.config import SchedulerConfig
@@ -84,36 +82,13 @@ class Job:
 class Rows(list):
     """The rows a backend logs."""
 
-    def append_decodes(
-        self,
-        iteration: int,
-        instance: int,
-        requests: int,
-        context: int,
-        waiting: int,
-        running: int,
-        cpu_s: tuple[float, ...],
-        *own: Sequence[float],
-    ) -> None:
-        for i, (launch_s, start_s, end_s, used) in enumerate(zip(*own, strict=True)):
-            row = IterationRow(
-                iteration + i,
-                instance,
-                0,
-                DECODE,
-                launch_s,
-                start_s,
-                end_s,
-                requests,
-                0,
-                requests,
-                context + i * requests,
-                used,
-                waiting,
-                running,
-                *cpu_s,
+    def go_on(self, *own: Sequence[float]) -> None:
+        last = self[-1]
+        for step, (launch_s, start_s, end_s, used) in enumerate(zip(*own, strict=True), start=1):
+            row = last._replace(
+                iteration=last.iteration + step, context_tokens=last.context_tokens + step * last.decode_tokens
             )
-            self.append(row)
+            self.append(row._replace(launch_s=launch_s, start_s=start_s, end_s=end_s, kv_used_tokens=used))
 
 
 @dataclass
@@ -247,7 +222,7 @@ def simulate(
     run = outbox.run
     if isinstance(sampler, Verifier):
         run.runs = sampler.runs
-    ahead = SkipAhead(env, scheduler, backend, outbox, rows.append_decodes).skip if skip else None
+    ahead = SkipAhead(env, scheduler, backend, outbox, rows.go_on).skip if skip else None
     env.run_loop(instance.loop, ahead)
 
     def deliver():

@@ -4,43 +4,35 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from reports.record.schema import DECODE, ITERATION_COLUMNS, Kind
+from reports.record.schema import ITERATION_COLUMNS, Kind
 
 _OWN = ("launch_s", "start_s", "end_s", "kv_used_tokens")
-"""Columns of which every row of a stretch has a value of its own; of the others the stretch has one."""
-_SHARED = [name for name in ITERATION_COLUMNS if name not in _OWN]
+"""Columns of which every row of a stretch has a value of its own; the others follow from the row before the stretch."""
 _DTYPES = {Kind.INT: np.int64, Kind.MODE: np.int8, Kind.TIME: np.float64, Kind.NUMBER: np.float64}
-
-
-def _packed(*counts: str, columns: Iterable[str]) -> tuple[struct.Struct, np.dtype]:
-    """Whole numbers of these names and then columns, packed, and how numpy reads that."""
-    letters = {name: "q" if ITERATION_COLUMNS[name] in (Kind.INT, Kind.MODE) else "d" for name in columns}
-    letters = dict.fromkeys(counts, "q") | letters
-    kinds = [(name, "=i8" if letter == "q" else "=f8") for name, letter in letters.items()]
-    return struct.Struct("=" + "".join(letters.values())), np.dtype(kinds)
-
-
-_ROW, _ROW_DTYPE = _packed(columns=ITERATION_COLUMNS)
-_STRETCH, _STRETCH_DTYPE = _packed("place", "rows", "more_context", columns=_SHARED)
+_LETTERS = {name: "q" if kind in (Kind.INT, Kind.MODE) else "d" for name, kind in ITERATION_COLUMNS.items()}
+_ROW = struct.Struct("=" + "".join(_LETTERS.values()))
+_ROW_DTYPE = np.dtype([(name, "=i8" if letter == "q" else "=f8") for name, letter in _LETTERS.items()])
 
 
 class IterationLog:
     """An append-only table of iterations.
 
-    A row is packed into a growing buffer. Of a stretch of rows, what they have in common is packed once, the rest goes into
-    four arrays. No Python object outlives a call, so a million rows cost 32 to 144 MB and nothing for the garbage
+    A row is packed into a growing buffer. Of a stretch of rows that go on like the one before, what each has of its own goes
+    into four arrays. No Python object outlives a call, so a million rows cost 32 to 144 MB and nothing for the garbage
     collector. Whole numbers stay exact.
     """
 
-    __slots__ = ("_end_s", "_kv_used_tokens", "_launch_s", "_pack", "_rows", "_start_s", "_stretches")
+    __slots__ = ("_after", "_end_s", "_kv_used_tokens", "_launch_s", "_lengths", "_pack", "_rows", "_start_s")
 
     def __init__(self) -> None:
-        self._rows, self._stretches = bytearray(), bytearray()
+        self._rows = bytearray()
         self._pack = _ROW.pack
+        self._after, self._lengths = array("q"), array("q")
+        """Of each stretch, the packed row that it goes on from, and its number of rows."""
         self._launch_s, self._start_s, self._end_s = array("d"), array("d"), array("d")
         self._kv_used_tokens = array("q")
 
@@ -52,38 +44,17 @@ class IterationLog:
         """
         self._rows += self._pack(*row)
 
-    def append_decodes(
+    def go_on(
         self,
-        iteration: int,
-        instance: int,
-        requests: int,
-        context_tokens: int,
-        waiting: int,
-        running: int,
-        cpu_s: tuple[float, ...],
         launch_s: Sequence[float],
         start_s: Sequence[float],
         end_s: Sequence[float],
         kv_used_tokens: Sequence[int],
     ) -> None:
-        """Add the rows of consecutive steps in which the same requests decode on one stage, the first as given:
-        `iteration` counts up and `context_tokens` grows by a token for each request. `cpu_s` are the four CPU phases."""
-        self._stretches += _STRETCH.pack(
-            len(self._rows) // _ROW.size,
-            len(launch_s),
-            requests,
-            iteration,
-            instance,
-            0,
-            DECODE,
-            requests,
-            0,
-            requests,
-            context_tokens,
-            waiting,
-            running,
-            *cpu_s,
-        )
+        """Add the rows of the steps after the last row's, in which the same requests decode: `iteration` counts up,
+        `context_tokens` grows by `decode_tokens`, and these columns have values of their own."""
+        self._after.append(len(self._rows) // _ROW.size - 1)
+        self._lengths.append(len(launch_s))
         self._launch_s.extend(launch_s)
         self._start_s.extend(start_s)
         self._end_s.extend(end_s)
@@ -95,12 +66,12 @@ class IterationLog:
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of all columns so far: int64 for counts, int8 for `mode`, float64 for times."""
         rows = np.frombuffer(self._rows, _ROW_DTYPE)
-        stretches = np.frombuffer(self._stretches, _STRETCH_DTYPE)
-        lengths = stretches["rows"]
-        ends = np.cumsum(lengths)
-        step = np.arange(len(self._end_s)) - np.repeat(ends - lengths, lengths)
-        """Place of each row in its stretch."""
-        place = step + np.repeat(stretches["place"] + ends - lengths, lengths)
+        after, lengths = np.array(self._after, np.int64), np.array(self._lengths, np.int64)
+        before = np.cumsum(lengths) - lengths
+        """Rows of the stretches before each."""
+        step = np.arange(1, len(self._end_s) + 1) - np.repeat(before, lengths)
+        """Steps from the row that a stretch goes on from to each of its rows."""
+        place = step + np.repeat(after + before, lengths)
         alone = np.ones(len(self), bool)
         alone[place] = False
         columns = {}
@@ -110,7 +81,7 @@ class IterationLog:
             if name in _OWN:
                 column[place] = getattr(self, "_" + name)
             else:
-                column[place] = np.repeat(stretches[name], lengths)
+                column[place] = np.repeat(rows[name][after], lengths)
         columns["iteration"][place] += step
-        columns["context_tokens"][place] += np.repeat(stretches["more_context"], lengths) * step
+        columns["context_tokens"][place] += columns["decode_tokens"][place] * step
         return columns

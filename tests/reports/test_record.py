@@ -151,19 +151,11 @@ def test_consecutive_decode_steps_at_once_are_the_same_as_one_by_one() -> None:
     for i in range(3):
         own = {"launch_s": 0.5 + i, "start_s": 0.6 + i, "end_s": 0.7 + i, "kv_used_tokens": 2**60 + i}
         one_by_one.append(tuple(iteration_row(iteration=2 + i, context_tokens=100 + 4 * i, **own, **same).values()))
-    at_once.append_decodes(
-        2,
-        3,
-        4,
-        100,
-        1,
-        5,
-        (0.1, 0.2, 0.3, 0.4),
-        [0.5, 1.5, 2.5],
-        [0.6, 1.6, 2.6],
-        [0.7, 1.7, 2.7],
-        [2**60, 2**60 + 1, 2**60 + 2],
+    first = iteration_row(
+        iteration=2, context_tokens=100, launch_s=0.5, start_s=0.6, end_s=0.7, kv_used_tokens=2**60, **same
     )
+    at_once.append(tuple(first.values()))
+    at_once.go_on([1.5, 2.5], [1.6, 2.6], [1.7, 2.7], [2**60 + 1, 2**60 + 2])
     for log in (one_by_one, at_once):
         log.append(tuple(iteration_row(iteration=5, prefill_tokens=9).values()))
     for name, column in at_once.columns().items():

@@ -117,8 +117,8 @@ class SimulatedWorld:
         instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s)
         skip = None
         if can_skip(recipe.loop.name, backend) and not self._exact:
-            log_decodes = self.recorder.iterations.append_decodes
-            self.skips.append(ahead := SkipAhead(self.env, instance.scheduler, backend, outbox, log_decodes))
+            ahead = SkipAhead(self.env, instance.scheduler, backend, outbox, self.recorder.iterations.go_on)
+            self.skips.append(ahead)
             skip = ahead.skip
         self.env.run_loop(instance.loop, skip)
 

@@ -53,18 +53,11 @@ class ManyStepsOutbox(Protocol):
         ...
 
 
-class LogDecodes(Protocol):
-    """Takes the rows of iterations.csv of consecutive decode steps (:meth:`IterationLog.append_decodes`)."""
+class GoOn(Protocol):
+    """Takes the rows of iterations.csv of the decode steps after the last row's (:meth:`IterationLog.go_on`)."""
 
     def __call__(
         self,
-        iteration: int,
-        instance: int,
-        requests: int,
-        context_tokens: int,
-        waiting: int,
-        running: int,
-        cpu_s: tuple[float, ...],
         launch_s: Sequence[float],
         start_s: Sequence[float],
         end_s: Sequence[float],
@@ -95,13 +88,13 @@ class SkipAhead:
         scheduler: Scheduler,
         backend: SimulatedBackend,
         outbox: ManyStepsOutbox,
-        log_decodes: LogDecodes,
+        go_on: GoOn,
     ) -> None:
         self._clock = clock
         self._scheduler = scheduler
         self._backend = backend
         self._outbox = outbox
-        self._log_decodes = log_decodes
+        self._go_on = go_on
         self._decodes = getattr(backend.cost, "decodes", None)
         self.steps = 0
         """Skipped so far."""
@@ -143,7 +136,7 @@ class SkipAhead:
         if decided.others_end(outputs):
             return processable_s
         # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
-        host, first = backend.host_model, decided.batch(0)
+        host, first = backend.host_model, decided.first
         processes_s = [host.process(one.batch, 0) for one in pending[:others]]
         processes_s += [host.process(first, 0)] * (steps - others)
         phases_s = host.receive(0), host.schedule(first), *host.launch(first)
@@ -160,25 +153,18 @@ class SkipAhead:
             outbox.send_at(decided.process_other(number, output), times.sent_s[number])
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
         kv_used_tokens = decided.kv_used_tokens(formed)
+        alone = len(pending)
+        if alone < formed:  # batches that are both formed and processed
+            own, after = decided.batch(0) if others else first, slice(alone + 1, formed)
+            start_s, end_s = [times.start_s[alone]], [times.end_s[alone]]
+            row = ModelledForward(own, backend.sampler, times.issued_s[alone], start_s, end_s)
+            row.cpu_s = cpu_s
+            backend.phases.write(row, processes_s[-1])
+            used = kv_used_tokens[1 : formed - alone]
+            self._go_on(times.issued_s[after], times.start_s[after], times.end_s[after], used)
         decided.take(tokens, formed)
         in_flight = scheduler.flights
-        newest = in_flight[-1]
-        if formed > len(pending):
-            ahead = slice(len(pending), formed)
-            self._log_decodes(
-                first.step,
-                backend.phases.instance,
-                first.decode_tokens,
-                first.context_tokens,
-                newest.worker.waiting,
-                newest.worker.running,
-                (*cpu_s, processes_s[-1]),
-                times.issued_s[ahead],
-                times.start_s[ahead],
-                times.end_s[ahead],
-                kv_used_tokens[: formed - len(pending)],
-            )
-        outbox.scheduled_decodes(newest, kv_used_tokens)
+        outbox.scheduled_decodes(in_flight[-1], kv_used_tokens)
         if formed > others:
             outbox.send_decodes(in_flight[0], times.sent_s[others:])
         cpus_s = [one.cpu_s for one in pending] + [cpu_s] * formed

@@ -46,12 +46,15 @@ class DecidedSteps:
         has ended since. They have to be processed (:meth:`process_other`) before anything is taken."""
         self._launched = len(scheduler.flights) - len(others)
         """Batches in flight of the running requests."""
+        if self.steps:
+            self.first = self.batch(0)
+            """The first batch that will be formed, as long as none of ``others`` is processed, and without its pages."""
 
     @property
     def oldest(self) -> ModelWorkerBatch:
         """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
         flight = self._scheduler.flights
-        return flight[len(self.others)].worker if self._launched else self.batch(0)
+        return flight[len(self.others)].worker if self._launched else self.first
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
         """Whether processing ``others``, which have these outputs, may end a request."""

@@ -52,11 +52,19 @@ class KVMemory:
         """int32[count] pages, evicting what is needed; the caller has made sure that ``count <= available_pages``. With
         ``steps``, how many each of several decode steps takes, each of them evicts what it needs itself."""
         pool = self.pool
-        if count > pool.free:
-            if steps:
-                return np.concatenate([self.allocate(each) for each in steps])
-            self.cache.evict(count - pool.free)
-        return pool.take(count)
+        if count <= pool.free:
+            return pool.take(count)
+        taken = []
+        ready = 0
+        for each in steps or (count,):
+            if ready + each > pool.free:
+                taken.append(pool.take(ready))
+                ready = 0
+                if each > pool.free:
+                    self.cache.evict(each - pool.free)
+            ready += each
+        taken.append(pool.take(ready))
+        return np.concatenate(taken)
 
     def flush(self) -> None:
         """Free every page that no request has locked."""
