@@ -27,7 +27,7 @@ from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.router import Router
 from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
-from workbench.recording.meta import settings_used, trace_meta, versions
+from workbench.recording.meta_parts import settings_used, trace_meta, versions
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.recording.trace_notes import trace_notes
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput

@@ -13,7 +13,7 @@ from workbench.clients.bounds import counted
 from workbench.cluster.progress import Progress
 from workbench.cluster.resolve import SimulatedPool, resolve_pools
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
-from workbench.recording.meta import settings_used, trace_meta, versions
+from workbench.recording.meta_parts import settings_used, trace_meta, versions
 from workbench.recording.trace_notes import trace_notes
 from workbench.settings.run_settings import RunSettings
 

@@ -12,7 +12,7 @@ from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED
 from workbench.clients.bounds import counted
 from workbench.clients.observe import Observer, Sent, known_or
-from workbench.recording.meta import settings_used, trace_meta, versions
+from workbench.recording.meta_parts import settings_used, trace_meta, versions
 
 LATE_S = 0.02
 """A client that sends later than this on average is the bottleneck itself: the record says so."""

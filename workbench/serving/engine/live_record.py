@@ -23,7 +23,7 @@ from traces.requests.content import Blocks, Synthetic, TokenIds
 from traces.write import record_of
 from workbench.clients.messages import request_of
 from workbench.phase_log import IterationRow
-from workbench.recording.meta import settings_used, versions
+from workbench.recording.meta_parts import settings_used, versions
 from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.recording.run_folder import run_folder
 from workbench.scheduler.messages import Generate
