@@ -12,7 +12,7 @@ from reports.record.meta import RUN_KINDS, HardwareMeta, RunMeta, Totals, TraceM
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
 PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
 OWN = {
-    "simulated": {"weights", "kv_budget", "host_model", "cost_notes"},
+    "simulated": {"weights", "kv_budget", "host_model", "cost_notes", "pools"},
     "replayed": {"weights"},
     "served": {"weights", "kv_budget", "recorded_at"},
     "observed": {"observed"},

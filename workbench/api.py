@@ -16,7 +16,7 @@ from reports.record.out_folder import prepare_out
 from reports.record.run_record import RunRecord, read_record, write_record
 from traces import Trace, TraceRequest, trace_of
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.resolve import resolve_pools
+from workbench.cluster.pools import resolve_pools
 from workbench.cluster.simulate import simulate_loop
 from workbench.scheduler.own_code import name_of
 from workbench.scheduler.settings import ConfigError

@@ -42,19 +42,18 @@ def sweep_summary(
     record: RunRecord,
     slo_ttft_s: float | None = None,
     slo_tpot_s: float | None = None,
-    price_per_gpu_hour: float | None = None,
+    cost_per_hour: float | None = None,
 ) -> Summary:
-    """The columns of `SWEEP_METRICS` for one run. Cost is None without a price."""
+    """The columns of `SWEEP_METRICS` for one run, whose GPUs cost so much an hour (None: nobody knows)."""
     summary = summarise(record, slo_ttft_s, slo_tpot_s)
     gpus = int(record.meta["hardware"]["gpus"])
     per_gpu = {f"{name}_per_gpu": _divided(summary[name], gpus) for name in PER_GPU}
-    per_hour = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
     return {
         "gpus": gpus,
         **summary,
         **per_gpu,
-        "cost_per_hour": per_hour,
-        "cost_per_million_output_tokens": _cost_of_tokens(per_hour, summary),
+        "cost_per_hour": cost_per_hour,
+        "cost_per_million_output_tokens": _cost_of_tokens(cost_per_hour, summary),
     }
 
 

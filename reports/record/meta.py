@@ -70,6 +70,32 @@ class Totals(_Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolMeta(_Part):
+    """Instances of one kind. What is the same in all pools of a run, ``RunMeta`` says."""
+
+    name: str
+    role: str
+    count: int
+    first_instance: int
+    """Theirs are numbered from there."""
+    gpu: str
+    gpus: int
+    """Of one instance."""
+    loop: str
+    tp: int
+    pp: int
+    dtype: str
+    kv_tokens: int
+    max_context: int
+    settings: Mapping[str, Any]
+    """That the pool has of its own."""
+    weights: Mapping[str, Any] | None = None
+    kv_budget: Mapping[str, Any] | None = None
+    host_model: Mapping[str, Any] | None = None
+    cost_notes: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunMeta(_Part):
     """What a run was. Every kind has the fields without a default."""
 
@@ -89,6 +115,7 @@ class RunMeta(_Part):
     kv_budget: Mapping[str, Any] | None = None
     host_model: Mapping[str, Any] | None = None
     cost_notes: Sequence[str] | None = None
+    pools: Sequence[PoolMeta] | None = None
     latency_from: str | None = None
     recorded_at: str | None = None
     observed: bool | None = field(default=None, init=False)
@@ -104,7 +131,7 @@ def _plain(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, Mapping):
         return dict(value)
-    return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else [_plain(each) for each in value]
 
 
 def upgraded(meta: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from reports.record.run_record import RunRecord, write_record
 from tests.loops.test_loop_properties import thorough
 from traces import Trace, open_trace
 from workbench.cluster import simulate as runs
-from workbench.cluster.resolve import resolve_pools
+from workbench.cluster.pools import resolve_pools
 from workbench.settings.run_settings import RunSettings
 
 CSVS = ("requests.csv", "iterations.csv", "events.csv", "itl.csv")

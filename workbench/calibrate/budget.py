@@ -20,7 +20,7 @@ from reports.compare.comparison import compare
 from reports.record.run_record import RunRecord
 from workbench.calibrate.fit import fit_stages, host_columns
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.resolve import SimulatedPool, resolve
+from workbench.cluster.pools import resolve_pools
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.settings.loading import recorded_settings
 from workbench.settings.run_settings import RunSettings
@@ -76,7 +76,8 @@ def error_budget(
     loop = settings.loops[0]
     opened = open_as(trace_path, reading or {}, ordered=settings.concurrency is None, seed=settings.seed)
     trace = reshaped(opened, settings)
-    built = resolve(settings, loop)
+    pool = resolve_pools(settings, loop)[0]
+    built = pool.recipe
     if built.lock_step:
         said = "error budget: ranks that step together cannot be run again with step times measured one by one"
         return {"separable": False, "lines": [said, *_what_is_known(a, b, origin)]}
@@ -104,8 +105,8 @@ def error_budget(
                 instance.scheduler, kv_tokens=tokens, max_context=min(instance.scheduler.max_context, tokens + 1)
             )
             instance = dataclasses.replace(instance, scheduler=scheduler)
-        pool = SimulatedPool(built.role, settings.dp, instance)
-        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", pools=[pool])
+        changed_pool = dataclasses.replace(pool, recipe=instance)
+        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", pools=[changed_pool])
         errors.append(_errors(a, record, origin))
         parts.append({"part": name, **{metric: _less(errors[-2][metric], errors[-1][metric]) for metric in METRICS}})
     parts.append({"part": "scheduling and the rest", **errors[-1]})
@@ -124,6 +125,9 @@ def _cannot(a: RunRecord, b: RunRecord, trace_path: Path | None) -> str | None:
         return f"{a.name} has no iterations, so step time, CPU phases and scheduling cannot be told apart"
     if not (b.meta.get("hardware") or {}).get("simulated"):
         return f"{b.name} was not simulated, so it cannot be run again with the step times of {a.name}"
+    for record in (a, b):
+        if len(record.meta.get("pools") or ()) > 1:
+            return f"{record.name} has several pools, whose step times are not those of one kind of instance"
     if trace_path is None:
         return f"give --trace to simulate {b.name} again with the step times of {a.name}"
     return None

@@ -41,6 +41,9 @@ def fit_record(record: RunRecord, source: Path, out: Path) -> dict[str, Any]:
 def fit_stages(record: RunRecord, source: Path | str) -> list[Fit]:
     """Step times of each pipeline stage. Raises RecordError for too few iterations."""
     columns = record.iterations
+    if len(pools := record.meta.get("pools") or ()) > 1:
+        names = ", ".join(str(pool.get("name")) for pool in pools)
+        raise RecordError(f"{source}: its pools ({names}) are of different instances, which no one fit describes")
     if not len(columns["stage"]):
         raise RecordError(f"{source}: has no iterations, so there are no step times to fit")
     fits = []

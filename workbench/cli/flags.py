@@ -136,8 +136,10 @@ class SettingFlags:
                     f"note: --{alias.replace('_', '-')} is called {setting.option} now; the next version no longer knows it",
                     file=sys.stderr,
                 )
-        # A flag that may be repeated is a tuple in what declares it.
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        # A flag that may be repeated is a tuple in what declares it, and not given where it is there no time.
+        return {
+            name: (tuple(value) or None) if isinstance(value, list | tuple) else value for name, value in values.items()
+        }
 
 
 def _option(setting: Setting, flag: str, hidden: bool = False) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.settings.run_settings import RunSettings
 
 
-SIMULATED_ONLY = {"engine", "gpu", "dp", "ep", "router", "kv_dtype", "cost", "exact"}
+SIMULATED_ONLY = {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "cost", "exact"}
 """Settings of what is modelled, which a real run measures or has not."""
 Command = command_with(SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY), TraceFlags())
 

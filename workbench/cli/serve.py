@@ -12,7 +12,7 @@ from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.options import option
 from workbench.scheduler.settings import RUN
 
-NOT_OF_A_SERVER = {"model", "engine", "dp", "router", "exact", "requests", "rate", "speedup", "concurrency"}
+NOT_OF_A_SERVER = {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
 """Settings of what one server has not: instances behind a router, a trace, a clock that is not the wall's; and its argument."""
 Command = command_with(
     SettingFlags("workbench.serving.serve_settings:ServeSettings", name="server"),

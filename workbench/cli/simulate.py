@@ -52,7 +52,7 @@ def _run(
 ) -> None:
     from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from workbench.cli.runs import open_reshaped, run_and_report, say
-    from workbench.cluster.resolve import resolve_pools
+    from workbench.cluster.pools import resolve_pools
     from workbench.cluster.simulate import simulate_loop
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from

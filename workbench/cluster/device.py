@@ -48,6 +48,8 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         raise ConfigError(f"load_format: {load_format!r} is not one of {', '.join(FORMATS)}")
     find_loop(loop)
     load_policy(settings.policy)
+    if settings.pool:
+        raise ConfigError("pool: is for simulation; a real runner is one instance without it")
     for name in ("dp", "ep"):
         if getattr(settings, name) > 1:
             raise ConfigError(

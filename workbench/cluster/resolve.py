@@ -51,30 +51,9 @@ class SimulatedRecipe(Recipe):
         return self.tp * self.stages
 
 
-@dataclass(frozen=True)
-class SimulatedPool:
-    """Instances of one kind."""
-
-    name: str
-    count: int
-    recipe: SimulatedRecipe
-    first: int = 0
-    """Number of its first instance in the cluster."""
-
-    @property
-    def gpus(self) -> int:
-        """Of all its instances."""
-        return self.count * self.recipe.gpus
-
-
-def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
-    """What the cluster of a run is made of. Raises what :func:`resolve` raises."""
-    recipe = resolve(settings, loop)
-    return [SimulatedPool(recipe.role, settings.dp, recipe)]
-
-
 def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
-    """Look up model and GPU, find the KV capacity, and check that the settings go together.
+    """What instances are built from that all have these settings: look up model and GPU, find the KV capacity, and check
+    that the settings go together.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
 from traces import Trace
 from workbench.clients.bounds import counted
+from workbench.cluster.pools import SimulatedPool, gpus_in_words, gpus_of, modelled, resolve_pools, settings_found
 from workbench.cluster.progress import Progress
-from workbench.cluster.resolve import SimulatedPool, resolve_pools
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
 from workbench.recording.meta_parts import settings_used, trace_meta, versions
 from workbench.recording.trace_notes import trace_notes
@@ -47,23 +46,15 @@ def simulate_loop(
     recorder = world.recorder
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
-    instance = pools[0].recipe
+    of_all, of_each = modelled(pools)
     meta = RunMeta(
         kind="simulated",
         name=loop,
         command=command,
         trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
-        model=instance.model.name,
-        hardware=HardwareMeta(instance.gpu.name, sum(pool.gpus for pool in pools), simulated=True),
-        settings=settings_used(
-            settings,
-            loop=loop,
-            tp=instance.tp,
-            pp=instance.stages,
-            kv_tokens=instance.scheduler.kv_tokens,
-            max_context=instance.scheduler.max_context,
-            dtype=instance.weights.dtype,
-        ),
+        model=pools[0].recipe.model.name,
+        hardware=HardwareMeta(gpus_in_words(gpus_of(pools)), sum(pool.gpus for pool in pools), simulated=True),
+        settings=settings_used(settings, **settings_found(pools)),
         versions=versions("simpy"),
         interrupted=not finished,
         totals=Totals(
@@ -73,10 +64,8 @@ def simulate_loop(
             cut=counted(recorder.cuts),
             simulated_s=round(world.env.now, 9),
         ),
-        weights=instance.weights.described,
-        kv_budget=instance.kv_budget,
-        cost_notes=list(getattr(instance.cost, "notes", ())),
-        host_model={f.name: getattr(instance.host, f.name) for f in dataclasses.fields(instance.host) if f.init},
+        pools=[pool.described(more) for pool, more in zip(pools, of_each, strict=True)],
+        **of_all,
     )
     return RunRecord(
         meta.to_json(),

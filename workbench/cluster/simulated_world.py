@@ -19,8 +19,8 @@ from workbench.clients.messages import ClientRequest, Wording
 from workbench.clients.sessions import Clients
 from workbench.cluster.cluster import Cluster
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
+from workbench.cluster.pools import SimulatedPool
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
-from workbench.cluster.resolve import SimulatedPool
 from workbench.cluster.router import make_router
 from workbench.cluster.skip_ahead import SkipAhead, can_skip
 from workbench.instance import start

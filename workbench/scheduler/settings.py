@@ -71,6 +71,8 @@ class Setting:
     """Whether it has one, beside all these settings and under a loop."""
     aliases: tuple[str, ...] = ()
     """Names that it had: they go on working for a version, with a note."""
+    read: Callable[[Any], Any] | None = None
+    """Makes a value of what is written, where that may be several things. Raises ConfigError for what it cannot be."""
 
     @property
     def option(self) -> str:
@@ -93,12 +95,16 @@ class Setting:
         """Whether a value is of the setting's type."""
         if value is None:
             return self.optional
+        if self.read is not None:
+            return True  # it says itself what is wrong
         if isinstance(value, bool):
             return self.kind is bool
         return isinstance(value, int | float if self.kind is float else self.kind)
 
     def meant(self, value: Any) -> Any:
         """What a value on a command line or in a file stands for."""
+        if self.read is not None and value is not None:
+            return self.read(value)
         return None if self.zero_is_none and value == 0 and not isinstance(value, bool) else value
 
     def written(self, value: Any) -> list[str]:
@@ -107,6 +113,8 @@ class Setting:
             return [self.option if value else f"--no-{self.option[2:]}"]
         if value is None:
             return [self.option, "0"] if self.zero_is_none else []
+        if isinstance(value, list | tuple):
+            return [word for each in value for word in (self.option, str(each))]
         return [self.option, str(value)]
 
     def parse(self, text: str) -> Any:

@@ -16,7 +16,7 @@ from ground.whole_file import write_whole
 from reports.metrics.cuts import cut_text
 from reports.page.plan_page import write_plan_page
 from traces.reshape import reshape
-from workbench.cluster.resolve import resolve
+from workbench.cluster.pools import gpus_in_words, gpus_of, resolve_pools
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
 from workbench.search.rate import HighestRate, highest_rate, simulator
@@ -108,20 +108,20 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     """Search the highest rate of one configuration."""
     try:
         settings, loop = shared.base.settings(point)
-        instance = resolve(settings, loop)
-        gpus = instance.gpus * settings.dp
-        cost = gpus * shared.prices.of(instance.gpu.name) if shared.prices is not None else None
+        by_name = gpus_of(resolve_pools(settings, loop))
+        gpus, gpu = sum(by_name.values()), gpus_in_words(by_name)
+        cost = shared.prices.an_hour(by_name) if shared.prices is not None else None
         trace = reshape(shared.trace, None, settings.speedup, settings.requests)
         simulate = simulator(settings, loop, trace, shared.trace_sha256, shared.command)
         found = highest_rate(simulate, limits, load.arrivals, load.requests, load.target)
     except ValueError as error:
         return Candidate(point, INVALID, str(error))
     if found.refused is not None and found.refused.everything:
-        return Candidate(point, INCOMPLETE, found.refused.sentence, instance.gpu.name, gpus, cost)
+        return Candidate(point, INCOMPLETE, found.refused.sentence, gpu, gpus, cost)
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
-    return Candidate(point, FINISHED, "", instance.gpu.name, gpus, cost, found, command)
+    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command)
 
 
 def run_plan(

@@ -16,7 +16,7 @@ from reports.metrics.sweep_metrics import sweep_summary
 from reports.record.run_record import write_record
 from traces import Trace
 from workbench.clients.trace_input import reshaped
-from workbench.cluster.resolve import resolve
+from workbench.cluster.pools import gpus_of, resolve_pools
 from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError
@@ -103,9 +103,9 @@ class Shared:
     def check(self, point: Point) -> None:
         """Raises a ValueError of one line for a point that cannot run. Fills the caches of models and GPUs too."""
         settings, loop = self.base.settings(point)
-        instance = resolve(settings, loop)
+        pools = resolve_pools(settings, loop)
         if self.prices is not None:
-            self.prices.of(instance.gpu.name)
+            self.prices.an_hour(gpus_of(pools))
 
     def command_for(self, point: Point, **changes: Any) -> str:
         """The `simulate` command that makes the run of a point, with other settings in its place where they are given.
@@ -144,10 +144,16 @@ def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
     number, point = task
     try:
         settings, loop = shared.base.settings(point)
+        pools = resolve_pools(settings, loop)
         record = simulate_loop(
-            settings, loop, reshaped(shared.trace, settings), trace_sha256=shared.trace_sha256, command=shared.command
+            settings,
+            loop,
+            reshaped(shared.trace, settings),
+            trace_sha256=shared.trace_sha256,
+            command=shared.command,
+            pools=pools,
         )
-        price = shared.prices.of(record.meta["hardware"]["gpu"]) if shared.prices is not None else None
+        price = shared.prices.an_hour(gpus_of(pools)) if shared.prices is not None else None
     except ValueError as error:  # every error of bad input is one
         return Outcome(INVALID, str(error))
     if shared.records is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class Prices:
             hint = f"; nearest: {', '.join(near)}" if near else ""
             raise PriceError(f"{self.path}: gpu_hour: no price for {gpu}{hint}")
         return price
+
+    def an_hour(self, gpus: Mapping[str, int]) -> float:
+        """Of so many GPUs of each name. Raises PriceError for one that is not in the table."""
+        return sum(number * self.of(name) for name, number in gpus.items())
 
 
 def read_prices(path: Path) -> Prices:

@@ -21,6 +21,7 @@ Point = dict[str, Any]
 
 _RANGE = re.compile(r"(?P<low>[^,:/]+?)\.\.(?P<high>[^,:/]+)(/(?P<count>\d+))?(?P<log>:log)?")
 _NOT_VARIED = {
+    "pool": "commas join its settings; vary those that its instances do not have of their own",
     "slo_ttft": "it changes how runs are judged, not the runs",
     "slo_tpot": "it changes how runs are judged, not the runs",
 }

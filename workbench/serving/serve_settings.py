@@ -130,6 +130,8 @@ class ServeSettings:
         for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
             if folder is not None and not spec.has_weights:
                 raise ConfigError(f"{name}: a {spec.name} model has neither a profile nor weights")
+        if self.run.pool:
+            raise ConfigError("pool: a server is one instance, so start one for each and a router before them")
         if self.run.dp != 1:
             raise ConfigError(
                 f"dp: {self.run.dp}; a server is one instance, so start one for each and a router before them"

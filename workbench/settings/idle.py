@@ -6,26 +6,33 @@ they like.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in
-from workbench.settings.run_settings import RunSettings
+from workbench.settings.pool_spec import parse_pools
+from workbench.settings.run_settings import RUN_WIDE, RunSettings
 
 _DECLARED = {**settings_of(SchedulerConfig), **SETTINGS}
 
 
 def needs(name: str) -> str | None:
-    """What a setting takes to act, None if it always does."""
+    """What a setting takes to act, None if it always does, beside pools that do not say it themselves."""
     return _DECLARED[name].needs or None if name in _DECLARED else None
 
 
 def acts(settings: RunSettings, loop: str, name: str) -> bool:
-    """Whether a setting has an effect on a run under ``loop``."""
-    return name not in _DECLARED or _DECLARED[name].acts(settings, loop)
+    """Whether a setting has an effect on a run under ``loop``: of pools, on one that does not say it itself."""
+    if name not in _DECLARED:
+        return True
+    if not settings.pool or name in RUN_WIDE:
+        return _DECLARED[name].acts(settings, loop)
+    return any(
+        name not in pool.given and _DECLARED[name].acts(pool.settings, pool.loop) for pool in settings.pools(loop)
+    )
 
 
 def idle_in(
@@ -39,7 +46,7 @@ def idle_in(
     for name in names:
         without = [loop for settings, loop in runs if not acts(settings, loop, name)]
         if runs and len(without) == len(runs):
-            never[name] = needs(name) or ""
+            never[name] = needs(name) or "a pool that does not say it itself"
         elif without:
             partly[name] = list(dict.fromkeys(without))
     return never, partly
@@ -52,14 +59,29 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
     """
     runs = [(settings, loop) for loop in settings.loops]
     given = [name for name, value in flags.items() if value is not None]
-    written = [name for name in read_settings_file(config) if name not in given] if config is not None else []
+    file = read_settings_file(config) if config is not None else {}
+    written = [name for name in file if name not in given]
+    for idle in _idle_in_pools(settings, flags.get("pool")):
+        raise ConfigError(idle)
     never, partly = idle_in(runs, given)
     for name, missing in never.items():
         raise ConfigError(f"{name}: has no effect here: it needs {missing}")
     never, more = idle_in(runs, written)
     partly |= more
     notes = renamed_in(config)
+    notes += [f"{config}: {idle}" for idle in _idle_in_pools(settings, file.get("pool") if "pool" in written else None)]
     notes += [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
     return notes + [
         f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()
     ]
+
+
+def _idle_in_pools(settings: RunSettings, said: Sequence[str] | None) -> Iterator[str]:
+    """What somebody said of a pool that does nothing there, in words."""
+    if not said:
+        return
+    for number, spec in enumerate(parse_pools(said)):
+        pools = [settings.pools(loop)[number] for loop in settings.loops]
+        for name, _ in spec.given:
+            if not any(_DECLARED[name].acts(pool.settings, pool.loop) for pool in pools):
+                yield f"pool {spec.name}: {name}: has no effect there: it needs {needs(name)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import settings_of
 from workbench.settings.cost_spec import identity
 from workbench.settings.engines import load_engine
-from workbench.settings.run_settings import RunSettings
+from workbench.settings.pool_spec import PoolSpec, parse_pools
+from workbench.settings.run_settings import RUN_WIDE, RunSettings
 
 SETTINGS = settings_of(RunSettings)
 """Every setting of a run by its name in files, records and flags."""
@@ -31,11 +33,39 @@ def settings_from(
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
     values = read_settings_file(config) if config is not None else {}
-    values |= {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None}
+    values = _over(values, {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None})
     if like is not None:
-        values = {**_recorded(like), **values}
+        values = _over(_recorded(like), values)
     preset = load_engine(values.get("engine", RunSettings.engine)).settings
+    if values.get("pool"):
+        values["pool"] = tuple(_filled(pool, values, preset).text for pool in parse_pools(values["pool"]))
     return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over others. Pools take the place of a number of instances, and the other way round.
+
+    Raises ConfigError where both are given at once.
+    """
+    if {"dp", "pool"} <= above.keys():
+        raise ConfigError("dp: is short for --pool both:N; give the number to a pool")
+    replaced = {"dp"} if "pool" in above else {"pool"} if "dp" in above else set()
+    return {**{name: value for name, value in below.items() if name not in replaced}, **above}
+
+
+def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]) -> PoolSpec:
+    """A pool with what follows from its own engine or profile, where neither the pool nor the run says otherwise; ``preset``
+    is what follows from the engine of the run. Raises ConfigError."""
+    own = dict(pool.given)
+    more: dict[str, Any] = {}
+    if "engine" in own:
+        more |= {name: getattr(RunSettings, name) for name in preset} | load_engine(own["engine"]).settings
+    if "cost" in own:
+        more |= _profiled({**values, **own})
+    for name, value in more.items():
+        if name not in values and name not in RUN_WIDE:
+            own.setdefault(name, "none" if value is None else str(value))
+    return replace(pool, given=tuple(own.items()))
 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
@@ -61,7 +91,10 @@ def checked_values(written: Mapping[str, Any], where: str = "") -> dict[str, Any
             raise ConfigError(f"{where}{name}: no such setting{_nearest(name, list(SETTINGS))}")
         if not SETTINGS[now].fits(value):
             raise ConfigError(f"{where}{name}: {value!r} is not {SETTINGS[now].kind.__name__}")
-        values[now] = SETTINGS[now].meant(value)
+        try:
+            values[now] = SETTINGS[now].meant(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from None
     return values
 
 
@@ -95,7 +128,7 @@ def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         if not declared.fits(value):
             raise ConfigError(f"{source}: settings.{name}: {value!r} is not {declared.kind.__name__}")
-        values[name] = value
+        values[name] = value if declared.read is None else declared.read(value)
     if isinstance(meta.get("model"), str):
         values.setdefault("model", meta["model"])
     return values

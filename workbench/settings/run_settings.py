@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any, Literal
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, SchedulerSettings, Seeded
-from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, is_own, setting
+from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, is_own, setting, settings_of
 from workbench.settings.cost_spec import split
+from workbench.settings.pool_spec import parse_pools, read_pools
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
 MOST_INSTANCES = 10_000
@@ -121,7 +124,14 @@ class RunSettings(SchedulerSettings, LoadSettings):
         most=MOST_INSTANCES,
         unit="instances",
         group=HARDWARE,
-        help="Instances behind a router. Default {default}.",
+        help="Instances behind a router, all alike. Default {default}.",
+    )
+    pool: tuple[str, ...] | None = setting(
+        None,
+        group=HARDWARE,
+        help="Instances behind the router that have settings of their own, [NAME=]ROLE:N[,key=value...]: "
+        "both:2,gpu=h100,tp=2. ROLE is both. Repeatable.",
+        read=read_pools,
     )
     ep: int = setting(
         1,
@@ -135,7 +145,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         group=HARDWARE,
         help="{choices}. Default {default}.",
         needs="dp of 2 or more",
-        acts=lambda s, loop: s.dp > 1,
+        acts=lambda s, loop: s.instances > 1,
     )
     dtype: Dtype = setting(
         "auto",
@@ -181,6 +191,9 @@ class RunSettings(SchedulerSettings, LoadSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         split(self.cost)
+        if self.pool:
+            self._check_pools()
+            return
         for loop in self.loops:
             check_loop_name(loop)
             if not any(map(runs_stages, self.loops)) and self.pp > 1:
@@ -198,11 +211,45 @@ class RunSettings(SchedulerSettings, LoadSettings):
                     f"micro_batches: {self.micro_batches} leaves some of the {stages} stages without work"
                 )
 
+    def _check_pools(self) -> None:
+        if self.dp > 1:
+            raise ConfigError("dp: is short for --pool both:N, so beside pools there is none; give the pool its number")
+        if self.instances > MOST_INSTANCES:
+            raise ConfigError(f"pool: {self.instances} is more than {MOST_INSTANCES} instances")
+        for loop in self.loops:
+            check_loop_name(loop)
+        if len(set(self.loops)) != len(self.loops):
+            raise ConfigError(f"loop: {self.loop!r} names a loop twice")
+        self.pools(self.loops[0])
+
+    @property
+    def instances(self) -> int:
+        """How many instances there are, of all kinds."""
+        return sum(pool.count for pool in parse_pools(self.pool)) if self.pool else self.dp
+
+    def pools(self, loop: str) -> list[PoolSettings]:
+        """The pools of the cluster, each with its settings, when ``loop`` is run. All have the loop that is named; where
+        none is, each has the one that its settings imply. Raises ConfigError, which names the pool."""
+        if not self.pool:
+            return [PoolSettings("both", "both", self.dp, self, loop)]
+        found = []
+        for spec in parse_pools(self.pool):
+            try:
+                given = {name: _pool_value(name, text) for name, text in spec.given}
+                own = replace(self, **{**given, "pool": None, "dp": spec.count})
+            except ConfigError as error:
+                raise ConfigError(f"pool {spec.name}: {error}") from None
+            runs = loop if self.loop is not None else own.loops[0]
+            found.append(PoolSettings(spec.name, spec.role, spec.count, own, runs, given))
+        return found
+
     @property
     def loops(self) -> list[str]:
-        """The loops to run: those named, else the one the settings imply."""
+        """The loops to run: those named, else the one the settings imply, of the first pool where there are pools."""
         if self.loop is not None:
             return [part.strip() for part in self.loop.split(",")]
+        if self.pool:
+            return self.pools("")[0].settings.loops
         return ["pipeline" if self.pp > 1 else "overlap" if self.overlap else "normal"]
 
     def layout(self, loop: str) -> tuple[int, int]:
@@ -221,3 +268,35 @@ class RunSettings(SchedulerSettings, LoadSettings):
         """Micro-batches that take turns under a loop."""
         stages = self.layout(loop)[1]
         return self.micro_batches or stages if runs_stages(loop) else stages
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """A pool of a cluster: ``count`` instances with ``settings``, of which ``given`` are its own, under ``loop``."""
+
+    name: str
+    role: str
+    count: int
+    settings: RunSettings
+    loop: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+RUN_WIDE = frozenset(
+    {*settings_of(LoadSettings), "model", "loop", "exact", "dp", "pool", "router", "ignore_eos", "max_tokens"}
+)
+"""Settings of a run that its pools cannot have different values of."""
+
+
+def _pool_value(name: str, text: str) -> Any:
+    """What a pool says of a setting. Raises ConfigError."""
+    declared = settings_of(RunSettings)
+    own = sorted(declared.keys() - RUN_WIDE)
+    if name in RUN_WIDE:
+        raise ConfigError(f"{name}: is of the whole run, not of a pool")
+    if name not in declared:
+        near = get_close_matches(name, own, 3)
+        raise ConfigError(
+            f"{name}: no such setting; " + (f"nearest: {', '.join(near)}" if near else f"there are {', '.join(own)}")
+        )
+    return declared[name].parse(text)

@@ -1,0 +1,120 @@
+"""The pools of a simulated cluster: what each is made of, and what a record says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from reports.record.meta import PoolMeta
+from workbench.cluster.resolve import SimulatedRecipe, resolve
+from workbench.scheduler.config import ConfigError
+from workbench.settings.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class SimulatedPool:
+    """Instances of one kind."""
+
+    name: str
+    count: int
+    recipe: SimulatedRecipe
+    first: int = 0
+    """Number of its first instance in the cluster."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """Settings that are its own."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all its instances."""
+        return self.count * self.recipe.gpus
+
+    def described(self, more: Mapping[str, Any]) -> PoolMeta:
+        """As meta.json has it, with ``more`` that is not the same in all pools."""
+        return PoolMeta(
+            name=self.name,
+            role=self.recipe.role,
+            count=self.count,
+            first_instance=self.first,
+            gpu=self.recipe.gpu.name,
+            gpus=self.recipe.gpus,
+            settings=self.given,
+            **used(self.recipe),
+            **more,
+        )
+
+
+def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
+    """What the cluster of a run is made of. Raises what :func:`~workbench.cluster.resolve.resolve` raises; for one of
+    several pools a ConfigError that names it."""
+    if not settings.pool:
+        return [SimulatedPool("both", settings.dp, resolve(settings, loop))]
+    pools: list[SimulatedPool] = []
+    first = 0
+    for pool in settings.pools(loop):
+        try:
+            recipe = resolve(pool.settings, pool.loop)
+        except ValueError as error:  # every error of bad input is one
+            raise ConfigError(f"pool {pool.name}: {error}") from error
+        pools.append(SimulatedPool(pool.name, pool.count, recipe, first, dict(pool.given)))
+        first += pool.count
+    return pools
+
+
+def gpus_of(pools: Sequence[SimulatedPool]) -> dict[str, int]:
+    """How many GPUs of each name a cluster has, in the order of its pools."""
+    found: dict[str, int] = {}
+    for pool in pools:
+        name = pool.recipe.gpu.name
+        found[name] = found.get(name, 0) + pool.gpus
+    return found
+
+
+def gpus_in_words(gpus: Mapping[str, int]) -> str:
+    """The name of the GPU; of several, how many there are of each."""
+    if len(gpus) == 1:
+        return next(iter(gpus))
+    return f"GPUs ({', '.join(f'{number} {name}' for name, number in gpus.items())})"
+
+
+def used(recipe: SimulatedRecipe) -> dict[str, Any]:
+    """Settings as an instance uses them in the end."""
+    return {
+        "loop": recipe.loop.name,
+        "tp": recipe.tp,
+        "pp": recipe.stages,
+        "kv_tokens": recipe.scheduler.kv_tokens,
+        "max_context": recipe.scheduler.max_context,
+        "dtype": recipe.weights.dtype,
+    }
+
+
+def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
+    """What the settings of a record say was used in the end: whatever is the same in all pools. A setting that every pool
+    has of its own, and not the same, is None: that of the run had no effect."""
+    found = _common([used(pool.recipe) for pool in pools])
+    for name in pools[0].given:
+        if all(name in pool.given for pool in pools):
+            found.setdefault(name, pools[0].given[name] if len({pool.given[name] for pool in pools}) == 1 else None)
+    return found
+
+
+def modelled(pools: Sequence[SimulatedPool]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a record says of how instances were modelled: of all of them, and of each pool what is not the same in all."""
+    each = [_modelled(pool.recipe) for pool in pools]
+    common = _common(each)
+    return common, [{name: value for name, value in one.items() if name not in common} for one in each]
+
+
+def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
+    host = {f.name: getattr(recipe.host, f.name) for f in fields(recipe.host) if f.init}
+    return {
+        "weights": recipe.weights.described,
+        "kv_budget": recipe.kv_budget,
+        "cost_notes": list(getattr(recipe.cost, "notes", ())),
+        "host_model": host,
+    }
+
+
+def _common(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in each[0].items() if all(other[name] == value for other in each)}
