@@ -51,8 +51,8 @@ def test_each_stage_of_a_batch_has_a_row_and_the_first_one_the_cpu_phases() -> N
     log.receive_s += 0.5
     log.launched(Flight(batch(1), 4.0, (5.0,), (6.0,)), 0.6)
     assert [one.batch.step for one in log.pending] == [0, 1] and not rows
-    log.processed(0.7)
-    log.processed(0.8)
+    log.processed(log.pending.popleft(), 0.7)
+    log.processed(log.pending.popleft(), 0.8)
     same = {
         "instance": 7,
         "mode": 2,

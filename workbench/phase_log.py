@@ -112,12 +112,8 @@ class PhaseLog(Generic[Forward]):
         self.receive_s = self.schedule_s = 0.0
         self.pending.append(forward)
 
-    def processed(self, seconds: float) -> None:
-        """The oldest batch has been processed, which took the CPU so long."""
-        self.write(self.pending.popleft(), seconds)
-
-    def write(self, forward: Forward, process_s: float) -> None:
-        """Log the rows of a batch."""
+    def processed(self, forward: Forward, process_s: float) -> None:
+        """A batch has been processed, which took the CPU so long: log its rows. Who says so takes it out of ``pending``."""
         step, mode, rows, prefill_tokens, decode_tokens, context_tokens, kv_used, waiting, running = _logged(
             forward.batch
         )
@@ -180,7 +176,7 @@ class MeasuredPhases(PhaseLog[Forward]):
             assert self.launching is not None, "a launch is noted after it"
             self.launched(self.launching, spent_s)
         elif phase == "process":
-            self.processed(spent_s)
+            self.processed(self.pending.popleft(), spent_s)
             self.rested()
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")

@@ -78,7 +78,7 @@ class SimulatedBackend:
         elif phase == "process":
             assert batch is not None
             cost = self.host_model.process(batch, count)
-            self.phases.processed(cost)
+            self.phases.processed(self.phases.pending.popleft(), cost)
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")
         self._debt_s += cost
@@ -89,9 +89,9 @@ class SimulatedBackend:
         prepare_s, issue_s, graph = self.host_model.launch(batch)
         prepared = self._clock.now_s() + self._debt_s + prepare_s
         issued = prepared + issue_s
-        forward = ModelledForward(batch, self.sampler, issued, [], [])
         free = self.gpus.stage_free_s
         if len(free) > 1 or batch.kv_copies or batch.masked is not None:
+            forward = ModelledForward(batch, self.sampler, issued, [], [])
             self.gpus.run(forward, issued if graph else prepared, issued)
         else:
             # The same for one stage: nearly every batch is of this kind.
@@ -102,8 +102,8 @@ class SimulatedBackend:
             end = start + self.cost.forward(batch)
             if end < issued:
                 end = issued
-            free[0] = forward.end_s = end
-            forward.starts_s, forward.ends_s = [start], [end]
+            free[0] = end
+            forward = ModelledForward(batch, self.sampler, issued, [start], [end])
         self._launch_host_s = prepare_s + issue_s
         self.phases.launched(forward, self._launch_host_s)
         return forward

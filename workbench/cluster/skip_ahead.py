@@ -148,7 +148,7 @@ class SkipAhead:
         if formed < max(others, 1):
             return processable_s
         for one, process_s in zip(pending[:formed], processes_s, strict=False):
-            backend.phases.write(one, process_s)
+            backend.phases.processed(one, process_s)
         for number, output in enumerate(outputs):
             outbox.send_at(decided.process_other(number, output), times.sent_s[number])
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
