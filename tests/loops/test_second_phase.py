@@ -102,6 +102,17 @@ def test_the_end_of_a_step_waits_for_its_mask(monkeypatch, loop, process_s, ends
     assert milliseconds(row.end_s for row in run.rows) == ends_ms
 
 
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+def test_steps_that_wait_for_a_mask_are_not_skipped(monkeypatch, loop):
+    alone = [Job("r", [1, 2, 3], 40)]
+    plain = simulate(alone, loop, skip=True)
+    assert plain.skipped_s
+    found = constrain(monkeypatch, {"r"}, vocab=100)
+    run = simulate(alone, loop, skip=True)
+    assert not run.skipped_s and len(found.asked) == len(run.rows)
+    assert run.rows == plain.rows and run.end_s == plain.end_s
+
+
 def test_the_scheduler_refuses_to_make_masks_as_it_constrains_nothing():
     with pytest.raises(NotImplementedError, match="no batch of this scheduler has masked rows"):
         Scheduler(SchedulerConfig(kv_tokens=100, max_context=50)).masks(None)  # type: ignore[arg-type]

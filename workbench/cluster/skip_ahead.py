@@ -159,7 +159,7 @@ class SkipAhead:
             start_s, end_s = [times.start_s[alone]], [times.end_s[alone]]
             row = ModelledForward(own, backend.sampler, times.issued_s[alone], start_s, end_s)
             row.cpu_s = cpu_s
-            backend.phases.write(row, processes_s[-1])
+            backend.phases.processed(row, processes_s[-1])
             used = kv_used_tokens[1 : formed - alone]
             self._go_on(times.issued_s[after], times.start_s[after], times.end_s[after], used)
         decided.take(tokens, formed)

@@ -168,7 +168,10 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         return None
     others: list[ScheduleBatch] = []
     for number, batch in enumerate(flights):
-        if batch.worker.epoch != running.epoch:
+        worker = batch.worker
+        if worker.masked is not None or worker.kv_copies:
+            return None  # such a step waits for more than the one before it
+        if worker.epoch != running.epoch:
             if queue.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
                 return None
             others.append(batch)
