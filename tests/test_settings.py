@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from backends.checkpoint.precision import BY_FLAG, DTYPE_BYTES
 from tests.serving.server import Server, environment
+from traces.trace import ReadAs
 from workbench.cli import replay, serve
 from workbench.cli.app import app
 from workbench.cli.flags import SettingFlags, command_with, given
+from workbench.cli.trace_flags import TraceFlags
 from workbench.loops import LOOPS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig, SchedulerSettings
 from workbench.scheduler.policy import POLICIES
@@ -202,6 +204,20 @@ def test_a_value_means_the_same_as_a_flag_in_a_file_in_a_sweep_and_in_a_record(n
             assert parse_vary([f"{name}={text}"])[0].grid() == (value,)
         meta = {"settings": {name: value}, "weights": {"said_by": "--dtype"}}
         assert recorded_settings(meta, "record") == {name: value}
+
+
+def test_the_flags_of_a_trace_are_the_fields_of_what_reads_it():
+    fields = {field.name: field.default for field in dataclasses.fields(ReadAs)}
+    del fields["ordered"], fields["seed"]  # the run's: whether arrivals count, and its seed
+    assert {name: default for name, (_, default) in TraceFlags().declared().items()} == fields
+
+
+def test_nothing_but_its_declaration_names_a_setting_on_its_way_from_the_flag_to_the_record():
+    """A setting's name stands in config.py; the flag, the settings of the run and the record are made by these three."""
+    assert SETTINGS["chunk"] is settings_of(RunSettings)["chunk"]
+    way = ("cli/flags.py", "settings/loading.py", "recording/meta_parts.py")
+    for file in (*way, "cli/simulate.py", "cli/options.py", "settings/run_settings.py", "cluster/simulate.py"):
+        assert not re.search(r"\bchunk\b", (ROOT / "workbench" / file).read_text()), file
 
 
 def test_nothing_is_out_of_reach_of_a_flag():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
-from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+from workbench.cli.flags import RUN_SETTINGS, RUNNER_FLAGS, SettingFlags, command_with, given, load_format
 
 MEASURED = (
     "tp",
@@ -22,7 +22,7 @@ MEASURED = (
     "chunk",
 )
 """Settings of the runner that is measured."""
-Command = command_with(SettingFlags(RUN_SETTINGS, only=MEASURED))
+Command = command_with(RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, only=MEASURED))
 
 
 def calibrate(
@@ -52,7 +52,6 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     backend: options.Backend = "auto",
-    load_format: options.LoadFormat = "auto",
 ) -> None:
     """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
     whole steps, which need fewer measurements and can be had from any run record.
@@ -62,7 +61,7 @@ def calibrate(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _calibrate(record, out, force, as_json, backend, load_format, {**given(ctx, "settings"), "model": model})
+        _calibrate(record, out, force, as_json, backend, load_format(ctx), {**given(ctx, "settings"), "model": model})
 
 
 def _calibrate(

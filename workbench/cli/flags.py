@@ -157,3 +157,11 @@ def _option(setting: Setting, flag: str, hidden: bool = False) -> Any:
 
 
 RUN_SETTINGS = "workbench.settings.run_settings:RunSettings"
+RUNNER_FLAGS = SettingFlags("workbench.settings.run_settings:RunnerSettings", name="runner")
+
+
+def load_format(ctx: typer.Context) -> str:
+    """What the command line says of the files of a model, in :data:`RUNNER_FLAGS`."""
+    from workbench.settings.run_settings import RunnerSettings
+
+    return given(ctx, RUNNER_FLAGS.name)["load_format"] or RunnerSettings.load_format

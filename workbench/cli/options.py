@@ -19,10 +19,6 @@ Config = Annotated[Optional[Path], option("--config", help="TOML file of setting
 Like = Annotated[
     Optional[Path], option("--like", help="Run record whose settings to take; --config and flags win.", panel=RUN)
 ]
-LoadFormat = Annotated[
-    str,
-    option("--load-format", help="Weights: auto | safetensors | gguf | dummy (random). Default auto.", panel=HARDWARE),
-]
 Out = Annotated[
     Optional[Path], option("--out", help="Output folder. Default: runs/<trace>, numbered if taken.", panel=RUN)
 ]

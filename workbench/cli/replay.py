@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli import options
-from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
+from workbench.cli.flags import RUN_SETTINGS, RUNNER_FLAGS, SettingFlags, command_with, given, load_format
 from workbench.cli.trace_flags import TraceFlags, TraceReading
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIMULATED_ONLY = {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "cost", "exact"}
 """Settings of what is modelled, which a real run measures or has not."""
-Command = command_with(SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY), TraceFlags())
+Command = command_with(RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY), TraceFlags())
 
 
 def replay(
@@ -33,14 +33,13 @@ def replay(
     decisions: options.Decisions = False,
     config: options.Config = None,
     backend: options.Backend = "auto",
-    load_format: options.LoadFormat = "auto",
 ) -> None:
     """Run TRACE in real time on a real model, under the same scheduler and loops as `simulate`."""
     from workbench.cli.errors import one_line_errors
 
     reading, settings = given(ctx, "reading"), given(ctx, "settings")
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, config, reading, backend, load_format, settings)
+        _run(trace, out, force, as_json, decisions, config, reading, backend, load_format(ctx), settings)
 
 
 def _run(

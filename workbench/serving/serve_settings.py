@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
-from workbench.scheduler.settings import HARDWARE, RUN, check_settings, setting
+from workbench.scheduler.settings import RUN, check_settings, setting
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
-from workbench.settings.run_settings import RunSettings
+from workbench.settings.run_settings import RunnerSettings, RunSettings
 
 if TYPE_CHECKING:
     from workbench.serving.backends.live_backend import BackendSpec
@@ -21,7 +21,7 @@ BODY_MIB = 16
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(RunnerSettings):
     """Everything beside the scheduler's own settings, which are in ``run`` under the names ``simulate`` has for them.
 
     Raises ConfigError for what cannot work.
@@ -110,11 +110,6 @@ class ServeSettings:
         None,
         group=MODELLED,
         help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.",
-    )
-    load_format: str = setting(
-        "auto",
-        group=HARDWARE,
-        help="Weights: auto | safetensors | gguf | dummy (random). Default {default}.",
     )
     command: str = ""
 

@@ -63,6 +63,17 @@ class LoadSettings(Seeded):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunnerSettings:
+    """What is asked of a real model runner beside the settings of a run."""
+
+    load_format: str = setting(
+        "auto",
+        group=HARDWARE,
+        help="Weights: auto | safetensors | gguf | dummy (random). Default {default}.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(SchedulerSettings, LoadSettings):
     """Every setting of a run, under the names of the flags: the scheduler's, and those of what it schedules for. None means:
     found from the others.
