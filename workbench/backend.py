@@ -24,7 +24,7 @@ class Forward(Protocol):
     batch: ModelWorkerBatch
 
     def output(self) -> StepOutput:
-        """What was sampled, once the wait of :meth:`Backend.done` is over.
+        """Return what was sampled, once the wait of :meth:`Backend.done` is over.
 
         Lengths that a batch was launched with become confirmed ones by it: a decode row has got as many tokens as
         ``counts`` says, of at most ``query_lens``.
@@ -88,7 +88,7 @@ class Inbox(Protocol):
 
 
 class Outbox(Protocol):
-    """Where a loop reports. Implementations must not keep references into the batch's arrays."""
+    """Receiver of a loop's reports. Implementations must not keep references into the batch's arrays."""
 
     def scheduled(self, batch: Any) -> None:
         """A ``ScheduleBatch`` has been launched."""

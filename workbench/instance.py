@@ -36,7 +36,7 @@ class LoopSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What an instance is made of, whatever its backend. Recipes of one kind of backend add what that takes."""
+    """Parts of an instance, whatever its backend. Recipes of one kind of backend add what that takes."""
 
     loop: LoopSpec
     scheduler: SchedulerConfig

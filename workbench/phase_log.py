@@ -63,7 +63,7 @@ _new = tuple.__new__
 
 
 class Launched(Protocol):
-    """What the account needs to know of a forward."""
+    """The facts of a forward that the account needs."""
 
     batch: ModelWorkerBatch
     cpu_s: tuple[float, float, float]

@@ -36,7 +36,7 @@ class TorchForward:
         self.cpu_s = (0.0, 0.0, 0.0)
 
     def result(self) -> Result:
-        """What came of it; blocks until it is there."""
+        """Return what came of it; blocks until it is there."""
         if self._result is None:
             self._result = self._wait()
         return self._result
@@ -78,7 +78,7 @@ class TorchBackend:
         self.phases.note(phase)
 
     def launch(self, batch: ModelWorkerBatch) -> TorchForward:
-        """Raises NotImplementedError for a batch that asks for more than a model does here."""
+        """Launch a batch. Raises NotImplementedError where it asks for more than a model does here."""
         if batch.decode_tokens != batch.decodes:
             raise NotImplementedError("query_lens: the torch backend decodes one token a row and verifies no drafts")
         if batch.kv_copies:
@@ -89,7 +89,7 @@ class TorchBackend:
         return forward
 
     def sample(self, forward: TorchForward, masks: np.ndarray | None = None) -> None:
-        """Raises ValueError for masks of another shape than the batch's rows and the vocabulary have."""
+        """Sample under masks. Raises ValueError where their shape is not the batch's rows by the vocabulary."""
         masked = forward.batch.masked
         assert masked is not None and forward is self.phases.launching, "masks are for the batch launched last"
         words = -(-self.vocab // 32)

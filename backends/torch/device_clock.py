@@ -21,7 +21,7 @@ class DeviceClock:
         self._anchor, self._at_s = anchor, at_s
 
     def at(self, start: torch.cuda.Event, end: torch.cuda.Event, now_s: float, waited: bool) -> tuple[float, float]:
-        """When a step began and ended. Both events are over; ``waited``: the host has waited for the end, until now."""
+        """Read when a step began and ended. Both events are over; ``waited``: the host has waited for the end, until now."""
         start_s, end_s = (self._at_s + self._anchor.elapsed_time(event) / 1e3 for event in (start, end))
         late_s = now_s - end_s
         if late_s < 0:

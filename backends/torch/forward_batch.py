@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class ForwardBatch:
-    """What a model's layers read in one step. Requests that extend a prompt come first, then those that decode.
+    """Inputs of a model's layers in one step. Requests that extend a prompt come first, then those that decode.
 
     ``n`` tokens in all: ``prefill_tokens`` of the first ``num_prefill`` requests, then one for each decode.
     """

@@ -18,7 +18,7 @@ LARGEST = 448.0
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """How a model's projections are held in FP8."""
+    """Form of a model's projections in FP8."""
 
     block: tuple[int, int] | None = None
     """Rows and columns that share a scale; None: the whole tensor does."""

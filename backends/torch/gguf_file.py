@@ -71,7 +71,7 @@ class Stored(NamedTuple):
 
 
 class _Header:
-    """Reads the header of a mapped file from front to back."""
+    """Reader of a mapped file's header, from front to back."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
@@ -118,7 +118,7 @@ class GGUFFile:
     """One open GGUF file, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UnsupportedModel when the file is not a GGUF file of version 2 or 3."""
+        """Open a GGUF file. Raises UnsupportedModel where it is none of version 2 or 3."""
         self.path = path
         self.values: dict[str, Any] = {}
         self.stored: dict[str, Stored] = {}

@@ -79,7 +79,7 @@ class ScaleSource(NamedTuple):
 
     @property
     def into(self) -> Tensor:
-        """Where they go."""
+        """Tensor that they go to."""
         return self.of.scales
 
     def fill(self, tensor: Tensor) -> None:
@@ -223,7 +223,7 @@ class RowLinear(nn.Module):
         bias: bool = False,
         quantised: Fp8 | None = None,
     ) -> None:
-        """Raises UnsupportedModel when the share's border cuts through a block of FP8 scales."""
+        """Hold a share of a projection. Raises UnsupportedModel where its border cuts through a block of FP8 scales."""
         super().__init__()
         self.start, self.outputs, self.parallel = share[0], outputs, parallel
         if quantised is not None and quantised.block is not None and parallel.tp > 1 and share[1] % quantised.block[1]:

@@ -1,4 +1,4 @@
-"""From a name to a model: where its files are, what they say, and the weights straight into this rank's share.
+"""The way from a name to a model: its files, what they say, and the weights straight into this rank's share.
 
 A model is built without memory, gets the memory of its own share on its device, and is filled one checkpoint tensor at a
 time, read from mapped files: at no moment are there two copies of it.
@@ -190,7 +190,7 @@ def _from_hub(name: str, weights: bool) -> Path:
 
 
 def read_config(path: Path) -> tuple[Fields, ModelConfig, GGUFFile | None]:
-    """What a folder with a config.json, a config.json or a .gguf file says. Raises UnsupportedModel."""
+    """Return what a folder with a config.json, a config.json or a .gguf file says. Raises UnsupportedModel."""
     gguf = None
     if path.suffix == ".gguf":
         gguf = GGUFFile(path)

@@ -151,7 +151,7 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Errand:
-    """What a rank is to do beside batches."""
+    """A task of a rank beside batches."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""What the layers need to know of a model, read from Hugging Face's ``config.json`` or from a GGUF file's metadata.
+"""Configuration of a model's layers, read from Hugging Face's ``config.json`` or from a GGUF file's metadata.
 
 Nothing is guessed: a field that a model needs and does not have, or a value that the layers here do not compute, raises
 :class:`UnsupportedModel` with one line that names the file and the field.
@@ -146,7 +146,7 @@ class Fields(checkpoint.Fields):
         )
 
     def fp8(self) -> Fp8 | None:
-        """What ``quantization_config`` says. Raises UnsupportedModel for any quantisation but FP8 weights."""
+        """Return what ``quantization_config`` says. Raises UnsupportedModel for any quantisation but FP8 weights."""
         raw = self.object("quantization_config")
         if not raw:
             return None
@@ -222,6 +222,6 @@ class Fields(checkpoint.Fields):
         raise scaling.error("rope_type", f"{kind!r} is not supported; supported: default, linear, llama3, yarn")
 
     def dtype(self) -> torch.dtype | None:
-        """What the weights were saved in, if the file says so. Raises UnsupportedModel for an unknown one."""
+        """Return what the weights were saved in, if the file says so. Raises UnsupportedModel for an unknown one."""
         name = self.dtype_name()
         return None if name is None else getattr(torch, name)

@@ -1,4 +1,4 @@
-"""What each operator takes inside a step: a runner whose operators are timed one by one.
+"""Times of operators inside a step: a runner whose operators are timed one by one.
 
 On a CPU an operator lasts from its call to its return. On CUDA two events stand around it (not yet run on a GPU): the
 device is kept busy until the whole step is launched, so that the events measure kernels and not how fast they were launched.
@@ -51,7 +51,7 @@ class Watch(Protocol):
 
 
 class HostWatch:
-    """For a device that computes while it is called."""
+    """Clock of a device that computes while it is called."""
 
     def begin(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)

@@ -1,4 +1,4 @@
-"""Which part of the model this process holds, and how it talks to the other parts."""
+"""The part of the model that this process holds, and its way to talk to the others."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """How positions turn into angles. Fields that a kind does not use keep their defaults."""
+    """Parameters of rotary embeddings: from positions to angles. Fields that a kind does not use keep their defaults."""
 
     theta: float = 10_000.0
     """Base of the geometric series of wavelengths."""

@@ -30,7 +30,7 @@ class NoRoomForKV(InputError):
 
 @dataclass(slots=True)
 class Output:
-    """What a rank has computed of one batch, still on the device."""
+    """Result of one batch on a rank, still on the device."""
 
     hidden: Tensor | None
     """[n, hidden] for the next stage; None on the last."""

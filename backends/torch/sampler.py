@@ -1,4 +1,4 @@
-"""From logits to tokens: every request's sampling parameters in device arrays, one row a request."""
+"""Sampling, logits to tokens: every request's parameters in device arrays, one row a request."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def cpu_clock() -> Callable[[], float]:
 
 
 class Signs:
-    """What ranks say of themselves, in memory that they share: when each was alive, and its CPU seconds."""
+    """Signs of life of ranks, in memory that they share: when each was alive, and its CPU seconds."""
 
     def __init__(self, context: Any, ranks: int) -> None:
         self._heard_s: MutableSequence[float] = context.RawArray("d", ranks)

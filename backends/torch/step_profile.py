@@ -59,7 +59,7 @@ class StepProfile:
 
 
 def trace_path(folder: str, rank: int) -> Path:
-    """Where the trace of a rank goes."""
+    """Return where the trace of a rank goes."""
     return Path(folder) / f"rank-{rank}.json.gz"
 
 

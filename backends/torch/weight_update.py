@@ -54,7 +54,7 @@ def write_weights(files: list[Path], model: Model) -> None:
 
 
 def _check_same(new: ModelConfig, old: ModelConfig) -> None:
-    """Raises UnsupportedModel naming the first thing in which two models differ, beside where they come from."""
+    """Check that two models differ only in where they come from. Raises UnsupportedModel, naming the first difference."""
     for field in dataclasses.fields(ModelConfig):
         theirs, ours = getattr(new, field.name), getattr(old, field.name)
         if field.name != "source" and theirs != ours:

@@ -1,4 +1,4 @@
-"""Who runs a batch: this process, or one process for each rank of a tensor- and pipeline-parallel group.
+"""Workers that run a batch: this process, or one for each rank of a tensor- and pipeline-parallel group.
 
 Either way batches run in the order in which they were submitted, and the scheduler waits for nothing but results. Here is
 what both have in common.
@@ -23,7 +23,7 @@ from workbench.scheduler.batch import Logprobs, ModelWorkerBatch, StepOutput
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """What a rank needs to know to load its share of a model and run it."""
+    """Options with which a rank loads its share of a model and runs it."""
 
     model: str
     device: str = "cpu"
@@ -53,7 +53,7 @@ class RunnerOptions:
 
 
 class Result(NamedTuple):
-    """What came of a batch, on the host."""
+    """Result of a batch, on the host."""
 
     output: StepOutput
     stages: list[tuple[float, float]]

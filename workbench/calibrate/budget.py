@@ -1,4 +1,4 @@
-"""Where the difference between two runs comes from.
+"""The budget of a difference between two runs: where it comes from.
 
 Run B is simulated again, first with A's step times, then with A's CPU phases too, then with A's KV capacity too. What
 each of them takes off the difference is its share; what is left is scheduling, and whatever neither record holds. A
@@ -134,7 +134,7 @@ def _cannot(a: RunRecord, b: RunRecord, trace_path: Path | None) -> str | None:
 
 
 def _what_is_known(a: RunRecord, b: RunRecord, origin: str) -> list[str]:
-    """What two records tell without running anything again: which part of the latency the difference sits in."""
+    """Return what two records tell without running anything again: which part of the latency the difference sits in."""
     found = compare(a, b, origin).latencies
     if "ttft" not in found or "e2e" not in found:
         return []

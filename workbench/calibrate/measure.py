@@ -121,12 +121,12 @@ def measure(
 
 
 def wants_file(out: Path) -> bool:
-    """Whether a calibration writes fitted costs, one JSON file, rather than a profile, a folder."""
+    """Tell whether a calibration writes fitted costs, one JSON file, rather than a profile, a folder."""
     return out.suffix == ".json"
 
 
 def points_folder(out: Path) -> Path:
-    """Where a calibration that writes ``out`` keeps what it has measured."""
+    """Return where a calibration that writes ``out`` keeps what it has measured."""
     return out.with_name(out.name + ".points")
 
 

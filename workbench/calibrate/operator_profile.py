@@ -124,7 +124,7 @@ def _bare_cost(profile: Path, measured: Mapping[str, Any], model: ModelSpec) -> 
 
 @dataclass(frozen=True)
 class Beside:
-    """What real steps take: ``factor`` times their operators (two threads on few cores slow each other down), and ``step_s``
+    """Time of real steps: ``factor`` times their operators (two threads on few cores slow each other down), and ``step_s``
     on top."""
 
     factor: float

@@ -154,7 +154,7 @@ def time_shape(
 
 
 def shape_file(folder: Path, shape: Shape, visit: int) -> Path:
-    """Where a shape's measurement is kept in a folder of points."""
+    """Return where a shape's measurement is kept in a folder of points."""
     return folder / FOLDER / f"{shape.name}.{visit}.json"
 
 
@@ -165,7 +165,7 @@ def write_shape(file: Path, shape: Shape, seconds: Mapping[str, float]) -> None:
 
 
 def read_shape(file: Path) -> tuple[Shape, dict[str, float]]:
-    """What was kept. Raises RecordError."""
+    """Return what was kept. Raises RecordError."""
     content = read_json(file, RecordError)
     try:
         shape = Shape(**content["shape"])

@@ -1,4 +1,4 @@
-"""What a calibration measures: a designed set of small workloads, and what each of them left behind.
+"""The points of a calibration: a designed set of small workloads, and what each of them left behind.
 
 A point is a workload that brings one shape of batch about: so many decodes over so long a context, a prompt so long, a
 prompt over a cached prefix, prompts beside decodes. What a point measured is a file of its own, in a folder that says under
@@ -129,7 +129,7 @@ class Watched:
 
 
 def point_file(folder: Path, point: Point, loop: str) -> Path:
-    """Where a point's measurement is kept."""
+    """Return where a point's measurement is kept."""
     return folder / f"{point.name}.{loop}.json"
 
 
@@ -156,7 +156,7 @@ def write_point(
 
 
 def conditions(device: str, **said: Any) -> dict[str, Any]:
-    """What points were measured under: the device's name, versions, and what is ``said`` (model, dtype, limits)."""
+    """Return what points were measured under: the device's name, versions, and what is ``said`` (model, dtype, limits)."""
     known = [name for name in gpu_names() if same_gpu(device, name)]
     # A script that is not installed, on a machine lent for it, has no version.
     packages = [name for name in ("llm-workbench", "numpy", "torch") if _version(name)]
@@ -194,7 +194,7 @@ def keep_conditions(folder: Path, measured: dict[str, Any]) -> None:
 
 
 def read_conditions(folder: Path) -> dict[str, Any]:
-    """What the points of a folder were measured under. Raises RecordError."""
+    """Return what the points of a folder were measured under. Raises RecordError."""
     measured = read_json(folder / CONDITIONS_FILE, RecordError)
     for name in ("model", "gpu", "dtype", "tp"):
         if name not in measured:
@@ -203,7 +203,7 @@ def read_conditions(folder: Path) -> dict[str, Any]:
 
 
 def is_points(folder: Path) -> bool:
-    """Whether a folder holds measured points."""
+    """Tell whether a folder holds measured points."""
     return (folder / CONDITIONS_FILE).is_file()
 
 
@@ -258,8 +258,8 @@ def _point_files(folder: Path) -> list[Path]:
 
 
 def _usable(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Which steps of a point to fit: not those that took over three times the median of their like, where something else
-    had the machine."""
+    """Choose the steps of a point to fit: none over three times the median of its like, where something else had the
+    machine."""
     seconds = steps["seconds"]
     shapes = np.stack([steps[name] for name in ("prefill_tokens", "decode_tokens")], axis=1)
     _, which = np.unique(shapes, axis=0, return_inverse=True)

@@ -24,7 +24,7 @@ class Flags(Protocol):
 
     @property
     def name(self) -> str:
-        """What :func:`given` is asked for."""
+        """Name under which :func:`given` finds the group."""
 
     def declared(self) -> Mapping[str, tuple[Any, Any]]:
         """Type (``Annotated`` with a ``typer.Option``) and default of each, by name."""
@@ -33,7 +33,7 @@ class Flags(Protocol):
         """Those that come first in their panel of ``--help``."""
 
     def taken(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What the command gets of the values on the command line."""
+        """Return what the command gets of the values on the command line."""
 
 
 class FlaggedCommand(TyperCommand):
@@ -71,12 +71,12 @@ def command_with(*groups: Flags) -> type[FlaggedCommand]:
 
 
 def given(ctx: typer.Context, group: str) -> dict[str, Any]:
-    """What the command line says of a group of flags, by name."""
+    """Return what the command line says of a group of flags, by name."""
     return dict(ctx.meta[_META][group])
 
 
 def _place(parameter: Any) -> int:
-    """Of its panel on the help page."""
+    """Return the place of its panel on the help page."""
     return GROUPS.index(parameter.rich_help_panel) if parameter.rich_help_panel in GROUPS else -1
 
 

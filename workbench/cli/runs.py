@@ -1,4 +1,4 @@
-"""What ``simulate`` and ``replay`` share: running a trace under several loops, records, comparison, report."""
+"""The common part of ``simulate`` and ``replay``: running a trace under several loops, records, comparison, report."""
 
 from __future__ import annotations
 

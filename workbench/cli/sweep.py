@@ -202,7 +202,7 @@ def _warn(rows: list[dict[str, Any]]) -> bool:
 
 
 def _arrivals_count(base: Base, space: list[Dimension]) -> bool:
-    """Whether any run goes by the arrivals of the trace: not where all have a number of requests at a time."""
+    """Tell whether any run goes by the arrivals of the trace: not where all have a number of requests at a time."""
     varied = [dimension.values for dimension in space if dimension.name == "concurrency"]
     asked = varied[0] if varied else (base.given().get("concurrency"),)
     return any(value is None for value in asked)

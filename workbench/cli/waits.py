@@ -9,7 +9,7 @@ LONG_S = 10.0
 
 
 class SaidWaits:
-    """Says once a wait of one run, on stderr, how long it is until the next request."""
+    """Notes on stderr, once a wait of one run, of how long it is until the next request."""
 
     def __init__(self) -> None:
         self._due_s = -1.0

@@ -1,1 +1,1 @@
-"""Who sends requests: a trace's requests at their times, sessions, closed loops, a load generator."""
+"""Clients: a trace's requests at their times, sessions, closed loops, a load generator."""

@@ -1,4 +1,4 @@
-"""How many tokens a request of a trace may write, and what kept it from writing what the trace says."""
+"""Bounds on the tokens that a request of a trace writes, and what cut it below what the trace says."""
 
 from __future__ import annotations
 

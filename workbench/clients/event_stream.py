@@ -53,7 +53,7 @@ class Lines:
         return whole
 
     def rest(self) -> list[bytes]:
-        """What is left when the stream has ended."""
+        """Return what is left when the stream has ended."""
         return [self._open.rstrip(b"\r")] if self._open else []
 
 
@@ -65,7 +65,7 @@ class Parser:
         self._data: list[bytes] = []
 
     def line(self, line: bytes) -> Iterator[Event]:
-        """What a line brings to an end."""
+        """Return what a line brings to an end."""
         if not line:
             yield from self.end()
             return

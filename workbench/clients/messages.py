@@ -1,4 +1,4 @@
-"""What becomes of a request of a trace: carried whole from its reader to its end, and put into words for a scheduler."""
+"""The way of a request of a trace: carried whole from its reader to its end, and put into words for a scheduler."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClientRequest:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What is known of a session whose turns follow each other."""
+    """A session whose turns follow each other."""
 
     turns: deque[ClientRequest] = field(default_factory=deque)
     """Read and not started."""
@@ -50,7 +50,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Wording:
-    """What the settings of a run have to say when a request of a trace becomes a message."""
+    """Settings of a run that shape the message which a request of a trace becomes."""
 
     vocab: int
     """Token ids that the model has."""

@@ -39,7 +39,7 @@ Progress = Callable[[float, int, int, int, int], None]
 
 @dataclass(frozen=True)
 class ObserveSettings(LoadSettings):
-    """What to send where. Raises ConfigError for what cannot work."""
+    """The load to send, and the server to send it to. Raises ConfigError for what cannot work."""
 
     url: str
     model: str | None = None
@@ -70,7 +70,7 @@ class Sent:
     answer: Answer
 
     def cut(self) -> tuple[Cause, int] | None:
-        """What cut the answer, and tokens that were not written; None where nothing did, or nobody can tell."""
+        """Return what cut the answer, and tokens that were not written; None where nothing did, or nobody can tell."""
         written = known_or(self.answer.output_tokens, len(self.answer.chunk_s))
         missing = self.request.trace.output_length - written
         if self.answer.status != FINISHED or missing <= 0:
@@ -82,7 +82,7 @@ class Sent:
 
 
 class Observer:
-    """Sends a trace's requests when they are due and collects what comes back."""
+    """Client that sends a trace's requests when they are due and collects what comes back."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Observer:
         return time.monotonic() - self._began_s
 
     async def run(self) -> None:
-        """To the end of the trace, or to an interrupt from the keyboard.
+        """Run to the end of the trace, or to an interrupt from the keyboard.
 
         Raises ServerRefused when no request could be run, and TraceError.
         """

@@ -33,7 +33,7 @@ class ServerRefused(InputError):
 
 @dataclass(slots=True)
 class Answer:
-    """What came of one request. Moments are seconds of the caller's clock."""
+    """The outcome of one request. Moments are seconds of the caller's clock."""
 
     sent_s: float
     """When the request that was answered went out: the last one, if the server had to be asked in other words."""
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass
 class Dialect:
-    """What the server understands: everything until it refuses a field by name."""
+    """Fields that the server understands: all until it refuses one by name."""
 
     ignore_eos: bool = True
     request_id: bool = True
@@ -272,7 +272,9 @@ class CompletionsClient:
 
 
 def _is_error(chunk: dict[str, Any], choices: Any) -> bool:
-    """Whether an event is an error: servers have many shapes for one. What has no choices and says nothing, such as a sign
+    """Tell whether an event is an error: servers have many shapes for it.
+
+    What has no choices and says nothing, such as a sign
     of life, is none."""
     if chunk.get("error") or chunk.get("errors") or "error" in (chunk.get("object"), chunk.get("type")):
         return True
@@ -282,7 +284,7 @@ def _is_error(chunk: dict[str, Any], choices: Any) -> bool:
 
 
 def _not_streamed(body: bytes) -> str:
-    """What is wrong with a success that is one JSON object: it should have been a stream."""
+    """Return what is wrong with a success that is one JSON object: it should have been a stream."""
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         found: Any = _decode(body)
         if isinstance(found, dict) and "choices" not in found:
@@ -334,7 +336,7 @@ _WORDS_OF_ERRORS = (
 
 
 def _words(found: Any) -> str:
-    """What an error says, whatever its shape, on one line."""
+    """Return what an error says, whatever its shape, on one line."""
     while True:
         if isinstance(found, dict):
             inner = next((found[name] for name in _WORDS_OF_ERRORS if found.get(name)), None)

@@ -23,7 +23,7 @@ class Mailbox(Protocol):
 
 
 class Cluster:
-    """Sends requests to the instances whose ``inboxes`` these are, by number, and notes where they went."""
+    """Instances by number, through their ``inboxes``, and a note of where each request went."""
 
     def __init__(self, router: Routes, recorder: Recorder, inboxes: list[Mailbox]) -> None:
         self._router = router

@@ -36,7 +36,7 @@ def choose_device(backend: str) -> str:
 
 
 def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
-    """What the runner has to know to run ``settings`` under ``loop``.
+    """Return what the runner has to know to run ``settings`` under ``loop``.
 
     Raises ConfigError for what a real runner does not do, and for a loop or policy of one's own that is none: both are known
     before a model is loaded.
@@ -83,12 +83,12 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
 
 
 def held_weights(dtype: str, settings: RunSettings) -> dict[str, str]:
-    """What a record says of a real runner's weights: what torch calls their ``dtype``, in our words, and who said it."""
+    """Say for a record what a real runner's weights are in: torch's ``dtype`` in our words, and who said it."""
     return {"dtype": DTYPE_NAMES[dtype], "said_by": "the checkpoint" if settings.dtype == "auto" else BY_FLAG}
 
 
 def device_name(device: str) -> str:
-    """What a record calls the hardware."""
+    """Return what a record calls the hardware."""
     if device == "cuda":
         import torch
 

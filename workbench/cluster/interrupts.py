@@ -14,7 +14,7 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed. Itself the signal's handler: the second time, it raises at once."""
+    """Watch on Ctrl-C. Itself the signal's handler: the second time, it raises at once."""
 
     __slots__ = ("asked",)
 
@@ -27,7 +27,7 @@ class Interrupt:
         self.asked = True
 
     def check(self) -> None:
-        """Raises Interrupted if it was pressed."""
+        """Look whether Ctrl-C was pressed. Raises Interrupted if so."""
         if self.asked:
             raise Interrupted
 

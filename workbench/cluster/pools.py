@@ -26,11 +26,11 @@ class SimulatedPool:
 
     @property
     def gpus(self) -> int:
-        """Of all its instances."""
+        """Number of GPUs of all its instances."""
         return self.count * self.recipe.gpus
 
     def described(self, more: Mapping[str, Any]) -> PoolMeta:
-        """As meta.json has it, with ``more`` that is not the same in all pools."""
+        """Describe the pool as meta.json has it, with ``more`` that is not the same in all pools."""
         return PoolMeta(
             name=self.name,
             role=self.recipe.role,
@@ -45,7 +45,7 @@ class SimulatedPool:
 
 
 def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
-    """What the cluster of a run is made of. Raises what :func:`~workbench.cluster.resolve.resolve` raises; for one of
+    """Resolve the pools of a run's cluster. Raises what :func:`~workbench.cluster.resolve.resolve` raises; for one of
     several pools a ConfigError that names it."""
     if not settings.pool:
         return [SimulatedPool("both", settings.dp, resolve(settings, loop))]
@@ -62,7 +62,7 @@ def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
 
 
 def gpus_of(pools: Sequence[SimulatedPool]) -> dict[str, int]:
-    """How many GPUs of each name a cluster has, in the order of its pools."""
+    """Count the GPUs of each name in a cluster, in the order of its pools."""
     found: dict[str, int] = {}
     for pool in pools:
         name = pool.recipe.gpu.name
@@ -90,7 +90,7 @@ def used(recipe: SimulatedRecipe) -> dict[str, Any]:
 
 
 def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
-    """What the settings of a record say was used in the end: whatever is the same in all pools. A setting that every pool
+    """Collect what the settings of a record say was used in the end: whatever is the same in all pools. A setting that every pool
     has of its own, and not the same, is None: that of the run had no effect."""
     found = _common([used(pool.recipe) for pool in pools])
     for name in pools[0].given:
@@ -100,7 +100,7 @@ def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
 
 
 def modelled(pools: Sequence[SimulatedPool]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a record says of how instances were modelled: of all of them, and of each pool what is not the same in all."""
+    """Say for a record how instances were modelled: of all of them, and of each pool what is not the same in all."""
     each = [_modelled(pool.recipe) for pool in pools]
     common = _common(each)
     return common, [{name: value for name, value in one.items() if name not in common} for one in each]

@@ -1,4 +1,4 @@
-"""How far a run is, for whoever waits for it."""
+"""Progress of a run, for whoever waits for it."""
 
 from __future__ import annotations
 

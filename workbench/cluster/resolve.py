@@ -31,7 +31,7 @@ from workbench.settings.run_settings import RunSettings
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedRecipe(Recipe):
-    """What one modelled instance is built from."""
+    """Recipe of one modelled instance."""
 
     model: ModelSpec
     gpu: GPU
@@ -47,7 +47,7 @@ class SimulatedRecipe(Recipe):
 
     @property
     def gpus(self) -> int:
-        """Of one instance."""
+        """Number of GPUs of one instance."""
         return self.tp * self.stages
 
 
@@ -169,6 +169,6 @@ def _captured(settings: RunSettings, engine: Engine, scheduler: SchedulerConfig)
 
 
 def _weights(settings: RunSettings, model: ModelSpec) -> Precision:
-    """What the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
+    """Return what the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
     profiled = identity(settings.cost).get("dtype") if settings.dtype == "auto" else None
     return named(profiled, f"--cost {settings.cost}") if profiled else model.precision(settings.dtype)

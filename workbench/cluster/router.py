@@ -1,4 +1,4 @@
-"""Which instance a request goes to."""
+"""Routers: the choice of the instance that a request goes to."""
 
 from __future__ import annotations
 

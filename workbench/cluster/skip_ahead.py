@@ -27,7 +27,7 @@ LEAST_STEPS = 3
 
 
 def can_skip(loop: str, backend: SimulatedBackend) -> bool:
-    """Whether steps of such an instance can be skipped.
+    """Tell whether steps of such an instance can be skipped.
 
     The sums below are those of a loop that, between two waits for a batch, processes it, receives, schedules and launches,
     in this order; and of one stage whose steps end when the cost model says, not when other ranks have joined in.
@@ -54,7 +54,7 @@ class ManyStepsOutbox(Protocol):
 
 
 class GoOn(Protocol):
-    """Takes the rows of iterations.csv of the decode steps after the last row's (:meth:`IterationLog.go_on`)."""
+    """Receiver of the rows of iterations.csv of the decode steps after the last row's (:meth:`IterationLog.go_on`)."""
 
     def __call__(
         self,
@@ -67,7 +67,7 @@ class GoOn(Protocol):
 
 @dataclass(slots=True)
 class Timeline:
-    """When what happens to the batches in flight, oldest first, and to those formed after them."""
+    """Moments of the batches in flight, oldest first, and of those formed after them."""
 
     issued_s: list[float]
     """When the last kernel of each was issued."""

@@ -1,4 +1,4 @@
-"""What every loop does before it chooses a batch."""
+"""The intake of messages before a loop chooses a batch."""
 
 from __future__ import annotations
 

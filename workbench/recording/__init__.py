@@ -1,1 +1,1 @@
-"""What a run leaves behind: rows of requests and iterations as they happen, and meta.json."""
+"""The making of run records: rows of requests and iterations as they happen, and meta.json."""

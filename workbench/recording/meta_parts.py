@@ -1,4 +1,4 @@
-"""What a run of ours says of itself in its meta.json: the parts of a ``RunMeta`` that are made alike for every kind."""
+"""Parts of a ``RunMeta`` that are made alike for every kind of run of ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings_used(settings: DataclassInstance, **found: Any) -> dict[str, Any]:
 
 
 def trace_meta(trace: Trace, sha256: str, notes: Sequence[str] = ()) -> TraceMeta:
-    """What a record says of the trace it was made from, its reader's notes and these."""
+    """Return what a record says of the trace it was made from, its reader's notes and these."""
     return TraceMeta(trace.info.name, trace.info.format, sha256, [*trace.info.notes, *notes])
 
 

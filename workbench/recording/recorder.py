@@ -56,7 +56,7 @@ class RequestRow:
 
 
 class Recorder:
-    """Collects requests, iterations and inter-token gaps of all instances of a run."""
+    """Collector of requests, iterations and inter-token gaps of all instances of a run."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self.now_s = now_s
@@ -96,7 +96,7 @@ class Recorder:
         return row
 
     def output_length(self, request_id: str) -> int:
-        """What the trace says that an open request writes."""
+        """Return what the trace says that an open request writes."""
         request = self.by_id[request_id].request
         assert request is not None
         return request.trace.output_length
@@ -225,7 +225,7 @@ class RecordingOutbox:
         self.send_at(result, self._recorder.now_s())
 
     def send_at(self, result: StepResult, now: float) -> None:
-        """What a step has brought was sent at ``now`` seconds."""
+        """Return what a step has brought was sent at ``now`` seconds."""
         recorder = self._recorder
         batch = result.batch
         if batch is not None:

@@ -1,4 +1,4 @@
-"""Where a run's record lies among those of its command."""
+"""The folder of a run's record among those of its command."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from workbench.scheduler.slots import Slot
 
 
 class Budget(Protocol):
-    """What one step may still spend on prompts. Lengths are tokens of a request, its cached ones included."""
+    """Budget that one step may still spend on prompts. Lengths are tokens of a request, its cached ones included."""
 
     @property
     def spent(self) -> bool:
@@ -24,16 +24,16 @@ class Budget(Protocol):
         ...
 
     def chunk_end(self, req: Req) -> int:
-        """How far the prompt of a request that has a row is computed in this step; ``kv_len`` where it has to wait."""
+        """Return the end of this step's chunk of a prompt that has a row; ``kv_len`` where it has to wait."""
         ...
 
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
-        """Whether there is KV for a waiting request of which ``cached`` tokens are in the prefix cache. ``alone``: nobody
+        """Tell whether there is KV for a waiting request with ``cached`` tokens in the prefix cache. ``alone``: nobody
         else holds any."""
         ...
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
-        """How far the prompt of a waiting request is computed in this step; ``cached`` where it has to wait. ``first``: no
+        """Return the end of this step's chunk of a waiting prompt; ``cached`` where it has to wait. ``first``: no
         other prompt is in the step."""
         ...
 
@@ -137,7 +137,7 @@ class Admission:
         return _Verdict.CHUNKED
 
     def _computed_in(self, rows: list[PrefillRow], req: Req, cached: int) -> bool:
-        """Whether this batch already computes enough of a request's prompt that waiting for it pays."""
+        """Tell whether this batch already computes enough of a request's prompt that waiting for it pays."""
         threshold = self._config.share_in_batch_tokens
         if threshold is None or not self._kv.cache.enabled:
             return False

@@ -139,7 +139,7 @@ class Logprobs(NamedTuple):
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step has sampled, on the host. The arrays belong to whoever asked: they are not written again."""
+    """The samples of a step, on the host. The arrays belong to whoever asked: they are not written again."""
 
     tokens: np.ndarray
     """int[t], row after row. Those of a batch's ``unsampled`` rows mean nothing."""

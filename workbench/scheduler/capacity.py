@@ -1,4 +1,4 @@
-"""Whether a request can ever be served: what a context and a KV pool hold of one sequence."""
+"""Limits beyond which a request can never be served: what a context and a KV pool hold of one sequence."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ PREFIX_CACHE = "a prefix cache"
 
 @dataclass(frozen=True, kw_only=True)
 class Seeded:
-    """What whoever draws at random needs. Raises :class:`ConfigError` when a setting is out of bounds."""
+    """Seed for whoever draws at random. Raises :class:`ConfigError` when a setting is out of bounds."""
 
     seed: int = setting(0, group=RUN, help="Seed of everything random. Default {default}.")
 
@@ -43,7 +43,7 @@ class Seeded:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSettings(Seeded):
-    """What a user sets about the scheduler, each setting declared here and nowhere else. Lengths are tokens.
+    """Settings of the scheduler, each declared here and nowhere else. Lengths are tokens.
 
     A field that is added is a flag of every command that schedules, a name in settings files, records and sweeps, and, if it
     is ``live``, in ``POST /settings``. Raises :class:`ConfigError` when a value is out of bounds.
@@ -179,7 +179,7 @@ class SchedulerConfig(SchedulerSettings):
 
     @property
     def room(self) -> Literal["max_context", "kv_tokens"]:
-        """What bounds the length of a sequence: the context, or a KV pool that holds less."""
+        """Bound on the length of a sequence: the context, or a KV pool that holds less."""
         return "kv_tokens" if self.max_context > self.kv_tokens else "max_context"
 
     def __post_init__(self) -> None:
@@ -214,7 +214,7 @@ class SchedulerConfig(SchedulerSettings):
             refuse_idle(self, "", ["preempt_threshold"])
 
     def chunk_at(self, depth: int, most: int) -> int:
-        """How much of a chunk of ``most`` tokens is computed after a prefix of ``depth``: a page of it at least."""
+        """Return how much of a chunk of ``most`` tokens is computed after a prefix of ``depth``: a page of it at least."""
         if self.chunk_depth is None:
             return most
         return max(most * self.chunk_depth // (self.chunk_depth + depth), min(most, self.page_size))

@@ -57,7 +57,7 @@ class DecidedSteps:
         return flight[len(self.others)].worker if self._launched else self.first
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
-        """Whether processing ``others``, which have these outputs, may end a request."""
+        """Tell whether processing ``others``, which have these outputs, may end a request."""
         pairs = zip(self.others, outputs, strict=True)
         return any(other.length_stops or stopped(other.stop_ids, output.tokens) for other, output in pairs)
 

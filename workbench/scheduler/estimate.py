@@ -1,4 +1,4 @@
-"""How much of their output bound the running requests are expected to use."""
+"""The share of their output bound that running requests are expected to use."""
 
 from __future__ import annotations
 

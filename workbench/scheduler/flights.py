@@ -51,7 +51,7 @@ class Flights(deque[ScheduleBatch]):
         return [(batch, index) for batch in self if (index := place_of(req, batch.reqs)) is not None]
 
     def hold(self, req: Req) -> bool:
-        """Whether some batch in flight holds a request."""
+        """Tell whether some batch in flight holds a request."""
         return any(place_of(req, batch.reqs) is not None for batch in self)
 
     def coming(self, req: Req) -> int:
@@ -59,7 +59,7 @@ class Flights(deque[ScheduleBatch]):
         return sum(batch.coming(index) for batch, index in self.of(req))
 
     def doubtful(self, req: Req) -> int:
-        """How many of those may not come."""
+        """Return how many of those may not come."""
         return sum(max(batch.coming(index) - 1, 0) for batch, index in self.of(req))
 
     @property

@@ -1,4 +1,4 @@
-"""What the outside says to a scheduler."""
+"""Messages from the outside to a scheduler."""
 
 from __future__ import annotations
 

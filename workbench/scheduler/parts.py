@@ -16,7 +16,7 @@ from workbench.scheduler.slots import Slots
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Who owns what."""
+    """The owners of the scheduler's state."""
 
     kv: KVMemory
     """Pages, rows and the prefix cache."""

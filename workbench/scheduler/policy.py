@@ -23,7 +23,7 @@ PREFIX_LIMIT = 128
 
 @dataclass(frozen=True)
 class PolicyView:
-    """What a policy may look at beside the requests."""
+    """View of the scheduler that a policy has beside the requests."""
 
     cache: PrefixCache
     now_s: float

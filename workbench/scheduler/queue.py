@@ -58,7 +58,7 @@ class WaitingQueue:
     # -- order -------------------------------------------------------------------------------------------------------
 
     def ordered(self) -> list[Req]:
-        """In order of service: those passed over too often first, the rest as the policy says."""
+        """Sort requests into their order of service: those passed over too often first, the rest as the policy says."""
         waiting = self.waiting
         if type(self._policy) is Policy:
             return list(waiting)
@@ -70,7 +70,7 @@ class WaitingQueue:
         return overdue + ordered
 
     def overdue(self, req: Req) -> bool:
-        """Whether later arrivals have gone before a request as often as they may."""
+        """Tell whether later arrivals have gone before a request as often as they may."""
         return req.passed_over >= (self._config.max_passed_over or FOREVER)
 
     # -- out ---------------------------------------------------------------------------------------------------------

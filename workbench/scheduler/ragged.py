@@ -164,7 +164,7 @@ class RaggedRunningSet(RunningSet):
 
 
 class Runs(NamedTuple):
-    """What a step has brought, up to where its requests stop."""
+    """The tokens that a step has brought, up to where its requests stop."""
 
     output: StepOutput
     """With ``counts``: tokens that each row is given, none to those that are unsampled or dropped."""

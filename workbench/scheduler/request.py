@@ -15,7 +15,7 @@ FinishKind = Literal["length", "stop", "aborted", "rejected"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a request's tokens are chosen and when it stops."""
+    """Parameters of the choice of a request's tokens and of its end."""
 
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     """0: the prompt is computed, and nothing is sampled."""
@@ -49,7 +49,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Why a request ended."""
+    """Reason for which a request ended."""
 
     kind: FinishKind
     detail: str = ""

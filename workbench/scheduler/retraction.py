@@ -19,7 +19,7 @@ class Retraction:
         """Victims: the newest running request (mixed batching), else those that lose least."""
 
     def make_room(self, slot: Slot) -> tuple[bool, np.ndarray | None]:
-        """Whether the running set can decode a step now, and the indices that need a page (None: all of them).
+        """Tell whether the running set can decode a step now, and the indices that need a page (None: all of them).
 
         Called when eviction cannot meet the need: retracts. The last request of all is not retracted for itself: if nothing
         else holds KV it can never fit and is ended; if something in flight may give KV back, the step has to wait.

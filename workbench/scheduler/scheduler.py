@@ -27,7 +27,7 @@ from workbench.scheduler.stops import stopped
 
 @dataclass(slots=True)
 class StepResult:
-    """What one processed batch has brought."""
+    """The outcome of one processed batch."""
 
     batch: ScheduleBatch | None
     output: StepOutput | None
@@ -197,7 +197,7 @@ class Scheduler:
             message.tell(None)
 
     def snapshot(self) -> dict[str, Any]:
-        """How the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
+        """Return how the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
         kv = self.kv
         return {
             "paused": self.paused,
@@ -260,7 +260,7 @@ class Scheduler:
         message.tell(None)
 
     def masks(self, batch: ScheduleBatch) -> np.ndarray | None:
-        """What each of ``batch.worker.masked`` may sample, as ``Backend.sample`` takes it: asked once what decides
+        """Return what each of ``batch.worker.masked`` may sample, as ``Backend.sample`` takes it: asked once what decides
         it has been processed.
 
         Raises NotImplementedError: no request of this scheduler is constrained, so none of its batches has masked rows.
@@ -352,7 +352,7 @@ class Scheduler:
         return self.slots.empty
 
     def rest(self) -> None:
-        """Called when idle: nothing may be lost by now, and expectations start afresh."""
+        """Take a rest when idle: nothing may be lost by now, and expectations start afresh."""
         self.flights.share_computed()
         if not self.paused:
             self.kv.check_rest()

@@ -1,4 +1,4 @@
-"""How a setting is declared: once, as a field of a dataclass that says everything there is to know about it.
+"""Declarations of settings: each once, as a field of a dataclass that says everything there is to know about it.
 
 Flags, their help, names in files, checks, records and what may change while serving are made from these fields: one more
 field is one more setting everywhere.
@@ -26,13 +26,13 @@ class ConfigError(ValueError):
 
 
 def is_own(spec: str) -> bool:
-    """Whether a text has the form ``module:Name``, with dots in both for what lies deeper: code of one's own."""
+    """Tell whether a text has the form ``module:Name``, with dots in both for what lies deeper: code of one's own."""
     return _OWN.fullmatch(spec) is not None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the field of a setting declares. Its value is an int, a float, a str, a bool, or another type that only a
+    """The declaration of a setting, by its field. Its value is an int, a float, a str, a bool, or another type that only a
     command line gives; ``None`` where :attr:`optional`.
     """
 
@@ -88,11 +88,11 @@ class Setting:
 
     @property
     def type_name(self) -> str:
-        """What its values are, for messages about one that is not."""
+        """Name of its values' type, for messages about one that is another."""
         return self.kind.__name__ + (" or null" if self.optional else "")
 
     def fits(self, value: object) -> bool:
-        """Whether a value is of the setting's type."""
+        """Tell whether a value is of the setting's type."""
         if value is None:
             return self.optional
         if self.read is not None:
@@ -157,7 +157,7 @@ class Setting:
         return self.option[2:].replace("-", "_")
 
     def _out_of_bounds(self, value: Any) -> str | None:
-        """What is wrong with a number. NaN is within no bounds."""
+        """Return what is wrong with a number. NaN is within no bounds."""
         least, above, most = self.least, self.above, self.most
         if above is not None and most is not None:
             return None if above < value <= most else f"is not between {above:g} and {most:g}"

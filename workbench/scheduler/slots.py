@@ -1,4 +1,4 @@
-"""Who holds KV: the running set of each micro-batch, and the one request whose prompt is partly computed."""
+"""Holders of KV: the running set of each micro-batch, and the one request whose prompt is partly computed."""
 
 from __future__ import annotations
 

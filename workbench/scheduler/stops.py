@@ -1,4 +1,4 @@
-"""Which samples end a request.
+"""Stop conditions: the samples that end a request.
 
 Nearly always every request of a batch ends at the same id, the model's end of sequence, and most batches hold none: then one
 look at the samples' bytes tells. Batches that differ have a table.
@@ -65,7 +65,7 @@ def stopped(stop_ids: StopIds, tokens: np.ndarray) -> Sequence[int]:
 
 
 def _places(stop_id: int, tokens: np.ndarray) -> list[int]:
-    """Where the id is."""
+    """Return where the id is."""
     places: list[int] = []
     size, data = tokens.itemsize, tokens.tobytes()
     pattern = stop_id.to_bytes(size, byteorder, signed=True)

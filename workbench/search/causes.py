@@ -1,4 +1,4 @@
-"""Why a latency was exceeded, read from the record of the run in which it was."""
+"""Causes of an exceeded latency, read from the record of the run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ QUEUED = "(queueing)"
 
 
 def _waiting(record: RunRecord, limit: Limit) -> str | None:
-    """For requests over the limit: did they wait for their turn, or for their prompt to be computed?"""
+    """Tell whether requests over the limit waited for their turn, or for their prompt to be computed."""
     column = record.requests
     now_s = float(np.nanmax([*record.iterations["end_s"], 0.0]))
     arrival_s = column["arrival_s"]
@@ -70,7 +70,7 @@ def _waiting(record: RunRecord, limit: Limit) -> str | None:
 
 
 def _why_queued(record: RunRecord) -> str:
-    """What kept requests out while some were waiting."""
+    """Say what kept requests out while some were waiting."""
     column = record.iterations
     settings = record.meta["settings"]
     held_up = column["waiting"] > 0
@@ -94,7 +94,7 @@ def _why_queued(record: RunRecord) -> str:
 
 
 def _decoding(record: RunRecord, limit: Limit, idle: bool) -> str:
-    """What stretched the time between tokens."""
+    """Say what stretched the time between tokens."""
     column = record.iterations
     busy_s = column["end_s"] - column["start_s"]
     decodes = column["mode"] == DECODE

@@ -1,4 +1,4 @@
-"""Where the runs of a search happen: processes of this machine, or a Ray cluster. One interface, the same work.
+"""Executors of a search's runs: processes of this machine, or a Ray cluster. One interface, the same work.
 
 On this machine every task gets a process of its own, forked from the one that has parsed the trace and looked up models
 and GPUs, so tasks share all of that without copying it, and start in milliseconds. A process can be killed at its time
@@ -80,7 +80,7 @@ def open_executor(kind: str, work: Work, jobs: int | None, time_limit_s: float |
 
 
 def check_executor(kind: str, jobs: int | None, time_limit_s: float | None) -> None:
-    """Raises ExecutorError as `open_executor` would, before there is anything to run."""
+    """Check an executor's settings before there is anything to run. Raises ExecutorError as `open_executor` would."""
     if kind not in ("local", "ray"):
         raise ExecutorError(f"executor: {kind!r} is not one of local, ray")
     if kind == "ray" and importlib.util.find_spec("ray") is None:
@@ -184,7 +184,7 @@ def _death(code: int | None) -> str:
 
 
 def _child(answer: Connection, work: Work, task: Any) -> None:
-    """What a task's process does. Ctrl-C is the parent's business; a parent that is gone ends the child too."""
+    """Run a task in its process. Ctrl-C is the parent's business; a parent that is gone ends the child too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()

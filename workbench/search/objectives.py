@@ -1,4 +1,4 @@
-"""What a sweep looks for."""
+"""Objectives of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to deploy: the highest rate of every configuration of a space, and the cheapest that carries the load."""
+"""Plans: the highest rate of every configuration of a space, and the cheapest that carries the load."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PlanFolderError(InputError):
 
 @dataclass(frozen=True)
 class Load:
-    """What the trace asks for."""
+    """The load of the trace."""
 
     arrivals: int
     """Requests, or sessions, that come on their own."""
@@ -66,7 +66,7 @@ class Candidate:
         return self.status == FINISHED and self.found is not None and bool(self.found.target_kept)
 
     def margin(self, target: float) -> float:
-        """How far the highest rate lies above the target; 0.25 is a quarter."""
+        """Compute how far the highest rate lies above the target; 0.25 is a quarter."""
         return self.found.rate / target - 1 if self.found is not None else -1.0
 
 
@@ -97,7 +97,7 @@ def measure_load(shared: Shared, points: list[Point], rate: float | None) -> Loa
 
 
 def _any_settings(shared: Shared, points: list[Point]) -> RunSettings:
-    """Of the first configuration that can be."""
+    """Resolve the settings of the first configuration that can be."""
     for point in points:
         with contextlib.suppress(ValueError):
             return shared.base.settings(point)[0]
@@ -201,7 +201,7 @@ def answer(candidates: list[Candidate], limits: list[Limit], load: Load, currenc
 
 
 def _lighter(candidates: list[Candidate]) -> list[str]:
-    """In how far the load that was searched with is less than the trace's."""
+    """Say in how far the load that was searched with is less than the trace's."""
     lines = []
     searched = [candidate for candidate in candidates if candidate.found is not None]
     for candidate in searched[:1]:
@@ -326,7 +326,7 @@ def _above_burst(found: HighestRate, load: Load) -> bool:
 
 
 def prepare_plan_folder(folder: Path, force: bool) -> None:
-    """Raises PlanFolderError unless the folder is missing, empty, or holds a plan that `force` allows to replace."""
+    """Check that a folder is missing, empty, or holds a plan that `force` allows to replace. Raises PlanFolderError."""
     if folder.exists() and not folder.is_dir():
         raise PlanFolderError(f"{folder}: exists and is not a folder")
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

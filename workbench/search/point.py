@@ -63,11 +63,11 @@ class Base:
 
     @property
     def seed(self) -> int:
-        """Of the search, and of every run whose seed does not vary. Raises ConfigError for a bad settings file."""
+        """Seed of the search, and of every run whose seed does not vary. Raises ConfigError for a bad settings file."""
         return int(self.given().get("seed", RunSettings.seed))
 
     def given(self) -> dict[str, Any]:
-        """What the file and the flags say, with nothing filled in. Raises ConfigError for a bad settings file."""
+        """Merge what the file and the flags say, with nothing filled in. Raises ConfigError for a bad settings file."""
         values: dict[str, Any] = {}
         if self.config is not None:
             values = read_settings_file(self.config)
@@ -87,7 +87,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all runs of a search have in common. Made once, before the first process is forked."""
+    """Everything that all runs of a search share. Made once, before the first process is forked."""
 
     base: Base
     trace: Trace
@@ -101,7 +101,7 @@ class Shared:
     command: str = field(default_factory=lambda: " ".join(["workbench", *sys.argv[1:]]))
 
     def check(self, point: Point) -> None:
-        """Raises a ValueError of one line for a point that cannot run. Fills the caches of models and GPUs too."""
+        """Check that a point can run, and fill the caches of models and GPUs. Raises a ValueError of one line."""
         settings, loop = self.base.settings(point)
         pools = resolve_pools(settings, loop)
         if self.prices is not None:
@@ -130,7 +130,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a point."""
+    """The outcome of a point."""
 
     status: str
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What GPUs cost: a file of the user's, since what is paid depends on who asks whom and when."""
+"""Prices of GPUs: a file of the user's, since what is paid depends on who asks whom and when."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prices:
     source: str = ""
 
     def of(self, gpu: str) -> float:
-        """Raises PriceError for a GPU that is not in the table."""
+        """Look up what a GPU costs. Raises PriceError for one that is not in the table."""
         price = self.per_gpu_hour.get(gpu.lower())
         if price is None:
             near = difflib.get_close_matches(gpu.lower(), self.per_gpu_hour, 3)

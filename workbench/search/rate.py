@@ -46,7 +46,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class HighestRate:
-    """What a search found."""
+    """The outcome of a search for a rate."""
 
     rate: float
     """The highest rate at which the SLO was kept. 0: at none; infinite: even with all requests at once."""

@@ -44,12 +44,12 @@ Row = dict[str, Any]
 
 
 def columns() -> list[str]:
-    """Of results.csv, in order."""
+    """List the columns of results.csv, in order."""
     return ["point", "status", "reason", *SETTINGS, *SWEEP_METRICS]
 
 
 def key_of(point: Point) -> str:
-    """What tells points apart."""
+    """Make the key that tells points apart."""
     return json_phrase(dict(sorted(point.items())))
 
 
@@ -109,7 +109,7 @@ class Results:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether the lock was free, or became so soon: processes of a killed sweep hold it for the moment they live on."""
+    """Tell whether the lock was free, or became so soon: processes of a killed sweep hold it for the moment they live on."""
     until_s = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -127,7 +127,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], list[Row]]:
 
 
 def _prepare(folder: Path, resume: bool, force: bool) -> bool:
-    """Whether there is a sweep to go on with; removes an earlier one with `force`."""
+    """Tell whether there is a sweep to go on with; removes an earlier one with `force`."""
     if folder.exists() and not folder.is_dir():
         raise ResultsError(f"{folder}: exists and is not a folder")
     entries = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -120,7 +120,7 @@ def measured_s(record: RunRecord, limit: Limit) -> float | None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a run kept its SLO."""
+    """Verdict on whether a run kept its SLO."""
 
     kept: bool
     measured_s: dict[str, float | None]
@@ -160,7 +160,7 @@ class Watch:
         ]
 
     def __call__(self, now_s: float, rows: Sequence[RequestRow]) -> bool:
-        """Whether to stop, looking at all requests that have arrived by now."""
+        """Tell whether to stop, looking at all requests that have arrived by now."""
         self.due_s = now_s + self._every_s
         for limit, enough in self._allowed:
             if (

@@ -1,4 +1,4 @@
-"""Where the points of a sweep come from: a list, or Optuna, which learns from the runs before."""
+"""Sources of a sweep's points: a list, or Optuna, which learns from the runs before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
     def tell(self, point: Point, row: Row) -> None:
-        """What became of a point that was handed out."""
+        """Take in what became of a point that was handed out."""
         ...
 
 

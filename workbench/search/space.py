@@ -78,13 +78,13 @@ class Dimension:
 
     @property
     def size(self) -> float:
-        """How many values there are; infinite for a range of fractions."""
+        """Number of values; infinite for a range of fractions."""
         if self.values:
             return len(self.values)
         return self.high - self.low + 1 if self.whole else math.inf
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the manifest of a search."""
+        """Give the dimension as JSON has it, for the manifest of a search."""
         if self.values:
             return {"name": self.name, "values": list(self.values)}
         return {"name": self.name, "low": self.low, "high": self.high, "count": self.count, "log": self.log}
@@ -171,12 +171,12 @@ def grid_points(space: list[Dimension]) -> Iterator[Point]:
 
 
 def grid_size(space: list[Dimension]) -> int:
-    """How many combinations a grid has."""
+    """Count the combinations of a grid."""
     return math.prod(len(dimension.grid()) for dimension in space)
 
 
 def random_points(space: list[Dimension], number: int, seed: int) -> list[Point]:
-    """So many different points; fewer where the space has no more."""
+    """Draw so many different points; fewer where the space has no more."""
     if math.prod(dimension.size for dimension in space) <= number:
         return list(grid_points([dataclasses.replace(d, count=None, log=False) for d in space]))
     rng = np.random.default_rng(seed)

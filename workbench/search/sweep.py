@@ -26,7 +26,7 @@ TICK_S = 0.25
 
 @dataclass(frozen=True)
 class State:
-    """How far a sweep is."""
+    """Progress of a sweep."""
 
     total: int
     done: int
@@ -64,7 +64,7 @@ def manifest_of(
 
 
 def check_effects(shared: Shared, points: list[Point]) -> None:
-    """Raises SpaceError for a flag, or a varied setting, that has no effect at any of the points."""
+    """Refuse flags and varied settings that have no effect at any of the points. Raises SpaceError."""
     runs = []
     for point in points:
         with contextlib.suppress(ValueError):  # what is wrong with a point is said of that point
@@ -76,7 +76,7 @@ def check_effects(shared: Shared, points: list[Point]) -> None:
 
 
 def check_any(shared: Shared, points: list[Point]) -> None:
-    """Raises SpaceError when none of the points can run: that is no search but a mistake."""
+    """Check that a point can run: where none can, it is no search but a mistake. Raises SpaceError."""
     check_effects(shared, points)
     reason = ""
     for point in points:

@@ -1,4 +1,4 @@
-"""What the child processes of a server have in common."""
+"""The common start of a server's child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service answers, whatever protocol carries it: what is new about a sequence, piece by piece."""
+"""Answers of the service, whatever protocol carries them: what is new about a sequence, piece by piece."""
 
 from __future__ import annotations
 

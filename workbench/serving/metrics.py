@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus, under names in the style of vLLM and SGLang."""
+"""Metrics of a server, for Prometheus, under names in the style of vLLM and SGLang."""
 
 from __future__ import annotations
 

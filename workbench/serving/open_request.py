@@ -31,7 +31,7 @@ class OpenSequence:
 
 
 class Engine(Protocol):
-    """What a request needs of who runs it."""
+    """The part of an engine that a request needs."""
 
     unread_bytes: int
 

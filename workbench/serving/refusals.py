@@ -1,4 +1,4 @@
-"""Why a request is not served, whatever protocol it came by: a kind, a parameter and one line."""
+"""Refusals of requests, whatever protocol they came by: a kind, a parameter and one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KINDS: frozenset[str] = frozenset(get_args(Kind))
 
 
 class Refusal(Exception):
-    """Why a request is not served, in one line."""
+    """Reason for which a request is not served, in one line."""
 
     def __init__(
         self, kind: Kind, message: str, parameter: str | None = None, *, retry_after_s: int | None = None

@@ -1,4 +1,4 @@
-"""What a client may ask for, whatever protocol it speaks, and the checks before anything of it reaches the scheduler.
+"""Requests of clients, whatever protocol they speak, and the checks before anything of them reaches the scheduler.
 
 A *request* is what a client sends at once. It is answered by one or more *sequences*: each of its prompts, ``n`` times. A
 request that continues a session is the session's next *turn*.
@@ -28,7 +28,7 @@ _WELL_FORMED = re.compile(r"[!-~]{1,200}")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can take."""
+    """Limits of the engine."""
 
     capacity: Capacity
     """The scheduler's own: it decides what fits."""

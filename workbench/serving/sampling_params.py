@@ -1,4 +1,4 @@
-"""What a request may say of how its tokens are chosen, and the checks before anything of it reaches the scheduler."""
+"""Sampling parameters of a request, and the checks before any of them reaches the scheduler."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """What a request says under different names at different endpoints."""
+    """Numbers of a request that have different names at different endpoints."""
 
     max_tokens: Count
     min_tokens: Count

@@ -1,4 +1,4 @@
-"""What a server is told on the command line."""
+"""Settings of a server on the command line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ServeSettings(RunnerSettings):
     weights_dir: Path | None = setting(
         None, group=SERVER, help="Folder below which /update_weights_from_disk reads. Default: any."
     )
-    served_model_name: str | None = setting(None, group=SERVER, help="What clients call the model. Default: MODEL.")
+    served_model_name: str | None = setting(None, group=SERVER, help="Name of the model to clients. Default: MODEL.")
     tokenizer: str | None = setting(
         None,
         group=SERVER,
@@ -139,7 +139,7 @@ class ServeSettings(RunnerSettings):
 
     @property
     def spec(self) -> BackendSpec:
-        """What the backend is made from. Raises ConfigError for what is said of the other kind of backend."""
+        """Specification of the backend. Raises ConfigError for what is said of the other kind of backend."""
         return backend_spec(**{name: getattr(self, name) for name in BACKEND_SETTINGS})
 
     @property
@@ -153,5 +153,5 @@ class ServeSettings(RunnerSettings):
 
     @property
     def model_name(self) -> str:
-        """What clients call the model."""
+        """Name of the model to clients."""
         return self.served_model_name or self.run.model

@@ -274,7 +274,7 @@ class _Supervisor:
         return min(max(deadline - clock(), LAST_WORDS_S), FLUSH_S)
 
     async def _ends(self, child: BaseProcess, within_s: float) -> bool:
-        """Whether a process ends by itself within so many seconds."""
+        """Tell whether a process ends by itself within so many seconds."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + within_s
         while child.is_alive() and clock() < deadline:
@@ -308,7 +308,7 @@ class _Supervisor:
 
 
 def _prefill(run: RunSettings) -> str:
-    """How prompts are cut, in a few words."""
+    """Return how prompts are cut, in a few words."""
     if run.batching == "mixed":
         return f"steps of {run.max_batch_tokens} tokens"
     return "prompts whole" if run.chunk is None else f"chunk {run.chunk}"

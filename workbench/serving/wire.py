@@ -1,4 +1,4 @@
-"""What the processes of a server say to each other, as msgpack over ZeroMQ.
+"""Messages between the processes of a server, as msgpack over ZeroMQ.
 
     HTTP ──Submit, Cancel, Control, Ask,──> scheduler ──Opened, Step, Pulse──> detokenizer ──Chunks, Pulse──> HTTP
            Change, Shutdown,                    ^ │ <──────StopFound────────────────┘
@@ -62,7 +62,7 @@ class Control(msgspec.Struct, tag="control", array_like=True):
 
 
 class Ask(msgspec.Struct, tag="ask", array_like=True):
-    """How the scheduler stands; answered by :class:`Done` with the same number and its state."""
+    """Question for the state of the scheduler; answered by :class:`Done` with the same number and its state."""
 
     number: int
 
@@ -142,7 +142,7 @@ class Opened(msgspec.Struct, tag="opened", array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
-    """How probable a sampled token was, and what else might have come."""
+    """Log probability of a sampled token, and of what else might have come."""
 
     logprob: float
     top_ids: list[int]
@@ -165,7 +165,7 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Step(msgspec.Struct, tag="step", array_like=True):
-    """What a processed batch has brought: ``tokens[i]`` is the next token of ``sequences[i]``; one may get several."""
+    """Outcome of a processed batch: ``tokens[i]`` is the next token of ``sequences[i]``; one may get several."""
 
     sequences: bytes
     """int64."""
@@ -189,7 +189,7 @@ ToDetokenizer = Opened | Step | Pulse | Shutdown
 
 
 class Chunks(msgspec.Struct, tag="chunks", array_like=True):
-    """What a step has brought, as text."""
+    """Outcome of a step, as text."""
 
     chunks: list[Chunk]
     open_sequences: int
@@ -266,7 +266,7 @@ decode_to_http: Any = msgspec.msgpack.Decoder(ToHttp).decode
 
 
 class Addresses(msgspec.Struct, frozen=True):
-    """Where each process listens: sockets in a private folder."""
+    """Address of each process: sockets in a private folder."""
 
     scheduler: str
     detokenizer: str

@@ -1,1 +1,1 @@
-"""What a run is made of: declared, loaded (flags, TOML, record, preset), checked."""
+"""The settings of a run: declared, loaded (flags, TOML, record, preset), checked."""

@@ -1,4 +1,4 @@
-"""What ``--cost`` says: the kind of a cost model and the file it is read from."""
+"""The value of ``--cost``: the kind of a cost model and the file it is read from."""
 
 from __future__ import annotations
 

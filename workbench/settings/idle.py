@@ -38,7 +38,7 @@ def acts(settings: RunSettings, loop: str, name: str) -> bool:
 def idle_in(
     runs: Iterable[tuple[RunSettings, str]], names: Iterable[str]
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Of these settings, those that act in no run, with what they need, and those that act in some, with the loops of
+    """Find which settings act in no run, with what they need, and those that act in some, with the loops of
     the others."""
     runs = list(runs)
     never: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Where the settings of a run come from: a TOML file, flags, a run record, an engine's preset, a profile."""
+"""Sources of a run's settings: a TOML file, flags, a run record, an engine's preset, a profile."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
-    """What a TOML file of settings says, under the names of the fields, with None for a 0 that stands for it.
+    """Read a TOML file of settings, under the names of the fields, with None for a 0 that stands for it.
 
     Raises ConfigError.
     """

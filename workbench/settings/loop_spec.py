@@ -1,4 +1,4 @@
-"""What the settings of a run ask of its loops."""
+"""Specifications of a run's loops from its settings."""
 
 from __future__ import annotations
 

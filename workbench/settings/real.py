@@ -1,4 +1,4 @@
-"""What differs among settings where a run is real: defaults of its device, and what such a run does not heed."""
+"""Settings where a run is real: defaults of its device, and what such a run does not heed."""
 
 from __future__ import annotations
 

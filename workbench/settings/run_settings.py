@@ -1,4 +1,4 @@
-"""What a run is made of: every setting, declared once and checked. How settings are found is in loading.py."""
+"""The settings of a run, each declared once and checked. How they are found is in loading.py."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def check_loop_name(loop: str) -> None:
 
 
 def runs_stages(loop: str) -> bool:
-    """Whether several stages may be run by a loop, a micro-batch or more in flight each. One's own is taken at its word."""
+    """Tell whether a loop may run several stages, a micro-batch or more in flight each. One's own is taken at its word."""
     return loop == "pipeline" or is_own(loop)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings(Seeded):
-    """Which requests of a trace come and when, and what is asked of the answers.
+    """Settings of the load: which requests of a trace come and when, and what is asked of the answers.
 
     Raises ConfigError when a value is out of bounds or two settings contradict each other.
     """

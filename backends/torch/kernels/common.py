@@ -1,4 +1,4 @@
-"""What the launchers share: facts about the device and checks that say what is wrong with an argument."""
+"""The common part of the launchers: facts about the device and checks that say what is wrong with an argument."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def arch(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many programs run side by side at one a multiprocessor; a small number in the interpreter."""
+    """Return how many programs run side by side at one a multiprocessor; a small number in the interpreter."""
     return _properties(device)[1] if device.type == "cuda" else 4
 
 

@@ -198,7 +198,7 @@ def merge_kernel(
 
 
 class DecodeConfig(NamedTuple):
-    """How the decode kernel is built for one shape."""
+    """Build of the decode kernel for one shape."""
 
     block_n: int
     stages: int

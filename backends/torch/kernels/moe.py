@@ -193,7 +193,7 @@ def combine_kernel(results, weights, out, width, TOP_K: tl.constexpr, BLOCK: tl.
 
 
 class MoeConfig(NamedTuple):
-    """How one grouped product is built."""
+    """Build of one grouped product."""
 
     block_m: int
     block_n: int
@@ -204,7 +204,9 @@ class MoeConfig(NamedTuple):
 
 
 def moe_config(arch: int, itemsize: int, pairs: int, experts: int, gated: bool) -> MoeConfig:
-    """By the mean number of pairs of an expert. Few: the weights' bytes decide, tiles are long in them; many: the matrix
+    """Choose by the mean number of an expert's pairs.
+
+    Few: the weights' bytes decide, tiles are long in them; many: the matrix
     unit does, tiles are square. A gated product keeps two accumulators, so its tiles are half as wide."""
     mean = pairs / experts
     if itemsize == 4 or arch == INTERPRETER:

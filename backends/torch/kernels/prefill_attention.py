@@ -228,7 +228,7 @@ def prefill_kernel(
 
 
 class PrefillConfig(NamedTuple):
-    """How the prefill kernel is built for one shape."""
+    """Build of the prefill kernel for one shape."""
 
     block_m: int
     block_n: int

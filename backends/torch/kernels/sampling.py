@@ -44,7 +44,7 @@ def mix(x):
 
 @triton.jit
 def noise_key(seed, position):
-    """What a row's noise depends on besides the token, from int64 seed and position: their low 32 bits."""
+    """Return what a row's noise depends on besides the token, from int64 seed and position: their low 32 bits."""
     return seed.to(tl.uint32) ^ mix(position.to(tl.uint32))
 
 

@@ -73,7 +73,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def __init__(self, config: ModelConfig, ops: ModuleType, parallel: Parallel) -> None:
-        """Raises UnsupportedModel when the model cannot be split as ``parallel`` says."""
+        """Build this rank's share. Raises UnsupportedModel where the model cannot be split as ``parallel`` says."""
         super().__init__()
         self.config, self.ops, self.parallel = config, ops, parallel
         self.embedding: Vocabulary | None = None

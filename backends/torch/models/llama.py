@@ -14,7 +14,7 @@ class LlamaForCausalLM(Model):
 
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
-        """Raises UnsupportedModel."""
+        """Read the configuration of this family. Raises UnsupportedModel."""
         fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0, **DEFAULTS["llama"])
         bias = fields.flag("attention_bias")
         return fields.model_config(

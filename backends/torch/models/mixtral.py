@@ -38,7 +38,7 @@ class MixtralForCausalLM(Model):
 
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
-        """Raises UnsupportedModel."""
+        """Read the configuration of this family. Raises UnsupportedModel."""
         fields = fields.with_defaults(rms_norm_eps=1e-5, rope_theta=1_000_000.0, **DEFAULTS["mixtral"])
         return fields.model_config(
             windows=windows(fields, "mixtral"),

@@ -14,6 +14,6 @@ class Qwen2ForCausalLM(Model):
 
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
-        """Raises UnsupportedModel."""
+        """Read the configuration of this family. Raises UnsupportedModel."""
         fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0, **DEFAULTS["qwen2"])
         return fields.model_config(qkv_bias=True, windows=windows(fields, "qwen2"))

@@ -14,7 +14,7 @@ class Qwen3ForCausalLM(Model):
 
     @classmethod
     def read_config(cls, fields: Fields) -> ModelConfig:
-        """Raises UnsupportedModel."""
+        """Read the configuration of this family. Raises UnsupportedModel."""
         fields = fields.with_defaults(rms_norm_eps=1e-6, rope_theta=10_000.0, **DEFAULTS["qwen3"])
         bias = fields.flag("attention_bias")
         return fields.model_config(qkv_bias=bias, o_bias=bias, qk_norm=True, windows=windows(fields, "qwen3"))

@@ -15,7 +15,7 @@ _NOBODY = np.empty(0, np.int64)
 
 
 class Assembly:
-    """Makes the batches of all slots, numbered in order."""
+    """Maker of the batches of all slots, numbered in order."""
 
     def __init__(self, parts: Parts) -> None:
         self.step = 0

@@ -1,4 +1,4 @@
-"""What decides what a slot runs next."""
+"""The interface of batchings: the choice of what a slot runs next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.scheduler.slots import Slot
 
 
 class Batching(Protocol):
-    """Decides what a slot runs next."""
+    """Choice of what a slot runs next."""
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         """The next batch of a slot; None when it has nothing to run, or must wait."""

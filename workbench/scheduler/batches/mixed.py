@@ -61,7 +61,7 @@ class DecodeFirstMixed:
 
 
 class _Budget:
-    """What is left of a step's tokens, and pages beside the ``held_pages`` of its decodes."""
+    """The rest of a step's tokens, and of the pages beside the ``held_pages`` of its decodes."""
 
     def __init__(self, config: SchedulerConfig, kv: KVMemory, slot: Slot, held_pages: int) -> None:
         self._config = config
@@ -81,7 +81,7 @@ class _Budget:
         return end
 
     def lacks_pages(self, req: Req) -> bool:
-        """Whether there is no KV for the next chunk of a request that has a row."""
+        """Tell whether there is no KV for the next chunk of a request that has a row."""
         return self._lack(self._kv.pages_for(self.chunk_end(req)) - self._kv.pages_for(req.kv_len))
 
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:

@@ -67,7 +67,7 @@ class PrefillFirst:
 
 
 class _Budget:
-    """What is left of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
+    """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
 
     spent = False
 

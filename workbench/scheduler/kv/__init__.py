@@ -1,1 +1,1 @@
-"""Where the KV of requests lives: pages, the page table, the prefix cache."""
+"""The KV of requests: pages, the page table, the prefix cache."""

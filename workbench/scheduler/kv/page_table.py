@@ -8,7 +8,7 @@ from workbench.scheduler.batch import PageWrite
 
 
 class TableManager:
-    """Which KV page holds a request's n-th page, and its prompt and output.
+    """Table of the KV pages of requests, and of their prompts and outputs.
 
     Both tables are allocated zeroed and untouched memory costs nothing, so the width can be the longest context.
     """

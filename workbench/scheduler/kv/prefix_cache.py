@@ -1,4 +1,4 @@
-"""What a prefix cache is to the scheduler, whatever is behind it."""
+"""The interface of prefix caches to the scheduler, whatever is behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.scheduler.request import Req
 
 
 class Match(NamedTuple):
-    """How much of a request's prompt has its KV somewhere, in whole pages from its start. Counts are tokens.
+    """The part of a request's prompt whose KV is somewhere, in whole pages from its start. Counts are tokens.
 
     A named tuple, because the whole queue may be measured on every step.
     """
@@ -37,7 +37,7 @@ class PageCounts(Protocol):
 
 
 class PrefixCache(Protocol):
-    """Keeps the KV of prompts and outputs beyond the requests that computed it.
+    """Store of the KV of prompts and outputs beyond the requests that computed it.
 
     A request's row starts with ``shared_pages`` pages that the cache owns and the request has locked through its ``node``;
     the pages after them are the request's own until they are inserted, freed as duplicates, or released.
@@ -52,7 +52,7 @@ class PrefixCache(Protocol):
         ...
 
     def measure(self, req: Req) -> Match:
-        """What :meth:`match` would find, without touching recency or shape: for ordering the queue."""
+        """Return what :meth:`match` would find, without touching recency or shape: for ordering the queue."""
         ...
 
     def match(self, req: Req) -> Match:

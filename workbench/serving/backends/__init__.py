@@ -1,1 +1,1 @@
-"""What a server runs its model on: real hardware or a modelled one, made from what the command line says."""
+"""Backends of a server: real hardware or a modelled one, made from what the command line says."""

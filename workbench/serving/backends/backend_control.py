@@ -1,4 +1,4 @@
-"""What may be done to a backend between two batches, beside running them: other weights, a profile."""
+"""Control of a backend between two batches: other weights, a profile."""
 
 from __future__ import annotations
 

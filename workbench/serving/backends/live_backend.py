@@ -18,7 +18,7 @@ from workbench.settings.run_settings import RunSettings
 
 @dataclass(frozen=True)
 class SyntheticText:
-    """What a model that makes its answers up may write."""
+    """Vocabulary of a model that makes its answers up."""
 
     writable_ids: np.ndarray
     eos_token_id: int
@@ -62,11 +62,11 @@ class LiveBackend:
 
 
 class BackendSpec(Protocol):
-    """What the backend of a server is made from, before any process is started. Other processes get a copy."""
+    """Specification of a server's backend, before any process is started. Other processes get a copy."""
 
     @property
     def name(self) -> str:
-        """What ``--backend`` calls it."""
+        """Name of the backend, as ``--backend`` has it."""
         ...
 
     @property

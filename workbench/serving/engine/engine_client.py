@@ -250,7 +250,7 @@ class EngineClient:
         return self._refusal
 
     def silence(self, limit_s: float) -> str | None:
-        """Why no answer can be expected, in one line, or None: a process that answers pass has not been heard of for
+        """Return why no answer can be expected, in one line, or None: a process that answers pass has not been heard of for
         ``limit_s`` seconds, or the loop has something to do and has not moved for so long, nor the batch it waits for."""
         beat, now = self.beat, time.monotonic()
         assert beat is not None, "the engine is ready"
@@ -270,7 +270,7 @@ class EngineClient:
         await self._told(lambda number: Control(number, action))
 
     async def state(self) -> dict[str, Any]:
-        """How the scheduler stands. Raises Refusal when it does not answer."""
+        """Return how the scheduler stands. Raises Refusal when it does not answer."""
         state = (await self._told(Ask)).state
         assert state is not None
         return state

@@ -55,7 +55,7 @@ class Ending(Exception):
 
 
 class LiveInbox:
-    """What other processes send, in the scheduler's words: nothing else turns the one into the other.
+    """Messages of other processes, in the scheduler's words: nothing else turns the one into the other.
 
     ``socket`` is this process's PULL socket.
     """

@@ -38,7 +38,7 @@ BLOCK_TOKENS = 16
 
 
 class LiveRecord:
-    """What a loop reports, kept until the end, when it writes ``DIR/<loop>/`` and ``DIR/trace.jsonl``.
+    """Record of what a loop reports, kept until the end, when it writes ``DIR/<loop>/`` and ``DIR/trace.jsonl``.
 
     A line of the trace is written when its request ends, to a hidden file; in memory stay, until the end, about a kilobyte a
     request and 150 bytes an iteration.

@@ -17,7 +17,7 @@ from workbench.serving.wire import Ended, Opened, Step, Submit, TokenLogprob, en
 
 
 class LiveOutbox:
-    """Sends what each step has brought to the detokenizer, and keeps the counts.
+    """Outbox that sends what each step has brought to the detokenizer, and keeps the counts.
 
     Which sequence a token belongs to is looked up by table row, for a whole batch at once.
     """

@@ -126,7 +126,7 @@ def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready
 
 
 class _IterationTee:
-    """Where the backend's rows of iterations.csv go. They may come before anybody listens."""
+    """Receiver of the backend's rows of iterations.csv. They may come before anybody listens."""
 
     def __init__(self) -> None:
         self.vitals: Vitals | None = None

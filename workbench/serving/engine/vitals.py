@@ -1,4 +1,4 @@
-"""How the scheduler process stands: counts kept by its loop, sent to the HTTP process by a thread of its own."""
+"""Vital signs of the scheduler process: counts kept by its loop, sent to the HTTP process by a thread of its own."""
 
 from __future__ import annotations
 

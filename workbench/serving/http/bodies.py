@@ -62,7 +62,7 @@ class ChatRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
 
 
 class Asked(Protocol):
-    """What a request of any generation endpoint says beside its prompt and its sampling.
+    """Fields of a request of any generation endpoint beside its prompt and its sampling.
 
     Written out in each, for a struct inherits from one other only.
     """
@@ -129,7 +129,7 @@ def parse(body: bytes, kind: Any) -> Any:
 
 
 def _why_not_json(body: bytes, error: Exception) -> str:
-    """What is wrong with the body, where the decoder's own words would not be true of the whole of it."""
+    """Return what is wrong with the body, where the decoder's own words would not be true of the whole of it."""
 
     def no_number(name: str) -> None:
         raise ValueError(name)

@@ -13,7 +13,7 @@ _INVALID, _SERVER, _OVERLOADED = "invalid_request_error", "server_error", "overl
 
 
 class _Meaning(NamedTuple):
-    """What a kind of refusal is here."""
+    """A kind of refusal, as HTTP says it."""
 
     status: int
     type: str = _INVALID

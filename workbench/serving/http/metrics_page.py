@@ -10,7 +10,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsPage:
-    """What the service counts, in Prometheus' text form."""
+    """Page of the service's metrics, in Prometheus' text form."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

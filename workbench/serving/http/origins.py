@@ -1,4 +1,4 @@
-"""Who may use the server from a browser: checks of Host, Origin and Content-Type, and CORS.
+"""Use of the server from browsers: checks of Host, Origin and Content-Type, and CORS.
 
 A page of any site can send requests to a server on this machine without its user's knowledge: a form, or a ``fetch`` of
 plain text, is sent without asking first; and a name that the site's owner points at 127.0.0.1 (DNS rebinding) makes page and
@@ -44,7 +44,7 @@ class Access:
 
     @classmethod
     def of(cls, settings: ServeSettings, address: str) -> Access:
-        """For a server that listens on ``address``. Raises ConfigError for an origin or a name that cannot be one."""
+        """Make the rules of a server at ``address``. Raises ConfigError for an origin or a name that cannot be one."""
         origins = tuple(parse_origin(given) for given in settings.allow_origin)
         names = [_parse_name(given) for given in settings.allow_host]
         local = ipaddress.ip_address(address.partition("%")[0]).is_loopback and settings.api_key is None

@@ -44,7 +44,7 @@ def reserved_names() -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of the rendering of one chat."""
+    """Bounds of the rendering of one chat."""
 
     max_characters: int
     quick_cpu_s: float = QUICK_CPU_S

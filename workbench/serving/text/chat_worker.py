@@ -25,7 +25,7 @@ _TEXT, _REFUSED = b"t", b"r"
 
 @dataclass(frozen=True)
 class Rendering:
-    """What is to be rendered, and the bounds."""
+    """A chat to be rendered, and the bounds."""
 
     template: str
     messages: list[dict[str, Any]]
@@ -36,7 +36,7 @@ class Rendering:
 
 
 class TemplateRefused(ValueError):
-    """Why there is no text, in one line that goes on after the template's name."""
+    """Reason for which there is no text, in one line that goes on after the template's name."""
 
 
 def run_worker(connection: Connection) -> None:
@@ -67,7 +67,7 @@ def run_worker(connection: Connection) -> None:
 
 
 def text_of(answer: bytes) -> str:
-    """What a worker has answered. Raises TemplateRefused."""
+    """Return what a worker has answered. Raises TemplateRefused."""
     text = answer[1:].decode()
     if answer[:1] != _TEXT:
         raise TemplateRefused(text)
@@ -75,7 +75,7 @@ def text_of(answer: bytes) -> str:
 
 
 def _address_space_bytes() -> int | None:
-    """None where the kernel does not say, which is where it does not bound it either."""
+    """Read the size of the address space; None where the kernel does not say, which is where it does not bound it either."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
@@ -99,7 +99,7 @@ def _render(rendering: Rendering) -> str:
 
 
 def _why(fault: Exception) -> str:
-    """What is wrong in the words of the template's author, or by its line: nobody who sends a chat need know Python."""
+    """Say what is wrong in the words of the template's author, or by its line: who sends a chat need not know Python."""
     from jinja2 import exceptions
 
     at = _line_of(fault)

@@ -43,7 +43,7 @@ class _Sequence:
 
 
 class Detokenizer:
-    """What the process does, without its sockets."""
+    """The work of the process, without its sockets."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder

@@ -1,4 +1,4 @@
-"""How many tokens a text has at least, without encoding all of it.
+"""Lower bounds on the tokens of a text, without encoding all of it.
 
 Every piece that a tokenizer cuts a text into is a token of its vocabulary. Give each byte (or character) a weight so that no
 token weighs more than 1: then a text has at least as many tokens as it weighs. The weight of a byte is 1 over the length of

@@ -18,7 +18,7 @@ ENCODERS = 4
 
 
 class Prompts:
-    """What the tokenizer makes of prompts that the engine can take."""
+    """Encoder of prompts that the engine can take."""
 
     def __init__(self, tokenizer: Tokenizer, limits: Limits) -> None:
         self._tokenizer = tokenizer

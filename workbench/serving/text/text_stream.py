@@ -54,7 +54,7 @@ class ByteStream:
 
 
 def _goes_on(begun: bytes, piece: bytes) -> bool:
-    """Whether the first byte of a piece belongs to the character that the bytes before it have begun."""
+    """Tell whether the first byte of a piece belongs to the character that the bytes before it have begun."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(begun + piece[:1])
     except UnicodeDecodeError:
@@ -162,7 +162,7 @@ class StopMatcher:
         return held[: len(held) - keep], None
 
     def finish(self) -> str:
-        """What was held back, now that nothing follows."""
+        """Return what was held back, now that nothing follows."""
         held, self._held = self._held, ""
         return held
 

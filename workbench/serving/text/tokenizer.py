@@ -24,7 +24,7 @@ class TokenizerError(InputError):
 
 
 class Decoder(Protocol):
-    """What the detokenizer needs."""
+    """The part of a tokenizer that the detokenizer needs."""
 
     def stream(self, skip_special_tokens: bool) -> TextStream:
         """A new incremental decoding."""
@@ -36,7 +36,7 @@ class Decoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """What the HTTP process needs."""
+    """The part of a tokenizer that the HTTP process needs."""
 
     name: str
     bos_tokens: int
@@ -65,7 +65,7 @@ class Tokenizer(Protocol):
         ...
 
     def serialised(self) -> str | None:
-        """For :func:`load_decoder`."""
+        """Serialised form for :func:`load_decoder`."""
         ...
 
     def writable_ids(self) -> np.ndarray:
