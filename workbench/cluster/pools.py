@@ -90,8 +90,10 @@ def used(recipe: SimulatedRecipe) -> dict[str, Any]:
 
 
 def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
-    """Collect what the settings of a record say was used in the end: whatever is the same in all pools. A setting that every pool
-    has of its own, and not the same, is None: that of the run had no effect."""
+    """Collect what a run's settings were in the end, as far as all pools have the same.
+
+    A setting that every pool has of its own, and not the same, is None: that of the run had no effect.
+    """
     found = _common([used(pool.recipe) for pool in pools])
     for name in pools[0].given:
         if all(name in pool.given for pool in pools):
