@@ -46,6 +46,10 @@ def test_a_file_of_ones_own_is_shown_or_refused_with_what_is_wrong_in_it(tmp_pat
     mine = tmp_path / "mine.toml"
     mine.write_text("memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\n")
     assert json.loads(catalogue(str(mine), "--json").stdout)["name"] == "mine"
+    mine.write_text(mine.read_text() + 'reaches_like = "h100"\n')
+    shown = catalogue(str(mine), "--json")
+    assert json.loads(shown.stdout)["kv_efficiency"] == load_gpu("h100").kv_efficiency
+    assert shown.stderr.startswith(f"note: {mine}: reaches_like: is called efficiency_like now")
     mine.write_text("memory_bytes = 1e9\nkv_efficiency = 2\n")
     assert catalogue(str(mine)).stderr == f"error: {mine}: memory_bandwidth: missing\n"
     (tmp_path / "config.json").write_text("{")

@@ -299,3 +299,14 @@ def test_a_fault_of_the_trace_that_the_simulated_clock_comes_upon_is_one_line(tm
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "t.jsonl, line 2, prompt_token_ids: " in done.stderr.splitlines()[-1]
+
+
+def test_every_pool_with_a_gpu_file_that_says_a_former_key_gets_a_note(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        "memory_bytes = 8e10\nmemory_bandwidth = 2e12\nbf16_flops = 3e14\nlink_bandwidth = 3e11\nreaches_like = 'h100'\n"
+    )
+    pools = ("--pool", f"both:1,gpu={mine}", "--pool", "both:1,gpu=h100")
+    done = workbench("simulate", SAMPLE, "--requests", 2, *pools, "--out", tmp_path / "o", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {mine}: reaches_like: is called efficiency_like now" in done.stderr

@@ -58,7 +58,9 @@ def _run(
     from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
-    say([*check_effects(settings, flags, config), *renamed_in_gpu(settings.gpu)])
+    gpus = dict.fromkeys(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
+    in_files = [note for gpu in gpus for note in renamed_in_gpu(gpu)]
+    say([*check_effects(settings, flags, config), *in_files])
     pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.
