@@ -134,6 +134,17 @@ def test_code_of_ones_own_is_given_as_it_is():
     )
 
 
+def test_pools_are_given_as_the_flag_takes_them_or_as_mappings():
+    pools = [{"name": "fast", "gpu": "h100", "policy": Backwards}, {"count": np.int64(2), "gpu": "l40s"}]
+    record = workbench.simulate(FEW, pool=pools, router="round_robin")
+    texts = ("fast=both:1,gpu=h100", "both:2,gpu=l40s")
+    assert record.meta["settings"]["pool"] == (f"{texts[0]},policy={__name__}:Backwards", texts[1])
+    assert set(record.requests["instance"].tolist()) == {0, 1, 2}
+    assert columns(workbench.simulate(FEW, pool=texts)) == columns(record)
+    with pytest.raises(ConfigError, match=r"^pool both: cost: cannot load 'nope:C': No module named 'nope'$"):
+        workbench.simulate(FEW, pool="both:2,cost=nope:C")
+
+
 def test_numbers_of_numpy_and_paths_are_settings(tmp_path):
     one = workbench.simulate(FEW, chunk=np.int64(64), slo_ttft=np.float64(0.5), seed=np.int32(3))
     assert one.meta["settings"]["chunk"] == 64 and type(one.meta["settings"]["chunk"]) is int

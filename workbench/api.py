@@ -34,8 +34,9 @@ def simulate(
 
     ``settings`` are those of ``workbench simulate``, under the names of its flags with underscores; what is not given
     has the default of the command, and None stands for unset. Times are seconds, lengths tokens, rates requests a second.
-    ``policy``, ``cost``, ``router`` and ``loop`` also take a class or function of one's own, or its ``module:Name``. One run
-    has one loop.
+    ``policy``, ``cost``, ``router`` and ``loop`` also take a class or function of one's own, or its ``module:Name``.
+    ``pool`` is a list of pools, each as ``--pool`` takes it or a mapping of ``name``, ``role``, ``count`` and settings. One
+    run has one loop.
 
     ``out`` is a new folder for the record (docs/run-record.md), written whole or not at all.
 
@@ -93,16 +94,19 @@ def load_record(folder: str | Path) -> RunRecord:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a file has them: names for code of one's own, texts for paths, Python's numbers for NumPy's."""
-    plain: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, type) or inspect.isroutine(value):
-            value = name_of(name, value)
-        elif isinstance(value, Path):
-            value = str(value)
-        elif isinstance(value, np.generic):
-            value = value.item()
-        plain[name] = value
-    return plain
+    return {name: _plain_value(name, value) for name, value in settings.items()}
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    if isinstance(value, type) or inspect.isroutine(value):
+        return name_of(name, value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):  # of pools
+        return [_plain(each) if isinstance(each, Mapping) else each for each in value]
+    return value
 
 
 def _opened(trace: str | Path | Trace | Iterable[TraceRequest], ordered: bool, seed: int) -> Trace:
