@@ -24,7 +24,7 @@ NEW = 12
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with the models ``old`` and ``new``, which have the same shape."""
-    folder = tmp_path_factory.mktemp("upkeep")
+    folder = tmp_path_factory.mktemp("control")
     altered(folder / "old", folder / "new", vocab_size=TOKENIZER.get_vocab_size())
     TOKENIZER.save(str(folder / "old" / "tokenizer.json"))
     (folder / "old" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
