@@ -142,7 +142,7 @@ class SkipAhead:
         phases_s = host.receive(0), host.schedule(first), *host.launch(first)
         gpu_s = self._decodes(first, steps) if self._decodes is not None else None
         if gpu_s is None:
-            gpu_s = [backend.cost.forward(decided.batch(ahead)) for ahead in range(steps)]
+            gpu_s = [backend.cost.forward(batch) for batch in decided.batches(0, steps)]
         times = timeline(pending, backend.free_s, gpu_s, processes_s, phases_s, processable_s, horizon_s)
         formed = len(times.sent_s)
         if formed < max(others, 1):
@@ -155,7 +155,7 @@ class SkipAhead:
         kv_used_tokens = decided.kv_used_tokens(formed)
         alone = len(pending)
         if alone < formed:  # batches that are both formed and processed
-            own, after = decided.batch(0) if others else first, slice(alone + 1, formed)
+            own, after = decided.batches(0, 1)[0] if others else first, slice(alone + 1, formed)
             start_s, end_s = [times.start_s[alone]], [times.end_s[alone]]
             row = ModelledForward(own, backend.sampler, times.issued_s[alone], start_s, end_s)
             row.cpu_s = cpu_s

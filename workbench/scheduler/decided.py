@@ -20,6 +20,8 @@ from workbench.scheduler.stops import stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
+_STEPS = np.arange(MOST_STEPS + 1)[:, None]
+"""Numbers of steps: slicing them takes less time than making them."""
 
 
 class DecidedSteps:
@@ -31,7 +33,8 @@ class DecidedSteps:
         self._scheduler = scheduler
         self._needing = needing
         """What starts a page in ``steps`` of them, as :meth:`RunningSet.needing_page` has it."""
-        count = scheduler.slots[0].running.count
+        self._slot = scheduler.slots[0]
+        count = self._slot.running.count
         self._page_needs: list[int] = [count] * steps
         """Pages that each takes."""
         if needing is not None:
@@ -47,7 +50,7 @@ class DecidedSteps:
         self._launched = len(scheduler.flights) - len(others)
         """Batches in flight of the running requests."""
         if self.steps:
-            self.first = self.batch(0)
+            self.first = self.batches(0, 1)[0]
             """The first batch that will be formed, as long as none of ``others`` is processed, and without its pages."""
 
     @property
@@ -65,39 +68,44 @@ class DecidedSteps:
         """Process the oldest batch in flight, which is ``others[number]``. Its ``output`` may end no request."""
         scheduler = self._scheduler
         if number:  # a batch was formed between the last one and this one
-            scheduler.batching.decoded(scheduler.slots[0], 1)
+            scheduler.batching.decoded(self._slot, 1)
         result = scheduler.process(self.others[number], output)
         if not number:
             scheduler.flights.share_computed()
         return result
 
-    def batch(self, ahead: int) -> ModelWorkerBatch:
-        """The batch that will be formed after the next ``ahead`` ones, without its pages."""
-        scheduler, kv = self._scheduler, self._scheduler.kv
-        running, table = scheduler.slots[0].running, kv.table
-        count = running.count
-        return ModelWorkerBatch(
-            scheduler.assembly.step + ahead,
-            "decode",
-            running.rows,
-            running.epoch,
-            running.lens + (ahead + 1),
-            running.query_lens,
-            0,
-            count,
-            0,
-            count,
-            running.context_tokens + count * (ahead + 1),
-            None,
-            None,
-            (),
-            None,
-            None,
-            (),
-            kv.used_tokens + self._pages[ahead] * kv.page_size,
-            len(scheduler.queue),
-            table.rows - table.free_rows,
-        )
+    def batches(self, first: int, end: int) -> list[ModelWorkerBatch]:
+        """The batches that will be formed after the next ``first`` ones and before number ``end``, without their pages."""
+        scheduler, kv, running = self._scheduler, self._scheduler.kv, self._slot.running
+        rows, epoch, query_lens, count = running.rows, running.epoch, running.query_lens, running.count
+        used, page_size = kv.used_tokens, kv.page_size
+        waiting, holders = len(scheduler.queue.waiting), kv.table.rows - kv.table.free_rows
+        return [
+            # As Assembly.decode makes them, and positional as there: keywords would double the cost.
+            ModelWorkerBatch(
+                scheduler.assembly.step + ahead,
+                "decode",
+                rows,
+                epoch,
+                lens,
+                query_lens,
+                0,
+                count,
+                0,
+                count,
+                running.context_tokens + count * (ahead + 1),
+                None,
+                None,
+                (),
+                None,
+                None,
+                (),
+                used + self._pages[ahead] * page_size,
+                waiting,
+                holders,
+            )
+            for ahead, lens in enumerate(running.lens + _STEPS[first + 1 : end + 1], start=first)
+        ]
 
     def kv_used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
@@ -107,7 +115,7 @@ class DecidedSteps:
 
     def first_stop(self, tokens: np.ndarray) -> int:
         """Index of the first step whose ``tokens``, int[k * n], step after step, end a request, else k."""
-        running = self._scheduler.slots[0].running
+        running = self._slot.running
         places = stopped(running.stop_ids, tokens)
         return (places[0] if places else len(tokens)) // running.count
 
@@ -120,7 +128,7 @@ class DecidedSteps:
         in their order, and each is made the batch that is then in its place.
         """
         scheduler, others = self._scheduler, self.others
-        slot, kv, flight = scheduler.slots[0], scheduler.kv, scheduler.flights
+        slot, kv, flight = self._slot, scheduler.kv, scheduler.flights
         running, processed, needing = slot.running, steps - len(others), self._needing
         places = running.places(steps)
         # The samples of those in flight, and then of those that are both formed and processed.
@@ -137,7 +145,8 @@ class DecidedSteps:
         for other in reversed(others):
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
-        coming += [(self.batch(ahead), places[ahead + 1]) for ahead in range(steps - len(flight) + len(coming), steps)]
+        first = steps - len(flight) + len(coming)
+        coming += zip(self.batches(first, steps), places[first + 1 :], strict=True)
         for batch, (worker, token_at) in zip(flight, coming, strict=True):
             batch.worker, batch.token_at = worker, token_at
         pages = self._pages[steps - 1]
