@@ -147,6 +147,7 @@ class SkipAhead:
         formed = len(times.sent_s)
         if formed < max(others, 1):
             return processable_s
+        # So far nothing has been changed. From here on scheduler, record and GPU move on.
         for one, process_s in zip(pending[:formed], processes_s, strict=False):
             backend.phases.processed(one, process_s)
         for number, output in enumerate(outputs):

@@ -10,6 +10,9 @@ from workbench.scheduler.batch import ModelWorkerBatch
 class CostModel(Protocol):
     """Times of one pipeline stage (a tensor-parallel group counts as one).
 
+    They follow from the batch alone. Batches of steps that are decided beforehand are asked for ahead of time, without the
+    pages they will get, and some of them never run (not so with ``exact``).
+
     A model may also have ``decodes(batch, steps)``, the same numbers faster: :meth:`forward` of the decode batch ``batch``
     and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way. And
     ``sampling_s(batch)``: the seconds of :meth:`forward` on the last stage that pass after a mask is needed (none, where a
