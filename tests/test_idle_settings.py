@@ -75,7 +75,7 @@ HEEDED: dict[str, dict[str, Any]] = {
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
-    "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots"},
+    "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots", "draft_tokens"},
     "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running"},
     "what others act beside": {"batching", "policy", "cache"},
     "refused without a chunk size": {"chunk_depth"},

@@ -114,7 +114,7 @@ RUN = tuple(f"workbench.{name}" for name in ("settings", "clients", "recording",
 BATCH = "workbench.scheduler.batch"
 SIMULATOR = "backends.simulated"
 MODELLED = ("backends.checkpoint", "backends.capture_sizes", BATCH)
-UNDER_RUN = ("workbench.scheduler", *CONTRACT, "workbench.loops", "workbench.instance", *BESIDE)
+UNDER_RUN = ("workbench.scheduler", *CONTRACT, "workbench.loops", "workbench.roles", "workbench.instance", *BESIDE)
 INSIDE = {
     "reports.record": (),
     "reports.metrics": ("reports.record",),
@@ -141,7 +141,14 @@ ARROWS = {
     "workbench.scheduler": ("workbench.scheduler",),
     "workbench.backend": ("workbench.scheduler.batch",),
     "workbench.phase_log": ("workbench.backend", "workbench.scheduler.batch"),
-    "workbench.instance": ("workbench.instance", "workbench.scheduler", "workbench.backend", "workbench.loops"),
+    "workbench.roles": ("workbench.scheduler",),
+    "workbench.instance": (
+        "workbench.instance",
+        "workbench.roles",
+        "workbench.scheduler",
+        "workbench.backend",
+        "workbench.loops",
+    ),
     "workbench.loops": ("workbench.loops", "workbench.scheduler", "workbench.backend"),
     "backends": ("backends", "ground", *CONTRACT, "workbench.scheduler.batch"),
     "traces": ("traces", "ground"),

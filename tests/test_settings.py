@@ -26,7 +26,7 @@ from workbench.loops import LOOPS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig, SchedulerSettings
 from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.settings import GROUPS, Setting, check_settings, setting, settings_of
-from workbench.search.space import parse_vary
+from workbench.search.space import NOT_VARIED, parse_vary
 from workbench.settings import idle, loading
 from workbench.settings.engines import engine_names
 from workbench.settings.loading import SETTINGS, read_settings_file, recorded_settings, settings_from
@@ -173,6 +173,7 @@ OTHER: dict[str, Any] = {
     "gpu": "a100",
     "cost": "fitted:costs.json",
     "mem_fraction": 0.5,
+    "pool": ("both:2",),
 }
 
 
@@ -197,10 +198,10 @@ def test_a_value_means_the_same_as_a_flag_in_a_file_in_a_sweep_and_in_a_record(n
         assert declared.parse(text) == value
         file = tmp_path / "run.toml"
         file.write_text(
-            f"{name.replace('_', '-')} = {json.dumps(text if declared.kind is str else json.loads(text))}\n"
+            f"{name.replace('_', '-')} = {json.dumps(json.loads(text) if declared.kind in (int, float, bool) else text)}\n"
         )
         assert read_settings_file(file) == {name: value}
-        if name not in ("slo_ttft", "slo_tpot"):
+        if name not in NOT_VARIED:
             assert parse_vary([f"{name}={text}"])[0].grid() == (value,)
         meta = {"settings": {name: value}, "weights": {"said_by": "--dtype"}}
         assert recorded_settings(meta, "record") == {name: value}

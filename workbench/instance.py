@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from workbench.backend import Backend, Inbox, Outbox, Wait
 from workbench.loops import find_loop
-from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.roles import Role, check_role
+from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.scheduler import Scheduler
-
-Role = Literal["both", "prefill", "decode"]
-ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
-"""What an instance may be there for: whole requests, their prompts, or what follows them."""
-BUILT_ROLES: tuple[Role, ...] = ("both",)
 
 
 @dataclass(frozen=True)
@@ -62,16 +58,6 @@ class Instance:
     inbox: Inbox
     outbox: Outbox
     loop: Generator[Wait, None, None]
-
-
-def check_role(role: str) -> Role:
-    """A role that instances can have. Raises ConfigError for one that is not known, or not built yet."""
-    for known in ROLES:
-        if role == known and known in BUILT_ROLES:
-            return known
-    if role in ROLES:
-        raise ConfigError(f"role: {role!r} does not exist yet; instances run whole requests: {', '.join(BUILT_ROLES)}")
-    raise ConfigError(f"role: {role!r} is not one of {', '.join(ROLES)}")
 
 
 def start(

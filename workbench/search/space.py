@@ -20,7 +20,7 @@ Point = dict[str, Any]
 """One value for every varied setting."""
 
 _RANGE = re.compile(r"(?P<low>[^,:/]+?)\.\.(?P<high>[^,:/]+)(/(?P<count>\d+))?(?P<log>:log)?")
-_NOT_VARIED = {
+NOT_VARIED = {
     "pool": "commas join its settings; vary those that its instances do not have of their own",
     "slo_ttft": "it changes how runs are judged, not the runs",
     "slo_tpot": "it changes how runs are judged, not the runs",
@@ -126,8 +126,8 @@ def _parse(text: str) -> Dimension:
         near = difflib.get_close_matches(name, SETTINGS, 3)
         hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(SETTINGS))}"
         raise SpaceError(f"{key.strip() or text}: no such setting{hint}")
-    if name in _NOT_VARIED:
-        raise SpaceError(f"{name}: cannot be varied: {_NOT_VARIED[name]}")
+    if name in NOT_VARIED:
+        raise SpaceError(f"{name}: cannot be varied: {NOT_VARIED[name]}")
     if not equals or not rest.strip():
         raise SpaceError(f"{name}: no values; write {name}=v1,v2 or, for numbers, {name}=low..high")
     if found := _RANGE.fullmatch(rest.strip()):

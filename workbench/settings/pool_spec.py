@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.instance import check_role
+from workbench.roles import check_role
 from workbench.scheduler.settings import ConfigError
 
 GRAMMAR = "[NAME=]ROLE:N[,key=value...]"
