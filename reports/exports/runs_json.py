@@ -8,6 +8,7 @@ from pathlib import Path
 from ground.json_file import json_text
 from reports.metrics.cuts import cuts_of
 from reports.metrics.labels import Summaries
+from reports.metrics.pool_use import pool_numbers
 from reports.record.run_record import RunRecord
 from reports.verdict.verdict import Uses, verdict
 
@@ -22,12 +23,15 @@ def to_json(
     """Lay the summaries out as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}, "cut": {...}}}, "report": ...,
     "verdict": [...]}`.
 
+    A run of several pools has `"pools": [...]` beside its metrics, what each of them did.
+
     `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
     `records` what cut outputs short. All four may be left out.
     """
     runs = {
         name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
         | ({"cut": cuts_of(records[name])} if records is not None else {})
+        | ({"pools": pools} if records is not None and (pools := pool_numbers(records[name])) else {})
         for name, summary in summaries.items()
     }
     page = None if report is None else str(report)

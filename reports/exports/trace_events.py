@@ -20,6 +20,7 @@ import numpy as np
 from ground.json_file import json_line
 from ground.whole_file import partial_path
 from reports.metrics.host_lane import PHASES, host_lane_of
+from reports.metrics.pools import instance_names
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES
@@ -71,12 +72,13 @@ def trace_events(records: Mapping[str, RunRecord]) -> Iterator[str]:
     process = 0
     for name, record in records.items():
         column = record.iterations
-        stages = int(column["stage"].max(initial=0)) + 1
+        names = instance_names(record)
         instances = sorted({*record.requests["instance"].tolist(), *column["instance"].tolist()})
         origin_ns = _origin_ns(record)
         for instance in instances:
             process += 1
-            label = name if len(instances) == 1 else f"{name}, instance {instance}"
+            stages = int(column["stage"][column["instance"] == instance].max(initial=0)) + 1
+            label = name if len(instances) == 1 else f"{name}, {names.get(instance, f'instance {instance}')}"
             yield _named("process_name", process, 0, label)
             yield _named("process_sort_index", process, 0, process)
             if len(column["iteration"]):

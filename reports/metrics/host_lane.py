@@ -35,7 +35,8 @@ def results_s(column: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
     if not len(rows):
         return np.zeros(0)
     instance = column["instance"][rows[0]]
-    last = np.flatnonzero((column["instance"] == instance) & (column["stage"] == column["stage"].max()))
+    mine = column["instance"] == instance
+    last = np.flatnonzero(mine & (column["stage"] == column["stage"][mine].max()))
     order = last[np.argsort(column["iteration"][last], kind="stable")]
     place = np.searchsorted(column["iteration"][order], column["iteration"][rows])
     found = order[np.minimum(place, len(order) - 1)]

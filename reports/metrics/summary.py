@@ -14,6 +14,7 @@ import numpy as np
 from reports.metrics.cuts import cut_totals
 from reports.metrics.intervals import length, overlap, union
 from reports.metrics.percentiles import spread
+from reports.metrics.pools import stages_each
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, DECODE, FINISHED, HOST_PHASES, MIXED, PREFILL, REJECTED, UNFINISHED
 
@@ -92,8 +93,17 @@ class Window:
 
     begin_s: float
     end_s: float
-    instances: int
-    stages: int
+    stages_each: tuple[int, ...]
+    """How many stages each instance has."""
+
+    @property
+    def instances(self) -> int:
+        return len(self.stages_each)
+
+    @property
+    def stages(self) -> int:
+        """Of the instance that has the most."""
+        return max(self.stages_each)
 
     @property
     def duration_s(self) -> float:
@@ -108,14 +118,10 @@ def _window(record: RunRecord, requests: _Requests) -> Window | None:
         ends_s = np.append(ends_s, record.iterations["end_s"].max())
     if not len(arrival_s) or not len(ends_s) or ends_s.max() <= arrival_s.min():
         return None
-    settings = record.meta.get("settings") or {}
-    instances, stages = record.iterations["instance"], record.iterations["stage"]
     return Window(
         begin_s=float(arrival_s.min()),
         end_s=float(ends_s.max()),
-        # An instance that the router never chose has no rows, and idles all the same.
-        instances=max(int(settings.get("dp") or 1), int(instances.max(initial=0)) + 1),
-        stages=max(int(settings.get("pp") or 1), int(stages.max(initial=0)) + 1),
+        stages_each=stages_each(record),
     )
 
 
@@ -182,11 +188,12 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
         ["gpu_busy_share", "cpu_exposed_share", "no_work_share", "bubble_share", "host_cpu_share"]
     )
     if window is not None and len(seconds):
-        busy_s = exposed_s = work_s = busy_at_work_s = 0.0
+        busy_s = exposed_s = work_s = stage_work_s = busy_at_work_s = 0.0
         for instance in range(window.instances):
             work = work_intervals(record, instance, window.begin_s, window.end_s)
             work_s += length(work)
-            for stage in range(window.stages):
+            stage_work_s += length(work) * window.stages_each[instance]
+            for stage in range(window.stages_each[instance]):
                 mine = (column["instance"] == instance) & (column["stage"] == stage)
                 busy = union(*(column[name][mine].clip(window.begin_s, window.end_s) for name in ("start_s", "end_s")))
                 both_s = overlap(work, busy)
@@ -196,12 +203,12 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
                     exposed_s += length(work) - both_s
         span_s = window.instances * window.duration_s
         host_s = sum(float(column[phase][first_stage].sum()) for phase in HOST_PHASES)
-        shares["gpu_busy_share"] = busy_s / (span_s * window.stages)
+        shares["gpu_busy_share"] = busy_s / (window.duration_s * sum(window.stages_each))
         shares["cpu_exposed_share"] = exposed_s / span_s
         shares["no_work_share"] = 1 - work_s / span_s
         shares["host_cpu_share"] = host_s / span_s
         if window.stages > 1 and work_s > 0:
-            shares["bubble_share"] = 1 - busy_at_work_s / (work_s * window.stages)
+            shares["bubble_share"] = 1 - busy_at_work_s / stage_work_s
     by_mode = np.bincount(column["mode"], weights=seconds, minlength=3)
     in_mode = {"gpu_prefill_s": PREFILL, "gpu_decode_s": DECODE, "gpu_mixed_s": MIXED}
     return shares | {name: float(by_mode[mode]) if len(seconds) else None for name, mode in in_mode.items()}

@@ -82,7 +82,7 @@ def time_use(record: RunRecord) -> TimeUse | None:
     if window is None or not len(column["iteration"]):
         return None
     settings = record.meta.get("settings") or {}
-    use = TimeUse(window.instances * window.stages * window.duration_s, int(settings.get("tp") or 1))
+    use = TimeUse(sum(window.stages_each) * window.duration_s, int(settings.get("tp") or 1))
     for instance in range(window.instances):
         lane = host_lane_of(record, instance)
         cpu = union(lane.begin_s.clip(window.begin_s, window.end_s), lane.end_s.clip(window.begin_s, window.end_s))
@@ -93,7 +93,7 @@ def time_use(record: RunRecord) -> TimeUse | None:
             column["end_s"][mine].clip(window.begin_s, window.end_s),
         )
         use.hidden_s += overlap(cpu, computing)
-        pieces = idle_pieces(record, instance, window.stages, window.begin_s, window.end_s)
+        pieces = idle_pieces(record, instance, window.stages_each[instance], window.begin_s, window.end_s)
         seconds = np.diff(pieces.edges_s)
         for stage, cause in enumerate(pieces.cause):
             for place, name in enumerate(CAUSES):

@@ -24,6 +24,7 @@ from reports.metrics.labels import (
     weights_label,
     written,
 )
+from reports.metrics.pool_use import COLUMNS, pool_rows
 from reports.metrics.report_numbers import Report, make_report
 from reports.metrics.time_use import CAUSE_LABELS, CAUSES
 from reports.page.html_file import asset, embedded, rendered
@@ -164,6 +165,8 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         comparison=section(comparison) if comparison is not None else None,
         causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
+        pools={name: rows for name, record in records.items() if (rows := pool_rows(record))},
+        pool_columns=[heading for _, heading, _ in COLUMNS],
         has_timeline=any(detail is not None for detail in details.values()),
         modes=[mode for mode in MODES if mode in kinds],
         phases=[

@@ -16,6 +16,7 @@ import numpy as np
 
 from reports.metrics.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
 from reports.metrics.intervals import covered, union
+from reports.metrics.pools import instance_names
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, NONE, idle_pieces
 from reports.record.run_record import RunRecord
@@ -48,11 +49,18 @@ def timeline_detail(record: RunRecord, budget_bytes: int) -> dict[str, Any] | No
         return None
     numbers = sorted(set(record.iterations["instance"].tolist()))
     share = budget_bytes // len(numbers)
+    names = instance_names(record)
     return {
         "begin_s": window.begin_s,
         "end_s": window.end_s,
-        "stages": window.stages,
-        "instances": [_instance_detail(record, number, window, share) for number in numbers],
+        "instances": [
+            {
+                "name": names.get(number, f"instance {number}"),
+                "stages": window.stages_each[number],
+                **_instance_detail(record, number, window, share),
+            }
+            for number in numbers
+        ],
     }
 
 
@@ -90,7 +98,7 @@ def _aligned(record: RunRecord, number: int, window: Any) -> _Instance:
     process_s = process_begins_s(column, rows)
     stages = [rows]
     there = np.ones(len(rows), dtype=bool)
-    for stage in range(1, window.stages):
+    for stage in range(1, window.stages_each[number]):
         mine = np.flatnonzero((column["instance"] == number) & (column["stage"] == stage))
         mine = mine[np.argsort(column["iteration"][mine], kind="stable")]
         place = np.searchsorted(column["iteration"][mine], column["iteration"][rows])
@@ -99,7 +107,7 @@ def _aligned(record: RunRecord, number: int, window: Any) -> _Instance:
         there &= inside & (column["iteration"][mine][place] == column["iteration"][rows] if len(mine) else False)
         stages.append(mine[place] if len(mine) else rows)
     stages = [each[there] for each in stages]  # an interrupted run may lack the end of its last iterations
-    pieces = idle_pieces(record, number, window.stages, window.begin_s, window.end_s)
+    pieces = idle_pieces(record, number, window.stages_each[number], window.begin_s, window.end_s)
     causes = [
         _gap_causes(column, each, pieces.edges_s, pieces.cause[stage], window.begin_s)
         for stage, each in enumerate(stages)
@@ -223,8 +231,8 @@ def _bins(record: RunRecord, number: int, window: Any) -> str:
         np.diff(covered(union(lane.begin_s[lane.kind == kind], lane.end_s[lane.kind == kind]), edges_s))
         for kind in range(len(PHASES))
     ]
-    pieces = idle_pieces(record, number, window.stages, window.begin_s, window.end_s)
-    for stage in range(window.stages):
+    pieces = idle_pieces(record, number, window.stages_each[number], window.begin_s, window.end_s)
+    for stage in range(window.stages_each[number]):
         mine = (column["instance"] == number) & (column["stage"] == stage)
         for mode in range(len(MODES)):
             of_mode = mine & (column["mode"] == mode)

@@ -97,11 +97,14 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
     width_s = np.diff(edges_s)
     buckets = len(width_s)
     instances = sorted(set(column["instance"].tolist()))
-    stages = int(column["stage"].max(initial=0)) + 1
-    first, last = column["stage"] == 0, column["stage"] == stages - 1
+    stages = [int(column["stage"][column["instance"] == instance].max(initial=0)) + 1 for instance in instances]
+    first, last = column["stage"] == 0, np.zeros(len(column["stage"]), bool)
+    for instance, count in zip(instances, stages, strict=True):
+        last |= (column["instance"] == instance) & (column["stage"] == count - 1)
+    all_s = width_s * max(1, sum(stages))
     series = {name: np.zeros(buckets) for name in ("running", "waiting", "kv")}
     by_mode = np.zeros((len(MODES), buckets))
-    for instance in instances:
+    for instance, count in zip(instances, stages, strict=True):
         mine = column["instance"] == instance
         rows = mine & first
         _, leaves_s = work_intervals(record, instance, edges_s[0], edges_s[-1])
@@ -110,13 +113,13 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
             # Counts stand until the next batch, but fall to zero when the last request leaves; the cache keeps its KV.
             ends_s = leaves_s if name != "kv" else leaves_s[:0]
             series[name] += _step_means(at_s, column[values][rows], ends_s, edges_s)
-        for stage in range(stages):
+        for stage in range(count):
             for mode in range(len(MODES)):
                 chosen = mine & (column["stage"] == stage) & (column["mode"] == mode)
                 if chosen.any():
                     busy = union(column["start_s"][chosen], column["end_s"][chosen])
                     by_mode[mode] += np.diff(covered(busy, edges_s))
-    by_mode /= width_s * stages * max(1, len(instances))
+    by_mode /= all_s
     launched, _ = np.histogram(column["start_s"][first], bins=edges_s)
     members, _ = np.histogram(column["start_s"][first], bins=edges_s, weights=column["requests"][first])
     series["batch"] = np.where(launched > 0, members / np.maximum(launched, 1), np.nan)
@@ -134,14 +137,14 @@ def run_over_time(record: RunRecord, edges_s: np.ndarray) -> dict[str, np.ndarra
     series |= dict(zip(MODES, by_mode, strict=True))
     for name in CAUSES:
         series[f"idle_{name}"] = np.zeros(buckets)
-    for instance in instances:
-        pieces = idle_pieces(record, instance, stages, edges_s[0], edges_s[-1])
+    for instance, count in zip(instances, stages, strict=True):
+        pieces = idle_pieces(record, instance, count, edges_s[0], edges_s[-1])
         seconds = np.diff(pieces.edges_s)
         for stage_causes in pieces.cause:
             for place, name in enumerate(CAUSES):
                 upto = np.concatenate(([0.0], np.cumsum(np.where(stage_causes == place, seconds, 0.0))))
                 idle_s = np.diff(np.interp(edges_s, pieces.edges_s, upto))
-                series[f"idle_{name}"] += idle_s / (width_s * stages * max(1, len(instances)))
+                series[f"idle_{name}"] += idle_s / all_s
     # A load test of somebody else's server has no iterations: unknown is not zero.
     return series if instances else {name: np.full(buckets, np.nan) for name in series}
 

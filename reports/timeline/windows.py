@@ -78,7 +78,7 @@ def _window(record: RunRecord, instance: int, begin_s: float, end_s: float) -> W
     column = record.iterations
     near = (column["end_s"] >= begin_s - (end_s - begin_s)) & (column["launch_s"] <= end_s + (end_s - begin_s))
     rows = np.flatnonzero(near & (column["instance"] == instance))
-    stages = int(column["stage"].max()) + 1
+    stages = int(column["stage"][column["instance"] == instance].max()) + 1
     lanes: dict[str, list[Bar]] = {"CPU": _cpu_bars(host_lane_of(record, instance), column, begin_s, end_s)}
     for stage in range(stages):
         lane = "GPU" if stages == 1 else f"GPU {stage}"

@@ -181,6 +181,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
     from reports.metrics.labels import weights_label
+    from reports.metrics.pool_use import pool_lines
     from reports.terminal.full_table import comparison_table
     from reports.verdict.verdict import verdict
 
@@ -194,6 +195,9 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     console.print(comparison_table(made.summaries))
     for line in verdict(made.summaries, made.uses):
         console.print(line, highlight=False)
+    for name, record in records.items():
+        for line in pool_lines(name, record):
+            console.print(line, highlight=False)
     for label in dict.fromkeys(weights_label(record.meta) for record in records.values()):
         if label:
             console.print(f"weights: {label}", highlight=False, style="dim")

@@ -145,12 +145,12 @@ WB.parts.push(async () => {
   for (const [place, name] of data.runs.entries()) {
     const detail = data.timeline[name];
     if (!detail) continue;
-    const run = { place, name, begin: detail.begin_s, end: detail.end_s, stages: detail.stages, busiest: data.busiest[name], instances: detail.instances };
+    const run = { place, name, begin: detail.begin_s, end: detail.end_s, busiest: data.busiest[name], instances: detail.instances };
     run.choose = async (number) => {
-      run.made = run.instances[number].made ??= await unpack(run.instances[number], run.stages);
+      run.made = run.instances[number].made ??= await unpack(run.instances[number], run.instances[number].stages);
       run.lanes = run.made.lanes ??= [
         { label: "CPU", cpu: true, height: CPU_HEIGHT, bars: cpuLane(run.made), bin: 0, kinds: 4 },
-        ...run.made.start.map((_, stage) => ({ label: run.stages > 1 ? `GPU ${stage}` : "GPU", height: GPU_HEIGHT, bars: gpuLane(run.made, stage), bin: 4 + stage * 8, kinds: 8, stage })),
+        ...run.made.start.map((_, stage) => ({ label: run.made.start.length > 1 ? `GPU ${stage}` : "GPU", height: GPU_HEIGHT, bars: gpuLane(run.made, stage), bin: 4 + stage * 8, kinds: 8, stage })),
       ];
       run.holes = [];
       const gpu = run.lanes[1].bars;
@@ -496,7 +496,7 @@ WB.parts.push(async () => {
     run.caption = element("span", { class: "stretch" });
     const head = element("figcaption", {}, element("i", { class: `swatch run-${run.place % 8}` }), element("b", {}, run.name), " ", run.caption);
     if (run.instances.length > 1) {
-      const select = element("select", { "aria-label": `Instance of ${run.name}` }, ...run.instances.map(({ instance }, at) => element("option", { value: at }, `instance ${instance}`)));
+      const select = element("select", { "aria-label": `Instance of ${run.name}` }, ...run.instances.map((instance, at) => element("option", { value: at }, instance.name)));
       select.addEventListener("change", async () => { await run.choose(Number(select.value)); run.strip = null; show(); });
       head.append(" ", select);
     }

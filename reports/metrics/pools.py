@@ -1,0 +1,71 @@
+"""The kinds of instances that a run had, for runs whose instances are not all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reports.record.run_record import RunRecord
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Instances of one kind, numbered from ``first``."""
+
+    name: str
+    first: int
+    count: int
+    stages: int
+    gpu: str
+    gpus: int
+    """Of all its instances."""
+    loop: str
+
+
+def pools_of(record: RunRecord) -> list[Pool]:
+    """The pools of a run; none where its record does not tell them."""
+    found = []
+    for said in record.meta.get("pools") or ():
+        if isinstance(said, Mapping):
+            count = _number(said, "count")
+            found.append(
+                Pool(
+                    str(said.get("name", "")),
+                    int(said.get("first_instance") or 0),
+                    count,
+                    _number(said, "pp"),
+                    str(said.get("gpu", "")),
+                    count * _number(said, "gpus"),
+                    str(said.get("loop", "")),
+                )
+            )
+    return found
+
+
+def _number(said: Mapping[str, Any], name: str) -> int:
+    return max(int(said.get(name) or 1), 1)
+
+
+def stages_each(record: RunRecord) -> tuple[int, ...]:
+    """How many stages each instance has, by its number: as the pools say, else as the settings do; never fewer than it has
+    rows of. An instance that the router never chose has no rows, and is there all the same."""
+    settings = record.meta.get("settings") or {}
+    stages = [pool.stages for pool in pools_of(record) for _ in range(pool.count)]
+    stages = stages or [max(int(settings.get("pp") or 1), 1)] * max(int(settings.get("dp") or 1), 1)
+    column = record.iterations
+    alike = stages[-1]
+    stages += [alike] * (int(column["instance"].max(initial=0)) + 1 - len(stages))
+    seen = np.array(stages)
+    np.maximum.at(seen, column["instance"], column["stage"] + 1)
+    return tuple(seen.tolist())
+
+
+def instance_names(record: RunRecord) -> dict[int, str]:
+    """What to call the instances of several pools, by number: the pool's name and a number in it, from 0."""
+    pools = pools_of(record)
+    if len(pools) < 2:
+        return {}
+    return {pool.first + place: f"{pool.name} {place}" for pool in pools for place in range(pool.count)}
