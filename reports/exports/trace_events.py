@@ -20,7 +20,7 @@ import numpy as np
 from ground.json_file import json_line
 from ground.whole_file import partial_path
 from reports.metrics.host_lane import PHASES, host_lane_of
-from reports.metrics.pools import instance_names
+from reports.metrics.instances import instance_names
 from reports.record.errors import RecordError
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES

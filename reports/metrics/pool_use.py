@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from reports.metrics.instances import Pool, pools_of
 from reports.metrics.intervals import length, union
 from reports.metrics.labels import Unit, written
 from reports.metrics.percentiles import spread
-from reports.metrics.pools import Pool, pools_of
 from reports.metrics.summary import run_window
 from reports.record.run_record import RunRecord
 from reports.record.schema import FINISHED

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from reports.metrics.cuts import cut_totals
+from reports.metrics.instances import stages_each
 from reports.metrics.intervals import length, overlap, union
 from reports.metrics.percentiles import spread
-from reports.metrics.pools import stages_each
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, DECODE, FINISHED, HOST_PHASES, MIXED, PREFILL, REJECTED, UNFINISHED
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from reports.metrics.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
+from reports.metrics.instances import instance_names
 from reports.metrics.intervals import covered, union
-from reports.metrics.pools import instance_names
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, NONE, idle_pieces
 from reports.record.run_record import RunRecord
