@@ -58,8 +58,8 @@ def stopped(stop_ids: StopIds, tokens: np.ndarray) -> Sequence[int]:
         return ()
     if isinstance(stop_ids, int):
         return _places(stop_ids, tokens)
-    steps = tokens.reshape(-1, len(stop_ids))
-    same = steps == stop_ids if stop_ids.ndim == 1 else (steps[:, :, None] == stop_ids).any(2)
+    steps = tokens if len(tokens) == len(stop_ids) else tokens.reshape(-1, len(stop_ids))
+    same = steps == stop_ids if stop_ids.ndim == 1 else (steps[..., None] == stop_ids).any(-1)
     hits: list[int] = same.ravel().nonzero()[0].tolist()
     return hits
 
