@@ -170,7 +170,7 @@ LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}]
 def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, draft_tokens):
     runs: list[int] = []
 
-    @thorough(50 if draft_tokens else 150)
+    @thorough(30 if draft_tokens else 150)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs())
@@ -243,7 +243,7 @@ def left_behind(run: Run) -> tuple[object, ...]:
 @drafting
 @pytest.mark.slow
 def test_all_loops_emit_the_same_tokens_under_random_eos(draft_tokens):
-    @thorough(25 if draft_tokens else 70)
+    @thorough(15 if draft_tokens else 70)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         same_tokens_in_all_loops(data, draft_tokens)
@@ -272,7 +272,7 @@ def same_tokens_in_all_loops(data: st.DataObject, draft_tokens: int) -> None:
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.slow
 def test_the_same_run_twice_gives_the_same_rows(loop, draft_tokens):
-    @thorough(10 if draft_tokens else 25)
+    @thorough(6 if draft_tokens else 25)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs())

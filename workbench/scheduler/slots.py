@@ -62,7 +62,10 @@ class Slots:
     @property
     def empty(self) -> bool:
         """Nobody decodes and no prompt is partly computed."""
-        return self.chunked is None and not any(slot.running.count for slot in self._slots)
+        for slot in self._slots:
+            if slot.running.count:
+                return False
+        return self.chunked is None
 
     def reopen(self) -> None:
         """KV or rows have been given back: whoever was turned away is looked at again."""
