@@ -74,6 +74,53 @@ def test_pages_of_rejected_tokens_are_kept_for_the_next_step(page_size):
     assert second.worker.decode_page_places.tolist() == {1: [14], 4: []}[page_size]
 
 
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_pages_are_held_for_the_longest_that_a_row_might_have_been(page_size):
+    s = decoding(page_size=page_size)
+    first, second = form(s), form(s)  # up to 18 tokens
+    bring(s, first, [7])
+    bring(s, second, [8])
+    third = form(s)  # up to 16
+    assert third.worker.seq_lens.tolist() == [16] and not len(third.worker.decode_pages)
+    bring(s, third, [9, 10, 11, 12])
+    assert form(s).worker.decode_page_places.tolist() == {1: [18, 19], 4: []}[page_size]
+
+
+def test_a_request_that_fills_the_pool_gets_all_that_fits_and_then_ends():
+    s = decoding(kv_tokens=15)
+    batch = form(s)
+    assert batch.worker.query_lens.tolist() == [4]
+    bring(s, batch, [7, 8, 9, 10])
+    batch = form(s)
+    assert batch.worker.query_lens.tolist() == [1]
+    assert s.next_batch() is None, "it may be over"
+    bring(s, batch, [11])
+    assert s.next_batch() is None
+    (req,) = s.take_ended()
+    assert req.finish.status == "aborted:kv_exhausted" and req.output_len == 6
+    s.rest()
+
+
+def test_who_was_retracted_holds_nothing_of_what_was_held_for_drafts():
+    s = scheduler(
+        draft_tokens=3, kv_tokens=32, batching="mixed", cache="none", page_size=4, max_batch_tokens=16, max_running=4
+    )
+    s.receive([generate("a", words(0, 8), 20), generate("b", words(50, 8), 20)])
+    bring(s, form(s), [100], [200])
+    bring(s, form(s), [101, 102], [201, 202])  # each has 10 tokens of KV in 12 that are held
+    bring(s, form(s), [103], [203])  # 11 in 16
+    bring(s, form(s), [104], [204])  # 12 in 16
+    bring(s, form(s), [105], [205])  # 13 in 16
+    batch = form(s)
+    assert [req.rid for req in batch.retracted] == ["b"]
+    bring(s, batch, [106])
+    batch = form(s)
+    assert rids(batch) == ["b", "a"] and batch.worker.query_lens.tolist() == [12, 4]
+    s.receive([Abort("b")])
+    bring(s, batch, [0], [107])
+    assert s.kv.used_tokens == 20
+
+
 def test_a_step_may_need_several_pages_of_a_row():
     s = decoding(draft_tokens=7, page_size=4)
     batch = form(s)  # from 10 to 18 tokens: from three pages to five
