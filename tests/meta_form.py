@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reports.record.meta import RUN_KINDS, HardwareMeta, RunMeta, Totals, TraceMeta
+from reports.record.meta import RUN_KINDS, HardwareMeta, PoolMeta, RunMeta, Totals, TraceMeta
 
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
 PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
@@ -53,6 +53,8 @@ def check_meta(meta: dict[str, Any], kind: str) -> None:
         own = own | {"cost_notes"}
     assert set(meta) == names(RunMeta, always=True) | own
     assert set(meta["trace"]) == names(TraceMeta)
+    for pool in meta.get("pools", ()):
+        assert names(PoolMeta, always=True) <= set(pool) <= names(PoolMeta)
     assert set(meta["hardware"]) == names(HardwareMeta, always=True) | ({"url"} if kind == "observed" else set())
     assert set(meta["totals"]) == names(Totals, always=True) | COUNTED[kind]
     if kind != "imported":

@@ -48,6 +48,9 @@ print(json.dumps(answers))
 """
 
 
+HELPS = [[command, "--help"] for command in ("simulate", "serve", "replay", "sweep", "plan")]
+
+
 @pytest.fixture(scope="module")
 def one_line_more(tmp_path_factory) -> dict[str, str]:
     """The environment of a workbench whose scheduler has one setting more, declared in one line."""
@@ -75,20 +78,19 @@ def test_a_setting_of_one_line_is_a_flag_a_name_in_files_and_in_records(one_line
     file.write_text("warm-up = 7\n")
     run = ["simulate", SAMPLE, "--requests", 3, "--json"]
     out, like = tmp_path / "toml", tmp_path / "like"
-    helps = [["simulate", "--help"], ["serve", "--help"], ["replay", "--help"], ["sweep", "--help"], ["plan", "--help"]]
     answers = ask(
         one_line_more,
-        *helps,
+        *HELPS,
         [*run, "--config", file, "--out", out],
         [*run, "--like", out / "overlap", "--out", like],
         [*run, "--warm-up", -1],
         [*run, "--warm-up", "soon"],
         ["sweep", SAMPLE, "--requests", 3, "--vary", "warm_up=1,2", "--jobs", 1, "--out", tmp_path / "s", "--json"],
     )
-    for _, page in answers[: len(helps)]:
+    for _, page in answers[: len(HELPS)]:
         panel = page.partition("─ Scheduler ─")[2].partition("─ Model and hardware ─")[0]
         assert re.search(r"--warm-up +<int> +Steps before the first\. Default 3\.", panel), page
-    (toml, _), (liked, _), (bad, refused), (mistyped, said), (swept, _) = answers[len(helps) :]
+    (toml, _), (liked, _), (bad, refused), (mistyped, said), (swept, _) = answers[len(HELPS) :]
     assert (toml, liked, swept) == (0, 0, 0)
     assert (bad, refused) == (2, "error: warm_up: -1 is less than 0\n")
     assert mistyped == 2 and "--warm-up" in said
@@ -144,6 +146,18 @@ def test_a_help_page_has_every_setting_in_its_group_with_its_words(command, with
     first = [declared for declared in SETTINGS.values() if declared.first and declared.name not in without]
     assert all(panels[declared.group].startswith(declared.option) for declared in first)
     assert not {SETTINGS[name].option for name in without - {"model", "rate"}} & flags
+
+
+def test_help_pages_wait_for_no_array():
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK + "print('numpy' in sys.modules)", json.dumps([["--help"], *HELPS])],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    pages, loaded = ran.stdout.splitlines()
+    assert [code for code, _ in json.loads(pages)] == [0] * (1 + len(HELPS)) and loaded == "False"
 
 
 def test_every_default_is_said_on_the_help_page_and_only_there_by_its_declaration():

@@ -10,7 +10,7 @@ import pytest
 
 from reports.metrics.summary import summarise
 from reports.page.report_page import write_report
-from reports.record.meta import RUN_KINDS, RunMeta, kind_of
+from reports.record.meta import RUN_KINDS, PoolMeta, RunMeta, kind_of
 from reports.record.run_record import read_meta, read_record, write_record
 from reports.record.schema import META_FILE
 from tests.meta_form import COUNTED, OWN, PARTS, documented, names
@@ -25,6 +25,7 @@ def test_the_documentation_has_every_key_and_no_other():
     assert set(said) == names(RunMeta)
     for part, kind in PARTS.items():
         assert names(kind) <= set(re.findall(r"`(\w+)`", said[part])), part
+    assert names(PoolMeta, always=True) <= set(re.findall(r"`(\w+)`", said["pools"]))
     assert set(RUN_KINDS) <= set(re.findall(r"`(\w+)`", said["kind"]))
 
 
@@ -40,7 +41,7 @@ def test_a_record_of_an_earlier_version_is_read_and_written_as_one_of_this(kind,
     record = read_record(EARLIER / kind)
     meta = record.meta
     assert kind_of(meta) == kind
-    # The same keys as now: only what made it, the pools, and `cost_notes` of a served run, came later.
+    # The same keys as now: only what made it, the pools of a simulated and `cost_notes` of a served run came later.
     assert set(meta) == (OWN[kind] | names(RunMeta, always=True)) - {"kind", "pools"}
     assert set(meta["totals"]) == names(PARTS["totals"], always=True) | COUNTED[kind]
     summary = summarise(record)
