@@ -50,7 +50,7 @@ class SimulatedBackend:
         copies: CopyEngine | None = None,
     ) -> None:
         """``copies``: makes the KV copies of batches; None: they have none."""
-        self._clock = clock
+        self._clock, self._now_s = clock, clock.now_s
         self.cost = cost
         self.host_model = host
         self.sampler = sampler
@@ -63,7 +63,7 @@ class SimulatedBackend:
 
     def now_s(self) -> float:
         """The CPU's clock: simulated time and the phases that have yet to pass."""
-        return self._clock.now_s() + self._debt_s
+        return self._now_s() + self._debt_s
 
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
         if phase == "receive":
@@ -87,7 +87,7 @@ class SimulatedBackend:
         if batch.new_requests:
             self.sampler.load(batch)
         prepare_s, issue_s, graph = self.host_model.launch(batch)
-        prepared = self._clock.now_s() + self._debt_s + prepare_s
+        prepared = self._now_s() + self._debt_s + prepare_s
         issued = prepared + issue_s
         free = self.gpus.stage_free_s
         if len(free) > 1 or batch.kv_copies or batch.masked is not None:
@@ -116,13 +116,13 @@ class SimulatedBackend:
         return max(forward.copied_s, paid) if forward.batch.kv_copies else paid
 
     def done(self, forward: ModelledForward) -> float:
-        paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        paid, self._debt_s = self._now_s() + self._debt_s, 0.0
         self.awaited = forward
         end = forward.end_s
         return end if end > paid else paid
 
     def cpu(self) -> float:
-        paid, self._debt_s = self._clock.now_s() + self._debt_s, 0.0
+        paid, self._debt_s = self._now_s() + self._debt_s, 0.0
         self.awaited = None
         return paid
 

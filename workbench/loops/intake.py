@@ -11,7 +11,8 @@ def take_in(scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox
     messages = inbox.drain()
     scheduler.receive(messages)
     backend.host("receive", None, len(messages))
-    report_ended(scheduler, outbox)
+    if scheduler.lifecycle.ended:  # asked twice: on nearly every step it saves a call
+        report_ended(scheduler, outbox)
 
 
 def report_ended(scheduler: Scheduler, outbox: Outbox) -> None:

@@ -47,8 +47,9 @@ def overlap_loop(
             yield backend.done(forward)
             result = scheduler.process(done, forward.output())
             backend.host("process", done.worker, len(result.ended))
-        if launched is not None and launched[0].worker.masked is not None:
-            backend.sample(launched[1], scheduler.masks(launched[0]))  # what may follow what has just been processed
+        if batch is not None and batch.worker.masked is not None:
+            assert launched is not None
+            backend.sample(launched[1], scheduler.masks(batch))  # what may follow what has just been processed
         yield backend.cpu()  # with nothing to process, too: the next look at the inbox comes after the launch
         if result is not None:
             outbox.send(result)
