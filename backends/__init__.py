@@ -1,1 +1,1 @@
-"""What runs a batch: a modelled GPU (``simulated``) or a real one (``torch``)."""
+"""Backends that run batches: a modelled GPU (``simulated``) or a real one (``torch``)."""

@@ -1,4 +1,4 @@
-"""What an instance may be there for."""
+"""Roles of instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What meta.json holds: one type for every kind of run, each of which fills in its part (docs/run-record.md)."""
+"""The content of meta.json: one type for every kind of run, each of which fills in its part (docs/run-record.md)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Part:
     """Something that becomes JSON field by field; what is None is left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """As meta.json holds it."""
+        """Give the part as meta.json holds it."""
         found = {declared.name: getattr(self, declared.name) for declared in fields(self)}  # type: ignore[arg-type]
         return {name: _plain(value) for name, value in found.items() if value is not None or name in self._kept}
 
@@ -37,7 +37,7 @@ class TraceMeta(_Part):
 
 @dataclass(frozen=True)
 class HardwareMeta(_Part):
-    """What the run took place on."""
+    """The hardware that the run took place on."""
 
     gpu: str
     gpus: int | None
@@ -50,7 +50,7 @@ class HardwareMeta(_Part):
 
 @dataclass(frozen=True)
 class Totals(_Part):
-    """What the run counted itself; seconds are those of its own clock."""
+    """Counts that the run made itself; seconds are those of its own clock."""
 
     requests: int
     ended: int
@@ -97,7 +97,7 @@ class PoolMeta(_Part):
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeta(_Part):
-    """What a run was. Every kind has the fields without a default."""
+    """The description of a run. Every kind has the fields without a default."""
 
     kind: RunKind
     name: str
@@ -143,7 +143,7 @@ def upgraded(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def kind_of(meta: Mapping[str, Any]) -> RunKind:
-    """What made a run, by what meta.json says; records of earlier versions say it by what they hold."""
+    """Name the kind of a run by what meta.json says; records of earlier versions say it by what they hold."""
     for kind in RUN_KINDS:
         if meta.get("kind") == kind:
             return kind

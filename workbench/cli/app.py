@@ -46,4 +46,4 @@ app.add_typer(trace.app, name="trace")
 
 @app.callback()
 def _root() -> None:
-    """Keeps `workbench` a group of commands."""
+    """Keep `workbench` a group of commands."""

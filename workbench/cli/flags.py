@@ -161,7 +161,7 @@ RUNNER_FLAGS = SettingFlags("workbench.settings.run_settings:RunnerSettings", na
 
 
 def load_format(ctx: typer.Context) -> str:
-    """What the command line says of the files of a model, in :data:`RUNNER_FLAGS`."""
+    """Return what the command line says of the files of a model, in :data:`RUNNER_FLAGS`."""
     from workbench.settings.run_settings import RunnerSettings
 
     return given(ctx, RUNNER_FLAGS.name)["load_format"] or RunnerSettings.load_format

@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at profiles of measured opera
 
 @app.callback()
 def _group() -> None:
-    """Keeps `profile` a group of commands."""
+    """Keep `profile` a group of commands."""
 
 
 @app.command("show")

@@ -224,7 +224,7 @@ class CompletionsClient:
         return _encode(said)
 
     async def _once(self, body: bytes, answer: Answer) -> tuple[int, str] | None:
-        """Returns status and words of a refusal."""
+        """Send once; return status and words of a refusal."""
         async with self._http.stream("POST", "/v1/completions", content=body) as reply:
             if reply.status_code != 200:
                 return reply.status_code, _said(await reply.aread())

@@ -37,7 +37,7 @@ class Prices:
         return price
 
     def an_hour(self, gpus: Mapping[str, int]) -> float:
-        """Of so many GPUs of each name. Raises PriceError for one that is not in the table."""
+        """Add up the price of so many GPUs of each name. Raises PriceError for one that is not in the table."""
         return sum(number * self.of(name) for name, number in gpus.items())
 
 

@@ -77,7 +77,7 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
 
 
 def _idle_in_pools(settings: RunSettings, said: Sequence[str] | None) -> Iterator[str]:
-    """What somebody said of a pool that does nothing there, in words."""
+    """Say which of a pool's own settings do nothing there."""
     if not said:
         return
     for number, spec in enumerate(parse_pools(said)):

@@ -1,4 +1,4 @@
-"""What ``--pool`` says: how many instances of a kind there are behind the router, and what is different about them."""
+"""The value of ``--pool``: the instances of one kind behind the router, and what is different about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PoolSpec:
 
     @property
     def text(self) -> str:
-        """As ``--pool`` takes it."""
+        """Write the pool as ``--pool`` takes it."""
         keys = "".join(f",{key.replace('_', '-')}={value}" for key, value in self.given)
         name = "" if self.name == self.role else f"{self.name}="
         return f"{name}{self.role}:{self.count}{keys}"

@@ -64,7 +64,7 @@ class LoadSettings(Seeded):
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerSettings:
-    """What is asked of a real model runner beside the settings of a run."""
+    """Settings of a real model runner beside those of a run."""
 
     load_format: str = setting(
         "auto",
@@ -300,7 +300,7 @@ RUN_WIDE = frozenset(
 
 
 def _pool_value(name: str, text: str) -> Any:
-    """What a pool says of a setting. Raises ConfigError."""
+    """Read what a pool says of a setting. Raises ConfigError."""
     declared = settings_of(RunSettings)
     own = sorted(declared.keys() - RUN_WIDE)
     if name in RUN_WIDE:
