@@ -108,7 +108,7 @@ def test_a_stopped_calibration_goes_on_and_simulate_takes_its_file(tmp_path, mon
         (tmp_path / "none.json.points").symlink_to(broken)
         refused = CliRunner().invoke(app, ["calibrate", *words_of, "--out", str(tmp_path / "none.json")])
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.output
-        assert "conditions.json: Expecting property name" in refused.stderr
+        assert "conditions.json: line 1, column 2: Expecting property name" in refused.stderr
 
     out.unlink()
     refused = CliRunner().invoke(app, [*words[:-1], "200"])
