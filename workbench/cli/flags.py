@@ -136,7 +136,7 @@ class SettingFlags:
                     f"note: --{alias.replace('_', '-')} is called {setting.option} now; the next version no longer knows it",
                     file=sys.stderr,
                 )
-        # A flag that may be repeated is a tuple in what declares it, and not given where it is there no time.
+        # A flag that may be repeated is a tuple in what declares it; none is one that was not given.
         return {
             name: (tuple(value) or None) if isinstance(value, list | tuple) else value for name, value in values.items()
         }
