@@ -227,6 +227,8 @@ def test_a_fault_deep_in_a_trace_names_the_line_and_leaves_no_folder(tmp_path):
         done.stderr == f"error: {trace}, line 2, input_length: '-5' is negative; --skip-bad-rows leaves such rows out\n"
     )
     assert not (tmp_path / "o").exists()
+    done = workbench("simulate", trace, "--out", tmp_path / "deep/er/o")
+    assert done.returncode == 2 and not (tmp_path / "deep").exists()
 
 
 def test_a_record_that_cannot_be_written_leaves_nothing_half_done(tmp_path, monkeypatch):

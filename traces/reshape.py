@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -44,6 +45,7 @@ def reshape(
     info = replace(trace.info, notes=list(trace.info.notes))
     if requests is not None:
         info.note("only the first request" if requests == 1 else f"only the first {requests} requests")
+        requests = min(requests, sys.maxsize)  # of what nobody has so many of, all
     if speedup is not None:
         info.note(f"arrivals {speedup:g} times as fast")
     # Read once a view, not once a pass.

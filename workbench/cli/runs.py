@@ -57,6 +57,7 @@ def run_and_report(
     from reports.record.run_record import prepare_out
 
     folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
+    new = [above for above in (folder, *folder.parents) if not above.exists()]
     prepare_out(folder, force)
     # The collector would walk every request again and again, and finds next to nothing.
     gc.set_threshold(100_000)
@@ -67,7 +68,7 @@ def run_and_report(
             made = _write_page(records, folder, settings)
             writing.result()
     except BaseException:
-        _clear_leftovers(folder)
+        _clear_leftovers(folder, new)
         raise
     _print(made, folder, as_json)
     if interrupted:
@@ -221,10 +222,12 @@ def free_folder(folder: Path) -> Path:
     return candidate
 
 
-def _clear_leftovers(folder: Path) -> None:
-    """After a failure: no half-written file, and no folder that holds nothing."""
-    if folder.is_dir():
-        for file in folder.glob(".*.decisions.jsonl"):
-            file.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+def _clear_leftovers(folder: Path, new: Sequence[Path]) -> None:
+    """After a failure: no half-written file, and no folder that holds nothing, nor those above it that were made for it:
+    ``new``, the innermost first."""
+    for file in folder.glob(".*.decisions.jsonl"):
+        file.unlink()
+    for empty in dict.fromkeys([folder, *new]):
+        if not empty.is_dir() or any(empty.iterdir()):
+            return
+        empty.rmdir()

@@ -15,6 +15,8 @@ Eviction = Literal["lru", "lfu", "fifo"]
 
 DEFAULT_MAX_NEW_TOKENS = 4096
 """The output bound where nobody says one."""
+MOST_PAGES = 2**31 - 1
+"""What the numbers of KV pages reach to: they are int32."""
 PREFIX_POLICIES = ("lpm", "dfs-weight")
 """Policies that go by the prefix cache alone: without one they are fcfs."""
 
@@ -193,6 +195,8 @@ class SchedulerConfig(SchedulerSettings):
         each = f"{1 + self.draft_tokens} tokens" if self.draft_tokens else "a token"
         if self.kv_tokens < self.page_size:
             raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens")
+        if self.pages > MOST_PAGES:
+            raise ConfigError(f"kv_tokens: {self.kv_tokens} are more than {MOST_PAGES} pages")
         if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.page_size:
             raise ConfigError(f"chunk: {self.chunk} is smaller than a page of {self.page_size} tokens")
         if self.batching == "mixed" and self.max_batch_tokens < step_tokens:

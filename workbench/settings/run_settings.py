@@ -155,7 +155,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         own="module:Class",
         group=HARDWARE,
         help="{choices}. Default {default}.",
-        needs="dp of 2 or more",
+        needs="dp of 2 or more, or as many in pools",
         acts=lambda s, loop: s.instances > 1,
     )
     dtype: Dtype = setting(
@@ -221,6 +221,11 @@ class RunSettings(SchedulerSettings, LoadSettings):
                 raise ConfigError(
                     f"micro_batches: {self.micro_batches} leaves some of the {stages} stages without work"
                 )
+            if self.micro_batches > max(stages, self.max_running):
+                raise ConfigError(
+                    f"micro_batches: {self.micro_batches} is more than the {self.max_running} requests that may run "
+                    "(max_running)"
+                )
 
     def _check_pools(self) -> None:
         if self.dp > 1:
@@ -246,7 +251,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         found = []
         for spec in parse_pools(self.pool):
             try:
-                given = {name: _pool_value(name, text) for name, text in spec.given}
+                given = {name: pool_value(name, text) for name, text in spec.given}
                 own = replace(self, **{**given, "pool": None, "dp": spec.count})
             except ConfigError as error:
                 raise ConfigError(f"pool {spec.name}: {error}") from None
@@ -299,7 +304,7 @@ RUN_WIDE = frozenset(
 """Settings of a run that its pools cannot have different values of."""
 
 
-def _pool_value(name: str, text: str) -> Any:
+def pool_value(name: str, text: str) -> Any:
     """Read what a pool says of a setting. Raises ConfigError."""
     declared = settings_of(RunSettings)
     own = sorted(declared.keys() - RUN_WIDE)
@@ -310,4 +315,6 @@ def _pool_value(name: str, text: str) -> Any:
         raise ConfigError(
             f"{name}: no such setting; " + (f"nearest: {', '.join(near)}" if near else f"there are {', '.join(own)}")
         )
-    return declared[name].parse(text)
+    value = declared[name].parse(text)
+    declared[name].check(value)
+    return value
