@@ -216,6 +216,9 @@ REFUSED = {
     "pool both: evict: has no effect there: it needs": ("both:1,cache=none,evict=lfu",),
     "pool: 20000 is more than 10000 instances": ("both:20000",),
     "pool both: tp: 3 does not divide": ("both:1,tp=3",),
+    "pool both-2: engine: 'foo' is not known": ("both:1", "both:1,engine=foo"),
+    "pool both: cost: 'foo' is not one of": ("both:1,cost=foo",),
+    "pool both: nowhere: not a profile": ("both:1,cost=profile:nowhere",),
 }
 
 
@@ -231,6 +234,9 @@ def test_what_pools_leave_without_effect_is_refused(tmp_path):
     every = ("--pool", "both:1,gpu=h100", "--pool", "b=both:1,gpu=l40s")
     ran = workbench("simulate", SAMPLE, "--gpu", "b200", *every, "--out", tmp_path / "o")
     assert ran.exit_code == 2 and ran.stderr.startswith("error: gpu: has no effect here")
+    mixed = ("--chunk", 100, "--pool", "both:1,chunk=512", "--pool", "b=both:1,chunk=1024")
+    ran = workbench("simulate", SAMPLE, *mixed, "--out", tmp_path / "o")
+    assert ran.stderr == "error: chunk: has no effect here: it needs a pool that does not say it itself\n"
     ran = workbench("simulate", SAMPLE, "--dp", 2, *every, "--out", tmp_path / "o")
     assert ran.exit_code == 2 and ran.stderr.startswith("error: dp: is short for --pool both:N")
     ran = workbench("simulate", SAMPLE, "--router", "least_tokens", "--pool", "both:1", "--out", tmp_path / "o")
@@ -245,6 +251,15 @@ def test_what_pools_leave_without_effect_is_refused(tmp_path):
         ("[[pool]]\ncount = 0", "pool both: count: 0 is not a whole number above 0"),
         ("[[pool]]\ngpu = [1]", "pool both: gpu: [1] is not one plain value"),
         ("pool = []", "pool: there is none in the list"),
+        ('pool = ["both:1,gpuu=h100"]', "pool both: gpuu: no such setting; nearest: gpu"),
+        ("[[pool]]\ngpuu = 1", "pool both: gpuu: no such setting; nearest: gpu"),
+        ("[[pool]]\nseed = 1", "pool both: seed: is of the whole run"),
+        ("[[pool]]\nchunk = -5", "pool both: chunk: -5 is less than 1"),
+        ('[[pool]]\nchunk = "512"', "pool both: chunk: '512' is not int"),
+        ("[[pool]]\nchunk = true", "pool both: chunk: True is not int"),
+        ("[[pool]]\nmixed-chunk = 1", "pool both: mixed_chunk: 1 is not bool"),
+        ("[[pool]]\nname = 3", "pool: name: 3 is not text"),
+        ("[[pool]]\nrole = 3", "pool: role: 3 is not text"),
     ],
 )
 def test_a_bad_table_is_one_line_that_names_the_file(tmp_path, text, message):
@@ -257,6 +272,7 @@ def test_a_bad_table_is_one_line_that_names_the_file(tmp_path, text, message):
 def test_a_flag_for_a_number_of_instances_takes_the_place_of_a_files_pools(tmp_path):
     (tmp_path / "run.toml").write_text(TOML)
     assert len(resolve_pools(settings_from(tmp_path / "run.toml", {"dp": 4}), "overlap")) == 1
+    assert len(meta(simulated(tmp_path / "o", "--config", tmp_path / "run.toml", "--dp", 4))["pools"]) == 1
     (tmp_path / "dp.toml").write_text("dp = 3")
     assert settings_from(tmp_path / "dp.toml", {"pool": ["both:2"]}).instances == 2
 

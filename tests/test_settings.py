@@ -333,6 +333,45 @@ def test_a_value_out_of_bounds_is_refused_in_one_line_that_names_it(settings, li
     assert str(caught.value) == line
 
 
+@pytest.mark.parametrize(
+    "text", ["chunk = -1", "mem-fraction = nan", "slo_ttft = 0", 'router = "foo"', "max-running = 0"]
+)
+def test_a_value_out_of_bounds_names_the_file_that_it_stands_in(tmp_path, text):
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    name = text.split()[0].replace("-", "_")
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(file))}: {name}: "):
+        settings_from(file, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--kv-tokens", 3 * 10**9], f"kv_tokens: {3 * 10**9} are more than 2147483647 pages"),
+        (["--kv-tokens", 10**30], f"kv_tokens: {10**30} are more than 2147483647 pages"),
+        (
+            ["--pp", 2, "--micro-batches", 10**10],
+            f"micro_batches: {10**10} is more than the 256 requests that may run (max_running)",
+        ),
+    ],
+)
+def test_a_number_that_nothing_can_hold_is_refused_by_its_name(tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["simulate", str(SAMPLE), *map(str, words)])
+    assert (done.exit_code, done.stderr) == (2, f"error: {line}\n")
+    assert not any(tmp_path.iterdir())
+
+
+def test_more_requests_than_any_trace_has_are_all_of_them(tmp_path):
+    trace = tmp_path / "t.jsonl"
+    trace.write_text("".join(SAMPLE.read_text().splitlines(keepends=True)[:5]))
+    done = CliRunner().invoke(
+        app, ["simulate", str(trace), "--requests", str(10**30), "--json", "--out", str(tmp_path / "o")]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["runs"]["overlap"]["metrics"]["requests_finished"] == 5
+
+
 def test_no_command_looks_into_its_own_frame_or_rewrites_a_signature():
     for path in (ROOT / "workbench/cli").rglob("*.py"):
         assert not re.search(r"\blocals\(\)|__signature__|\bimport inspect\b", path.read_text()), path

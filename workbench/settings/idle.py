@@ -35,6 +35,11 @@ def acts(settings: RunSettings, loop: str, name: str) -> bool:
     )
 
 
+def _own_everywhere(settings: RunSettings, loop: str, name: str) -> bool:
+    """Tell whether every pool says the setting itself."""
+    return bool(settings.pool) and name not in RUN_WIDE and all(name in pool.given for pool in settings.pools(loop))
+
+
 def idle_in(
     runs: Iterable[tuple[RunSettings, str]], names: Iterable[str]
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -46,7 +51,8 @@ def idle_in(
     for name in names:
         without = [loop for settings, loop in runs if not acts(settings, loop, name)]
         if runs and len(without) == len(runs):
-            never[name] = needs(name) or "a pool that does not say it itself"
+            own = all(_own_everywhere(settings, loop, name) for settings, loop in runs)
+            never[name] = (None if own else needs(name)) or "a pool that does not say it itself"
         elif without:
             partly[name] = list(dict.fromkeys(without))
     return never, partly
@@ -78,7 +84,7 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
 
 def _idle_in_pools(settings: RunSettings, said: Sequence[str] | None) -> Iterator[str]:
     """Say which of a pool's own settings do nothing there."""
-    if not said:
+    if not said or not settings.pool:  # a number of instances took their place
         return
     for number, spec in enumerate(parse_pools(said)):
         pools = [settings.pools(loop)[number] for loop in settings.loops]

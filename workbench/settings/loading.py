@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from workbench.scheduler.settings import settings_of
 from workbench.settings.cost_spec import identity
 from workbench.settings.engines import load_engine
 from workbench.settings.pool_spec import PoolSpec, parse_pools
-from workbench.settings.run_settings import RUN_WIDE, RunSettings
+from workbench.settings.run_settings import RUN_WIDE, RunSettings, pool_value
 
 SETTINGS = settings_of(RunSettings)
 """Every setting of a run by its name in files, records and flags."""
@@ -58,10 +58,13 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
     is what follows from the engine of the run. Raises ConfigError."""
     own = dict(pool.given)
     more: dict[str, Any] = {}
-    if "engine" in own:
-        more |= {name: getattr(RunSettings, name) for name in preset} | load_engine(own["engine"]).settings
-    if "cost" in own:
-        more |= _profiled({**values, **own})
+    try:
+        if "engine" in own:
+            more |= {name: getattr(RunSettings, name) for name in preset} | load_engine(own["engine"]).settings
+        if "cost" in own:
+            more |= _profiled({**values, **own})
+    except ValueError as error:  # every error of bad input is one
+        raise ConfigError(f"pool {pool.name}: {error}") from error
     for name, value in more.items():
         if name not in values and name not in RUN_WIDE:
             own.setdefault(name, "none" if value is None else str(value))
@@ -80,7 +83,7 @@ def checked_values(written: Mapping[str, Any], where: str = "") -> dict[str, Any
     """Settings under the names of the fields, with None for a 0 that stands for it.
 
     Raises ConfigError, which begins with ``where``, for a name that no setting has, one given twice, and a value that is
-    not of the setting's type.
+    not of the setting's type or out of its bounds.
     """
     values: dict[str, Any] = {}
     for dashed, value in written.items():
@@ -93,9 +96,29 @@ def checked_values(written: Mapping[str, Any], where: str = "") -> dict[str, Any
             raise ConfigError(f"{where}{name}: {value!r} is not {SETTINGS[now].kind.__name__}")
         try:
             values[now] = SETTINGS[now].meant(value)
+            SETTINGS[now].check(values[now])
+            if now == "pool" and value is not None:
+                _check_pools(value, values[now])
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from None
     return values
+
+
+def _check_pools(written: Sequence[object], texts: Sequence[str]) -> None:
+    """Check what pools say, and of those that are tables, the types too: their texts tell no 8 from an "8".
+
+    Raises ConfigError, which names the pool.
+    """
+    for table, pool in zip(written, parse_pools(texts), strict=False):  # one text alone may stand for the list
+        try:
+            for dashed, value in table.items() if isinstance(table, Mapping) else ():
+                declared = SETTINGS.get(name := dashed.replace("-", "_"))
+                if declared is not None and not declared.fits(value):
+                    raise ConfigError(f"{name}: {value!r} is not {declared.kind.__name__}")
+            for name, text in pool.given:
+                pool_value(name, text)
+        except ConfigError as error:
+            raise ConfigError(f"pool {pool.name}: {error}") from None
 
 
 def renamed(names: Iterable[str], where: str = "") -> list[str]:

@@ -113,6 +113,9 @@ def _text_of(pool: object) -> str:
         raise ConfigError(f"pool: {pool!r} is no table, and no {GRAMMAR}")
     values: dict[str, Any] = dict(pool)
     name, role, count = values.pop("name", ""), values.pop("role", "both"), values.pop("count", 1)
+    for key, text in (("name", name), ("role", role)):
+        if not isinstance(text, str):
+            raise ConfigError(f"pool: {key}: {text!r} is not text")
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ConfigError(f"pool {name or role}: count: {count!r} is not a whole number above 0")
     head = f"{name}={role}:{count}" if name else f"{role}:{count}"
