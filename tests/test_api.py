@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import workbench
-from traces import sample_path
+from traces import TraceError, sample_path
 from workbench.cli.app import app
 from workbench.loops.normal import normal_loop
 from workbench.scheduler.settings import ConfigError, settings_of
@@ -120,6 +120,22 @@ def test_requests_and_opened_traces_are_taken_as_files_are(tmp_path):
     assert len({json.dumps(columns(record)) for record in records}) == 1
     assert len({record.meta["trace"]["sha256"] for record in records}) == 1
     assert [request.arrival_s for request in FEW] == [i / 10 for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("trace", "line"),
+    [
+        (None, "trace: is 'None', which is no file, no trace and no requests"),
+        (3, "trace: is '3', which is no file, no trace and no requests"),
+        ([1, 2], "requests, [0]: is '1' of type int, not a TraceRequest"),
+        ([{"input_length": 3}], "requests, [0]: is "),
+        ([], "requests: holds no requests"),
+    ],
+)
+def test_what_is_no_trace_is_said_in_one_line(trace, line):
+    with pytest.raises(TraceError) as caught:
+        workbench.simulate(trace)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
 def test_code_of_ones_own_is_given_as_it_is():

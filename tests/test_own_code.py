@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -326,3 +327,73 @@ def test_a_message_to_a_running_scheduler_names_no_code():
         running.receive([SetState(settings, told.append)])
         assert len(told) == 1
         assert told[0] is None if said is None else str(told[0]).startswith(said), told
+
+
+class NoOrder(Policy):
+    def order(self, waiting, view):
+        return None
+
+
+class FailingOrder(Policy):
+    def order(self, waiting, view):
+        raise KeyError("deep")
+
+
+class FailingRouter:
+    def __init__(self, instances):
+        pass
+
+    def choose(self, prompt, namespace=""):
+        raise ZeroDivisionError("deeper")
+
+    def ended(self, instance, prompt_tokens):
+        pass
+
+
+class Failing(Columns):
+    def read(self, reading):
+        raise IndexError("deepest")
+
+
+class NoRequests(Columns):
+    def read(self, reading):
+        return 3
+
+
+def yields_no_wait(scheduler, backend, inbox, outbox):
+    yield 5
+
+
+def ends(scheduler, backend, inbox, outbox):
+    yield inbox.arrival()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("policy", "NoOrder", r"policy: NoOrder\.order did not return a permutation of the waiting queue"),
+        ("policy", "FailingOrder", r"KeyError: 'deep' \(.*test_own_code\.py, line \d+\)"),
+        ("router", "FailingRouter", r"ZeroDivisionError: deeper \(.*test_own_code\.py, line \d+\)"),
+        ("format", "Failing", r"IndexError: deepest \(.*test_own_code\.py, line \d+\)"),
+        ("format", "NoRequests", r".*sample\.jsonl: is read as '3', which is no requests"),
+        ("loop", "yields_no_wait", r"TypeError: 5 is nothing to wait for .*\(.*test_own_code\.py, line \d+\)"),
+        ("loop", "ends", rf"loop: '{HERE}:ends' ended; a loop goes on for ever"),
+    ],
+)
+def test_what_fails_in_the_middle_of_a_run_is_one_line_too(tmp_path, flag, value, message):
+    words = ["--dp", "2"] if flag == "router" else []
+    said = simulate(tmp_path / "out", f"--{flag}", f"{HERE}:{value}", *words, code=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
+    assert re.fullmatch(f"error: {message}", line), line
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_trace_is_opened_in_a_format_of_ones_own_by_its_class_or_its_name(tmp_path):
+    import workbench
+
+    file = tmp_path / "mine.txt"
+    file.write_text("0.0 50 5\n0.5 60 6\n")
+    for format in (Columns, f"{HERE}:Columns"):
+        opened = workbench.open_trace(file, format=format)
+        assert [request.input_length for request in opened] == [50, 60]
+        assert opened.info.format == f"{HERE}:Columns"

@@ -77,10 +77,11 @@ def trace_of(requests: Sequence[TraceRequest], name: str = "requests", ordered: 
 def checked(requests: Iterable[Any], source: Source) -> Iterator[TraceRequest]:
     """Copies of requests from a program. Raises TraceError for what a reader of ours would not have let through."""
     turns: dict[str, int] = {}
+    if not isinstance(requests, Iterable):
+        raise source.error(0, "", f"is read as {str(requests)[:40]!r}, which is no requests")
     for number, request in enumerate(requests):
         place = source if getattr(request, "line", 0) else replace(source, place=f"[{number}]")
-        if not isinstance(request, TraceRequest):
-            raise place.error(0, "", f"is {str(request)[:40]!r} of type {type(request).__name__}, not a TraceRequest")
+        _check_type(place, request)
         line, request = request.line, copy(request)
         text(place, line, "request_id", request.request_id)
         for field, read, needed in _VALUES:
@@ -92,6 +93,11 @@ def checked(requests: Iterable[Any], source: Source) -> Iterator[TraceRequest]:
             _check_ids(place, request)
         _check_turn(place, request, turns)
         yield request
+
+
+def _check_type(place: Source, request: object) -> None:
+    if not isinstance(request, TraceRequest):
+        raise place.error(0, "", f"is {str(request)[:40]!r} of type {type(request).__name__}, not a TraceRequest")
 
 
 def _check_ids(place: Source, request: TraceRequest) -> None:
@@ -130,6 +136,7 @@ class _Given(Source):
     def sha256(self) -> str:
         """Hex digest of the file that :func:`traces.write.write_trace` makes of them."""
         digest = hashlib.sha256()
-        for request in self.requests:
+        for number, request in enumerate(self.requests):
+            _check_type(replace(self, place=f"[{number}]"), request)
             digest.update(json_line(request))
         return digest.hexdigest()

@@ -24,7 +24,7 @@ _PLACES = {
     "Trace": "traces",
     "TraceRequest": "traces",
     "load_record": "workbench.api",
-    "open_trace": "traces",
+    "open_trace": "workbench.clients.trace_input",
     "simulate": "workbench.api",
 }
 __all__ = [*_PLACES]

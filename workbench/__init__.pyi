@@ -4,10 +4,10 @@ from backends.simulated.cost.cost_request import CostRequest as CostRequest
 from reports.record.run_record import RunRecord as RunRecord
 from traces import Trace as Trace
 from traces import TraceRequest as TraceRequest
-from traces import open_trace as open_trace
 from workbench.api import load_record as load_record
 from workbench.api import simulate as simulate
 from workbench.backend import Backend as Backend
+from workbench.clients.trace_input import open_trace as open_trace
 from workbench.loops import Loop as Loop
 from workbench.scheduler.policy import Policy as Policy
 from workbench.scheduler.policy import PolicyView as PolicyView

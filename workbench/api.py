@@ -14,7 +14,7 @@ import numpy as np
 from reports.metrics.refused import refused
 from reports.record.out_folder import prepare_out
 from reports.record.run_record import RunRecord, read_record, write_record
-from traces import Trace, TraceRequest, trace_of
+from traces import Trace, TraceError, TraceRequest, trace_of
 from workbench.clients.trace_input import open_as, reshaped
 from workbench.cluster.pools import resolve_pools
 from workbench.cluster.simulate import simulate_loop
@@ -114,6 +114,8 @@ def _opened(trace: str | Path | Trace | Iterable[TraceRequest], ordered: bool, s
         return trace
     if isinstance(trace, str | Path):
         return open_as(Path(trace), {}, ordered=ordered, seed=seed)
+    if not isinstance(trace, Iterable):
+        raise TraceError("trace", 0, "", f"is {str(trace)[:40]!r}, which is no file, no trace and no requests")
     return trace_of(tuple(trace), ordered=ordered)
 
 

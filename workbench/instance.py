@@ -11,6 +11,7 @@ from workbench.loops import find_loop
 from workbench.roles import Role, check_role
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.scheduler import Scheduler
+from workbench.scheduler.settings import ConfigError, is_own
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,13 @@ class LoopSpec:
     ) -> Generator[Wait, None, None]:
         """The loop over these, at its beginning."""
         asked: dict[str, Any] = {"overlap_prefills": self.overlap_prefills} if self.name == "overlap" else {}
-        return find_loop(self.name)(scheduler, backend, inbox, outbox, **asked)
+        loop = find_loop(self.name)(scheduler, backend, inbox, outbox, **asked)
+        return self._unending(loop) if is_own(self.name) else loop
+
+    def _unending(self, loop: Generator[Wait, None, None]) -> Generator[Wait, None, None]:
+        """A loop of one's own. Raises ConfigError where it ends, for whoever waits for it would wait for ever."""
+        yield from loop
+        raise ConfigError(f"loop: {self.name!r} ended; a loop goes on for ever")
 
 
 @dataclass(frozen=True, kw_only=True)

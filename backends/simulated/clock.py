@@ -48,6 +48,8 @@ class Clock(simpy.Environment):
         for wait in loop:
             wait = skip(wait) if skip is not None else wait
             if wait.__class__ is not float:
+                if not isinstance(wait, simpy.Event):  # said where it was yielded
+                    loop.throw(TypeError(f"{wait!r} is nothing to wait for that the backend or the inbox gave"))
                 yield wait
             elif hops < HOPS and (not queue or wait < queue[0][0]):
                 self._now = wait

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 import typer
 
 from ground.errors import InputError
+from workbench.scheduler.own_code import failure
+from workbench.scheduler.settings import ConfigError
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the project's own errors, and the system's about files, into ``error: ...`` and exit code 2."""
+    """Turn the project's own errors, the system's about files, and whatever fails in code of the user's own, into
+    ``error: ...`` and exit code 2."""
     try:
         yield
     except OSError as error:
@@ -21,10 +24,16 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"{where}{error.strerror or error}")
     except InputError as error:
         _fail(f"{error}; {error.hint}" if error.hint else str(error))
-    except ValueError as error:  # the scheduler's ConfigError, and what libraries raise over a value
+    except ConfigError as error:
         _fail(str(error))
+    except ValueError as error:  # what libraries raise over a value
+        _fail(failure(error) or str(error))
     except MemoryError as error:
         _fail(f"there is not enough memory for this: {error}" if str(error) else "there is not enough memory for this")
+    except Exception as error:
+        if (said := failure(error)) is None:
+            raise
+        _fail(said)
 
 
 def _fail(line: str) -> None:

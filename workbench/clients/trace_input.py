@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from workbench.settings.run_settings import LoadSettings
 
 
+def open_trace(path: str | Path, format: object = "auto", tokenizer: str | Path | None = None, **how: Any) -> Trace:
+    """Open a trace as :func:`traces.open_trace` does; ``format`` may also be a reader's class of one's own
+    (:class:`traces.given.Reader`), or its ``module:Class``.
+
+    Raises TraceError for a file that cannot be read, and ValueError for a reading that makes no sense.
+    """
+    from workbench.scheduler.own_code import name_of
+
+    given = {**how, "format": name_of("format", format) if isinstance(format, type) else format, "tokenizer": tokenizer}
+    places = {name: given.pop(name) for name in ("ordered", "seed") if name in given}
+    return open_as(Path(path), given, **places)
+
+
 def open_as(path: Path, reading: Mapping[str, Any], *, ordered: bool = True, seed: int = 0) -> Trace:
     """The trace, read as ``reading`` says: fields of :class:`traces.trace.ReadAs`, where ``format`` may also be the
     ``module:Class`` of a reader of one's own (:class:`traces.given.Reader`). Without ``ordered``, arrivals have no meaning

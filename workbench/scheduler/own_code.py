@@ -17,6 +17,9 @@ from typing import Any
 
 from workbench.scheduler.settings import ConfigError, is_own
 
+_files: set[str] = set()
+"""Files of the modules that were loaded."""
+
 
 def name_of(setting: str, found: Any) -> str:
     """Name a class or function ``module:Name``, under which :func:`load_own` finds it. Raises ConfigError for one that has
@@ -41,7 +44,9 @@ def load_own(setting: str, spec: str) -> Any:
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
-        return functools.reduce(getattr, path.split("."), importlib.import_module(module_name))
+        module = importlib.import_module(module_name)
+        _files.add(getattr(module, "__file__", None) or module_name)
+        return functools.reduce(getattr, path.split("."), module)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{setting}: cannot load {spec!r}: {error}{_inside(error)}") from error
     except SyntaxError as error:
@@ -49,8 +54,7 @@ def load_own(setting: str, spec: str) -> Any:
             f"{setting}: cannot load {spec!r}: {error.filename}, line {error.lineno}: {error.msg}"
         ) from None
     except (Exception, SystemExit) as error:
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ConfigError(f"{setting}: cannot load {spec!r}: {why}{_inside(error)}") from error
+        raise ConfigError(f"{setting}: cannot load {spec!r}: {_why(error)}{_inside(error)}") from error
 
 
 def make_own(setting: str, spec: str, methods: Mapping[str, tuple[str, ...]], **arguments: Any) -> Any:
@@ -88,6 +92,21 @@ def takes(function: Any, arguments: tuple[str, ...]) -> bool:
     except ValueError:  # Of what is written in C, it may not be known.
         return True
     return True
+
+
+def failure(error: BaseException) -> str | None:
+    """Say in one line what went wrong in code of one's own, and in which line of it; None where it was not there."""
+    at: BaseException | None = error
+    while at is not None:  # whoever passes an error on may have left its frames behind
+        for frame in reversed(traceback.extract_tb(at.__traceback__)):
+            if frame.filename in _files:
+                return f"{_why(at)} ({frame.filename}, line {frame.lineno})"
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _inside(error: BaseException) -> str:

@@ -150,5 +150,6 @@ def load_policy(name: str) -> Policy:
 
 def check_permutation(ordered: Sequence[Req], waiting: Sequence[Req], policy: Policy) -> None:
     """A policy that loses or repeats a request would lose it for good: refuse the order instead."""
-    if len(ordered) != len(waiting) or {id(req) for req in ordered} != {id(req) for req in waiting}:
+    same = isinstance(ordered, Sequence) and len(ordered) == len(waiting)
+    if not same or {id(req) for req in ordered} != {id(req) for req in waiting}:
         raise ConfigError(f"policy: {type(policy).__name__}.order did not return a permutation of the waiting queue")

@@ -112,6 +112,9 @@ def _text_of(pool: object) -> str:
     if not isinstance(pool, Mapping):
         raise ConfigError(f"pool: {pool!r} is no table, and no {GRAMMAR}")
     values: dict[str, Any] = dict(pool)
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"pool: {key!r} is not text, as names of settings are")
     name, role, count = values.pop("name", ""), values.pop("role", "both"), values.pop("count", 1)
     for key, text in (("name", name), ("role", role)):
         if not isinstance(text, str):
