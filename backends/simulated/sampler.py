@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class ScriptedSampler:
         same requests decode, ``steps`` in all, int32[steps * n], step after step. Past a request's end it is anything."""
         at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens
         if steps > 1:
-            at = (at + np.arange(steps)[:, None]).ravel()
+            at = (at + _numbers(steps)).ravel()
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return StepOutput(self._flat[at])
@@ -58,3 +59,9 @@ class ScriptedSampler:
             self._epoch = epoch
             self._epoch_starts = self._starts[rows]
         return self._epoch_starts
+
+
+@cache
+def _numbers(count: int) -> np.ndarray:
+    """int64[count, 1]: 0, 1, 2, ..."""
+    return np.arange(count)[:, None]

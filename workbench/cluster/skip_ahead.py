@@ -136,13 +136,15 @@ class SkipAhead:
         if decided.others_end(outputs):
             return processable_s
         # Once the batches of other requests are processed the requests stay the same, and so do the CPU phases.
-        host, first = backend.host_model, decided.first
+        host, like = backend.host_model, decided.newest
         processes_s = [host.process(one.batch, 0) for one in pending[:others]]
-        processes_s += [host.process(first, 0)] * (steps - others)
-        phases_s = host.receive(0), host.schedule(first), *host.launch(first)
-        gpu_s = self._decodes(first, steps) if self._decodes is not None else None
+        processes_s += [host.process(like, 0)] * (steps - others)
+        phases_s = host.receive(0), host.schedule(like), *host.launch(like)
+        gpu_s = None
+        if self._decodes is not None and (gpu_s := self._decodes(like, steps + decided.launched)) is not None:
+            gpu_s = gpu_s[decided.launched :]  # the newest has been launched already
         if gpu_s is None:
-            gpu_s = [backend.cost.forward(batch) for batch in decided.batches(0, steps)]
+            gpu_s = [backend.cost.forward(decided.batch(ahead)) for ahead in range(steps)]
         times = timeline(pending, backend.free_s, gpu_s, processes_s, phases_s, processable_s, horizon_s)
         formed = len(times.sent_s)
         if formed < max(others, 1):
@@ -156,7 +158,7 @@ class SkipAhead:
         kv_used_tokens = decided.kv_used_tokens(formed)
         alone = len(pending)
         if alone < formed:  # batches that are both formed and processed
-            own, after = decided.batches(0, 1)[0] if others else first, slice(alone + 1, formed)
+            own, after = decided.batch(0), slice(alone + 1, formed)
             start_s, end_s = [times.start_s[alone]], [times.end_s[alone]]
             row = ModelledForward(own, backend.sampler, times.issued_s[alone], start_s, end_s)
             row.cpu_s = cpu_s

@@ -47,17 +47,15 @@ class DecidedSteps:
         self.others = others
         """The oldest batches in flight, whose requests are not the running ones: a prefill, or one that holds a request that
         has ended since. They have to be processed (:meth:`process_other`) before anything is taken."""
-        self._launched = len(scheduler.flights) - len(others)
-        """Batches in flight of the running requests."""
-        if self.steps:
-            self.first = self.batches(0, 1)[0]
-            """The first batch that will be formed, as long as none of ``others`` is processed, and without its pages."""
-
-    @property
-    def oldest(self) -> ModelWorkerBatch:
-        """The oldest batch of the running requests that is not processed: one in flight, or the first to be formed."""
-        flight = self._scheduler.flights
-        return flight[len(self.others)].worker if self._launched else self.first
+        if not self.steps:
+            return  # there is no page for the first
+        flight = scheduler.flights
+        self.launched = len(flight) > len(others)
+        """Some batch in flight is of the running requests."""
+        self.newest = flight[-1].worker if self.launched else self.batch(0)
+        """The newest batch of the running requests: one in flight, or the first that will be formed."""
+        self.oldest = flight[len(others)].worker if self.launched else self.newest
+        """The oldest of them that is not processed."""
 
     def others_end(self, outputs: Sequence[StepOutput]) -> bool:
         """Tell whether processing ``others``, which have these outputs, may end a request."""
@@ -74,38 +72,33 @@ class DecidedSteps:
             scheduler.flights.share_computed()
         return result
 
-    def batches(self, first: int, end: int) -> list[ModelWorkerBatch]:
-        """The batches that will be formed after the next ``first`` ones and before number ``end``, without their pages."""
+    def batch(self, ahead: int) -> ModelWorkerBatch:
+        """The batch that will be formed after the next ``ahead`` ones, without its pages."""
         scheduler, kv, running = self._scheduler, self._scheduler.kv, self._slot.running
-        rows, epoch, query_lens, count = running.rows, running.epoch, running.query_lens, running.count
-        used, page_size = kv.used_tokens, kv.page_size
-        waiting, holders = len(scheduler.queue.waiting), kv.table.rows - kv.table.free_rows
-        return [
-            # As Assembly.decode makes them, and positional as there: keywords would double the cost.
-            ModelWorkerBatch(
-                scheduler.assembly.step + ahead,
-                "decode",
-                rows,
-                epoch,
-                lens,
-                query_lens,
-                0,
-                count,
-                0,
-                count,
-                running.context_tokens + count * (ahead + 1),
-                None,
-                None,
-                (),
-                None,
-                None,
-                (),
-                used + self._pages[ahead] * page_size,
-                waiting,
-                holders,
-            )
-            for ahead, lens in enumerate(running.lens + _STEPS[first + 1 : end + 1], start=first)
-        ]
+        count = running.count
+        # As Assembly.decode makes them, and positional as there: keywords would double the cost.
+        return ModelWorkerBatch(
+            scheduler.assembly.step + ahead,
+            "decode",
+            running.rows,
+            running.epoch,
+            running.lens + _STEPS[ahead + 1],
+            running.query_lens,
+            0,
+            count,
+            0,
+            count,
+            running.context_tokens + count * (ahead + 1),
+            None,
+            None,
+            (),
+            None,
+            None,
+            (),
+            kv.used_tokens + self._pages[ahead] * kv.page_size,
+            len(scheduler.queue.waiting),
+            kv.table.rows - kv.table.free_rows,
+        )
 
     def kv_used_tokens(self, steps: int) -> list[int]:
         """KV tokens held with each of the next ``steps`` batches."""
@@ -146,7 +139,7 @@ class DecidedSteps:
             other.stand_for(running.reqs, running.stop_ids)
             flight.appendleft(other)
         first = steps - len(flight) + len(coming)
-        coming += zip(self.batches(first, steps), places[first + 1 :], strict=True)
+        coming += [(self.batch(ahead), places[ahead + 1]) for ahead in range(first, steps)]
         for batch, (worker, token_at) in zip(flight, coming, strict=True):
             batch.worker, batch.token_at = worker, token_at
         pages = self._pages[steps - 1]
