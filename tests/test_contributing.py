@@ -40,6 +40,11 @@ def test_the_first_contribution_goes_from_a_failing_test_to_green(monkeypatch):
     beside_the_others[name]()
 
 
+def test_the_table_of_settings_names_every_policy():
+    (row,) = re.findall(r"^\| the queue \|.*--policy.*$", (ROOT / "README.md").read_text(), re.M)
+    assert [name for name in policy.POLICIES if not re.search(rf"(`|--policy ){name}`", row)] == []
+
+
 def test_every_file_and_folder_that_is_named_is_there():
     named = set(re.findall(r"`?((?:tests|workbench|docs|benchmarks|examples)/[\w/.-]*\w)`?", TEXT))
     named |= set(re.findall(r"\b([A-Z]+(?:\.md)?)\b", TEXT)) & {
