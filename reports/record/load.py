@@ -26,13 +26,16 @@ def load_runs(folders: Sequence[str | Path], mixed_traces: bool = False) -> dict
             if run.resolve() in {path.resolve() for path in found}:
                 raise RecordError(f"{run}: given twice")
             found[run] = read_record(run)
-    names = [record.name for record in found.values()]
-    if len(set(names)) < len(names):
-        names = told_apart(list(found))
-    records = dict(zip(names, found.values(), strict=True))
+    records = dict(zip(names_to_show(found), found.values(), strict=True))
     if not mixed_traces:
         _same_trace(records)
     return records
+
+
+def names_to_show(found: Mapping[Path, RunRecord]) -> list[str]:
+    """Names of runs by folder: those of their meta.json, or, where two are called alike, ends of their paths."""
+    names = [record.name for record in found.values()]
+    return told_apart(list(found)) if len(set(names)) < len(names) else names
 
 
 def run_folders(folder: Path) -> list[Path]:

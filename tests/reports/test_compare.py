@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from reports.compare.comparison import compare, first_difference
 from reports.record.errors import RecordError
@@ -17,6 +18,7 @@ from reports.record.run_record import RunRecord, read_record, write_record
 from tests.cost.test_profile import ROOT, workbench
 from tests.meta_form import check_meta
 from tests.reports.records import record_of, request_row
+from workbench.cli.app import app
 
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 
@@ -114,6 +116,16 @@ def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
     assert abs(parts["scheduling and the rest"]["tpot"]) < 0.02
     total = sum(part["tpot"] for part in parts.values())
     assert total == pytest.approx(found["latencies"]["tpot"]["mean"], abs=1e-9)
+
+
+def test_two_runs_called_alike_are_told_apart_in_every_line(tmp_path):
+    for folder in ("vllm", "sglang"):
+        write_record(run(), tmp_path / folder / "overlap")
+    done = CliRunner().invoke(app, ["compare", str(tmp_path / "vllm/overlap"), str(tmp_path / "sglang/overlap")])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("sglang/overlap (B) against vllm/overlap (A): ")
+    (budget,) = (line for line in done.stdout.splitlines() if line.startswith("error budget: "))
+    assert " of x1.0" not in budget and "overlap" not in budget
 
 
 @pytest.mark.slow

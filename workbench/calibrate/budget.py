@@ -122,14 +122,14 @@ def error_budget(
 
 def _cannot(a: RunRecord, b: RunRecord, trace_path: Path | None) -> str | None:
     if not len(a.iterations["start_s"]):
-        return f"{a.name} has no iterations, so step time, CPU phases and scheduling cannot be told apart"
+        return "A has no iterations, so step time, CPU phases and scheduling cannot be told apart"
     if not (b.meta.get("hardware") or {}).get("simulated"):
-        return f"{b.name} was not simulated, so it cannot be run again with the step times of {a.name}"
-    for record in (a, b):
+        return "B was not simulated, so it cannot be run again with the step times of A"
+    for name, record in (("A", a), ("B", b)):
         if len(record.meta.get("pools") or ()) > 1:
-            return f"{record.name} has several pools, whose step times are not those of one kind of instance"
+            return f"{name} has several pools, whose step times are not those of one kind of instance"
     if trace_path is None:
-        return f"give --trace to simulate {b.name} again with the step times of {a.name}"
+        return "give --trace to simulate B again with the step times of A"
     return None
 
 

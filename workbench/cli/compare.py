@@ -62,6 +62,7 @@ def _compare(
 ) -> None:
     from ground.json_file import json_text
     from reports.compare.comparison import compare as compare_records
+    from reports.record.load import names_to_show
     from reports.record.run_record import RecordError, read_record
     from reports.record.schema import DECISIONS_FILE
     from workbench.calibrate.budget import error_budget
@@ -70,6 +71,8 @@ def _compare(
         raise RecordError(f"--from: {origin!r} is not one of arrival, queued")
     a, b = read_record(path_a), read_record(path_b)
     found = compare_records(a, b, origin)
+    if path_a.resolve() != path_b.resolve():
+        found.a, found.b = names_to_show({path_a: a, path_b: b})
     files = [path / DECISIONS_FILE for path in (path_a, path_b)]
     if all(file.is_file() for file in files):
         from reports.compare.comparison import first_difference
@@ -92,7 +95,6 @@ def _write_page(path_a: Path, path_b: Path, found: Comparison, out: Path) -> Non
 
     # The requests have been matched: what the records call their trace does not matter any more.
     records = load_runs([path_a, path_b], mixed_traces=True)
-    found.a, found.b = records
     write_report(records, out, title_of(records), "", comparison=found)
 
 
@@ -110,7 +112,8 @@ def _print(found: Comparison) -> None:
 
     console = Console()
     console.print(
-        f"{found.b} against {found.a}: {found.requests} requests, latencies from {found.latency_from}", highlight=False
+        f"{found.b} (B) against {found.a} (A): {found.requests} requests, latencies from {found.latency_from}",
+        highlight=False,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
