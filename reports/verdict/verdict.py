@@ -18,7 +18,7 @@ ALIKE = 0.02
 NOTICEABLE_SHARE = 0.02
 """A share of time or of tokens (or a difference of two) below this explains nothing."""
 QUEUE_BOUND = 0.5
-"""With more than this share of its TTFT spent queueing, a run is short of capacity rather than slow."""
+"""With more than this share of its TTFT spent queueing, a run is short of capacity, or its loop late, rather than slow."""
 
 _Summary = Mapping[str, float | int | None]
 
@@ -257,16 +257,20 @@ def _retraction(summaries: Summaries, uses: Mapping[str, TimeUse]) -> list[str]:
 
 
 def _queueing(summaries: Summaries) -> list[str]:
-    bound = {}
+    short: list[str] = []
+    late: list[str] = []
     for run, summary in summaries.items():
         ttft_s, queue_s = summary.get("ttft_mean_s"), summary.get("queue_mean_s")
         if ttft_s and queue_s is not None and queue_s / ttft_s > QUEUE_BOUND:
-            bound[run] = f"{percent(queue_s / ttft_s)} in {run}"
-    if not bound:
-        return []
-    return [
-        f"Most of the mean TTFT is queueing before the first batch ({', '.join(bound.values())}): capacity is short."
-    ]
+            (late if summary.get("peak_waiting") == 0 else short).append(f"{percent(queue_s / ttft_s)} in {run}")
+    most = "Most of the mean TTFT is queueing before the first batch"
+    lines = [f"{most} ({', '.join(short)}): capacity is short."] if short else []
+    if late:
+        lines.append(
+            f"{most} ({', '.join(late)}), but no batch left a request behind: they wait until the loop has time for them,"
+            " not for capacity."
+        )
+    return lines
 
 
 def _known(summaries: Summaries, name: str) -> dict[str, float]:

@@ -120,6 +120,16 @@ def test_the_verdict_names_every_cause_the_numbers_show() -> None:
     ]
 
 
+def test_queueing_without_anybody_left_behind_is_not_called_a_lack_of_capacity() -> None:
+    queued = {"ttft_mean_s": 2.0, "queue_mean_s": 1.5}
+    made = {"full": queued | {"peak_waiting": 3}, "late": queued | {"peak_waiting": 0}}
+    assert verdict(made) == [
+        "Most of the mean TTFT is queueing before the first batch (75.0% in full): capacity is short.",
+        "Most of the mean TTFT is queueing before the first batch (75.0% in late), but no batch left a request behind: "
+        "they wait until the loop has time for them, not for capacity.",
+    ]
+
+
 def test_equal_runs_are_called_equal_and_one_run_is_just_described() -> None:
     alike = {"a": {"output_throughput": 100.0}, "b": {"output_throughput": 101.0}}
     assert verdict(alike) == ["Output throughput is the same in all runs to within 2.0%: 101 tok/s in b."]
