@@ -14,6 +14,7 @@ from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
 from reports.metrics.host_lane import PHASES
+from reports.metrics.instances import stages_each
 from reports.metrics.labels import (
     Unit,
     best_of,
@@ -166,6 +167,7 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
         pools={name: rows for name, record in records.items() if (rows := pool_rows(record))},
+        several_instances=any(len(stages_each(record)) > 1 for record in records.values()),
         pool_columns=[heading for _, heading, _ in COLUMNS],
         has_timeline=any(detail is not None for detail in details.values()),
         modes=[mode for mode in MODES if mode in kinds],
