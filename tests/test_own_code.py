@@ -16,6 +16,7 @@ from tests.world import LinearCost
 from traces import TraceRequest, sample_path
 from workbench.cli.app import app
 from workbench.loops import LOOPS, find_loop
+from workbench.loops.drive import drive
 from workbench.loops.normal import normal_loop
 from workbench.loops.pipeline import pipeline_loop
 from workbench.scheduler.messages import SetState
@@ -386,6 +387,13 @@ def test_what_fails_in_the_middle_of_a_run_is_one_line_too(tmp_path, flag, value
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert re.fullmatch(f"error: {message}", line), line
     assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
+def test_a_real_run_says_in_its_loop_what_is_no_wait():
+    loop = yields_no_wait(None, None, None, None)
+    with pytest.raises(TypeError, match="5 is nothing to wait for") as caught:
+        drive(loop)
+    assert caught.traceback[-1].name == "yields_no_wait"
 
 
 def test_a_trace_is_opened_in_a_format_of_ones_own_by_its_class_or_its_name(tmp_path):

@@ -18,6 +18,11 @@ Wait = Any
 """Whatever the driver of a loop can wait for; a loop only hands it on."""
 
 
+def no_wait(value: object) -> TypeError:
+    """Make the error of a loop that yields what is no :data:`Wait`; drivers throw it where the loop stands."""
+    return TypeError(f"{value!r} is nothing to wait for that the backend or the inbox gave")
+
+
 class Forward(Protocol):
     """A launched batch."""
 

@@ -9,6 +9,8 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL
 
+from workbench.backend import no_wait
+
 HOPS = 512
 """Most waits that a loop may pass at a stretch before everybody else's turn comes: a run wants to show its progress. With
 ``skip`` a wait may stand for many steps."""
@@ -48,8 +50,8 @@ class Clock(simpy.Environment):
         for wait in loop:
             wait = skip(wait) if skip is not None else wait
             if wait.__class__ is not float:
-                if not isinstance(wait, simpy.Event):  # said where it was yielded
-                    loop.throw(TypeError(f"{wait!r} is nothing to wait for that the backend or the inbox gave"))
+                if not isinstance(wait, simpy.Event):
+                    loop.throw(no_wait(wait))
                 yield wait
             elif hops < HOPS and (not queue or wait < queue[0][0]):
                 self._now = wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from workbench.backend import Wait
+from workbench.backend import Wait, no_wait
 
 
 def drive(loop: Generator[Wait, None, None], waited: Callable[[], None] | None = None) -> None:
@@ -12,6 +12,8 @@ def drive(loop: Generator[Wait, None, None], waited: Callable[[], None] | None =
     wait for; what it raises ends the loop and reaches the caller. ``waited`` is called after every wait."""
     for wait in loop:
         if wait is not None:
+            if not callable(wait):
+                loop.throw(no_wait(wait))
             wait()
             if waited is not None:
                 waited()
