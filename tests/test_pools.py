@@ -15,7 +15,8 @@ from reports.record.meta import PoolMeta
 from reports.record.run_record import read_record
 from workbench.cli.app import app
 from workbench.cluster.pools import resolve_pools
-from workbench.settings.loading import settings_from
+from workbench.scheduler.settings import ConfigError
+from workbench.settings.loading import recorded_settings, settings_from
 from workbench.settings.pool_spec import parse_pools
 from workbench.settings.run_settings import RUN_WIDE, RunSettings
 
@@ -289,6 +290,19 @@ def test_a_sweep_counts_and_prices_the_gpus_of_all_pools(tmp_path):
     assert {float(row["cost_per_hour"]) for row in rows} == {2 * 3.0 + 6 * 1.0}
     ran = workbench("sweep", SAMPLE, "--vary", "pool=both:1,both:2", "--out", tmp_path / "t")
     assert ran.exit_code == 2 and "pool: cannot be varied" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        (["prefill:1"], "settings.pool prefill: role: 'prefill' does not"),
+        (3, "settings.pool: 3 is not a list of pools"),
+    ],
+)
+def test_a_record_whose_pools_cannot_be_is_named(pools, message):
+    with pytest.raises(ConfigError) as caught:
+        recorded_settings({"settings": {"pool": pools}}, "run/meta.json")
+    assert str(caught.value).startswith(f"run/meta.json: {message}")
 
 
 def test_one_cost_fit_of_different_pools_is_refused(tmp_path):

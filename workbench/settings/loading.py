@@ -151,7 +151,10 @@ def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
             continue
         if not declared.fits(value):
             raise ConfigError(f"{source}: settings.{name}: {value!r} is not {declared.kind.__name__}")
-        values[name] = value if declared.read is None else declared.read(value)
+        try:
+            values[name] = value if declared.read is None else declared.read(value)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: settings.{error}") from None
     if isinstance(meta.get("model"), str):
         values.setdefault("model", meta["model"])
     return values
