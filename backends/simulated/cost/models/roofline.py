@@ -50,6 +50,11 @@ class RooflineCost:
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
         weights = as_precision(dtype)
         self.notes = list(weights.notes)
+        if (together := max(tp, ep)) > gpu.gpus_per_node:
+            self.notes.append(
+                f"{together} GPUs of {gpu.name} work together and a node has {gpu.gpus_per_node}: links between nodes are"
+                " taken for links in one"
+            )
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._attention_flops = gpu.bf16_flops * gpu.attention_efficiency
