@@ -171,6 +171,16 @@ def test_terminal_page_and_json_tell_the_pools_apart(tmp_path):
     assert "pools" not in run, "instances that are all alike are one pool"
 
 
+def test_weights_and_notes_of_cost_models_are_said_by_pool_where_they_differ(tmp_path):
+    pools = ("--pool", "wide=both:1,tp=16", "--pool", "small=both:1,dtype=fp8")
+    ran = workbench("simulate", SAMPLE, "--requests", 8, *pools, "--out", tmp_path / "o")
+    said = " ".join(ran.output.split())
+    assert "weights: wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in said
+    assert "note: pool wide: 16 GPUs of h100 work together" in said and "pool small: 16" not in said
+    page = (tmp_path / "o/report.html").read_text()
+    assert "wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in page and "pool wide: 16 GPUs" in page
+
+
 def test_names_default_to_the_role_and_the_first_number_that_is_free():
     names = [pool.name for pool in parse_pools(["both:1", "both:2", "both-3=both:1", "both:1"])]
     assert names == ["both", "both-2", "both-3", "both-4"]

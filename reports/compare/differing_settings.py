@@ -61,13 +61,19 @@ def _rows(metas: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str,
 
 
 def notes(records: Mapping[str, RunRecord]) -> list[str]:
-    """Collect the notes of the traces' readers and of the cost models; each note once, with the runs that it is of where
-    that is not all."""
+    """Collect the notes of the traces' readers and of the cost models, of pools too; each note once, with the runs that it
+    is of where that is not all."""
     found: dict[str, dict[str, None]] = {}
     for name, record in records.items():
         trace = record.meta.get("trace")
         of_trace = trace.get("notes") if isinstance(trace, Mapping) else None
-        for said in (of_trace, record.meta.get("cost_notes")):
-            for note in [said] if isinstance(said, str) else said or []:
-                found.setdefault(str(note), {})[name] = None
+        pools = [pool for pool in record.meta.get("pools") or () if isinstance(pool, Mapping)]
+        of_pools = [f"pool {pool.get('name')}: {note}" for pool in pools for note in _texts(pool.get("cost_notes"))]
+        for note in [*_texts(of_trace), *_texts(record.meta.get("cost_notes")), *of_pools]:
+            found.setdefault(note, {})[name] = None
     return [note if len(runs) == len(records) else f"{', '.join(runs)}: {note}" for note, runs in found.items() if note]
+
+
+def _texts(said: Any) -> list[str]:
+    """What a record says in one text or in several."""
+    return [said] if isinstance(said, str) else [str(text) for text in said or ()]

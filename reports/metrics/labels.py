@@ -157,10 +157,17 @@ def best_of(metric: Metric, summaries: Summaries) -> list[bool]:
 
 
 def weights_label(meta: Mapping[str, Any]) -> str:
-    """Say in one clause what a run's weights were held in and who said so; empty where the record does not say."""
+    """Say in one clause what a run's weights were held in and who said so, by pool where that is not all the same; empty
+    where the record does not say."""
     weights = meta.get("weights")
-    if not isinstance(weights, Mapping):
-        return ""
+    if isinstance(weights, Mapping):
+        return _held(weights)
+    pools = [pool for pool in meta.get("pools") or () if isinstance(pool, Mapping)]
+    each = [(pool.get("name"), pool["weights"]) for pool in pools if isinstance(pool.get("weights"), Mapping)]
+    return "; ".join(f"{name}: {_held(weights)}" for name, weights in each)
+
+
+def _held(weights: Mapping[str, Any]) -> str:
     dtype, computes, plain = (str(weights.get(name, "")) for name in ("dtype", "computes", "kept_in"))
     parts = [f"computed in {computes}"] if computes and computes != dtype else []
     kept = weights.get("kept")

@@ -197,6 +197,8 @@ def test_notes_of_cost_models_stand_on_the_page_with_the_runs_that_they_are_of()
     }
     records = {name: record_of([row], trace={"notes": ["times began at 9"]}, cost_notes=said[name]) for name in said}
     assert notes(records) == ["times began at 9", "one, two: outside what was measured", "two: FP4 counted as FP8"]
+    of_pools = {"pools": [{"name": "fast", "cost_notes": []}, {"name": "cheap", "cost_notes": ["far from measured"]}]}
+    assert notes({"one": record_of([row], **of_pools)})[-1] == "pool cheap: far from measured"
 
 
 def test_a_file_that_is_no_page_of_ours_is_not_overwritten(tmp_path: Path) -> None:
