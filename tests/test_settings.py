@@ -21,12 +21,13 @@ from traces.trace import ReadAs
 from workbench.cli import replay, serve
 from workbench.cli.app import app
 from workbench.cli.flags import SettingFlags, command_with, given
-from workbench.cli.trace_flags import TraceFlags
+from workbench.cli.trace_flags import LENGTHS, TraceFlags
 from workbench.loops import LOOPS
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig, SchedulerSettings
 from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.settings import GROUPS, Setting, check_settings, setting, settings_of
 from workbench.search.space import NOT_VARIED, parse_vary
+from workbench.serving.serve_settings import ServeSettings
 from workbench.settings import idle, loading
 from workbench.settings.engines import engine_names
 from workbench.settings.loading import SETTINGS, read_settings_file, recorded_settings, settings_from
@@ -165,6 +166,12 @@ def test_every_default_is_said_on_the_help_page_and_only_there_by_its_declaratio
         if declared.default not in (None, False) and name != "share_in_batch_tokens":  # which is no flag
             assert "{default}" in declared.help or name == "engine", name
         assert "{" not in declared.described
+
+
+def test_no_word_of_a_help_text_is_cut_off_in_a_narrow_terminal():
+    declared = [*SETTINGS.values(), *settings_of(ServeSettings).values()]
+    words = {word for text in [LENGTHS, *(one.described for one in declared)] for word in text.split()}
+    assert [word for word in words if len(word) > 26] == []
 
 
 def test_what_help_pages_list_by_hand_is_what_there_is():

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-HELP = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
+HELP = "N, A-B, lognormal:mean=M,sigma=S or lognormal:median=M,sigma=S (,max=N cuts its tail)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 from workbench.cli.options import option
 from workbench.scheduler.settings import TRACE
 
-LENGTHS = "N, A-B, or lognormal:mean=M|median=M,sigma=S[,max=N]"
+LENGTHS = "N, A-B, lognormal:mean=M,sigma=S or lognormal:median=M,sigma=S (,max=N cuts its tail)"
 """How lengths are written. `traces.requests.lengths` has it too: this module is imported before `traces` may be."""
 
 Format = Annotated[

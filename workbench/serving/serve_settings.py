@@ -109,7 +109,8 @@ class ServeSettings(RunnerSettings):
     simulated_output_tokens: str | None = setting(
         None,
         group=MODELLED,
-        help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S[,max=N]. Default: only at max_tokens.",
+        help="When answers end by themselves: N, A-B or lognormal:median=M,sigma=S (,max=N cuts its tail). Default: only "
+        "at max_tokens.",
     )
     command: str = ""
 

@@ -140,7 +140,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
     pool: tuple[str, ...] | None = setting(
         None,
         group=HARDWARE,
-        help="Instances behind the router that have settings of their own, [NAME=]ROLE:N[,key=value...]: "
+        help="Instances behind the router that have settings of their own: [NAME=]ROLE:N, then ,key=value for each, as in "
         "both:2,gpu=h100,tp=2. ROLE is both. Repeatable.",
         read=read_pools,
     )
