@@ -31,64 +31,16 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8")
 REPETITIONS = 3
 SHARES = (0.5, 0.8, 0.95)
 """Of the saturation rate: where predictions are compared."""
-
-
-class Run:
-    """The folder, the clock and what has been found so far."""
-
-    def __init__(self, out: Path, device: str, quick: bool, budget_s: float) -> None:
-        self.out, self.device, self.quick = out, device, quick
-        self.deadline = time.monotonic() + budget_s
-        self.skipped: list[dict[str, Any]] = []
-        self.failed: list[str] = []
-        self.table: list[str] = []
-        out.mkdir(parents=True, exist_ok=True)
-
-    def left(self) -> float:
-        """Seconds of the budget."""
-        return self.deadline - time.monotonic()
-
-    def fits(self, what: str, need_s: float) -> bool:
-        """Whether there is time for ``what``; if not, it is named as skipped."""
-        if self.quick or self.left() >= need_s:
-            return True
-        self.skip(what, f"needs about {need_s:.0f} s, {max(self.left(), 0):.0f} s are left")
-        return False
-
-    def skip(self, what: str, why: str) -> None:
-        """Name something that is not measured."""
-        self.skipped.append({"what": what, "why": why})
-        self.say(f"skipped: {what}: {why}")
-        self.write("skipped", self.skipped)
-
-    def check(self, what: str, right: bool, detail: str = "") -> None:
-        """Note a check; one that fails is printed and changes the exit status."""
-        if not right:
-            self.failed.append(f"{what}: {detail}" if detail else what)
-            self.say(f"CHECK FAILED: {self.failed[-1]}")
-            self.write("failed", self.failed)
-
-    def write(self, name: str, data: Any) -> None:
-        """FOLDER/name.json, whole or not at all."""
-        partial = self.out / f".{name}.json"
-        partial.write_text(json.dumps(data, indent=1, default=str))
-        partial.replace(self.out / f"{name}.json")
-
-    def say(self, line: str) -> None:
-        """Progress, with the time that has been spent."""
-        print(line, flush=True)
-
-    def row(self, line: str) -> None:
-        """A line of the table that is printed last."""
-        self.table.append(line)
-        self.say(line)
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -471,6 +423,8 @@ def main(arguments: list[str] | None = None) -> int:
     if given.peer is not None:
         peer(*given.peer, given.device, given.quick)
         return 0
+    from benchmarks.gpu_run import Run
+
     run = Run(given.out, given.device, given.quick, given.budget_s)
     run.write("environment", environment(given.device))
     from benchmarks.gpu_checks import check_kernels, check_tokens

@@ -9,12 +9,13 @@ import random
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from backends.torch.backend import make_backend
 from backends.torch.operator_times import timed_steps
+from benchmarks.gpu_run import Run
 from benchmarks.offline import make_options
 from benchmarks.open_loop import Arrival, replay
 from workbench.calibrate.operators import shape_file, shapes, time_shape, write_shape
@@ -28,9 +29,6 @@ from workbench.calibrate.points import (
     point_file,
     write_point,
 )
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Run
 
 MODEL = "Qwen/Qwen3-0.6B"
 """What the shape is called in the catalogue of models."""

@@ -11,7 +11,7 @@ import torch
 
 if TYPE_CHECKING:
     from backends.torch.backend import TorchBackend
-    from benchmarks.gpu import Run
+    from benchmarks.gpu_run import Run
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 

@@ -45,6 +45,7 @@ def test_it_imports_without_what_a_bare_machine_lacks() -> None:
         "benchmarks.fp8",
         "benchmarks.gpu_calibrate",
         "benchmarks.gpu_checks",
+        "benchmarks.gpu_run",
         "backends.torch.backend",
         "backends.torch.cuda_graphs",
         "workbench.scheduler.scheduler",
@@ -144,7 +145,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
 
 def test_what_does_not_fit_the_time_is_named(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks.gpu import Run
+    from benchmarks.gpu_run import Run
 
     run = Run(tmp_path, "cpu", False, 100.0)
     assert run.fits("short", 5)
@@ -159,12 +160,12 @@ def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_launch_that_waits_for_the_device_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu, gpu_checks
+    from benchmarks import gpu_checks, gpu_run
 
     modes: list[str] = []
     monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
     for problem in ("called a synchronizing CUDA operation", None):
-        run = gpu.Run(tmp_path, "cuda", quick=True, budget_s=60)
+        run = gpu_run.Run(tmp_path, "cuda", quick=True, budget_s=60)
 
         def replayed(*_: object, problem: str | None = problem) -> dict[str, list[int]]:
             assert modes[-1] == "error"
