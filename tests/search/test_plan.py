@@ -176,6 +176,13 @@ def test_an_slo_that_cannot_be_met_is_one_clear_sentence(tmp_path):
     )
 
 
+def test_a_rate_that_only_a_burst_goes_beyond_is_said_without_infinity(tmp_path):
+    done = workbench("plan", SAMPLE, "--requests", 40, "--slo", "ttft_p99=200ms,tpot_p99=10ms", "--out", tmp_path / "p")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert "(lost with all requests at once; " in text and "inf" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

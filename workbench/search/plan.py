@@ -266,14 +266,18 @@ def _highest(candidate: Candidate, load: Load, brief: bool = False) -> str:
     if math.isinf(found.rate):
         text = "the SLO is kept even with all requests at once: the trace is too short or too light to find a limit"
     elif found.rate == 0 and found.probes[-1].rate != 0 and any(p.rate == 0 and p.kept for p in found.probes):
-        text = f"the SLO is kept with one request at a time, but not at {found.lost_at:.4g} arrivals/s"
+        text = f"the SLO is kept with one request at a time, but not {_where(found.lost_at)}"
     elif found.rate == 0:
         text = "it misses the SLO even with one request at a time"
     else:
         text = f"highest rate {found.rate:.4g}/s, {candidate.margin(load.target):+.1%} against the target"
         if not brief:
-            text += f" (lost at {found.lost_at:.4g}/s; {len(found.probes)} simulations)"
+            text += f" (lost {_where(found.lost_at)}; {len(found.probes)} simulations)"
     return text if brief else text[0].upper() + text[1:] + "."
+
+
+def _where(rate: float) -> str:
+    return "with all requests at once" if math.isinf(rate) else f"at {rate:.4g} arrivals/s"
 
 
 def _name(candidate: Candidate) -> str:
