@@ -20,8 +20,10 @@ from tests.serving.server import Server
 from workbench.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = {
+    "workbench replay TRACE --model FOLDER --backend cpu|cuda --loop normal,overlap": "a real model: tests/live",
+    "workbench serve MODEL --backend auto|cpu|cuda|simulated": "a server for good: tests/serving",
     "workbench serve llama-3.1-8b --backend simulated --gpu h100 --port 8000": "the server of the tests below",
     "workbench serve llama-3.1-8b --backend simulated --record runs/monday --no-record-content": "tests/serving",
     "workbench simulate runs/monday/trace.jsonl --loop normal,overlap": "tests/serving/test_record.py",
@@ -138,11 +140,16 @@ def test_inline_commands_name_flags_that_there_are():
         "replay": "replay x --model m",
         "observe": "observe u --trace t --out o",
         "serve MODEL": "serve m",
+        "calibrate MODEL --out PATH": "calibrate m --out p",
+        "calibrate --from FOLDER.points --out OTHER": "calibrate --from f.points --out o",
+        "diff-config A B": "diff-config a b",
+        "import": "import m --out p",
         "replay ... --pp N": "replay x --model m --pp 2",
         "serve --backend cpu|cuda": "serve m --backend cpu",
     }
     format_name = "run"
-    found = {name for document in DOCS for name in re.findall(r"`workbench ([^`]*)`", document.read_text())}
+    texts = [" ".join(document.read_text().split()) for document in DOCS]
+    found = {name for text in texts for name in re.findall(r"`workbench ([^`]*)`", text)}
     assert found - {format_name} == set(known)
     for command in known.values():
         parse(command.split())
