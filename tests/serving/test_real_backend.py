@@ -11,6 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from reports.record.run_record import read_record  # noqa: E402
+from tests.meta_form import check_meta  # noqa: E402
 from tests.serving.server import ROOT, Server, environment  # noqa: E402
 from tests.serving.test_text_streams import TOKENIZERS  # noqa: E402
 from tests.torch.test_gguf import write_gguf  # noqa: E402
@@ -55,6 +57,7 @@ def server(model, tmp_path_factory):
     """None of its processes can import the simulator: each of them runs this first."""
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(NO_SIMULATOR)
+    record = site / "record"
     server = Server(
         "--served-model-name",
         "tiny",
@@ -63,11 +66,12 @@ def server(model, tmp_path_factory):
         "--load-format",
         "safetensors",
         "--record",
-        str(site / "record"),
+        str(record),
         model=str(model[0]),
         backend="cpu",
         PYTHONPATH=os.pathsep.join((str(site), str(ROOT))),
     )
+    server.record = record
     yield server
     server.kill()
 
@@ -198,4 +202,11 @@ def test_nothing_is_left_of_what_was_served(server):
 def test_a_real_server_ends_with_its_record_written_and_without_the_simulator(server):
     code, said = server.stop()
     assert (code, "Traceback" in said) == (0, False), said
-    assert "record: " in said
+    meta = read_record(server.record / "overlap").meta
+    check_meta(meta, "served")
+    assert (meta["hardware"]["simulated"], meta["settings"]["backend"], "torch" in meta["versions"]) == (
+        False,
+        "cpu",
+        True,
+    )
+    assert [meta["settings"][name] for name in ("gpu", "cost", "time_scale", "simulated_output_tokens")] == [None] * 4

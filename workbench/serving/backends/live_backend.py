@@ -43,6 +43,8 @@ class LiveBackend:
     """Its times are modelled."""
     packages: tuple[str, ...]
     """Those whose versions count for its times, beside numpy."""
+    used: dict[str, Any]
+    """Settings of its own kind as a record has them, None those that another kind has."""
     kv_budget: dict[str, Any]
     weights: dict[str, Any]
     """Their `dtype`, in our words, and who said it."""

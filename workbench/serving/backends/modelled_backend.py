@@ -82,6 +82,7 @@ class ModelledBackendSpec:
             model=recipe.model.name,
             simulated=True,
             packages=(),
+            used={"time_scale": self.time_scale, "simulated_output_tokens": self.output_tokens},
             kv_budget=recipe.kv_budget,
             weights=recipe.weights.described,
             kv_dtype=run.kv_dtype,

@@ -81,6 +81,7 @@ class RealBackendSpec:
             model=run.model,
             simulated=False,
             packages=("torch",),
+            used={"gpu": None, "cost": None, "time_scale": None, "simulated_output_tokens": None},
             kv_budget={},
             weights=held_weights(backend.dtype, run),
             kv_dtype=DTYPE_NAMES[backend.kv_dtype],

@@ -143,13 +143,7 @@ class LiveRecord:
 
     def _meta(self, trace: Path, requests: int) -> RunMeta:
         settings, built, recorder = self._settings, self._built, self._recorder
-        live = {
-            "backend": built.name,
-            "time_scale": settings.time_scale,
-            "simulated_output_tokens": settings.simulated_output_tokens,
-            "max_queue": settings.max_queue,
-            "record_content": settings.record_content,
-        }
+        config = built.recipe.scheduler
         return RunMeta(
             kind="served",
             name=settings.loop,
@@ -159,13 +153,15 @@ class LiveRecord:
             hardware=HardwareMeta(built.device, built.gpus, built.simulated),
             settings=settings_used(
                 settings.run,
-                **live,
+                backend=built.name,
+                max_queue=settings.max_queue,
+                record_content=settings.record_content,
                 loop=settings.loop,
                 dtype=built.weights["dtype"],
                 kv_dtype=built.kv_dtype,
-                kv_tokens=built.recipe.scheduler.kv_tokens,
-                max_context=built.recipe.scheduler.max_context,
-                **({} if built.simulated else {"gpu": None, "cost": None, "time_scale": None}),
+                kv_tokens=config.kv_tokens,
+                max_context=config.max_context,
+                **built.used,
             ),
             versions=versions(*built.packages),
             interrupted=bool(recorder.by_id),
