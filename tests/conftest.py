@@ -9,10 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: the threads of several test processes that share few cores spin while they wait for each
 # other, and a test of seconds takes minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, and none that fails for being slow: that is up to who else uses the machine.
+settings.register_profile("workbench", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("workbench")
 
 
 @pytest.fixture(scope="session")
