@@ -159,6 +159,7 @@ def test_terminal_page_and_json_tell_the_pools_apart(tmp_path):
     assert '<section id="pools">' in page and "<th>overlap: cheap</th>" in page
     assert '"cheap 2"' in page, "lanes are called after their pool"
     assert "Peaks are the largest of one instance" in " ".join(page.split())
+    assert "GPUs (2 h100, 6 l40s) (simulated)" in page and "x GPUs" not in page
     ran = workbench("simulate", SAMPLE, "--requests", 24, *MIXED, "--out", tmp_path / "j", "--json")
     (run,) = json.loads(ran.stdout)["runs"].values()
     assert [pool["name"] for pool in run["pools"]] == ["both", "cheap"]

@@ -14,7 +14,7 @@ from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
 from reports.metrics.host_lane import PHASES
-from reports.metrics.instances import stages_each
+from reports.metrics.instances import pools_of, stages_each
 from reports.metrics.labels import (
     Unit,
     best_of,
@@ -239,7 +239,9 @@ def _hardware(record: RunRecord) -> str:
     if not isinstance(hardware, Mapping):
         return _named(hardware)
     number = hardware.get("gpus")
-    times = f"{number} x " if isinstance(number, int) and number > 1 else ""
+    kinds = {pool.gpu for pool in pools_of(record)}
+    # Of several kinds the name says how many there are of each.
+    times = f"{number} x " if isinstance(number, int) and number > 1 and len(kinds) < 2 else ""
     world = {True: " (simulated)", False: " (real)", None: ""}[simulated(record)]
     return f"{times}{hardware.get('gpu') or hardware.get('name') or 'unknown'}{world}"
 
