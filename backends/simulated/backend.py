@@ -66,19 +66,20 @@ class SimulatedBackend:
         return self._now_s() + self._debt_s
 
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        phases = self.phases
         if phase == "receive":
             cost = self.host_model.receive(count)
-            self.phases.receive_s += cost
+            phases.receive_s += cost
         elif phase == "launch":
             cost = self._launch_host_s
         elif phase == "schedule":
             assert batch is not None
             cost = self.host_model.schedule(batch)
-            self.phases.schedule_s += cost
+            phases.schedule_s += cost
         elif phase == "process":
             assert batch is not None
             cost = self.host_model.process(batch, count)
-            self.phases.processed(self.phases.pending.popleft(), cost)
+            phases.processed(phases.pending.popleft(), cost)
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")
         self._debt_s += cost

@@ -47,18 +47,14 @@ class ScriptedSampler:
     def sample(self, batch: ModelWorkerBatch, steps: int = 1) -> StepOutput:
         """Output number ``seq_len - prompt_len`` of each row, int32[n]; of a decode batch and those that follow it while the
         same requests decode, ``steps`` in all, int32[steps * n], step after step. Past a request's end it is anything."""
-        at = self._starts_of(batch.epoch, batch.rows) + batch.seq_lens
+        if batch.epoch != self._epoch:
+            self._epoch, self._epoch_starts = batch.epoch, self._starts[batch.rows]
+        at = self._epoch_starts + batch.seq_lens
         if steps > 1:
             at = (at + _numbers(steps)).ravel()
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return StepOutput(self._flat[at])
-
-    def _starts_of(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._epoch_starts = self._starts[rows]
-        return self._epoch_starts
 
 
 @cache

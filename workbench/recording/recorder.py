@@ -230,9 +230,10 @@ class RecordingOutbox:
         batch = result.batch
         if batch is not None:
             epoch, rows = batch.worker.epoch, batch.worker.rows
-            if result.output is not None and result.output.counts is not None:
+            output = result.output
+            if output is not None and output.counts is not None:
                 # Those of a run of tokens after its first come with it.
-                runs = result.output.counts
+                runs = output.counts
                 recorder.gaps_s.append(0.0)
                 recorder.gap_counts.append(int(runs.sum() - np.count_nonzero(runs)))
             steady = self._steady.get(batch.slot)

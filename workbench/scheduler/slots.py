@@ -25,13 +25,13 @@ class Slot:
     """Prefill batches since the last one with decodes in it."""
 
 
-class Slots:
-    """The slots of a scheduler, which take turns."""
+class Slots(list[Slot]):
+    """The slots of a scheduler, which take turns. A list, because one is looked up on every step."""
 
     def __init__(self, config: SchedulerConfig, table: TableManager) -> None:
         self.epochs: Iterator[int] = count()
         """Numbers for memberships: of running sets, and of batches with prefills in them."""
-        self._slots = [Slot(index, self._running_set(config, table)) for index in range(config.slots)]
+        super().__init__(Slot(index, self._running_set(config, table)) for index in range(config.slots))
         self.chunked: Req | None = None
         """The request whose prompt is partly computed. It belongs to no slot: its chunks ride with whichever comes next."""
 
@@ -41,35 +41,26 @@ class Slots:
         pool_tokens = config.pages * config.page_size
         return RaggedRunningSet(table, config.page_size, self.epochs, config.draft_tokens, pool_tokens)
 
-    def __getitem__(self, index: int) -> Slot:
-        return self._slots[index]
-
-    def __iter__(self) -> Iterator[Slot]:
-        return iter(self._slots)
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
     @property
     def running_sets(self) -> list[RunningSet]:
-        return [slot.running for slot in self._slots]
+        return [slot.running for slot in self]
 
     @property
     def running_count(self) -> int:
         """Requests that decode, over all slots."""
-        return sum(slot.running.count for slot in self._slots)
+        return sum(slot.running.count for slot in self)
 
     @property
     def empty(self) -> bool:
         """Nobody decodes and no prompt is partly computed."""
-        for slot in self._slots:
+        for slot in self:
             if slot.running.count:
                 return False
         return self.chunked is None
 
     def reopen(self) -> None:
         """KV or rows have been given back: whoever was turned away is looked at again."""
-        for slot in self._slots:
+        for slot in self:
             slot.full = False
 
     def holders(self) -> list[tuple[Req, int]]:

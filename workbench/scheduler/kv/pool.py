@@ -10,26 +10,27 @@ class PagePool:
 
     def __init__(self, pages: int) -> None:
         self.total = pages
-        # Reversed, so that the first pages taken are 0, 1, 2, ...: easy to read in a test or a dump.
-        self._stack = np.arange(pages - 1, -1, -1, dtype=np.int32)
+        # Its top is in front of it, so that what is taken is one slice.
+        self._stack = np.arange(pages, dtype=np.int32)
         self.free = pages
 
     def take(self, count: int) -> np.ndarray:
         """int32[count] page ids, the same as in several calls for less. The caller has made sure that ``count <= free``."""
-        top = self.free
-        if count > top:
-            raise AssertionError(f"took {count} of {top} free pages")
-        self.free = rest = top - count
-        return self._stack[rest:top][::-1].copy()
+        if count > self.free:
+            raise AssertionError(f"took {count} of {self.free} free pages")
+        top = self.total - self.free
+        self.free -= count
+        return self._stack[top : top + count].copy()
 
     def give(self, pages: np.ndarray) -> None:
         """Return pages to the pool."""
-        top = self.free + len(pages)
-        if top > self.total:
+        free = self.free + len(pages)
+        if free > self.total:
             raise AssertionError(f"{len(pages)} pages returned to a pool of {self.total} with {self.free} free")
-        self._stack[self.free : top] = pages
-        self.free = top
+        # The last one given is the first one taken.
+        self._stack[self.total - free : self.total - self.free] = pages[::-1]
+        self.free = free
 
     def free_pages(self) -> np.ndarray:
         """int32[free], a copy, for checks."""
-        return self._stack[: self.free].copy()
+        return self._stack[self.total - self.free :].copy()
