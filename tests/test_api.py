@@ -168,9 +168,14 @@ def test_numbers_of_numpy_and_paths_are_settings(tmp_path):
     assert whole.meta["settings"]["chunk"] is None
 
 
-def test_what_the_command_would_note_is_a_warning():
+def test_what_the_command_would_note_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="1 of 9 requests can never be served: long with 900 input tokens"):
         workbench.simulate([*FEW, workbench.TraceRequest("long", 1.0, 900, 2)], kv_tokens=800)
+    mine = tmp_path / "mine.toml"
+    figures = "memory_bytes = 8e10\nmemory_bandwidth = 2e12\nbf16_flops = 3e14\nlink_bandwidth = 3e11\n"
+    mine.write_text(figures + "reaches_like = 'h100'\n")
+    with pytest.warns(UserWarning, match="reaches_like: is called efficiency_like now"):
+        workbench.simulate(FEW, gpu=str(mine))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         workbench.simulate(FEW)
@@ -199,8 +204,9 @@ def test_what_cannot_be_is_one_line(tmp_path, settings, message):
 
 def test_a_folder_that_holds_something_is_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match="exists and is not empty"):
+    with pytest.raises(ValueError, match="exists and is not empty") as error:
         workbench.simulate(FEW, out=tmp_path)
+    assert str(error.value).endswith("(give a new folder, or remove what is in it)"), "a function has no flags"
     with pytest.raises(ValueError, match="arrivals go back"):
         workbench.simulate(FEW[::-1], out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"], "a run that fails leaves nothing"

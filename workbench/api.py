@@ -16,7 +16,7 @@ from reports.record.out_folder import prepare_out
 from reports.record.run_record import RunRecord, read_record, write_record
 from traces import Trace, TraceError, TraceRequest, trace_of
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.pools import resolve_pools
+from workbench.cluster.pools import renamed_in_gpus, resolve_pools
 from workbench.cluster.simulate import simulate_loop
 from workbench.scheduler.own_code import name_of
 from workbench.scheduler.settings import ConfigError
@@ -54,12 +54,12 @@ def simulate(
     if len(chosen.loops) > 1:
         raise ConfigError(f"loop: {chosen.loop!r} names several; a run has one")
     (loop,) = chosen.loops
-    for note in (*renamed(said), *check_effects(chosen, flags, None)):
+    for note in (*renamed(said), *check_effects(chosen, flags, None), *renamed_in_gpus(chosen)):
         warnings.warn(note, stacklevel=2)
     pools = resolve_pools(chosen, loop)
     opened = _opened(trace, chosen.concurrency is None, chosen.seed)
     if out is not None:
-        prepare_out(out)
+        prepare_out(out, advice="give a new folder, or remove what is in it")
     try:
         record = simulate_loop(
             chosen,

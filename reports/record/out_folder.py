@@ -15,12 +15,12 @@ PAGE_MARK = b'<meta name="generator" content="workbench'
 """Stands near the top of every page we write: how we know one again."""
 
 
-def prepare_out(folder: str | Path, force: bool = False) -> None:
+def prepare_out(folder: str | Path, force: bool = False, advice: str = "--force replaces an earlier run") -> None:
     """Make `folder` an empty folder to write runs into.
 
     Without `force` it must be missing or empty. With `force` earlier output of ours is removed: run folders (which
     say so in their meta.json), report.html pages of ours, and what an interrupted write left. If anything else is in
-    there, nothing at all is removed.
+    there, nothing at all is removed. `advice` is what whoever asks can do about a folder that is not empty.
 
     Raises `RecordError` if the folder may not be used.
     """
@@ -29,7 +29,7 @@ def prepare_out(folder: str | Path, force: bool = False) -> None:
         raise RecordError(f"{folder}: exists and is not a folder")
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if entries and not force:
-        raise RecordError(f"{folder}: exists and is not empty (--force replaces an earlier run)")
+        raise RecordError(f"{folder}: exists and is not empty ({advice})")
     strangers = [str(path.relative_to(folder)) for path in _strangers(folder, entries)]
     if strangers:
         named = ", ".join(strangers[:3]) + (f" and {len(strangers) - 3} more" if len(strangers) > 3 else "")

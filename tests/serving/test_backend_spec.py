@@ -57,3 +57,14 @@ def test_a_model_without_weights_need_not_have_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert [spec.tokenizer(model) for spec in without_weights] == [model, model]
     assert backend_spec("cpu").tokenizer("org/model") == "org/model"
+
+
+def test_a_gpu_file_that_says_a_former_key_is_noted_by_a_modelled_server(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('reaches_like = "h100"\n')
+    config = tmp_path / "run.toml"
+    config.write_text(f'gpu = "{mine}"\n')
+    note = f"{mine}: reaches_like: is called efficiency_like now; the next version no longer knows it"
+    spec = backend_spec("simulated")
+    assert spec.check_flags({"gpu": str(mine)}, None) == spec.check_flags({}, config) == [note]
+    assert spec.check_flags({"gpu": "h100"}, config) == []

@@ -50,17 +50,14 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from workbench.cli.runs import open_reshaped, run_and_report, say
-    from workbench.cluster.pools import resolve_pools
+    from workbench.cluster.pools import renamed_in_gpus, resolve_pools
     from workbench.cluster.simulate import simulate_loop
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
-    gpus = dict.fromkeys(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
-    in_files = [note for gpu in gpus for note in renamed_in_gpu(gpu)]
-    say([*check_effects(settings, flags, config), *in_files])
+    say([*check_effects(settings, flags, config), *renamed_in_gpus(settings)])
     pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.

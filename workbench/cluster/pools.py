@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.scheduler.config import ConfigError
@@ -42,6 +43,12 @@ class SimulatedPool:
             **used(self.recipe),
             **more,
         )
+
+
+def renamed_in_gpus(settings: RunSettings) -> list[str]:
+    """Notes on keys of the GPUs' files that are called otherwise now. Raises ConfigError or CatalogueError."""
+    gpus = dict.fromkeys(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
+    return [note for gpu in gpus for note in renamed_in_gpu(gpu)]
 
 
 def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:

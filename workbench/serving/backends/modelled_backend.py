@@ -15,6 +15,7 @@ from traces.requests.lengths import parse_lengths
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.settings.loading import settings_from
 from workbench.settings.run_settings import RunSettings
 
 
@@ -39,8 +40,13 @@ class ModelledBackendSpec:
         return {}
 
     def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
-        """Return nothing: it has a use for all of them."""
-        return []
+        """Return notes on keys of the GPU's file that are called otherwise now: it has a use for all settings.
+
+        Raises ConfigError or CatalogueError for files that cannot be read.
+        """
+        from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
+
+        return renamed_in_gpu(settings_from(config, flags).gpu)
 
     def check(self, run: RunSettings, loop: str) -> None:
         """Raise nothing: what does not go together is found when it is built, which takes no time."""
