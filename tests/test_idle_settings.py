@@ -17,7 +17,7 @@ from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerCo
 from workbench.settings.engines import engine_names
 from workbench.settings.idle import acts, check_effects, needs
 from workbench.settings.loading import settings_from
-from workbench.settings.real import check_device_effects
+from workbench.settings.real import check_device_effects, live_notes
 from workbench.settings.run_settings import RunSettings
 
 VALUES: dict[str, Any] = {
@@ -197,6 +197,26 @@ def test_what_a_real_runner_does_not_heed_is_refused_as_a_flag_and_noted_in_a_fi
     for name in idle:
         with pytest.raises(ConfigError, match=f"^{name}: has no effect on a real {device} runner: "):
             check_device_effects({name: 0.8}, None, device)
+
+
+def test_what_has_no_place_in_real_time_or_on_a_server_is_noted_in_a_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("rate = 2.0\nexact = true\nrequests = 3\nchunk = 512\nignore-eos = true\n")
+    exact = f"{file}: exact: has no effect here: no step is skipped in real time"
+    load = "has no effect here: its requests come from clients, not from a trace"
+    assert live_notes(file, "live") == [exact]
+    assert live_notes(file, "live", "served") == [f"{file}: rate: {load}", exact, f"{file}: requests: {load}"]
+    file.write_text("exact = false\nconcurrency = 4\nspeedup = 2.0\n")
+    assert live_notes(file, "live") == live_notes(None, "live", "served") == []
+
+
+@pytest.mark.parametrize("words", [("replay", "t.jsonl", "--backend", "cpu"), ("serve", "m", "--backend", "simulated")])
+def test_a_real_run_and_a_server_say_on_the_terminal_what_a_file_sets_in_vain(words, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("exact = true\nloop = 'normal,overlap'\n")
+    ran = CliRunner().invoke(app, [*words, "--config", str(file)])
+    assert ran.exit_code == 2
+    assert f"note: {file}: exact: has no effect here: no step is skipped in real time\n" in ran.stderr
 
 
 @pytest.mark.parametrize(

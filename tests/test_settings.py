@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from backends.checkpoint.precision import BY_FLAG, DTYPE_BYTES
 from tests.serving.server import Server, environment
 from traces.trace import ReadAs
-from workbench.cli import replay, serve
 from workbench.cli.app import app
 from workbench.cli.flags import SettingFlags, command_with, given
 from workbench.cli.trace_flags import LENGTHS, TraceFlags
@@ -127,8 +126,11 @@ def page_of(command: str) -> dict[str, str]:
         ("simulate", set()),
         ("sweep", set()),
         ("plan", {"rate"}),  # its own: the rate to carry
-        ("replay", replay.SIMULATED_ONLY),
-        ("serve", serve.NOT_OF_A_SERVER),
+        ("replay", {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "cost", "exact"}),
+        (
+            "serve",
+            {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"},
+        ),
     ],
 )
 def test_a_help_page_has_every_setting_in_its_group_with_its_words(command, without):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Optional, Protocol, get_origin
 import typer
 from typer.core import TyperCommand
 
-from workbench.scheduler.settings import GROUPS, Setting, settings_of
+from workbench.scheduler.settings import GROUPS, Place, Setting, settings_of
 
 _META = "workbench.flags"
 
@@ -96,6 +96,8 @@ class SettingFlags:
     """``module:Class``, imported when the flags are needed."""
     without: Collection[str] = ()
     """Settings that the command does not have."""
+    idle: Collection[Place] = ()
+    """Where it runs, so that it does not have the settings that do nothing there."""
     only: Collection[str] | None = None
     """The settings that it has; None: all."""
     name: str = "settings"
@@ -107,7 +109,9 @@ class SettingFlags:
         return {
             name: declared
             for name, declared in found.items()
-            if name not in self.without and (self.only is None or name in self.only)
+            if name not in self.without
+            and not declared.idle.keys() & set(self.idle)
+            and (self.only is None or name in self.only)
         }
 
     def declared(self) -> dict[str, tuple[Any, Any]]:

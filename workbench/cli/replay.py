@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from workbench.settings.run_settings import RunSettings
 
 
-SIMULATED_ONLY = {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "cost", "exact"}
-"""Settings of what is modelled, which a real run measures or has not."""
-Command = command_with(RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY), TraceFlags())
+SIMULATED_ONLY = {"engine", "dp", "pool", "ep", "router"}
+"""Settings of what a real run has not, beside those that do nothing there: a model of the CPU, instances behind a router."""
+Command = command_with(
+    RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY, idle=("real", "live")), TraceFlags()
+)
 
 
 def replay(
@@ -63,10 +65,10 @@ def _run(
     try:
         from workbench.cluster.device import choose_device, runner_options
         from workbench.cluster.replay import replay_loop
-        from workbench.settings.real import check_device_effects, device_defaults
+        from workbench.settings.real import check_device_effects, device_defaults, live_notes
 
         device = choose_device(backend)
-        say(check_device_effects(flags, config, device))
+        say([*check_device_effects(flags, config, device), *live_notes(config, "live")])
         settings = settings_from(config, flags, defaults=device_defaults(device))
         say(check_effects(settings, flags, config))
         for name in settings.loops:

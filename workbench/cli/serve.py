@@ -12,11 +12,11 @@ from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.options import option
 from workbench.scheduler.settings import RUN
 
-NOT_OF_A_SERVER = {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
-"""Settings of what one server has not: instances behind a router, a trace, a clock that is not the wall's; and its argument."""
+NOT_OF_A_SERVER = {"model", "engine", "dp", "pool", "router"}
+"""Settings of what one server has not, beside those that do nothing there: instances behind a router; and its argument."""
 Command = command_with(
     SettingFlags("workbench.serving.serve_settings:ServeSettings", name="server"),
-    SettingFlags(RUN_SETTINGS, without=NOT_OF_A_SERVER),
+    SettingFlags(RUN_SETTINGS, without=NOT_OF_A_SERVER, idle=("live", "served")),
 )
 
 
@@ -44,6 +44,7 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
+    from workbench.settings.real import live_notes
 
     server = {name: value for name, value in server.items() if value is not None}
     try:
@@ -58,7 +59,7 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
     if force and "record" not in server:
         raise ConfigError("force: there is no --record whose folder could be replaced")
-    say(backend.check_flags(flags, config))
+    say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
     run = settings_from(config, flags, defaults=backend.defaults())
     say(check_effects(run, flags, config))
     settings = ServeSettings(run, command=command_line(), **server)

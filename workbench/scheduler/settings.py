@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 RUN, SCHEDULER, HARDWARE, TRACE = GROUPS = ("Run", "Scheduler", "Model and hardware", "Trace")
 """Groups of settings, in the order of ``--help``."""
+Place = Literal["real", "live", "served"]
+"""Where a run may be another than a simulation's: on a real device, in real time, on a server."""
 _DECLARED = "setting"
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -69,6 +71,8 @@ class Setting:
     """What it takes to have an effect, in words, if it does not always have one."""
     acts: Callable[[Any, str], bool] = lambda settings, loop: True
     """Whether it has one, beside all these settings and under a loop."""
+    idle: Mapping[Place, str] = field(default_factory=dict)
+    """Where it never has one, with why. No flag says it there, unless another backend of the command heeds it."""
     aliases: tuple[str, ...] = ()
     """Names that it had: they go on working for a version, with a note."""
     read: Callable[[Any], Any] | None = None

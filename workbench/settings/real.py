@@ -1,4 +1,4 @@
-"""Settings where a run is real: defaults of its device, and what such a run does not heed."""
+"""Settings where a run is real, or in real time: defaults of its device, and what such a run does not heed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.scheduler.config import ConfigError
-from workbench.settings.loading import read_settings_file
+from workbench.scheduler.settings import Place
+from workbench.settings.loading import SETTINGS, read_settings_file
 
 CPU_STEP_TOKENS = 512
 """Prompt tokens of a step on a CPU unless told otherwise: it then takes seconds, not minutes, so that decodes, timeouts and
@@ -24,11 +25,7 @@ def check_device_effects(flags: Mapping[str, Any], config: Path | None, device: 
 
     Raises ConfigError for such a flag that was given (not None).
     """
-    idle = {
-        "gpu": "the GPU is the machine's",
-        "cost": "times are measured",
-        "kv_dtype": "KV is kept in what is computed in",
-    }
+    idle = idle_in_places("real")
     if device == "cpu":
         idle["mem_fraction"] = "the memory of a CPU is not shared out; kv_tokens says how much KV there is"
         idle["cuda_graphs"] = "there are none on a CPU"
@@ -36,5 +33,24 @@ def check_device_effects(flags: Mapping[str, Any], config: Path | None, device: 
     for name in said:
         if flags.get(name):
             raise ConfigError(said[name])
+    return _noted(said, flags, config)
+
+
+def live_notes(config: Path | None, *places: Place) -> list[str]:
+    """Notes on settings of the file ``config`` that do nothing in ``places``, where there are no flags for them."""
+    said = {name: f"{name}: has no effect here: {why}" for name, why in idle_in_places(*places).items()}
+    return _noted(said, {}, config)
+
+
+def idle_in_places(*places: Place) -> dict[str, str]:
+    """Why settings have no effect in ``places``, of those that have none."""
+    return {name: why for name, each in SETTINGS.items() for place, why in each.idle.items() if place in places}
+
+
+def _noted(said: Mapping[str, str], flags: Mapping[str, Any], config: Path | None) -> list[str]:
     written = read_settings_file(config) if config is not None else {}
-    return [f"{config}: {said[name]}" for name in said if written.get(name) and flags.get(name) is None]
+    return [
+        f"{config}: {said[name]}"
+        for name, value in written.items()
+        if name in said and value and flags.get(name) is None
+    ]

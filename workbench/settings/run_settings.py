@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, SchedulerSettings, Seeded
-from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, is_own, setting, settings_of
+from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, Place, is_own, setting, settings_of
 from workbench.settings.cost_spec import split
 from workbench.settings.pool_spec import parse_pools, read_pools
 
@@ -18,6 +18,7 @@ MOST_INSTANCES = 10_000
 RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8"]
+_NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
 
 def check_loop_name(loop: str) -> None:
@@ -47,11 +48,13 @@ class LoadSettings(Seeded):
     slo_tpot: float | None = setting(
         None, above=0, group=RUN, help="Seconds a token; goodput counts requests within it."
     )
-    requests: int | None = setting(None, least=1, group=TRACE, help="Only the first N requests.")
-    rate: float | None = setting(None, above=0, group=TRACE, help="Rescale arrivals to this mean rate, requests/s.")
-    speedup: float | None = setting(None, above=0, group=TRACE, help="Divide arrival times by this.")
+    requests: int | None = setting(None, least=1, group=TRACE, help="Only the first N requests.", idle=_NO_TRACE)
+    rate: float | None = setting(
+        None, above=0, group=TRACE, help="Rescale arrivals to this mean rate, requests/s.", idle=_NO_TRACE
+    )
+    speedup: float | None = setting(None, above=0, group=TRACE, help="Divide arrival times by this.", idle=_NO_TRACE)
     concurrency: int | None = setting(
-        None, least=1, group=TRACE, help="Closed loop: so many at a time, arrivals ignored."
+        None, least=1, group=TRACE, help="Closed loop: so many at a time, arrivals ignored.", idle=_NO_TRACE
     )
 
     def __post_init__(self) -> None:
@@ -112,13 +115,19 @@ class RunSettings(SchedulerSettings, LoadSettings):
         False,
         group=RUN,
         help="Simulate every decode step by itself, instead of many at once where they are decided: slower, same record.",
+        idle={"live": "no step is skipped in real time"},
     )
     model: str = setting(
         "meta-llama/Llama-3.1-8B",
         group=HARDWARE,
         help="Hugging Face id of the catalogue, folder, or config.json. Default {default}.",
     )
-    gpu: str = setting("h100", group=HARDWARE, help="GPU of the catalogue or a TOML file. Default {default}.")
+    gpu: str = setting(
+        "h100",
+        group=HARDWARE,
+        help="GPU of the catalogue or a TOML file. Default {default}.",
+        idle={"real": "the GPU is the machine's"},
+    )
     tp: int = setting(1, least=1, group=HARDWARE, help="Tensor parallel GPUs. Default {default}.")
     pp: int = setting(1, least=1, group=HARDWARE, help="Pipeline stages. Default {default}.")
     micro_batches: int | None = setting(
@@ -170,6 +179,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         help="KV cache (simulated): {choices}. Default {default}.",
         needs="KV capacity found from memory, not kv_tokens, or costs that are not fitted",
         acts=lambda s, loop: s.kv_tokens is None or split(s.cost)[0] != "fitted",
+        idle={"real": "KV is kept in what is computed in"},
     )
     mem_fraction: float = setting(
         0.9,
@@ -189,6 +199,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         "roofline",
         group=HARDWARE,
         help="Cost model: roofline | profile:PATH | fitted:PATH | module:Class. Default {default}.",
+        idle={"real": "times are measured"},
     )
     ignore_eos: bool = setting(False, group=TRACE, help="Output lengths are known to the scheduler.")
     max_tokens: int | None = setting(

@@ -90,8 +90,8 @@ class BackendSpec(Protocol):
         ...
 
     def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
-        """Return notes on settings of the file ``config`` that do nothing here, and on files of old. Raises ConfigError for a
-        flag that does nothing."""
+        """Return notes on settings of the file ``config`` that do nothing here, and on keys of a GPU's file that are called
+        otherwise now. Raises ConfigError for a flag that does nothing."""
         ...
 
     def check(self, run: RunSettings, loop: str) -> None:
