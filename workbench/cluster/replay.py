@@ -28,7 +28,7 @@ from workbench.cluster.router import Router
 from workbench.instance import Recipe, start
 from workbench.loops.drive import drive
 from workbench.recording.meta_parts import settings_used, trace_meta, versions
-from workbench.recording.recorder import Recorder, RecordingOutbox
+from workbench.recording.recorder import Recorder, RecordingOutbox, decisions_file
 from workbench.recording.trace_notes import trace_notes
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.scheduler import StepResult
@@ -170,9 +170,7 @@ def replay_loop(
     with raised_interrupts():
         backend = make_backend(runner_options(settings, loop, device, load_format), lambda row: None)
     try:
-        if decisions is None:
-            return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, None, waiting)
-        with decisions.open("w", encoding="utf-8") as file:
+        with decisions_file(decisions) as file:
             return replay_on(backend, settings, loop, trace, trace_sha256, command, device, progress, file, waiting)
     finally:
         backend.close()
@@ -287,10 +285,4 @@ def _replay(
             wall_s=round(backend.now_s(), 6),
         ),
     )
-    return RunRecord(
-        meta.to_json(),
-        recorder.request_columns(),
-        recorder.iterations.columns(),
-        recorder.inter_token_gaps(),
-        recorder.event_columns(),
-    )
+    return recorder.record(meta)

@@ -13,6 +13,7 @@ from workbench.cluster.pools import SimulatedPool, gpus_in_words, gpus_of, model
 from workbench.cluster.progress import Progress
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
 from workbench.recording.meta_parts import settings_used, trace_meta, versions
+from workbench.recording.recorder import decisions_file
 from workbench.recording.trace_notes import trace_notes
 from workbench.settings.run_settings import RunSettings
 
@@ -36,13 +37,9 @@ def simulate_loop(
     """
     if pools is None:
         pools = resolve_pools(settings, loop)
-    if decisions is None:
-        world = SimulatedWorld(settings, pools, trace)
+    with decisions_file(decisions) as file:
+        world = SimulatedWorld(settings, pools, trace, file)
         finished = world.run(progress, watch)
-    else:
-        with decisions.open("w", encoding="utf-8") as file:
-            world = SimulatedWorld(settings, pools, trace, file)
-            finished = world.run(progress, watch)
     recorder = world.recorder
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
@@ -67,10 +64,4 @@ def simulate_loop(
         pools=[pool.described(more) for pool, more in zip(pools, of_each, strict=True)],
         **of_all,
     )
-    return RunRecord(
-        meta.to_json(),
-        recorder.request_columns(),
-        recorder.iterations.columns(),
-        recorder.inter_token_gaps(),
-        recorder.event_columns(),
-    )
+    return recorder.record(meta)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from ground.json_file import json_line
-from reports.record.run_record import IterationLog
+from reports.record.meta import RunMeta
+from reports.record.run_record import IterationLog, RunRecord
 from reports.record.schema import CHUNK, FINISHED, RETRACTED
 from workbench.clients.bounds import Cause
 from workbench.clients.messages import ClientRequest
@@ -116,6 +119,16 @@ class Recorder:
             row = self.by_id.get(getattr(message, "rid", ""))
             if row is not None:
                 row.queued_s = now
+
+    def record(self, meta: RunMeta) -> RunRecord:
+        """The record of the run that ``meta`` describes."""
+        return RunRecord(
+            meta.to_json(),
+            self.request_columns(),
+            self.iterations.columns(),
+            self.inter_token_gaps(),
+            self.event_columns(),
+        )
 
     def request_columns(self) -> dict[str, np.ndarray | list]:
         """Columns of requests.csv, in order of arrival."""
@@ -225,7 +238,7 @@ class RecordingOutbox:
         self.send_at(result, self._recorder.now_s())
 
     def send_at(self, result: StepResult, now: float) -> None:
-        """Return what a step has brought was sent at ``now`` seconds."""
+        """Note what a step has brought, which was sent at ``now`` seconds."""
         recorder = self._recorder
         batch = result.batch
         if batch is not None:
@@ -312,6 +325,16 @@ class RecordingOutbox:
         for _, rows, at in self._steady.values():
             self._last_token_s[rows] = at
         self._steady.clear()
+
+
+@contextmanager
+def decisions_file(path: Path | None) -> Iterator[IO[str] | None]:
+    """Open the decisions.jsonl of a run; None where none is asked for."""
+    if path is None:
+        yield None
+        return
+    with path.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def decision_lines(newest: ScheduleBatch, kv_used_tokens: Sequence[int], instance: int) -> Iterator[str]:

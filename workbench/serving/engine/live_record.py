@@ -121,13 +121,7 @@ class LiveRecord:
         except OSError as error:
             raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
         loop = self._settings.loop
-        record = RunRecord(
-            self._meta(trace, requests).to_json(),
-            self._recorder.request_columns(),
-            self._recorder.iterations.columns(),
-            self._recorder.inter_token_gaps(),
-            self._recorder.event_columns(),
-        )
+        record = self._recorder.record(self._meta(trace, requests))
         write_record(record, run_folder(self._folder, loop))
         if len(self._recorder.iterations):
             self._write_page(record)
