@@ -189,25 +189,6 @@ def replay_on(
     waiting: Waiting | None = None,
 ) -> RunRecord:
     """Run a trace on a backend that is at rest; it can run another one afterwards, unless it was interrupted."""
-    with noted_interrupts() as interrupt:
-        return _replay(
-            backend, settings, loop, trace, trace_sha256, command, device, progress, decisions, waiting, interrupt
-        )
-
-
-def _replay(
-    backend: TorchBackend,
-    settings: RunSettings,
-    loop: str,
-    trace: Trace,
-    trace_sha256: str,
-    command: str,
-    device: str,
-    progress: Progress | None,
-    decisions: IO[str] | None,
-    waiting: Waiting | None,
-    interrupt: Interrupt,
-) -> RunRecord:
     tp, pp = settings.layout(loop)
     config = settings.scheduler(backend.kv_tokens, backend.max_context, settings.slots(loop))
     recipe = Recipe(loop=loop_spec(settings, loop), scheduler=config, eos_token_ids=(END_OF_SEQUENCE,), stages=pp)
@@ -221,38 +202,39 @@ def _replay(
         if waiting is not None:
             waiting(due_s, now_s)
 
-    inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt, wait)
+    with noted_interrupts() as interrupt:
+        inbox = ReplayInbox(clock, backend.now_s, recorder.queued, interrupt, wait)
 
-    cluster = Cluster(Router(settings.router, 1), recorder, [inbox])
+        cluster = Cluster(Router(settings.router, 1), recorder, [inbox])
 
-    def deliver(request: ClientRequest, arrival_s: float) -> None:
-        wording.message(request, arrival_s)
-        cluster.send(request)
+        def deliver(request: ClientRequest, arrival_s: float) -> None:
+            wording.message(request, arrival_s)
+            cluster.send(request)
 
-    def ended(request: ClientRequest) -> None:
-        cluster.ended(request)
-        clock.advance_to(backend.now_s())
-        clients.ended(request)
+        def ended(request: ClientRequest) -> None:
+            cluster.ended(request)
+            clock.advance_to(backend.now_s())
+            clients.ended(request)
 
-    stops = TraceStops(backend, recipe.rows, recorder.output_length)
-    outbox = _Outbox(recorder, recipe.rows, ended, decisions, 0, config.room)
-    outbox.progress = progress
-    instance = start(recipe, stops, lambda scheduler: (inbox, outbox), backend.now_s)
-    backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
-    clients = Clients(clock, map(ClientRequest, trace), deliver, settings.concurrency)
-    finished = True
+        stops = TraceStops(backend, recipe.rows, recorder.output_length)
+        outbox = _Outbox(recorder, recipe.rows, ended, decisions, 0, config.room)
+        outbox.progress = progress
+        instance = start(recipe, stops, lambda scheduler: (inbox, outbox), backend.now_s)
+        backend.began_s = time.monotonic()  # the model is loaded: the trace begins now
+        clients = Clients(clock, map(ClientRequest, trace), deliver, settings.concurrency)
+        finished = True
 
-    def waited() -> None:
-        interrupt.check()
-        backend.rested()
+        def waited() -> None:
+            interrupt.check()
+            backend.rested()
 
-    try:
-        drive(instance.loop, waited)
-    except ReplayOver:
-        if clients.fault is not None:
-            raise clients.fault from None
-    except Interrupted:
-        finished = False
+        try:
+            drive(instance.loop, waited)
+        except ReplayOver:
+            if clients.fault is not None:
+                raise clients.fault from None
+        except Interrupted:
+            finished = False
     weights = held_weights(backend.dtype, settings)
     meta = RunMeta(
         kind="replayed",
