@@ -1,4 +1,4 @@
-"""CSV tables of profiles, plain or gzip, read into columns."""
+"""CSV tables of profiles, plain or gzip, read into columns, and the folders that hold them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from typing import Any
 import numpy as np
 
 from backends.simulated.cost.models.operator_tables import ProfileError
+
+
+def sizes(path: Path) -> list[int]:
+    """Tensor-parallel sizes that were measured, ascending."""
+    return sorted(int(p.name[2:]) for p in path.glob("tp*") if p.is_dir() and p.name[2:].isdigit())
+
+
+def size_folder(path: Path, tp: int) -> Path:
+    """The folder of one tensor-parallel size, ``tp<N>/``. Raises :class:`ProfileError` for one that was not measured."""
+    have = sizes(path)
+    if tp not in have:
+        known = ", ".join(f"tp{n}" for n in have) or "none"
+        raise ProfileError(f"{path}: no measurements for tp {tp}; it holds {known}")
+    return path / f"tp{tp}"
 
 
 def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:

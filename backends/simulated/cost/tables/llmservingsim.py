@@ -22,7 +22,7 @@ from backends.simulated.cost.models.operator_tables import (
     Provenance,
     grid_from_points,
 )
-from backends.simulated.cost.tables.csv_table import find_table, read_table
+from backends.simulated.cost.tables.csv_table import find_table, read_table, size_folder
 from ground.value_file import read_yaml
 
 MICROSECOND = 1e-6
@@ -54,11 +54,6 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def sizes(path: Path) -> list[int]:
-    """Tensor-parallel sizes that were measured, ascending."""
-    return sorted(int(p.name[2:]) for p in path.glob("tp*") if p.is_dir() and p.name[2:].isdigit())
-
-
 def provenance(path: Path, tp: int) -> Provenance:
     """Describe the origin of the profile of one size."""
     meta = read_meta(path)
@@ -76,11 +71,7 @@ def provenance(path: Path, tp: int) -> Provenance:
 
 def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
     """The tables of one tensor-parallel size. Raises :class:`ProfileError` for what is missing or cannot be read."""
-    have = sizes(path)
-    if tp not in have:
-        known = ", ".join(f"tp{n}" for n in have) or "none"
-        raise ProfileError(f"{path}: no measurements for tp {tp}; it holds {known}")
-    folder = path / f"tp{tp}"
+    folder = size_folder(path, tp)
     layer, once = _dense(path, folder, tp)
     needed = ["qkv_proj", "o_proj"]
     if not all(model.moe_layers):

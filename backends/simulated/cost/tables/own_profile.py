@@ -20,7 +20,7 @@ from backends.simulated.cost.models.operator_tables import (
     Provenance,
     grid_from_points,
 )
-from backends.simulated.cost.tables.csv_table import find_table, read_table
+from backends.simulated.cost.tables.csv_table import find_table, read_table, size_folder
 from ground.json_file import read_json, write_json
 
 FORMAT = "workbench profile"
@@ -68,11 +68,6 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def sizes(path: Path) -> list[int]:
-    """Tensor-parallel sizes that were measured, ascending."""
-    return sorted(int(p.name[2:]) for p in path.glob("tp*") if p.is_dir() and p.name[2:].isdigit())
-
-
 def provenance(path: Path, tp: int) -> Provenance:
     """Describe the origin of a profile."""
     meta = read_meta(path)
@@ -91,12 +86,7 @@ def provenance(path: Path, tp: int) -> Provenance:
 
 def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
     """The tables of one tensor-parallel size. Raises :class:`ProfileError` for what is missing or cannot be read."""
-    have = sizes(path)
-    if tp not in have:
-        raise ProfileError(
-            f"{path}: no measurements for tp {tp}; it holds {', '.join(f'tp{n}' for n in have) or 'none'}"
-        )
-    folder = path / f"tp{tp}"
+    folder = size_folder(path, tp)
     file = find_table(folder, "attention")
     columns = read_table(file, (), TABLES["attention"], {PROMPTS: 0.0})
     prompts = columns[PROMPTS] if columns[PROMPTS].any() else None

@@ -12,7 +12,7 @@ from backends.simulated.cost.cost_request import check_gpu, check_model
 from backends.simulated.cost.models.fitted import TERMS
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.tables import aiconfigurator, fitted_file, llmservingsim, own_profile
-from backends.simulated.cost.tables.csv_table import find_table, read_table
+from backends.simulated.cost.tables.csv_table import find_table, read_table, sizes
 
 
 def provenance(path: Path) -> Provenance:
@@ -94,7 +94,7 @@ def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
     else:
         reader = own_profile if source.format == own_profile.FORMAT else llmservingsim
         model = load_model(model_name or str(source.model))
-        for tp in reader.sizes(path):
+        for tp in sizes(path):
             parts.append(_covered(reader.read(path, tp, model), f"tp {tp}"))
     return {"provenance": shown, "sizes": parts}
 
