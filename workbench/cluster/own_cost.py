@@ -13,9 +13,8 @@ from workbench.scheduler.own_code import check_methods, make_own
 from workbench.scheduler.settings import ConfigError
 
 METHODS = {"forward": ("batch", "stage"), "transfer_s": ("batch", "stage")}
-DECODES = {"decodes": ("batch", "steps")}
-SAMPLING = {"sampling_s": ("batch",)}
-GROUP_FORWARD = {"group_forward": ("batches",)}
+OPTIONAL = {"decodes": ("batch", "steps"), "sampling_s": ("batch",), "group_forward": ("batches",)}
+"""Methods that a model may also have (:class:`~backends.simulated.cost.CostModel`)."""
 
 
 def own_cost(spec: str, want: CostRequest) -> CostModel:
@@ -24,9 +23,8 @@ def own_cost(spec: str, want: CostRequest) -> CostModel:
     Raises ConfigError for what cannot be loaded or is no cost model.
     """
     model = make_own("cost", spec, METHODS, want=want)
-    for more in (DECODES, SAMPLING, GROUP_FORWARD):
-        if any(hasattr(model, name) for name in more):
-            check_methods("cost", spec, model, more)
+    had = {name: arguments for name, arguments in OPTIONAL.items() if hasattr(model, name)}
+    check_methods("cost", spec, model, had)
     return _Checked(spec, model)
 
 

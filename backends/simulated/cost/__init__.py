@@ -14,9 +14,10 @@ class CostModel(Protocol):
     pages they will get, and some of them never run (not so with ``exact``).
 
     A model may also have ``decodes(batch, steps)``, the same numbers faster: :meth:`forward` of the decode batch ``batch``
-    and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way. And
+    and of those that follow it while the same requests decode, ``steps`` in all, or None where there is no faster way.
     ``sampling_s(batch)``: the seconds of :meth:`forward` on the last stage that pass after a mask is needed (none, where a
-    model cannot tell).
+    model cannot tell). And ``group_forward(batches)``: the seconds of a step that instances take together because they share
+    their experts, each with its batch, or None where it has nothing to run; without it there is no such run.
     """
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
