@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from workbench.recording.recorder import RequestRow
 from workbench.scheduler.config import PREFIX_POLICIES
+from workbench.scheduler.settings import is_own
 from workbench.settings.run_settings import RunSettings
 
 
@@ -15,7 +16,7 @@ def trace_notes(settings: RunSettings, rows: Iterable[RequestRow]) -> list[str]:
     rows = list(rows)
     priorities = {row.priority for row in rows}
     deadlines = settings.slo_ttft is not None or any(row.slo_ttft_s == row.slo_ttft_s for row in rows)
-    custom = ":" in settings.policy
+    custom = is_own(settings.policy)
     if settings.policy == "priority" and len(priorities) == 1:
         return [f"all requests have priority {priorities.pop()}: policy priority served them as fcfs does"]
     if settings.policy == "edf" and rows and not deadlines:
