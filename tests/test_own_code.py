@@ -42,6 +42,19 @@ class FastCost(OwnCost):
         return [self.forward(batch)] * steps
 
 
+class GroupCost(OwnCost):
+    """Steps that instances take together last two hundredths."""
+
+    def group_forward(self, batches):
+        assert len(batches) == 2 and any(batch is not None for batch in batches)
+        return 0.02
+
+
+class OtherGroup(OwnCost):
+    def group_forward(self):
+        return 0.02
+
+
 class WithoutTransfers:
     def __init__(self, want):
         pass
@@ -168,6 +181,28 @@ def test_a_cost_model_of_ones_own_gives_the_times_of_a_run(tmp_path, name):
     rows = np.genfromtxt(tmp_path / "overlap/iterations.csv", delimiter=",", names=True, dtype=None, encoding=None)
     assert np.allclose(rows["end_s"] - rows["start_s"], 0.01)
     assert meta(tmp_path / "overlap")["settings"]["cost"] == f"{HERE}:{name}"
+
+
+TOGETHER = ("--model", "Qwen/Qwen3-30B-A3B", "--dp", "2", "--ep", "2")
+"""Two instances that share their experts."""
+
+
+def test_a_cost_model_of_ones_own_gives_the_times_of_steps_taken_together(tmp_path):
+    simulate(tmp_path, "--cost", f"{HERE}:GroupCost", *TOGETHER)
+    rows = np.genfromtxt(tmp_path / "overlap/iterations.csv", delimiter=",", names=True, dtype=None, encoding=None)
+    assert np.allclose(rows["end_s"] - rows["start_s"], 0.02) and set(rows["instance"]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("OwnCost", "'{}' has no times of steps that instances take together (ep 2)"),
+        ("OtherGroup", "'{}' has a group_forward that does not take (batches)"),
+    ],
+)
+def test_a_cost_model_without_times_of_steps_taken_together_is_refused_for_them(tmp_path, name, why):
+    said = simulate(tmp_path, "--cost", f"{HERE}:{name}", *TOGETHER, code=2)
+    assert said == f"error: cost: {why.format(f'{HERE}:{name}')}\n"
 
 
 def test_a_loop_of_ones_own_runs_beside_the_others_and_is_called_what_it_is(tmp_path):
