@@ -21,7 +21,7 @@ class Capacity:
 
     @classmethod
     def of(cls, config: SchedulerConfig) -> Capacity:
-        """Return that of a scheduler."""
+        """The capacity of a scheduler."""
         return cls(config.max_context, config.pages * config.page_size)
 
     def output_bound(self, prompt_tokens: int, max_new_tokens: int) -> int:

@@ -207,7 +207,7 @@ class Scheduler:
             "prefilling": int(self.slots.chunked is not None),
             "batches_in_flight": len(self.flights),
             "sessions": len(self.sessions),
-            "kv_tokens": self.config.pages * kv.page_size,
+            "kv_tokens": self.capacity.kv_tokens,
             "kv_used_tokens": kv.used_tokens,
             "kv_cached_tokens": kv.cached_tokens,
             "new_token_ratio": round(self.estimate.new_token_ratio, 6),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
+from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.ragged import RaggedRunningSet
@@ -38,7 +39,7 @@ class Slots(list[Slot]):
     def _running_set(self, config: SchedulerConfig, table: TableManager) -> RunningSet:
         if not config.draft_tokens:
             return RunningSet(table, config.page_size, self.epochs)
-        pool_tokens = config.pages * config.page_size
+        pool_tokens = Capacity.of(config).kv_tokens
         return RaggedRunningSet(table, config.page_size, self.epochs, config.draft_tokens, pool_tokens)
 
     @property
