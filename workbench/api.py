@@ -54,7 +54,8 @@ def simulate(
     if len(chosen.loops) > 1:
         raise ConfigError(f"loop: {chosen.loop!r} names several; a run has one")
     (loop,) = chosen.loops
-    for note in (*renamed(said), *check_effects(chosen, flags, None), *renamed_in_gpus(chosen)):
+    in_files = renamed_in_gpus(pool.settings.gpu for pool in chosen.pools(loop))
+    for note in (*renamed(said), *check_effects(chosen, flags, None), *in_files):
         warnings.warn(note, stacklevel=2)
     pools = resolve_pools(chosen, loop)
     opened = _opened(trace, chosen.concurrency is None, chosen.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from workbench.search.point import Base
 from workbench.search.space import SpaceError, grid_points, parse_vary, random_points
 
 
@@ -79,3 +80,22 @@ def test_a_setting_varies_once():
 def test_a_range_of_fractions_needs_steps_in_a_grid():
     with pytest.raises(SpaceError, match=r"rate: .* write 1\.\.3/5"):
         values("rate=1..3")
+
+
+def test_every_gpu_file_of_a_search_that_says_a_former_key_gets_a_note(tmp_path):
+    files = [tmp_path / f"{name}.toml" for name in ("varied", "pooled", "set")]
+    for file in files:
+        file.write_text('reaches_like = "h100"\n')
+    varied, pooled, alone = files
+    settings = tmp_path / "run.toml"
+    settings.write_text(f'[[pool]]\ncount = 2\ngpu = "{pooled}"\n')
+    vary = [f"gpu=h100,{varied}"]
+
+    def said(base: Base, vary: list[str]) -> list[str]:
+        return [note.partition(": ")[0] for note in base.renamed(vary, parse_vary(vary) if vary else [])]
+
+    assert said(Base(None, {}), vary) == [str(varied)]
+    assert said(Base(None, {"gpu": str(alone)}), []) == [str(alone)]
+    assert said(Base(None, {"pool": (f"both:1,gpu={pooled}", "b=both:1,gpu=h100")}), []) == [str(pooled)]
+    assert said(Base(settings, {}), vary) == [str(varied), str(pooled)]
+    assert said(Base(None, {}), []) == []

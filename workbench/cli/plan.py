@@ -111,7 +111,6 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.clients.trace_input import open_as
@@ -120,9 +119,8 @@ def _run(
     from workbench.search.point import Base, Shared
     from workbench.search.prices import read_prices
     from workbench.search.slo import parse_slo
-    from workbench.search.space import SpaceError, grid_points, parse_vary, renamed_in_vary
+    from workbench.search.space import SpaceError, grid_points, parse_vary
     from workbench.search.sweep import check_any
-    from workbench.settings.loading import renamed_in
 
     if slo is None:
         raise SpaceError("slo: say what must be kept, such as --slo ttft_p99=2s,tpot_p99=50ms")
@@ -133,8 +131,7 @@ def _run(
             raise SpaceError(f"{dimension.name}: cannot be varied here: plan looks for the highest rate itself")
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
-    in_files = [note for gpu in base.values_of("gpu", space) for note in renamed_in_gpu(gpu)]
-    say([*renamed_in(config), *renamed_in_vary(vary), *in_files])
+    say(base.renamed(vary, space))
     points = list(grid_points(space))
     check_executor(executor, jobs, time_limit_s)
     opened = open_as(path, reading, seed=base.seed)

@@ -57,7 +57,8 @@ def _run(
     from workbench.settings.loading import settings_from
 
     settings = settings_from(config, flags, like)
-    say([*check_effects(settings, flags, config), *renamed_in_gpus(settings)])
+    in_files = renamed_in_gpus(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
+    say([*check_effects(settings, flags, config), *in_files])
     pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.

@@ -131,7 +131,6 @@ def _run(
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
-    from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
     from ground.errors import InputError
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
@@ -142,9 +141,8 @@ def _run(
     from workbench.search.prices import read_prices
     from workbench.search.results import RECORDS, Results
     from workbench.search.sources import Listed, open_source
-    from workbench.search.space import parse_vary, renamed_in_vary
+    from workbench.search.space import parse_vary
     from workbench.search.sweep import check_any, manifest_of, run_sweep
-    from workbench.settings.loading import renamed_in
 
     if resume and force:
         raise InputError("resume: goes on with a sweep that --force would remove; give one of the two")
@@ -152,8 +150,7 @@ def _run(
     objectives = parse_objectives(objective)
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
-    in_files = [note for gpu in base.values_of("gpu", space) for note in renamed_in_gpu(gpu)]
-    say([*renamed_in(config), *renamed_in_vary(vary), *in_files])
+    say(base.renamed(vary, space))
     check_executor(executor, jobs, time_limit_s)
     # Everything that can be wrong is wrong before a folder is made or the first second is spent.
     asked = open_source(search, space, points, base.seed, objectives, [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -45,10 +45,9 @@ class SimulatedPool:
         )
 
 
-def renamed_in_gpus(settings: RunSettings) -> list[str]:
-    """Notes on keys of the GPUs' files that are called otherwise now. Raises ConfigError or CatalogueError."""
-    gpus = dict.fromkeys(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
-    return [note for gpu in gpus for note in renamed_in_gpu(gpu)]
+def renamed_in_gpus(gpus: Iterable[str]) -> list[str]:
+    """Notes on keys in the files of GPUs that are called otherwise now, each file once. Raises CatalogueError."""
+    return [note for gpu in dict.fromkeys(gpus) for note in renamed_in_gpu(gpu)]
 
 
 def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:

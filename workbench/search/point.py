@@ -16,12 +16,13 @@ from reports.metrics.sweep_metrics import sweep_summary
 from reports.record.run_record import write_record
 from traces import Trace
 from workbench.clients.trace_input import reshaped
-from workbench.cluster.pools import gpus_of, resolve_pools
+from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
 from workbench.cluster.simulate import simulate_loop
 from workbench.search.prices import Prices
-from workbench.search.space import Dimension, Point, SpaceError
+from workbench.search.space import Dimension, Point, SpaceError, renamed_in_vary
 from workbench.settings.idle import acts
-from workbench.settings.loading import SETTINGS, read_settings_file, settings_from
+from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in, settings_from
+from workbench.settings.pool_spec import parse_pools
 from workbench.settings.run_settings import RunSettings, check_loop_name
 
 FINISHED, INCOMPLETE, INVALID, TIMED_OUT, FAILED = "finished", "incomplete", "invalid", "timed out", "failed"
@@ -60,6 +61,13 @@ class Base:
         """List the values of a setting over all points: those that vary, else the one that is set, if any."""
         varied = [value for dimension in space if dimension.name == name for value in dimension.values]
         return varied or [value for value in [self.given().get(name)] if value is not None]
+
+    def renamed(self, vary: list[str], space: list[Dimension]) -> list[str]:
+        """Notes on what is called otherwise now: settings of the file and of ``vary``, keys in the files of GPUs."""
+        pools = parse_pools(self.given().get("pool") or ())
+        own = [value for pool in pools for name, value in pool.given if name == "gpu"]
+        in_files = renamed_in_gpus([*self.values_of("gpu", space), *own])
+        return [*renamed_in(self.config), *renamed_in_vary(vary), *in_files]
 
     @property
     def seed(self) -> int:
