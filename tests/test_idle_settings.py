@@ -17,7 +17,7 @@ from workbench.scheduler.config import PREFIX_POLICIES, ConfigError, SchedulerCo
 from workbench.settings.engines import engine_names
 from workbench.settings.idle import acts, check_effects, needs
 from workbench.settings.loading import settings_from
-from workbench.settings.real import check_device_effects, live_notes
+from workbench.settings.real import check_device_effects, live_notes, without_idle
 from workbench.settings.run_settings import RunSettings
 
 VALUES: dict[str, Any] = {
@@ -206,6 +206,8 @@ def test_what_has_no_place_in_real_time_or_on_a_server_is_noted_in_a_file(tmp_pa
     load = "has no effect here: its requests come from clients, not from a trace"
     assert live_notes(file, "live") == [exact]
     assert live_notes(file, "live", "served") == [f"{file}: rate: {load}", exact, f"{file}: requests: {load}"]
+    used = without_idle(settings_from(file, {}), "live", "served")
+    assert used == RunSettings(chunk=512, ignore_eos=True), "a record of it is simulated under what it ran under"
     file.write_text("exact = false\nconcurrency = 4\nspeedup = 2.0\n")
     assert live_notes(file, "live") == live_notes(None, "live", "served") == []
 

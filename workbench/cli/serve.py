@@ -44,7 +44,7 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
-    from workbench.settings.real import live_notes
+    from workbench.settings.real import live_notes, without_idle
 
     server = {name: value for name, value in server.items() if value is not None}
     try:
@@ -62,6 +62,6 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
     run = settings_from(config, flags, defaults=backend.defaults())
     say(check_effects(run, flags, config))
-    settings = ServeSettings(run, command=command_line(), **server)
+    settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
     backend.check(settings.run, settings.loop)  # before anything is loaded
     return run_server(settings, force)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import Place
 from workbench.settings.loading import SETTINGS, read_settings_file
+from workbench.settings.run_settings import RunSettings
 
 CPU_STEP_TOKENS = 512
 """Prompt tokens of a step on a CPU unless told otherwise: it then takes seconds, not minutes, so that decodes, timeouts and
@@ -40,6 +42,11 @@ def live_notes(config: Path | None, *places: Place) -> list[str]:
     """Notes on settings of the file ``config`` that do nothing in ``places``, where there are no flags for them."""
     said = {name: f"{name}: has no effect here: {why}" for name, why in idle_in_places(*places).items()}
     return _noted(said, {}, config)
+
+
+def without_idle(settings: RunSettings, *places: Place) -> RunSettings:
+    """Settings as they are used in ``places``: those that do nothing there are as if nobody had said them."""
+    return replace(settings, **{name: SETTINGS[name].default for name in idle_in_places(*places)})
 
 
 def idle_in_places(*places: Place) -> dict[str, str]:
