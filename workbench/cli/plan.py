@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -18,11 +19,7 @@ if TYPE_CHECKING:
 
 _PLAN, _RUN = "Plan", "Run"
 
-
-def _option(*names: str, help: str, panel: str = _PLAN) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
-
-
+_option = partial(options.option, panel=_PLAN)
 Command = command_with(SettingFlags(RUN_SETTINGS), TraceFlags())
 
 

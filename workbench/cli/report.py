@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+from workbench.cli.options import option
 
 if TYPE_CHECKING:
     from reports.metrics.report_numbers import Report
 
 _OUT, _WHAT = "Output", "Comparison"
-
-
-def _option(*names: str, help: str, panel: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
 
 
 def report(
@@ -26,33 +24,31 @@ def report(
     ],
     out: Annotated[
         Optional[Path],
-        _option(
-            "--out", help="The page. Default: report.html in the folder given, or here if several are.", panel=_OUT
-        ),
+        option("--out", help="The page. Default: report.html in the folder given, or here if several are.", panel=_OUT),
     ] = None,
     trace_events: Annotated[
         Optional[Path],
-        _option("--trace-events", help="Also write the timeline for Perfetto: FILE.json or FILE.json.gz.", panel=_OUT),
+        option("--trace-events", help="Also write the timeline for Perfetto: FILE.json or FILE.json.gz.", panel=_OUT),
     ] = None,
     figures: Annotated[
-        Optional[str], _option("--figures", help="Also draw figures: png | svg | pdf.", panel=_OUT)
+        Optional[str], option("--figures", help="Also draw figures: png | svg | pdf.", panel=_OUT)
     ] = None,
     figures_dir: Annotated[
-        Optional[Path], _option("--figures-dir", help="Folder for them. Default: figures, beside the page.", panel=_OUT)
+        Optional[Path], option("--figures-dir", help="Folder for them. Default: figures, beside the page.", panel=_OUT)
     ] = None,
-    full: Annotated[bool, _option("--full", help="Print every metric, not one line a run.", panel=_OUT)] = False,
-    as_json: Annotated[bool, _option("--json", help="Print the numbers as JSON.", panel=_OUT)] = False,
+    full: Annotated[bool, option("--full", help="Print every metric, not one line a run.", panel=_OUT)] = False,
+    as_json: Annotated[bool, option("--json", help="Print the numbers as JSON.", panel=_OUT)] = False,
     baseline: Annotated[
         Optional[str],
-        _option("--baseline", help="The run that others are compared with. Default: the first.", panel=_WHAT),
+        option("--baseline", help="The run that others are compared with. Default: the first.", panel=_WHAT),
     ] = None,
     slo_ttft: Annotated[
         Optional[float],
-        _option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT),
+        option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT),
     ] = None,
-    slo_tpot: Annotated[Optional[float], _option("--slo-tpot", help="Seconds a token; as above.", panel=_WHAT)] = None,
+    slo_tpot: Annotated[Optional[float], option("--slo-tpot", help="Seconds a token; as above.", panel=_WHAT)] = None,
     mixed_traces: Annotated[
-        bool, _option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)
+        bool, option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)
     ] = False,
 ) -> None:
     """Compare finished runs, simulated or real: one self-contained HTML page that says which wins and why."""

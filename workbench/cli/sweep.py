@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,11 +21,7 @@ if TYPE_CHECKING:
 _SEARCH, _RUN = "Search", "Run"
 DEFAULT_OBJECTIVES = "output_throughput_per_gpu,ttft_p99_s"
 
-
-def _option(*names: str, help: str, panel: str = _SEARCH) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
-
-
+_option = partial(options.option, panel=_SEARCH)
 Command = command_with(SettingFlags(RUN_SETTINGS), TraceFlags())
 
 
