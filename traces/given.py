@@ -87,8 +87,8 @@ def checked(requests: Iterable[Any], source: Source) -> Iterator[TraceRequest]:
         for field, read, needed in _VALUES:
             value = getattr(request, field)
             if needed or value is not None:
-                number = value.item() if isinstance(value, np.generic) else value
-                setattr(request, field, read(place, line, field, number))
+                plain = value.item() if isinstance(value, np.generic) else value
+                setattr(request, field, read(place, line, field, plain))
         if isinstance(request.content, TokenIds):
             _check_ids(place, request)
         _check_turn(place, request, turns)
