@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from backends.simulated.catalogue.gpu_specs import GPU
 
+ACTIVATION_BYTES = 2
+"""Of one element of a hidden state: activations are in 16 bits, whatever the weights are in."""
+
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     """Seconds of an all-reduce. Ring volume, 2 (n-1)/n of the message through each link (Thakur et al. 2005), and one
@@ -20,8 +23,10 @@ def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     return gpu.link_latency_s + (gpus - 1) / gpus * message_bytes / _rate(gpu)
 
 
-def send_s(message_bytes: float, gpu: GPU) -> float:
-    """Seconds of a point-to-point send."""
+def next_stage_s(tokens: int, hidden: int, tp: int, gpu: GPU) -> float:
+    """Seconds to send the hidden states and residuals of ``tokens`` to the next pipeline stage, each of ``tp`` ranks its
+    part of them."""
+    message_bytes = 2 * tokens * hidden * ACTIVATION_BYTES / tp
     return gpu.link_latency_s + message_bytes / _rate(gpu)
 
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.models.communication import send_s
+from backends.simulated.cost.models.communication import next_stage_s
 from backends.simulated.cost.models.least_squares import relative_least_squares
-from backends.simulated.cost.models.roofline import ACTIVATION_BYTES
 from ground.errors import InputError
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -131,4 +130,4 @@ class FittedCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states and residuals to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return send_s(2 * tokens * self._model.hidden * ACTIVATION_BYTES / self._tp, self._gpu)
+        return next_stage_s(tokens, self._model.hidden, self._tp, self._gpu)

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from backends.checkpoint.precision import Precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
+from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
-from backends.simulated.cost.models.roofline import ACTIVATION_BYTES, RooflineCost
+from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -119,7 +119,7 @@ class ProfileCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states and residuals to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return send_s(2 * tokens * self.model.hidden * ACTIVATION_BYTES / self.tp, self.gpu)
+        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu)
 
     def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
         """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank

@@ -15,10 +15,9 @@ from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec
-from backends.simulated.cost.models.communication import all_reduce_s, all_to_all_s, send_s
+from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
 from workbench.scheduler.batch import ModelWorkerBatch
 
-ACTIVATION_BYTES = 2
 GEMM_TILE_ROWS = 64
 """Tensor-core kernels compute whole tiles: token counts round up to this for arithmetic, not for traffic."""
 ELEMENTWISE_PASSES = 10
@@ -125,7 +124,7 @@ class RooflineCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states (and residuals) to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return send_s(2 * tokens * self.model.hidden * ACTIVATION_BYTES / self.tp, self.gpu)
+        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu)
 
     def _padded(self, requests: int) -> int:
         at = bisect.bisect_left(self._capture, requests)
