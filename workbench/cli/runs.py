@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -59,8 +58,6 @@ def run_and_report(
     folder = out if out is not None else free_folder(Path("runs") / trace.info.name)
     new = [above for above in (folder, *folder.parents) if not above.exists()]
     prepare_out(folder, force)
-    # The collector would walk every request again and again, and finds next to nothing.
-    gc.set_threshold(100_000)
     try:
         # The last record is written while the page is made.
         with ThreadPoolExecutor(1) as writer:
