@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput, step_numbers
 
 
 class ScriptedSampler:
@@ -51,13 +50,7 @@ class ScriptedSampler:
             self._epoch, self._epoch_starts = batch.epoch, self._starts[batch.rows]
         at = self._epoch_starts + batch.seq_lens
         if steps > 1:
-            at = (at + _numbers(steps)).ravel()
+            at = (at + step_numbers(steps)).ravel()
         if batch.unsampled is not None:
             at[batch.unsampled] = 0  # inside the prompt: there is no output to take
         return StepOutput(self._flat[at])
-
-
-@cache
-def _numbers(count: int) -> np.ndarray:
-    """int64[count, 1]: 0, 1, 2, ..."""
-    return np.arange(count)[:, None]

@@ -13,15 +13,14 @@ from itertools import accumulate
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput, step_numbers
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.stops import stopped
 
 MOST_STEPS = 128
 """At a time: what is prepared for them is thrown away if a message comes before."""
-_STEPS = np.arange(MOST_STEPS + 1)[:, None]
-"""Numbers of steps: slicing them takes less time than making them."""
+_STEPS = step_numbers(MOST_STEPS + 1)
 
 
 class DecidedSteps:
@@ -74,8 +73,9 @@ class DecidedSteps:
 
     def batch(self, ahead: int) -> ModelWorkerBatch:
         """The batch that will be formed after the next ``ahead`` ones, without its pages."""
-        scheduler, kv, running = self._scheduler, self._scheduler.kv, self._slot.running
-        count = running.count
+        scheduler, running = self._scheduler, self._slot.running
+        kv, count = scheduler.kv, running.count
+        table = kv.table
         # As Assembly.decode makes them, and positional as there: keywords would double the cost.
         return ModelWorkerBatch(
             scheduler.assembly.step + ahead,
@@ -97,7 +97,7 @@ class DecidedSteps:
             (),
             kv.used_tokens + self._pages[ahead] * kv.page_size,
             len(scheduler.queue.waiting),
-            kv.table.rows - kv.table.free_rows,
+            table.rows - len(table.free),
         )
 
     def kv_used_tokens(self, steps: int) -> list[int]:

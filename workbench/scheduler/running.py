@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.scheduler.batch import one_each
+from workbench.scheduler.batch import one_each, step_numbers
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.request import Req
 from workbench.scheduler.stops import StopIds, chosen, stacked
@@ -167,14 +167,14 @@ class RunningSet:
         means all of them (page size 1)."""
         if self._page_size == 1:
             return None
-        lens = self.lens if steps == 1 else (self.lens + np.arange(steps)[:, None]).ravel()
+        lens = self.lens if steps == 1 else (self.lens + step_numbers(steps)).ravel()
         starting: np.ndarray = (lens % self._page_size == 0).nonzero()[0]
         return starting
 
     def places(self, steps: int) -> np.ndarray:
         """int64[steps + 1, n], where in the token table the newest sample of each goes: ``token_at`` now, and after each of
         the next ``steps``."""
-        places: np.ndarray = self.token_at + np.arange(steps + 1)[:, None]
+        places: np.ndarray = self.token_at + step_numbers(steps + 1)
         return places
 
     def advance(self, needing: np.ndarray | None, pages: np.ndarray, places: np.ndarray | None = None) -> Sequence[int]:

@@ -30,7 +30,6 @@ class Assembly:
         :meth:`RunningSet.needing_page` has it, and add those whose prompt is complete to it."""
         running = slot.running
         step = self._step(slot, needing) if decodes else None
-        unsampled = None
         left = 0
         mode: Mode = "mixed" if step is not None else "prefill"
         new_reqs = [row.req for row in prefill]
@@ -43,7 +42,23 @@ class Assembly:
         new_rows, new_lens, new_ends, new_at, new_queries = np.array(numbers, np.int64).T.copy()
         rows, seq_lens, query_lens, token_at, reqs = new_rows, new_lens, new_queries, new_at, new_reqs
         stop_ids = prefill_stops = stop_ids_of(new_reqs)
-        context_tokens = sum(row.end for row in prefill)
+        context_tokens = prefill_tokens = 0
+        inputs: list[np.ndarray] = []
+        starting: list[NewRequest] = []
+        silent: list[int] = []
+        stops: list[int] = []
+        joining: list[int] = []
+        for i, row in enumerate(prefill):
+            req = row.req
+            context_tokens += row.end
+            prefill_tokens += row.end - row.start
+            inputs.append(req.tokens[row.start : row.end])
+            if row.start == row.cached:
+                starting.append(NewRequest(req.row, req.rid, req.input_len, req.tokens, req.params))
+            if not row.samples:
+                silent.append(i)
+            if row.last:
+                (stops if req.kv_len == req.end_len else joining).append(i)
         if step is not None:
             rows, seq_lens = np.concatenate((rows, step.rows)), np.concatenate((seq_lens, step.seq_lens))
             query_lens, token_at = (
@@ -53,23 +68,10 @@ class Assembly:
             reqs = [*reqs, *step.reqs]
             stop_ids = stacked(prefill_stops, step.stop_ids, len(prefill), len(step.reqs))
             context_tokens += step.context_tokens
-        prefill_tokens = sum(row.end - row.start for row in prefill)
-        inputs = [row.req.tokens[row.start : row.end] for row in prefill]
+            stops += [i + len(prefill) for i in step.stops]
         input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
-        new_requests = tuple(
-            NewRequest(row.req.row, row.req.rid, row.req.input_len, row.req.tokens, row.req.params)
-            for row in prefill
-            if row.start == row.cached
-        )
         if self._slots.chunked is not None:
             left = len(self._slots.chunked.tokens) - self._slots.chunked.kv_len
-        if not all(row.samples for row in prefill):
-            unsampled = np.array([i for i, row in enumerate(prefill) if not row.samples], np.int64)
-        done = [row.req.kv_len == row.req.end_len for row in prefill]
-        stops = [i for i, row in enumerate(prefill) if row.last and done[i]]
-        if step is not None:
-            stops += [i + len(prefill) for i in step.stops]
-        joining = [i for i, row in enumerate(prefill) if row.last and not done[i]]
         if joining:
             # Nearly always all of them do, and a slice is the quicker index.
             at = slice(len(prefill)) if len(joining) == len(prefill) else joining
@@ -83,13 +85,13 @@ class Assembly:
             seq_lens,
             query_lens,
             len(prefill),
-            len(rows) - (0 if unsampled is None else len(unsampled)),
+            len(rows) - len(silent),
             prefill_tokens,
             0 if step is None else step.tokens,
             context_tokens,
             input_ids,
-            unsampled,
-            new_requests,
+            np.array(silent, np.int64) if silent else None,
+            tuple(starting),
             None if step is None else step.page_rows,
             None if step is None else step.pages,
             self._kv.table.take_writes(),
