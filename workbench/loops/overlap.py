@@ -34,12 +34,13 @@ def overlap_loop(
             continue
         launched: tuple[ScheduleBatch, Forward] | None = None
         if batch is not None:
-            backend.host("schedule", batch.worker)
-            if last is not None and not overlap_prefills and last[0].worker.num_prefill and batch.worker.num_prefill:
+            worker = batch.worker
+            backend.host("schedule", worker)
+            if last is not None and not overlap_prefills and last[0].worker.num_prefill and worker.num_prefill:
                 yield from _process(scheduler, backend, outbox, last)
                 last = None
-            launched = batch, backend.launch(batch.worker)
-            backend.host("launch", batch.worker)
+            launched = batch, backend.launch(worker)
+            backend.host("launch", worker)
             outbox.scheduled(batch)
         result: StepResult | None = None
         if last is not None:
