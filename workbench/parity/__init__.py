@@ -1,0 +1,1 @@
+"""Decisions of real engines, recorded, and whether this scheduler decides the same."""
