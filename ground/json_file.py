@@ -5,8 +5,10 @@ Traces are read by ``traces.files.json_records``, line by line: they are large, 
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,17 @@ def write_json(path: Path, value: Any, error: type[Exception] = InputError, *, s
 
 
 def read_json(path: Path, error: type[Exception] = InputError) -> dict[str, Any]:
-    """Read the object in a file. Raises ``error`` with one line."""
-    return read_values(path, error, json.loads, "a JSON object")  # of bytes, which may begin with a mark
+    """Read the object in a file, one compressed by gzip if its name ends in .gz. Raises ``error`` with one line."""
+    # Of bytes, which may begin with a mark.
+    return read_values(path, error, _unpacked if path.suffix == ".gz" else json.loads, "a JSON object")
+
+
+def _unpacked(content: bytes) -> Any:
+    try:
+        text = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise ValueError(f"is no whole gzip file: {problem}") from problem
+    return json.loads(text)
 
 
 def read_json_lines(path: Path, error: type[Exception] = InputError) -> Iterator[tuple[int, dict[str, Any]]]:

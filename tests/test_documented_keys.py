@@ -29,13 +29,15 @@ def test_engines_toml_documents_the_keys_it_may_hold():
     head = ENGINES.read_text().split("\n\n")[0]
     listed = set(re.findall(r"^# (\w+) {2,}\w", head, re.M))
     own = names(Engine) - {"name", "settings", "graphs", "host"}
-    assert listed == own
+    assert listed == {*own, "extends"}
     assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS
 
 
 def test_engines_toml_holds_only_keys_that_are_read():
-    own = names(Engine) - {"name", "settings"}
-    for preset in tomllib.loads(ENGINES.read_text()).values():
+    own = names(Engine) - {"name", "settings"} | {"extends"}
+    tables = tomllib.loads(ENGINES.read_text())
+    assert set(tables.pop("short").values()) <= set(tables)
+    for preset in tables.values():
         assert set(preset) <= own | names(RunSettings)
         assert set(preset.get("graphs", {})) <= GRAPH_KEYS
         assert set(preset.get("host", {})) <= names(HostModel)

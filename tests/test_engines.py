@@ -8,7 +8,7 @@ from backends.simulated.host import HostModel
 from tests.cost.profiles import batch, linear_profile
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
-from workbench.settings.engines import engine_names, load_engine
+from workbench.settings.engines import engine_names, load_engine, short_names
 from workbench.settings.loading import settings_from
 from workbench.settings.run_settings import RunSettings
 
@@ -59,5 +59,21 @@ def test_vllm_sends_whole_rows_of_its_page_table_before_every_step(tmp_path):
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"engine: 'vllm' is not known; nearest: vllm-0\.19"):
-        settings_from(None, {"engine": "vllm"})
+    with pytest.raises(ConfigError, match=r"engine: 'vllm-0' is not known; nearest: vllm-0\.33"):
+        settings_from(None, {"engine": "vllm-0"})
+
+
+def test_a_short_name_stands_for_one_version_and_the_settings_hold_that():
+    assert settings_from(None, {"engine": "vllm-0.19"}).engine == "vllm-0.19.0"
+    for short, exact in short_names().items():
+        assert exact.startswith(short) and settings_from(None, {"engine": short}) == settings_from(
+            None, {"engine": exact}
+        )
+
+
+def test_a_preset_has_what_the_one_it_extends_has_but_for_what_it_says():
+    above, below = load_engine("vllm-0.33.0"), load_engine("vllm-0.19.0")
+    assert (
+        below.graphs == above.graphs and below.host == above.host and below.page_entry_bytes == above.page_entry_bytes
+    )
+    assert below.settings.keys() >= above.settings.keys()

@@ -34,6 +34,7 @@ VALUES: dict[str, Any] = {
     "micro_batches": 4,
     "mem_fraction": 0.8,
     "kv_dtype": "fp8",
+    "share_in_batch_tokens": 64,
     "overlap_prefills": False,
     "overlap": False,
 }
@@ -47,6 +48,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "mixed_chunk": [{"batching": "mixed"}],
     "preempt_threshold": [{"policy": "fcfs"}, {"policy": "edf"}, {"policy": "priority", "batching": "mixed"}],
     "conservativeness": [{"batching": "mixed"}],
+    "share_in_batch_tokens": [{"cache": "none"}],
     "max_passed_over": [{"policy": name, "cache": "none"} for name in ("fcfs", "lpm", "dfs-weight")],
     "max_prefill_streak": [{"batching": "mixed"}],
     "micro_batches": [{"loop": "overlap"}, {"loop": "normal,overlap"}],
@@ -65,6 +67,7 @@ HEEDED: dict[str, dict[str, Any]] = {
     "mixed_chunk": {"batching": "prefill-first"},
     "preempt_threshold": {"policy": "priority"},
     "conservativeness": {"batching": "prefill-first"},
+    "share_in_batch_tokens": {"cache": "radix"},
     "max_passed_over": {"policy": "lof", "cache": "none"},
     "max_prefill_streak": {"batching": "prefill-first"},
     "micro_batches": {"loop": "pipeline", "pp": 2},
@@ -76,7 +79,7 @@ HEEDED: dict[str, dict[str, Any]] = {
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
     "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots", "draft_tokens"},
-    "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running"},
+    "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running", "reserved_pages"},
     "what others act beside": {"batching", "policy", "cache"},
     "refused without a chunk size": {"chunk_depth"},
     "when a request ends": {
@@ -90,8 +93,6 @@ ALWAYS: dict[str, set[str]] = {
     "how a simulation goes": {"exact"},
 }
 """Settings that act whatever stands beside them, or contradict it and are refused by both classes themselves."""
-ONLY_WHILE_RUNNING = {"share_in_batch_tokens": {"cache": "none"}}
-"""Settings of the scheduler that no flag gives, with a choice beside which they do nothing."""
 CHOICES: dict[str, list[Any]] = {
     "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"],
     "batching": ["prefill-first", "mixed"],
@@ -122,16 +123,16 @@ def test_every_setting_is_said_to_act_always_or_to_need_something():
     always = [name for names in ALWAYS.values() for name in names]
     fields = {field.name for kind in (RunSettings, SchedulerConfig) for field in dataclasses.fields(kind)}
     assert sorted(always) == sorted({name for name in fields if needs(name) is None})
-    assert fields == set(always) | set(VALUES) | set(ONLY_WHILE_RUNNING)
+    assert fields == set(always) | set(VALUES)
 
 
-@pytest.mark.parametrize("name", ONLY_WHILE_RUNNING)
-def test_a_running_scheduler_refuses_a_setting_without_effect(name):
+def test_a_running_scheduler_refuses_a_setting_without_effect():
     config = SchedulerConfig(kv_tokens=1000, max_context=100)
-    assert getattr(config.changed({name: 1}, config), name) == 1
-    beside = dataclasses.replace(config, **ONLY_WHILE_RUNNING[name])
-    with pytest.raises(ConfigError, match=f"^{name}: has no effect here: it needs {needs(name)}$"):
-        beside.changed({name: 1}, beside)
+    for name in ("share_in_batch_tokens", "max_passed_over", "chunk"):
+        assert getattr(config.changed({name: 1}, config), name) == 1
+        beside = dataclasses.replace(config, **SPOILED[name][0])
+        with pytest.raises(ConfigError, match=f"^{name}: has no effect here: it needs {needs(name)}$"):
+            beside.changed({name: 1}, beside)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -155,6 +155,15 @@ ARROWS = {
     "reports": ("reports", "ground"),
     **{package: (package, "ground", *allowed) for package, allowed in INSIDE.items()},
     **{package: (*RUN[: place + 1], *UNDER_RUN) for place, package in enumerate(RUN)},
+    "workbench.parity": (
+        "workbench.parity",
+        "workbench.settings",
+        "workbench.scheduler",
+        "workbench.loops",
+        "workbench.instance",
+        *CONTRACT,
+        "ground",
+    ),
     "workbench.api": ("workbench.api", *RUN, *UNDER_RUN),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }

@@ -194,7 +194,7 @@ def test_a_pool_is_written_as_it_is_read(text):
 
 
 def test_every_setting_of_an_instance_may_be_a_pools_own():
-    own = {"engine": "vllm-0.19", "policy": "lpm", "tp": 2, "batching": "mixed", "kv_tokens": 5000, "dtype": "fp8"}
+    own = {"engine": "vllm-0.19.0", "policy": "lpm", "tp": 2, "batching": "mixed", "kv_tokens": 5000, "dtype": "fp8"}
     (pool,) = settings_from(None, {"pool": [",".join(["both:1", *(f"{k}={v}" for k, v in own.items())])]}).pools(
         "overlap"
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
+from workbench.scheduler.rules import PREFIX_CACHE, EngineRules, caches
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.scheduler.settings import ConfigError as ConfigError
 
@@ -25,12 +26,7 @@ def _prefill_first(settings: Any, loop: str) -> bool:
     return bool(settings.batching == "prefill-first")
 
 
-def _caches(settings: Any, loop: str) -> bool:
-    return bool(settings.cache != "none")
-
-
 PREFILL_FIRST = "prefill-first batching"
-PREFIX_CACHE = "a prefix cache"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class Seeded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulerSettings(Seeded):
+class SchedulerSettings(EngineRules, Seeded):
     """Settings of the scheduler, each declared here and nowhere else. Lengths are tokens.
 
     A field that is added is a flag of every command that schedules, a name in settings files, records and sweeps, and, if it
@@ -60,7 +56,7 @@ class SchedulerSettings(Seeded):
     """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
     page_size: int = setting(1, least=1, help="Tokens a KV page. Default {default}.")
     cache: CacheKind = setting("radix", help="Prefix cache: {choices}. Default {default}.")
-    evict: Eviction = setting("lru", help="{choices}. Default {default}.", needs=PREFIX_CACHE, acts=_caches)
+    evict: Eviction = setting("lru", help="{choices}. Default {default}.", needs=PREFIX_CACHE, acts=caches)
     chunk: int | None = setting(
         8192,
         least=1,
@@ -170,14 +166,6 @@ class SchedulerConfig(SchedulerSettings):
     draft_tokens: int = 0
     """Tokens drafted for each running request and verified in one step, which brings from 1 token to one more than these.
     0: plain decoding."""
-    share_in_batch_tokens: int | None = setting(
-        32,
-        least=1,
-        live=True,
-        help="Put a request off by one batch when at least this much of its prompt is being computed in this one.",
-        needs=PREFIX_CACHE,
-        acts=_caches,
-    )
 
     @property
     def room(self) -> Literal["max_context", "kv_tokens"]:
@@ -193,8 +181,9 @@ class SchedulerConfig(SchedulerSettings):
         super().__post_init__()
         step_tokens = self.max_running_per_slot * (1 + self.draft_tokens)
         each = f"{1 + self.draft_tokens} tokens" if self.draft_tokens else "a token"
-        if self.kv_tokens < self.page_size:
-            raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens")
+        if self.pages < 1:
+            kept = f" beside {self.reserved_pages} of the engine's own" if self.reserved_pages else ""
+            raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens{kept}")
         if self.pages > MOST_PAGES:
             raise ConfigError(f"kv_tokens: {self.kv_tokens} are more than {MOST_PAGES} pages")
         if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.page_size:
@@ -252,8 +241,8 @@ class SchedulerConfig(SchedulerSettings):
 
     @property
     def pages(self) -> int:
-        """Pages of the KV pool."""
-        return self.kv_tokens // self.page_size
+        """Pages of the KV pool that requests may have."""
+        return self.kv_tokens // self.page_size - self.reserved_pages
 
 
 CHANGEABLE = tuple(sorted(name for name, declared in settings_of(SchedulerConfig).items() if declared.live))

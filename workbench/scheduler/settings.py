@@ -14,7 +14,13 @@ from functools import cache
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-RUN, SCHEDULER, HARDWARE, TRACE = GROUPS = ("Run", "Scheduler", "Model and hardware", "Trace")
+RUN, SCHEDULER, RULES, HARDWARE, TRACE = GROUPS = (
+    "Run",
+    "Scheduler",
+    "Rules of engines",
+    "Model and hardware",
+    "Trace",
+)
 """Groups of settings, in the order of ``--help``."""
 Place = Literal["real", "live", "served"]
 """Where a run may be another than a simulation's: on a real device, in real time, on a server."""

@@ -8,10 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ground.json_file import read_json
 from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 
 PRESETS = Path(__file__).parent / "engines.toml"
+PARITY = Path(__file__).parent / "parity.json"
+"""How many recorded scenarios each preset decides as its engine did, by preset and recording (``benchmarks/parity.py``)."""
+_SHORT = "short"
 GRAPH_KEYS = frozenset({"most", "mixed"})
 """What `[NAME.graphs]` holds."""
 
@@ -49,16 +53,28 @@ class Engine:
 
 
 def load_engine(name: str) -> Engine:
-    """A preset by name. Raises ConfigError for one that does not exist."""
-    presets = _presets()
-    if name not in presets:
-        near = difflib.get_close_matches(name, presets, 1, 0.3)
+    """A preset by its name or a short one. Raises ConfigError for one that does not exist."""
+    exact = exact_name(name)
+    values = dict(_presets()[exact])
+    above = load_engine(values.pop("extends")) if "extends" in values else Engine(exact)
+    graphs, host = values.pop("graphs", above.graphs), values.pop("host", above.host)
+    gpu_step_s = values.pop("gpu_step_s", above.gpu_step_s)
+    page_entry_bytes = values.pop("page_entry_bytes", above.page_entry_bytes)
+    return Engine(exact, {**above.settings, **values}, graphs, host, gpu_step_s, page_entry_bytes)
+
+
+def exact_name(name: Any) -> str:
+    """The name of a preset, with the version whose decisions it has, of that or a short one. Raises ConfigError."""
+    presets, short = _presets(), short_names()
+    if not isinstance(name, str):
+        raise ConfigError(f"engine: {name!r} is not str")
+    if name in presets:
+        return name
+    if name not in short:
+        near = difflib.get_close_matches(name, [*presets, *short], 1, 0.3)
         hint = f"nearest: {near[0]}; " if near else ""
-        raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join(presets)}")
-    values = dict(presets[name])
-    graphs, host = values.pop("graphs", {}), values.pop("host", {})
-    gpu_step_s, page_entry_bytes = values.pop("gpu_step_s", 0.0), values.pop("page_entry_bytes", 0)
-    return Engine(name, values, graphs, host, gpu_step_s, page_entry_bytes)
+        raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join([*presets, *short])}")
+    return short[name]
 
 
 def engine_names() -> list[str]:
@@ -66,9 +82,21 @@ def engine_names() -> list[str]:
     return list(_presets())
 
 
+def parity_counts(name: str) -> dict[str, dict[str, int]]:
+    """What has been counted of a preset's decisions, by recording: ``scenarios``, those ``equal``, ``steps``, and those
+    before the first difference of each scenario (``equal_steps``). Empty where nothing has been recorded of its engine."""
+    return dict(read_json(PARITY).get(name, {}))
+
+
+@cache
+def short_names() -> dict[str, str]:
+    """Short names, and the presets that they stand for."""
+    return dict(read_toml(PRESETS)[_SHORT])
+
+
 @cache
 def _presets() -> dict[str, dict[str, Any]]:
-    return read_toml(PRESETS)
+    return {name: values for name, values in read_toml(PRESETS).items() if name != _SHORT}
 
 
 def _sizes(most: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, SchedulerSettings, Seeded
 from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, Place, is_own, setting, settings_of
 from workbench.settings.cost_spec import split
+from workbench.settings.engines import exact_name
 from workbench.settings.pool_spec import parse_pools, read_pools
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -88,7 +89,9 @@ class RunSettings(SchedulerSettings, LoadSettings):
         "workbench",
         group=SCHEDULER,
         first=True,
-        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.19 | sglang-0.5. Flags win.",
+        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.33.0 | vllm-0.19.0 | vllm-0.14.0 | "
+        "sglang-0.5.23 | mini-sglang-20fcd7f; in short: vllm, sglang, mini-sglang. Flags win.",
+        read=exact_name,
     )
     overlap: bool = setting(
         True,
