@@ -85,24 +85,35 @@ class DecisionOutbox:
         pass
 
 
-class StepBackend:
-    """Backend that has done a batch as soon as it is launched, and writes what :func:`token` says."""
+class ScenarioTokens:
+    """The tokens of a scenario's requests, batch by batch: what :func:`token` says."""
 
     def __init__(self) -> None:
         self._requests: dict[int, tuple[str, int]] = {}
         """Id and prompt length of the request in each row."""
 
-    def host(self, phase: Phase, batch: ModelWorkerBatch | None, count: int = 0) -> None:
-        pass
-
-    def launch(self, batch: ModelWorkerBatch) -> StepForward:
+    def of(self, batch: ModelWorkerBatch) -> np.ndarray:
+        """int64[n], one a row. Every batch is to be shown, in order: it says whose the rows are."""
         for new in batch.new_requests:
             self._requests[new.row] = new.request_id, new.input_len
         tokens = []
         for row, length in zip(batch.rows.tolist(), batch.seq_lens.tolist(), strict=True):
             request_id, input_len = self._requests[row]
             tokens.append(token(request_id, max(length - input_len, 0)))  # of a chunk's sample nobody asks
-        return StepForward(batch, np.array(tokens))
+        return np.array(tokens)
+
+
+class StepBackend:
+    """Backend that has done a batch as soon as it is launched."""
+
+    def __init__(self) -> None:
+        self._tokens = ScenarioTokens()
+
+    def host(self, phase: Phase, batch: ModelWorkerBatch | None, count: int = 0) -> None:
+        pass
+
+    def launch(self, batch: ModelWorkerBatch) -> StepForward:
+        return StepForward(batch, self._tokens.of(batch))
 
     def sample(self, forward: StepForward, masks: np.ndarray | None = None) -> None:
         raise NotImplementedError("no request of a scenario is constrained")
