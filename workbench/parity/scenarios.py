@@ -58,6 +58,7 @@ CASES = {
     "tight-burst": Case(260, 256, 64),
     "few-rows": Case(600, 256, 6),
     "priority": Case(260, 256, 16, policy="priority", engines=("vllm", "sglang")),
+    "priority-rows": Case(600, 256, 6, policy="priority", engines=("sglang",)),
     "aborts": Case(260, 256, 24, engines=("vllm", "sglang")),
     "long-prompts": Case(700, 128, 16, engines=("vllm", "sglang")),
     "conversations": Case(400, 256, 16, engines=("vllm", "sglang")),
@@ -85,7 +86,7 @@ def scenario(case: str, seed: int) -> list[Request]:
         priority, abort_step = 0, None
         if long and draw.random() < 0.3:
             prompt = prompt + [draw.randrange(2, 500) for _ in range(draw.randrange(500, 2500))]
-        if case == "priority":
+        if case.startswith("priority"):
             priority = draw.choice([0, 0, 1, 2, 5])
         if case == "aborts" and draw.random() < 0.4:
             abort_step = step + draw.choice([0, 1, 2, 3, 10, 40, 100])
