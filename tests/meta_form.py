@@ -12,7 +12,7 @@ from reports.record.meta import RUN_KINDS, HardwareMeta, PoolMeta, RunMeta, Tota
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
 PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
 OWN = {
-    "simulated": {"weights", "kv_budget", "host_model", "cost_notes", "pools"},
+    "simulated": {"weights", "kv_budget", "host_model", "cost_notes", "parity", "pools"},
     "replayed": {"weights"},
     "served": {"weights", "kv_budget", "recorded_at"},
     "observed": {"observed"},
@@ -51,6 +51,8 @@ def check_meta(meta: dict[str, Any], kind: str) -> None:
     own = OWN[kind]
     if kind == "served" and meta["hardware"]["simulated"]:
         own = own | {"cost_notes"}
+    if meta["settings"].get("engine") == "workbench":
+        own = own - {"parity"}
     assert set(meta) == names(RunMeta, always=True) | own
     assert set(meta["trace"]) == names(TraceMeta)
     for pool in meta.get("pools", ()):

@@ -14,6 +14,7 @@ _SHOWN = (
     "hardware",
     "trace",
     "settings",
+    "parity",
     "kv_budget",
     "host_model",
     "versions",

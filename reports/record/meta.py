@@ -93,6 +93,7 @@ class PoolMeta(_Part):
     kv_budget: Mapping[str, Any] | None = None
     host_model: Mapping[str, Any] | None = None
     cost_notes: Sequence[str] | None = None
+    parity: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,8 @@ class RunMeta(_Part):
     kv_budget: Mapping[str, Any] | None = None
     host_model: Mapping[str, Any] | None = None
     cost_notes: Sequence[str] | None = None
+    parity: str | None = None
+    """How far the scheduler was seen to decide as the engine of its preset does."""
     pools: Sequence[PoolMeta] | None = None
     latency_from: str | None = None
     recorded_at: str | None = None

@@ -15,7 +15,7 @@ from workbench.parity.explain import difference, explained
 from workbench.parity.recording import RecordingError, read_recording
 from workbench.parity.scenarios import scenario, token
 from workbench.parity.score import Score
-from workbench.settings.engines import PARITY
+from workbench.settings.parity import COUNTS
 
 RECORDINGS = sorted((Path(__file__).parents[2] / "benchmarks/recordings").glob("*.json.gz"))
 
@@ -26,11 +26,11 @@ def test_the_counts_beside_the_presets_are_those_of_the_recordings(path):
     score = Score()
     for key in recording.decisions:
         score.add(replay(recording, key))
-    assert read_json(PARITY)[recording.preset][path.name] == asdict(score), "run benchmarks/parity.py --write"
+    assert read_json(COUNTS)[recording.preset][path.name] == asdict(score), "run benchmarks/parity.py --write"
 
 
 def test_every_count_beside_the_presets_is_of_a_recording_that_is_there():
-    kept = {name for of in read_json(PARITY).values() for name in of}
+    kept = {name for of in read_json(COUNTS).values() for name in of}
     assert kept == {path.name for path in RECORDINGS}
 
 

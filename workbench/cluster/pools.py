@@ -121,6 +121,7 @@ def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
         "kv_budget": recipe.kv_budget,
         "cost_notes": list(getattr(recipe.cost, "notes", ())),
         "host_model": host,
+        "parity": recipe.parity,
     }
 
 

@@ -26,6 +26,7 @@ from workbench.scheduler.policy import load_policy
 from workbench.settings.cost_spec import OWN, identity, split
 from workbench.settings.engines import Engine, load_engine
 from workbench.settings.loop_spec import loop_spec
+from workbench.settings.parity import parity_of
 from workbench.settings.run_settings import RunSettings
 
 
@@ -44,6 +45,8 @@ class SimulatedRecipe(Recipe):
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
     weights: Precision
+    parity: str | None
+    """How far the scheduler was seen to decide as the engine of its preset does."""
 
     @property
     def gpus(self) -> int:
@@ -136,6 +139,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         lock_step=lock_step,
         kv_budget=budget,
         weights=weights,
+        parity=parity_of(settings),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from ground.json_file import read_json, write_json
 from workbench.parity.decide import Replayed
 from workbench.parity.recording import Recording
-from workbench.settings.engines import PARITY
+from workbench.settings.parity import COUNTS
 
 
 @dataclass
@@ -38,6 +38,6 @@ class Score:
 
 def keep_score(recording: Recording, score: Score) -> None:
     """Note the counts of a whole recording beside the presets."""
-    counts = read_json(PARITY)
+    counts = read_json(COUNTS)
     counts.setdefault(recording.preset, {})[recording.path.name] = asdict(score)
-    write_json(PARITY, {preset: dict(sorted(of.items())) for preset, of in counts.items()}, sort_keys=True)
+    write_json(COUNTS, {preset: dict(sorted(of.items())) for preset, of in counts.items()}, sort_keys=True)

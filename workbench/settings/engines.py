@@ -8,13 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ground.json_file import read_json
 from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 
 PRESETS = Path(__file__).parent / "engines.toml"
-PARITY = Path(__file__).parent / "parity.json"
-"""How many recorded scenarios each preset decides as its engine did, by preset and recording (``benchmarks/parity.py``)."""
 _SHORT = "short"
 GRAPH_KEYS = frozenset({"most", "mixed"})
 """What `[NAME.graphs]` holds."""
@@ -80,12 +77,6 @@ def exact_name(name: Any) -> str:
 def engine_names() -> list[str]:
     """Names of the presets."""
     return list(_presets())
-
-
-def parity_counts(name: str) -> dict[str, dict[str, int]]:
-    """What has been counted of a preset's decisions, by recording: ``scenarios``, those ``equal``, ``steps``, and those
-    before the first difference of each scenario (``equal_steps``). Empty where nothing has been recorded of its engine."""
-    return dict(read_json(PARITY).get(name, {}))
 
 
 @cache

@@ -1,0 +1,34 @@
+"""How far a preset decides as its engine does, as counted against recordings of it (``benchmarks/parity.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from ground.json_file import read_json
+from workbench.scheduler.rules import EngineRules
+from workbench.settings.engines import load_engine
+from workbench.settings.run_settings import RunSettings
+
+COUNTS = Path(__file__).parent / "parity.json"
+"""By preset, and in it by recording: ``scenarios``, those ``equal``, ``steps``, and those before the first difference
+(``equal_steps``)."""
+RULES = ("batching", "cache", "evict", *(field.name for field in fields(EngineRules)))
+"""Settings that decide beside the sizes, which are a case's own."""
+
+
+def parity_of(settings: RunSettings) -> str | None:
+    """Say for a record how far its scheduler decides as its preset's engine does; None where that was never compared."""
+    counts = read_json(COUNTS).get(settings.engine)
+    if counts is None:
+        return None
+    scenarios, equal, steps, alike = (
+        sum(of[name] for of in counts.values()) for name in ("scenarios", "equal", "steps", "equal_steps")
+    )
+    said = (
+        f"{settings.engine}: {equal:,} of {scenarios:,} recorded scenarios decided alike, {alike:,} of {steps:,} batches "
+        "before the first difference"
+    )
+    preset = load_engine(settings.engine).settings
+    changed = [name for name in RULES if getattr(settings, name) != preset.get(name, getattr(RunSettings, name))]
+    return said + (f"; here without its {', '.join(changed)}" if changed else "")
