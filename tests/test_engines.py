@@ -9,7 +9,7 @@ from tests.cost.profiles import batch, linear_profile
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.engines import engine_names, load_engine, short_names
-from workbench.settings.loading import settings_from
+from workbench.settings.loading import SETTINGS, settings_from
 from workbench.settings.run_settings import RunSettings
 
 
@@ -18,7 +18,7 @@ def test_every_preset_is_made_of_known_settings_and_phases(name):
     engine = load_engine(name)
     settings = settings_from(None, {"engine": name})
     for field, value in engine.settings.items():
-        assert getattr(settings, field) == value
+        assert getattr(settings, field) == SETTINGS[field].meant(value)
     HostModel(**engine.host)
     assert resolve(settings, settings.loops[0]).scheduler.batching == settings.batching
 

@@ -41,6 +41,11 @@ class Budget(Protocol):
         """A prompt, or a part of one, has joined the step."""
         ...
 
+    @property
+    def exhausted(self) -> bool:
+        """No KV is left, whoever comes next."""
+        ...
+
     def make_room(self, req: Req) -> bool:
         """Take what the first request in order needs from running ones, if that is allowed; whether it can be let in now."""
         ...
@@ -62,25 +67,82 @@ class Admission:
     def __init__(self, config: SchedulerConfig, parts: Parts) -> None:
         self._config = config
         self._kv, self._slots, self._queue, self._flights = parts.kv, parts.slots, parts.queue, parts.flights
+        self._until_exhausted = config.full_when == "exhausted"
+        self._at_once = config.evict_for == "row"
 
     def form(self, slot: Slot, budget: Budget) -> list[PrefillRow]:
         """The prompts of a step, empty when none can be computed: the partly computed one first, and if this completes it,
         waiting ones in order until the first that does not fit."""
         rows: list[PrefillRow] = []
+        if self._until_exhausted:
+            self._form_until_exhausted(slot, budget, rows)
+        else:
+            self._form(slot, budget, rows)
+        if not self._at_once and rows:
+            self._give_pages(rows)
+        return rows
+
+    def _form(self, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> None:
         req = self._slots.chunked
         if req is not None:
             end = budget.chunk_end(req)
             if end == req.kv_len:
-                return []
+                return
             row = self._continue(slot, req, end)
             rows.append(row)
             budget.spend(row)
             if not row.last:
-                return rows
+                return
             self._slots.chunked = None
         if not slot.full and self._queue.waiting:
             self._walk(slot, budget, rows)
-        return rows
+
+    def _form_until_exhausted(self, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> None:
+        """:meth:`_form` where a slot is full as soon as nothing is left."""
+        req, queue = self._slots.chunked, self._queue
+        if req is None:
+            if self._empty(slot):
+                slot.full = False
+            if slot.full or not queue.waiting:
+                return
+            if self._crowded(slot, rows) and self._config.preempt_threshold is None:
+                slot.full = True
+                return
+        ordered = queue.ordered() if queue.waiting else []
+        if req is not None:
+            slot.full = False  # what was computed of it has left its batch
+            end = budget.chunk_end(req)
+            if end > req.kv_len:
+                row = self._continue(slot, req, end)
+                rows.append(row)
+                budget.spend(row)
+                if row.last:
+                    self._slots.chunked = None
+        admitted: list[Req] = []
+        for req in ordered:
+            if budget.spent:
+                break
+            if self._crowded(slot, rows) and (rows or not budget.make_room(req)):
+                slot.full = True
+                break
+            verdict = self._admit(req, slot, budget, rows)
+            if verdict is _Verdict.NO_KV and not rows and budget.make_room(req):
+                verdict = self._admit(req, slot, budget, rows)
+            if verdict is _Verdict.LATER:
+                continue
+            if verdict is _Verdict.NO_KV:
+                slot.full = bool(rows) or not self._empty(slot)
+            if verdict in (_Verdict.NO_KV, _Verdict.NO_BUDGET):
+                break
+            admitted.append(req)
+            if budget.exhausted:
+                slot.full = True
+                break
+        queue.admitted(admitted)
+
+    def _empty(self, slot: Slot) -> bool:
+        """Nobody decodes in a slot, nor is about to end in flight."""
+        return not slot.running.count and not self._flights.ending()
 
     def _walk(self, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> None:
         """Admit waiting requests into ``rows``. Whoever does not fit blocks those behind."""
@@ -164,8 +226,11 @@ class Admission:
         req.node = match.node
         req.shared_pages = cached // kv.page_size
         kv.table.write_tokens(row, req.tokens)
-        new = kv.allocate(kv.pages_for(end) - req.shared_pages)
-        kv.table.write_pages(row, 0, np.concatenate((kv.cache.path_pages(match.node), new)) if cached else new)
+        if self._at_once:
+            new = kv.allocate(kv.pages_for(end) - req.shared_pages)
+            kv.table.write_pages(row, 0, np.concatenate((kv.cache.path_pages(match.node), new)) if cached else new)
+        elif cached:
+            kv.table.write_pages(row, 0, kv.cache.path_pages(match.node))
         if not req.scheduled:
             req.scheduled = True
             req.cached_tokens = cached
@@ -177,8 +242,20 @@ class Admission:
         kv, start = self._kv, req.kv_len
         have = kv.pages_for(start)
         more = kv.pages_for(end) - have
-        if more:
+        if more and self._at_once:
             kv.table.write_pages(req.row, have, kv.allocate(more))
         req.slot = slot.index
         req.kv_len = end
         return PrefillRow(req, start, end, 0)
+
+    def _give_pages(self, rows: list[PrefillRow]) -> None:
+        """Give the rows of a prefill their pages, once enough has been evicted for all of them and, where pages hold more
+        than a token, a page a row."""
+        kv = self._kv
+        tokens = sum(row.end - row.start for row in rows)
+        kv.free_up(tokens if kv.page_size == 1 else kv.pages_for(tokens) + len(rows))
+        for row in rows:
+            have = kv.pages_for(row.start)
+            more = kv.pages_for(row.end) - have
+            if more:
+                kv.table.write_pages(row.req.row, have, kv.allocate(more))

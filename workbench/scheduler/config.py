@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from workbench.scheduler.rules import PREFIX_CACHE, EngineRules, caches
+from workbench.scheduler.rules import PREFILL_FIRST, PREFIX_CACHE, EngineRules, caches, prefill_first
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.scheduler.settings import ConfigError as ConfigError
 
@@ -20,13 +20,6 @@ MOST_PAGES = 2**31 - 1
 """What the numbers of KV pages reach to: they are int32."""
 PREFIX_POLICIES = ("lpm", "dfs-weight")
 """Policies that go by the prefix cache alone: without one they are fcfs."""
-
-
-def _prefill_first(settings: Any, loop: str) -> bool:
-    return bool(settings.batching == "prefill-first")
-
-
-PREFILL_FIRST = "prefill-first batching"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +57,7 @@ class SchedulerSettings(EngineRules, Seeded):
         live=True,
         help="Prompt tokens of a prefill batch; 0: prompts whole. Default {default}; a real model on a CPU: 512.",
         needs=PREFILL_FIRST,
-        acts=_prefill_first,
+        acts=prefill_first,
     )
     """Most prompt tokens of one prefill batch (prefill-first); None computes prompts whole."""
     chunk_depth: int | None = setting(
@@ -81,7 +74,7 @@ class SchedulerSettings(EngineRules, Seeded):
         live=True,
         help="Prompt tokens after which a prefill batch takes no further request. Default {default}.",
         needs=PREFILL_FIRST,
-        acts=_prefill_first,
+        acts=prefill_first,
     )
     max_batch_tokens: int = setting(
         2048,
@@ -98,7 +91,7 @@ class SchedulerSettings(EngineRules, Seeded):
         live=True,
         help="Decodes join prefill batches (prefill-first).",
         needs=PREFILL_FIRST,
-        acts=_prefill_first,
+        acts=prefill_first,
     )
     """Prefill-first: running decodes join the prefill batch as rows of one token."""
     preempt_threshold: int | None = setting(
@@ -117,7 +110,7 @@ class SchedulerSettings(EngineRules, Seeded):
         live=True,
         help="Scales the expected output share. Default {default}.",
         needs=PREFILL_FIRST,
-        acts=_prefill_first,
+        acts=prefill_first,
     )
     """Scales the share of their output bound that running requests are expected to use."""
     max_passed_over: int | None = setting(
@@ -136,7 +129,7 @@ class SchedulerSettings(EngineRules, Seeded):
         live=True,
         help="Prefills in a row while decodes wait. Default: no bound.",
         needs=PREFILL_FIRST,
-        acts=_prefill_first,
+        acts=prefill_first,
     )
     """Ours: prefill batches in a row while decodes wait, after which a decode batch must run (prefill-first)."""
     queue_timeout: float | None = setting(None, above=0, help="Seconds a request may wait unscheduled.")

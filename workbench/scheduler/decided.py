@@ -145,7 +145,10 @@ class DecidedSteps:
         pages = self._pages[steps - 1]
         if needing is not None:
             needing = needing[:pages]
-        running.advance(needing, kv.allocate(pages, self._page_needs[:steps]), places)
+        needs = self._page_needs[:steps]
+        ahead = scheduler.config.evict_for == "batch"
+        taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
+        running.advance(needing, taken, places)
         scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))
         scheduler.assembly.step += steps
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.flights import Flights
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import RunningSet
 
@@ -24,9 +26,16 @@ class OutputEstimate:
     It falls in equal steps with every decode step without a retraction, jumps with a retraction, and starts afresh at rest.
     """
 
-    def __init__(self, conservativeness: float) -> None:
+    def __init__(self, config: SchedulerConfig, flights: Flights) -> None:
         self.new_token_ratio = 0.0
-        self.scale(conservativeness)
+        self._flights = flights
+        self._whole = config.reserve_ignore_eos
+        self._round = config.round_reserve
+        self._at_result = config.outputs_counted == "result"
+        alike = self._round and not self._whole and not self._at_result
+        self.reserved_tokens = self._reserved_alike if alike else self._reserved_each
+        """KV that the running requests are expected to need yet."""
+        self.scale(config.conservativeness)
 
     def scale(self, conservativeness: float) -> None:
         """Start afresh under another ``conservativeness``, the factor on what it starts from."""
@@ -52,11 +61,34 @@ class OutputEstimate:
         """After a retraction: expect of the requests that are left what they have shown, plus a few steps."""
         bound = sum(req.max_new for req in running.reqs)
         generated = bound - int(running.remaining.sum())
+        if self._at_result:
+            sampled = self._flights.sampled()
+            generated -= sum(id(req) in sampled for req in running.reqs)
         ratio = (generated + RETRACT_LOOKAHEAD * running.count) / (bound + 1)
         self.new_token_ratio = min(1.0, ratio)
 
-    def reserved_tokens(self, running: Iterable[RunningSet]) -> int:
-        """KV that the running requests are expected to need yet."""
+    def outputs(self, running: RunningSet) -> np.ndarray:
+        """int64[n], tokens that each has written, as they are counted; all of them one less where none is in doubt."""
+        outputs: np.ndarray = running.confirmed - [req.input_len for req in running.reqs]
+        if self._at_result:
+            sampled = self._flights.sampled()
+            outputs = outputs - [id(req) in sampled for req in running.reqs]
+        return outputs
+
+    def _reserved_each(self, running: Iterable[RunningSet]) -> float:
+        # A sum of floats depends on its order, and what is compared with it exactly on the last bit.
+        sampled = self._flights.sampled() if self._at_result else ()
+        expected, ratio, whole = 0.0, self.new_token_ratio, self._whole
+        for one in running:
+            for req, left in zip(one.reqs, one.remaining.tolist(), strict=True):
+                left = min(left + (id(req) in sampled), OUTPUT_ESTIMATE_LIMIT)
+                expected += left * (1.0 if whole and req.params.ignore_eos else ratio)
+        if self._at_result:
+            for req in self._flights.ending():
+                expected += 1.0 if whole and req.params.ignore_eos else ratio
+        return math.ceil(expected) if self._round else expected
+
+    def _reserved_alike(self, running: Iterable[RunningSet]) -> float:
         expected = sum(sum(np.minimum(one.remaining, _LIMIT).tolist()) for one in running if one.count)
         return math.ceil(expected * self.new_token_ratio)
 

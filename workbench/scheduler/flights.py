@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from workbench.scheduler.batch import StepOutput
+from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.memory import KVMemory
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import place_of
@@ -22,27 +23,33 @@ class Flights(deque[ScheduleBatch]):
     whoever gets them writes in a later batch of the same stream.
     """
 
-    def __init__(self, kv: KVMemory, slots: Slots) -> None:
+    def __init__(self, config: SchedulerConfig, kv: KVMemory, slots: Slots) -> None:
         super().__init__()
         self._kv = kv
         self._slots = slots
+        self._share_prompts = config.share_prompts == "launch"
+        self._loses = config.in_flight_token == "lose"
         self.computed: Sequence[Req] = ()
-        """Prompts of the last batch, which are still to be shared."""
+        """Prompts of the last batch, which are still to be shared with the next choice of a batch."""
 
     # -- launch ------------------------------------------------------------------------------------------------------
 
     def launch_prefill(self, batch: ScheduleBatch) -> None:
         """Append a batch that has just been formed and has prompts in it."""
         self.append(batch)
-        self.computed = [row.req for row in batch.prefill]
+        self.computed = [row.req for row in batch.prefill if self._share_prompts or not row.last]
 
     def share_computed(self) -> None:
         """Put the prompts of the last prefill into the prefix cache: the batch that computes them has been launched, and
         batches run in order."""
         for req in self.computed:
-            if req.finish is None and req.row >= 0:
-                self._kv.cache.insert(req)
+            self.share(req)
         self.computed = ()
+
+    def share(self, req: Req) -> None:
+        """Put the prompt of a request, as far as it is computed, into the prefix cache, unless it has lost it again."""
+        if req.finish is None and req.row >= 0:
+            self._kv.cache.insert(req)
 
     # -- in flight ---------------------------------------------------------------------------------------------------
 
@@ -62,6 +69,21 @@ class Flights(deque[ScheduleBatch]):
         """Return how many of those may not come."""
         return sum(max(batch.coming(index) - 1, 0) for batch, index in self.of(req))
 
+    def sampled(self) -> set[int]:
+        """Ids of the request objects that get a token of a batch in flight."""
+        found: set[int] = set()
+        for batch in self:
+            silent = batch.worker.unsampled
+            if silent is None:
+                found.update(map(id, batch.reqs))
+            else:
+                found.update(id(req) for index, req in enumerate(batch.reqs) if index not in silent)
+        return found
+
+    def ending(self) -> list[Req]:
+        """Return the requests that reach their output bound with a batch in flight."""
+        return [req for batch in self for i in batch.length_stops if (req := batch.reqs[i]).finish is None]
+
     @property
     def rows_coming(self) -> int:
         """Table rows that are free once everything has landed."""
@@ -72,7 +94,9 @@ class Flights(deque[ScheduleBatch]):
         flight still bring reach it in the queue."""
         flights = self.of(req)
         for batch, index in flights:
-            if batch.coming(index):
+            if self._loses:
+                batch.dropped = {*(batch.dropped or ()), index}
+            elif batch.coming(index):
                 req.pending_token = True
                 batch.late = {**(batch.late or {}), index: req}
         if flights:

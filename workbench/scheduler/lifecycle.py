@@ -53,7 +53,7 @@ class Lifecycle:
         req.kv_len = req.spare_tokens = 0
         req.retractions += 1
         self.retracted.append(req)
-        self._queue.put(req)
+        self._queue.put_back(req)
         self._slots.reopen()
 
     def retract_chunked(self) -> None:

@@ -37,6 +37,6 @@ def parts_for(config: SchedulerConfig, clock: Callable[[], float]) -> Parts:
     kv = KVMemory(config)
     slots = Slots(config, kv.table)
     queue = WaitingQueue(config, kv.cache, clock)
-    flights = Flights(kv, slots)
+    flights = Flights(config, kv, slots)
     lifecycle = Lifecycle(kv, slots, queue, flights)
-    return Parts(kv, slots, queue, flights, lifecycle, OutputEstimate(config.conservativeness))
+    return Parts(kv, slots, queue, flights, lifecycle, OutputEstimate(config, flights))

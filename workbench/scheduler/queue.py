@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.prefix_cache import PrefixCache
-from workbench.scheduler.policy import Policy, PolicyView, check_permutation, load_policy
+from workbench.scheduler.policy import PREFIX_LIMIT, Policy, PolicyView, check_permutation, load_policy
 from workbench.scheduler.request import Req
 
 FOREVER = 1 << 62
@@ -25,6 +25,14 @@ class WaitingQueue:
         self._cache = cache
         self._policy = load_policy(config.policy)
         self._rng = random.Random(config.seed)
+        self.put_back: Callable[[Req], None] = {
+            "arrival": self.put,
+            "front": self._put_first,
+            "back": self.waiting.append,
+        }[config.requeue]
+        """Put a request that has lost its KV into the queue again."""
+        self._refresh = config.refresh_waiting
+        self._looks = 0
         # In order of arrival, so in the order in which they run out.
         self._queue_deadlines: deque[Req] = deque()
         self._request_deadlines: deque[Req] = deque()
@@ -55,19 +63,32 @@ class WaitingQueue:
         else:
             self.waiting.append(req)
 
+    def _put_first(self, req: Req) -> None:
+        self.waiting.insert(0, req)
+
     # -- order -------------------------------------------------------------------------------------------------------
 
     def ordered(self) -> list[Req]:
         """Sort requests into their order of service: those passed over too often first, the rest as the policy says."""
         waiting = self.waiting
         if type(self._policy) is Policy:
-            return list(waiting)
+            ordered = list(waiting)
+            if self._refresh is not None:
+                self._touch(ordered)
+            return ordered
         overdue = [req for req in waiting if self.overdue(req)]
         if overdue:
             waiting = [req for req in waiting if not self.overdue(req)]
         ordered = self._policy.order(list(waiting), PolicyView(self._cache, self.clock(), self._rng))
         check_permutation(ordered, waiting, self._policy)
         return overdue + ordered
+
+    def _touch(self, ordered: Sequence[Req]) -> None:
+        """Let the prefixes of who goes first count as used, the first one's last, every so many looks."""
+        if self._looks % (self._refresh or 1) == 0:
+            for req in reversed(ordered[:PREFIX_LIMIT]):
+                self._cache.touch(req)
+        self._looks += 1
 
     def overdue(self, req: Req) -> bool:
         """Tell whether later arrivals have gone before a request as often as they may."""

@@ -7,7 +7,7 @@ batch by batch (``workbench/parity``). No code asks which engine it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from workbench.scheduler.settings import RULES, setting
 
@@ -17,7 +17,19 @@ def caches(settings: Any, loop: str) -> bool:
     return bool(settings.cache != "none")
 
 
+def radix(settings: Any, loop: str) -> bool:
+    """Tell whether the prefix cache is a radix tree."""
+    return bool(settings.cache == "radix")
+
+
+def prefill_first(settings: Any, loop: str) -> bool:
+    """Tell whether prompts have batches of their own."""
+    return bool(settings.batching == "prefill-first")
+
+
 PREFIX_CACHE = "a prefix cache"
+RADIX_CACHE = "a radix cache"
+PREFILL_FIRST = "prefill-first batching"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +55,128 @@ class EngineRules:
         help="KV pages that the engine keeps for itself. Default {default}.",
     )
     """vLLM's null block."""
+    charge: Literal["tokens", "pages"] = setting(
+        "tokens",
+        group=RULES,
+        help="What admission counts a prompt for: {choices}; pages: whole ones and one more a request. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    """tokens: the step's budgets pay what is computed, KV the rest of a request in whole pages.
+
+    pages: every budget pays whole pages; a request is let in if its rest and a page more are less than the KV left, and is
+    charged that page and its whole output bound, whatever it has written before a retraction. With chunks only an empty
+    prompt budget stops the next prompt. The chunk of a prompt under way is cut to the KV left, if any is, and not to pages.
+    """
+    reserve_ignore_eos: bool = setting(
+        False,
+        group=RULES,
+        help="Running requests that ignore EOS are expected to write all they may.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    round_reserve: bool = setting(
+        True,
+        group=RULES,
+        help="Round up what running requests are expected to need. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    outputs_counted: Literal["launch", "result"] = setting(
+        "launch",
+        group=RULES,
+        help="When a token counts as written, in expectations and for retraction: {choices} of its step. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    full_when: Literal["refused", "exhausted"] = setting(
+        "refused",
+        group=RULES,
+        help="When admission stops until something is given back: {choices}. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    """refused: a request did not fit.
+
+    exhausted: also when one fits and leaves nothing; but not where nobody runs and nobody was let in. Rows are counted
+    before the queue is put in order, an unfinished chunk that leaves its batch opens it again, a prompt's chunk that is cut
+    by KV alone does not end the look at the queue, and where a budget is spent nobody's prefix is looked for.
+    """
+    evict_for: Literal["row", "batch"] = setting(
+        "row",
+        group=RULES,
+        help="What is evicted for at a time: {choices}. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    """row: each request of a prefill as it is let in, and what a decode is short of.
+
+    batch: all of them at once, when the last has been let in; where pages hold more than a token, a page a row is freed for
+    beside the tokens of a prefill, and in a decode, whether it starts one or not.
+    """
+    share_prompts: Literal["launch", "result"] = setting(
+        "launch",
+        group=RULES,
+        help="When the prefix cache takes in a complete prompt: {choices} of its step. Default {default}.",
+        needs=RADIX_CACHE,
+        acts=radix,
+    )
+    """launch: with the next choice of a batch. result: as its result is processed, in the order of the batch among those
+    that end with it. A prompt in part is taken in with the next choice either way."""
+    touch_known: bool = setting(
+        False,
+        group=RULES,
+        help="What is put into the prefix cache counts as used again where all of it was there.",
+        needs=RADIX_CACHE,
+        acts=radix,
+    )
+    split_at_prompt: bool = setting(
+        False,
+        group=RULES,
+        help="Outputs are leaves of their own in the prefix cache, so that they can be evicted without their prompt.",
+        needs=RADIX_CACHE,
+        acts=radix,
+    )
+    refresh_waiting: int | None = setting(
+        None,
+        least=1,
+        group=RULES,
+        help="Every so many looks at the queue, what its first 128 have in the prefix cache counts as used. Default: never.",
+        needs="a radix cache and prefill-first batching",
+        acts=lambda s, loop: s.cache == "radix" and s.batching == "prefill-first",
+    )
+    requeue: Literal["arrival", "front", "back"] = setting(
+        "arrival",
+        group=RULES,
+        help="Where a request that has lost its KV waits: {choices} of the queue. Default {default}.",
+    )
+    """arrival: at its place by arrival, as if it had never been let in."""
+    in_flight_token: Literal["keep", "lose"] = setting(
+        "keep",
+        group=RULES,
+        help="What becomes of the token that a batch in flight still brings a request that has lost its KV: {choices}. "
+        "Default {default}.",
+    )
+    """lose: it is computed again."""
+    retract_ahead: int | None = setting(
+        None,
+        least=1,
+        group=RULES,
+        help="Evict all there is before a retraction, and for so many steps of the others after each. Default: as needed.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    retract_ties: Literal["first", "last"] = setting(
+        "first",
+        group=RULES,
+        help="Which of equal requests in a batch is retracted: {choices}. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    retract_while_ending: bool = setting(
+        True,
+        group=RULES,
+        help="Retract although a request in flight is about to end. Default {default}; off: the step is passed over.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )

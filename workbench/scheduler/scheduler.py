@@ -65,6 +65,7 @@ class Scheduler:
         # Bound once: every look at a single-dispatch method makes a new function.
         self._handler = self._handle
         self._ragged = config.draft_tokens > 0
+        self._share_at_result = config.share_prompts == "result"
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -291,13 +292,16 @@ class Scheduler:
         result = StepResult(batch, output)
         if batch.late:
             self.flights.give_late(batch, output)
-        for row in batch.prefill:
+        lost = batch.dropped or ()
+        for i, row in enumerate(batch.prefill):
             req = row.req
-            if row.samples and req.output_len == 0 and req.finish is None:
+            if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
                 req.output_len = 1
                 result.first = [*result.first, req]
         if length_stops or hits:
             self._finish(result, batch, length_stops, hits, valid)
+        elif self._share_at_result and batch.prefill:
+            self._share(batch, 0, len(batch.prefill))
         if batch.release or batch.release_rows:
             self.flights.give_back(batch)
         if self.lifecycle.ended:
@@ -321,7 +325,7 @@ class Scheduler:
         done: list[tuple[int, Req]] = []
         for i in sorted(ending):
             req = batch.reqs[i]
-            if req.finish is not None:
+            if req.finish is not None or (batch.dropped and i in batch.dropped):
                 continue
             done.append((i, req))
             if req.row < 0:
@@ -332,11 +336,23 @@ class Scheduler:
                 leaving.append(index)
         if leaving:
             running.remove(leaving)
+        shared = 0
         for i, req in done:
+            if self._share_at_result:
+                shared = self._share(batch, shared, i)
             valid = int(valid_tokens[i])
             req.output_len = req.output_at(valid)
             self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)
+        if self._share_at_result:
+            self._share(batch, shared, len(batch.prefill))
         result.ended = [req for _, req in done]
+
+    def _share(self, batch: ScheduleBatch, first: int, end: int) -> int:
+        """Share the complete prompts of a batch from index ``first`` to ``end``; returns where to go on."""
+        for row in batch.prefill[first:end]:
+            if row.last:
+                self.flights.share(row.req)
+        return max(end, first)
 
     def take_ended(self) -> list[Req]:
         """Requests that ended outside the processing of a batch, since the last call."""

@@ -36,10 +36,15 @@ def settings_from(
     values = _over(values, {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None})
     if like is not None:
         values = _over(_recorded(like), values)
-    preset = load_engine(values.get("engine", RunSettings.engine)).settings
+    preset = _of_engine(values.get("engine", RunSettings.engine))
     if values.get("pool"):
         values["pool"] = tuple(_filled(pool, values, preset).text for pool in parse_pools(values["pool"]))
     return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def _of_engine(name: str) -> dict[str, Any]:
+    """The settings of an engine's preset, with None for a 0 that stands for it. Raises ConfigError."""
+    return {name: SETTINGS[name].meant(value) for name, value in load_engine(name).settings.items()}
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
     more: dict[str, Any] = {}
     try:
         if "engine" in own:
-            more |= {name: getattr(RunSettings, name) for name in preset} | load_engine(own["engine"]).settings
+            more |= {name: getattr(RunSettings, name) for name in preset} | _of_engine(own["engine"])
         if "cost" in own:
             more |= _profiled({**values, **own})
     except ValueError as error:  # every error of bad input is one

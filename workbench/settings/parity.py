@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ground.json_file import read_json
 from workbench.scheduler.rules import EngineRules
-from workbench.settings.engines import load_engine
+from workbench.settings.loading import settings_from
 from workbench.settings.run_settings import RunSettings
 
 COUNTS = Path(__file__).parent / "parity.json"
@@ -29,6 +29,6 @@ def parity_of(settings: RunSettings) -> str | None:
         f"{settings.engine}: {equal:,} of {scenarios:,} recorded scenarios decided alike, {alike:,} of {steps:,} batches "
         "before the first difference"
     )
-    preset = load_engine(settings.engine).settings
-    changed = [name for name in RULES if getattr(settings, name) != preset.get(name, getattr(RunSettings, name))]
+    preset = settings_from(None, {"engine": settings.engine})
+    changed = [name for name in RULES if getattr(settings, name) != getattr(preset, name)]
     return said + (f"; here without its {', '.join(changed)}" if changed else "")

@@ -20,7 +20,7 @@ class DecodeFirstMixed:
         self._config = config
         self._kv, self._slots, self._queue, self._lifecycle = parts.kv, parts.slots, parts.queue, parts.lifecycle
         self._admission = Admission(config, parts)
-        self._retraction = Retraction(parts, newest_first=True)
+        self._retraction = Retraction(config, parts, newest_first=True)
         self._assembly = assembly
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
@@ -69,6 +69,8 @@ class _Budget:
         self._slot = slot
         self._held_pages = held_pages
         self._tokens = max(config.max_batch_tokens - slot.running.next_tokens, 0)
+
+    exhausted = False
 
     @property
     def spent(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from workbench.scheduler.admission import Admission
 from workbench.scheduler.batches.assembly import Assembly
+from workbench.scheduler.batches.page_budget import PageBudget
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.estimate import most_output
 from workbench.scheduler.parts import Parts
@@ -24,8 +27,12 @@ class PrefillFirst:
         self._parts = parts
         self._admission = Admission(config, parts)
         self._preemption = Preemption(config, parts)
-        self._retraction = Retraction(parts, newest_first=False)
+        self._retraction = Retraction(config, parts, newest_first=False)
         self._assembly = assembly
+        self._budget = PageBudget if config.charge == "pages" else _Budget
+        self._waits_for_ends = not config.retract_while_ending
+        ahead = config.evict_for == "batch" and config.page_size > 1
+        self._decode = self._decode_ahead if ahead else assembly.decode
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
@@ -40,6 +47,10 @@ class PrefillFirst:
             return None
         needing = running.needing_page()
         if (running.count if needing is None else len(needing)) > self._kv.available_pages:
+            if self._waits_for_ends and self._parts.flights.ending():
+                self._kv.free_up(self._kv.pool.total)
+                slot.full = False
+                return None
             before = len(self._lifecycle.retracted)
             ready, needing = self._retraction.make_room(slot)
             if not ready:
@@ -47,6 +58,11 @@ class PrefillFirst:
             self.decoded(slot, 1 if len(self._lifecycle.retracted) == before else 0)
         else:
             self.decoded(slot, 1)
+        return self._decode(slot, needing)
+
+    def _decode_ahead(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
+        """A decode that evicts for a page of each request, whether it starts one or not."""
+        self._kv.free_up(slot.running.count)
         return self._assembly.decode(slot, needing)
 
     def decoded(self, slot: Slot, steps: int) -> None:
@@ -58,7 +74,7 @@ class PrefillFirst:
         # Decodes join only if each could take its pages without anyone being retracted for it.
         most_pages = running.count * self._kv.pages_for(1 + running.draft_tokens)
         joins = self._config.mixed_chunk and 0 < most_pages <= self._kv.available_pages and not running.stalled
-        budget = _Budget(self._config, self._parts, self._preemption, slot, decodes=joins)
+        budget = self._budget(self._config, self._parts, self._preemption, slot, decodes=joins)
         rows = self._admission.form(slot, budget)
         if not rows:
             return None
@@ -70,6 +86,7 @@ class _Budget:
     """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
 
     spent = False
+    exhausted = False
 
     def __init__(
         self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, *, decodes: bool
@@ -86,6 +103,7 @@ class _Budget:
         self._prompt = config.max_prefill_tokens - tokens
         self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
         self._reserved = self._expected()
+        self._at_once = config.evict_for == "row"
 
     def chunk_end(self, req: Req) -> int:
         kv, size = self._kv, self._kv.page_size
@@ -123,15 +141,17 @@ class _Budget:
             self._chunk -= tokens
         if row.last:
             self._reserved += most_output(row.req)
+        if not self._at_once:
+            self._held_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
     def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, self._total())
+        made = self._preemption.make_room(req, self._slot, int(self._total()))
         self._reserved = self._expected()
         return made
 
-    def _total(self) -> int:
+    def _total(self) -> float:
         """KV that a new request may count on, in tokens."""
         return (self._kv.available_pages - self._held_pages) * self._kv.page_size - self._reserved
 
-    def _expected(self) -> int:
+    def _expected(self) -> float:
         return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)

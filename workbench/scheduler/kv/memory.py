@@ -24,7 +24,14 @@ class KVMemory:
         self.pool = PagePool(config.pages)
         self.table = TableManager(config.max_running_per_slot * config.slots, config.max_context, size)
         self.cache: PrefixCache = (
-            RadixCache(self.pool, self.table, size, config.evict)
+            RadixCache(
+                self.pool,
+                self.table,
+                size,
+                config.evict,
+                touch_known=config.touch_known,
+                split_at_prompt=config.split_at_prompt,
+            )
             if config.cache == "radix"
             else NoCache(self.pool, self.table, size)
         )
@@ -48,20 +55,35 @@ class KVMemory:
     def pages_for(self, tokens: int) -> int:
         return -(-tokens // self.page_size)
 
+    def free_up(self, count: int) -> None:
+        """Evict until so many pages are free, or nothing more can be evicted."""
+        if count > self.pool.free:
+            self.cache.evict(count - self.pool.free)
+
     def allocate(self, count: int, steps: Sequence[int] = ()) -> np.ndarray:
         """int32[count] pages, evicting what is needed; the caller has made sure that ``count <= available_pages``. With
         ``steps``, how many each of several decode steps takes, each of them evicts what it needs itself."""
+        if count <= self.pool.free:
+            return self.pool.take(count)
+        return self._take_evicting(count, steps, 0)
+
+    def allocate_ahead(self, count: int, steps: Sequence[int], least: int) -> np.ndarray:
+        """:meth:`allocate` where each step evicts until ``least`` pages are free."""
+        if count + least <= self.pool.free:
+            return self.pool.take(count)
+        return self._take_evicting(count, steps, least)
+
+    def _take_evicting(self, count: int, steps: Sequence[int], least: int) -> np.ndarray:
         pool = self.pool
-        if count <= pool.free:
-            return pool.take(count)
         taken = []
         ready = 0
         for each in steps or (count,):
-            if ready + each > pool.free:
+            most = max(each, least)
+            if ready + most > pool.free:
                 taken.append(pool.take(ready))
                 ready = 0
-                if each > pool.free:
-                    self.cache.evict(each - pool.free)
+                if most > pool.free:
+                    self.cache.evict(most - pool.free)
             ready += each
         taken.append(pool.take(ready))
         return np.concatenate(taken)

@@ -37,6 +37,8 @@ class NoCache:
     def match(self, req: Req) -> Match:
         return _NOTHING
 
+    def touch(self, req: Req) -> None: ...
+
     def path_pages(self, node: Node | None) -> np.ndarray:
         return np.empty(0, np.int32)
 

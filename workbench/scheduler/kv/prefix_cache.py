@@ -59,6 +59,10 @@ class PrefixCache(Protocol):
         """Longest cached prefix of a request, at most all but its last token: one must be computed to sample from."""
         ...
 
+    def touch(self, req: Req) -> None:
+        """Let what there is of a request's tokens, all of them, count as used."""
+        ...
+
     def path_pages(self, node: Node | None) -> np.ndarray:
         """int32: the pages from the start of a prefix to the end of ``node``."""
         ...

@@ -19,11 +19,25 @@ class RadixCache:
 
     enabled = True
 
-    def __init__(self, pool: PagePool, table: TableManager, page_size: int, evict: str = "lru") -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        table: TableManager,
+        page_size: int,
+        evict: str = "lru",
+        *,
+        touch_known: bool = False,
+        split_at_prompt: bool = False,
+    ) -> None:
         self.tree = self.counts = RadixTree(page_size, evict)
         self._pool = pool
         self._table = table
         self._page_size = page_size
+        self._touch_known = touch_known
+        self._split_at_prompt = split_at_prompt
+
+    def touch(self, req: Req) -> None:
+        self.tree.match(req.tokens, req.namespace)
 
     def measure(self, req: Req) -> Match:
         return Match(*self.tree.match(req.tokens[: len(req.tokens) - 1], req.namespace, touch=False))
@@ -43,6 +57,8 @@ class RadixCache:
     def insert(self, req: Req) -> None:
         count = req.kv_len // self._page_size
         if count <= req.shared_pages:
+            if count and self._touch_known:
+                self._insert(req, req.tokens[: count * self._page_size], count)
             return
         # Its prompt, or a part of it, which need not be read back from the table.
         node, had = self._insert(req, req.tokens[: count * self._page_size], count, lock=True)
@@ -57,7 +73,7 @@ class RadixCache:
         keep = req.shared_pages
         if insert:
             count = valid_tokens // self._page_size
-            if count > keep:
+            if count > keep or (count and self._touch_known):
                 self._insert(req, self._table.tokens(req.row, count * self._page_size), count)
                 keep = count
         if held > keep:
@@ -84,4 +100,6 @@ class RadixCache:
             node, had = self.tree.extend(req.node, depth, tokens, pages, lock=lock)
         if had > req.shared_pages:
             self._pool.give(pages[req.shared_pages : had])
+        if self._split_at_prompt and (prompt := req.input_len // self._page_size) < count:
+            self.tree.match(tokens[: prompt * self._page_size], req.namespace)
         return node, had

@@ -1,0 +1,99 @@
+"""The budgets of a prefill that are charged whole pages, and one more for every request (``charge = "pages"``)."""
+
+from __future__ import annotations
+
+from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.estimate import OUTPUT_ESTIMATE_LIMIT, most_output
+from workbench.scheduler.parts import Parts
+from workbench.scheduler.preemption import Preemption
+from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import PrefillRow
+from workbench.scheduler.slots import Slot
+
+
+class PageBudget:
+    """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
+
+    def __init__(
+        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, *, decodes: bool
+    ) -> None:
+        self._config = config
+        self._kv = parts.kv
+        self._parts = parts
+        self._preemption = preemption
+        self._slot = slot
+        self._decodes = slot.running.next_tokens if decodes else 0
+        self._prompt = config.max_prefill_tokens - self._decodes
+        self._chunk = None if config.chunk is None else config.chunk - self._decodes
+        self._expected = self._expects()
+        self._charged = 0
+        """Tokens of KV that the prompts of the step have been charged."""
+        self._taken_pages = 0
+        """Pages that they have got already, and which are no longer there."""
+        self._at_once = config.evict_for == "row"
+
+    @property
+    def spent(self) -> bool:
+        return self._prompt <= 0 or (self._chunk is not None and self._chunk <= 0)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._left() <= 0
+
+    def chunk_end(self, req: Req) -> int:
+        kv, end = self._kv, len(req.tokens)
+        if self._chunk is not None:
+            chunk = self._config.chunk_at(req.kv_len, self._chunk)
+            # Where nothing is left it goes on all the same, so that it can end and give back what it has.
+            left = int(self._left())
+            end = min(end, req.kv_len + (min(chunk, left) if left > 0 else chunk))
+        most = (kv.pages_for(req.kv_len) + kv.available_pages) * kv.page_size
+        if end > most:
+            end = most // kv.page_size * kv.page_size
+        if end == len(req.tokens) and self._slot.running.count >= self._config.max_running_per_slot:
+            return req.kv_len  # its last chunk must land in a slot with room: another one has it
+        return max(end, req.kv_len)
+
+    def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
+        kv = self._kv
+        extend = len(req.tokens) - cached
+        need = extend + most_output(req) + kv.page_size
+        return need < self._left() and kv.pages_for(extend) <= kv.available_pages
+
+    def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
+        size = self._kv.page_size
+        extend = self._paged(len(req.tokens) - cached)
+        if self._chunk is None:
+            return cached if extend >= self._prompt and not first else len(req.tokens)
+        chunk = self._config.chunk_at(cached, self._chunk)
+        if extend <= chunk:
+            return len(req.tokens)
+        return max((cached + chunk // size * size) // size * size, cached)
+
+    def spend(self, row: PrefillRow) -> None:
+        tokens = self._paged(row.end - row.start)
+        self._prompt -= tokens
+        if self._chunk is not None:
+            self._chunk -= tokens
+        self._charged += tokens + self._kv.page_size
+        if row.last:
+            self._charged += min(row.req.max_new, OUTPUT_ESTIMATE_LIMIT)
+        if self._at_once:
+            self._taken_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
+
+    def make_room(self, req: Req) -> bool:
+        made = self._preemption.make_room(req, self._slot, int(self._left()))
+        self._expected = self._expects()
+        return made
+
+    def _left(self) -> float:
+        """KV that a new request may count on, in tokens."""
+        pages = self._kv.available_pages + self._taken_pages
+        # One sum after the other: a float that is compared exactly depends on the order.
+        return pages * self._kv.page_size - (self._decodes + self._expected + self._charged)
+
+    def _expects(self) -> float:
+        return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)
+
+    def _paged(self, tokens: int) -> int:
+        return self._kv.pages_for(tokens) * self._kv.page_size
