@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from copy import copy
 from functools import partial
 
-from traces.requests.trace_request import TraceRequest
 from traces.trace import Trace, TraceInfo
 
 
@@ -18,9 +15,5 @@ def in_memory(trace: Trace) -> Trace:
     requests = list(trace)
     info = trace.info
     held = TraceInfo(info.name, info.path, info.format, partial(bool, info.closed_loop), list(info.notes))
-    return Trace(held, trace.source, partial(_again, requests))
-
-
-def _again(requests: list[TraceRequest]) -> Iterator[TraceRequest]:
-    # Copies, because who reshapes a trace writes new arrivals into its requests. The tokens are shared.
-    return map(copy, requests)
+    # The same requests again and again: nobody writes into one, and who reshapes a trace makes new ones.
+    return Trace(held, trace.source, partial(iter, requests))

@@ -93,11 +93,12 @@ def _read(
         if first:  # what is known from the beginning, for a run that is stopped before the end
             first = False
             _pass_on(trace, info)
-        if request.arrival_s is not None:
+        arrival_s = request.arrival_s
+        if arrival_s is not None:
             if poisson is not None:
-                request.arrival_s = next(poisson)
+                request = replace(request, arrival_s=next(poisson))
             elif stretch != 1.0 or first_s:
-                request.arrival_s = (request.arrival_s - first_s) * stretch
+                request = replace(request, arrival_s=(arrival_s - first_s) * stretch)
             check_span(trace.source, request, why)
         yield request
     _pass_on(trace, info)

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from traces import TraceError, TraceRequest, open_trace, sample_path
 from traces.describe import describe
 from traces.generate import ARRIVALS, Workload, arrival_times_s, generate
+from traces.in_memory import in_memory
 from traces.requests.lengths import Lengths, parse_lengths
 from traces.reshape import reshape
-from traces.write import write_trace
+from traces.write import record_of, write_trace
 from workbench.cli.trace import app
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "traces"
@@ -165,6 +166,15 @@ def test_a_speedup_divides_arrivals_and_requests_cut_sessions_at_their_end() -> 
         r.arrival_s / 4 if r.arrival_s is not None else None for r in islice(sample, 100)
     ]
     assert half.sha256() == sample.sha256()
+
+
+@pytest.mark.parametrize("options", [{"rate": 50.0}, {"speedup": 4.0}, {"requests": 100}])
+def test_a_trace_in_memory_can_be_reshaped_again_and_again_and_stays_as_it_is(options: dict) -> None:
+    held = in_memory(open_trace(sample_path()))
+    once = [record_of(request) for request in reshape(open_trace(sample_path()), **options)]
+    for _ in range(2):
+        assert [record_of(request) for request in reshape(held, **options)] == once
+    assert [record_of(request) for request in held] == [record_of(request) for request in open_trace(sample_path())]
 
 
 def test_equal_arrivals_become_poisson_and_the_trace_says_so(tmp_path: Path) -> None:
