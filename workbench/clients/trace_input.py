@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from traces.reshape import reshape
+
 if TYPE_CHECKING:
     from traces import Trace
     from workbench.settings.run_settings import LoadSettings
@@ -42,8 +44,6 @@ def open_as(path: Path, reading: Mapping[str, Any], *, ordered: bool = True, see
 
 def reshaped(trace: Trace, settings: LoadSettings) -> Trace:
     """The trace as the settings want it: at another rate or speed, or only its beginning. Raises TraceError."""
-    from traces.reshape import reshape
-
     return reshape(trace, settings.rate, settings.speedup, settings.requests, settings.seed)
 
 
