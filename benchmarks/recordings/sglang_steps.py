@@ -1,0 +1,225 @@
+"""What the recorders of SGLang's versions share: requests that come by step, the log of batches, checks, and the trace.
+
+Nothing of SGLang is imported here: a version's own Scheduler and worker are in sglang_0_5_23.py and sglang_0_5_10.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from workbench.parity.scenarios import CASES, Request, scenario, token
+
+CONTEXT = 8192
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 512,
+    "max_position_embeddings": CONTEXT,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+}
+"""A config.json from which the scheduler reads what it wants to know of a model. There is no model."""
+
+
+def server_args(model: str, case: str, page: int, loop: str, conservativeness: float | None) -> dict[str, Any]:
+    """Everything that is not a server's default."""
+    sizes = CASES[case]
+    args: dict[str, Any] = {
+        "model_path": model,
+        "device": "cpu",
+        "attention_backend": "torch_native",
+        "skip_tokenizer_init": True,
+        "context_length": CONTEXT - 1,
+        "page_size": page,
+        "chunked_prefill_size": sizes.budget,
+        "max_running_requests": sizes.running,
+        "disable_overlap_schedule": loop == "normal",
+        "enable_mixed_chunk": sizes.mixed,
+    }
+    if conservativeness is not None:
+        args["schedule_conservativeness"] = conservativeness
+    if sizes.policy == "priority":
+        # By default one goes before another only from 11 priorities on; here from 1 on.
+        args |= {"enable_priority_scheduling": True, "priority_scheduling_preemption_threshold": 0}
+    elif sizes.policy == "lpm":
+        args["schedule_policy"] = "lpm"
+    return args
+
+
+class Forward:
+    """The forward pass, as far as a scheduler can tell: it fills KV slots with tokens and samples scenarios.token."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = torch.zeros(slots, dtype=torch.int64)
+        """The token whose KV each slot holds."""
+        self.sequences: dict[str, torch.Tensor] = {}
+        """By request id: its prompt and all that it may write."""
+
+    def __call__(self, batch: Any, row_slots: torch.Tensor) -> torch.Tensor:
+        """The token that each row samples. ``row_slots``: (rows of the pool, positions), the KV slots of each row."""
+        self.slots[batch.out_cache_loc] = batch.input_ids
+        sampled = []
+        rows, lengths = batch.req_pool_indices.tolist(), batch.seq_lens.tolist()
+        for req, row, length in zip(batch.reqs, rows, lengths, strict=True):
+            sequence = self._sequence(req)
+            held = self.slots[row_slots[row, :length].long()]
+            assert torch.equal(held, sequence[:length]), (req.rid, "holds another token's KV")
+            sampled.append(sequence[length])
+        return torch.stack(sampled)
+
+    def _sequence(self, req: Any) -> torch.Tensor:
+        if req.rid not in self.sequences:
+            written = [token(req.rid, position) for position in range(req.sampling_params.max_new_tokens + 1)]
+            self.sequences[req.rid] = torch.tensor(list(req.origin_input_ids) + written)
+        return self.sequences[req.rid]
+
+
+class Steps:
+    """A scenario as it is played to a scheduler, step by step, and what that decides."""
+
+    def __init__(self, case: str, seed: int) -> None:
+        self.requests = scenario(case, seed)
+        self._arrivals = list(self.requests)
+        aborts = ((request.abort_step, request.id) for request in self.requests if request.abort_step is not None)
+        self._aborts = sorted(aborts)
+        self.at = 0
+        self.log: list[dict[str, Any]] = []
+        self.lost: list[str] = []
+        """Requests that lost their KV since the last batch."""
+        self.made: dict[str, Any] = {}
+        """SGLang's requests, by id."""
+
+    @property
+    def all_came(self) -> bool:
+        return not self._arrivals
+
+    def wait(self) -> None:
+        """Let the steps pass in which there is nothing to do."""
+        self.at = max(self.at, self._arrivals[0].step)
+
+    def arrived(self) -> list[Request]:
+        due = [request for request in self._arrivals if request.step <= self.at]
+        del self._arrivals[: len(due)]
+        return due
+
+    def aborted(self) -> list[str]:
+        due = [request_id for step, request_id in self._aborts if step <= self.at]
+        del self._aborts[: len(due)]
+        return due
+
+    def decided(self, batch: Any) -> None:
+        """Note what a step chose, which may be nothing."""
+        if batch:
+            tokens = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(batch.reqs)
+            chosen: dict[str, Any] = dict(sorted((req.rid, n) for req, n in zip(batch.reqs, tokens, strict=True)))
+            if self.lost:
+                chosen["!"] = sorted(self.lost)
+                self.lost.clear()
+            self.log.append(chosen)
+        self.at += 1
+        assert self.at < 20000, "this does not end"
+
+    def check_outputs(self) -> None:
+        assert not self.lost and len(self.made) == len(self.requests)
+        for request in self.requests:
+            wrote = list(self.made[request.id].output_ids)
+            expected = [token(request.id, position) for position in range(request.output)]
+            assert wrote == expected[: len(wrote)], request.id
+            assert len(wrote) == request.output or request.abort_step is not None, request.id
+
+
+def note_losses(batches: type[Any], steps: Steps) -> None:
+    """Note who loses its KV. Both retraction and preemption give it back by a batch's release_req."""
+    release = batches.release_req
+
+    def release_req(batch: Any, index: int, *args: Any, **kwargs: Any) -> Any:
+        steps.lost.append(batch.reqs[index].rid)
+        return release(batch, index, *args, **kwargs)
+
+    batches.release_req = release_req
+
+
+class InOrder(dict[Any, None]):
+    """A set that keeps the order in which things were put in.
+
+    Preemption puts the requests that it chose into a set of objects and hands them back to the queue in the set's order,
+    which is that of their addresses. With this as its module's ``set`` a recording can be repeated.
+    """
+
+    def __init__(self, things: Iterable[Any] = ()) -> None:
+        super().__init__(dict.fromkeys(things))
+
+    def add(self, thing: Any) -> None:
+        self[thing] = None
+
+
+def print_state(steps: Steps, scheduler: Any, running: Any, last: Any, ratio: float, allocated: str, root: Any) -> None:
+    """Print the state before a step's choice to stderr. Lengths are tokens; under overlap the last result is not in yet.
+
+    ``allocated`` is how to come from a request to the tokens of KV it holds; ``root`` the prefix cache's first node. The
+    cache is printed leaf by leaf, least recently used first.
+    """
+
+    def listed(reqs: list[Any]) -> str:
+        return " ".join(f"{req.rid}({described(req, allocated)})" for req in reqs) or "none"
+
+    cache = scheduler.tree_cache
+    say(
+        f"step {steps.at}, batch {len(steps.log)}: free {scheduler.token_to_kv_pool_allocator.available_size()}, "
+        f"evictable {cache.evictable_size()}, protected {cache.protected_size()}, "
+        f"new token ratio {ratio:.6f}, batch_is_full {running.batch_is_full}"
+    )
+    say(f"  waiting: {listed(scheduler.waiting_queue)}")
+    say(f"  running: {listed(running.reqs)}")
+    if last is not None:
+        say(f"  last batch ({'prompts' if last.forward_mode.is_extend() else 'decodes'}): {listed(last.reqs)}")
+    if scheduler.chunked_req is not None:
+        say(f"  in chunks: {listed([scheduler.chunked_req])}")
+    sequences = {rid: [*req.origin_input_ids, *req.output_ids] for rid, req in steps.made.items()}
+    say("  cache: " + (" ".join(line for _, line in sorted(leaves(root, sequences))) or "empty"))
+
+
+def print_decision(steps: Steps, batch: Any) -> None:
+    say(f"  -> {json.dumps(steps.log[-1]) if batch else 'nothing'}")
+
+
+def described(req: Any, allocated: str) -> str:
+    """A request's prompt, what it has written as far as is known, its allotted output, and the KV that it holds."""
+    prompt, wrote, most = len(req.origin_input_ids), len(req.output_ids), req.sampling_params.max_new_tokens
+    held = req
+    for name in allocated.split("."):
+        held = getattr(held, name)
+    return f"prompt {prompt}, wrote {wrote} of {most}, KV {held}{', finished' if req.finished() else ''}"
+
+
+def leaves(root: Any, sequences: dict[str, list[int]]) -> Iterator[tuple[float, str]]:
+    """Each leaf of the prefix cache: when it was used, by the tree's count, and what to print.
+
+    That is a request whose tokens it holds, the tokens before the leaf + the leaf's own, and whether it is in use.
+    """
+    todo: list[tuple[Any, list[int]]] = [(root, [])]
+    while todo:
+        node, path = todo.pop()
+        above = len(path)
+        path = path + (list(node.key.token_ids) if node.key is not None else [])
+        todo += [(child, path) for child in node.children.values()]
+        if not node.children and path:
+            owner = next((rid for rid, tokens in sequences.items() if tokens[: len(path)] == path), "?")
+            locks = node.component_data[0].lock_ref if hasattr(node, "component_data") else node.lock_ref
+            at = float(node.last_access_time)
+            yield at, f"[{owner} {above}+{len(path) - above}{' in use' if locks else ''} @{at:g}]"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
