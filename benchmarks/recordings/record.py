@@ -1,0 +1,187 @@
+"""Record an engine's own decisions anew, in an environment of its own.
+
+    python benchmarks/recordings/record.py vllm 0.33.0 OUT.json.gz [--cases tight,few-rows] [--seeds 0-1]
+
+Makes a virtual environment outside the checkout, fetches the engine's wheel and unpacks its Python files into it (no
+kernels, no GPU: most of what the wheel depends on is never imported), installs the light packages that those files
+need, writes the config.json of a small Llama, and runs the engine's script of this folder there. A second run finds
+all that in place. What is not known here is passed to that script: its own --help says what it takes.
+
+Packages come from where pip gets them. A build of torch for CPU is enough and smaller: pip takes it where
+PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS offers one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TORCH = "torch==2.13.0"
+"""Whatever the wheel asks for: a scheduler without a model needs any torch."""
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+"""The config.json that an engine is given. No weights: nothing is computed."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to get at an engine's scheduler."""
+
+    script: str
+    """Of this folder. Run by the environment's interpreter, with $MODEL, and the project and the engine on PYTHONPATH."""
+    imports: tuple[str, ...]
+    """Packages that its files import on the way to the scheduler, in one version or another. The wheel says which of them
+    it needs, and in which versions; the rest of what it needs is left out."""
+    besides: tuple[str, ...] = ()
+    """Packages that they import too, and that the wheel does not name."""
+    keep: tuple[str, ...] = (".py",)
+    """Ends of the names of the files that are unpacked."""
+    download: tuple[str, ...] = ()
+    """Options of ``pip download``, where its wheel needs some to be found."""
+    variables: tuple[tuple[str, str], ...] = ()
+    """Of the environment that its script runs in, with their values."""
+
+
+ENGINES = {
+    "vllm": Engine(
+        script="record_vllm.py",
+        imports=(
+            *("aiohttp", "blake3", "cachetools", "cbor2", "cloudpickle", "diskcache", "einops", "fastapi", "gguf"),
+            *("llguidance", "mistral_common", "msgspec", "numpy", "openai", "openai-harmony", "oss-harmony"),
+            *("partial-json-parser", "pillow", "prometheus_client", "psutil", "py-cpuinfo", "pybase64", "pydantic"),
+            *("pyyaml", "pyzmq", "regex", "requests", "setproctitle", "transformers", "xgrammar"),
+        ),
+        besides=("uvloop",),
+        variables=(("VLLM_LOGGING_LEVEL", "ERROR"), ("CUDA_VISIBLE_DEVICES", "")),
+    ),
+}
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))  # the scenarios; this project need not be installed
+    from recording import add_arguments, chosen_cases
+
+    parser = argparse.ArgumentParser(
+        description="Record an engine's own decisions anew, in an environment of its own.",
+        epilog="All else is passed to the engine's script.",
+    )
+    parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("version", help="as its wheel has it, for instance 0.33.0")
+    add_arguments(parser)
+    parser.add_argument("--venv", type=Path, help="the environment's folder (one under the user's cache folder)")
+    parser.add_argument("--wheels", type=Path, help="a folder with the engine's wheel, or to keep it in")
+    asked, more = parser.parse_known_args()
+    cases = chosen_cases(asked.engine, asked.cases)
+    engine = ENGINES[asked.engine]
+    venv = (asked.venv or cache() / f"{asked.engine}-{asked.version}").resolve()
+    prepare(venv, asked.engine, asked.version, asked.wheels)
+    variables = {"MODEL": str(venv / "model"), "PYTHONPATH": os.pathsep.join([str(ROOT), str(venv / "engine")])}
+    command = [str(venv / "bin" / "python"), str(HERE / engine.script), str(asked.out), "--cases", ",".join(cases)]
+    command += ["--seeds", f"{asked.seeds[0]}-{asked.seeds[-1]}", *more]
+    sys.exit(subprocess.run(command, env=os.environ | dict(engine.variables) | variables).returncode)
+
+
+def cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "workbench" / "recordings"
+
+
+def prepare(venv: Path, name: str, version: str, wheels: Path | None) -> None:
+    """Make the environment if it is not there whole. It holds one version of one engine; SystemExit if that is another."""
+    ready, holds = venv / "ready", f"{name} {version}\n"
+    if ready.exists():
+        if ready.read_text() != holds:
+            raise SystemExit(f"{venv} holds {ready.read_text().strip()}: choose another --venv")
+        return
+    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        raise SystemExit(f"{venv} is there and no virtual environment: choose another --venv")
+    say(f"making {venv}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+    engine = ENGINES[name]
+    with tempfile.TemporaryDirectory(prefix="recordings-") as passing:
+        wheel = find_wheel(wheels or Path(passing), name, version) or fetch(
+            venv, wheels or Path(passing), name, version
+        )
+        say(f"unpacking {wheel.name}")
+        requirements = unpack(wheel, venv / "engine", engine.keep)
+    imports = {package(each) for each in engine.imports}
+    wanted = [TORCH, *(each for each in requirements if package(each) in imports), *engine.besides]
+    say("installing " + " ".join(wanted))
+    pip(venv, "install", "--quiet", *wanted)
+    (venv / "model").mkdir()
+    (venv / "model" / "config.json").write_text(json.dumps(MODEL, indent=1))
+    ready.write_text(holds)
+
+
+def find_wheel(folder: Path, name: str, version: str) -> Path | None:
+    return next(iter(sorted(folder.glob(f"{name}-{version}-*.whl"))), None)
+
+
+def fetch(venv: Path, folder: Path, name: str, version: str) -> Path:
+    """Download the wheel alone. SystemExit if there is none of this version."""
+    say(f"downloading {name} {version}: some hundred MB")
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["--only-binary=:all:", *ENGINES[name].download]
+    pip(venv, "download", "--quiet", "--no-deps", *options, "--dest", str(folder), f"{name}=={version}")
+    wheel = find_wheel(folder, name, version)
+    if wheel is None:
+        raise SystemExit(f"pip left no wheel of {name} {version} in {folder}")
+    return wheel
+
+
+def unpack(wheel: Path, folder: Path, keep: tuple[str, ...]) -> list[str]:
+    """Unpack the files with these ends, and give what the wheel says it needs on this machine, extras apart."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(folder, [name for name in names if name.endswith(keep)])
+        (metadata,) = (name for name in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        lines = archive.read(metadata).decode().split("\n\n")[0].splitlines()
+    needs = [line.removeprefix("Requires-Dist:").strip() for line in lines if line.startswith("Requires-Dist:")]
+    return [need for need in needs if not re.search(r";.*\bextra\b", need)]
+
+
+def package(requirement: str) -> str:
+    """Give the name in a requirement, as names are compared: ``Prometheus_Client>=0.18`` is ``prometheus-client``."""
+    name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pip(venv: Path, *arguments: str) -> None:
+    command = [str(venv / "bin" / "python"), "-m", "pip", *arguments]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise SystemExit(f"pip {arguments[0]} failed; {venv} is left unfinished and will be made anew")
+
+
+def say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
