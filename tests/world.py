@@ -222,7 +222,7 @@ def simulate(
     run = outbox.run
     if isinstance(sampler, Verifier):
         run.runs = sampler.runs
-    ahead = SkipAhead(env, scheduler, backend, outbox, rows.go_on).skip if skip else None
+    ahead = SkipAhead(env, scheduler, backend, outbox, rows).skip if skip else None
     env.run_loop(instance.loop, ahead)
 
     def deliver():

@@ -117,7 +117,7 @@ class SimulatedWorld:
         instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s)
         skip = None
         if can_skip(recipe.loop.name, backend) and not self._exact:
-            ahead = SkipAhead(self.env, instance.scheduler, backend, outbox, self.recorder.iterations.go_on)
+            ahead = SkipAhead(self.env, instance.scheduler, backend, outbox, self.recorder.iterations)
             self.skips.append(ahead)
             skip = ahead.skip
         self.env.run_loop(instance.loop, skip)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from backends.simulated.backend import SimulatedBackend
 from backends.simulated.clock import Clock
 from backends.simulated.gpus import ModelledForward
+from workbench.phase_log import MODE_CODES, IterationRow
 from workbench.scheduler.decided import MOST_STEPS, decided_steps
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -53,16 +54,20 @@ class ManyStepsOutbox(Protocol):
         ...
 
 
-class GoOn(Protocol):
-    """Receiver of the rows of iterations.csv of the decode steps after the last row's (:meth:`IterationLog.go_on`)."""
+class IterationTable(Protocol):
+    """Where rows of iterations.csv go (:class:`IterationLog`)."""
 
-    def __call__(
+    def append(self, row: IterationRow) -> None: ...
+
+    def go_on(
         self,
         launch_s: Sequence[float],
         start_s: Sequence[float],
         end_s: Sequence[float],
         kv_used_tokens: Sequence[int],
-    ) -> None: ...
+    ) -> None:
+        """Those of the decode steps after the last row's."""
+        ...
 
 
 @dataclass(slots=True)
@@ -88,13 +93,13 @@ class SkipAhead:
         scheduler: Scheduler,
         backend: SimulatedBackend,
         outbox: ManyStepsOutbox,
-        go_on: GoOn,
+        iterations: IterationTable,
     ) -> None:
         self._clock = clock
         self._scheduler = scheduler
         self._backend = backend
         self._outbox = outbox
-        self._go_on = go_on
+        self._iterations = iterations
         self._decodes = getattr(backend.cost, "decodes", None)
         self.steps = 0
         """Skipped so far."""
@@ -158,13 +163,30 @@ class SkipAhead:
         kv_used_tokens = decided.kv_used_tokens(formed)
         alone = len(pending)
         if alone < formed:  # batches that are both formed and processed
-            own, after = decided.batch(0), slice(alone + 1, formed)
-            start_s, end_s = [times.start_s[alone]], [times.end_s[alone]]
-            row = ModelledForward(own, backend.sampler, times.issued_s[alone], start_s, end_s)
-            row.cpu_s = cpu_s
-            backend.phases.processed(row, processes_s[-1])
+            # The first one's row as PhaseLog.processed would make it, of a batch that nobody needs.
+            running, table = scheduler.slots[0].running, scheduler.kv.table
+            row = IterationRow(
+                scheduler.assembly.step,
+                backend.phases.instance,
+                0,
+                MODE_CODES["decode"],
+                times.issued_s[alone],
+                times.start_s[alone],
+                times.end_s[alone],
+                running.count,
+                0,
+                running.count,
+                running.context_tokens + running.count,
+                kv_used_tokens[0],
+                len(scheduler.queue.waiting),
+                table.rows - table.free_rows,
+                *cpu_s,
+                processes_s[-1],
+            )
+            self._iterations.append(row)
+            after = slice(alone + 1, formed)
             used = kv_used_tokens[1 : formed - alone]
-            self._go_on(times.issued_s[after], times.start_s[after], times.end_s[after], used)
+            self._iterations.go_on(times.issued_s[after], times.start_s[after], times.end_s[after], used)
         decided.take(tokens, formed)
         in_flight = scheduler.flights
         outbox.scheduled_decodes(in_flight[-1], kv_used_tokens)
