@@ -66,22 +66,16 @@ class IterationLog:
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of all columns so far: int64 for counts, int8 for `mode`, float64 for times."""
         rows = np.frombuffer(self._rows, _ROW_DTYPE)
-        after, lengths = np.array(self._after, np.int64), np.array(self._lengths, np.int64)
-        before = np.cumsum(lengths) - lengths
-        """Rows of the stretches before each."""
-        step = np.arange(1, len(self._end_s) + 1) - np.repeat(before, lengths)
-        """Steps from the row that a stretch goes on from to each of its rows."""
-        place = step + np.repeat(after + before, lengths)
-        alone = np.ones(len(self), bool)
-        alone[place] = False
+        lengths = np.ones(len(rows), np.int64)
+        """Of each packed row and the stretch that goes on from it."""
+        lengths[self._after] += self._lengths
+        step = np.arange(len(self)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        """Steps from the packed row to each one."""
         columns = {}
         for name, kind in ITERATION_COLUMNS.items():
-            column = columns[name] = np.empty(len(self), _DTYPES[kind])
-            column[alone] = rows[name]
+            columns[name] = np.repeat(rows[name].astype(_DTYPES[kind]), lengths)
             if name in _OWN:
-                column[place] = getattr(self, "_" + name)
-            else:
-                column[place] = np.repeat(rows[name][after], lengths)
-        columns["iteration"][place] += step
-        columns["context_tokens"][place] += columns["decode_tokens"][place] * step
+                columns[name][step > 0] = getattr(self, "_" + name)
+        columns["iteration"] += step
+        columns["context_tokens"] += columns["decode_tokens"] * step
         return columns
