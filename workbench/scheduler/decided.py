@@ -148,7 +148,7 @@ class DecidedSteps:
         needs = self._page_needs[:steps]
         ahead = scheduler.config.evict_for == "batch"
         taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
-        running.advance(needing, taken, places)
+        running.advance_all(needing, taken, places)
         scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))
         scheduler.assembly.step += steps
 

@@ -177,28 +177,36 @@ class RunningSet:
         places: np.ndarray = self.token_at + step_numbers(steps + 1)
         return places
 
-    def advance(self, needing: np.ndarray | None, pages: np.ndarray, places: np.ndarray | None = None) -> Sequence[int]:
-        """One decode step, or those that ``places`` (:meth:`places`) are of: in each, every request grows by a token. Those
-        in ``needing`` (:meth:`needing_page`) start a page, the next of ``pages``.
-
-        Returns the indices of requests that stop by length with the last step; none may do so before.
-        """
-        steps = 1 if places is None else len(places) - 1
+    def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
+        """One decode step: every request grows by a token. Those in ``needing`` (:meth:`needing_page`) start a page, the
+        next of ``pages``. Returns the indices of requests that stop by length with this step."""
         if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
-            self._table.add_pages(self.token_at if places is None else places[:-1].ravel(), pages)
+            self._table.add_pages(self.token_at, pages)
         elif len(needing):
-            if places is None:
-                rows, lens = self.rows[needing], self.lens[needing]
-            else:
-                step, member = np.divmod(needing, self.count)
-                rows, lens = self.rows[member], self.lens[member] + step
-            self._table.add_pages(rows * self._table.page_width + lens // self._page_size, pages)
-        by = _ONE if places is None else steps
-        self.lens = self.lens + by
-        self.token_at = self.token_at + by
+            self._add_pages(self.rows[needing], self.lens[needing], pages)
+        self.lens = self.lens + _ONE
+        self.token_at = self.token_at + _ONE
+        self.context_tokens += self.count
+        self.steps_to_stop -= 1
+        return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
+
+    def advance_all(self, needing: np.ndarray | None, pages: np.ndarray, places: np.ndarray) -> None:
+        """As many steps as ``places`` (:meth:`places`) are of, with which nobody stops by length; ``needing`` and ``pages``
+        are of all of them."""
+        steps = len(places) - 1
+        if needing is None:
+            self._table.add_pages(places[:-1].ravel(), pages)
+        elif len(needing):
+            step, member = np.divmod(needing, self.count)
+            self._add_pages(self.rows[member], self.lens[member] + step, pages)
+        self.lens = self.lens + steps
+        self.token_at = places[-1]
         self.context_tokens += steps * self.count
         self.steps_to_stop -= steps
-        return () if self.steps_to_stop else (self.lens == self.ends).nonzero()[0].tolist()
+
+    def _add_pages(self, rows: np.ndarray, lens: np.ndarray, pages: np.ndarray) -> None:
+        """Give rows of so many tokens a page each for the next one."""
+        self._table.add_pages(rows * self._table.page_width + lens // self._page_size, pages)
 
     def step(self, needing: np.ndarray | None, pages: np.ndarray) -> DecodeStep:
         """Have everybody who need not wait compute a step, with ``pages`` for those in ``needing``."""
