@@ -66,19 +66,19 @@ class SimulatedBackend:
         return self._now_s() + self._debt_s
 
     def host(self, phase: str, batch: ModelWorkerBatch | None, count: int = 0) -> None:
-        phases = self.phases
         if phase == "receive":
             cost = self.host_model.receive(count)
-            phases.receive_s += cost
+            self.phases.receive_s += cost
         elif phase == "launch":
             cost = self._launch_host_s
         elif phase == "schedule":
             assert batch is not None
             cost = self.host_model.schedule(batch)
-            phases.schedule_s += cost
+            self.phases.schedule_s += cost
         elif phase == "process":
             assert batch is not None
             cost = self.host_model.process(batch, count)
+            phases = self.phases
             phases.processed(phases.pending.popleft(), cost)
         else:
             raise ValueError(f"unknown CPU phase {phase!r}")

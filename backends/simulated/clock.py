@@ -48,7 +48,8 @@ class Clock(simpy.Environment):
         queue = self._queue
         hops = 0
         for wait in loop:
-            wait = skip(wait) if skip is not None else wait
+            if skip is not None:
+                wait = skip(wait)
             if wait.__class__ is not float:
                 if not isinstance(wait, simpy.Event):
                     loop.throw(no_wait(wait))

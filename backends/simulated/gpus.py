@@ -40,7 +40,7 @@ class ModelledForward:
         self.ends_s = ends_s
         self.end_s = ends_s[-1] if ends_s else inf
         """Of the last stage; infinite while nobody knows."""
-        self.cpu_s = (0.0, 0.0, 0.0)
+        self.cpu_s: tuple[float, float, float]
         # Set where they are needed, as most batches need neither:
         self.computed_s: float
         """Of a batch with masked rows: when its logits are there."""

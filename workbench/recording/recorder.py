@@ -242,7 +242,6 @@ class RecordingOutbox:
         recorder = self._recorder
         batch = result.batch
         if batch is not None:
-            epoch, rows = batch.worker.epoch, batch.worker.rows
             output = result.output
             if output is not None and output.counts is not None:
                 # Those of a run of tokens after its first come with it.
@@ -250,11 +249,12 @@ class RecordingOutbox:
                 recorder.gaps_s.append(0.0)
                 recorder.gap_counts.append(int(runs.sum() - np.count_nonzero(runs)))
             steady = self._steady.get(batch.slot)
-            if steady is not None and steady[0] == epoch and not batch.late:
+            if steady is not None and steady[0] == batch.worker.epoch and not batch.late:
                 # While the same requests decode, the gap is one number for all of them that have not ended.
+                epoch, rows, before = steady
                 tokens = len(rows) - len(batch.dropped or ())
                 if tokens:
-                    recorder.gaps_s.append(now - steady[2])
+                    recorder.gaps_s.append(now - before)
                     recorder.gap_counts.append(tokens)
                 self._steady[batch.slot] = (epoch, rows, now)
             else:

@@ -280,14 +280,14 @@ class Scheduler:
         if self._ragged:
             output, length_stops, hits, valid = take_runs(batch, output, self.slots[batch.slot].running, self.kv.table)
         else:
-            table, tokens, unsampled = self.kv.table, output.tokens, batch.worker.unsampled
+            tokens, unsampled = output.tokens, batch.worker.unsampled
             length_stops, hits, valid = batch.length_stops, stopped(batch.stop_ids, tokens), batch.worker.seq_lens
             if unsampled is None:
-                table.add_tokens(batch.token_at, tokens)
+                self.kv.table.add_tokens(batch.token_at, tokens)
             else:
                 sampled = np.ones(len(tokens), bool)
                 sampled[unsampled] = False
-                table.add_tokens(batch.token_at[sampled], tokens[sampled])
+                self.kv.table.add_tokens(batch.token_at[sampled], tokens[sampled])
                 hits = [i for i in hits if sampled[i]]
         result = StepResult(batch, output)
         if batch.late:

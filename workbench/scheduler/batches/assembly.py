@@ -114,8 +114,7 @@ class Assembly:
         if running.ragged:
             return self._ragged_decode(slot, needing)
         kv, table = self._kv, self._kv.table
-        rows, reqs, count, stop_ids = running.rows, running.reqs, running.count, running.stop_ids
-        epoch, query_lens = running.epoch, running.query_lens
+        rows, count = running.rows, running.count
         page_rows = rows if needing is None else rows[needing]
         pages = kv.allocate(count if needing is None else len(page_rows))
         stops = running.advance(needing, pages)
@@ -124,9 +123,9 @@ class Assembly:
             self.step,
             "decode",
             rows,
-            epoch,
+            running.epoch,
             running.lens,
-            query_lens,
+            running.query_lens,
             0,
             count,
             0,
@@ -143,7 +142,9 @@ class Assembly:
             table.rows - len(table.free),
         )
         retracted = self._lifecycle.take_retracted() if self._lifecycle.retracted else ()
-        batch = ScheduleBatch(worker, reqs, slot.index, (), stops, retracted, running.token_at, stop_ids)
+        batch = ScheduleBatch(
+            worker, running.reqs, slot.index, (), stops, retracted, running.token_at, running.stop_ids
+        )
         if stops:
             running.remove(stops)
         self.step += 1
