@@ -51,8 +51,8 @@ class Recipe:
 
     @property
     def rows(self) -> int:
-        """Rows of the scheduler's table: requests that may hold KV at a time."""
-        return self.scheduler.max_running_per_slot * self.scheduler.slots
+        """Rows of the scheduler's table."""
+        return self.scheduler.rows
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ class Admission:
         self._config = config
         self._kv, self._slots, self._queue, self._flights = parts.kv, parts.slots, parts.queue, parts.flights
         self._until_exhausted = config.full_when == "exhausted"
+        self._fills = config.full_when == "refused"
         self._at_once = config.evict_for == "row"
+        self._ahead = config.evict_for == "batch-ahead"
 
     def form(self, slot: Slot, budget: Budget) -> list[PrefillRow]:
         """The prompts of a step, empty when none can be computed: the partly computed one first, and if this completes it,
@@ -151,7 +153,7 @@ class Admission:
             if budget.spent:
                 break
             if self._crowded(slot, rows) and (rows or not budget.make_room(req)):
-                slot.full = True
+                slot.full = self._fills
                 break
             verdict = self._admit(req, slot, budget, rows)
             if verdict is _Verdict.NO_KV and not rows and budget.make_room(req):
@@ -159,7 +161,7 @@ class Admission:
             if verdict is _Verdict.LATER:
                 continue
             if verdict is _Verdict.NO_KV:
-                slot.full = True
+                slot.full = self._fills
             if verdict in (_Verdict.NO_KV, _Verdict.NO_BUDGET):
                 break
             admitted.append(req)
@@ -169,7 +171,7 @@ class Admission:
 
     def _crowded(self, slot: Slot, rows: list[PrefillRow]) -> bool:
         """Every place or every row is taken."""
-        return slot.running.count + len(rows) >= self._config.max_running_per_slot or not self._kv.table.free_rows
+        return slot.running.count + len(rows) >= self._config.max_running_per_slot or self._flights.free_rows <= 0
 
     def _admit(self, req: Req, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> _Verdict:
         assert not req.pending_token, "a request cannot be admitted before its last token is known"
@@ -249,11 +251,13 @@ class Admission:
         return PrefillRow(req, start, end, 0)
 
     def _give_pages(self, rows: list[PrefillRow]) -> None:
-        """Give the rows of a prefill their pages, once enough has been evicted for all of them and, where pages hold more
-        than a token, a page a row."""
+        """Give the rows of a prefill their pages, once enough has been evicted for all of them and, ahead and where pages
+        hold more than a token, a page a row."""
         kv = self._kv
-        tokens = sum(row.end - row.start for row in rows)
-        kv.free_up(tokens if kv.page_size == 1 else kv.pages_for(tokens) + len(rows))
+        if self._ahead and kv.page_size > 1:
+            kv.free_up(kv.pages_for(sum(row.end - row.start for row in rows)) + len(rows))
+        else:
+            kv.free_up(sum(kv.pages_for(row.end) - kv.pages_for(row.start) for row in rows))
         for row in rows:
             have = kv.pages_for(row.start)
             more = kv.pages_for(row.end) - have

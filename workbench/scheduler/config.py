@@ -109,8 +109,8 @@ class SchedulerSettings(EngineRules, Seeded):
         above=0,
         live=True,
         help="Scales the expected output share. Default {default}.",
-        needs=PREFILL_FIRST,
-        acts=prefill_first,
+        needs=f"{PREFILL_FIRST} and reserve 'estimate'",
+        acts=lambda s, loop: s.batching == "prefill-first" and s.reserve == "estimate",
     )
     """Scales the share of their output bound that running requests are expected to use."""
     max_passed_over: int | None = setting(
@@ -179,7 +179,7 @@ class SchedulerConfig(SchedulerSettings):
             raise ConfigError(f"kv_tokens: {self.kv_tokens} holds no page of {self.page_size} tokens{kept}")
         if self.pages > MOST_PAGES:
             raise ConfigError(f"kv_tokens: {self.kv_tokens} are more than {MOST_PAGES} pages")
-        if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.page_size:
+        if self.batching == "prefill-first" and self.chunk is not None and self.chunk < self.chunk_unit:
             raise ConfigError(f"chunk: {self.chunk} is smaller than a page of {self.page_size} tokens")
         if self.batching == "mixed" and self.max_batch_tokens < step_tokens:
             raise ConfigError(
@@ -231,6 +231,17 @@ class SchedulerConfig(SchedulerSettings):
     @property
     def max_running_per_slot(self) -> int:
         return max(self.max_running // self.slots, 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table of requests. One that a batch in flight reads is nobody else's: where its request has given up
+        its claim to it (``give_back``), who comes gets one of as many more."""
+        return self.max_running_per_slot * self.slots * (2 if self.give_back == "at_once" else 1)
+
+    @property
+    def chunk_unit(self) -> int:
+        """Tokens of which a chunk that is not the last of its prompt has a multiple."""
+        return 1 if self.chunk_cut == "tokens" and self.charge == "tokens" else self.page_size
 
     @property
     def pages(self) -> int:

@@ -146,7 +146,7 @@ class DecidedSteps:
         if needing is not None:
             needing = needing[:pages]
         needs = self._page_needs[:steps]
-        ahead = scheduler.config.evict_for == "batch"
+        ahead = scheduler.config.evict_for == "batch-ahead"
         taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
         running.advance_all(needing, taken, places)
         scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))

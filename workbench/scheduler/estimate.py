@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,36 +17,45 @@ OUTPUT_ESTIMATE_LIMIT = 4096
 RETRACT_LOOKAHEAD = 20
 """Decode steps that the estimate after a retraction should last for."""
 RATIO_DECAY_STEPS = 600
-_LIMIT = np.array(OUTPUT_ESTIMATE_LIMIT)
 
 
 class OutputEstimate:
     """``new_token_ratio``: the share of what requests may still write that admission sets KV aside for.
 
     It falls in equal steps with every decode step without a retraction, jumps with a retraction, and starts afresh at rest.
+    Where nothing is estimated (``reserve``) it is 1: admission counts on all that they may write, or on none of it.
     """
 
     def __init__(self, config: SchedulerConfig, flights: Flights) -> None:
         self.new_token_ratio = 0.0
         self._flights = flights
+        self._estimates = config.reserve == "estimate"
+        self._most = {"estimate": OUTPUT_ESTIMATE_LIMIT, "full": config.max_context, "none": 0}[config.reserve]
+        self._limit = np.array(self._most)
+        by_running = config.page_rest == "running"
+        self._unit = 1 if by_running else config.page_size
+        """What the need of a waiting request is rounded up to."""
+        self._page_rest = config.page_size - 1 if by_running else 0
+        """Tokens of its last page that each running request is counted with."""
         self._whole = config.reserve_ignore_eos
         self._round = config.round_reserve
         self._at_result = config.outputs_counted == "result"
         alike = self._round and not self._whole and not self._at_result
-        self.reserved_tokens = self._reserved_alike if alike else self._reserved_each
+        some = self._reserved_and_rest if self._page_rest else self._reserved_alike
+        self.reserved_tokens = some if alike else self._reserved_each
         """KV that the running requests are expected to need yet."""
         self.scale(config.conservativeness)
 
     def scale(self, conservativeness: float) -> None:
         """Start afresh under another ``conservativeness``, the factor on what it starts from."""
         self.conservativeness = conservativeness
-        self._least = 0.14 * self.initial
+        self._least = 0.14 * self.initial if self._estimates else 1.0
         self._step = (self.initial - self._least) / RATIO_DECAY_STEPS
         self.reset()
 
     @property
     def initial(self) -> float:
-        return min(0.7 * self.conservativeness, 1.0)
+        return min(0.7 * self.conservativeness, 1.0) if self._estimates else 1.0
 
     def reset(self) -> None:
         self.new_token_ratio = self.initial
@@ -59,6 +68,8 @@ class OutputEstimate:
 
     def retracted(self, running: RunningSet) -> None:
         """After a retraction: expect of the requests that are left what they have shown, plus a few steps."""
+        if not self._estimates:
+            return
         bound = sum(req.max_new for req in running.reqs)
         generated = bound - int(running.remaining.sum())
         if self._at_result:
@@ -75,24 +86,42 @@ class OutputEstimate:
             outputs = outputs - [id(req) in sampled for req in running.reqs]
         return outputs
 
-    def _reserved_each(self, running: Iterable[RunningSet]) -> float:
+    def _reserved_each(self, running: Sequence[RunningSet]) -> float:
         # A sum of floats depends on its order, and what is compared with it exactly on the last bit.
         sampled = self._flights.sampled() if self._at_result else ()
         expected, ratio, whole = 0.0, self.new_token_ratio, self._whole
         for one in running:
             for req, left in zip(one.reqs, one.remaining.tolist(), strict=True):
-                left = min(left + (id(req) in sampled), OUTPUT_ESTIMATE_LIMIT)
-                expected += left * (1.0 if whole and req.params.ignore_eos else ratio)
+                left = min(left + (id(req) in sampled), self._most)
+                expected += left * (1.0 if whole and req.params.ignore_eos else ratio) + self._page_rest
         if self._at_result:
             for req in self._flights.ending():
                 expected += 1.0 if whole and req.params.ignore_eos else ratio
         return math.ceil(expected) if self._round else expected
 
-    def _reserved_alike(self, running: Iterable[RunningSet]) -> float:
-        expected = sum(sum(np.minimum(one.remaining, _LIMIT).tolist()) for one in running if one.count)
+    def _reserved_and_rest(self, running: Sequence[RunningSet]) -> float:
+        return self._reserved_alike(running) + self._page_rest * sum(one.count for one in running)
+
+    def _reserved_alike(self, running: Sequence[RunningSet]) -> float:
+        expected = sum(sum(np.minimum(one.remaining, self._limit).tolist()) for one in running if one.count)
         return math.ceil(expected * self.new_token_ratio)
 
+    def share(self, remaining: int) -> int:
+        """KV that a running request which may write so many tokens more is counted with."""
+        return int(self.most(remaining) * self.new_token_ratio) + self._page_rest
 
-def most_output(req: Req) -> int:
-    """Tokens admission expects a request still to write, at most."""
-    return min(req.max_new - req.output_len, OUTPUT_ESTIMATE_LIMIT)
+    def need(self, req: Req, extend: int) -> int:
+        """KV that a waiting request is let in for, of whose tokens ``extend`` are to be computed."""
+        return self.rounded(extend + self.most_output(req))
+
+    def rounded(self, tokens: int) -> int:
+        """KV that so many tokens of a waiting request are counted as."""
+        return -(-tokens // self._unit) * self._unit
+
+    def most_output(self, req: Req) -> int:
+        """Tokens admission expects a request still to write, at most."""
+        return min(req.max_new - req.output_len, self._most)
+
+    def most(self, output: int) -> int:
+        """Tokens it expects of ``output`` that a request may write."""
+        return min(output, self._most)

@@ -25,9 +25,14 @@ class Flights(deque[ScheduleBatch]):
 
     def __init__(self, config: SchedulerConfig, kv: KVMemory, slots: Slots) -> None:
         super().__init__()
+        self.at_once = config.give_back == "at_once"
+        """Whoever ends gives back its KV, and its claim to a row, though a batch in flight holds it."""
+        self._spare_rows = config.rows - config.max_running_per_slot * config.slots
+        self._drafts = config.draft_tokens > 0
         self._kv = kv
         self._slots = slots
         self._share_prompts = config.share_prompts == "launch"
+        self._share_chunks = config.share_chunks
         self._loses = config.in_flight_token == "lose"
         self.computed: Sequence[Req] = ()
         """Prompts of the last batch, which are still to be shared with the next choice of a batch."""
@@ -37,7 +42,7 @@ class Flights(deque[ScheduleBatch]):
     def launch_prefill(self, batch: ScheduleBatch) -> None:
         """Append a batch that has just been formed and has prompts in it."""
         self.append(batch)
-        self.computed = [row.req for row in batch.prefill if self._share_prompts or not row.last]
+        self.computed = [row.req for row in batch.prefill if (self._share_prompts if row.last else self._share_chunks)]
 
     def share_computed(self) -> None:
         """Put the prompts of the last prefill into the prefix cache: the batch that computes them has been launched, and
@@ -48,7 +53,7 @@ class Flights(deque[ScheduleBatch]):
 
     def share(self, req: Req) -> None:
         """Put the prompt of a request, as far as it is computed, into the prefix cache, unless it has lost it again."""
-        if req.finish is None and req.row >= 0:
+        if req.finish is None and req.row >= 0 and not req.given_back:
             self._kv.cache.insert(req)
 
     # -- in flight ---------------------------------------------------------------------------------------------------
@@ -85,8 +90,18 @@ class Flights(deque[ScheduleBatch]):
         return [req for batch in self for i in batch.length_stops if (req := batch.reqs[i]).finish is None]
 
     @property
+    def free_rows(self) -> int:
+        """Table rows that a request may have now."""
+        free = self._kv.table.free_rows
+        return free - self._spare_rows + self._rows_landing if self.at_once else free
+
+    @property
     def rows_coming(self) -> int:
-        """Table rows that are free once everything has landed."""
+        """Those that it may have only once everything has landed."""
+        return 0 if self.at_once else self._rows_landing
+
+    @property
+    def _rows_landing(self) -> int:
         return sum(len(batch.release) + len(batch.release_rows) for batch in self)
 
     def retract(self, req: Req) -> None:
@@ -112,11 +127,34 @@ class Flights(deque[ScheduleBatch]):
         flights = self.of(req)
         for batch, index in flights:
             batch.dropped = {*(batch.dropped or ()), index}
+        if req.given_back:
+            return  # its row comes back with the batch that holds it
         if flights:
             newest = flights[-1][0]
             newest.release = [*newest.release, (req, valid_tokens, held_tokens)]
+            if self.at_once:
+                if not self._drafts:
+                    # The KV of every known token is there, or is computed by a batch before whoever reads it.
+                    valid_tokens = min(held_tokens, req.kv_len + 1 - self.coming(req))
+                self._give_kv_back(req, valid_tokens, held_tokens)
         else:
             self._give_back(req, valid_tokens, held_tokens)
+
+    def ending_after(self, landed: ScheduleBatch) -> list[tuple[int, Req, ScheduleBatch]]:
+        """Return the requests to which a batch that has landed brought a token, with their index there, and which stop by
+        length with another one, still in flight."""
+        found = []
+        for batch in self:
+            for req in [batch.reqs[index] for index in batch.length_stops]:
+                index = place_of(req, landed.reqs)
+                if index is not None and landed.coming(index) and req.finish is None and not req.given_back:
+                    found.append((index, req, batch))
+        return found
+
+    def release_ending(self, req: Req, batch: ScheduleBatch) -> None:
+        """Give back the KV of a request that stops by length with a batch in flight."""
+        batch.release = [*batch.release, (req, req.kv_len, req.kv_len)]
+        self._give_kv_back(req, req.kv_len, req.kv_len)
 
     # -- landing -----------------------------------------------------------------------------------------------------
 
@@ -142,8 +180,14 @@ class Flights(deque[ScheduleBatch]):
                 self._kv.table.give_row(row)
             self._slots.reopen()
 
-    def _give_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
+    def _give_kv_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
         self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)
+        req.given_back = True
+        self._slots.reopen()
+
+    def _give_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
+        if not req.given_back:
+            self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)
         self._kv.table.give_row(req.row)
         req.row = -1
         self._slots.reopen()
@@ -153,11 +197,11 @@ class Flights(deque[ScheduleBatch]):
     def holders(self) -> list[tuple[Req, int]]:
         """Every request that holds pages only until a batch has been processed, and the tokens that they cover: it has
         ended, or reaches its output bound with that batch."""
-        held = [(req, tokens) for batch in self for req, _, tokens in batch.release]
+        held = [(req, tokens) for batch in self for req, _, tokens in batch.release if not req.given_back]
         seen = {id(req) for req, _ in held}
         for batch in self:
             for i in batch.length_stops:
                 req = batch.reqs[i]
-                if id(req) not in seen and req.finish is None and req.row >= 0:
+                if id(req) not in seen and req.finish is None and req.row >= 0 and not req.given_back:
                     held.append((req, int(batch.worker.seq_lens[i])))
         return held

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workbench.scheduler.config import SchedulerConfig
-from workbench.scheduler.estimate import OUTPUT_ESTIMATE_LIMIT, most_output
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
@@ -28,7 +27,7 @@ class Preemption:
         threshold = self._config.preempt_threshold
         if threshold is None:
             return False
-        kv, flights = self._parts.kv, self._parts.flights
+        kv, flights, estimate = self._parts.kv, self._parts.flights, self._parts.estimate
         running = slot.running
         candidates = [
             (victim.priority, -victim.seq, index, victim)
@@ -36,13 +35,13 @@ class Preemption:
             if req.priority - victim.priority >= threshold and victim.finish is None
         ]
         cached = kv.cache.measure(req).device
-        need = kv.pages_for(len(req.tokens) - cached + most_output(req)) * kv.page_size
-        rows_free = min(kv.table.free_rows, self._config.max_running_per_slot - running.count)
+        need = estimate.need(req, len(req.tokens) - cached)
+        rows_free = min(flights.free_rows, self._config.max_running_per_slot - running.count)
         rows_coming = flights.rows_coming
         victims: list[int] = []
         unlocked: dict[Node, int] = {}
         for _, _, index, victim in sorted(candidates, key=lambda c: c[:2]):
-            if need < total and rows_free + rows_coming > 0:
+            if need <= total and rows_free + rows_coming > 0:
                 break
             own = kv.pages_for(int(running.held_tokens[index])) - victim.shared_pages
             shared = [node for node in _path(victim.node) if node.locks == unlocked.get(node, 0) + 1]
@@ -51,14 +50,13 @@ class Preemption:
                 continue  # it would lose its place for nothing
             for node in _path(victim.node):
                 unlocked[node] = unlocked.get(node, 0) + 1
-            if flights.hold(victim):
+            if not flights.at_once and flights.hold(victim):
                 rows_coming += 1
             else:
                 rows_free += 1
             victims.append(index)
-            expected = min(int(running.remaining[index]), OUTPUT_ESTIMATE_LIMIT) * self._parts.estimate.new_token_ratio
-            total += own * kv.page_size + int(expected)
-        if not victims or need >= total or rows_free + rows_coming <= 0:
+            total += own * kv.page_size + estimate.share(int(running.remaining[index]))
+        if not victims or need > total or rows_free + rows_coming <= 0:
             return False
         for victim in running.remove(victims):
             self._parts.lifecycle.retract(victim)

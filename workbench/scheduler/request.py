@@ -128,6 +128,8 @@ class Req:
     """Retracted while a batch in flight still samples for it."""
     session: Session | None = None
     """The session it is a turn of; ``prompt`` has the session's tokens."""
+    given_back: bool = False
+    """Its KV has been given back while a batch in flight holds it; its row comes back with that batch."""
     finish: Finish | None = None
 
     @property

@@ -89,7 +89,7 @@ class EngineRules:
         needs=PREFILL_FIRST,
         acts=prefill_first,
     )
-    full_when: Literal["refused", "exhausted"] = setting(
+    full_when: Literal["refused", "exhausted", "never"] = setting(
         "refused",
         group=RULES,
         help="When admission stops until something is given back: {choices}. Default {default}.",
@@ -101,8 +101,10 @@ class EngineRules:
     exhausted: also when one fits and leaves nothing; but not where nobody runs and nobody was let in. Rows are counted
     before the queue is put in order, an unfinished chunk that leaves its batch opens it again, a prompt's chunk that is cut
     by KV alone does not end the look at the queue, and where a budget is spent nobody's prefix is looked for.
+
+    never: who was refused is looked at again in every step. What it needs may be less: more of its prompt is in the cache.
     """
-    evict_for: Literal["row", "batch"] = setting(
+    evict_for: Literal["row", "batch", "batch-ahead"] = setting(
         "row",
         group=RULES,
         help="What is evicted for at a time: {choices}. Default {default}.",
@@ -111,8 +113,10 @@ class EngineRules:
     )
     """row: each request of a prefill as it is let in, and what a decode is short of.
 
-    batch: all of them at once, when the last has been let in; where pages hold more than a token, a page a row is freed for
-    beside the tokens of a prefill, and in a decode, whether it starts one or not.
+    batch: all of them at once, when the last has been let in.
+
+    batch-ahead: the same, and where pages hold more than a token, a page a row is freed for beside the tokens of a prefill,
+    and in a decode, whether it starts one or not.
     """
     share_prompts: Literal["launch", "result"] = setting(
         "launch",
@@ -122,7 +126,21 @@ class EngineRules:
         acts=radix,
     )
     """launch: with the next choice of a batch. result: as its result is processed, in the order of the batch among those
-    that end with it. A prompt in part is taken in with the next choice either way."""
+    that end with it. A prompt in part is taken in with the next choice either way (``share_chunks``)."""
+    share_chunks: bool = setting(
+        True,
+        group=RULES,
+        help="The prefix cache takes in what is computed of an unfinished prompt; off: only whole ones. Default {default}.",
+        needs=PREFIX_CACHE,
+        acts=caches,
+    )
+    touch_part: bool = setting(
+        True,
+        group=RULES,
+        help="A match that ends inside a run of tokens of the prefix cache counts as a use of that run. Default {default}.",
+        needs=RADIX_CACHE,
+        acts=radix,
+    )
     touch_known: bool = setting(
         False,
         group=RULES,
@@ -180,3 +198,46 @@ class EngineRules:
         needs=PREFILL_FIRST,
         acts=prefill_first,
     )
+    reserve: Literal["estimate", "full", "none"] = setting(
+        "estimate",
+        group=RULES,
+        help="Output that admission sets KV aside for: {choices}: what is expected, all that may come, nothing. "
+        "Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    """Of waiting and of running requests. full: nobody has to be retracted, where no pages are left partly empty."""
+    page_rest: Literal["waiting", "running"] = setting(
+        "waiting",
+        group=RULES,
+        help="Where admission counts what a last page leaves empty: {choices}: what a waiting request needs is rounded up, "
+        "or each running one counted with a page less a token. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    kv_margin: int = setting(
+        1,
+        least=0,
+        group=RULES,
+        help="Tokens of KV that have to be left when a request has been let in. Default {default}.",
+        needs=f"charge 'tokens' and {PREFILL_FIRST}",
+        acts=lambda s, loop: prefill_first(s, loop) and s.charge == "tokens",
+    )
+    chunk_cut: Literal["pages", "tokens"] = setting(
+        "pages",
+        group=RULES,
+        help="Where a prompt is cut: {choices}: at the end of a page, or where the chunk ends. Default {default}.",
+        needs=f"charge 'tokens' and {PREFILL_FIRST}",
+        acts=lambda s, loop: prefill_first(s, loop) and s.charge == "tokens",
+    )
+    """tokens: the next chunk goes on inside the page, and once the chunk is used up nobody else's prefix is looked for."""
+    give_back: Literal["landed", "at_once"] = setting(
+        "landed",
+        group=RULES,
+        help="When who has ended while a batch in flight holds it gives back KV and row: {choices}. Default {default}.",
+    )
+    """landed: with that batch.
+
+    at_once: before. A stop by length is then one from its launch on: KV goes with the first token that arrives after it.
+    Whoever gets the pages writes to them in a later batch of the same stream, and gets another row of the table.
+    """

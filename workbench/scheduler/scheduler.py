@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class Scheduler:
         self._handler = self._handle
         self._ragged = config.draft_tokens > 0
         self._share_at_result = config.share_prompts == "result"
+        self._gives_at_once = config.give_back == "at_once"
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -298,8 +300,9 @@ class Scheduler:
             if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
                 req.output_len = 1
                 result.first = [*result.first, req]
-        if length_stops or hits:
-            self._finish(result, batch, length_stops, hits, valid)
+        early = self.flights.ending_after(batch) if self._gives_at_once else ()
+        if length_stops or hits or early:
+            self._finish(result, batch, length_stops, hits, valid, early)
         elif self._share_at_result and batch.prefill:
             self._share(batch, 0, len(batch.prefill))
         if batch.release or batch.release_rows:
@@ -315,8 +318,10 @@ class Scheduler:
         length_stops: Sequence[int],
         hits: Sequence[int],
         valid_tokens: np.ndarray,
+        early: Sequence[tuple[int, Req, ScheduleBatch]] = (),
     ) -> None:
-        """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``."""
+        """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``. Those in ``early``,
+        which end with a batch in flight, give theirs back."""
         running = self.slots[batch.slot].running
         ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
         for i in hits:
@@ -336,10 +341,16 @@ class Scheduler:
                 leaving.append(index)
         if leaving:
             running.remove(leaving)
+        turns, landing = done, {i: held_by for i, _, held_by in early if i not in ending}
+        if landing:
+            turns = sorted([*done, *((i, batch.reqs[i]) for i in landing)], key=itemgetter(0))
         shared = 0
-        for i, req in done:
+        for i, req in turns:
             if self._share_at_result:
                 shared = self._share(batch, shared, i)
+            if i in landing:
+                self.flights.release_ending(req, landing[i])
+                continue
             valid = int(valid_tokens[i])
             req.output_len = req.output_at(valid)
             self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from workbench.scheduler.config import SchedulerConfig
-from workbench.scheduler.estimate import OUTPUT_ESTIMATE_LIMIT, most_output
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.preemption import Preemption
 from workbench.scheduler.request import Req
@@ -57,7 +56,7 @@ class PageBudget:
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
         kv = self._kv
         extend = len(req.tokens) - cached
-        need = extend + most_output(req) + kv.page_size
+        need = extend + self._parts.estimate.most_output(req) + kv.page_size
         return need < self._left() and kv.pages_for(extend) <= kv.available_pages
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
@@ -77,12 +76,12 @@ class PageBudget:
             self._chunk -= tokens
         self._charged += tokens + self._kv.page_size
         if row.last:
-            self._charged += min(row.req.max_new, OUTPUT_ESTIMATE_LIMIT)
+            self._charged += self._parts.estimate.most(row.req.max_new)
         if self._at_once:
             self._taken_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
     def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, int(self._left()))
+        made = self._preemption.make_room(req, self._slot, int(self._left()) - 1)
         self._expected = self._expects()
         return made
 

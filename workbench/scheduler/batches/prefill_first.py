@@ -8,7 +8,6 @@ from workbench.scheduler.admission import Admission
 from workbench.scheduler.batches.assembly import Assembly
 from workbench.scheduler.batches.page_budget import PageBudget
 from workbench.scheduler.config import SchedulerConfig
-from workbench.scheduler.estimate import most_output
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.preemption import Preemption
 from workbench.scheduler.request import Req
@@ -31,7 +30,7 @@ class PrefillFirst:
         self._assembly = assembly
         self._budget = PageBudget if config.charge == "pages" else _Budget
         self._waits_for_ends = not config.retract_while_ending
-        ahead = config.evict_for == "batch" and config.page_size > 1
+        ahead = config.evict_for == "batch-ahead" and config.page_size > 1
         self._decode = self._decode_ahead if ahead else assembly.decode
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
@@ -85,7 +84,6 @@ class PrefillFirst:
 class _Budget:
     """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
 
-    spent = False
     exhausted = False
 
     def __init__(
@@ -104,15 +102,21 @@ class _Budget:
         self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
         self._reserved = self._expected()
         self._at_once = config.evict_for == "row"
+        self._promised_pages = 0
+        """Pages that prompts of the step will have once all of them have been chosen."""
+
+    @property
+    def spent(self) -> bool:
+        return self._chunk == 0 and self._config.chunk_cut == "tokens"
 
     def chunk_end(self, req: Req) -> int:
-        kv, size = self._kv, self._kv.page_size
+        kv, cut = self._kv, self._config.chunk_unit
         end = len(req.tokens)
         if self._chunk is not None:
             end = min(end, req.kv_len + self._config.chunk_at(req.kv_len, self._chunk))
-        end = min(end, (kv.pages_for(req.kv_len) + kv.available_pages - self._held_pages) * size)
+        end = min(end, (kv.pages_for(req.kv_len) + kv.available_pages - self._held_pages) * kv.page_size)
         if end < len(req.tokens):
-            end = end // size * size
+            end = end // cut * cut
         elif self._slot.running.count >= self._config.max_running_per_slot:
             return req.kv_len  # its last chunk must land in a slot with room: another one has it
         return max(end, req.kv_len)
@@ -120,9 +124,8 @@ class _Budget:
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
         kv = self._kv
         extend = len(req.tokens) - cached
-        need = kv.pages_for(extend + most_output(req)) * kv.page_size
-        enough = alone or need < self._total()
-        return enough and kv.pages_for(extend) <= kv.available_pages - self._held_pages
+        enough = alone or self._parts.estimate.need(req, extend) <= self._total()
+        return enough and kv.pages_for(extend) <= kv.available_pages - self._held_pages - self._promised_pages
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
         extend = len(req.tokens) - cached
@@ -131,7 +134,7 @@ class _Budget:
         if self._chunk is not None:
             chunk = self._config.chunk_at(cached, self._chunk)
             if extend > chunk:
-                return cached + chunk // self._kv.page_size * self._kv.page_size
+                return cached + chunk // self._config.chunk_unit * self._config.chunk_unit
         return len(req.tokens)
 
     def spend(self, row: PrefillRow) -> None:
@@ -140,9 +143,10 @@ class _Budget:
         if self._chunk is not None:
             self._chunk -= tokens
         if row.last:
-            self._reserved += most_output(row.req)
+            self._reserved += self._parts.estimate.most_output(row.req)
         if not self._at_once:
-            self._held_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
+            self._reserved += self._parts.estimate.rounded(tokens)
+            self._promised_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
     def make_room(self, req: Req) -> bool:
         made = self._preemption.make_room(req, self._slot, int(self._total()))
@@ -151,7 +155,8 @@ class _Budget:
 
     def _total(self) -> float:
         """KV that a new request may count on, in tokens."""
-        return (self._kv.available_pages - self._held_pages) * self._kv.page_size - self._reserved
+        pages = self._kv.available_pages - self._held_pages
+        return pages * self._kv.page_size - self._reserved - self._config.kv_margin
 
     def _expected(self) -> float:
         return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)

@@ -22,13 +22,14 @@ class KVMemory:
         size = config.page_size
         self.page_size = size
         self.pool = PagePool(config.pages)
-        self.table = TableManager(config.max_running_per_slot * config.slots, config.max_context, size)
+        self.table = TableManager(config.rows, config.max_context, size)
         self.cache: PrefixCache = (
             RadixCache(
                 self.pool,
                 self.table,
                 size,
                 config.evict,
+                touch_part=config.touch_part,
                 touch_known=config.touch_known,
                 split_at_prompt=config.split_at_prompt,
             )

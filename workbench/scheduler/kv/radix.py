@@ -26,8 +26,10 @@ EVICTION: dict[str, Callable[[Node], Priority]] = {
 class RadixTree:
     """Matching, insertion, locks and eviction. It never allocates or frees a page: callers do, with what it returns."""
 
-    def __init__(self, page_size: int, evict: str = "lru") -> None:
+    def __init__(self, page_size: int, evict: str = "lru", *, touch_part: bool = True) -> None:
+        """``touch_part``: whether a match that ends inside a node is a use of it."""
         self.page_size = page_size
+        self._touch_part = touch_part
         self.evictable_pages = 0
         self.protected_pages = 0
         self._roots: dict[str, Node] = {}
@@ -160,13 +162,16 @@ class RadixTree:
             if child is None:
                 break
             same = self._common(child.key, tokens, at, length)
+            at += same
+            if same < len(child.key):
+                if touch and self._touch_part:
+                    child.last_access = self._tick
+                    child.hits += 1
+                node = self._split(child, same) if touch else child
+                break
             if touch:
                 child.last_access = self._tick
                 child.hits += 1
-            at += same
-            if same < len(child.key):
-                node = self._split(child, same) if touch else child
-                break
             node = child
         return node, at
 

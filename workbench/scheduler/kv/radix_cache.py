@@ -26,10 +26,11 @@ class RadixCache:
         page_size: int,
         evict: str = "lru",
         *,
+        touch_part: bool = True,
         touch_known: bool = False,
         split_at_prompt: bool = False,
     ) -> None:
-        self.tree = self.counts = RadixTree(page_size, evict)
+        self.tree = self.counts = RadixTree(page_size, evict, touch_part=touch_part)
         self._pool = pool
         self._table = table
         self._page_size = page_size
