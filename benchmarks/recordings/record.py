@@ -82,6 +82,21 @@ ENGINES = {
         besides=("uvloop",),
         variables=(("VLLM_LOGGING_LEVEL", "ERROR"), ("CUDA_VISIBLE_DEVICES", "")),
     ),
+    "sglang": Engine(
+        script="record_sglang.py",
+        imports=(
+            *("aiohttp", "apache-tvm-ffi", "compressed-tensors", "einops", "fastapi", "gguf", "ipython", "loguru"),
+            *("msgspec", "numpy", "nvidia-ml-py", "openai", "opentelemetry-api", "orjson", "packaging"),
+            *("partial-json-parser", "pillow", "psutil", "pybase64", "pydantic", "python-multipart", "pyzmq", "regex"),
+            *("requests", "scipy", "sentencepiece", "setproctitle", "tqdm", "transformers", "uvicorn", "watchfiles"),
+            "zstandard",
+        ),
+        besides=("dill", "loguru", "triton"),
+        # The tree in Rust, and headers of kernels that are never compiled but looked for.
+        keep=(".py", ".so", ".json", ".cuh", ".h"),
+        download=("--python-version=3.11", "--platform=manylinux_2_34_x86_64"),
+        variables=(("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", "")),
+    ),
 }
 
 

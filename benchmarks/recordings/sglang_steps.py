@@ -11,25 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from recording import KEY_OF_LOST, check_written
 
 from workbench.parity.scenarios import CASES, Request, scenario, token
 
 CONTEXT = 8192
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "vocab_size": 512,
-    "max_position_embeddings": CONTEXT,
-    "torch_dtype": "float32",
-    "bos_token_id": 1,
-    "eos_token_id": 0,
-}
-"""A config.json from which the scheduler reads what it wants to know of a model. There is no model."""
 
 
 def server_args(model: str, case: str, page: int, loop: str, conservativeness: float | None) -> dict[str, Any]:
@@ -89,6 +75,7 @@ class Steps:
     """A scenario as it is played to a scheduler, step by step, and what that decides."""
 
     def __init__(self, case: str, seed: int) -> None:
+        self.case, self.seed = case, seed
         self.requests = scenario(case, seed)
         self._arrivals = list(self.requests)
         aborts = ((request.abort_step, request.id) for request in self.requests if request.abort_step is not None)
@@ -124,19 +111,16 @@ class Steps:
             tokens = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(batch.reqs)
             chosen: dict[str, Any] = dict(sorted((req.rid, n) for req, n in zip(batch.reqs, tokens, strict=True)))
             if self.lost:
-                chosen["!"] = sorted(self.lost)
+                chosen[KEY_OF_LOST] = sorted(self.lost)
                 self.lost.clear()
             self.log.append(chosen)
         self.at += 1
         assert self.at < 20000, "this does not end"
 
     def check_outputs(self) -> None:
-        assert not self.lost and len(self.made) == len(self.requests)
-        for request in self.requests:
-            wrote = list(self.made[request.id].output_ids)
-            expected = [token(request.id, position) for position in range(request.output)]
-            assert wrote == expected[: len(wrote)], request.id
-            assert len(wrote) == request.output or request.abort_step is not None, request.id
+        assert not self.lost
+        tokens = {each.id: [token(each.id, position) for position in range(each.output)] for each in self.requests}
+        check_written(self.case, self.seed, {rid: list(req.output_ids) for rid, req in self.made.items()}, tokens)
 
 
 def note_losses(batches: type[Any], steps: Steps) -> None:
