@@ -97,9 +97,13 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="PART", help="of the scenarios whose key has this in it")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many run at a time")
     asked = parser.parse_args()
+    cases = chosen_cases("sglang", asked.cases)
+    if left_out := [case for case in cases if case in engine.NOT_RECORDED]:
+        print(f"not recorded, {engine.__name__}.py says why: {', '.join(left_out)}")
+        cases = [case for case in cases if case not in left_out]
     todo = [
         (case, page, loop, seed, asked.conservativeness, asked.trace)
-        for case in chosen_cases("sglang", asked.cases)
+        for case in cases
         for page in (1, 16)
         for loop in ("normal", "overlap")
         for seed in asked.seeds

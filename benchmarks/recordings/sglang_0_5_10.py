@@ -2,6 +2,9 @@
 
 Beside what sglang_0_5_23.py replaces: the groups of processes, of which there is one; the two kernels that deal out pages on
 a GPU; and the prefix cache's clock, which counts looks at it where SGLang takes nanoseconds: the order is the same.
+
+This version loses requests under priorities: preempt_to_schedule takes the victims out, and where the one that they made
+room for is not admitted after all, _get_new_batch_prefill_raw returns without putting them back in the queue.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ from sglang_steps import (
 )
 
 from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Request
+
+NOT_RECORDED = ("priority", "priority-rows")
+"""Cases in which requests never end."""
 
 
 class Over(Exception):

@@ -30,6 +30,8 @@ from sglang_steps import (
 
 from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Request
 
+NOT_RECORDED: tuple[str, ...] = ()
+
 
 class Worker:
     """In place of TpModelWorker. It holds only what the scheduler asks of it: anything else is an AttributeError."""
