@@ -50,7 +50,11 @@ class Launched(NamedTuple):
 
 
 def scheduler_config(case: Case, asynchronous: bool) -> SchedulerConfig:
-    """Give the case's sizes to vLLM, and nothing else."""
+    """Give the case's sizes to vLLM, and nothing else.
+
+    Not ``case.partial_prefills``: the versions that have max_num_partial_prefills refuse it in a server, and their
+    scheduler does not look at it. Prompts in part are as many as fit; the threshold alone bounds each.
+    """
     values: dict[str, Any] = {
         "max_num_seqs": case.running,
         "max_num_batched_tokens": case.budget,
@@ -62,8 +66,6 @@ def scheduler_config(case: Case, asynchronous: bool) -> SchedulerConfig:
         values["policy"] = "priority"
     if case.long_prefill:
         values["long_prefill_token_threshold"] = case.long_prefill
-    if case.partial_prefills > 1 and "max_num_partial_prefills" in SchedulerConfig.__dataclass_fields__:
-        values["max_num_partial_prefills"] = case.partial_prefills
     return SchedulerConfig(**values)
 
 
