@@ -26,6 +26,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))  # The scenarios: this project need not be installed.
+
+from recording import add_arguments, chosen_cases, refuse  # noqa: E402
+
+MARK = "recordings.txt"
+"""In an environment made here: the engine and version that it holds, or that it is not whole."""
 TORCH = "torch==2.13.0"
 """Whatever the wheel asks for: a scheduler without a model needs any torch."""
 
@@ -101,9 +107,6 @@ ENGINES = {
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))  # the scenarios; this project need not be installed
-    from recording import add_arguments, chosen_cases
-
     parser = argparse.ArgumentParser(
         description="Record an engine's own decisions anew, in an environment of its own.",
         epilog="All else is passed to the engine's script.",
@@ -129,21 +132,21 @@ def cache() -> Path:
 
 
 def prepare(venv: Path, name: str, version: str, wheels: Path | None) -> None:
-    """Make the environment if it is not there whole. It holds one version of one engine; SystemExit if that is another."""
-    ready, holds = venv / "ready", f"{name} {version}\n"
-    if ready.exists():
-        if ready.read_text() != holds:
-            raise SystemExit(f"{venv} holds {ready.read_text().strip()}: choose another --venv")
+    """Make the environment if it is not there whole. It holds one version of one engine; another's folder is refused."""
+    mark, holds = venv / MARK, f"{name} {version}"
+    if mark.exists() and mark.read_text() == holds:
         return
-    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
-        raise SystemExit(f"{venv} is there and no virtual environment: choose another --venv")
+    if mark.exists() and mark.read_text() != f"{holds}, unfinished":
+        refuse(f"--venv: {venv} holds {mark.read_text()}")
+    if venv.exists() and any(venv.iterdir()) and not mark.exists():
+        refuse(f"--venv: {venv} is not empty and was not made here")
     say(f"making {venv}")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
+    mark.write_text(f"{holds}, unfinished")
     engine = ENGINES[name]
     with tempfile.TemporaryDirectory(prefix="recordings-") as passing:
-        wheel = find_wheel(wheels or Path(passing), name, version) or fetch(
-            venv, wheels or Path(passing), name, version
-        )
+        folder = wheels or Path(passing)
+        wheel = find_wheel(folder, name, version) or fetch(venv, folder, name, version)
         say(f"unpacking {wheel.name}")
         requirements = unpack(wheel, venv / "engine", engine.keep)
     imports = {package(each) for each in engine.imports}
@@ -152,7 +155,7 @@ def prepare(venv: Path, name: str, version: str, wheels: Path | None) -> None:
     pip(venv, "install", "--quiet", *wanted)
     (venv / "model").mkdir()
     (venv / "model" / "config.json").write_text(json.dumps(MODEL, indent=1))
-    ready.write_text(holds)
+    mark.write_text(holds)
 
 
 def find_wheel(folder: Path, name: str, version: str) -> Path | None:
@@ -160,14 +163,14 @@ def find_wheel(folder: Path, name: str, version: str) -> Path | None:
 
 
 def fetch(venv: Path, folder: Path, name: str, version: str) -> Path:
-    """Download the wheel alone. SystemExit if there is none of this version."""
+    """Download the wheel alone."""
     say(f"downloading {name} {version}: some hundred MB")
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--only-binary=:all:", *ENGINES[name].download]
     pip(venv, "download", "--quiet", "--no-deps", *options, "--dest", str(folder), f"{name}=={version}")
     wheel = find_wheel(folder, name, version)
     if wheel is None:
-        raise SystemExit(f"pip left no wheel of {name} {version} in {folder}")
+        refuse(f"pip left no wheel of {name} {version} in {folder}")
     return wheel
 
 
@@ -191,7 +194,7 @@ def package(requirement: str) -> str:
 def pip(venv: Path, *arguments: str) -> None:
     command = [str(venv / "bin" / "python"), "-m", "pip", *arguments]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise SystemExit(f"pip {arguments[0]} failed; {venv} is left unfinished and will be made anew")
+        refuse(f"pip {arguments[0]} failed; {venv} is left unfinished, and is made anew when this is run again")
 
 
 def say(what: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from workbench.parity.scenarios import CASES, scenario
 
@@ -37,6 +38,12 @@ def cases_of(text: str) -> list[str]:
     return names
 
 
+def refuse(why: str) -> NoReturn:
+    """End with a line for the one who asked."""
+    print(f"error: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every recording can be asked: where to, which cases, which seeds."""
     parser.add_argument("out", type=Path, metavar="OUT.json.gz")
@@ -49,10 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_cases(engine: str, asked: list[str] | None) -> list[str]:
-    """Give the cases to record. SystemExit for one that asks for what the engine has not."""
+    """Give the cases to record; refuse those that ask for what the engine has not."""
     having = [name for name, case in CASES.items() if engine in case.engines]
     if without := [name for name in asked or () if name not in having]:
-        raise SystemExit(f"{engine} has not what {', '.join(without)} asks for")
+        refuse(f"--cases: {engine} has not what {', '.join(without)} asks for; it has {', '.join(having)}")
     return having if asked is None else asked
 
 
