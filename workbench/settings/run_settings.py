@@ -90,7 +90,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
         group=SCHEDULER,
         first=True,
         help="Preset of settings, graphs and CPU phases: workbench | vllm-0.33.0 | vllm-0.19.0 | vllm-0.14.0 | "
-        "sglang-0.5.23 | mini-sglang-20fcd7f; in short: vllm, sglang, mini-sglang. Flags win.",
+        "sglang-0.5.23 | sglang-0.5.10.post1 | mini-sglang-20fcd7f; in short: vllm, sglang, mini-sglang. Flags win.",
         read=exact_name,
     )
     overlap: bool = setting(
