@@ -74,6 +74,8 @@ class Engine:
     """Options of ``pip download``, where its wheel needs some to be found."""
     variables: tuple[tuple[str, str], ...] = ()
     """Of the environment that its script runs in, with their values."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """Versions that its script can drive, each with the module of this folder that does; none: the script drives any."""
 
 
 ENGINES = {
@@ -102,6 +104,7 @@ ENGINES = {
         keep=(".py", ".so", ".json", ".cuh", ".h"),
         download=("--python-version=3.11", "--platform=manylinux_2_34_x86_64"),
         variables=(("OMP_NUM_THREADS", "1"), ("CUDA_VISIBLE_DEVICES", "")),
+        modules=(("0.5.23", "sglang_0_5_23"), ("0.5.10.post1", "sglang_0_5_10")),
     ),
 }
 
@@ -119,6 +122,8 @@ def main() -> None:
     asked, more = parser.parse_known_args()
     cases = chosen_cases(asked.engine, asked.cases)
     engine = ENGINES[asked.engine]
+    if engine.modules and asked.version not in dict(engine.modules):
+        refuse(f"{asked.engine} {asked.version}: {engine.script} drives {', '.join(dict(engine.modules))}")
     venv = (asked.venv or cache() / f"{asked.engine}-{asked.version}").resolve()
     prepare(venv, asked.engine, asked.version, asked.wheels)
     variables = {"MODEL": str(venv / "model"), "PYTHONPATH": os.pathsep.join([str(ROOT), str(venv / "engine")])}

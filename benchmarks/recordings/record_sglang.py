@@ -41,10 +41,8 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 import transformers.utils.import_utils as transformers_imports  # noqa: E402
+from record import ENGINES  # noqa: E402
 from recording import add_arguments, chosen_cases, write  # noqa: E402
-
-MODULES = {"0.5.23": "sglang_0_5_23", "0.5.10.post1": "sglang_0_5_10"}
-"""By version of sglang: the module that drives it."""
 
 
 class Unused:
@@ -74,9 +72,7 @@ sys.meta_path.append(Unused())  # type: ignore[arg-type]
 
 import sglang  # noqa: E402
 
-if sglang.__version__ not in MODULES:
-    sys.exit(f"sglang {sglang.__version__} is not one that can be recorded: {', '.join(MODULES)}")
-engine: Any = importlib.import_module(MODULES[sglang.__version__])
+engine: Any = importlib.import_module(dict(ENGINES["sglang"].modules)[sglang.__version__])
 
 
 def run(what: tuple[str, int, str, int, float | None, bool]) -> tuple[str, list[dict[str, Any]]]:

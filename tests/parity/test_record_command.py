@@ -35,6 +35,13 @@ def test_a_case_that_the_engine_has_not_is_refused_before_anything_is_made(tmp_p
     assert "no such case: loose" in refused("vllm", "0.33.0", "out.json.gz", "--cases", "loose")
 
 
+def test_a_version_that_no_script_drives_is_refused_before_anything_is_made(tmp_path):
+    venv = tmp_path / "venv"
+    said = refused("sglang", "0.4.10", "out.json.gz", "--venv", str(venv))
+    assert said == "error: sglang 0.4.10: record_sglang.py drives 0.5.23, 0.5.10.post1"
+    assert not venv.exists()
+
+
 def test_a_folder_that_holds_something_else_is_never_cleared(tmp_path):
     mine = tmp_path / "venv"
     mine.mkdir()
@@ -70,3 +77,4 @@ def test_a_requirement_is_known_by_its_name_however_it_is_spelt(record):
 def test_every_engine_is_recorded_by_a_script_that_is_there(record):
     for engine in record["ENGINES"].values():
         assert (FOLDER / engine.script).is_file()
+        assert all((FOLDER / f"{module}.py").is_file() for _, module in engine.modules)
