@@ -56,6 +56,12 @@ VALUES: dict[str, Any] = {
     "touch_known": True,
     "split_at_prompt": True,
     "refresh_waiting": 32,
+    "look_touches": True,
+    "defer_shared_tokens": 32,
+    "queue_order": "policy",
+    "mixed_join": "after",
+    "preempt_for": "place",
+    "aborted_kv": "drop",
 }
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
@@ -94,6 +100,12 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "touch_known": [{"cache": "none"}],
     "split_at_prompt": [{"cache": "none"}],
     "refresh_waiting": [{"cache": "none"}, {"batching": "mixed"}],
+    "look_touches": [{"policy": "fcfs"}, {"policy": "lpm", "cache": "none"}],
+    "defer_shared_tokens": [{"policy": "fcfs"}, {"policy": "lpm", "cache": "none"}],
+    "queue_order": [{"policy": "fcfs"}],
+    "mixed_join": [{"mixed_chunk": False}, {"batching": "mixed"}],
+    "preempt_for": [{"policy": "fcfs"}, {"policy": "priority", "batching": "mixed"}],
+    "aborted_kv": [{"cache": "none"}],
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
@@ -132,6 +144,12 @@ HEEDED: dict[str, dict[str, Any]] = {
     "touch_known": {"cache": "radix"},
     "split_at_prompt": {"cache": "radix"},
     "refresh_waiting": {"cache": "radix"},
+    "look_touches": {"policy": "lpm"},
+    "defer_shared_tokens": {"policy": "lpm"},
+    "queue_order": {"policy": "lof"},
+    "mixed_join": {"mixed_chunk": True},
+    "preempt_for": {"policy": "priority"},
+    "aborted_kv": {"cache": "radix"},
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
@@ -139,6 +157,7 @@ ALWAYS: dict[str, set[str]] = {
     "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running", "reserved_pages"},
     "what others act beside": {"batching", "policy", "cache"},
     "what becomes of who loses its KV": {"requeue", "in_flight_token"},
+    "when an abort ends a request": {"abort_running"},
     "refused without a chunk size": {"chunk_depth"},
     "when it gives KV back": {"give_back"},
     "when a request ends": {

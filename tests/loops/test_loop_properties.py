@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -251,9 +252,9 @@ def test_all_loops_emit_the_same_tokens_under_random_eos(draft_tokens):
     check()
 
 
-def same_tokens_in_all_loops(data: st.DataObject, draft_tokens: int) -> None:
+def same_tokens_in_all_loops(data: st.DataObject, draft_tokens: int, rules: Mapping[str, object] = {}) -> None:
     jobs = data.draw(some_jobs())
-    config = data.draw(some_settings("normal", draft_tokens))
+    config = {**data.draw(some_settings("normal", draft_tokens)), **rules}
     host = data.draw(st.sampled_from(HOSTS))
     runs = [simulate(jobs, "normal", host=host, **config), simulate(jobs, "overlap", host=host, **config)]
     runs += [simulate(jobs, "pipeline", host=host, **{**config, "slots": slots}) for slots in (1, 2)]

@@ -78,6 +78,8 @@ def scheduler_config(preset: str, case: Case, loop: str, more: Mapping[str, Any]
     flags: dict[str, Any] = {"engine": preset, "max_running": case.running, "policy": case.policy, **more}
     mixed = settings_from(None, {"engine": preset}).batching == "mixed"
     flags |= {"max_batch_tokens": case.budget} if mixed else {"chunk": case.budget, "mixed_chunk": case.mixed}
+    if case.policy == "priority" and not mixed:
+        flags["preempt_threshold"] = 1
     settings = settings_from(None, flags)
     return settings.scheduler(case.blocks * KV_BLOCK_TOKENS, CONTEXT_TOKENS, 1)
 

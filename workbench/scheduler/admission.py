@@ -67,10 +67,12 @@ class Admission:
     def __init__(self, config: SchedulerConfig, parts: Parts) -> None:
         self._config = config
         self._kv, self._slots, self._queue, self._flights = parts.kv, parts.slots, parts.queue, parts.flights
-        self._until_exhausted = config.full_when == "exhausted"
+        prompts_alone = config.batching == "prefill-first"  # as the rules have it that need this
+        self._until_exhausted = prompts_alone and config.full_when == "exhausted"
         self._fills = config.full_when == "refused"
-        self._at_once = config.evict_for == "row"
+        self._at_once = not prompts_alone or config.evict_for == "row"
         self._ahead = config.evict_for == "batch-ahead"
+        self._for_places = config.preempt_for == "place"
 
     def form(self, slot: Slot, budget: Budget) -> list[PrefillRow]:
         """The prompts of a step, empty when none can be computed: the partly computed one first, and if this completes it,
@@ -101,10 +103,10 @@ class Admission:
 
     def _form_until_exhausted(self, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> None:
         """:meth:`_form` where a slot is full as soon as nothing is left."""
-        req, queue = self._slots.chunked, self._queue
+        req, queue, empty = self._slots.chunked, self._queue, self._empty(slot)
+        if empty:
+            slot.full = False  # nobody could leave it
         if req is None:
-            if self._empty(slot):
-                slot.full = False
             if slot.full or not queue.waiting:
                 return
             if self._crowded(slot, rows) and self._config.preempt_threshold is None:
@@ -124,16 +126,21 @@ class Admission:
         for req in ordered:
             if budget.spent:
                 break
-            if self._crowded(slot, rows) and (rows or not budget.make_room(req)):
+            crowded = self._crowded(slot, rows)
+            if self._for_places:
+                slot.full = slot.full or crowded
+                if slot.full and not budget.make_room(req):
+                    break
+            elif crowded and (rows or not budget.make_room(req)):
                 slot.full = True
                 break
             verdict = self._admit(req, slot, budget, rows)
-            if verdict is _Verdict.NO_KV and not rows and budget.make_room(req):
+            if verdict is _Verdict.NO_KV and not rows and not self._for_places and budget.make_room(req):
                 verdict = self._admit(req, slot, budget, rows)
             if verdict is _Verdict.LATER:
                 continue
             if verdict is _Verdict.NO_KV:
-                slot.full = bool(rows) or not self._empty(slot)
+                slot.full = True
             if verdict in (_Verdict.NO_KV, _Verdict.NO_BUDGET):
                 break
             admitted.append(req)
@@ -141,6 +148,8 @@ class Admission:
                 slot.full = True
                 break
         queue.admitted(admitted)
+        if self._for_places and self._config.preempt_threshold is not None:
+            slot.full = False  # whoever comes next may take a place
 
     def _empty(self, slot: Slot) -> bool:
         """Nobody decodes in a slot, nor is about to end in flight."""
@@ -178,6 +187,7 @@ class Admission:
         cache = self._kv.cache
         match = cache.match(req)
         cached = match.device
+        req.last_need = len(req.tokens) - cached
         if not self._queue.overdue(req) and self._computed_in(rows, req, cached):
             return _Verdict.LATER
         alone = not rows and not self._flights and self._slots.empty
@@ -189,7 +199,7 @@ class Admission:
             cache.unlock(match.node)
             return _Verdict.NO_KV
         end = budget.prompt_end(req, cached, first=not rows)
-        if end == cached:
+        if end == cached or (end < len(req.tokens) and self._slots.chunked is not None):
             cache.unlock(match.node)
             return _Verdict.NO_BUDGET
         row = self._start(slot, req, match, end)

@@ -18,15 +18,24 @@ class Capacity:
     max_context: int
     kv_tokens: int
     """In whole pages."""
+    spare_page_tokens: int = 0
+    """Where prompts are charged in pages: the size of the one that is charged beside a request's own."""
 
     @classmethod
     def of(cls, config: SchedulerConfig) -> Capacity:
         """The capacity of a scheduler."""
-        return cls(config.max_context, config.pages * config.page_size)
+        spare = config.page_size if config.charge == "pages" else 0
+        return cls(config.max_context, config.pages * config.page_size, spare)
 
     def output_bound(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """Return how many tokens a request may write in the end: what it asks for, cut to the context."""
-        return min(max_new_tokens, self.max_context - prompt_tokens - 1)
+        """Return how many tokens a request may write in the end: what it asks for, cut to the context and, where a page
+        beside its own is charged, to what admission can ever find room for. An output of none is not made of that."""
+        bound = min(max_new_tokens, self.max_context - prompt_tokens - 1)
+        if self.spare_page_tokens:
+            paged = -(-prompt_tokens // self.spare_page_tokens) * self.spare_page_tokens
+            room = self.kv_tokens - paged - self.spare_page_tokens - 1
+            bound = min(bound, room) if room > 0 else bound
+        return bound
 
     def rejection(self, prompt_tokens: int, max_new_tokens: int) -> str | None:
         """Return why a request can never be served, in the words of a rejection, or None."""

@@ -236,7 +236,7 @@ class SchedulerConfig(SchedulerSettings):
     def rows(self) -> int:
         """Rows of the table of requests. One that a batch in flight reads is nobody else's: where its request has given up
         its claim to it (``give_back``), who comes gets one of as many more."""
-        return self.max_running_per_slot * self.slots * (2 if self.give_back == "at_once" else 1)
+        return self.max_running_per_slot * self.slots * (1 if self.give_back == "landed" else 2)
 
     @property
     def chunk_unit(self) -> int:

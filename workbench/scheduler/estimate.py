@@ -86,17 +86,25 @@ class OutputEstimate:
             outputs = outputs - [id(req) in sampled for req in running.reqs]
         return outputs
 
-    def _reserved_each(self, running: Sequence[RunningSet]) -> float:
-        # A sum of floats depends on its order, and what is compared with it exactly on the last bit.
+    def expected_of(self, running: RunningSet) -> dict[Req, float]:
+        """What each is expected to write yet; where it counts only with its result, of those too that end in flight."""
         sampled = self._flights.sampled() if self._at_result else ()
-        expected, ratio, whole = 0.0, self.new_token_ratio, self._whole
-        for one in running:
-            for req, left in zip(one.reqs, one.remaining.tolist(), strict=True):
-                left = min(left + (id(req) in sampled), self._most)
-                expected += left * (1.0 if whole and req.params.ignore_eos else ratio) + self._page_rest
+        ratio, whole = self.new_token_ratio, self._whole
+        left = {
+            req: self.most(left + (id(req) in sampled))
+            for req, left in zip(running.reqs, running.remaining.tolist(), strict=True)
+        }
         if self._at_result:
-            for req in self._flights.ending():
-                expected += 1.0 if whole and req.params.ignore_eos else ratio
+            left |= dict.fromkeys(self._flights.ending(), 1)
+        rest = self._page_rest
+        return {req: most * (1.0 if whole and req.params.ignore_eos else ratio) + rest for req, most in left.items()}
+
+    def _reserved_each(self, running: Sequence[RunningSet]) -> float:
+        expected = 0.0
+        # One after the other: a sum of floats depends on it, and what is compared with it exactly on the last bit.
+        for one in running:
+            for tokens in self.expected_of(one).values():
+                expected += tokens
         return math.ceil(expected) if self._round else expected
 
     def _reserved_and_rest(self, running: Sequence[RunningSet]) -> float:

@@ -25,7 +25,7 @@ class Flights(deque[ScheduleBatch]):
 
     def __init__(self, config: SchedulerConfig, kv: KVMemory, slots: Slots) -> None:
         super().__init__()
-        self.at_once = config.give_back == "at_once"
+        self.at_once = config.give_back != "landed"
         """Whoever ends gives back its KV, and its claim to a row, though a batch in flight holds it."""
         self._spare_rows = config.rows - config.max_running_per_slot * config.slots
         self._drafts = config.draft_tokens > 0
@@ -87,7 +87,12 @@ class Flights(deque[ScheduleBatch]):
 
     def ending(self) -> list[Req]:
         """Return the requests that reach their output bound with a batch in flight."""
-        return [req for batch in self for i in batch.length_stops if (req := batch.reqs[i]).finish is None]
+        return [
+            req
+            for batch in self
+            for i in batch.length_stops
+            if (req := batch.reqs[i]).finish is None and i not in (batch.dropped or ())
+        ]
 
     @property
     def free_rows(self) -> int:
@@ -133,7 +138,7 @@ class Flights(deque[ScheduleBatch]):
             newest = flights[-1][0]
             newest.release = [*newest.release, (req, valid_tokens, held_tokens)]
             if self.at_once:
-                if not self._drafts:
+                if valid_tokens and not self._drafts:
                     # The KV of every known token is there, or is computed by a batch before whoever reads it.
                     valid_tokens = min(held_tokens, req.kv_len + 1 - self.coming(req))
                 self._give_kv_back(req, valid_tokens, held_tokens)
@@ -178,7 +183,8 @@ class Flights(deque[ScheduleBatch]):
         if batch.release_rows:
             for row in batch.release_rows:
                 self._kv.table.give_row(row)
-            self._slots.reopen()
+            if not self.at_once:  # else they were to be had before
+                self._slots.reopen()
 
     def _give_kv_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
         self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)
@@ -188,9 +194,9 @@ class Flights(deque[ScheduleBatch]):
     def _give_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
         if not req.given_back:
             self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)
+            self._slots.reopen()
         self._kv.table.give_row(req.row)
         req.row = -1
-        self._slots.reopen()
 
     # -- checks ------------------------------------------------------------------------------------------------------
 

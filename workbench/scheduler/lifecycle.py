@@ -14,7 +14,9 @@ from workbench.scheduler.slots import Slots
 class Lifecycle:
     """Requests from their acceptance to their end."""
 
-    def __init__(self, kv: KVMemory, slots: Slots, queue: WaitingQueue, flights: Flights) -> None:
+    def __init__(
+        self, kv: KVMemory, slots: Slots, queue: WaitingQueue, flights: Flights, *, keep_aborted: bool
+    ) -> None:
         self.by_id: dict[str, Req] = {}
         """Those that have not ended."""
         self.sessions = Sessions()
@@ -26,6 +28,8 @@ class Lifecycle:
         self._slots = slots
         self._queue = queue
         self._flights = flights
+        self._keep_aborted = keep_aborted
+        """What an aborted request has computed goes to the prefix cache."""
 
     def accept(self, req: Req) -> None:
         """Take a request into the queue."""
@@ -44,6 +48,7 @@ class Lifecycle:
     def retract(self, req: Req) -> None:
         """Take the KV of a request, which says of it what is true, away, keep what it has generated, and put it back into
         the queue."""
+        req.last_need = len(req.tokens)
         if req.kv_len >= len(req.tokens):
             known = req.kv_len + 1 - self._flights.coming(req)
             req.tokens = self._kv.table.tokens(req.row, known).copy()
@@ -106,7 +111,8 @@ class Lifecycle:
             else:
                 # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
                 req.output_len = req.output_at(req.kv_len) - self._flights.coming(req)
-            self.end(req, finish, req.kv_len - self._flights.doubtful(req), req.kv_len + req.spare_tokens)
+            valid = req.kv_len - self._flights.doubtful(req) if self._keep_aborted else 0
+            self.end(req, finish, valid, req.kv_len + req.spare_tokens)
         self.ended.append(req)
 
     # -- reports -----------------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.kv.prefix_cache import PrefixCache
+from workbench.scheduler.kv.radix import RadixTree
 from workbench.scheduler.own_code import load_own, make_own
 from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
@@ -29,10 +32,36 @@ class PolicyView:
     now_s: float
     rng: random.Random
     """Seeded by the scheduler: a policy that draws from it is reproducible."""
+    touches: bool = False
+    """To look a prompt up counts as a use of what there is of it."""
+    defer_shared_tokens: int | None = None
+    """Who shares as much with one before it, and has no more of it in the cache, goes last."""
+
+    def cached_tokens(self, req: Req) -> int:
+        """Tokens of a request that the prefix cache has: of all of them where ``touches``, else of all but the last."""
+        return self.cache.touch(req) if self.touches else self.cache.measure(req).device
+
+    def deferred(self, waiting: Sequence[Req], cached: Sequence[int]) -> set[int]:
+        """Ids of the request objects that go last, given how much of each is ``cached``."""
+        most, found = self.defer_shared_tokens, set[int]()
+        if most is None:
+            return found
+        earlier = RadixTree(1)
+        for req, tokens in zip(waiting, cached, strict=True):
+            if tokens > most:
+                continue
+            if earlier.match(req.tokens, req.namespace, touch=False)[1] >= most:
+                found.add(id(req))
+            else:
+                earlier.insert(req.tokens, np.zeros(len(req.tokens), np.int32), req.namespace)
+        return found
 
 
 class Policy:
     """Base class and first-come-first-served. One's own is made once a scheduler, without arguments."""
+
+    by_prefix = False
+    """Whether the order depends on what the prefix cache has of the requests."""
 
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         """Put the queue in the order of service: return ``waiting``, which is in order of arrival, as it is or as another
@@ -46,14 +75,24 @@ class Policy:
 class LongestPrefixMatch(Policy):
     """Longest cached prefix first; fcfs above ``PREFIX_LIMIT`` waiting requests."""
 
+    by_prefix = True
+
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
             return waiting
-        return sorted(waiting, key=lambda req: -view.cache.measure(req).device)
+        cached = [view.cached_tokens(req) for req in waiting]
+        last = view.deferred(waiting, cached)
+        places = [
+            1 if id(req) in last else -min(tokens, len(req.tokens) - 1)
+            for req, tokens in zip(waiting, cached, strict=True)
+        ]
+        return [waiting[at] for at in sorted(range(len(waiting)), key=places.__getitem__)]
 
 
 class DepthFirstWeight(Policy):
     """Depth first over the prefix tree, the subtree with the most waiting requests first; fcfs above ``PREFIX_LIMIT``."""
+
+    by_prefix = True
 
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:
@@ -93,6 +132,8 @@ class LongestOutputFirst(Policy):
 
 class ShortestPromptFirst(Policy):
     """Fewest tokens to compute first: the uncached prompt, or all of it above ``PREFIX_LIMIT`` waiting requests."""
+
+    by_prefix = True
 
     def order(self, waiting: list[Req], view: PolicyView) -> list[Req]:
         if len(waiting) > PREFIX_LIMIT or not view.cache.enabled:

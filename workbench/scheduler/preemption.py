@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.prefix_node import Node
 from workbench.scheduler.request import Req
 from workbench.scheduler.slots import Slot
+
+
+class Preempts(Protocol):
+    """Taking from running requests what a waiting one needs."""
+
+    def make_room(self, req: Req, slot: Slot, total: float) -> bool:
+        """Take it, if that is allowed and lets ``req`` in; whether it can be let in now. ``total`` is the KV, in tokens,
+        that a new request may count on so far."""
+        ...
 
 
 class Preemption:
@@ -18,7 +28,7 @@ class Preemption:
         self._config = config
         self._parts = parts
 
-    def make_room(self, req: Req, slot: Slot, total: int) -> bool:
+    def make_room(self, req: Req, slot: Slot, total: float) -> bool:
         """Take the KV of running requests of clearly lower priority, if that lets ``req`` in; whether it can be let in now.
 
         ``total`` is the KV, in tokens, that a new request may count on so far. The row of a victim that is in flight is free

@@ -6,6 +6,7 @@ import random
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.kv.prefix_cache import PrefixCache
@@ -16,7 +17,8 @@ FOREVER = 1 << 62
 
 
 class WaitingQueue:
-    """Requests that hold no KV. ``waiting`` is in order of arrival; a retracted request returns to its place in it."""
+    """Requests that hold no KV. ``waiting`` is in order of arrival, and a retracted request returns to its place in it,
+    unless rules of an engine have it otherwise (``requeue``, ``queue_order``)."""
 
     def __init__(self, config: SchedulerConfig, cache: PrefixCache, clock: Callable[[], float]) -> None:
         self.waiting: list[Req] = []
@@ -25,14 +27,19 @@ class WaitingQueue:
         self._cache = cache
         self._policy = load_policy(config.policy)
         self._rng = random.Random(config.seed)
-        self.put_back: Callable[[Req], None] = {
+        self._entries = count()
+        self._put_back: Callable[[Req], None] = {
             "arrival": self.put,
             "front": self._put_first,
             "back": self.waiting.append,
         }[config.requeue]
-        """Put a request that has lost its KV into the queue again."""
         self._refresh = config.refresh_waiting
         self._looks = 0
+        self._look_touches = config.look_touches
+        self._defer_shared = config.defer_shared_tokens
+        self._by_arrival = config.requeue == "arrival" and config.queue_order == "arrival"
+        """``waiting`` is in order of arrival."""
+        self._keeps_order = config.queue_order == "policy"
         # In order of arrival, so in the order in which they run out.
         self._queue_deadlines: deque[Req] = deque()
         self._request_deadlines: deque[Req] = deque()
@@ -50,6 +57,7 @@ class WaitingQueue:
 
     def arrive(self, req: Req) -> None:
         """Take in a request that has just come; its timeouts begin."""
+        req.queued = next(self._entries)
         self.put(req)
         if self._config.queue_timeout is not None:
             self._queue_deadlines.append(req)
@@ -62,6 +70,11 @@ class WaitingQueue:
             insort(self.waiting, req, key=lambda r: r.seq)
         else:
             self.waiting.append(req)
+
+    def put_back(self, req: Req) -> None:
+        """Put a request that has lost its KV into the queue again."""
+        req.queued = next(self._entries)
+        self._put_back(req)
 
     def _put_first(self, req: Req) -> None:
         self.waiting.insert(0, req)
@@ -79,9 +92,15 @@ class WaitingQueue:
         overdue = [req for req in waiting if self.overdue(req)]
         if overdue:
             waiting = [req for req in waiting if not self.overdue(req)]
-        ordered = self._policy.order(list(waiting), PolicyView(self._cache, self.clock(), self._rng))
+        view = PolicyView(self._cache, self.clock(), self._rng, self._look_touches, self._defer_shared)
+        ordered = self._policy.order(list(waiting), view)
         check_permutation(ordered, waiting, self._policy)
-        return overdue + ordered
+        ordered = overdue + ordered
+        if self._keeps_order:
+            self.waiting[:] = ordered
+        if self._refresh is not None and (not self._policy.by_prefix or len(ordered) > PREFIX_LIMIT):
+            self._touch(ordered)
+        return ordered
 
     def _touch(self, ordered: Sequence[Req]) -> None:
         """Let the prefixes of who goes first count as used, the first one's last, every so many looks."""
@@ -104,7 +123,9 @@ class WaitingQueue:
         self.remove(reqs)
         for req in self.waiting:
             if req.seq > newest:
-                break
+                if self._by_arrival:
+                    break
+                continue
             req.passed_over += 1
 
     def remove(self, gone: Sequence[Req]) -> None:

@@ -122,6 +122,10 @@ class Req:
     """Prompt tokens its first admission took from the prefix cache."""
     scheduled: bool = False
     retractions: int = 0
+    queued: int = 0
+    """Number of its last entry into the queue."""
+    last_need: int = 0
+    """Tokens that it had still to be computed of it when it was last looked at."""
     passed_over: int = 0
     """Prefill batches that admitted a later arrival while this one waited."""
     pending_token: bool = False

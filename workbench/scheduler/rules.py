@@ -67,6 +67,7 @@ class EngineRules:
     pages: every budget pays whole pages; a request is let in if its rest and a page more are less than the KV left, and is
     charged that page and its whole output bound, whatever it has written before a retraction. With chunks only an empty
     prompt budget stops the next prompt. The chunk of a prompt under way is cut to the KV left, if any is, and not to pages.
+    Outputs are bounded so that there can be room for them.
     """
     reserve_ignore_eos: bool = setting(
         False,
@@ -118,6 +119,16 @@ class EngineRules:
     batch-ahead: the same, and where pages hold more than a token, a page a row is freed for beside the tokens of a prefill,
     and in a decode, whether it starts one or not.
     """
+    mixed_join: Literal["before", "after"] = setting(
+        "before",
+        group=RULES,
+        help="When it is decided whether decodes join a prefill (mixed_chunk): {choices} its prompts are chosen. "
+        "Default {default}.",
+        needs="mixed_chunk",
+        acts=lambda s, loop: prefill_first(s, loop) and s.mixed_chunk,
+    )
+    """before: the prompts leave them a page each. after: the prompts leave them a token each of the budgets, and they join
+    if there are pages for them, behind the prompts, as they run from then on."""
     share_prompts: Literal["launch", "result"] = setting(
         "launch",
         group=RULES,
@@ -163,6 +174,29 @@ class EngineRules:
         needs="a radix cache and prefill-first batching",
         acts=lambda s, loop: s.cache == "radix" and s.batching == "prefill-first",
     )
+    look_touches: bool = setting(
+        False,
+        group=RULES,
+        help="To look up how much of a waiting prompt the prefix cache has counts as its use (policy lpm).",
+        needs="policy 'lpm' and a prefix cache",
+        acts=lambda s, loop: s.policy == "lpm" and s.cache != "none",
+    )
+    defer_shared_tokens: int | None = setting(
+        None,
+        least=1,
+        group=RULES,
+        help="Who shares so many tokens with one before it, and has no more of them in the prefix cache, goes last (policy "
+        "lpm). Default: nobody.",
+        needs="policy 'lpm' and a prefix cache",
+        acts=lambda s, loop: s.policy == "lpm" and s.cache != "none",
+    )
+    queue_order: Literal["arrival", "policy"] = setting(
+        "arrival",
+        group=RULES,
+        help="What a policy puts in order: the queue by {choices}; policy: as the policy left it. Default {default}.",
+        needs="another policy than fcfs",
+        acts=lambda s, loop: s.policy != "fcfs",
+    )
     requeue: Literal["arrival", "front", "back"] = setting(
         "arrival",
         group=RULES,
@@ -176,6 +210,35 @@ class EngineRules:
         "Default {default}.",
     )
     """lose: it is computed again."""
+    abort_running: Literal["now", "result"] = setting(
+        "now",
+        group=RULES,
+        help="When the abort of a request that has its prompt behind it ends it: {choices} of its next step. "
+        "Default {default}.",
+    )
+    """result: it is in one more batch, at least."""
+    preempt_for: Literal["request", "place"] = setting(
+        "request",
+        group=RULES,
+        help="What is taken from running requests of lower priority: {choices}; place: only where none is free, whatever KV "
+        "they have. Default {default}.",
+        needs="policy 'priority' and prefill-first batching",
+        acts=lambda s, loop: s.policy == "priority" and s.batching == "prefill-first",
+    )
+    """request: all that the first request in order needs, KV and a place, if it can be let in then.
+
+    place: a place, for any request and beside others; victims are taken until what they may yet write and the KV left are as
+    much as the request needs, as of the last look at it. Who was let in last goes first among equals.
+    """
+    aborted_kv: Literal["keep", "drop"] = setting(
+        "keep",
+        group=RULES,
+        help="What becomes of the KV of an aborted request that the prefix cache does not have yet: {choices}. Default "
+        "{default}.",
+        needs=PREFIX_CACHE,
+        acts=caches,
+    )
+    """Of one that ends with the result of a step (``abort_running``) it is kept as of any other."""
     retract_ahead: int | None = setting(
         None,
         least=1,
@@ -231,12 +294,12 @@ class EngineRules:
         acts=lambda s, loop: prefill_first(s, loop) and s.charge == "tokens",
     )
     """tokens: the next chunk goes on inside the page, and once the chunk is used up nobody else's prefix is looked for."""
-    give_back: Literal["landed", "at_once"] = setting(
+    give_back: Literal["landed", "ended", "at_once"] = setting(
         "landed",
         group=RULES,
         help="When who has ended while a batch in flight holds it gives back KV and row: {choices}. Default {default}.",
     )
-    """landed: with that batch.
+    """landed: with that batch. ended: as it ends.
 
     at_once: before. A stop by length is then one from its launch on: KV goes with the first token that arrives after it.
     Whoever gets the pages writes to them in a later batch of the same stream, and gets another row of the table.

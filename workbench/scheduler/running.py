@@ -134,6 +134,12 @@ class RunningSet:
             stacked(self.stop_ids, stop_ids, self.count, len(reqs)),
         )
 
+    def rotate(self, count: int) -> None:
+        """Put the last ``count`` members in front of the others."""
+        at = np.roll(np.arange(self.count), count)
+        self.reqs = [self.reqs[i] for i in at.tolist()]
+        self._set(self.rows[at], self.lens[at], self.ends[at], self.token_at[at], chosen(self.stop_ids, at))
+
     def remove(self, indices: Sequence[int]) -> list[Req]:
         """Take requests out, with their ``kv_len`` brought up to date."""
         gone = [self.reqs[i] for i in indices]

@@ -57,7 +57,7 @@ class Scheduler:
         self.kv, self.slots, self.queue, self.flights = parts.kv, parts.slots, parts.queue, parts.flights
         self.lifecycle, self.estimate = parts.lifecycle, parts.estimate
         self.sessions = parts.lifecycle.sessions
-        self.assembly = Assembly(parts)
+        self.assembly = Assembly(config, parts)
         self.batching = BATCHINGS[config.batching](config, parts, self.assembly)
         self.paused = False
         self.held = False
@@ -67,7 +67,11 @@ class Scheduler:
         self._handler = self._handle
         self._ragged = config.draft_tokens > 0
         self._share_at_result = config.share_prompts == "result"
-        self._gives_at_once = config.give_back == "at_once"
+        self._gives_early = config.give_back == "at_once"
+        self._abort_at_result = config.abort_running == "result"
+        self._aborting: dict[Req, Finish] = {}
+        """Requests that end with their next token, and how."""
+        self._at_result = self._share_at_result or self._abort_at_result
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -135,8 +139,13 @@ class Scheduler:
     @_handle.register
     def _(self, message: messages.Abort) -> None:
         req = self.lifecycle.by_id.get(message.rid)
-        if req is not None:
-            self.lifecycle.cut(req, Finish("aborted", message.why))
+        if req is None:
+            return
+        finish = Finish("aborted", message.why)
+        if self._abort_at_result and req.row >= 0 and req is not self.slots.chunked:
+            self._aborting.setdefault(req, finish)
+        else:
+            self.lifecycle.cut(req, finish)
 
     @_handle.register
     def _(self, message: messages.Stop) -> None:
@@ -300,11 +309,9 @@ class Scheduler:
             if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
                 req.output_len = 1
                 result.first = [*result.first, req]
-        early = self.flights.ending_after(batch) if self._gives_at_once else ()
-        if length_stops or hits or early:
+        early = self.flights.ending_after(batch) if self._gives_early else ()
+        if length_stops or hits or early or self._at_result:
             self._finish(result, batch, length_stops, hits, valid, early)
-        elif self._share_at_result and batch.prefill:
-            self._share(batch, 0, len(batch.prefill))
         if batch.release or batch.release_rows:
             self.flights.give_back(batch)
         if self.lifecycle.ended:
@@ -320,12 +327,16 @@ class Scheduler:
         valid_tokens: np.ndarray,
         early: Sequence[tuple[int, Req, ScheduleBatch]] = (),
     ) -> None:
-        """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``. Those in ``early``,
-        which end with a batch in flight, give theirs back."""
+        """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``, and those that
+        were to end with their next token. Those in ``early``, which end with a batch in flight, give theirs back."""
         running = self.slots[batch.slot].running
         ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
+        if self._aborting:
+            for i, req in enumerate(batch.reqs):
+                if req in self._aborting and batch.coming(i) and i not in (batch.dropped or ()):
+                    ending[i] = self._aborting[req]
         leaving: list[int] = []
         done: list[tuple[int, Req]] = []
         for i in sorted(ending):
@@ -356,6 +367,8 @@ class Scheduler:
             self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)
         if self._share_at_result:
             self._share(batch, shared, len(batch.prefill))
+        if self._aborting:
+            self._aborting = {req: finish for req, finish in self._aborting.items() if req.finish is None}
         result.ended = [req for _, req in done]
 
     def _share(self, batch: ScheduleBatch, first: int, end: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
+from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.running import DecodeStep
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
@@ -17,11 +18,12 @@ _NOBODY = np.empty(0, np.int64)
 class Assembly:
     """Maker of the batches of all slots, numbered in order."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, config: SchedulerConfig, parts: Parts) -> None:
         self.step = 0
         """Number of the next batch."""
         self._kv, self._slots, self._queue = parts.kv, parts.slots, parts.queue
         self._flights, self._lifecycle = parts.flights, parts.lifecycle
+        self._prompts_first = config.mixed_join == "after"
 
     def prefill(
         self, slot: Slot, prefill: list[PrefillRow], decodes: bool, needing: np.ndarray | None
@@ -77,6 +79,8 @@ class Assembly:
             at = slice(len(prefill)) if len(joining) == len(prefill) else joining
             joined, stop_ids_at = [new_reqs[i] for i in joining], chosen(prefill_stops, at)
             running.add(joined, new_rows[at], new_lens[at], new_ends[at], new_at[at], stop_ids_at)
+            if self._prompts_first and step is not None:
+                running.rotate(len(joined))
         worker = ModelWorkerBatch(
             self.step,
             mode,

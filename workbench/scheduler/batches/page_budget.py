@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
-from workbench.scheduler.preemption import Preemption
+from workbench.scheduler.preemption import Preempts
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import PrefillRow
 from workbench.scheduler.slots import Slot
@@ -14,14 +14,16 @@ class PageBudget:
     """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
 
     def __init__(
-        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, *, decodes: bool
+        self, config: SchedulerConfig, parts: Parts, preemption: Preempts, slot: Slot, *, decodes: bool
     ) -> None:
         self._config = config
         self._kv = parts.kv
         self._parts = parts
         self._preemption = preemption
         self._slot = slot
-        self._decodes = slot.running.next_tokens if decodes else 0
+        self._decodes = 0
+        if decodes:
+            self._decodes = slot.running.next_tokens + len(parts.flights.ending())
         self._prompt = config.max_prefill_tokens - self._decodes
         self._chunk = None if config.chunk is None else config.chunk - self._decodes
         self._expected = self._expects()
@@ -30,6 +32,8 @@ class PageBudget:
         self._taken_pages = 0
         """Pages that they have got already, and which are no longer there."""
         self._at_once = config.evict_for == "row"
+        self._margin = 0 if config.preempt_for == "place" else 1
+        """What is wanted has to be less than what is left."""
 
     @property
     def spent(self) -> bool:
@@ -57,7 +61,7 @@ class PageBudget:
         kv = self._kv
         extend = len(req.tokens) - cached
         need = extend + self._parts.estimate.most_output(req) + kv.page_size
-        return need < self._left() and kv.pages_for(extend) <= kv.available_pages
+        return (alone or need < self._left()) and kv.pages_for(extend) <= kv.available_pages
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
         size = self._kv.page_size
@@ -81,7 +85,7 @@ class PageBudget:
             self._taken_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
     def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, int(self._left()) - 1)
+        made = self._preemption.make_room(req, self._slot, self._left() - self._margin)
         self._expected = self._expects()
         return made
 

@@ -9,7 +9,8 @@ from workbench.scheduler.batches.assembly import Assembly
 from workbench.scheduler.batches.page_budget import PageBudget
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
-from workbench.scheduler.preemption import Preemption
+from workbench.scheduler.place_preemption import PlacePreemption
+from workbench.scheduler.preemption import Preemption, Preempts
 from workbench.scheduler.request import Req
 from workbench.scheduler.retraction import Retraction
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
@@ -25,13 +26,14 @@ class PrefillFirst:
         self._estimate = parts.estimate
         self._parts = parts
         self._admission = Admission(config, parts)
-        self._preemption = Preemption(config, parts)
+        self._preemption = (PlacePreemption if config.preempt_for == "place" else Preemption)(config, parts)
         self._retraction = Retraction(config, parts, newest_first=False)
         self._assembly = assembly
         self._budget = PageBudget if config.charge == "pages" else _Budget
+        self._joins_after = config.mixed_join == "after"
         self._waits_for_ends = not config.retract_while_ending
-        ahead = config.evict_for == "batch-ahead" and config.page_size > 1
-        self._decode = self._decode_ahead if ahead else assembly.decode
+        self._ahead = config.evict_for == "batch-ahead" and config.page_size > 1
+        self._decode = self._decode_ahead if self._ahead else assembly.decode
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
@@ -70,6 +72,8 @@ class PrefillFirst:
 
     def _prefill(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
+        if self._joins_after:
+            return self._prefill_and_join(slot)
         # Decodes join only if each could take its pages without anyone being retracted for it.
         most_pages = running.count * self._kv.pages_for(1 + running.draft_tokens)
         joins = self._config.mixed_chunk and 0 < most_pages <= self._kv.available_pages and not running.stalled
@@ -80,6 +84,24 @@ class PrefillFirst:
         slot.prefill_streak = 0 if joins else slot.prefill_streak + 1
         return self._assembly.prefill(slot, rows, joins, running.needing_page() if joins else None)
 
+    def _prefill_and_join(self, slot: Slot) -> ScheduleBatch | None:
+        """A prefill whose prompts leave the running requests tokens, but not pages: these join if there are enough."""
+        running, mixed = slot.running, self._config.mixed_chunk
+        budget = self._budget(self._config, self._parts, self._preemption, slot, decodes=mixed)
+        rows = self._admission.form(slot, budget)
+        if not rows:
+            return None
+        joins, needing = False, None
+        if mixed and running.count and not running.stalled:
+            needing = running.needing_page()
+            joins = (running.count if needing is None else len(needing)) <= self._kv.available_pages
+        if joins:
+            slot.full = False  # who runs now is another set
+            if self._ahead:
+                self._kv.free_up(running.count)
+        slot.prefill_streak = 0 if joins else slot.prefill_streak + 1
+        return self._assembly.prefill(slot, rows, joins, needing if joins else None)
+
 
 class _Budget:
     """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
@@ -87,7 +109,7 @@ class _Budget:
     exhausted = False
 
     def __init__(
-        self, config: SchedulerConfig, parts: Parts, preemption: Preemption, slot: Slot, *, decodes: bool
+        self, config: SchedulerConfig, parts: Parts, preemption: Preempts, slot: Slot, *, decodes: bool
     ) -> None:
         self._config = config
         self._kv = parts.kv
@@ -97,7 +119,8 @@ class _Budget:
         # A decode takes tokens of the budgets, and in the worst case as many pages of the pool as they fill.
         running = slot.running
         tokens = running.next_tokens if decodes else 0
-        self._held_pages = running.count * parts.kv.pages_for(1 + running.draft_tokens) if decodes else 0
+        holds = decodes and config.mixed_join == "before"
+        self._held_pages = running.count * parts.kv.pages_for(1 + running.draft_tokens) if holds else 0
         self._prompt = config.max_prefill_tokens - tokens
         self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
         self._reserved = self._expected()
@@ -149,7 +172,7 @@ class _Budget:
             self._promised_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
     def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, int(self._total()))
+        made = self._preemption.make_room(req, self._slot, self._total())
         self._reserved = self._expected()
         return made
 

@@ -37,7 +37,8 @@ class NoCache:
     def match(self, req: Req) -> Match:
         return _NOTHING
 
-    def touch(self, req: Req) -> None: ...
+    def touch(self, req: Req) -> int:
+        return 0
 
     def path_pages(self, node: Node | None) -> np.ndarray:
         return np.empty(0, np.int32)

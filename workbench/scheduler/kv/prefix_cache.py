@@ -59,8 +59,8 @@ class PrefixCache(Protocol):
         """Longest cached prefix of a request, at most all but its last token: one must be computed to sample from."""
         ...
 
-    def touch(self, req: Req) -> None:
-        """Let what there is of a request's tokens, all of them, count as used."""
+    def touch(self, req: Req) -> int:
+        """Let what there is of a request's tokens, all of them, count as used; returns how many those are."""
         ...
 
     def path_pages(self, node: Node | None) -> np.ndarray:

@@ -37,8 +37,8 @@ class RadixCache:
         self._touch_known = touch_known
         self._split_at_prompt = split_at_prompt
 
-    def touch(self, req: Req) -> None:
-        self.tree.match(req.tokens, req.namespace)
+    def touch(self, req: Req) -> int:
+        return self.tree.match(req.tokens, req.namespace)[1]
 
     def measure(self, req: Req) -> Match:
         return Match(*self.tree.match(req.tokens[: len(req.tokens) - 1], req.namespace, touch=False))
@@ -56,7 +56,8 @@ class RadixCache:
         self.tree.unlock(node)
 
     def insert(self, req: Req) -> None:
-        count = req.kv_len // self._page_size
+        # It may decode already, where prompts are shared when their result comes.
+        count = min(req.kv_len, len(req.tokens)) // self._page_size
         if count <= req.shared_pages:
             if count and self._touch_known:
                 self._insert(req, req.tokens[: count * self._page_size], count)
