@@ -45,9 +45,9 @@ class Lifecycle:
 
     # -- back to the queue -------------------------------------------------------------------------------------------
 
-    def retract(self, req: Req) -> None:
+    def retract(self, req: Req, *, requeue: bool = True) -> None:
         """Take the KV of a request, which says of it what is true, away, keep what it has generated, and put it back into
-        the queue."""
+        the queue, unless the caller does that."""
         req.last_need = len(req.tokens)
         if req.kv_len >= len(req.tokens):
             known = req.kv_len + 1 - self._flights.coming(req)
@@ -58,7 +58,8 @@ class Lifecycle:
         req.kv_len = req.spare_tokens = 0
         req.retractions += 1
         self.retracted.append(req)
-        self._queue.put_back(req)
+        if requeue:
+            self._queue.put_back(req)
         self._slots.reopen()
 
     def retract_chunked(self) -> None:

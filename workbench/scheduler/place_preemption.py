@@ -43,8 +43,10 @@ class PlacePreemption:
         gone = [index for index, one in enumerate(running.reqs) if one in victims]
         ending = [one for one in flights.ending() if one in victims]
         for victim in [*running.remove(gone), *ending]:
-            self._parts.lifecycle.retract(victim)
+            self._parts.lifecycle.retract(victim, requeue=False)
             left -= 1
             if self._config.retract_ahead is not None:
                 kv.free_up(kv.pages_for(left * self._config.retract_ahead))
+        for victim in victims:
+            self._parts.queue.put_back(victim)
         return True
