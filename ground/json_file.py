@@ -102,3 +102,17 @@ def read_json_lines(path: Path, error: type[Exception] = InputError) -> Iterator
         if not isinstance(value, dict):
             raise error(f"{path}: line {number}: not a JSON object")
         yield number, value
+
+
+def holds_lines(path: Path, error: type[Exception] = InputError) -> bool:
+    """Tell whether the first line of a file is an object by itself, so that ``read_json_lines`` reads it: what is laid out
+    for people is not. Raises ``error`` with one line for a file that cannot be opened."""
+    try:
+        with path.open("rb") as file:
+            line = next((line for line in file if line.strip()), b"")
+    except OSError as problem:
+        raise error(f"{path}: {problem.strerror}") from problem
+    try:
+        return isinstance(json.loads(line.removeprefix(b"\xef\xbb\xbf")), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import workbench
 from tests.cost.profiles import MODEL, linear_profile
+from tests.reports.results_of_tools import vllm, written
 from tests.serving.server import Server
 from workbench.cli.app import app
 
@@ -52,6 +53,7 @@ PLACES = {
     "MODEL": "model",
     "FILE": "trace.jsonl",
     "MEASURED": "measured",
+    "RESULT": "vllm.json",
     "N": "4096",
     "R": "2",
     "X": "2",
@@ -198,6 +200,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, row in enumerate(rows)
     ]
     (folder / "measured/requests.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times))
+    written(folder / "vllm.json", vllm())
     for name, flags in (("sample", ["--loop", "normal,overlap"]), ("a", []), ("b", ["--chunk", "256"])):
         made = ["simulate", str(folder / "trace.jsonl"), "--model", MODEL, "--out", str(folder / "runs" / name), *flags]
         done = CliRunner().invoke(app, made)

@@ -117,6 +117,7 @@ MODELLED = ("backends.checkpoint", "backends.capture_sizes", BATCH)
 UNDER_RUN = ("workbench.scheduler", *CONTRACT, "workbench.loops", "workbench.roles", "workbench.instance", *BESIDE)
 INSIDE = {
     "reports.record": (),
+    "reports.imported": ("reports.record",),
     "reports.metrics": ("reports.record",),
     "reports.timeline": ("reports.metrics", "reports.record"),
     "reports.verdict": ("reports.metrics", "reports.record"),

@@ -77,6 +77,7 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
     ``arrival``. Raises RecordError when the runs are not of the same requests.
     """
     notes: list[str] = []
+    a = _without_lost(a, b, notes)
     order = _match(a, b, notes)
     origin = latency_from or a.meta.get("latency_from") or b.meta.get("latency_from") or "arrival"
     both = np.array(
@@ -109,6 +110,23 @@ def compare(a: RunRecord, b: RunRecord, latency_from: str | None = None) -> Comp
         notes=notes,
         pairs=pairs,
     )
+
+
+def _without_lost(a: RunRecord, b: RunRecord, notes: list[str]) -> RunRecord:
+    """A without the requests that it did not finish and B was not given: the trace that is made of a measured run has
+    only what came of it."""
+    ids_a, ids_b = a.requests["request_id"], set(b.requests["request_id"])
+    lost = np.array([x not in ids_b for x in ids_a], bool)
+    done = np.array([status == FINISHED for status in a.requests["status"]], bool)
+    if len(ids_a) - len(ids_b) != lost.sum() or not lost.any() or (lost & done).any():
+        return a
+    notes.append(f"requests that did not finish in {a.name} and are not in {b.name}, left out: {int(lost.sum())}")
+    kept = np.flatnonzero(~lost)
+    columns = {
+        name: [values[i] for i in kept] if isinstance(values, list) else values[kept]
+        for name, values in a.requests.items()
+    }
+    return RunRecord(a.meta, columns, a.iterations, a.itl, a.events)
 
 
 def _match(a: RunRecord, b: RunRecord, notes: list[str]) -> np.ndarray:
@@ -196,8 +214,9 @@ def _throughput(a: RunRecord, b: RunRecord, order: np.ndarray, both: np.ndarray)
         return {"t_s": [], "a": [], "b": []}
     rates = []
     for columns, take, begin in ((a.requests, slice(None), begin_a), (b.requests, order, begin_b)):
-        first = columns["first_token_s"][take][both] - begin
         last = columns["finish_s"][take][both] - begin
+        first = columns["first_token_s"][take][both] - begin
+        first = np.where(np.isnan(first), last, first)  # an answer in one piece
         tokens = columns["output_tokens"][take][both]
         span = np.maximum(last - first, 1e-9)
         done = tokens[:, None] * ((edges[None, :] - first[:, None]) / span[:, None]).clip(0, 1)

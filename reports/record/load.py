@@ -56,7 +56,7 @@ def trace_of(record: RunRecord) -> tuple[str | None, str | None]:
     """Name and sha256 of the trace a run served; None where the record does not say."""
     trace: Any = record.meta.get("trace")
     if isinstance(trace, Mapping):
-        return trace.get("name"), trace.get("sha256")
+        return trace.get("name") or None, trace.get("sha256") or None  # an imported run may not know either
     return (str(trace) if trace else None), None
 
 

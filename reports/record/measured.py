@@ -19,7 +19,13 @@ from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
 from reports.record.schema import ITERATION_COLUMNS
 
+FILES = ("requests.jsonl", "meta.json")
+"""What makes a folder one of these."""
 TIMES = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+TOKENS = ("input_toks", "output_toks")
+MAYBE = ("arrival_time", "instance")
+"""Need not be there."""
+CLOCKED = (*TIMES, "arrival_time")
 ENGINE_SETTINGS = {
     "tensor_parallel_size": "tp",
     "pipeline_parallel_size": "pp",
@@ -33,8 +39,6 @@ ENGINE_SETTINGS = {
     "enable_prefix_caching": None,
 }
 """Arguments of the engine and the settings of ours that mean the same; None: handled by itself."""
-NOT_MEASURED = -1
-"""Stands in columns of whole numbers that the source does not have."""
 
 
 def read_measured(folder: Path, name: str | None = None, command: str = "") -> RunRecord:
@@ -42,7 +46,8 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
 
     ``meta["latency_from"]`` is ``queued``: the client's clock is another one, so latencies count from the moment at
     which the engine queued a request. ``arrival_s`` is the client's time brought to the engine's clock by assuming that
-    the quickest request took no time to get there.
+    the quickest request took no time to get there; where the client's time is missing it is the engine's, and a note of
+    the record says so.
 
     Raises RecordError with file, line and field.
     """
@@ -51,11 +56,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
     rows = _rows(folder / "requests.jsonl")
     queued, scheduled, first, last = (np.array([row[key] for row in rows], np.float64) for key in TIMES)
     start = queued.min()
-    arrival = np.full(len(rows), np.nan)
-    if all(isinstance(row.get("arrival_time"), int | float) for row in rows):
-        arrival = np.array([row["arrival_time"] for row in rows], np.float64)
-        arrival += (queued - arrival).min()
-    arrival = np.where(np.isnan(arrival), queued, arrival)
+    arrival, notes = _arrivals(rows, queued)
     whole = np.zeros(len(rows), np.int64)
     version = meta.get("vllm_version")
     kwargs = meta.get("engine_kwargs") or {}
@@ -67,7 +68,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
         command=command,
         latency_from="queued",
         trace=TraceMeta(
-            str(meta.get("dataset_path", "unknown")), "llmservingsim", str(meta.get("dataset_hash", "")), []
+            str(meta.get("dataset_path", "unknown")), "llmservingsim", str(meta.get("dataset_hash", "")), notes
         ),
         model=str(meta.get("model", "unknown")),
         hardware=HardwareMeta(str(meta.get("hardware", "unknown")), gpus, simulated=False),
@@ -79,7 +80,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
     columns: dict[str, Any] = {
         "request_id": [str(row.get("request_id", f"r{i + 1}")) for i, row in enumerate(rows)],
         "session_id": [""] * len(rows),
-        "instance": np.array([int(row.get("instance", 0)) for row in rows], np.int64),
+        "instance": np.array([int(row.get("instance") or 0) for row in rows], np.int64),
         "arrival_s": arrival - start,
         "queued_s": queued - start,
         "scheduled_s": scheduled - start,
@@ -99,12 +100,11 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
 
 
 def _check_folder(folder: Path) -> None:
-    wanted = ("requests.jsonl", "meta.json")
     if not folder.exists():
         raise RecordError(f"{folder}: no such folder")
     if not folder.is_dir():
-        raise RecordError(f"{folder}: is a file; give the folder of a run, which holds {' and '.join(wanted)}")
-    missing = [name for name in wanted if not (folder / name).is_file()]
+        raise RecordError(f"{folder}: is a file; give the folder of a run, which holds {' and '.join(FILES)}")
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         kind = "a run record already" if (folder / "requests.csv").is_file() else "not the folder of a measured run"
         raise RecordError(
@@ -134,6 +134,20 @@ def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict
     return settings
 
 
+def _arrivals(rows: list[dict[str, Any]], queued: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Arrivals on the engine's clock, and what there is to say of them: on two clocks, one row apart from the rest would
+    be out of place, so all rows have the client's time or none has."""
+    unknown = [number for number, row in enumerate(rows, 1) if row.get("arrival_time") is None]
+    if not unknown:
+        arrival = np.array([row["arrival_time"] for row in rows], np.float64)
+        return arrival + (queued - arrival).min(), []
+    which = "all" if len(unknown) == len(rows) else f"{len(unknown)} of {len(rows)}"
+    return queued, [
+        f"{which} requests have no arrival_time (the first is number {unknown[0]} in requests.jsonl): every request "
+        "arrives when the engine queued it, and what passed before that is not in the record"
+    ]
+
+
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
@@ -154,14 +168,24 @@ def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
+    lines: dict[str, int] = {}
     for number, row in read_json_lines(path, RecordError):
-        for field in (*TIMES, "input_toks", "output_toks"):
+        for field in (*TIMES, *TOKENS, *MAYBE):
             value = row.get(field)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            if value is None and field in MAYBE:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 problem = "missing" if value is None else f"{value!r} is not a number of 0 or more"
                 raise RecordError(f"{path}: line {number}: {field}: {problem}")
+            if field not in CLOCKED and value != int(value):
+                raise RecordError(f"{path}: line {number}: {field}: {value!r} is not a whole number")
         if not row["queued_ts"] <= row["first_token_ts"] <= row["last_token_ts"]:
             raise RecordError(f"{path}: line {number}: first_token_ts: not between queued_ts and last_token_ts")
+        request_id = row.get("request_id")
+        if request_id is not None and lines.setdefault(str(request_id), number) != number:
+            raise RecordError(
+                f"{path}: line {number}: request_id: {request_id!r} is on line {lines[str(request_id)]}, too"
+            )
         rows.append(row)
     if not rows:
         raise RecordError(f"{path}: no request")

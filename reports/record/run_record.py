@@ -152,7 +152,7 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         (partial / META_FILE).write_bytes(meta)
         itl = dict(zip(ITL_COLUMNS, record.itl, strict=True))
         _write(partial / REQUESTS_FILE, lambda file: write_columns(record.requests, REQUEST_COLUMNS, file))
-        if len(record.iterations["iteration"]) or kind_of(record.meta) != "observed":
+        if len(record.iterations["iteration"]) or kind_of(record.meta) not in ("observed", "imported"):
             _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
         _write(partial / ITL_FILE, lambda file: write_columns(itl, ITL_COLUMNS, file))
         if record.events["request_id"]:

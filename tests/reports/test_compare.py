@@ -76,6 +76,27 @@ def test_runs_of_different_traces_are_refused_in_one_line():
         compare(run(), short)
 
 
+def test_what_the_first_run_lost_and_the_second_was_not_given_is_left_out():
+    lossy = run()
+    lossy.requests["status"][2] = "rejected:http_503"
+    given = run(1.1)
+    for name, values in given.requests.items():
+        given.requests[name] = [values[i] for i in (0, 1, 3)] if isinstance(values, list) else values[[0, 1, 3]]
+    found = compare(lossy, given)
+    assert found.requests == 3 and found.latencies["e2e"].absolute_mean == pytest.approx(0.1)
+    assert found.notes == ["requests that did not finish in x1.0 and are not in x1.1, left out: 1"]
+    with pytest.raises(RecordError, match="4 requests and 3"):
+        compare(run(), given)
+
+
+def test_an_answer_in_one_piece_has_no_first_token_and_counts_for_throughput_when_it_ends():
+    whole = run()
+    whole.requests["first_token_s"][1] = np.nan
+    found = compare(whole, run())
+    assert found.latencies["e2e"].absolute_mean == 0 and len(found.pairs["ttft"][0]) == 3
+    assert found.throughput_error is not None and 0 < found.throughput_error < 1
+
+
 def test_requests_are_matched_by_id_in_any_order_and_by_place_when_named_differently():
     turned = copy.deepcopy(run(1.2))
     for name, values in turned.requests.items():
@@ -227,11 +248,29 @@ def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_pat
         ({"queued_ts": None}, "line 2: queued_ts: missing"),
         ({"input_toks": "ten"}, "line 2: input_toks: 'ten'"),
         ({"first_token_ts": 99.0}, "line 2: first_token_ts: not between"),
+        ({"output_toks": 5.5}, "line 2: output_toks: 5.5 is not a whole number"),
+        ({"last_token_ts": float("inf")}, "line 2: last_token_ts: inf is not a number"),
+        ({"arrival_time": "late"}, "line 2: arrival_time: 'late'"),
+        ({"instance": "a"}, "line 2: instance: 'a'"),
+        ({"request_id": "bench-0"}, "line 2: request_id: 'bench-0' is on line 1, too"),
     ],
 )
 def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
     with pytest.raises(RecordError, match=said):
         read_measured(measured(tmp_path / "m", **changes))
+
+
+def test_a_row_without_its_arrival_makes_all_arrive_when_they_were_queued_and_a_note_says_so(tmp_path):
+    whole = read_measured(measured(tmp_path / "m"))
+    assert whole.meta["trace"]["notes"] == [] and whole.requests["arrival_s"].tolist() == pytest.approx([0.0, 1.9])
+    done = workbench("import", measured(tmp_path / "m", arrival_time=None), "--out", tmp_path / "r")
+    record = read_record(tmp_path / "r")
+    assert record.requests["arrival_s"].tolist() == record.requests["queued_s"].tolist() == [0.0, 2.0]
+    (note,) = record.meta["trace"]["notes"]
+    assert note.startswith(
+        "1 of 2 requests have no arrival_time (the first is number 2 in requests.jsonl): every request"
+    )
+    assert f"note: {note}\n" in done.stdout
 
 
 def test_engine_arguments_without_a_counterpart_are_left_out():

@@ -3,36 +3,72 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from reports.record.run_record import RunRecord
 
 
 def import_run(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder with requests.jsonl and meta.json, as LLMServingSim's benchmarks leave it.", show_default=False
+            help="A result of vllm bench serve (--save-detailed), of SGLang's bench_serving (--output-details), of guidellm or "
+            "of aiperf, or the folder of a run of LLMServingSim's benchmarks.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the record to write.", show_default=False)],
     name: Annotated[
-        Optional[str], typer.Option("--name", help="What the run is called. Default: the source's folder.")
+        Optional[str], typer.Option("--name", help="What the run is called. Default: as the source.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier record.")] = False,
+    run: Annotated[
+        Optional[int], typer.Option("--run", help="Which run of a file that holds several, from 1.", show_default=False)
+    ] = None,
+    trace: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--trace",
+            help="Also write the requests that finished as a trace to simulate: when they came and how long they were.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier record, and the trace.")] = False,
 ) -> None:
     """Turn a measured run of another engine into a run record, for `compare`."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        from reports.record.measured import read_measured
-        from reports.record.run_record import prepare_out, write_record
+        from reports.imported.recognise import read_results
         from workbench.cli.runs import command_line
 
-        record = read_measured(source, name, command_line())
-        prepare_out(out, force)
-        write_record(record, out)
-        settings = {key: value for key, value in record.meta["settings"].items() if key != "engine_kwargs"}
+        record = read_results(source, name, command_line(), run)
+        _write(record, out, trace, force)
+        settings = {
+            key: value for key, value in record.meta["settings"].items() if key not in ("engine_kwargs", "client")
+        }
         print(f"{len(record.requests['request_id'])} requests of {record.meta['model']}: {out}")
         print("settings: " + ", ".join(f"{key} {value}" for key, value in settings.items()))
-        print(f"simulate the same: workbench simulate TRACE --like {out} --cost profile:PATH")
+        for note in record.meta["trace"]["notes"]:
+            print(f"note: {note}")
+        print(f"simulate the same: workbench simulate {trace or 'TRACE'} --like {out} --cost profile:PATH")
+
+
+def _write(record: RunRecord, out: Path, trace: Path | None, force: bool) -> None:
+    """Write the record and the trace of its requests, both or neither."""
+    from reports.record.run_record import prepare_out, write_record
+
+    new = trace is not None and not trace.exists()
+    if trace is not None:
+        from workbench.recording.imported_trace import write_requests
+
+        write_requests(record, trace, force)
+    try:
+        prepare_out(out, force)
+        write_record(record, out)
+    except BaseException:
+        if trace is not None and new:
+            trace.unlink(missing_ok=True)
+        raise
