@@ -57,8 +57,12 @@ def test_what_an_engines_environment_imports_needs_the_standard_library_alone():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "60\n"
 
 
+STEP_TOO_MANY = ("sglang-0.5.10.post1",)
+"""Engines that learn of an end by length a step late under overlap, and run the row once more."""
+
+
 def read(path: Path) -> tuple[str, dict[str, list[dict[str, int]]]]:
-    """The engine's name without what was asked of it, and the steps by key."""
+    """The engine's name without its version and what was asked of it, and the steps by key."""
     record = json.loads(gzip.decompress(path.read_bytes()))
     return record.pop("engine").split()[0], record
 
@@ -85,7 +89,8 @@ def test_a_recording_is_of_cases_that_its_engine_has_and_small(path):
 def test_a_recording_computes_each_request_to_its_end_and_holds_no_more_than_its_case(path):
     engine, scenarios = read(path)
     for key, steps in scenarios.items():
-        name, *pages, _, seed = key.split("/")
+        name, *pages, mode, seed = key.split("/")
+        late = mode == "overlap" and path.name.startswith(STEP_TOO_MANY)
         case, page = CASES[name], int(pages[0]) if pages else 16
         requests = {request.id: request for request in scenario(name, int(seed))}
         # What each computed since it came or last lost its KV: nothing, if its last token was on its way then.
@@ -106,11 +111,11 @@ def test_a_recording_computes_each_request_to_its_end_and_holds_no_more_than_its
             whole = len(request.prompt) + request.output - 1  # The last token that it writes is never computed.
             cached = whole - (computed[id] or before_loss[id])
             if request.abort_step is not None:
-                assert cached >= 0, (key, id)
+                assert cached >= -late, (key, id)
             else:
                 # What was found in the cache is whole pages, and never all of a prompt.
-                assert 0 <= cached < whole, (key, id)
-                assert cached % page == 0, (key, id)
+                assert -late <= cached < whole, (key, id)
+                assert cached % page == 0 or (late and (cached + 1) % page == 0), (key, id)
 
 
 def test_aborts_and_losses_are_recorded_where_a_case_is_about_them():
