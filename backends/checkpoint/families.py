@@ -11,7 +11,27 @@ from typing import Any
 
 from backends.checkpoint.config_fields import Fields
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+
+_GATED_DELTA = {
+    "head_dim": 256,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+_INDEXED = {
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048,
+    "first_k_dense_replace": 3,
+    "index_topk": 2048,
+    "index_head_dim": 128,
+}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -25,6 +45,41 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts": 128,
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
+    },
+    "qwen2_moe": {
+        "num_key_value_heads": 16,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "qkv_bias": True,
+    },
+    "qwen3_vl_text": {"num_key_value_heads": 32, "head_dim": 128},
+    "qwen3_vl_moe_text": {
+        "num_key_value_heads": 16,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1408,
+        "tie_word_embeddings": True,
+    },
+    "qwen3_next": {
+        **_GATED_DELTA,
+        "num_key_value_heads": 2,
+        "num_experts": 512,
+        "num_experts_per_tok": 10,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+    },
+    "qwen3_5_text": {**_GATED_DELTA, "num_key_value_heads": 4},
+    "qwen3_5_moe_text": {
+        **_GATED_DELTA,
+        "num_key_value_heads": 2,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
     },
     "deepseek_v2": {
         "q_lora_rank": 1536,
@@ -48,12 +103,74 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 8,
         "first_k_dense_replace": 3,
     },
+    "deepseek_v32": {
+        **_INDEXED,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "index_n_heads": 64,
+    },
+    "glm_moe_dsa": {
+        **_INDEXED,
+        "q_lora_rank": 2048,
+        "qk_nope_head_dim": 192,
+        "v_head_dim": 256,
+        "index_n_heads": 32,
+    },
+    "glm4_moe": {
+        "num_key_value_heads": 8,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1408,
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe_lite": {
+        "num_key_value_heads": 20,
+        "q_lora_rank": 768,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 256,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1536,
+    },
+    "minimax_m2": {"num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 256, "num_experts_per_tok": 8},
+    "nemotron_h": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 7688,
+        "moe_shared_expert_intermediate_size": 7688,
+        "mamba_num_heads": 128,
+        "mamba_head_dim": 64,
+        "n_groups": 8,
+        "ssm_state_size": 128,
+        "conv_kernel": 4,
+        "chunk_size": 128,
+        "use_conv_bias": True,
+    },
+    "llama4_text": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 16384,
+        "interleave_moe_layer_step": 1,
+        "attention_chunk_size": 8192,
+        "no_rope_layer_interval": 4,
+    },
     "gpt_oss": {
         "num_key_value_heads": 8,
         "head_dim": 64,
         "sliding_window": 128,
         "num_local_experts": 128,
         "num_experts_per_tok": 4,
+        "attention_bias": True,
     },
     "gemma": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     "gemma2": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "tie_word_embeddings": True},
@@ -66,18 +183,42 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "tie_word_embeddings": True,
     },
+    "gemma4_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262_144,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 512,
+        "hidden_size_per_layer_input": 256,
+        "tie_word_embeddings": True,
+    },
+    "phi": {},
     "phi3": {},
+    "phimoe": {"num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2},
+    "ministral3": {"num_key_value_heads": 8, "head_dim": 128},
+    "mimo_v2_flash": {},
     "olmo2": {},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
     "granite": {},
 }
 """Values that transformers' classes assume for fields that a file leaves out, where that is not null, false or none."""
 
-EVERY_LAYER = frozenset({"mistral", "mixtral", "phi3"})
-SWITCHED = frozenset({"qwen2", "qwen3", "smollm3"})
+SAME_AS = {
+    "kimi_k2": "deepseek_v3",
+    "mimo": "qwen2",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+}
+"""Types whose language model is another's."""
+
+EVERY_LAYER = frozenset({"mistral", "ministral3", "mixtral", "phi3", "phimoe"})
+SWITCHED = frozenset({"qwen2", "qwen2_moe", "qwen3", "smollm3"})
 """A window only with ``use_sliding_window``, and from layer ``max_window_layers`` on."""
 SWITCHED_EVERYWHERE = frozenset({"qwen3_moe"})
-FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6}
+FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6, "gemma4_text": 6}
 """Every so many layers one sees everything, the others have the window."""
 
 
@@ -123,8 +264,8 @@ def _window(fields: Fields, kind: str) -> int | None:
     return fields.size("sliding_window") if fields.raw("sliding_window") is not None else None
 
 
-def layer_types(fields: Fields, layers: int) -> tuple[str, ...] | None:
-    """The kind of attention of each layer, None where the file does not say. Raises UnsupportedModel for other kinds."""
+def layer_types(fields: Fields, layers: int, known: tuple[str, ...] = (FULL, SLIDING)) -> tuple[str, ...] | None:
+    """The kind of each layer, None where the file does not say. Raises UnsupportedModel for kinds that are not ``known``."""
     kinds = fields.raw("layer_types")
     if kinds is None:
         return None
@@ -133,8 +274,8 @@ def layer_types(fields: Fields, layers: int) -> tuple[str, ...] | None:
     if len(kinds) != layers:
         raise fields.error("layer_types", f"{len(kinds)} entries for {layers} layers")
     for each in kinds:
-        if each not in (FULL, SLIDING):
-            raise fields.error("layer_types", f"{each!r} is not supported; supported: {FULL}, {SLIDING}")
+        if each not in known:
+            raise fields.error("layer_types", f"{each!r} is not supported; supported: {', '.join(known)}")
     return tuple(kinds)
 
 
@@ -143,6 +284,11 @@ def mixtures(fields: Fields, experts: int) -> tuple[bool, ...]:
     layers = range(fields.size("num_hidden_layers"))
     if not experts:
         return (False,) * len(layers)
+    types = fields.texts("mlp_layer_types")
+    if types:
+        if len(types) != len(layers) or set(types) - {"dense", "sparse"}:
+            raise fields.error("mlp_layer_types", f"not 'dense' or 'sparse' for each of {len(layers)} layers")
+        return tuple(each == "sparse" for each in types)
     dense = fields.raw("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(isinstance(layer, int) for layer in dense):
         raise fields.error("mlp_only_layers", f"{dense!r} is not a list of layers")

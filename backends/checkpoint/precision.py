@@ -1,38 +1,48 @@
 """Precision of a checkpoint's weights and of their products: ``quantization_config``.
 
 A model is told apart in parts (:data:`PARTS`); routers and embeddings are never quantised. A part that a configuration
-leaves out in some layers is counted by the share of its matrices that it leaves out.
+leaves out in some layers is counted by the share of its weights that it leaves out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 from backends.checkpoint.config_fields import DTYPES, Fields, Inner
+from backends.checkpoint.layer_kinds import Layer
 
 DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128}
 """Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights."""
 BY_FLAG = "--dtype"
-PARTS = ("attention", "mlp", "experts", "shared_experts", "head")
+PARTS = ("attention", "recurrent", "mlp", "experts", "shared_experts", "head")
 
-_MATRICES: dict[str, tuple[str, ...]] = {
-    "attention": tuple(f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")),
-    "mlp": tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-    "experts": tuple(f"mlp.experts.0.{name}_proj" for name in ("gate", "up", "down")),
-    "shared_experts": tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")),
-}
-"""Names of a layer's matrices in a checkpoint."""
-_OTHER_NAMES = (
-    ("mlp.experts.0.", "block_sparse_moe.experts.0."),
-    ("gate_proj", "w1"),
-    ("up_proj", "w3"),
-    ("down_proj", "w2"),
+_WHERE = (
+    "model.layers.{}.",
+    "model.language_model.layers.{}.",
+    "language_model.model.layers.{}.",
+    "backbone.layers.{}.",
 )
-"""Mixtral's."""
+"""Where families keep their layers."""
+_OTHER_NAMES = (
+    # Mixtral's, with MiniMax's beside.
+    ("mlp.experts.0.gate_proj", "block_sparse_moe.experts.0.w1"),
+    ("mlp.experts.0.up_proj", "block_sparse_moe.experts.0.w3"),
+    ("mlp.experts.0.down_proj", "block_sparse_moe.experts.0.w2"),
+    ("mlp.shared_experts.", "mlp.shared_expert."),
+    ("mlp.", "feed_forward."),
+    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_qkvz"),
+    ("linear_attn.in_proj_z", "linear_attn.in_proj_qkvz"),
+    ("linear_attn.in_proj_b", "linear_attn.in_proj_ba"),
+    ("linear_attn.in_proj_a", "linear_attn.in_proj_ba"),
+    # Nemotron-H calls whatever a layer has its mixer.
+    ("self_attn.", "mixer."),
+    ("mlp.", "mixer."),
+)
+"""Beginnings of our names of matrices, and what some families write instead."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,11 @@ class Precision:
     plain: Held
     """Precision of what is not quantised."""
     kept: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Share of each part's matrices that stay as they are; 0 where it is not named."""
+    """Share of each part's weights that stay as they are; 0 where it is not named."""
     notes: tuple[str, ...] = ()
 
     def of(self, part: str) -> list[tuple[float, Held]]:
-        """(share, how it is held) of a part's matrices; the shares add up to 1."""
+        """(share, how it is held) of a part's weights; the shares add up to 1."""
         kept = self.kept.get(part, 0.0)
         return [(share, held) for share, held in ((1 - kept, self.quantised), (kept, self.plain)) if share]
 
@@ -95,8 +105,9 @@ def as_precision(dtype: str | Precision) -> Precision:
     return named(dtype) if isinstance(dtype, str) else dtype
 
 
-def read_precision(fields: Fields, layers: int) -> Precision:
-    """Read what a config.json says of its weights. Raises UnsupportedModel, which names a quantisation that is not known."""
+def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Precision:
+    """Read what a config.json says of the weights of these layers. Raises UnsupportedModel, which names a quantisation that
+    is not known."""
     said = fields.dtype_name()
     dtype = DTYPES.get(said or "", "bf16")
     plain = Held(DTYPE_BYTES[dtype], dtype)
@@ -112,7 +123,7 @@ def read_precision(fields: Fields, layers: int) -> Precision:
         )
     read = reader(Inner(config, fields.source, "quantization_config"), plain)
     try:
-        share = _kept(read.ignored, layers, read.only)
+        share = _kept(read.ignored, layers, hidden, read.only)
     except re.error as problem:
         raise fields.error(
             "quantization_config", f"{problem.pattern!r} is no regular expression: {problem}"
@@ -122,11 +133,22 @@ def read_precision(fields: Fields, layers: int) -> Precision:
     return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share, read.notes)
 
 
+def read_kv_dtype(fields: Fields) -> str | None:
+    """Read the dtype that a checkpoint has scales of KV for; None where it has none."""
+    config = fields.object("quantization_config")
+    inner = config.get("quantization") if isinstance(config.get("quantization"), Mapping) else config
+    assert inner is not None
+    said = inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme")
+    if isinstance(said, Mapping):
+        said = "FP8" if said.get("num_bits") == 8 and said.get("type") == "float" else None
+    return "fp8" if said == "FP8" else None
+
+
 def quant_method(fields: Fields) -> str:
     """Name the quantisation of a config.json. Raises UnsupportedModel if it says none."""
     config = fields.object("quantization_config")
     method = config.get("quant_method")
-    if method is None and "producer" in config:
+    if method is None and ("producer" in config or "quantization" in config or "quant_algo" in config):
         method = "modelopt"  # hf_quant_config.json, put in as it is
     if not isinstance(method, str):
         raise fields.error("quantization_config", "has no quant_method")
@@ -273,48 +295,51 @@ METHODS: dict[str, Callable[[Inner, Held], _Read]] = {
 }
 
 
-def _kept(ignored: Iterable[str], layers: int, only: Sequence[str]) -> dict[str, float]:
-    """The share of each part's matrices that patterns leave out."""
-    leaves_out, quantises = [_matcher(pattern) for pattern in ignored], [_matcher(pattern) for pattern in only]
-    shares = {}
-    for part in PARTS:
-        names = _names(part, layers) if leaves_out or quantises else []
-        kept = sum(
-            any(matches(each) for matches in leaves_out for each in spellings)
-            or (bool(quantises) and not any(matches(each) for matches in quantises for each in spellings))
-            for spellings in names
-        )
-        if kept:
-            shares[part] = kept / len(names)
-    return shares
+def _kept(ignored: Sequence[str], layers: Sequence[Layer], hidden: int, only: Sequence[str]) -> dict[str, float]:
+    """The share of each part's weights that patterns leave out."""
+    if not ignored and not only:
+        return {}
+    leaves_out, quantises = _any_of(ignored), _any_of(only)
+    all_of, kept = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for part, size, names in _matrices(layers, hidden):
+        all_of[part] += size
+        if any(map(leaves_out, names)) or (only and not any(map(quantises, names))):
+            kept[part] += size
+    return {part: kept[part] / all_of[part] for part in PARTS if kept[part]}
 
 
-def _names(part: str, layers: int) -> list[tuple[str, ...]]:
-    """Every matrix of a part, under each of its names."""
-    if part == "head":
-        return [("lm_head",)]
-    return [
-        tuple(dict.fromkeys((f"model.layers.{layer}.{name}", f"model.layers.{layer}.{_other(name)}")))
-        for layer in range(layers)
-        for name in _MATRICES[part]
-    ]
+def _matrices(layers: Sequence[Layer], hidden: int) -> Iterator[tuple[str, int, list[str]]]:
+    """Every matrix: the part that it is of, its weights, and its name as families write it."""
+    yield "head", 1, ["lm_head", "language_model.lm_head"]
+    for number, layer in enumerate(layers):
+        for part, matrices in layer.matrices(hidden).items():
+            for name, size in matrices.items():
+                spellings = {
+                    name,
+                    *(theirs + name[len(ours) :] for ours, theirs in _OTHER_NAMES if name.startswith(ours)),
+                }
+                yield part, size, [where.format(number) + each for where in _WHERE for each in sorted(spellings)]
 
 
-def _other(name: str) -> str:
-    if ".experts." in name:
-        for ours, theirs in _OTHER_NAMES:
-            name = name.replace(ours, theirs)
-    return name
+def _any_of(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Make a test of whether any of the patterns names a module, or one that it is in.
 
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Make a test of whether a configuration leaves a module out, by its name or that of a module it is in.
-
-    ``pattern`` is ``re:`` and an expression, a pattern with ``*``, or parts of a name.
+    A pattern is ``re:`` and an expression, one with ``*``, or parts of a name. Raises re.error.
     """
-    if pattern.startswith("re:"):
-        expression = re.compile(pattern[3:])
-        return lambda name: expression.match(name) is not None
-    if "*" in pattern:
-        return lambda name: fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-    return lambda name: f".{pattern}." in f".{name}."
+    plain = {each for each in patterns if "*" not in each and not each.startswith("re:")}
+    expressions = [re.compile(each[3:]) for each in patterns if each.startswith("re:")]
+    starred = [each for each in patterns if "*" in each and not each.startswith("re:")]
+    if starred:
+        expressions.append(re.compile("|".join(f"{translate(each)}|{translate(each + '.*')}" for each in starred)))
+
+    def matches(name: str) -> bool:
+        words = name.split(".")
+        if plain and any(
+            ".".join(words[first:last]) in plain
+            for first in range(len(words))
+            for last in range(first + 1, len(words) + 1)
+        ):
+            return True
+        return any(each.match(name) for each in expressions)
+
+    return matches

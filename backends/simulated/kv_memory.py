@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backends.checkpoint.layer_kinds import Dense, Layer, Recurrent
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
@@ -90,6 +91,15 @@ def kv_capacity(
     )
 
 
+def _inner(layer: Layer) -> float:
+    """Width of the vectors within a layer, of which a token has two at a time."""
+    mixer, mlp = layer.mixer, layer.mlp
+    recurrence = mixer.projected / 2 if isinstance(mixer, Recurrent) else 0.0
+    if mlp is None:
+        return recurrence
+    return max(mlp.width if isinstance(mlp, Dense) else mlp.per_token * mlp.width, recurrence)
+
+
 def _heaviest(model: ModelSpec) -> str:
     return "experts" if any(model.moe_layers) else "mlp"
 
@@ -111,7 +121,7 @@ def _tightest(
         usable = gpu.memory_bytes * mem_fraction
         weights = model.weight_bytes(dtype, tp, pp, ep, stage)
         # Live at the peak of a layer: a few hidden-size vectors a token, the gated MLP's two inner ones, and logits in fp32.
-        inner = max(model.intermediate / tp, model.experts_per_token * model.expert_intermediate / tp)
+        inner = max(map(_inner, model.stack)) / tp
         activations = max_prefill_tokens * (4 * model.hidden + 2 * inner) * 2 + max_running * model.vocab / tp * 4
         graphs = GRAPH_BYTES_PER_LAYER * len(model.stage_layers(pp, stage))
         per_token = model.kv_bytes_per_token(kv_dtype, tp, pp, stage)

@@ -126,7 +126,8 @@ def test_a_quantisation_that_is_not_known_is_refused_by_name_unless_the_user_say
         (["model.layers.*.self_attn"], {"attention": 1.0, "head": 1.0}),
         (["re:.*self_attn.*", "re:.*mlp.gate$"], {"attention": 1.0, "head": 1.0}),
         (["model.layers.0", "model.layers.79.mlp.down_proj"], {"attention": 1 / 80, "mlp": (3 + 1) / 240, "head": 1.0}),
-        (["o_proj"], {"attention": 1 / 4, "head": 1.0}),
+        # By weights: 64 of 64 + 8 + 8 + 64 heads.
+        (["o_proj"], {"attention": 64 / 144, "head": 1.0}),
         (["gate"], {"head": 1.0}),
         (["vision_tower"], {"head": 1.0}),
     ],
@@ -144,7 +145,7 @@ def test_an_unquantised_checkpoint_is_counted_as_it_was_saved():
     for said, dtype, size in (("float32", "fp32", 4), ("torch.bfloat16", "bf16", 2), (None, "bf16", 2)):
         found = from_config({**SHAPE, "torch_dtype": said}, "m", "config.json")
         assert found.precision().dtype == dtype
-        assert found.weight_bytes(found.precision()) == pytest.approx(size * found.parameters)
+        assert found.weight_bytes(found.precision()) == pytest.approx(size * (found.parameters - found.all_vectors))
     assert "nothing" in found.precision().said_by
 
 

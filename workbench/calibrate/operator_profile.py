@@ -32,10 +32,8 @@ BESIDE = "beside"
 def profiled_model(name: str) -> ModelSpec:
     """The shape of a model that a profile can hold. Raises CatalogueError or ProfileError."""
     model = load_model(name)
-    if any(window is not None for window in model.windows):
-        raise ProfileError(
-            f"{name}: attends over sliding windows, which no profile holds; --out FILE.json fits whole steps"
-        )
+    if model.beyond_tables is not None:
+        raise ProfileError(f"{name}: {model.beyond_tables}, which no profile holds; --out FILE.json fits whole steps")
     return model
 
 

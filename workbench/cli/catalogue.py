@@ -89,12 +89,7 @@ def _one(name: str) -> dict[str, Any]:
             if isinstance(model.saved, str)
             else weights_label({"weights": model.saved.described})
         }
-        return (
-            _model_row(model)
-            | saved
-            | weights
-            | {k: v for k, v in dataclasses.asdict(model).items() if k not in ("name", "saved")}
-        )
+        return _model_row(model) | saved | weights | _shape(model)
     names = {known.lower(): known for known in (*gpu_names(), *model_names())}
     near = [names[each] for each in difflib.get_close_matches(name.lower(), names, 3, 0.4)]
     raise CatalogueError(
@@ -102,11 +97,46 @@ def _one(name: str) -> dict[str, Any]:
     )
 
 
+SHAPE = (
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "intermediate",
+    "vocab",
+    "tied_embeddings",
+    "gated_mlp",
+    "experts",
+    "experts_per_token",
+    "expert_intermediate",
+    "moe_layers",
+    "windows",
+    "drafting_layers",
+)
+"""Sizes of a model: of its first layer of attention, its first dense MLP and its first experts."""
+
+
+def _shape(model: ModelSpec) -> dict[str, Any]:
+    """A model's sizes, and how many layers it has of each kind."""
+    kinds: dict[str, int] = {}
+    for layer in model.stack:
+        words = ", ".join(each.described for each in (layer.mixer, layer.mlp) if each is not None)
+        kinds[words] = kinds.get(words, 0) + 1
+    return {
+        **{name: getattr(model, name) for name in SHAPE},
+        "kv_saved_as": model.saved_kv,
+        "state_bytes_per_request": int(model.state_bytes()),
+        "layer_kinds": kinds,
+    }
+
+
 def _print_one(found: dict[str, Any]) -> None:
     for field, value in found.items():
         if isinstance(value, tuple):  # of every layer: what there is, and how often
             kinds = {kind: value.count(kind) for kind in dict.fromkeys(value)}
             value = ", ".join(f"{kind} in {count} layers" for kind, count in kinds.items())
+        elif isinstance(value, dict):
+            value = "; ".join(f"{count} x {kind}" for kind, count in value.items())
         elif isinstance(value, int | float) and not isinstance(value, bool):
             value = _number(value)
         print(f"{field:28}{value}")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from backends.checkpoint.config_fields import Fields, UnsupportedModel
-from backends.checkpoint.families import (
-    DEFAULTS,
-    context_tokens,
-    experts,
-    head_dim,
-    kv_heads,
-    mixtures,
-    text_values,
-    windows,
+from backends.checkpoint.config_fields import UnsupportedModel
+from backends.checkpoint.families import context_tokens
+from backends.checkpoint.layer_kinds import Attention, Dense, Experts, Latent, Layer, Mixer, Recurrent
+from backends.checkpoint.precision import (
+    DTYPE_BYTES,
+    Precision,
+    as_precision,
+    named,
+    read_kv_dtype,
+    read_precision,
 )
-from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named, read_precision
+from backends.checkpoint.readers import read_fields, read_stack
 from backends.simulated.catalogue.gpu_specs import CatalogueError
 from ground.json_file import read_json
 
@@ -29,42 +29,122 @@ CATALOGUE = Path(__file__).parent / "models.json"
 
 
 @dataclass(frozen=True)
-class MLA:
-    """Multi-head latent attention (DeepSeek-V2, section 2.1)."""
-
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-
-
-@dataclass(frozen=True)
 class ModelSpec:
-    """The shape of a decoder-only transformer."""
+    """The shape of a decoder-only language model."""
 
     name: str
-    layers: int
     hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
     vocab: int
     max_context: int
     tied_embeddings: bool
-    moe_layers: tuple[bool, ...]
-    windows: tuple[int | None, ...]
-    """Sliding window of each layer in tokens; None is full attention."""
-    gated_mlp: bool = True
-    experts: int = 0
-    experts_per_token: int = 0
-    expert_intermediate: int = 0
-    shared_expert_intermediate: int = 0
-    """Inner width of all shared experts together."""
-    mla: MLA | None = None
+    stack: tuple[Layer, ...]
+    vectors: int = 0
+    """Elements of the norm after the last layer, and of a bias of the output projection."""
+    drafting_layers: int = 0
+    """Layers that draft further tokens, which engines load for speculation alone; nothing here counts them."""
     saved: Precision | str = field(default_factory=lambda: named("bf16", "nothing in its configuration"))
     """Precision of the checkpoint's weights, or the line about why it is not known."""
+    saved_kv: str | None = None
+    """Dtype that the checkpoint has scales of KV for; None where it has none."""
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.stack)
+
+    @cached_property
+    def _first(self) -> Attention | Latent | None:
+        """The first layer of attention."""
+        return next((each.mixer for each in self.stack if isinstance(each.mixer, Attention | Latent)), None)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of the first layer of attention, 0 without any."""
+        return 0 if self._first is None else self._first.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of the first layer of attention, 0 without any; a latent serves all query heads."""
+        return self._first.kv_heads if isinstance(self._first, Attention) else self.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of the keys of those."""
+        first = self._first
+        if isinstance(first, Attention):
+            return first.head_dim
+        return 0 if first is None else first.qk_nope_head_dim + first.qk_rope_head_dim
+
+    @property
+    def mla(self) -> Latent | None:
+        """The first layer of attention, where it is over latents."""
+        return self._first if isinstance(self._first, Latent) else None
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """Sliding window of each layer in tokens; None for one that has none."""
+        return tuple(each.mixer.window if isinstance(each.mixer, Attention) else None for each in self.stack)
+
+    @cached_property
+    def moe_layers(self) -> tuple[bool, ...]:
+        """Whether each layer is a mixture of experts."""
+        return tuple(isinstance(each.mlp, Experts) for each in self.stack)
+
+    @cached_property
+    def routed(self) -> Experts | None:
+        """The experts of the first layer that has any."""
+        return next((each.mlp for each in self.stack if isinstance(each.mlp, Experts)), None)
+
+    @cached_property
+    def dense(self) -> Dense | None:
+        """The MLP of the first layer that has a dense one."""
+        return next((each.mlp for each in self.stack if isinstance(each.mlp, Dense)), None)
+
+    @property
+    def intermediate(self) -> int:
+        """Inner width of dense MLPs, 0 without any."""
+        return 0 if self.dense is None else self.dense.width
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether dense MLPs multiply two projections."""
+        return self.dense is None or self.dense.gated
+
+    @property
+    def experts(self) -> int:
+        """Routed experts of a layer, 0 without any."""
+        return 0 if self.routed is None else self.routed.count
+
+    @property
+    def experts_per_token(self) -> int:
+        """How many of them a token uses."""
+        return 0 if self.routed is None else self.routed.per_token
+
+    @property
+    def expert_intermediate(self) -> int:
+        """Inner width of a routed expert."""
+        return 0 if self.routed is None else self.routed.width
+
+    @cached_property
+    def beyond_tables(self) -> str | None:
+        """What its layers have that no measured table here holds, in words; None for full attention of one kind."""
+        mixers = {each.mixer for each in self.stack}
+        if any(isinstance(each, Attention) and each.window is not None for each in mixers):
+            return "attends over sliding windows"
+        if any(each is not None and not isinstance(each, Attention | Latent) for each in mixers):
+            return "has recurrent layers"
+        if any(isinstance(each, Latent) and each.topk is not None for each in mixers):
+            return "has sparse attention over chosen tokens"
+        mlps = {each.mlp for each in self.stack}
+        if (
+            len(mixers) > 1
+            or None in mlps
+            or any(sum(isinstance(e, kind) for e in mlps) > 1 for kind in (Dense, Experts))
+        ):
+            return "has layers of several shapes"
+        if self.routed is not None and (not self.routed.gated or self.routed.latent is not None):
+            return "has experts without gates"
+        return None
 
     def precision(self, dtype: str = "auto") -> Precision:
         """Name how weights are held: ``auto`` as they were saved, else as the word says. Raises :class:`CatalogueError`."""
@@ -77,46 +157,28 @@ class ModelSpec:
     def unsplit(self, tp: int) -> str | None:
         """Name the heads that cannot be shared out over ``tp`` GPUs; None if all can. With fewer KV heads than GPUs,
         neighbours hold the same one."""
-        if self.heads % tp:
-            return f"{self.heads} attention heads"
-        shared = self.kv_heads % tp == 0 or tp % self.kv_heads == 0
-        return None if shared else f"{self.kv_heads} KV heads"
-
-    def attention_parameters(self) -> int:
-        """Weights of one layer's projections."""
-        if self.mla is None:
-            return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        m = self.mla
-        query = self.heads * (m.qk_nope_head_dim + m.qk_rope_head_dim)
-        q = self.hidden * query if m.q_lora_rank is None else m.q_lora_rank * (self.hidden + query)
-        kv = self.hidden * (m.kv_lora_rank + m.qk_rope_head_dim)
-        kv += m.kv_lora_rank * self.heads * (m.qk_nope_head_dim + m.v_head_dim)
-        return q + kv + self.heads * m.v_head_dim * self.hidden
-
-    def expert_parameters(self) -> int:
-        """Weights of one routed expert."""
-        return 3 * self.hidden * self.expert_intermediate
-
-    def mlp_parameters(self, layer: int, *, active: bool = False) -> int:
-        """Weights of a layer's MLP or experts; ``active`` counts those one token uses."""
-        if not self.moe_layers[layer]:
-            return (3 if self.gated_mlp else 2) * self.hidden * self.intermediate
-        used = self.experts_per_token if active else self.experts
-        shared = 3 * self.hidden * self.shared_expert_intermediate
-        return used * self.expert_parameters() + shared + self.hidden * self.experts
+        for mixer in dict.fromkeys(each.mixer for each in self.stack):
+            if mixer is not None and (found := mixer.unsplit(tp)) is not None:
+                return found
+        return None
 
     @property
     def parameters(self) -> int:
-        """All weights (biases and norms, below a thousandth, are left out)."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
-        return embeddings + sum(self.attention_parameters() + self.mlp_parameters(i) for i in range(self.layers))
+        """All weights, but for layers that draft."""
+        return self._outside() + sum(each.parameters(self.hidden) for each in self.stack)
+
+    @property
+    def all_vectors(self) -> int:
+        """Those of them that are no matrices: norms, biases, convolutions; below a thousandth."""
+        return self.vectors + sum(each.all_vectors for each in self.stack)
 
     @property
     def active_parameters(self) -> int:
         """Weights one token passes through, embeddings included as in the published figures."""
-        embeddings = self.vocab * self.hidden * (1 if self.tied_embeddings else 2)
-        layers = range(self.layers)
-        return embeddings + sum(self.attention_parameters() + self.mlp_parameters(i, active=True) for i in layers)
+        return self._outside() + sum(each.parameters(self.hidden, active=True) for each in self.stack)
+
+    def _outside(self) -> int:
+        return self.vocab * self.hidden * (1 if self.tied_embeddings else 2) + self.vectors
 
     def stage_layers(self, pp: int, stage: int) -> range:
         """Consecutive layers of a pipeline stage; what does not divide goes to the first stages."""
@@ -124,20 +186,24 @@ class ModelSpec:
         first = stage * each + min(stage, more)
         return range(first, first + each + (stage < more))
 
+    def stage_stack(self, pp: int, stage: int) -> tuple[Layer, ...]:
+        """The same, as layers."""
+        return tuple(self.stack[layer] for layer in self.stage_layers(pp, stage))
+
     def weight_bytes(self, dtype: str | Precision, tp: int = 1, pp: int = 1, ep: int = 1, stage: int = 0) -> float:
-        """Bytes of weights on one GPU of a stage. Experts are spread over max(tp, ep) GPUs; embeddings and the output
-        head are on the first and last stage, split by tp."""
-        weights, total = as_precision(dtype), 0.0
-        for layer in self.stage_layers(pp, stage):
-            total += self.attention_parameters() / tp * weights.bytes_of("attention")
-            if not self.moe_layers[layer]:
-                total += self.mlp_parameters(layer) / tp * weights.bytes_of("mlp")
-                continue
-            ranks = max(tp, ep)
-            total += self.experts * self.expert_parameters() / ranks * weights.bytes_of("experts")
-            shared = 3 * self.hidden * self.shared_expert_intermediate
-            total += shared / ranks * weights.bytes_of("shared_experts")
-            total += self.hidden * self.experts / ranks * weights.plain.bytes
+        """Bytes of matrices on one GPU of a stage; vectors, below a thousandth, are left out. Experts are spread over
+        max(tp, ep) GPUs; embeddings and the output head are on the first and last stage, split by tp."""
+        weights, total, ranks = as_precision(dtype), 0.0, max(tp, ep)
+        for layer in self.stage_stack(pp, stage):
+            if layer.mixer is not None:
+                matrices = sum(layer.mixer.matrices(self.hidden).values())
+                total += matrices / tp * weights.bytes_of(layer.mixer.part)
+            if isinstance(layer.mlp, Dense):
+                total += sum(layer.mlp.matrices(self.hidden).values()) / tp * weights.bytes_of("mlp")
+            elif isinstance(layer.mlp, Experts):
+                total += layer.mlp.count * layer.mlp.expert(self.hidden) / ranks * weights.bytes_of("experts")
+                total += layer.mlp.shared(self.hidden) / ranks * weights.bytes_of("shared_experts")
+                total += layer.mlp.router(self.hidden) / ranks * weights.plain.bytes
         table = self.vocab * self.hidden / tp
         if stage == 0:
             total += table * weights.plain.bytes
@@ -146,12 +212,35 @@ class ModelSpec:
         return total
 
     def kv_bytes_per_token(self, kv_dtype: str = "bf16", tp: int = 1, pp: int = 1, stage: int = 0) -> float:
-        """Bytes of KV a token on one GPU. KV heads are copied when there are fewer than GPUs; a latent is never split."""
-        if self.mla is not None:
-            elements: float = self.mla.kv_lora_rank + self.mla.qk_rope_head_dim
-        else:
-            elements = 2 * max(self.kv_heads / tp, 1) * self.head_dim
-        return len(self.stage_layers(pp, stage)) * elements * DTYPE_BYTES[kv_dtype]
+        """Bytes of KV a token on one GPU, where every layer of attention keeps every token."""
+        return sum(layer_kv_bytes(layer.mixer, kv_dtype, tp) for layer in self.stage_stack(pp, stage))
+
+    def state_bytes(self, tp: int = 1, pp: int = 1, stage: int = 0) -> float:
+        """Bytes of the states of recurrent layers, a request, on one GPU."""
+        return sum(layer_state_bytes(layer.mixer, tp) for layer in self.stage_stack(pp, stage))
+
+
+def layer_kv_bytes(mixer: Mixer | None, kv_dtype: str, tp: int) -> float:
+    """Bytes a layer of attention keeps of a token on one GPU; none where there is no attention."""
+    if isinstance(mixer, Attention):
+        return mixer.kv_elements(tp) * DTYPE_BYTES[kv_dtype]
+    if isinstance(mixer, Latent):
+        if mixer.topk is not None and kv_dtype == "fp8":
+            # The layout that sparse kernels read: the latent in 8 bits with a scale of 4 bytes for each 128, and the rotary
+            # part in 16 (vLLM 0.33.0, v1/kv_cache_interface.py, MLAAttentionSpec: 656 bytes).
+            return (
+                mixer.kv_lora_rank + 4 * -(-mixer.kv_lora_rank // 128) + 2 * mixer.qk_rope_head_dim + mixer.index_bytes
+            )
+        return mixer.kv_elements(tp) * DTYPE_BYTES[kv_dtype] + mixer.index_bytes
+    return 0.0
+
+
+def layer_state_bytes(mixer: Mixer | None, tp: int) -> float:
+    """Bytes of a request's state in a recurrent layer on one GPU: the state, and the last inputs of its convolution in two
+    bytes; none where there is no recurrence."""
+    if not isinstance(mixer, Recurrent):
+        return 0.0
+    return (mixer.state_elements * mixer.state_bytes + 2 * mixer.conv_channels * (mixer.conv_kernel - 1)) / tp
 
 
 def load_model(name: str) -> ModelSpec:
@@ -161,7 +250,8 @@ def load_model(name: str) -> ModelSpec:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
-        return from_config(read_json(path, CatalogueError), path.parent.name or str(path), str(path))
+        config = _with_quantisation(read_json(path, CatalogueError), path)
+        return from_config(config, path.parent.name or str(path), str(path))
     for wanted in (name.lower(), _canonical(name)):
         for known, config in _catalogue().items():
             if wanted in (known.lower(), _canonical(known)):
@@ -173,6 +263,14 @@ def load_model(name: str) -> ModelSpec:
     names = [known for known in _catalogue() if known.lower() in near]
     hint = f"nearest: {', '.join(names)}" if names else f"known: {', '.join(_catalogue())}"
     raise CatalogueError(f"unknown model {name!r}; {hint} (or a folder or config.json)")
+
+
+def _with_quantisation(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A config.json with what NVIDIA's tools write beside it of its precision, where it says nothing itself."""
+    beside = path.with_name(path.name.replace("config.json", "hf_quant_config.json"))
+    if config.get("quantization_config") or beside == path or not beside.is_file():
+        return config
+    return {**config, "quantization_config": read_json(beside, CatalogueError)}
 
 
 def same_model(one: str, other: str) -> bool:
@@ -199,59 +297,37 @@ def from_config(config: dict[str, Any], name: str, where: str) -> ModelSpec:
     """Read a config.json. Raises :class:`CatalogueError` naming ``where`` and the field that is missing, wrong or not
     supported."""
     try:
-        return _read(Fields(text_values(config, where), where), name)
+        return _read(config, name, where)
     except UnsupportedModel as error:
         raise CatalogueError(str(error)) from error
 
 
-def _read(fields: Fields, name: str) -> ModelSpec:
-    kind = fields.need("model_type", str)
-    if kind not in DEFAULTS:
-        raise fields.error("model_type", f"{kind!r} is not supported; known: {', '.join(DEFAULTS)}")
-    fields = fields.with_defaults(**DEFAULTS[kind])
-    layers, hidden, heads = (
-        fields.size("num_hidden_layers"),
-        fields.size("hidden_size"),
-        fields.size("num_attention_heads"),
-    )
-    routed, intermediate = experts(fields), fields.size("intermediate_size")
-    expert_intermediate = fields.size("moe_intermediate_size", intermediate) if routed else 0
-    per_token = fields.size("num_experts_per_tok") if routed else 0
-    if per_token > routed:
-        raise fields.error("num_experts_per_tok", f"{per_token}, with {routed} experts")
-    mla = None
-    if fields.raw("kv_lora_rank") is not None:
-        mla = MLA(
-            fields.size("q_lora_rank") if fields.raw("q_lora_rank") is not None else None,
-            fields.size("kv_lora_rank"),
-            fields.size("qk_nope_head_dim"),
-            fields.size("qk_rope_head_dim"),
-            fields.size("v_head_dim"),
-        )
-    max_context = context_tokens(fields)
+def _read(config: dict[str, Any], name: str, where: str) -> ModelSpec:
+    fields, kind = read_fields(config, where)
+    stack = read_stack(fields, kind)
+    hidden, max_context = fields.size("hidden_size"), context_tokens(fields)
     saved: Precision | str
     try:
-        saved = read_precision(fields, layers)
+        saved = read_precision(fields, stack.layers, hidden)
     except UnsupportedModel as error:
         saved = str(error)
     return ModelSpec(
         name=name,
-        layers=layers,
         hidden=hidden,
-        heads=heads,
-        kv_heads=kv_heads(fields),
-        head_dim=head_dim(fields),
-        intermediate=intermediate,
         vocab=fields.size("vocab_size"),
         max_context=max_context,
         tied_embeddings=fields.flag("tie_word_embeddings"),
-        moe_layers=mixtures(fields, routed),
-        # A window that no sequence can fill hides nothing.
-        windows=tuple(w if w is not None and w < max_context else None for w in windows(fields, kind)),
-        experts=routed,
-        experts_per_token=per_token,
-        expert_intermediate=expert_intermediate,
-        shared_expert_intermediate=fields.count("n_shared_experts") * expert_intermediate if routed else 0,
-        mla=mla,
+        stack=tuple(_within(layer, max_context) for layer in stack.layers),
+        vectors=stack.vectors,
+        drafting_layers=stack.drafting_layers,
         saved=saved,
+        saved_kv=read_kv_dtype(fields),
     )
+
+
+def _within(layer: Layer, max_context: int) -> Layer:
+    """The layer without a window that no sequence can fill: it hides nothing."""
+    mixer = layer.mixer
+    if not isinstance(mixer, Attention) or mixer.window is None or mixer.window < max_context:
+        return layer
+    return replace(layer, mixer=replace(mixer, window=None, chunked=False))

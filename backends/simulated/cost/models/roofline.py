@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 from backends.capture_sizes import default_capture_sizes
+from backends.checkpoint.layer_kinds import Dense, Experts, Mixer, Recurrent
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.catalogue.gpu_specs import GPU
-from backends.simulated.catalogue.model_specs import DTYPE_BYTES, ModelSpec
+from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
+from backends.simulated.cost.models.layer_times import AttentionTimes, Rates, RecurrentTimes, times_of
 from workbench.scheduler.batch import ModelWorkerBatch
+
+T = TypeVar("T", bound=Hashable)
 
 GEMM_TILE_ROWS = 64
 """Tensor-core kernels compute whole tiles: token counts round up to this for arithmetic, not for traffic."""
@@ -56,8 +62,6 @@ class RooflineCost:
             )
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
-        self._attention_flops = gpu.bf16_flops * gpu.attention_efficiency
-        self._kv_bandwidth = gpu.memory_bandwidth * gpu.kv_efficiency
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
         self._stages = [_Stage(self, stage, kv_dtype) for stage in range(pp)]
 
@@ -68,9 +72,9 @@ class RooflineCost:
 
     def decodes(self, batch: ModelWorkerBatch, steps: int, stage: int = 0) -> list[float] | None:
         """Seconds of a decode batch and of those that follow it while the same requests decode, ``steps`` in all. None where
-        attention has a window: what it reads is not known from the sum of the contexts."""
+        what a layer reads is not known from the sum of the contexts: with windows, and where tokens are chosen."""
         at, requests, tokens = self._stages[stage], batch.decode_tokens, batch.context_tokens
-        if not at.full_attention_only:
+        if not at.linear_in_context:
             return None
         fixed, context_s = self._fixed(at, requests), at.context_s
         return [fixed + context_s * context for context in range(tokens, tokens + steps * requests, requests)]
@@ -80,7 +84,7 @@ class RooflineCost:
         fixed = at.fixed.get(requests)
         if fixed is None:
             tokens = self._padded(requests)
-            fixed = at.fixed[requests] = sum(at.linear(tokens, tokens).values()) + at.attention_overhead_s
+            fixed = at.fixed[requests] = sum(at.linear(tokens, tokens).values()) + at.attention_fixed_s(requests)
         return fixed
 
     def explain(self, batch: ModelWorkerBatch, stage: int = 0) -> dict[str, float]:
@@ -114,8 +118,7 @@ class RooflineCost:
             parts.pop("experts", None)
             own = max(own, sum(parts.values()) + exchange_s)
             tokens += self._padded(count)
-        moe = sum(self.model.moe_layers)
-        return own + moe * at.experts_s(tokens)
+        return own + at.all_experts_s(tokens)
 
     def stage(self, stage: int) -> _Stage:
         """One stage's operators, for models that borrow the roofline's shape."""
@@ -163,36 +166,46 @@ class _Stage:
     """One stage's layers, with everything that does not depend on the batch worked out."""
 
     def __init__(self, cost: RooflineCost, stage: int, kv_dtype: str) -> None:
-        model, tp = cost.model, cost.tp
+        model, tp, gpu = cost.model, cost.tp, cost.gpu
         self._cost = cost
-        self._layers = list(model.stage_layers(cost.pp, stage))
-        self._moe = sum(model.moe_layers[layer] for layer in self._layers)
+        self._layers = model.stage_stack(cost.pp, stage)
         self._first, self._last = stage == 0, stage == cost.pp - 1
         self.fixed: dict[int, float] = {}
         self._linear: dict[tuple[int, int], dict[str, float]] = {}
-        windows: dict[int | None, int] = {}
-        for layer in self._layers:
-            windows[model.windows[layer]] = windows.get(model.windows[layer], 0) + 1
-        self._windows = windows
-        """Layers by attention window."""
-        self.full_attention_only = set(windows) <= {None}
-        kv_bytes = DTYPE_BYTES[kv_dtype]
-        heads = max(model.heads / tp, 1)
-        if model.mla is not None:
-            latent = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
-            self._kv_layer_bytes = latent * kv_bytes
-            # Absorbed decode: scores against the latent and rotary parts, values out of the latent (DeepSeek-V2, 2.1).
-            self._decode_pair_flops = 2 * heads * (latent + model.mla.kv_lora_rank)
-            qk = model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
-            self._prefill_pair_flops = 2 * heads * (qk + model.mla.v_head_dim)
-        else:
-            self._kv_layer_bytes = 2 * max(model.kv_heads / tp, 1) * model.head_dim * kv_bytes
-            self._decode_pair_flops = self._prefill_pair_flops = 4 * heads * model.head_dim
-        per_context_s = max(self._kv_layer_bytes / cost._kv_bandwidth, self._decode_pair_flops / cost._attention_flops)
-        self.layer_context_s = per_context_s
-        """Seconds a layer for each token of context that a decode reads."""
-        self.context_s = per_context_s * len(self._layers)
-        self.attention_overhead_s = cost.gpu.attention_overhead_s * len(self._layers)
+        rates = Rates.of(gpu)
+        kinds = _counted(layer.mixer for layer in self._layers if layer.mixer is not None)
+        times = {mixer: times_of(mixer, kv_dtype, tp, rates) for mixer in kinds}
+        self._mixers = [(times[mixer], layers) for mixer, layers in kinds.items()]
+        """Kinds of attention and recurrence, with how many layers have each."""
+        self.linear_in_context = all(kind.linear for kind, _ in self._mixers)
+        self._projections = _counted(
+            _projection(layer.mixer, model.hidden, tp) for layer in self._layers if layer.mixer
+        )
+        self._mlps = _counted(layer.mlp for layer in self._layers if isinstance(layer.mlp, Dense))
+        self._experts = _counted(layer.mlp for layer in self._layers if isinstance(layer.mlp, Experts))
+        self._halves = _counted(
+            (times[layer.mixer].written_bytes if layer.mixer else 0.0, bool(layer.mixer) + bool(layer.mlp))
+            for layer in self._layers
+        )
+        """Layers by what a token leaves in memory, and whether they are a mixer, an MLP, or both."""
+        self._attention = next((kind for kind, _ in self._mixers if isinstance(kind, AttentionTimes)), None)
+        self.context_s = sum(kind.context_s * layers for kind, layers in self._mixers)
+        """Seconds for each token of context that decodes read, where that is all that counts."""
+        self.attention_overhead_s = gpu.attention_overhead_s * sum(kinds.values())
+        if extra := sum(kind.kernels * layers for kind, layers in self._mixers):
+            self.attention_overhead_s += extra * gpu.kernel_overhead_s
+
+    @property
+    def layer_context_s(self) -> float:
+        """Seconds a layer of attention for each token of context that a decode reads."""
+        return self._attention.context_s if self._attention is not None else 0.0
+
+    def attention_fixed_s(self, requests: int) -> float:
+        """Seconds of a decode step's attention and recurrences, but for the contexts that are read."""
+        states_s = sum(
+            kind.steps_s(requests) * layers for kind, layers in self._mixers if isinstance(kind, RecurrentTimes)
+        )
+        return self.attention_overhead_s + states_s
 
     def linear(self, tokens: int, samples: int) -> dict[str, float]:
         """Everything but attention, for ``tokens`` computed and ``samples`` of them sampled."""
@@ -204,30 +217,32 @@ class _Stage:
 
     def _work_out(self, tokens: int, samples: int) -> dict[str, float]:
         cost, model, gpu, tp, ep = self._cost, self._cost.model, self._cost.gpu, self._cost.tp, self._cost.ep
-        count = len(self._layers)
-        moe, dense = self._moe, count - self._moe
         hidden = model.hidden
         # Two products around attention (QKV in, O out) share its parameters.
-        projections = model.attention_parameters() / tp
         parts = {
-            "projections": count * cost.matrix_s(cost.parts["attention"], tokens, projections, 4 * hidden, products=2)
+            "projections": sum(
+                count * cost.matrix_s(cost.parts[part], tokens, parameters, width, products=2)
+                for (part, parameters, width), count in self._projections.items()
+            )
         }
-        if dense:
-            gate = 3 if model.gated_mlp else 2
-            parameters = gate * hidden * model.intermediate / tp
-            width = 2 * hidden + gate * model.intermediate / tp
-            parts["mlp"] = dense * cost.matrix_s(cost.parts["mlp"], tokens, parameters, width, products=2)
-        if moe:
-            parts["experts"] = moe * self.experts_s(tokens)
-        kv_write = tokens * self._kv_layer_bytes
+        if self._mlps:
+            parts["mlp"] = sum(count * self._mlp_s(mlp, tokens) for mlp, count in self._mlps.items())
+        if self._experts:
+            parts["experts"] = self.all_experts_s(tokens)
         elementwise = ELEMENTWISE_PASSES * tokens * hidden * ACTIVATION_BYTES
-        parts["elementwise"] = count * cost.traffic_s(elementwise + kv_write, kernels=4)
+        parts["elementwise"] = sum(
+            count * cost.traffic_s(elementwise * halves / 2 + tokens * written, kernels=2 * halves)
+            for (written, halves), count in self._halves.items()
+        )
         message = tokens * hidden * ACTIVATION_BYTES
-        reduced = count + (dense if ep > 1 else count)
+        dense, moe = sum(self._mlps.values()), sum(self._experts.values())
+        reduced = sum(self._projections.values()) + (dense if ep > 1 else dense + moe)
         parts["all_reduce"] = reduced * all_reduce_s(message, tp, gpu)
         if moe and ep > 1:
-            sent = tokens * model.experts_per_token * hidden * ACTIVATION_BYTES / ep
-            parts["all_to_all"] = moe * 2 * all_to_all_s(sent, ep, gpu)
+            parts["all_to_all"] = sum(
+                count * 2 * all_to_all_s(tokens * each.per_token * hidden * ACTIVATION_BYTES / ep, ep, gpu)
+                for each, count in self._experts.items()
+            )
         if self._first:
             parts["embedding"] = cost.traffic_s(2 * message)
         if self._last and samples:
@@ -239,62 +254,73 @@ class _Stage:
                 parts["all_reduce"] += all_to_all_s(4 * samples * model.vocab / tp, tp, gpu)
         return parts
 
-    def experts_s(self, tokens: int) -> float:
-        """Router, the experts that ``tokens`` draws touch, and shared experts; load is taken as even over ranks."""
+    def _mlp_s(self, mlp: Dense, tokens: int) -> float:
+        cost, hidden, tp = self._cost, self._cost.model.hidden, self._cost.tp
+        gate = 3 if mlp.gated else 2
+        parameters, width = gate * hidden * mlp.width / tp, 2 * hidden + gate * mlp.width / tp
+        return cost.matrix_s(cost.parts["mlp"], tokens, parameters, width, products=2)
+
+    def all_experts_s(self, tokens: int) -> float:
+        """The experts of all layers."""
+        return sum(count * self.experts_s(tokens, each) for each, count in self._experts.items())
+
+    def experts_s(self, tokens: int, experts: Experts | None = None) -> float:
+        """Router, the experts that ``tokens`` draws touch, and shared experts, of one layer; load is taken as even over
+        ranks. ``experts`` are the model's first where none are named."""
         cost, model, gpu = self._cost, self._cost.model, self._cost.gpu
-        per_token, held = model.experts_per_token, cost.parts["experts"]
+        experts = experts or model.routed
+        assert experts is not None
+        per_token, held, hidden = experts.per_token, cost.parts["experts"], model.hidden
         # Expected distinct experts when every token picks `per_token` of them at random.
-        touched = model.experts * (1 - (1 - per_token / model.experts) ** tokens)
+        touched = experts.count * (1 - (1 - per_token / experts.count) ** tokens)
         ranks = max(cost.tp, cost.ep)
-        parameters = model.expert_parameters() / ranks
+        parameters = experts.expert(hidden) / ranks
+        gate = 3 if experts.gated else 2
         traffic = touched * parameters * held.bytes
-        traffic += tokens * per_token * (2 * model.hidden + 3 * model.expert_intermediate) / ranks * ACTIVATION_BYTES
+        inner = 2 * (experts.latent or hidden) + gate * experts.width
+        traffic += tokens * per_token * inner / ranks * ACTIVATION_BYTES
         # Each touched expert computes whole tiles of its own few rows.
         rows = touched * math.ceil(tokens * per_token / max(touched, 1) / EXPERT_TILE_ROWS) * EXPERT_TILE_ROWS
         flops_s = 2 * rows * parameters * held.expert_flop_s
-        router = cost.matrix_s(cost.plain, tokens, model.hidden * model.experts, model.hidden + model.experts)
+        router = cost.matrix_s(cost.plain, tokens, experts.router(hidden), hidden + experts.count)
         seconds = max(flops_s, traffic / cost._bandwidth) + gpu.expert_overhead_s + router
-        if model.shared_expert_intermediate:
-            shared = 3 * model.hidden * model.shared_expert_intermediate / cost.tp
-            width = 2 * model.hidden + 3 * model.shared_expert_intermediate / cost.tp
+        if shared := experts.shared(hidden) / cost.tp:
+            width = 2 * hidden + gate * (experts.shared_width + experts.dense_width) / cost.tp
             seconds += cost.matrix_s(cost.parts["shared_experts"], tokens, shared, width)
         return seconds
 
     def prefill_attention_s(self, pairs: float, read_tokens: float) -> float:
         """Attention of one layer's prompts: ``pairs`` of query and key, over ``read_tokens`` of KV."""
-        flops_s = self._prefill_pair_flops * pairs / self._cost._attention_flops
-        return max(flops_s, read_tokens * self._kv_layer_bytes / self._cost._kv_bandwidth)
+        return self._attention.pairs_s(pairs, read_tokens) if self._attention is not None else 0.0
 
     def attention_s(self, batch: ModelWorkerBatch) -> float:
-        """Attention of all layers: prefill rows causally over their prefix, decode rows over their context."""
+        """Attention and recurrences of all layers: prefill rows causally over their prefix, decode rows over their
+        context."""
         total = self.attention_overhead_s
-        count = batch.num_prefill
-        for window, layers in self._windows.items():
+        count, lens = batch.num_prefill, batch.seq_lens
+        seen = 0.0
+        if batch.decode_tokens:
+            seen = batch.context_tokens - (float(sum(lens[:count].tolist())) if count else 0.0)
+        for kind, layers in self._mixers:
             seconds = 0.0
             if count:
-                new = batch.query_lens[:count]
-                context = batch.seq_lens[:count]
-                if window is None:
-                    # Whole numbers, so exact; and prefills are few: numpy would take longer.
-                    lens = list(zip(new.tolist(), context.tolist(), strict=True))
-                    pairs = float(sum(n * (end - n) + n * (n + 1) // 2 for n, end in lens))
-                    read = float(sum(end for _, end in lens))
-                else:
-                    # Position p sees min(p + 1, window) tokens.
-                    pairs = float((_triangle(context, window) - _triangle(context - new, window)).sum())
-                    read = float((new + (context - new).clip(max=window)).sum())
-                seconds += self.prefill_attention_s(pairs, read)
+                seconds += kind.prompts_s(batch.query_lens[:count], lens[:count])
             if batch.decode_tokens:
-                if window is None:
-                    seen = batch.context_tokens - (float(sum(batch.seq_lens[:count].tolist())) if count else 0.0)
-                else:
-                    seen = float(batch.seq_lens[count:].clip(max=window).sum())
-                seconds += seen * self.layer_context_s
+                seconds += kind.decodes_s(lens[count:], seen)
             total += layers * seconds
         return total
 
 
-def _triangle(length, window: int):  # type: ignore[no-untyped-def]
-    """Sum over positions p < length of min(p + 1, window), elementwise."""
-    head = length.clip(max=window)
-    return head * (head + 1) / 2 + (length - head) * window
+def _projection(mixer: Mixer, hidden: int, tp: int) -> tuple[str, float, float]:
+    """What the products around a mixer depend on: the part they are of, their parameters, and the elements in and out of a
+    row, all together."""
+    parameters = sum(mixer.matrices(hidden).values()) / tp
+    width: float = 4 * hidden
+    if isinstance(mixer, Recurrent):
+        width = 2 * hidden + mixer.projected / tp
+    return mixer.part, parameters, width
+
+
+def _counted(each: Iterable[T]) -> dict[T, int]:
+    """How often each occurs, in the order in which they first do."""
+    return dict(Counter(each))

@@ -53,10 +53,8 @@ def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "
     """The tables of a model on a GPU. Raises :class:`ProfileError` or ``CostError`` with one line."""
     source = provenance(path)
     check_model(path, source.model, model)
-    if any(window is not None for window in model.windows):
-        raise ProfileError(
-            f"{path}: {model.name} attends over sliding windows, which are not read from tables; use roofline"
-        )
+    if model.beyond_tables is not None:
+        raise ProfileError(f"{path}: {model.name} {model.beyond_tables}, which are not read from tables; use roofline")
     if source.format == "aiconfigurator":
         return aiconfigurator.read(path, tp, model, gpu, dtype)
     check_gpu(path, source.gpu, gpu)

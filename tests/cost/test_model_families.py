@@ -1,0 +1,323 @@
+"""Published configurations of the families people deploy: their layers, weights, KV and state, and what each costs.
+
+`model_families.json` has of each the fields of its config.json that change something, and the parameters that its maker
+publishes. `beside_b` are billions that this figure counts and the language model does not have; `rounded_by_b` is how far
+off a figure may be that is rounded more coarsely than to a hundredth.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.checkpoint.families import SAME_AS
+from backends.checkpoint.layer_kinds import Attention, Experts, GatedDelta, Latent, Mamba2
+from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
+from backends.simulated.catalogue.model_specs import ModelSpec, from_config, load_model
+from backends.simulated.cost.models.roofline import RooflineCost
+from tests.cost.test_roofline import batch
+from workbench.cluster.resolve import resolve
+from workbench.settings.loading import settings_from
+
+FAMILIES = json.loads((Path(__file__).parent / "model_families.json").read_text())
+
+
+def family(name: str, **fields: object) -> ModelSpec:
+    """One of them, with other fields."""
+    config = FAMILIES[name]["config"]
+    inner = {"text_config": {**config["text_config"], **fields}} if "text_config" in config else fields
+    return from_config({**config, **inner}, name, "config.json")
+
+
+# -- how many parameters -------------------------------------------------------------------------------------------------
+
+
+def test_there_are_published_configurations_of_every_family():
+    kinds = {
+        config.get("text_config", config)["model_type"] for config in (each["config"] for each in FAMILIES.values())
+    }
+    assert len(FAMILIES) >= 60
+    assert {SAME_AS.get(kind, kind) for kind in kinds} >= {
+        *("llama", "llama4_text", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text"),
+        *("qwen3_5_moe_text", "mistral", "mixtral", "gemma2", "gemma3_text", "phi", "phi3", "phimoe", "glm4_moe"),
+        *("glm_moe_dsa", "gpt_oss", "deepseek_v2", "deepseek_v3", "deepseek_v32", "minimax_m2", "nemotron_h"),
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters_are_those_of_the_published_figure(name):
+    known, found = FAMILIES[name], family(name)
+    published, beside = known["published_b"], known.get("beside_b", 0)
+    assert found.parameters == known["parameters"]
+    assert found.parameters / 1e9 + beside == pytest.approx(published, abs=known.get("rounded_by_b", published / 100))
+    assert found.active_parameters <= found.parameters and found.all_vectors < found.parameters / 1000
+
+
+@pytest.mark.slow
+def test_parameters_are_those_of_transformers_on_the_meta_device():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    initialization = pytest.importorskip("transformers.initialization")
+    configurations = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    found, expected = {}, {}
+    for name, known in FAMILIES.items():
+        values = {**known["config"], **known["config"].get("text_config", {})}
+        values.pop("text_config", None)
+        kind = values.pop("model_type")
+        shape = configurations[SAME_AS.get(kind, kind)](**values)
+        with torch.device("meta"), initialization.no_init_weights():
+            if kind.startswith("qwen3_vl"):  # its class has the vision encoder; the language model's has no head
+                theirs = transformers.AutoModel.from_config(shape)
+                head = 0 if values.get("tie_word_embeddings") else shape.vocab_size * shape.hidden_size
+            else:
+                theirs, head = transformers.AutoModelForCausalLM.from_config(shape), 0
+        expected[name] = head + sum(each.numel() for each in theirs.parameters())
+        found[name] = family(name).parameters
+    assert found == expected
+
+
+# -- what layers they have -----------------------------------------------------------------------------------------------
+
+
+def test_linear_attention_is_in_three_of_four_layers_and_keeps_a_state_instead_of_tokens():
+    model = family("Qwen/Qwen3-Next-80B-A3B-Instruct")
+    mixers = [layer.mixer for layer in model.stack]
+    assert [type(each) for each in mixers[:4]] == [GatedDelta] * 3 + [Attention]
+    assert mixers[3].gated and mixers[3].heads == 16 and mixers[3].kv_heads == 2
+    # 12 layers with 2 heads of 256 for keys and as many for values.
+    assert model.kv_bytes_per_token() == 12 * 2 * 2 * 256 * 2
+    # 36 states of 32 heads of 128 x 128 in fp32, and 3 inputs of 8192 channels of their convolutions.
+    assert model.state_bytes() == 36 * (32 * 128 * 128 * 4 + 3 * 8192 * 2)
+    assert model.state_bytes(tp=4) == model.state_bytes() / 4
+
+
+def test_a_pattern_of_letters_says_what_each_layer_of_nemotron_h_is():
+    model = family("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
+    kinds = ["".join("M" if isinstance(layer.mixer, Mamba2) else "*" if layer.mixer else "E" for layer in model.stack)]
+    assert kinds == ["MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME"]
+    assert all(layer.mixer is None or layer.mlp is None for layer in model.stack)
+    assert model.kv_bytes_per_token() == 6 * 2 * 2 * 128 * 2
+    latent = family("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4").routed
+    assert latent == Experts(512, 22, 2688, 5376, gated=False, latent=1024)
+    by_words = ["mamba", "moe", "mamba", "attention"]
+    config = {**FAMILIES["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"]["config"], "num_hidden_layers": 4}
+    del config["hybrid_override_pattern"]
+    spelled = [from_config({**config, "layers_block_type": by_words}, "m", "c")]
+    spelled.append(from_config({**config, "hybrid_override_pattern": "MEM*"}, "m", "c"))
+    assert spelled[0].stack == spelled[1].stack
+
+
+def test_every_fourth_layer_of_llama_4_sees_everything_and_every_second_of_maverick_has_experts():
+    maverick = family("meta-llama/Llama-4-Maverick-17B-128E-Instruct")
+    assert [layer.mixer.window for layer in maverick.stack[:5]] == [8192, 8192, 8192, None, 8192]
+    assert all(layer.mixer.chunked == (layer.mixer.window is not None) for layer in maverick.stack)
+    assert maverick.moe_layers[:4] == (False, True, False, True) and maverick.intermediate == 16384
+    assert set(family("meta-llama/Llama-4-Scout-17B-16E-Instruct").moe_layers) == {True}
+
+
+def test_sparse_attention_chooses_tokens_and_layers_that_share_a_choice_have_no_indexer():
+    model, shared = family("deepseek-ai/DeepSeek-V3.2"), family("zai-org/GLM-5.2")
+    assert {layer.mixer.topk for layer in model.stack} == {2048}
+    # 576 elements in two bytes, and a key of 128 bytes with a scale of 4.
+    assert model.kv_bytes_per_token() == 61 * (576 * 2 + 132)
+    # In 8 bits: 512, four scales, 64 rotary elements in two bytes (the 656 bytes of FlashMLA), and the key.
+    assert model.kv_bytes_per_token("fp8") == 61 * (656 + 132)
+    own = [isinstance(layer.mixer, Latent) and layer.mixer.indexer is not None for layer in shared.stack]
+    assert own[:8] == [True, True, True, False, False, False, True, False] and sum(own) == 21
+    assert shared.kv_bytes_per_token() == 78 * 576 * 2 + 21 * 132
+
+
+def test_heads_differ_by_layer_where_windows_have_heads_of_their_own():
+    gemma, mimo = family("google/gemma-4-26B-A4B"), family("XiaomiMiMo/MiMo-V2-Flash")
+    local, wide = gemma.stack[0].mixer, gemma.stack[5].mixer
+    assert (local.window, local.kv_heads, local.head_dim) == (1024, 8, 256)
+    assert (wide.window, wide.kv_heads, wide.head_dim, wide.keys_are_values) == (None, 2, 512, True)
+    full, sliding = mimo.stack[0].mixer, mimo.stack[1].mixer
+    assert (full.kv_heads, full.head_dim, full.value_dim, full.window) == (4, 192, 128, None)
+    assert (sliding.kv_heads, sliding.window) == (8, 128)
+
+
+def test_layers_that_draft_are_told_and_not_counted():
+    with_drafts, without = (family("deepseek-ai/DeepSeek-V3", num_nextn_predict_layers=count) for count in (1, 0))
+    assert (with_drafts.drafting_layers, without.drafting_layers) == (1, 0)
+    assert with_drafts.parameters == without.parameters and with_drafts.weight_bytes("bf16") == without.weight_bytes(
+        "bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "line"),
+    [
+        ("Qwen/Qwen3-8B", {"model_type": "deepseek_v4"}, "model_type: 'deepseek_v4' is not supported; known: llama"),
+        ("Qwen/Qwen3-8B", {"model_type": "kimi_linear"}, "model_type: 'kimi_linear' is not supported"),
+        ("Qwen/Qwen3.5-27B", {"linear_num_key_heads": 7}, "linear_num_key_heads: 7 does not divide 48 value heads"),
+        ("Qwen/Qwen3.5-27B", {"mamba_ssm_dtype": "int8"}, "mamba_ssm_dtype: 'int8' is not supported"),
+        ("Qwen/Qwen3.5-27B", {"layer_types": ["sliding_attention"] * 64}, "layer_types: 'sliding_attention' is not"),
+        ("nvidia/Nemotron-H-56B-Base-8K", {"hybrid_override_pattern": "MX*"}, "hybrid_override_pattern: 'X' is not"),
+        ("nvidia/Nemotron-H-56B-Base-8K", {"hybrid_override_pattern": "M*"}, "2 entries for 118 layers"),
+        ("nvidia/Nemotron-H-56B-Base-8K", {"hybrid_override_pattern": None}, "hybrid_override_pattern: missing"),
+        ("zai-org/GLM-5.2", {"indexer_types": ["shared"] * 78}, "indexer_types: not 'full' or 'shared' for each of 78"),
+        ("zai-org/GLM-5", {"mlp_layer_types": ["dense"]}, "mlp_layer_types: not 'dense' or 'sparse' for each of 78"),
+        ("deepseek-ai/DeepSeek-V3", {"kv_lora_rank": None}, "kv_lora_rank: missing"),
+        (
+            "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+            {"moe_layers": "all"},
+            "moe_layers: 'all' is not a list of layers",
+        ),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", {"no_rope_layers": [1]}, "no_rope_layers: not an entry for each"),
+        (
+            "google/gemma-4-26B-A4B",
+            {"hidden_size_per_layer_input": 256},
+            "hidden_size_per_layer_input: 256 is not modelled",
+        ),
+        ("google/gemma-4-26B-A4B", {"num_kv_shared_layers": 18}, "num_kv_shared_layers: 18 is not modelled"),
+        (
+            "XiaomiMiMo/MiMo-V2-Flash",
+            {"hybrid_layer_pattern": [2]},
+            "hybrid_layer_pattern: not a 0 or a 1 for each of 48",
+        ),
+        ("microsoft/phi-2", {"qk_layernorm": True}, "qk_layernorm: True is not supported"),
+        ("openai/gpt-oss-20b", {"num_experts_per_tok": 33}, "num_experts_per_tok: 33, with 32 experts"),
+    ],
+)
+def test_what_no_reader_knows_is_refused_by_field(name, fields, line):
+    with pytest.raises(CatalogueError) as error:
+        family(name, **fields)
+    assert str(error.value).startswith("config.json: ") and line in str(error.value) and "\n" not in str(error.value)
+
+
+# -- in what precision ---------------------------------------------------------------------------------------------------
+
+
+def test_a_quantisation_leaves_out_what_it_names_as_each_family_names_it():
+    def kept(name: str, *ignored: str, **fields: object) -> dict[str, float]:
+        said = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": list(ignored)}
+        return {k: round(v, 3) for k, v in family(name, quantization_config=said, **fields).precision().kept.items()}
+
+    qwen = "Qwen/Qwen3.5-397B-A17B"
+    linear = kept(qwen, "model.language_model.layers.*.linear_attn*", "*.mlp.shared_expert.*")
+    assert linear == {"recurrent": 1.0, "shared_experts": 1.0, "head": 1.0}
+    assert kept(qwen, "model.language_model.layers.3.self_attn*") == {"attention": round(1 / 15, 3), "head": 1.0}
+    nano = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+    assert kept(nano, "backbone.layers.0.mixer.in_proj", "backbone.layers.5.mixer.q_proj") == {
+        "recurrent": pytest.approx(1 / 23 * 10304 / 14400, abs=5e-4),
+        "attention": pytest.approx(1 / 6 * 4096 / (2 * 4096 + 2 * 256), abs=5e-4),
+        "head": 1.0,
+    }
+    assert kept("MiniMaxAI/MiniMax-M2.5", "model.layers.0.block_sparse_moe") == {
+        "experts": round(1 / 62, 3),
+        "head": 1.0,
+    }
+    assert kept("google/gemma-4-26B-A4B", "model.language_model.layers.*.mlp*") == {"shared_experts": 1.0, "head": 1.0}
+    # The latents of DeepSeek: by weights, not by matrices.
+    names = [f"model.layers.*.self_attn.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]
+    assert kept("deepseek-ai/DeepSeek-V3", *names)["attention"] == pytest.approx(0.372, abs=1e-3)
+
+
+def test_precision_is_read_from_the_file_that_stands_beside_a_configuration(tmp_path):
+    config = FAMILIES["nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"]["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_model(str(tmp_path)).precision().dtype == "bf16"
+    beside = {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(beside))
+    found = load_model(str(tmp_path))
+    assert found.precision().dtype == "nvfp4" and found.saved_kv == "fp8"
+    assert found.precision("bf16").dtype == "bf16", "--dtype wins"
+    own = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": own}))
+    assert load_model(str(tmp_path)).precision().dtype == "fp8", "what the configuration says itself wins"
+
+
+# -- what they cost ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_simulated(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]["config"]))
+    model = load_model(str(tmp_path))
+    tp = next(size for size in (8, 4, 2, 1) if model.unsplit(size) is None)
+    settings = settings_from(
+        None, {"model": str(tmp_path), "gpu": "b200", "tp": tp, "dtype": "int4", "max_running": 16}
+    )
+    recipe = resolve(settings, "overlap")
+    assert recipe.scheduler.kv_tokens > 10_000
+    cost, mixed = recipe.cost, batch([(100, 3000), (0, 50)], [10_000, 5])
+    assert cost.forward(mixed) == pytest.approx(sum(cost.explain(mixed).values()), rel=1e-12)
+    few, many = (cost.forward(batch([], [4000] * count)) for count in (1, 16))
+    assert 1e-4 < few <= many < 0.1
+
+
+def roofline(name: str, **fields: object) -> RooflineCost:
+    return RooflineCost(family(name, **fields), load_gpu("h200"), tp=1, capture_sizes=[])
+
+
+def attention_s(cost: RooflineCost, *, prefill: list[tuple[int, int]] = (), decode: list[int] = ()) -> float:  # type: ignore[assignment]
+    """Attention less what its launches take."""
+    return cost.stage(0).attention_s(batch(prefill, decode)) - cost.stage(0).attention_overhead_s
+
+
+def test_a_chunk_hides_what_is_before_it():
+    name = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    cost = roofline(name, no_rope_layers=[1] * 48)
+    assert attention_s(cost, decode=[8192]) == pytest.approx(8192 * attention_s(cost, decode=[8193]))
+    assert attention_s(cost, decode=[100]) == pytest.approx(attention_s(cost, decode=[8192 * 3 + 100]))
+    whole = attention_s(cost, prefill=[(0, 3 * 8192)])
+    assert whole == pytest.approx(3 * attention_s(cost, prefill=[(0, 8192)]))
+    # Two halves of a chunk are the whole of it, but for what is read twice.
+    halves = attention_s(cost, prefill=[(0, 4096)]) + attention_s(cost, prefill=[(4096, 4096)])
+    assert halves == pytest.approx(attention_s(cost, prefill=[(0, 8192)]), rel=0.05)
+
+
+def test_pairs_of_windows_and_chunks_are_those_counted_one_by_one():
+    from backends.simulated.cost.models.layer_times import _sawtooth, _triangle
+
+    for length in (0, 1, 6, 7, 8, 20):
+        at = np.array([length])
+        assert _sawtooth(at, 7)[0] == sum(p % 7 + 1 for p in range(length))
+        assert _triangle(at, 7)[0] == sum(min(p + 1, 7) for p in range(length))
+
+
+def test_sparse_attention_reads_the_chosen_tokens_and_scores_all():
+    cost = roofline("deepseek-ai/DeepSeek-V3.2")
+    gpu = load_gpu("h200")
+    bandwidth, scores = gpu.memory_bandwidth * gpu.kv_efficiency, gpu.fp8_flops * gpu.attention_efficiency
+    chosen_s = 2048 * max(1152 / bandwidth, 2 * 128 * (576 + 512) / (gpu.bf16_flops * gpu.attention_efficiency))
+    scored_s = 100_000 * max(132 / bandwidth, 2 * 64 * 128 / scores)
+    assert attention_s(cost, decode=[100_000]) == pytest.approx(61 * (chosen_s + scored_s), rel=1e-6)
+    dense = roofline("deepseek-ai/DeepSeek-V3")
+    assert attention_s(cost, decode=[100_000]) < attention_s(dense, decode=[100_000]) / 5
+    # A short prompt is attended to as a dense one; a long one is not.
+    extra_s = 61 * 2 * 64 * 128 * (1000 * 1001 / 2) / scores
+    assert attention_s(cost, prefill=[(0, 1000)]) == pytest.approx(attention_s(dense, prefill=[(0, 1000)]) + extra_s)
+    assert attention_s(cost, prefill=[(0, 120_000)]) < attention_s(dense, prefill=[(0, 120_000)]) / 2
+    # Layers that take another's choice score nothing.
+    shared, own = roofline("zai-org/GLM-5.2"), roofline("zai-org/GLM-5")
+    assert attention_s(shared, decode=[100_000]) < attention_s(own, decode=[100_000])
+
+
+def test_a_recurrence_costs_the_same_at_any_context_and_in_proportion_to_a_prompt():
+    for name in ("Qwen/Qwen3.5-27B", "nvidia/Nemotron-H-56B-Base-8K"):
+        model = family(name)
+        only = next(layer for layer in model.stack if not isinstance(layer.mixer, Attention) and layer.mixer)
+        cost = RooflineCost(
+            ModelSpec("m", model.hidden, model.vocab, 10**6, False, (only,) * 4), load_gpu("h200"), capture_sizes=[]
+        )
+        assert attention_s(cost, decode=[10]) == pytest.approx(attention_s(cost, decode=[100_000]))
+        assert attention_s(cost, decode=[10] * 8) == pytest.approx(8 * attention_s(cost, decode=[10]))
+        # A state is read and written once.
+        state_s = 2 * cost.model.state_bytes() / (load_gpu("h200").memory_bandwidth * load_gpu("h200").kv_efficiency)
+        assert state_s < attention_s(cost, decode=[10]) < 1.2 * state_s
+        short, long = (attention_s(cost, prefill=[(0, count)]) for count in (10_000, 40_000))
+        assert long == pytest.approx(4 * short, rel=0.02)
+        # The steps ahead are known: no context matters.
+        assert cost.decodes(batch([], [50, 60]), 3) == pytest.approx([cost.forward(batch([], [50, 60]))] * 3)
+
+
+def test_steps_ahead_of_a_hybrid_are_the_steps_taken_one_by_one():
+    cost = roofline("Qwen/Qwen3-Next-80B-A3B-Instruct", vocab_size=1000)
+    ahead = cost.decodes(batch([], [1000, 2000]), 3)
+    each = [sum(cost.explain(batch([], [1000 + step, 2000 + step])).values()) for step in range(3)]
+    assert ahead == pytest.approx(each, rel=1e-12)
