@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from fidelity import DATA, score
+from board.truth import DATA, score
 from profile_lookup import batch
 
 from reports.record.measured import read_measured

@@ -1,30 +1,39 @@
-"""Predictions against measured runs: no error may grow by more than a tenth over its recorded value."""
+"""Predictions against measurements: no error may grow by more than a tenth over its recorded value."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks import fidelity
+from benchmarks import scoreboard
+from benchmarks.board import truth
+from benchmarks.board.errors import errors_of, grouped, kind_of
+from benchmarks.board.predict import Predicted, nearest_preset, settings_of
+from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, halves, read_rows
+
+RECORDED = json.loads(scoreboard.RECORDED.read_text())
 
 
 @pytest.fixture(scope="module")
-def scores() -> list[fidelity.Score]:
-    found, skipped = fidelity.run()
+def scores() -> list[truth.Score]:
+    found, skipped = truth.run()
     if not found:
         pytest.skip("; ".join(skipped))
     return found
 
 
-def test_no_error_has_grown_by_more_than_a_tenth(scores):
-    recorded = json.loads(fidelity.RECORDED.read_text())
-    assert fidelity.grown(scores, recorded) == []
+def test_no_error_of_a_measured_run_has_grown_by_more_than_a_tenth(scores):
+    found = {"runs": scoreboard.errors_of_runs(scores), "rows": {}}
+    assert scoreboard.grown(found, RECORDED) == []
 
 
 def test_every_recorded_case_that_has_data_is_scored(scores):
-    here = {case.name for case in fidelity.cases()}
-    assert here & set(json.loads(fidelity.RECORDED.read_text())) <= {score.case for score in scores}
+    here = {case.name for case in truth.cases()}
+    assert here & set(RECORDED["runs"]) <= {score.case for score in scores}
 
 
 def test_requests_of_the_measured_run_are_predicted_one_by_one(scores):
@@ -40,29 +49,149 @@ def test_a_run_that_cannot_be_scored_is_named_and_the_others_are_scored(tmp_path
         folder.mkdir(parents=True)
         (folder / "meta.json").write_text('{"model": "meta-llama/Llama-3.1-8B", "vllm_version": "0.19.0"}')
         (folder / "requests.jsonl").write_text(text + "\n")
-    found, skipped = fidelity.run(tmp_path)
+    found, skipped = truth.run(tmp_path)
     assert found == []
     assert [line.split(":")[0] for line in skipped] == ["H100_Broken", "H100_Short", "NOGPU_Nothing"]
     assert "requests.jsonl: line 1: queued_ts: missing" in skipped[2]
 
 
-def test_a_recorded_run_that_is_there_and_cannot_be_scored_fails_the_check(tmp_path, monkeypatch, capsys):
+def test_a_recorded_run_that_is_there_and_cannot_be_scored_is_worse(tmp_path):
     folder = tmp_path / "truth" / "RTXPRO6000_Llama-3.1-8B"
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text("{}")
     (folder / "requests.jsonl").write_text("not JSON\n")
-    monkeypatch.setattr("sys.argv", ["fidelity.py", "--data", str(tmp_path), "--check"])
-    with pytest.raises(SystemExit) as stopped:
-        fidelity.main()
-    assert stopped.value.code == 1
-    assert "worse: RTXPRO6000_Llama-3.1-8B: could be scored before" in capsys.readouterr().err
+    runs, _ = truth.run(tmp_path)
+    assert scoreboard.lost(runs, RECORDED, tmp_path) == ["RTXPRO6000_Llama-3.1-8B: could be scored before"]
 
 
-def test_growth_is_counted_from_the_recorded_value_and_noise_is_not():
-    def score(value: float) -> fidelity.Score:
-        return fidelity.Score("x", {"tpot_mean": value}, {}, None, [])  # type: ignore[arg-type]
+@pytest.mark.slow
+def test_no_error_of_a_slice_of_the_published_rows_has_grown_by_more_than_a_tenth():
+    path = find_rows()
+    assert path is not None, "the development environment has aiconfigurator-core"
+    predicted, _ = scoreboard.score_rows(path, scoreboard.SLICE, 1)
+    found = {"runs": {}, "rows": {f"every {scoreboard.SLICE}": scoreboard.errors_of_rows(predicted)}}
+    assert f"every {scoreboard.SLICE}" in RECORDED["rows"]
+    assert scoreboard.grown(found, RECORDED) == []
 
-    assert fidelity.grown([score(-0.021)], {"x": {"tpot_mean": 0.02}}) == []
-    assert fidelity.grown([score(-0.023)], {"x": {"tpot_mean": 0.02}}) == ["x: TPOT mean -2.30%, recorded +2.00%"]
-    assert fidelity.grown([score(0.002)], {"x": {"tpot_mean": 0.0001}}) == []
-    assert fidelity.grown([score(0.5)], {}) == []
+
+def row(**changes: object) -> Row:
+    values: dict[str, object] = {
+        "id": "one", "engine": "vllm", "version": "0.19.0", "model": "meta-llama/Llama-3.1-8B", "system": "h100_sxm",
+        "mode": "agg", "precision": "", "input_tokens": 64, "output_tokens": 8, "concurrency": 4, "tp": 1, "dp": 1, "ep": 1,
+        "shortest": 1.0, "ttft_s": 0.1, "tpot_s": 0.01, "configuration": "vllm|0.19.0",
+    }  # fmt: skip
+    return Row(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def written(path: Path, *rows: dict[str, str]) -> Path:
+    columns = ["id", "silicon_data_source", "isl", "osl", "batch_size", "gemm_quant_mode", "precision"]
+    columns += [*CONFIGURATION, "silicon_ttft_ms", "silicon_tpot_ms"]
+    defaults = {
+        "id": "a", "silicon_data_source": "source_file=x.csv; model=Llama-3.1-8B", "isl": "1024", "osl": "128",
+        "batch_size": "16", "gemm_quant_mode": "fp8", "backend": "vllm", "backend_version": "0.12.0",
+        "model_path": "meta-llama/Llama-3.1-8B", "system": "h100_sxm", "mode": "agg", "tp_size": "2", "pp_size": "1",
+        "attention_dp_size": "", "moe_tp_size": "2", "moe_ep_size": "1", "silicon_ttft_ms": "100", "silicon_tpot_ms": "8",
+    }  # fmt: skip
+    lines = [",".join(columns)]
+    lines += [",".join({**defaults, **one}.get(column, "") for column in columns) for one in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_rows_that_no_run_stands_for_are_counted_by_reason(tmp_path):
+    path = written(
+        tmp_path / "s.csv",
+        {},
+        {"mode": "disagg"},
+        {"silicon_data_source": "source_file=x.csv; model=Llama-3.1-70B"},
+        {"silicon_ttft_ms": ""},
+    )
+    rows, left_out = read_rows(path)
+    assert [(one.tp, one.dp, one.concurrency, one.ttft_s) for one in rows] == [(2, 1, 16, 0.1)]
+    assert left_out == Counter({"disaggregated: not simulated yet": 1, "model and source disagree": 1, "no TTFT": 1})
+
+
+def test_a_file_in_another_form_is_refused_with_its_line(tmp_path):
+    path = written(tmp_path / "s.csv", {"batch_size": "many"})
+    with pytest.raises(ValueError, match=r"s\.csv: line 2: "):
+        read_rows(path)
+    ran = CliRunner().invoke(_app(), ["--rows", str(path)])
+    assert ran.exit_code == 2 and "line 2" in ran.stderr
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"line 1: .*: no such column"):
+        read_rows(tmp_path / "t.csv")
+
+
+def _app():
+    import typer
+
+    app = typer.Typer()
+    app.command()(scoreboard.main)
+    return app
+
+
+def test_a_configuration_belongs_wholly_to_fitting_or_to_scoring(tmp_path):
+    path = written(
+        tmp_path / "s.csv", *({"tp_size": str(tp), "isl": isl} for tp in range(1, 20) for isl in ("64", "128"))
+    )
+    fitting, scoring = halves(read_rows(path)[0])
+    assert fitting and scoring
+    assert not {one.configuration for one in fitting} & {one.configuration for one in scoring}
+    # By sha256sum, the digest of "four" ends in 0, and that of "one" in d.
+    assert [row(configuration=text).scores for text in ("four", "one")] == [False, True]
+
+
+def test_a_model_of_another_size_than_its_source_says_is_a_disagreement():
+    assert disagreement("meta-llama/Llama-3.1-8B", "model=Llama-3.1-70B; x=1") is not None
+    assert disagreement("openai/gpt-oss-120b", "model=GPT-OSS-120B; x=1") is None
+    assert disagreement("Qwen/Qwen3-32B", "source_file=/data/h100/vllm/0.12.0/Qwen_Qwen3-32B.csv; c=1") is None
+    assert disagreement("Qwen/Qwen3-32B", "nothing that names a model") is None
+
+
+def test_a_preset_is_the_newest_that_is_not_newer_than_the_version():
+    assert nearest_preset("vllm", "0.20.1") == "vllm-0.19.0"
+    assert nearest_preset("vllm", "0.1.0") == "vllm-0.14.0"
+    assert nearest_preset("vllm", "nightly-5b8c30d") == "vllm-0.33.0"
+    assert nearest_preset("trtllm", "1.0.0") is None
+
+
+def test_what_a_row_cannot_be_is_said():
+    assert settings_of(row(dp=2, ep=4, tp=2))["ep"] == 4
+    for changes, said in (
+        ({"system": "tpu"}, "GPU tpu"),
+        ({"precision": "int3"}, "precision int3"),
+        ({"dp": 2}, "data par"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            settings_of(row(**changes))
+
+
+def test_errors_are_signed_and_ttft_counts_at_few_requests_only():
+    found = errors_of(
+        [Predicted(row(), 0.11, 0.009), Predicted(row(), 0.09, 0.012), Predicted(row(concurrency=64), 9.0, 0.010)]
+    )
+    assert (found.rows, found.ttft_rows) == (3, 2)
+    assert (found.tpot_median, found.tpot_mean, found.tpot_bias) == pytest.approx((0.1, 0.1, 0.03333), abs=1e-4)
+    assert (found.ttft_mean, found.ttft_bias) == pytest.approx((0.1, 0.0), abs=1e-9)
+    assert set(grouped([Predicted(row(), 1, 1)], lambda one: kind_of(one.row.model))) == {"dense"}
+
+
+def test_an_error_that_grew_by_more_than_a_tenth_is_worse_and_noise_is_not():
+    recorded = {
+        "runs": {"a": {"e2e_mean": 0.05}, "b": {"e2e_mean": 0.0001}},
+        "rows": {"every 1": {"g": {"tpot_mean": 0.1}}},
+    }
+    same = {"runs": {"a": {"e2e_mean": -0.0549}, "b": {"e2e_mean": 0.002}}, "rows": {"every 1": {"g": {"rows": 9.0}}}}
+    assert scoreboard.grown(same, recorded) == []
+    worse = {"runs": {"a": {"e2e_mean": 0.056}}, "rows": {"every 1": {"g": {"tpot_mean": -0.12}}}}
+    assert scoreboard.grown(worse, recorded) == [
+        "a: e2e_mean +5.60%, recorded +5.00%",
+        "g: tpot_mean -12.00%, recorded +10.00%",
+    ]
+
+
+def test_tables_go_between_their_markers_and_nothing_else_changes():
+    page = "head\n<!-- scoreboard rows: begin -->\nold\n<!-- scoreboard rows: end -->\ntail\n"
+    assert scoreboard.between_markers(page, {"rows": "new"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="no such place"):
+        scoreboard.between_markers(page, {"runs": "new"})

@@ -1,22 +1,15 @@
-"""The scoreboard: how far our predictions are from measured runs, next to the published errors of other simulators.
+"""Measured runs, request by request: predicted with the profile of their GPU and model, beside other simulators' errors.
 
-    python benchmarks/fidelity.py [--data FOLDER] [--record] [--check] [--json]
-
-Every folder under FOLDER/truth with requests.jsonl and meta.json is a case: the run is imported, simulated with the
-profile of its GPU and model under FOLDER/profiles and the trace it names under FOLDER/traces, and compared request by
-request. Settings are those the run recorded; no number is fitted to a run. `summary.txt` beside a run holds what
-another simulator published about the same run. `--record` keeps the errors in benchmarks/fidelity.json; `--check` fails
-when one has grown by more than a tenth. FOLDER is ../shared/data, or WORKBENCH_DATA. A case without data is named and
-left out.
+Every folder under DATA/truth with requests.jsonl and meta.json is a case: the run is imported, simulated with the profile
+of its GPU and model under DATA/profiles and the trace it names under DATA/traces, and compared request by request. Settings
+are those the run recorded; no number is fitted to a run. ``summary.txt`` beside a run holds what another simulator published
+about the same run. DATA is ../shared/data, or WORKBENCH_DATA.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import re
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +27,8 @@ from workbench.cluster.simulate import simulate_loop
 from workbench.settings.loading import recorded_settings, settings_from
 from workbench.settings.run_settings import RunSettings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))
-RECORDED = ROOT / "benchmarks" / "fidelity.json"
-ALLOWED_GROWTH = 0.10
-FLOOR = 0.002
-"""Errors below this are noise: growth is counted from here."""
 ERRORS = {
     "ttft_mean": ("ttft", "mean"),
     "tpot_mean": ("tpot", "mean"),
@@ -64,7 +53,7 @@ SUMMARY_NAMES = {"TTFT Mean": "ttft_mean", "TPOT Mean": "tpot_mean", "Latency Me
 
 @dataclass
 class Score:
-    """One line of the scoreboard."""
+    """One measured run."""
 
     case: str
     errors: dict[str, float]
@@ -125,7 +114,7 @@ def fitted_score(case: str, settings: RunSettings, trace: Any, record: RunRecord
 
 
 def _simulate(settings: RunSettings, trace: Any) -> RunRecord:
-    return simulate_loop(settings, settings.loops[0], trace, trace_sha256="", command="benchmarks/fidelity.py")
+    return simulate_loop(settings, settings.loops[0], trace, trace_sha256="", command="benchmarks/scoreboard.py")
 
 
 def _errors(found: Comparison) -> dict[str, float]:
@@ -170,19 +159,8 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
     return scores + ([fitted] if fitted else []), skipped
 
 
-def grown(scores: list[Score], recorded: dict[str, dict[str, float]]) -> list[str]:
-    """A line for every error that is more than a tenth above its recorded value."""
-    lines = []
-    for result in scores:
-        for name, value in result.errors.items():
-            before = recorded.get(result.case, {}).get(name)
-            if before is not None and abs(value) > max(abs(before), FLOOR) * (1 + ALLOWED_GROWTH):
-                lines.append(f"{result.case}: {TITLES[name]} {value:+.2%}, recorded {before:+.2%}")
-    return lines
-
-
 def table(scores: list[Score]) -> str:
-    """The scoreboard as a Markdown table; published errors in brackets."""
+    """A Markdown table; published errors in brackets."""
     lines = ["| run | " + " | ".join(TITLES.values()) + " |", "|---|" + "---|" * len(TITLES)]
     for result in scores:
         cells = []
@@ -193,38 +171,3 @@ def table(scores: list[Score]) -> str:
             cells.append(text + (f" ({other:+.1%})" if other is not None else ""))
         lines.append(f"| {result.case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--record", action="store_true", help="keep the errors as the ones to be compared with")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when an error has grown by more than a tenth")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    scores, skipped = run(options.data)
-    if options.json:
-        print(json.dumps({s.case: {"errors": s.errors, "published": s.published} for s in scores}, indent=2))
-    else:
-        print(table(scores))
-        print("\nin brackets: what LLMServingSim's own simulation reached on the same run (summary.txt beside it)")
-        for result in scores:
-            for note in result.notes:
-                print(f"note: {result.case}: {note}")
-    for line in skipped:
-        print(f"left out: {line}", file=sys.stderr)
-    if options.record:
-        kept = {s.case: {name: round(value, 5) for name, value in s.errors.items()} for s in scores}
-        RECORDED.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
-    if options.check:
-        recorded = json.loads(RECORDED.read_text())
-        scored = {s.case for s in scores}
-        lost = [case.name for case in cases(options.data) if case.name in recorded and case.name not in scored]
-        worse = [*grown(scores, recorded), *(f"{name}: could be scored before" for name in lost)]
-        for line in worse:
-            print(f"worse: {line}", file=sys.stderr)
-        sys.exit(1 if worse else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The scoreboard's parts: published measurements, the runs that predict them, and the tables of errors."""

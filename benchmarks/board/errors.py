@@ -1,0 +1,122 @@
+"""Errors of predicted rows, by groups, as a table a person reads and as JSON that a check compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.board.predict import Predicted
+
+LOW_CONCURRENCY = 16
+"""TTFT is scored up to here: beyond, it is queueing, which is of the load and not of the engine."""
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of a group, as shares of what was measured. None: nothing was measured of it."""
+
+    rows: int
+    tpot_median: float
+    """Of the absolute errors, like ``tpot_mean``."""
+    tpot_mean: float
+    tpot_bias: float
+    """Mean of the signed errors."""
+    ttft_rows: int
+    ttft_median: float | None
+    ttft_mean: float | None
+    ttft_bias: float | None
+
+
+def errors_of(predicted: Sequence[Predicted]) -> Errors:
+    """The errors of at least one row."""
+    tpot = np.array([one.tpot_error for one in predicted])
+    ttft = np.array([one.ttft_error for one in predicted if one.row.concurrency <= LOW_CONCURRENCY])
+    return Errors(
+        len(tpot),
+        *_spread(tpot),
+        len(ttft),
+        *(_spread(ttft) if len(ttft) else (None, None, None)),
+    )
+
+
+def _spread(errors: np.ndarray) -> tuple[float, float, float]:
+    size = np.abs(errors)
+    return tuple(round(float(value), 5) for value in (np.median(size), size.mean(), errors.mean()))  # type: ignore[return-value]
+
+
+KINDS: dict[str, str] = {
+    "DeepSeek": "latent attention, experts",
+    "Kimi-K2": "latent attention, experts",
+    "GLM-5": "latent attention, experts",
+    "Qwen3.5": "linear attention, experts",
+    "MiniMax": "experts",
+    "gpt-oss": "experts, windows",
+    "A22B": "experts",
+    "A3B": "experts",
+    "Llama": "dense",
+    "Qwen3-32B": "dense",
+}
+"""Kind of model by a part of its name, the first that fits."""
+
+
+def kind_of(model: str) -> str:
+    """The kind of a model."""
+    return next((kind for part, kind in KINDS.items() if part in model), "other")
+
+
+def layout_of(one: Predicted) -> str:
+    """How a row's model was spread over GPUs."""
+    row = one.row
+    return f"tp {row.tp}" + (f" dp {row.dp}" if row.dp > 1 else "") + (f" ep {row.ep}" if row.ep > 1 else "")
+
+
+GROUPS: dict[str, Callable[[Predicted], str]] = {
+    "engine": lambda one: one.row.engine,
+    "engine and GPU": lambda one: f"{one.row.engine}, {one.row.system}",
+    "kind of model": lambda one: f"{one.row.engine}, {kind_of(one.row.model)}",
+    "layout": lambda one: f"{one.row.engine}, {layout_of(one)}",
+}
+
+
+def grouped(predicted: Iterable[Predicted], key: Callable[[Predicted], str]) -> dict[str, Errors]:
+    """Errors of each group by its name."""
+    found: dict[str, list[Predicted]] = {}
+    for one in predicted:
+        found.setdefault(key(one), []).append(one)
+    return {name: errors_of(of) for name, of in sorted(found.items())}
+
+
+def table(predicted: Sequence[Predicted], by: str) -> list[str]:
+    """A Markdown table of one grouping."""
+    lines = [
+        f"| {by} | rows | TPOT median | mean | bias | rows up to {LOW_CONCURRENCY} at a time | TTFT median | mean | bias |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in grouped(predicted, GROUPS[by]).items():
+        cells = [
+            f"{found.rows}",
+            f"{found.tpot_median:.1%}",
+            f"{found.tpot_mean:.1%}",
+            f"{found.tpot_bias:+.1%}",
+            f"{found.ttft_rows}",
+            *("" if value is None else f"{value:.1%}" for value in (found.ttft_median, found.ttft_mean)),
+            "" if found.ttft_bias is None else f"{found.ttft_bias:+.1%}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def worst(predicted: Sequence[Predicted]) -> list[str]:
+    """The rows whose TPOT is furthest off."""
+    lines = ["| row | measured TPOT | predicted | error |", "|---|---|---|---|"]
+    for one in sorted(predicted, key=lambda one: -abs(one.tpot_error))[:WORST]:
+        row = one.row
+        what = (
+            f"{row.engine} {row.version or '?'}, {row.model}, {row.system}, {layout_of(one)}, {row.input_tokens} in, "
+            f"{row.output_tokens} out, {row.concurrency} at a time"
+        )
+        lines.append(f"| {what} | {row.tpot_s * 1e3:.1f} ms | {one.tpot_s * 1e3:.1f} ms | {one.tpot_error:+.0%} |")
+    return lines

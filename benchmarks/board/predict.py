@@ -1,0 +1,108 @@
+"""The run that predicts a published row: a closed loop at its concurrency, measured once it has settled."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import workbench
+from benchmarks.board.silicon import GPUS, Row
+from traces import TraceRequest
+from workbench.settings.engines import engine_names
+
+ROUNDS = 5
+"""Requests of a run, in multiples of the concurrency."""
+WARM_UP = 1
+"""Rounds left out at the beginning: requests all come at once there. The last one is not counted either: it runs empty."""
+WITHOUT_PRESET = {"batching": "mixed", "loop": "overlap", "page_size": 16}
+"""Settings for an engine that has no preset."""
+DTYPES = {"fp8": "fp8", "fp8_block": "fp8", "int4_wo": "int4", "": "auto"}
+"""``--dtype`` for a row's precision of products."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One row and what a simulation says of it. Seconds."""
+
+    row: Row
+    ttft_s: float
+    tpot_s: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ttft_error(self) -> float:
+        """Signed, as a share of the measurement."""
+        return self.ttft_s / self.row.ttft_s - 1
+
+    @property
+    def tpot_error(self) -> float:
+        """Signed, as a share of the measurement."""
+        return self.tpot_s / self.row.tpot_s - 1
+
+
+def settings_of(row: Row) -> dict[str, Any]:
+    """Settings of ``workbench.simulate`` for a row. Raises ValueError with the reason for one that none stand for."""
+    if row.system not in GPUS:
+        raise ValueError(f"GPU {row.system} is not in the catalogue")
+    if row.precision not in DTYPES:
+        raise ValueError(f"precision {row.precision}")
+    preset = nearest_preset(row.engine, row.version)
+    layout: dict[str, Any] = {"tp": row.tp, "dp": row.dp}
+    if row.ep > 1:
+        layout["ep"] = row.tp * row.dp
+    elif row.dp > 1:
+        raise ValueError("data parallel attention without expert parallelism")
+    return {
+        **({"engine": preset} if preset else WITHOUT_PRESET),
+        **layout,
+        "model": row.model,
+        "gpu": GPUS[row.system],
+        "dtype": DTYPES[row.precision],
+        "concurrency": row.concurrency,
+        "max_running": max(row.concurrency // row.dp, 1),
+        "ignore_eos": True,
+        "max_context": row.input_tokens + row.output_tokens + 1,
+    }
+
+
+def predict(row: Row, **more: Any) -> Predicted:
+    """Simulate one row under these settings beside its own. Raises ValueError with the reason for one that cannot be."""
+    draw = random.Random(row.id)
+    count = ROUNDS * row.concurrency
+    inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)
+    requests = [TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number]) for number in range(count)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = workbench.simulate(requests, **{**settings_of(row), **more})
+    frame = record.requests
+    order = np.argsort(np.asarray(frame["arrival_s"]), kind="stable")
+    counted = order[WARM_UP * row.concurrency : (ROUNDS - 1) * row.concurrency]
+    ttft = np.asarray(frame["first_token_s"])[counted] - np.asarray(frame["arrival_s"])[counted]
+    last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
+    tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
+    notes = record.meta.get("cost_notes") or ()
+    return Predicted(row, float(ttft.mean()), float(tpot.mean()), tuple(notes))
+
+
+def _lengths(draw: random.Random, most: int, row: Row, count: int) -> list[int]:
+    return [draw.randint(max(round(most * row.shortest), 1), most) for _ in range(count)]
+
+
+def nearest_preset(engine: str, version: str) -> str | None:
+    """The preset of an engine whose version is the newest that is not newer, else the oldest; None without one."""
+    own = sorted((_numbers(name), name) for name in engine_names() if re.match(rf"{engine}-\d", name))
+    if not own:
+        return None
+    wanted = _numbers(version) or own[-1][0]  # unknown, or a nightly build: the newest
+    older = [name for numbers, name in own if numbers <= wanted]
+    return older[-1] if older else own[0][1]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = re.search(r"\d+(\.\d+)+", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()

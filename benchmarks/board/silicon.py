@@ -1,0 +1,164 @@
+"""Measured rows that AIConfigurator publishes (``silicon_sample.csv``): TTFT and TPOT by engine, GPU, model and layout.
+
+The file is part of the package ``aiconfigurator-core`` (Apache-2.0) and is read where that is installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = "aiconfigurator_core"
+FILE = "systems/silicon_sample.csv"
+SIZES = ("tp_size", "pp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+PARALLEL = (*SIZES, *(f"{role}_{size}" for role in ("prefill", "decode") for size in SIZES))
+"""Columns of all parallel sizes; those of the other mode are empty."""
+CONFIGURATION = ("backend", "backend_version", "model_path", "system", "mode", *PARALLEL)
+"""Columns that make a configuration, in the order in which they are joined."""
+GPUS = {
+    "h100_sxm": "h100",
+    "h200_sxm": "h200",
+    "b200_sxm": "b200",
+    "b300_sxm": "b300",
+    "gb200": "gb200",
+    "gb300": "gb300",
+    "a100_sxm": "a100",
+}
+"""GPUs of the catalogue by the names of the systems."""
+SHORTEST = 0.8
+"""``RANDOM_RANGE_RATIO`` of InferenceMAX, from whose runs most rows come (its README); others have one length."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Lengths are tokens."""
+
+    id: str
+    engine: str
+    version: str
+    """Empty where it is unknown."""
+    model: str
+    system: str
+    mode: str
+    """``agg``: prompts and outputs on the same instances; ``disagg``."""
+    precision: str
+    """Of the matrix products: fp8, fp8_block, nvfp4, int4_wo, or empty."""
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    """Requests at a time, over all instances."""
+    tp: int
+    dp: int
+    """Ranks whose attention is data parallel."""
+    ep: int
+    """GPUs that experts are spread over; 1: none are."""
+    shortest: float
+    """Shortest length as a share of the stated one: lengths are drawn evenly between the two."""
+    ttft_s: float
+    tpot_s: float
+    configuration: str
+    """What a configuration is, joined with ``|``."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether its configuration belongs to scoring; else to fitting. By the last hexadecimal digit of its SHA-256."""
+        return int(hashlib.sha256(self.configuration.encode()).hexdigest()[-1], 16) % 2 == 1
+
+
+def find_rows() -> Path | None:
+    """The file of the installed package, or None."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return None
+    path = Path(next(iter(found.submodule_search_locations))) / FILE
+    return path if path.is_file() else None
+
+
+def read_rows(path: Path) -> tuple[list[Row], Counter[str]]:
+    """Every row that can be predicted in principle, and how many are left out, by reason.
+
+    Raises ValueError with one line for a file in another form.
+    """
+    rows: list[Row] = []
+    left_out: Counter[str] = Counter()
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"id", "silicon_data_source", "silicon_ttft_ms", *CONFIGURATION} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path}: line 1: {', '.join(sorted(missing))}: no such column")
+        for values in reader:
+            reason = disagreement(values["model_path"], values["silicon_data_source"])
+            if reason is None and values["mode"] != "agg":
+                reason = "disaggregated: not simulated yet"
+            if reason is None and not values["silicon_ttft_ms"]:
+                reason = "no TTFT"
+            if reason is not None:
+                left_out[reason] += 1
+                continue
+            try:
+                rows.append(_row(values))
+            except ValueError as error:
+                raise ValueError(f"{path}: line {reader.line_num}: {error}") from None
+    return rows, left_out
+
+
+def disagreement(model: str, source: str) -> str | None:
+    """Say that a row's model is another one than its source names, by family and size, or None."""
+    named = re.search(r"\bmodel=([^;]+)", source) or re.search(r"/([^/;]+)\.csv", source)
+    if named is None or not (words := _words(named[1])):
+        return None
+    sizes, known = {word for word in words if _size(word)}, _words(model)
+    if sizes and not sizes <= set(known):
+        return "model and source disagree"
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+[\d.]*|\d+(?:\.\d+)?b?", name.lower())
+
+
+def _size(word: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?b", word) is not None
+
+
+def _row(values: dict[str, str]) -> Row:
+    tp, dp, moe_ep = (_count(values, name) for name in ("tp_size", "attention_dp_size", "moe_ep_size"))
+    return Row(
+        id=values["id"],
+        engine=values["backend"],
+        version=values["backend_version"],
+        model=values["model_path"],
+        system=values["system"],
+        mode=values["mode"],
+        precision=values["gemm_quant_mode"],
+        input_tokens=int(values["isl"]),
+        output_tokens=int(values["osl"]),
+        concurrency=round(float(values["batch_size"])) * dp,
+        tp=tp,
+        dp=dp,
+        ep=moe_ep,
+        shortest=SHORTEST if re.match(r"db-dump|source_file=\d", values["silicon_data_source"]) else 1.0,
+        ttft_s=float(values["silicon_ttft_ms"]) / 1e3,
+        tpot_s=float(values["silicon_tpot_ms"]) / 1e3,
+        configuration="|".join(values[name] for name in CONFIGURATION),
+    )
+
+
+def _count(values: dict[str, str], name: str) -> int:
+    """A parallel size; 0 and nothing stand for 1."""
+    return max(round(float(values[name] or 1)), 1)
+
+
+def halves(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of fitting, and of scoring."""
+    fitting: list[Row] = []
+    scoring: list[Row] = []
+    for row in rows:
+        (scoring if row.scores else fitting).append(row)
+    return fitting, scoring

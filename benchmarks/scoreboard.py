@@ -1,0 +1,188 @@
+"""The scoreboard: how far predictions are from measurements that others published.
+
+    python benchmarks/scoreboard.py [--rows FILE] [--every N] [--write] [--check]
+
+Two parts. Measured runs with a row a request, under ../shared/data/truth (benchmarks/board/truth.py). And the rows of
+AIConfigurator's silicon_sample.csv, of the package aiconfigurator-core (the extra `profiles`) or of --rows: each is
+simulated in closed loop at its concurrency under the preset of its engine and the plain roofline
+(benchmarks/board/predict.py). A configuration belongs wholly to fitting or to scoring (benchmarks/board/silicon.py); nothing
+is fitted to scoring.
+
+--write puts the tables into docs/fidelity.md and the errors into benchmarks/scoreboard.json; --check fails when one has
+grown by more than a tenth over what is there. Data that is missing is named and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.board import truth
+from benchmarks.board.errors import GROUPS, Errors, grouped, table, worst
+from benchmarks.board.predict import Predicted, predict
+from benchmarks.board.silicon import Row, find_rows, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "benchmarks" / "scoreboard.json"
+PAGE = ROOT / "docs" / "fidelity.md"
+ALLOWED_GROWTH = 0.10
+FLOOR = 0.002
+"""Errors below this are noise: growth is counted from here."""
+SLICE = 12
+"""Every so many rows are what the tests run."""
+
+
+def main(
+    rows: Annotated[Path | None, typer.Option(help="silicon_sample.csv. Default: the installed package's.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Only every Nth row.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    write: Annotated[bool, typer.Option("--write", help="Keep tables and errors.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 when an error has grown by a tenth.")] = False,
+) -> None:
+    """Score predictions against published measurements."""
+    runs, skipped = truth.run()
+    path = rows or find_rows()
+    try:
+        predicted, left_out = score_rows(path, every, jobs) if path is not None else ([], Counter())
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    if path is None:
+        skipped.append("silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE")
+    sections = {"runs": truth.table(runs), "rows": "\n\n".join(row_tables(predicted, left_out, every))}
+    for text in sections.values():
+        print(text, end="\n\n")
+    for line in skipped:
+        print(f"left out: {line}", file=sys.stderr)
+    found = {"runs": errors_of_runs(runs), "rows": {f"every {every}": errors_of_rows(predicted)} if predicted else {}}
+    recorded = json.loads(RECORDED.read_text())
+    if write:
+        keep(found, recorded)
+        PAGE.write_text(between_markers(PAGE.read_text(), {name: text for name, text in sections.items() if text}))
+    if check:
+        worse = grown(found, recorded) + lost(runs, recorded)
+        for line in worse:
+            print(f"worse: {line}", file=sys.stderr)
+        raise typer.Exit(1 if worse else 0)
+
+
+def score_rows(path: Path, every: int, jobs: int) -> tuple[list[Predicted], Counter[str]]:
+    """Predictions of every Nth row, and how many rows are left out by reason. Raises ValueError for another file."""
+    rows, left_out = read_rows(path)
+    rows = rows[::every]
+    with ProcessPoolExecutor(jobs) as pool:
+        found = list(track(pool.map(_predicted, rows, chunksize=4), "rows", len(rows), transient=True))
+    left_out.update(one for one in found if isinstance(one, str))
+    return [one for one in found if isinstance(one, Predicted)], left_out
+
+
+def _predicted(row: Row) -> Predicted | str:
+    """A prediction, or why there is none, without what is of this row alone."""
+    try:
+        return predict(row)
+    except ValueError as error:
+        return f"{row.engine}: {str(error).split(';')[0]}"
+
+
+def row_tables(predicted: Sequence[Predicted], left_out: Counter[str], every: int) -> Iterable[str]:
+    """What is said of the rows, as Markdown."""
+    if not predicted:
+        return
+    total = len(predicted) + sum(left_out.values())
+    yield f"{len(predicted):,} of {total:,} rows predicted" + (f" (every {every}th)" if every > 1 else "") + "."
+    fitting, scoring = (list(of) for of in (_half(predicted, False), _half(predicted, True)))
+    for name, half in (("Scoring half", scoring), ("Fitting half", fitting)):
+        if half:
+            yield f"**{name}**"
+            for by in GROUPS:
+                yield "\n".join(table(half, by))
+    if scoring:
+        yield "The ten furthest off in the scoring half:"
+        yield "\n".join(worst(scoring))
+    if left_out:
+        yield "Left out:"
+        yield "\n".join(["| reason | rows |", "|---|---|", *(f"| {why} | {n} |" for why, n in left_out.most_common())])
+
+
+def _half(predicted: Iterable[Predicted], scores: bool) -> Iterable[Predicted]:
+    return (one for one in predicted if one.row.scores is scores)
+
+
+def errors_of_runs(runs: Sequence[truth.Score]) -> dict[str, dict[str, float]]:
+    """Errors of measured runs, to be kept."""
+    return {run.case: {name: round(value, 5) for name, value in run.errors.items()} for run in runs}
+
+
+def errors_of_rows(predicted: Sequence[Predicted]) -> dict[str, dict[str, float]]:
+    """Errors of groups of rows, scoring and fitting apart, to be kept."""
+    found: dict[str, dict[str, float]] = {}
+    for half, scores in (("scoring", True), ("fitting", False)):
+        for by, key in GROUPS.items():
+            for name, errors in grouped(_half(predicted, scores), key).items():
+                found[f"{half}: {by}: {name}"] = _numbers(errors)
+    return found
+
+
+def _numbers(errors: Errors) -> dict[str, float]:
+    return {name: value for name, value in asdict(errors).items() if value is not None}
+
+
+def grown(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """A line for every error that is more than a tenth above its recorded value."""
+    lines = _grown(found["runs"], recorded["runs"])
+    for slice_, groups in found["rows"].items():
+        lines += _grown(groups, recorded["rows"].get(slice_, {}))
+    return lines
+
+
+def _grown(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+    lines = []
+    for name, errors in found.items():
+        for error, value in errors.items():
+            before = recorded.get(name, {}).get(error)
+            if before is None or error == "rows" or error.endswith("_rows"):
+                continue
+            if abs(value) > max(abs(before), FLOOR) * (1 + ALLOWED_GROWTH):
+                lines.append(f"{name}: {error} {value:+.2%}, recorded {before:+.2%}")
+    return lines
+
+
+def lost(runs: Sequence[truth.Score], recorded: dict[str, Any], data: Path = truth.DATA) -> list[str]:
+    """A line for every recorded run whose data is there and that could not be scored."""
+    scored = {run.case for run in runs}
+    there = (case.name for case in truth.cases(data))
+    return [f"{name}: could be scored before" for name in there if name in recorded["runs"] and name not in scored]
+
+
+def keep(found: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Write the errors down; what could not be scored here stays as it was."""
+    for part, values in found.items():
+        recorded[part] = {**recorded[part], **values}
+    RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+
+
+def between_markers(page: str, sections: dict[str, str]) -> str:
+    """The page with each section's text between its two markers. Raises ValueError where one has none."""
+    for name, text in sections.items():
+        begin, end = (f"<!-- scoreboard {name}: {what} -->" for what in ("begin", "end"))
+        if begin not in page or end not in page:
+            raise ValueError(f"{PAGE}: {begin} ... {end}: no such place")
+        head, tail = page.split(begin)[0], page.split(end)[1]
+        page = f"{head}{begin}\n{text}\n{end}{tail}"
+    return page
+
+
+if __name__ == "__main__":
+    typer.run(main)
