@@ -14,12 +14,12 @@ from functools import cache
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-RUN, SCHEDULER, RULES, HARDWARE, TRACE = GROUPS = (
+RUN, SCHEDULER, HARDWARE, TRACE, RULES = GROUPS = (
     "Run",
     "Scheduler",
-    "Rules of engines",
     "Model and hardware",
     "Trace",
+    "Rules of engines",
 )
 """Groups of settings, in the order of ``--help``."""
 Place = Literal["real", "live", "served"]
