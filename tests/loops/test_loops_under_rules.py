@@ -25,21 +25,26 @@ from workbench.scheduler.rules import EngineRules
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import settings_from
 
-SGLANG = settings_from(None, {"engine": "sglang-0.5.23"})
-OTHERWISE: dict[str, Any] = {
-    name: getattr(SGLANG, name)
-    for name, declared in settings_of(EngineRules).items()
-    if getattr(SGLANG, name) != declared.default
-}
-"""SGLang's rules, where they are not this project's own."""
+ENGINES = ("sglang-0.5.23", "mini-sglang-20fcd7f")
+
+
+def otherwise(engine: str) -> dict[str, Any]:
+    """An engine's rules, where they are not this project's own."""
+    preset = settings_from(None, {"engine": engine})
+    declared = settings_of(EngineRules).items()
+    return {name: getattr(preset, name) for name, one in declared if getattr(preset, name) != one.default}
+
+
+OTHERWISE = [otherwise(engine) for engine in ENGINES]
 
 
 @st.composite
 def some_rules(draw: st.DrawFn) -> dict[str, Any]:
-    """All of them, or some."""
+    """All of those of an engine, or some."""
+    rules = draw(st.sampled_from(OTHERWISE))
     if draw(st.integers(0, 2)) == 0:
-        return OTHERWISE
-    return {name: value for name, value in OTHERWISE.items() if draw(st.booleans())}
+        return rules
+    return {name: value for name, value in rules.items() if draw(st.booleans())}
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 2])
