@@ -44,7 +44,6 @@ VALUES: dict[str, Any] = {
     "full_when": "exhausted",
     "evict_for": "batch",
     "share_chunks": False,
-    "share_launched": True,
     "touch_part": False,
     "reserve": "none",
     "page_rest": "running",
@@ -63,6 +62,14 @@ VALUES: dict[str, Any] = {
     "mixed_join": "after",
     "preempt_for": "place",
     "aborted_kv": "drop",
+    "page_beside": False,
+    "prompt_budget": "whole",
+    "rows_first": False,
+    "look_when_spent": True,
+    "leaves": "decode",
+    "evict_amount": "all",
+    "abort_partial": "result",
+    "stops_known": "result",
 }
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
@@ -89,7 +96,6 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "full_when": [{"batching": "mixed"}],
     "evict_for": [{"batching": "mixed"}],
     "share_chunks": [{"cache": "none"}],
-    "share_launched": [{"cache": "none"}, {"share_prompts": "launch"}],
     "touch_part": [{"cache": "none"}],
     "reserve": [{"batching": "mixed"}],
     "page_rest": [{"batching": "mixed"}],
@@ -108,6 +114,14 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "mixed_join": [{"mixed_chunk": False}, {"batching": "mixed"}],
     "preempt_for": [{"policy": "fcfs"}, {"policy": "priority", "batching": "mixed"}],
     "aborted_kv": [{"cache": "none"}],
+    "page_beside": [{"charge": "tokens"}],
+    "prompt_budget": [{"charge": "tokens"}],
+    "rows_first": [{"full_when": "refused"}],
+    "look_when_spent": [{"full_when": "refused"}],
+    "leaves": [{"batching": "mixed"}],
+    "evict_amount": [{"cache": "none"}],
+    "abort_partial": [{"abort_running": "now"}],
+    "stops_known": [{"loop": "normal"}],
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
@@ -134,7 +148,6 @@ HEEDED: dict[str, dict[str, Any]] = {
     "full_when": {"batching": "prefill-first"},
     "evict_for": {"batching": "prefill-first"},
     "share_chunks": {"cache": "radix"},
-    "share_launched": {"share_prompts": "result"},
     "touch_part": {"cache": "radix"},
     "reserve": {"batching": "prefill-first"},
     "page_rest": {"batching": "prefill-first"},
@@ -153,6 +166,14 @@ HEEDED: dict[str, dict[str, Any]] = {
     "mixed_join": {"mixed_chunk": True},
     "preempt_for": {"policy": "priority"},
     "aborted_kv": {"cache": "radix"},
+    "page_beside": {"charge": "pages"},
+    "prompt_budget": {"charge": "pages"},
+    "rows_first": {"full_when": "exhausted"},
+    "look_when_spent": {"full_when": "exhausted"},
+    "leaves": {"batching": "prefill-first"},
+    "evict_amount": {"cache": "radix"},
+    "abort_partial": {"abort_running": "result"},
+    "stops_known": {"loop": "overlap"},
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},

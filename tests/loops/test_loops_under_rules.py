@@ -25,26 +25,24 @@ from workbench.scheduler.rules import EngineRules
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import settings_from
 
-ENGINES = ("sglang-0.5.23", "mini-sglang-20fcd7f")
-
-
-def otherwise(engine: str) -> dict[str, Any]:
-    """An engine's rules, where they are not this project's own."""
-    preset = settings_from(None, {"engine": engine})
-    declared = settings_of(EngineRules).items()
-    return {name: getattr(preset, name) for name, one in declared if getattr(preset, name) != one.default}
-
-
-OTHERWISE = [otherwise(engine) for engine in ENGINES]
+ENGINES = [settings_from(None, {"engine": name}) for name in ("sglang-0.5.23", "sglang-0.5.10.post1")]
+OTHERWISE: list[dict[str, Any]] = [
+    {
+        name: getattr(engine, name)
+        for name, declared in settings_of(EngineRules).items()
+        if getattr(engine, name) != declared.default
+    }
+    for engine in ENGINES
+]
+"""Rules of versions of SGLang, where they are not this project's own."""
 
 
 @st.composite
 def some_rules(draw: st.DrawFn) -> dict[str, Any]:
-    """All of those of an engine, or some."""
-    rules = draw(st.sampled_from(OTHERWISE))
+    """All of one, or some of all."""
     if draw(st.integers(0, 2)) == 0:
-        return rules
-    return {name: value for name, value in rules.items() if draw(st.booleans())}
+        return draw(st.sampled_from(OTHERWISE))
+    return {name: value for rules in OTHERWISE for name, value in rules.items() if draw(st.booleans())}
 
 
 @pytest.mark.parametrize("draft_tokens", [0, 2])

@@ -135,6 +135,52 @@ def test_where_nobody_runs_the_queue_is_not_closed(when):
     assert next_rids(s) == ["b"]
 
 
+@pytest.mark.parametrize(("beside", "first"), [(True, [16]), (False, [16, 16])])
+def test_the_page_beside_its_own_may_not_be_asked_of_who_is_let_in(beside, first):
+    s = scheduler(kv_tokens=64, page_size=16, charge="pages", page_beside=beside)
+    s.receive([asked("a", words(0, 16), 1), asked("b", words(100, 16), 1)])
+    assert extends(step(s)) == first
+
+
+@pytest.mark.parametrize(("budget", "first"), [("spent", ["a", "b"]), ("whole", ["a"])])
+def test_a_prompt_that_is_longer_than_the_prompt_budget_left_may_have_to_wait(budget, first):
+    s = scheduler(max_prefill_tokens=50, chunk=500, charge="pages", prompt_budget=budget)
+    s.receive([asked("a", words(0, 30), 1), asked("b", words(100, 30), 1)])
+    assert rids(step(s)) == first
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_beside_a_prompt_in_part_that_takes_all_the_next_may_be_looked_up(looks):
+    s = scheduler(chunk=16, charge="pages", full_when="exhausted", look_when_spent=looks)
+    serve(s, asked("f", words(0, 10), 1), asked("g", words(100, 10), 1))
+    s.receive([asked("a", words(200, 60), 1)])
+    step(s)
+    s.receive([asked("w", words(0, 12), 1)])
+    assert rids(step(s)) == ["a"]
+    s.kv.cache.evict(1)
+    assert cached(s, words(0, 10)) == (10 if looks else 0)
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_the_queue_may_be_looked_through_although_no_place_is_free(rows_first):
+    s = scheduler(policy="lpm", look_touches=True, max_running=1, full_when="exhausted", rows_first=rows_first)
+    serve(s, asked("f", words(0, 20), 1), asked("g", words(100, 20), 1))
+    s.receive([asked("r", words(200, 5), 5)])
+    step(s)
+    s.receive([asked("w", words(0, 30), 1)])
+    assert next_rids(s) == ["r"]
+    s.kv.cache.evict(1)
+    assert cached(s, words(0, 20)) == (0 if rows_first else 20)
+
+
+@pytest.mark.parametrize(("leaves", "order"), [("ended", [["b"], ["c", "b"]]), ("decode", [["c"], ["b"]])])
+def test_who_has_ended_may_take_its_place_until_the_next_decode(leaves, order):
+    s = scheduler(max_running=2, leaves=leaves)
+    s.receive([asked("a", words(0, 5), 2), asked("c", words(50, 5), 9), asked("b", words(100, 5), 9)])
+    assert [rids(step(s)) for _ in range(2)] == [["a", "c"], ["a", "c"]]
+    assert [rids(step(s)) for _ in range(2)] == order
+
+
 # -- eviction and the prefix cache -----------------------------------------------------------------------------------------
 
 
@@ -156,6 +202,15 @@ def test_a_decode_may_evict_for_pages_that_it_does_not_start(evict_for, left):
     assert cached(s, words(0, 8)) == 8
     form(s)
     assert cached(s, words(0, 8)) == left
+
+
+@pytest.mark.parametrize(("amount", "left"), [("missing", (0, 5)), ("all", (0, 0))])
+def test_as_much_may_be_evicted_as_is_wanted_and_not_as_is_missing(amount, left):
+    s = scheduler(kv_tokens=20, evict_amount=amount)
+    serve(s, asked("f", words(0, 5), 1), asked("g", words(100, 5), 1))
+    s.receive([asked("a", words(200, 12), 1)])
+    step(s)
+    assert (cached(s, words(0, 5)), cached(s, words(100, 5))) == left
 
 
 @pytest.mark.parametrize(("share", "computed"), [("launch", [1]), ("result", [21])])
@@ -360,6 +415,30 @@ def test_an_abort_with_the_next_result_ends_who_waits_at_once():
     step(s)
     s.receive([Abort("b")])
     assert [req.rid for req in s.take_ended()] == ["b"]
+
+
+@pytest.mark.parametrize(("when", "batches"), [("now", [[16]]), ("result", [[16], [16], [8]])])
+def test_an_abort_may_let_a_prompt_in_part_be_computed_to_its_end(when, batches):
+    s = scheduler(chunk=16, abort_running="result", abort_partial=when)
+    s.receive([asked("a", words(0, 40), 9)])
+    first = extends(step(s))
+    s.receive([Abort("a")])
+    assert [first, *map(extends, finish_all(s))] == batches
+
+
+@pytest.mark.parametrize(("known", "batches"), [("launch", 3), ("result", 4)])
+def test_who_ends_by_length_may_be_in_one_more_batch_for_nothing(known, batches):
+    s = scheduler(stops_known=known)
+    s.receive([asked("a", words(0, 10), 3)])
+    in_flight, formed, ended = form(s), 1, []
+    while in_flight is not None:
+        after = s.next_batch()
+        formed += after is not None
+        ended += process(s, in_flight).ended
+        in_flight = after
+    assert formed == batches and [(req.finish.status, req.output_len) for req in ended] == [("finished", 3)]
+    s.rest()
+    assert cached(s, [*words(0, 10), TOKEN, TOKEN, TOKEN]) == 12
 
 
 @pytest.mark.parametrize(("kept", "tokens"), [("keep", 32), ("drop", 16)])

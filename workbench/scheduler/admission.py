@@ -67,11 +67,12 @@ class Admission:
     def __init__(self, config: SchedulerConfig, parts: Parts) -> None:
         self._config = config
         self._kv, self._slots, self._queue, self._flights = parts.kv, parts.slots, parts.queue, parts.flights
-        prefill_first = config.batching == "prefill-first"  # as the rules have it that need this
-        self._until_exhausted = prefill_first and config.full_when == "exhausted"
-        self._fills = not prefill_first or config.full_when == "refused"
-        self._at_once = not prefill_first or config.evict_for == "row"
+        prompts_alone = config.batching == "prefill-first"  # as the rules have it that need this
+        self._until_exhausted = prompts_alone and config.full_when == "exhausted"
+        self._fills = config.full_when == "refused"
+        self._at_once = not prompts_alone or config.evict_for == "row"
         self._ahead = config.evict_for == "batch-ahead"
+        self._rows_first, self._look_when_spent = config.rows_first, config.look_when_spent
         self._for_places = config.preempt_for == "place"
 
     def form(self, slot: Slot, budget: Budget) -> list[PrefillRow]:
@@ -109,9 +110,12 @@ class Admission:
         if req is None:
             if slot.full or not queue.waiting:
                 return
-            if self._crowded(slot, rows) and self._config.preempt_threshold is None:
+            if self._rows_first and self._crowded(slot, rows) and self._config.preempt_threshold is None:
                 slot.full = True
                 return
+        elif not self._rows_first and self._places(slot) <= 0 and self._config.preempt_threshold is None:
+            slot.full = True
+            return
         ordered = queue.ordered() if queue.waiting else []
         if req is not None:
             slot.full = False  # what was computed of it has left its batch
@@ -124,7 +128,7 @@ class Admission:
                     self._slots.chunked = None
         admitted: list[Req] = []
         for req in ordered:
-            if budget.spent:
+            if budget.spent and (admitted or not self._look_when_spent):
                 break
             crowded = self._crowded(slot, rows)
             if self._for_places:
@@ -153,7 +157,7 @@ class Admission:
 
     def _empty(self, slot: Slot) -> bool:
         """Nobody decodes in a slot, nor is about to end in flight."""
-        return not slot.running.count and not self._flights.ending()
+        return not slot.running.count and not slot.lingering and not self._flights.ending()
 
     def _walk(self, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> None:
         """Admit waiting requests into ``rows``. Whoever does not fit blocks those behind."""
@@ -180,7 +184,11 @@ class Admission:
 
     def _crowded(self, slot: Slot, rows: list[PrefillRow]) -> bool:
         """Every place or every row is taken."""
-        return slot.running.count + len(rows) >= self._config.max_running_per_slot or self._flights.free_rows <= 0
+        return len(rows) >= self._places(slot) or self._flights.free_rows <= 0
+
+    def _places(self, slot: Slot) -> int:
+        """How many may join who runs."""
+        return self._config.max_running_per_slot - slot.running.count - len(slot.lingering)
 
     def _admit(self, req: Req, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> _Verdict:
         assert not req.pending_token, "a request cannot be admitted before its last token is known"

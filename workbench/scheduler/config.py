@@ -239,6 +239,16 @@ class SchedulerConfig(SchedulerSettings):
         return self.max_running_per_slot * self.slots * (1 if self.give_back == "landed" else 2)
 
     @property
+    def lingers(self) -> bool:
+        """Who has ended takes a place until the next decode."""
+        return self.leaves == "decode" and self.batching == "prefill-first"
+
+    @property
+    def overrun(self) -> int:
+        """Steps that a request is launched for after its last one. Where steps bring runs of tokens, none goes too far."""
+        return int(self.stops_known == "result" and not self.draft_tokens)
+
+    @property
     def chunk_unit(self) -> int:
         """Tokens of which a chunk that is not the last of its prompt has a multiple."""
         return 1 if self.chunk_cut == "tokens" and self.charge == "tokens" else self.page_size

@@ -146,7 +146,7 @@ class DecidedSteps:
         if needing is not None:
             needing = needing[:pages]
         needs = self._page_needs[:steps]
-        ahead = scheduler.config.evict_for == "batch-ahead" and scheduler.config.batching == "prefill-first"
+        ahead = scheduler.config.evict_for == "batch-ahead"
         taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
         running.advance_all(needing, taken, places)
         scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))
@@ -167,7 +167,7 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         return None  # how many tokens a step brings is known only once it is done
     if len(slots) > 1 or scheduler.held or queue.has_deadlines or not flights:
         return None
-    if slots.chunked is not None or lifecycle.ended or lifecycle.retracted or scheduler.aborting:
+    if slots.chunked is not None or lifecycle.ended or lifecycle.retracted:
         return None
     if queue.waiting and not slot.full:
         return None
@@ -179,12 +179,13 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         if worker.epoch != running.epoch:
             if queue.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
                 return None
-            if worker.num_prefill and scheduler.config.share_prompts == "result":
-                return None  # what is shared with its result depends on what has been formed by then
             others.append(batch)
     if flights.computed and not others:
         return None
-    steps = min(most, MOST_STEPS, running.steps_to_stop - 1)
+    overrun = scheduler.config.overrun
+    if others and overrun:
+        return None  # who ends with them is known only with their results
+    steps = min(most, MOST_STEPS, running.steps_to_stop - 1 - overrun)
     if steps < 1:
         return None
     decided = DecidedSteps(scheduler, steps, running.needing_page(steps), others)

@@ -11,6 +11,7 @@ from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.flights import Flights
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import RunningSet
+from workbench.scheduler.slots import Slots
 
 OUTPUT_ESTIMATE_LIMIT = 4096
 """Admission expects no request to write more than this many tokens, whatever its bound."""
@@ -26,9 +27,9 @@ class OutputEstimate:
     Where nothing is estimated (``reserve``) it is 1: admission counts on all that they may write, or on none of it.
     """
 
-    def __init__(self, config: SchedulerConfig, flights: Flights) -> None:
+    def __init__(self, config: SchedulerConfig, slots: Slots, flights: Flights) -> None:
         self.new_token_ratio = 0.0
-        self._flights = flights
+        self._slots, self._flights = slots, flights
         self._estimates = config.reserve == "estimate"
         self._most = {"estimate": OUTPUT_ESTIMATE_LIMIT, "full": config.max_context, "none": 0}[config.reserve]
         self._limit = np.array(self._most)
@@ -96,8 +97,12 @@ class OutputEstimate:
         }
         if self._at_result:
             left |= dict.fromkeys(self._flights.ending(), 1)
+            left |= {req: self.most(req.max_new - req.output_len) for req in self._lingering()}
         rest = self._page_rest
         return {req: most * (1.0 if whole and req.params.ignore_eos else ratio) + rest for req, most in left.items()}
+
+    def _lingering(self) -> list[Req]:
+        return [req for slot in self._slots for req in slot.lingering]
 
     def _reserved_each(self, running: Sequence[RunningSet]) -> float:
         expected = 0.0

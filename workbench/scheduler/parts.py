@@ -39,4 +39,4 @@ def parts_for(config: SchedulerConfig, clock: Callable[[], float]) -> Parts:
     queue = WaitingQueue(config, kv.cache, clock)
     flights = Flights(config, kv, slots)
     lifecycle = Lifecycle(kv, slots, queue, flights, keep_aborted=config.aborted_kv == "keep")
-    return Parts(kv, slots, queue, flights, lifecycle, OutputEstimate(config, flights))
+    return Parts(kv, slots, queue, flights, lifecycle, OutputEstimate(config, slots, flights))

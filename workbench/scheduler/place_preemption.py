@@ -30,7 +30,9 @@ class PlacePreemption:
         lacks = req.last_need + estimate.most(req.max_new) - total
         victims: list[Req] = []
         expected = estimate.expected_of(running)
-        for victim in sorted(expected, key=lambda one: (one.priority, -one.queued)):
+        for victim in sorted(
+            (one for one in expected if one.finish is None), key=lambda one: (one.priority, -one.queued)
+        ):
             if req.priority - victim.priority < threshold:
                 break
             victims.append(victim)

@@ -126,6 +126,8 @@ class Req:
     """Number of its last entry into the queue."""
     last_need: int = 0
     """Tokens that it had still to be computed of it when it was last looked at."""
+    overrun: int = 0
+    """Steps that it is launched for after its last one, until its end by length is known."""
     passed_over: int = 0
     """Prefill batches that admitted a later arrival while this one waited."""
     pending_token: bool = False
@@ -142,8 +144,8 @@ class Req:
 
     @property
     def end_len(self) -> int:
-        """KV length at which it stops by length: the last token is never an input."""
-        return len(self.prompt) + max(self.max_new, 1) - 1
+        """KV length with which it is launched for the last time: the last token is an input only where it overruns."""
+        return len(self.prompt) + max(self.max_new, 1) - 1 + self.overrun
 
     def output_at(self, kv_len: int) -> int:
         """Tokens it has been given when so many are in KV and the last step's sample is known."""

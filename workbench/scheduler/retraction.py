@@ -48,6 +48,7 @@ class Retraction:
             need -= needed
             if self._ahead is not None:
                 kv.free_up(kv.pages_for(running.count * self._ahead))
+                kv.free_up(need)
         if need > kv.available_pages and self._slots.chunked is not None:
             self._lifecycle.retract_chunked()
         if need <= kv.available_pages:

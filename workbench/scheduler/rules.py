@@ -145,13 +145,6 @@ class EngineRules:
         needs=PREFIX_CACHE,
         acts=caches,
     )
-    share_launched: bool = setting(
-        False,
-        group=RULES,
-        help="With a prompt whose result is there, the prefix cache takes in what has been launched of its output by then.",
-        needs="share_prompts 'result' and a radix cache",
-        acts=lambda s, loop: s.share_prompts == "result" and s.cache == "radix",
-    )
     touch_part: bool = setting(
         True,
         group=RULES,
@@ -172,6 +165,50 @@ class EngineRules:
         help="Outputs are leaves of their own in the prefix cache, so that they can be evicted without their prompt.",
         needs=RADIX_CACHE,
         acts=radix,
+    )
+    page_beside: bool = setting(
+        True,
+        group=RULES,
+        help="Let a request in only where the page that it is charged beside its own is left, too. Default {default}.",
+        needs="charge 'pages' and prefill-first batching",
+        acts=lambda s, loop: prefill_first(s, loop) and s.charge == "pages",
+    )
+    prompt_budget: Literal["spent", "whole"] = setting(
+        "spent",
+        group=RULES,
+        help="When max-prefill-tokens stops the next prompt that may be cut: {choices}: nothing is left of it, or less "
+        "than the prompt. Default {default}.",
+        needs="charge 'pages' and prefill-first batching",
+        acts=lambda s, loop: prefill_first(s, loop) and s.charge == "pages",
+    )
+    rows_first: bool = setting(
+        True,
+        group=RULES,
+        help="Look for a free place before the queue is put in order; else a prompt in part waits for one. Default "
+        "{default}.",
+        needs="full_when 'exhausted' and prefill-first batching",
+        acts=lambda s, loop: prefill_first(s, loop) and s.full_when == "exhausted",
+    )
+    look_when_spent: bool = setting(
+        False,
+        group=RULES,
+        help="Look up the prefix of the first in order, which is its use, though a prompt in part has spent the budget.",
+        needs="full_when 'exhausted' and prefill-first batching",
+        acts=lambda s, loop: prefill_first(s, loop) and s.full_when == "exhausted",
+    )
+    leaves: Literal["ended", "decode"] = setting(
+        "ended",
+        group=RULES,
+        help="When who has ended takes no place any more: {choices}: at once, or with the next decode. Default {default}.",
+        needs=PREFILL_FIRST,
+        acts=prefill_first,
+    )
+    evict_amount: Literal["missing", "all"] = setting(
+        "missing",
+        group=RULES,
+        help="How much is evicted where less is free than is wanted: {choices} of that. Default {default}.",
+        needs=PREFIX_CACHE,
+        acts=caches,
     )
     refresh_waiting: int | None = setting(
         None,
@@ -217,6 +254,21 @@ class EngineRules:
         "Default {default}.",
     )
     """lose: it is computed again."""
+    abort_partial: Literal["now", "result"] = setting(
+        "now",
+        group=RULES,
+        help="Whether an abort ends a prompt in part {choices}, or with the result of its last step. Default {default}.",
+        needs="abort_running 'result'",
+        acts=lambda s, loop: s.abort_running == "result",
+    )
+    stops_known: Literal["launch", "result"] = setting(
+        "launch",
+        group=RULES,
+        help="When it is known that a request ends by length: {choices} of its last step. Default {default}.",
+        needs="the overlap or the pipeline loop",
+        acts=lambda s, loop: loop != "normal",
+    )
+    """result: where steps are launched before, it is in one more, for nothing."""
     abort_running: Literal["now", "result"] = setting(
         "now",
         group=RULES,

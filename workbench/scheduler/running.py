@@ -58,6 +58,8 @@ class RunningSet:
     """Whether steps bring runs of tokens (:class:`~workbench.scheduler.ragged.RaggedRunningSet`)."""
     stalled = False
     """Whether everybody has to wait for a step in flight."""
+    overrun = 0
+    """Steps that each is launched for after its last one."""
     draft_tokens = 0
     """Most tokens that each computes in a step beside its last one."""
 
@@ -95,7 +97,7 @@ class RunningSet:
     def remaining(self) -> np.ndarray:
         """int64[n], most tokens each may still generate."""
         left: np.ndarray = self.ends - self.lens
-        return left
+        return left - self.overrun if self.overrun else left
 
     @property
     def confirmed(self) -> np.ndarray:
@@ -154,7 +156,7 @@ class RunningSet:
         stop_ids = chosen(self.stop_ids, stay)
         self._set(self.rows[stay], self.lens[stay], self.ends[stay], self.token_at[stay], stop_ids)
         if soonest:
-            self.steps_to_stop = min(self.remaining.tolist(), default=0)
+            self.steps_to_stop = min((self.ends - self.lens).tolist(), default=0)
         return gone
 
     def updated(self, index: int) -> Req:

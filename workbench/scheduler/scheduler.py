@@ -22,7 +22,7 @@ from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.ragged import take_runs
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import place_of
-from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
+from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.stops import stopped
 
 
@@ -67,13 +67,14 @@ class Scheduler:
         self._handler = self._handle
         self._ragged = config.draft_tokens > 0
         self._share_at_result = config.share_prompts == "result"
-        # How much of a run that has been launched will hold is not known.
-        self._share_launched = config.share_launched and not self._ragged
         self._gives_early = config.give_back == "at_once"
         self._abort_at_result = config.abort_running == "result"
-        self.aborting: dict[Req, Finish] = {}
+        self._aborting: dict[Req, Finish] = {}
         """Requests that end with their next token, and how."""
-        self._at_result = self._share_at_result or self._abort_at_result
+        self._abort_whole = config.abort_partial == "result"
+        self._lingers = config.lingers
+        self._overruns = config.overrun > 0
+        self._at_result = self._share_at_result or self._abort_at_result or self._overruns
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -118,6 +119,7 @@ class Scheduler:
             stop_ids,
             prompt,
             session=session,
+            overrun=self.config.overrun if max_new else 0,
         )
         self._seq += 1
         reason = None
@@ -144,8 +146,8 @@ class Scheduler:
         if req is None:
             return
         finish = Finish("aborted", message.why)
-        if self._abort_at_result and req.row >= 0 and req is not self.slots.chunked:
-            self.aborting.setdefault(req, finish)
+        if self._abort_at_result and req.row >= 0 and (self._abort_whole or req is not self.slots.chunked):
+            self._aborting.setdefault(req, finish)
         else:
             self.lifecycle.cut(req, finish)
 
@@ -332,13 +334,19 @@ class Scheduler:
         """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``, and those that
         were to end with their next token. Those in ``early``, which end with a batch in flight, give theirs back."""
         running = self.slots[batch.slot].running
+        if self._overruns:
+            length_stops = [
+                i
+                for i, (req, tokens) in enumerate(zip(batch.reqs, valid_tokens.tolist(), strict=True))
+                if tokens == req.end_len - req.overrun and (batch.coming(i) or not req.overrun)
+            ]
         ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
-        if self.aborting:
+        if self._aborting:
             for i, req in enumerate(batch.reqs):
-                if req in self.aborting and batch.coming(i) and i not in (batch.dropped or ()):
-                    ending[i] = self.aborting[req]
+                if req in self._aborting and batch.coming(i) and i not in (batch.dropped or ()):
+                    ending[i] = self._aborting[req]
         leaving: list[int] = []
         done: list[tuple[int, Req]] = []
         for i in sorted(ending):
@@ -369,22 +377,18 @@ class Scheduler:
             self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)
         if self._share_at_result:
             self._share(batch, shared, len(batch.prefill))
-        if self.aborting:
-            self.aborting = {req: finish for req, finish in self.aborting.items() if req.finish is None}
+        if self._lingers and done:
+            self.slots[batch.slot].linger(batch, [req for _, req in done])
+        if self._aborting:
+            self._aborting = {req: finish for req, finish in self._aborting.items() if req.finish is None}
         result.ended = [req for _, req in done]
 
     def _share(self, batch: ScheduleBatch, first: int, end: int) -> int:
         """Share the complete prompts of a batch from index ``first`` to ``end``; returns where to go on."""
         for row in batch.prefill[first:end]:
             if row.last:
-                self.flights.share(row.req, self._launched(row) if self._share_launched else None)
+                self.flights.share(row.req)
         return max(end, first)
-
-    def _launched(self, row: PrefillRow) -> int:
-        """Return how far the KV of a request, whose complete prompt has landed, is launched and its tokens are known."""
-        running = self.slots[row.req.slot].running
-        index = place_of(row.req, running.reqs)
-        return row.end if index is None else min(int(running.lens[index]), row.end + 1)
 
     def take_ended(self) -> list[Req]:
         """Requests that ended outside the processing of a batch, since the last call."""

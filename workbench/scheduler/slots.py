@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from workbench.scheduler.capacity import Capacity
@@ -12,6 +12,7 @@ from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.ragged import RaggedRunningSet
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import RunningSet
+from workbench.scheduler.schedule_batch import ScheduleBatch
 
 
 @dataclass(slots=True, eq=False)
@@ -22,14 +23,34 @@ class Slot:
     running: RunningSet
     full: bool = False
     """Admission failed for want of KV or rows; not tried again before something is given back."""
+    lingering: list[Req] = field(default_factory=list)
+    """Requests that have ended and take a place until the next decode, where they do (``leaves``)."""
+    reopens: bool = False
+    """With the next decode it is not full any more, for the same reason."""
+    unmerged: ScheduleBatch | None = None
+    """Its last batch, while nothing has been formed since, if it had prompts in it. Known only where requests linger."""
     prefill_streak: int = 0
     """Prefill batches since the last one with decodes in it."""
+
+    def linger(self, batch: ScheduleBatch, ended: list[Req]) -> None:
+        """Note who has ended with a batch: takes a place yet, unless nothing has been formed since the batch had prompts."""
+        if self.unmerged is batch:
+            self.full, self.reopens = False, bool(self.lingering)
+        else:
+            self.lingering = [*self.lingering, *ended]
+
+    def settle(self) -> None:
+        """Let go of those who linger."""
+        if self.lingering or self.reopens:
+            self.full = self.reopens = False
+        self.lingering = []
 
 
 class Slots(list[Slot]):
     """The slots of a scheduler, which take turns. A list, because one is looked up on every step."""
 
     def __init__(self, config: SchedulerConfig, table: TableManager) -> None:
+        self._linger = config.lingers
         self.epochs: Iterator[int] = count()
         """Numbers for memberships: of running sets, and of batches with prefills in them."""
         super().__init__(Slot(index, self._running_set(config, table)) for index in range(config.slots))
@@ -38,7 +59,9 @@ class Slots(list[Slot]):
 
     def _running_set(self, config: SchedulerConfig, table: TableManager) -> RunningSet:
         if not config.draft_tokens:
-            return RunningSet(table, config.page_size, self.epochs)
+            running = RunningSet(table, config.page_size, self.epochs)
+            running.overrun = config.overrun
+            return running
         pool_tokens = Capacity.of(config).kv_tokens
         return RaggedRunningSet(table, config.page_size, self.epochs, config.draft_tokens, pool_tokens)
 
@@ -62,7 +85,10 @@ class Slots(list[Slot]):
     def reopen(self) -> None:
         """KV or rows have been given back: whoever was turned away is looked at again."""
         for slot in self:
-            slot.full = False
+            if self._linger and (slot.running.count or slot.lingering):
+                slot.reopens = True
+            else:
+                slot.full = False
 
     def holders(self) -> list[tuple[Req, int]]:
         """Every request that decodes or is partly computed, and the tokens that its pages cover."""

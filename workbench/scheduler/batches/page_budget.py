@@ -23,7 +23,7 @@ class PageBudget:
         self._slot = slot
         self._decodes = 0
         if decodes:
-            self._decodes = slot.running.next_tokens + len(parts.flights.ending())
+            self._decodes = slot.running.next_tokens + len(parts.flights.ending()) + len(slot.lingering)
         self._prompt = config.max_prefill_tokens - self._decodes
         self._chunk = None if config.chunk is None else config.chunk - self._decodes
         self._expected = self._expects()
@@ -32,6 +32,8 @@ class PageBudget:
         self._taken_pages = 0
         """Pages that they have got already, and which are no longer there."""
         self._at_once = config.evict_for == "row"
+        self._beside = config.page_size if config.page_beside else 0
+        self._whole_prompts = config.prompt_budget == "whole"
         self._margin = 0 if config.preempt_for == "place" else 1
         """What is wanted has to be less than what is left."""
 
@@ -60,14 +62,16 @@ class PageBudget:
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
         kv = self._kv
         extend = len(req.tokens) - cached
-        need = extend + self._parts.estimate.most_output(req) + kv.page_size
+        need = extend + self._parts.estimate.most_output(req) + self._beside
         return (alone or need < self._left()) and kv.pages_for(extend) <= kv.available_pages
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
         size = self._kv.page_size
         extend = self._paged(len(req.tokens) - cached)
+        if (self._chunk is None or self._whole_prompts) and extend >= self._prompt and not first:
+            return cached
         if self._chunk is None:
-            return cached if extend >= self._prompt and not first else len(req.tokens)
+            return len(req.tokens)
         chunk = self._config.chunk_at(cached, self._chunk)
         if extend <= chunk:
             return len(req.tokens)

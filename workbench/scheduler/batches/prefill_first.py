@@ -31,9 +31,26 @@ class PrefillFirst:
         self._assembly = assembly
         self._budget = PageBudget if config.charge == "pages" else _Budget
         self._joins_after = config.mixed_join == "after"
+        if config.lingers:
+            self.form = self._form_and_settle  # type: ignore[method-assign]
         self._waits_for_ends = not config.retract_while_ending
         self._ahead = config.evict_for == "batch-ahead" and config.page_size > 1
-        self._decode = self._decode_ahead if self._ahead else assembly.decode
+        self._evicts_all = config.evict_amount == "all"
+        self._decode = self._decode_ahead if self._ahead or self._evicts_all else assembly.decode
+
+    def _form_and_settle(self, slot: Slot) -> ScheduleBatch | None:
+        """:meth:`form` where who has ended takes a place until the next decode, or until one of running requests is due."""
+        if slot.unmerged is not None and slot.unmerged.worker.mode == "mixed":
+            slot.settle()  # they were in it
+        slot.unmerged = None
+        batch = PrefillFirst.form(self, slot)
+        if batch is None or not batch.prefill:
+            slot.settle()
+        else:
+            slot.unmerged = batch
+            if self._config.mixed_chunk:
+                slot.lingering = []
+        return batch
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
@@ -63,7 +80,10 @@ class PrefillFirst:
 
     def _decode_ahead(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
         """A decode that evicts for a page of each request, whether it starts one or not."""
-        self._kv.free_up(slot.running.count)
+        if self._evicts_all and needing is not None:
+            self._kv.free_up(len(needing))
+        if self._ahead or needing is None:
+            self._kv.free_up(slot.running.count)
         return self._assembly.decode(slot, needing)
 
     def decoded(self, slot: Slot, steps: int) -> None:
@@ -97,6 +117,8 @@ class PrefillFirst:
             joins = (running.count if needing is None else len(needing)) <= self._kv.available_pages
         if joins:
             slot.full = False  # who runs now is another set
+            if self._evicts_all and needing is not None:
+                self._kv.free_up(len(needing))
             if self._ahead:
                 self._kv.free_up(running.count)
         slot.prefill_streak = 0 if joins else slot.prefill_streak + 1

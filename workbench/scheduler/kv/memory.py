@@ -21,6 +21,7 @@ class KVMemory:
     def __init__(self, config: SchedulerConfig) -> None:
         size = config.page_size
         self.page_size = size
+        self._evicts_all = config.evict_amount == "all"
         self.pool = PagePool(config.pages)
         self.table = TableManager(config.rows, config.max_context, size)
         self.cache: PrefixCache = (
@@ -59,7 +60,7 @@ class KVMemory:
     def free_up(self, count: int) -> None:
         """Evict until so many pages are free, or nothing more can be evicted."""
         if count > self.pool.free:
-            self.cache.evict(count - self.pool.free)
+            self.cache.evict(count if self._evicts_all else count - self.pool.free)
 
     def allocate(self, count: int, steps: Sequence[int] = ()) -> np.ndarray:
         """int32[count] pages, evicting what is needed; the caller has made sure that ``count <= available_pages``. With
@@ -83,8 +84,8 @@ class KVMemory:
             if ready + most > pool.free:
                 taken.append(pool.take(ready))
                 ready = 0
-                if most > pool.free:
-                    self.cache.evict(most - pool.free)
+                for wanted in (each, least) if self._evicts_all else (most,):
+                    self.free_up(wanted)
             ready += each
         taken.append(pool.take(ready))
         return np.concatenate(taken)
