@@ -141,14 +141,16 @@ def _match(a: RunRecord, b: RunRecord, notes: list[str]) -> np.ndarray:
     else:
         order = np.arange(len(ids_a))
         notes.append("the runs name their requests differently: matched by their order in the trace")
+    ended = np.array([s == FINISHED for s in a.requests["status"]]) & np.array(
+        [b.requests["status"][i] == FINISHED for i in order]
+    )
     for column in ("input_tokens", "output_tokens"):
         x, y = a.requests[column], b.requests[column][order]
         same = x == y
         if column == "output_tokens":
-            ended = np.array([s == FINISHED for s in a.requests["status"]]) & np.array(
-                [b.requests["status"][i] == FINISHED for i in order]
-            )
             same |= ~ended
+        else:
+            same |= ~ended & (np.minimum(x, y) == 0)  # not every client says how long a prompt was that failed
         if not same.all():
             at = int((~same).argmax())
             raise RecordError(

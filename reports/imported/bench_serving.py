@@ -97,7 +97,7 @@ def read_run(run: Place) -> ClientRun:
                 input_tokens=run.checked_whole(f"input_lens[{i}]", input_lens[i]),
                 output_tokens=output[i],
                 status=failed(said[i], came_s) if lost else FINISHED,
-                error=said[i] or "no token came, and no reason is given",
+                error=said[i] or "no token was seen, and no error",
                 cached_tokens=run.checked_whole(f"cached_tokens[{i}]", cached[i] or 0) if cached else 0,
             )
         )

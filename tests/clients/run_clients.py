@@ -3,7 +3,8 @@
     .venv/bin/python tests/clients/run_clients.py [NAME...]
 
 Each is installed once in an environment of its own, in a cache folder ($WORKBENCH_CLIENTS, else ~/.cache/workbench-clients).
-Prints one line for each; exit code 1 unless every request of every client succeeded.
+What they write of the run is imported, as `workbench import` does. Prints one line for each; exit code 1 unless every
+request of every client succeeded, and has finished in the record.
 """
 
 from __future__ import annotations
@@ -159,9 +160,14 @@ def bench_serving(url: str, tokenizer: Path, folder: Path, backend: str = "sglan
             "64",
             "--random-output-len",
             "16",
+            "--random-range-ratio",
+            "1",
             "--max-concurrency",
             "4",
             "--disable-tqdm",
+            "--output-file",
+            "result.jsonl",
+            "--output-details",
         ],
         folder,
     )
@@ -186,6 +192,18 @@ CLIENTS: dict[str, Callable[[str, Path, Path], Settled]] = {
     "sglang-bench-openai": bench_serving_openai,
     "sglang-bench-chat": bench_serving_chat,
 }
+
+
+RESULTS = {"guidellm": "**/report.json", "aiperf": "artifacts", "sglang": "result.jsonl"}
+"""Where each leaves its measurements, by the first part of its name."""
+
+
+def imported(name: str, folder: Path) -> int:
+    """Requests that finished in the record of what a client measured."""
+    from reports.imported.recognise import read_results
+
+    found = list(folder.glob(RESULTS[name.partition("-")[0]]))
+    return read_results(found[0]).requests["status"].count("finished") if found else 0
 
 
 def main(names: list[str]) -> int:
@@ -214,9 +232,10 @@ def main(names: list[str]) -> int:
                 folder = Path(temporary) / name
                 folder.mkdir()
                 succeeded, said = CLIENTS[name](server.url, tokenizer, folder)
-                good = succeeded == REQUESTS
+                recorded = imported(name, folder)
+                good = succeeded == recorded == REQUESTS
                 fine &= good
-                print(f"{name}: {succeeded} of {REQUESTS} requests succeeded", flush=True)
+                print(f"{name}: {succeeded} of {REQUESTS} requests succeeded, {recorded} imported", flush=True)
                 if not good:
                     print(said[-3000:], file=sys.stderr)
         finally:

@@ -87,6 +87,8 @@ def test_what_the_first_run_lost_and_the_second_was_not_given_is_left_out():
     assert found.notes == ["requests that did not finish in x1.0 and are not in x1.1, left out: 1"]
     with pytest.raises(RecordError, match="4 requests and 3"):
         compare(run(), given)
+    lossy.requests["input_tokens"][2] = 0
+    assert compare(lossy, run()).requests == 3, "how long a prompt was that failed need not be known"
 
 
 def test_an_answer_in_one_piece_has_no_first_token_and_counts_for_throughput_when_it_ends():

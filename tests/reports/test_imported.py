@@ -404,3 +404,24 @@ def test_a_record_and_its_trace_are_written_both_or_neither(tmp_path):
     assert not list(out.iterdir())
     done = run("import", file, "--out", out, "--trace", trace, "--force")
     assert done.exit_code == 0 and read_record(out).meta["trace"]["name"] == "t" and "r4" in trace.read_text()
+
+
+def test_a_run_in_which_nothing_finished_is_a_record_and_no_trace(tmp_path):
+    lost = {
+        "errors": ["boom"] * 4,
+        "output_lens": [0] * 4,
+        "ttfts": [0.0] * 4,
+        "itls": [[]] * 4,
+        "latencies": [0.0] * 4,
+    }
+    file = written(tmp_path / "vllm.json", tools.vllm() | lost)
+    trace, out = tmp_path / "t.jsonl", tmp_path / "out"
+    done = run("import", file, "--out", out, "--trace", trace)
+    assert (
+        done.exit_code == 2
+        and done.stderr == f"error: {trace}: no request of the run finished, so there is none to write\n"
+    )
+    assert not trace.exists() and not out.exists()
+    assert run("import", file, "--out", out).exit_code == 0
+    done = run("report", out, "--out", tmp_path / "page.html")
+    assert done.exit_code == 0 and "finished 0 of 4 requests (4 rejected)" in " ".join(done.stdout.split())

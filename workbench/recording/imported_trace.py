@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reports.imported.client_run import counted
+from reports.record.errors import RecordError
 from reports.record.meta import TraceMeta
 from reports.record.run_record import RunRecord
 from reports.record.schema import FINISHED
@@ -17,7 +18,7 @@ def write_requests(record: RunRecord, path: Path, force: bool) -> None:
     """Write when the requests that finished came and how long they were, and name the trace in the record.
 
     What they said is not known: no request shares tokens with another, and later turns of a session are requests of their
-    own that come when they came. Raises TraceError.
+    own that come when they came. Raises RecordError where none finished, and TraceError.
     """
     columns = record.requests
     finished = [
@@ -25,6 +26,8 @@ def write_requests(record: RunRecord, path: Path, force: bool) -> None:
         for i, status in enumerate(columns["status"])
         if status == FINISHED and columns["input_tokens"][i] > 0 and columns["output_tokens"][i] > 0
     ]
+    if not finished:
+        raise RecordError(f"{path}: no request of the run finished, so there is none to write")
     write_trace(
         (
             TraceRequest(
