@@ -14,7 +14,7 @@ import numpy as np
 
 from ground.errors import InputError
 from ground.json_file import read_json
-from reports.imported.client_run import ClientRow, ClientRun, counted, failed
+from reports.imported.client_run import ClientRow, ClientRun, closed_loop, counted, failed
 from reports.imported.place import Place
 from reports.record.errors import RecordError
 from reports.record.measured import settings_of
@@ -72,7 +72,7 @@ def read_run(path: Path, lines: Sequence[Place]) -> ClientRun:
     model, version, load = _asked_for(path)
     settings = settings_of({})
     if set(load) == {"concurrency"}:
-        settings["concurrency"] = load["concurrency"]
+        settings |= closed_loop(load["concurrency"])
     return ClientRun(
         path=path,
         tool=AIPERF,

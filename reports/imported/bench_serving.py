@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.imported.client_run import ClientRow, ClientRun, failed
+from reports.imported.client_run import ClientRow, ClientRun, closed_loop, failed
 from reports.imported.place import LARGEST, Place
 from reports.record.measured import settings_of
 from reports.record.schema import FINISHED
@@ -188,9 +188,8 @@ def _settings(run: Place) -> dict[str, Any]:
             settings[ours] = value
     if server.get("version") is not None:
         settings["engine"] = "sglang"
-    places = run.get("max_concurrency")
-    if isinstance(places, int) and places > 0 and run.get("request_rate") in ("inf", math.inf):
-        settings["concurrency"] = places
+    if run.get("request_rate") in ("inf", math.inf):
+        settings |= closed_loop(run.get("max_concurrency"))
     return settings
 
 

@@ -67,6 +67,11 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
 
+def closed_loop(places: Any) -> dict[str, int]:
+    """The setting of a run that sent a request whenever one of so many places was free; none where that is no number."""
+    return {"concurrency": places} if isinstance(places, int) and not isinstance(places, bool) and places > 0 else {}
+
+
 def failed(error: str, first_token_s: float, http: int | None = None) -> str:
     """The status of a request that failed: turned away, or broken off where a token had come."""
     if not np.isnan(first_token_s):

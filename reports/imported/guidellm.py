@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.imported.client_run import ClientRow, ClientRun, counted, failed
+from reports.imported.client_run import ClientRow, ClientRun, closed_loop, counted, failed
 from reports.imported.place import Place
 from reports.record.measured import settings_of
 from reports.record.schema import FINISHED, UNFINISHED
@@ -65,7 +65,7 @@ def read_run(benchmark: Place, report: Place) -> ClientRun:
     load = _load(benchmark)
     settings = settings_of({})
     if load.get("strategy") in ("concurrent", "synchronous"):
-        settings["concurrency"] = load.get("streams", 1)
+        settings |= closed_loop(load.get("streams", 1))
     version = report.inner_or_empty("metadata").text("guidellm_version")
     return ClientRun(
         path=benchmark.path,

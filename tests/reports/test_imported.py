@@ -402,6 +402,12 @@ def test_a_record_and_its_trace_are_written_both_or_neither(tmp_path):
         done.exit_code == 2 and "t.jsonl: exists; --force overwrites it" in done.stderr and trace.read_text() == "mine"
     )
     assert not list(out.iterdir())
+    (out / "mine.txt").write_text("x")
+    done = run("import", file, "--out", out, "--trace", trace, "--force")
+    assert done.exit_code == 2 and "no workbench run wrote" in done.stderr and trace.read_text() == "mine"
+    (out / "mine.txt").unlink()
+    done = run("import", file, "--out", out, "--trace", file, "--force")
+    assert done.exit_code == 2 and "is the file to import" in done.stderr and "r1" not in file.read_text()
     done = run("import", file, "--out", out, "--trace", trace, "--force")
     assert done.exit_code == 0 and read_record(out).meta["trace"]["name"] == "t" and "r4" in trace.read_text()
 

@@ -42,8 +42,11 @@ def import_run(
 
     with one_line_errors():
         from reports.imported.recognise import read_results
+        from reports.record.errors import RecordError
         from workbench.cli.runs import command_line
 
+        if trace is not None and trace.resolve() == source.resolve():
+            raise RecordError(f"--trace {trace}: is the file to import")
         record = read_results(source, name, command_line(), run)
         _write(record, out, trace, force)
         settings = {
@@ -60,7 +63,7 @@ def _write(record: RunRecord, out: Path, trace: Path | None, force: bool) -> Non
     """Write the record and the trace of its requests, both or neither."""
     from reports.record.run_record import prepare_out, write_record
 
-    new = trace is not None and not trace.exists()
+    before = trace.read_bytes() if trace is not None and trace.is_file() else None
     if trace is not None:
         from workbench.recording.imported_trace import write_requests
 
@@ -69,6 +72,8 @@ def _write(record: RunRecord, out: Path, trace: Path | None, force: bool) -> Non
         prepare_out(out, force)
         write_record(record, out)
     except BaseException:
-        if trace is not None and new:
+        if trace is not None and before is None:
             trace.unlink(missing_ok=True)
+        elif trace is not None and before is not None:
+            trace.write_bytes(before)
         raise
