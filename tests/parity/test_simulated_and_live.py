@@ -33,7 +33,7 @@ from workbench.scheduler.scheduler import Scheduler
 PLAYED = [
     ("vllm-0.33.0", "few-rows/sync/0"),
     ("vllm-0.33.0", "few-rows/async/0"),
-    ("mini-sglang-20fcd7f", "roomy/1/normal/0"),
+    ("mini-sglang-20fcd7f", "few-rows/16/overlap/0"),
     ("sglang-0.5.23", "roomy/1/normal/0"),
 ]
 """Recordings and scenarios."""
@@ -89,7 +89,7 @@ def test_a_modelled_gpu_leaves_the_recorded_decisions(name: str, key: str) -> No
     asked, recorded = played(key, name)
     clock = Clock()
     host = HostModel()  # phases take time, so that loops wait
-    rows = asked.config.max_running_per_slot
+    rows = asked.config.rows
     sampler = ScriptedSampler(lambda request_id: (0, np.zeros(CONTEXT_TOKENS, np.int32)), rows)
     backend = SimulatedBackend(clock, LinearCost(), host, sampler, lambda row: None)
     instance, outbox = began(asked, backend, clock.now_s)
@@ -131,7 +131,7 @@ def test_a_real_model_on_a_cpu_leaves_the_recorded_decisions(model: Path, name: 
     config = asked.config
     backend = backend_of(
         str(model),
-        rows=config.max_running_per_slot,
+        rows=config.rows,
         kv_tokens=config.kv_tokens,
         page_size=config.page_size,
         max_context=config.max_context,

@@ -61,6 +61,11 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pages of 16": ({"page_size": 16}, {"page_size": 16}),
     "small chunks": ({}, {"chunk": 8}),
     "small chunks, pages of 4": ({"page_size": 4}, {"page_size": 4, "chunk": 8}),
+    "chunks cut inside a page": ({"page_size": 4}, {"page_size": 4, "chunk": 7, "chunk_cut": "tokens"}),
+    "chunks as they end, decodes beside": (
+        {"page_size": 16, "rows": 16},
+        {"page_size": 16, "chunk": 25, "mixed_chunk": True, "chunk_cut": "tokens", "give_back": "at_once"},
+    ),
     "mixed chunks": ({}, {"chunk": 16, "mixed_chunk": True}),
     "decode-first mixed": ({}, {"batching": "mixed", "max_batch_tokens": 12}),
     "retraction": ({"kv_tokens": 140}, {"conservativeness": 0.01, "cache": "none"}),

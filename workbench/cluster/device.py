@@ -61,7 +61,6 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         raise ConfigError(f"kv_dtype: {settings.kv_dtype!r}: a real runner keeps KV in the dtype of the weights")
     tp, pp = settings.layout(loop)
     slots = settings.slots(loop)
-    per_slot = max(settings.max_running // slots, 1)
     graphs = settings.cuda_graphs and device == "cuda" and pp == 1
     return RunnerOptions(
         model=settings.model,
@@ -71,13 +70,13 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         load_format=load_format,
         tp=tp,
         pp=pp,
-        rows=per_slot * slots,
+        rows=settings.table_rows(slots),
         max_context=settings.max_context,
         page_size=settings.page_size,
         mem_fraction=settings.mem_fraction,
         kv_tokens=settings.kv_tokens,
         step_tokens=largest_step(settings),
-        capture_sizes=tuple(default_capture_sizes(per_slot)) if graphs else (),
+        capture_sizes=tuple(default_capture_sizes(settings.running_per_slot(slots))) if graphs else (),
         seed=settings.seed,
     )
 

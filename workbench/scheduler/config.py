@@ -137,6 +137,15 @@ class SchedulerSettings(EngineRules, Seeded):
     request_timeout: float | None = setting(None, above=0, help="Seconds a request may take.")
     """Abort a request that has not finished within this time, in seconds, of its arrival."""
 
+    def running_per_slot(self, slots: int) -> int:
+        """Requests that may run in one of several slots."""
+        return max(self.max_running // slots, 1)
+
+    def table_rows(self, slots: int) -> int:
+        """Rows of the table of requests. One that a batch in flight reads is nobody else's: where its request has given up
+        its claim to it (``give_back``), who comes gets one of as many more."""
+        return self.running_per_slot(slots) * slots * (1 if self.give_back == "landed" else 2)
+
     def scheduler(self, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
         """The configuration of a scheduler with these settings, for a KV pool of that many tokens. Raises ConfigError."""
         own = {declared.name: getattr(self, declared.name) for declared in fields(SchedulerSettings)}
@@ -230,13 +239,12 @@ class SchedulerConfig(SchedulerSettings):
 
     @property
     def max_running_per_slot(self) -> int:
-        return max(self.max_running // self.slots, 1)
+        return self.running_per_slot(self.slots)
 
     @property
     def rows(self) -> int:
-        """Rows of the table of requests. One that a batch in flight reads is nobody else's: where its request has given up
-        its claim to it (``give_back``), who comes gets one of as many more."""
-        return self.max_running_per_slot * self.slots * (1 if self.give_back == "landed" else 2)
+        """Rows of the table of requests."""
+        return self.table_rows(self.slots)
 
     @property
     def lingers(self) -> bool:

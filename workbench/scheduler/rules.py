@@ -352,7 +352,9 @@ class EngineRules:
         needs=f"charge 'tokens' and {PREFILL_FIRST}",
         acts=lambda s, loop: prefill_first(s, loop) and s.charge == "tokens",
     )
-    """tokens: the next chunk goes on inside the page, and once the chunk is used up nobody else's prefix is looked for."""
+    """tokens: the next chunk goes on inside the page. A prompt for which there is no more room among the prompts of a batch
+    (max_prefill_tokens) is cut, too, and not put off, and where nothing is left nobody's prefix is looked for.
+    """
     give_back: Literal["landed", "ended", "at_once"] = setting(
         "landed",
         group=RULES,

@@ -147,12 +147,14 @@ class _Budget:
         self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
         self._reserved = self._expected()
         self._at_once = config.evict_for == "row"
+        self._cuts = self._chunk is not None and config.chunk_cut == "tokens"
+        """A prompt that the budgets do not hold is cut to what is left of them."""
         self._promised_pages = 0
         """Pages that prompts of the step will have once all of them have been chosen."""
 
     @property
     def spent(self) -> bool:
-        return self._chunk == 0 and self._config.chunk_cut == "tokens"
+        return self._cuts and (self._chunk == 0 or self._prompt <= 0)
 
     def chunk_end(self, req: Req) -> int:
         kv, cut = self._kv, self._config.chunk_unit
@@ -174,10 +176,12 @@ class _Budget:
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
         extend = len(req.tokens) - cached
-        if extend > self._prompt and not first:
+        if extend > self._prompt and not first and not self._cuts:
             return cached
         if self._chunk is not None:
             chunk = self._config.chunk_at(cached, self._chunk)
+            if self._cuts and not first:
+                chunk = min(chunk, self._prompt)
             if extend > chunk:
                 return cached + chunk // self._config.chunk_unit * self._config.chunk_unit
         return len(req.tokens)
