@@ -20,9 +20,23 @@ from workbench.settings.loading import settings_from
 from workbench.settings.real import check_device_effects, live_notes, without_idle
 from workbench.settings.run_settings import RunSettings
 
+BY_PRIORITY = {
+    "batching": "mixed",
+    "mixed_order": "admission",
+    "policy": "priority",
+    "preempt_first": "priority",
+}
 VALUES: dict[str, Any] = {
     "router": "least_requests",
     "evict": "lfu",
+    "blank_pages": "queue",
+    "mixed_order": "admission",
+    "admit_for": "prompt",
+    "long_prefill_tokens": 64,
+    "long_prefill_alone": "free",
+    "preempt_first": "priority",
+    "after_own_preemption": "go-on",
+    "preemption_gap": True,
     "chunk": 512,
     "max_prefill_tokens": 4096,
     "max_batch_tokens": 4096,
@@ -74,7 +88,15 @@ VALUES: dict[str, Any] = {
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
     "router": [{"dp": 1}],
-    "evict": [{"cache": "none"}],
+    "evict": [{"cache": "none"}, {"cache": "blocks"}],
+    "blank_pages": [{"cache": "radix"}, {"cache": "none"}],
+    "mixed_order": [{"batching": "prefill-first"}],
+    "admit_for": [{"batching": "mixed"}, {"batching": "prefill-first"}],
+    "long_prefill_tokens": [{"batching": "mixed"}, {"batching": "prefill-first"}],
+    "long_prefill_alone": [{"batching": "mixed"}, {"batching": "mixed", "mixed_order": "admission"}],
+    "preempt_first": [{"batching": "mixed"}, {"batching": "mixed", "mixed_order": "admission", "policy": "fcfs"}],
+    "after_own_preemption": [{"policy": "fcfs"}, {**BY_PRIORITY, "preempt_first": "newest"}],
+    "preemption_gap": [{"policy": "fcfs"}, {**BY_PRIORITY, "preempt_first": "newest"}],
     "chunk": [{"batching": "mixed"}],
     "max_prefill_tokens": [{"batching": "mixed"}],
     "max_batch_tokens": [{"batching": "prefill-first"}],
@@ -95,7 +117,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "outputs_counted": [{"batching": "mixed"}],
     "full_when": [{"batching": "mixed"}],
     "evict_for": [{"batching": "mixed"}],
-    "share_chunks": [{"cache": "none"}],
+    "share_chunks": [{"cache": "none"}, {"cache": "blocks"}],
     "touch_part": [{"cache": "none"}],
     "reserve": [{"batching": "mixed"}],
     "page_rest": [{"batching": "mixed"}],
@@ -127,6 +149,14 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
 HEEDED: dict[str, dict[str, Any]] = {
     "router": {"dp": 2},
     "evict": {"cache": "radix"},
+    "blank_pages": {"cache": "blocks"},
+    "mixed_order": {"batching": "mixed"},
+    "admit_for": {"batching": "mixed", "mixed_order": "admission"},
+    "long_prefill_tokens": {"batching": "mixed", "mixed_order": "admission"},
+    "long_prefill_alone": {"batching": "mixed", "mixed_order": "admission", "long_prefill_tokens": 32},
+    "preempt_first": {"batching": "mixed", "mixed_order": "admission", "policy": "priority"},
+    "after_own_preemption": BY_PRIORITY,
+    "preemption_gap": BY_PRIORITY,
     "chunk": {"batching": "prefill-first"},
     "max_prefill_tokens": {"batching": "prefill-first"},
     "max_batch_tokens": {"batching": "mixed"},
@@ -199,7 +229,7 @@ CHOICES: dict[str, list[Any]] = {
     "loop": ["normal", "overlap", "pipeline", "normal,overlap", "overlap,pipeline"],
     "batching": ["prefill-first", "mixed"],
     "policy": ["fcfs", "lpm", "edf", "priority", "random"],
-    "cache": ["radix", "none"],
+    "cache": ["radix", "blocks", "none"],
     "pp": [1, 2],
     "dp": [1, 2],
     "kv_tokens": [None, 10_000],

@@ -95,7 +95,37 @@ def some_settings(draw: st.DrawFn, loop: str, draft_tokens: int = 0) -> dict[str
     chunk = chosen["chunk"]
     if chosen["batching"] == "prefill-first" and isinstance(chunk, int) and chunk >= step_tokens + page_size:
         chosen["mixed_chunk"] = draw(st.booleans())
+    if draw(st.sampled_from(["in turn", "ours"])) == "in turn":
+        chosen |= draw(in_turn_rules(chosen))
     return chosen
+
+
+@st.composite
+def in_turn_rules(draw: st.DrawFn, chosen: dict[str, object]) -> dict[str, object]:
+    """Mixed steps in the order of admission, and the prefix cache of blocks, with the rules that go with them."""
+    policy = chosen["policy"] if chosen["policy"] != "dfs-weight" else "priority"
+    # A step always has a token for each of those that may run.
+    step_tokens = int(chosen["max_running"]) * (1 + int(chosen.get("draft_tokens", 0)))
+    return {
+        "batching": "mixed",
+        "mixed_chunk": False,
+        "preempt_threshold": None,
+        "policy": policy,
+        "mixed_order": "admission",
+        "cache": draw(st.sampled_from(["blocks", "blocks", "blocks", "radix", "none"])),
+        "max_batch_tokens": max(int(chosen["max_batch_tokens"]), step_tokens),
+        "share_in_batch_tokens": draw(st.sampled_from([None, None, 4])),
+        "blank_pages": draw(st.sampled_from(["free", "queue"])),
+        "admit_for": draw(st.sampled_from(["chunk", "prompt"])),
+        "preempt_first": draw(st.sampled_from(["newest", "priority"])),
+        "after_own_preemption": draw(st.sampled_from(["stop", "go-on"])),
+        "preemption_gap": draw(st.booleans()),
+        "long_prefill_tokens": draw(st.sampled_from([None, None, 5, 20])),
+        "long_prefill_alone": draw(st.sampled_from(["bounded", "free"])),
+        "give_back": draw(st.sampled_from(["landed", "ended", "at_once"])),
+        "aborted_kv": draw(st.sampled_from(["keep", "drop"])),
+        "reserved_pages": draw(st.sampled_from([0, 1])),
+    }
 
 
 @st.composite
@@ -159,7 +189,7 @@ def check_the_pools(run: Run) -> None:
     assert kv.cache.counts.protected_pages == 0
     assert kv.table.free_rows == kv.table.rows
     assert not scheduler.lifecycle.by_id and not scheduler.queue.waiting and not scheduler.flights
-    assert scheduler.slots.chunked is None
+    assert not scheduler.slots.partial
 
 
 LOOP_OPTIONS = {"normal": [None], "overlap": [None, {"overlap_prefills": False}], "pipeline": [None]}

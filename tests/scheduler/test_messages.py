@@ -103,7 +103,7 @@ def test_a_request_that_takes_too_long_is_aborted_wherever_it_is(loop):
         ({"request_timeout": math.nan}, "request_timeout: nan is not positive and finite"),
         ({"conservativeness": 0.0}, "conservativeness: 0.0 is not positive and finite"),
         ({"batching": "decode-first"}, "batching: 'decode-first' is not one of prefill-first, mixed"),
-        ({"cache": "lru"}, "cache: 'lru' is not one of radix, none"),
+        ({"cache": "lru"}, "cache: 'lru' is not one of radix, blocks, none"),
         ({"evict": "mru"}, "evict: 'mru' is not one of lru, lfu, fifo"),
         ({"kv_tokens": 15, "page_size": 16}, "kv_tokens: 15 holds no page of 16 tokens"),
         ({"chunk": 15, "page_size": 16}, "chunk: 15 is smaller than a page of 16 tokens"),

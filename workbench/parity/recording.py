@@ -80,6 +80,8 @@ def scheduler_config(preset: str, case: Case, loop: str, more: Mapping[str, Any]
     flags |= {"max_batch_tokens": case.budget} if mixed else {"chunk": case.budget, "mixed_chunk": case.mixed}
     if case.policy == "priority" and not mixed:
         flags["preempt_threshold"] = 1
+    if case.long_prefill:
+        flags["long_prefill_tokens"] = case.long_prefill
     settings = settings_from(None, flags)
     return settings.scheduler(case.blocks * KV_BLOCK_TOKENS, CONTEXT_TOKENS, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +75,8 @@ class Admission:
         self._ahead = config.evict_for == "batch-ahead"
         self._rows_first, self._look_when_spent = config.rows_first, config.look_when_spent
         self._for_places = config.preempt_for == "place"
+        self._turns = count()
+        """Numbers of admissions."""
 
     def form(self, slot: Slot, budget: Budget) -> list[PrefillRow]:
         """The prompts of a step, empty when none can be computed: the partly computed one first, and if this completes it,
@@ -93,7 +96,7 @@ class Admission:
             end = budget.chunk_end(req)
             if end == req.kv_len:
                 return
-            row = self._continue(slot, req, end)
+            row = self.go_on(slot, req, end)
             rows.append(row)
             budget.spend(row)
             if not row.last:
@@ -121,7 +124,7 @@ class Admission:
             slot.full = False  # what was computed of it has left its batch
             end = budget.chunk_end(req)
             if end > req.kv_len:
-                row = self._continue(slot, req, end)
+                row = self.go_on(slot, req, end)
                 rows.append(row)
                 budget.spend(row)
                 if row.last:
@@ -196,7 +199,7 @@ class Admission:
         match = cache.match(req)
         cached = match.device
         req.last_need = len(req.tokens) - cached
-        if not self._queue.overdue(req) and self._computed_in(rows, req, cached):
+        if self.computed_in(rows, req, cached):
             return _Verdict.LATER
         alone = not rows and not self._flights and self._slots.empty
         if not budget.fits(req, cached, alone=alone):
@@ -210,7 +213,7 @@ class Admission:
         if end == cached or (end < len(req.tokens) and self._slots.chunked is not None):
             cache.unlock(match.node)
             return _Verdict.NO_BUDGET
-        row = self._start(slot, req, match, end)
+        row = self.start(slot, req, match, end)
         rows.append(row)
         budget.spend(row)
         if row.last:
@@ -218,10 +221,10 @@ class Admission:
         self._slots.chunked = req
         return _Verdict.CHUNKED
 
-    def _computed_in(self, rows: list[PrefillRow], req: Req, cached: int) -> bool:
-        """Tell whether this batch already computes enough of a request's prompt that waiting for it pays."""
+    def computed_in(self, rows: list[PrefillRow], req: Req, cached: int) -> bool:
+        """Tell whether this batch already computes enough of a request's prompt that waiting for it pays, if it may wait."""
         threshold = self._config.share_in_batch_tokens
-        if threshold is None or not self._kv.cache.enabled:
+        if threshold is None or not self._kv.cache.enabled or self._queue.overdue(req):
             return False
         size = self._kv.page_size
         shared = -(-(cached + threshold) // size) * size
@@ -238,7 +241,7 @@ class Admission:
                 return True
         return False
 
-    def _start(self, slot: Slot, req: Req, match: Match, end: int) -> PrefillRow:
+    def start(self, slot: Slot, req: Req, match: Match, end: int) -> PrefillRow:
         """Give a request, whose match is locked, a row and pages for its tokens up to ``end``."""
         kv, cached = self._kv, match.device
         req.row = row = kv.table.take_row()
@@ -255,9 +258,14 @@ class Admission:
             req.scheduled = True
             req.cached_tokens = cached
         req.kv_len = end
+        req.turn = next(self._turns)
+        if kv.cache.names_at_once:
+            kv.cache.started(req)
+            if self._at_once:
+                kv.cache.fill(req, end)
         return PrefillRow(req, cached, end, cached)
 
-    def _continue(self, slot: Slot, req: Req, end: int) -> PrefillRow:
+    def go_on(self, slot: Slot, req: Req, end: int) -> PrefillRow:
         """The next chunk of a request that has a row: pages for its tokens up to ``end``."""
         kv, start = self._kv, req.kv_len
         have = kv.pages_for(start)
@@ -266,6 +274,8 @@ class Admission:
             kv.table.write_pages(req.row, have, kv.allocate(more))
         req.slot = slot.index
         req.kv_len = end
+        if kv.cache.names_at_once and self._at_once:
+            kv.cache.fill(req, end)
         return PrefillRow(req, start, end, 0)
 
     def _give_pages(self, rows: list[PrefillRow]) -> None:
@@ -281,3 +291,5 @@ class Admission:
             more = kv.pages_for(row.end) - have
             if more:
                 kv.table.write_pages(row.req.row, have, kv.allocate(more))
+            if kv.cache.names_at_once:
+                kv.cache.fill(row.req, row.end)

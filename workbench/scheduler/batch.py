@@ -108,7 +108,7 @@ class ModelWorkerBatch(NamedTuple):
     running: int
     """Requests that hold KV after the batch was formed: decoding, chunked, or in this prefill."""
     next_chunk_tokens: int = 0
-    """Prompt tokens still to compute of the request this batch left unfinished."""
+    """Prompt tokens still to compute of requests whose prompt is unfinished after this batch."""
     decode_page_places: np.ndarray | None = None
     """int64[m], where in its row each of ``decode_pages`` goes, where a step may bring a row several tokens: it may need
     several pages. None: as said there."""

@@ -6,12 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
-from workbench.scheduler.rules import PREFILL_FIRST, PREFIX_CACHE, EngineRules, caches, prefill_first
+from workbench.scheduler.rules import (
+    MIXED,
+    PREFILL_FIRST,
+    RADIX_CACHE,
+    EngineRules,
+    mixed,
+    prefill_first,
+    radix,
+)
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.scheduler.settings import ConfigError as ConfigError
 
 Batching = Literal["prefill-first", "mixed"]
-CacheKind = Literal["radix", "none"]
+CacheKind = Literal["radix", "blocks", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
 
 DEFAULT_MAX_NEW_TOKENS = 4096
@@ -49,7 +57,7 @@ class SchedulerSettings(EngineRules, Seeded):
     """Order of the waiting queue: a name of ``policy.POLICIES`` or ``module:Class``."""
     page_size: int = setting(1, least=1, help="Tokens a KV page. Default {default}.")
     cache: CacheKind = setting("radix", help="Prefix cache: {choices}. Default {default}.")
-    evict: Eviction = setting("lru", help="{choices}. Default {default}.", needs=PREFIX_CACHE, acts=caches)
+    evict: Eviction = setting("lru", help="{choices}. Default {default}.", needs=RADIX_CACHE, acts=radix)
     chunk: int | None = setting(
         8192,
         least=1,
@@ -81,8 +89,8 @@ class SchedulerSettings(EngineRules, Seeded):
         least=1,
         live=True,
         help="Token budget of a step (mixed). Default {default}; a real model on a CPU: 512.",
-        needs="mixed batching",
-        acts=lambda s, loop: s.batching == "mixed",
+        needs=MIXED,
+        acts=mixed,
     )
     max_running: int = setting(256, least=1, live=True, help="Requests running at a time. Default {default}.")
     """Requests that may hold KV at a time, over all slots."""
@@ -207,6 +215,11 @@ class SchedulerConfig(SchedulerSettings):
             )
         if self.preempt_threshold is not None:
             refuse_idle(self, "", ["preempt_threshold"])
+        if self.cache == "blocks":
+            if self.policy == "dfs-weight":
+                raise ConfigError("policy: dfs-weight goes by a tree of prefixes; it needs cache radix, not blocks")
+            if self.preempt_threshold is not None:
+                raise ConfigError("preempt_threshold: needs cache radix or none, not blocks")
 
     def chunk_at(self, depth: int, most: int) -> int:
         """Return how much of a chunk of ``most`` tokens is computed after a prefix of ``depth``: a page of it at least."""

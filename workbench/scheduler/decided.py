@@ -149,6 +149,9 @@ class DecidedSteps:
         ahead = scheduler.config.evict_for == "batch-ahead"
         taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
         running.advance_all(needing, taken, places)
+        if kv.cache.names_at_once:
+            known = running.lens - (len(flight) - 1)  # the newest of the batches was formed with the others in flight
+            kv.cache.fill_decodes(running.reqs, running.rows, known)
         scheduler.batching.decoded(slot, steps - max(len(others) - 1, 0))
         scheduler.assembly.step += steps
 
@@ -167,7 +170,7 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         return None  # how many tokens a step brings is known only once it is done
     if len(slots) > 1 or scheduler.held or queue.has_deadlines or not flights:
         return None
-    if slots.chunked is not None or lifecycle.ended or lifecycle.retracted:
+    if slots.partial or lifecycle.ended or lifecycle.retracted:
         return None
     if queue.waiting and not slot.full:
         return None

@@ -13,7 +13,7 @@ from workbench.scheduler.kv.memory import KVMemory
 from workbench.scheduler.request import Req
 from workbench.scheduler.running import place_of
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.slots import Slots
+from workbench.scheduler.slots import Slot, Slots
 
 
 class Flights(deque[ScheduleBatch]):
@@ -36,6 +36,10 @@ class Flights(deque[ScheduleBatch]):
         self._loses = config.in_flight_token == "lose"
         self.computed: Sequence[Req] = ()
         """Prompts of the last batch, which are still to be shared with the next choice of a batch."""
+
+    def of_slot(self, slot: Slot) -> bool:
+        """Tell whether a batch of a slot is in flight."""
+        return any(batch.slot == slot.index for batch in self)
 
     # -- launch ------------------------------------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class Flights(deque[ScheduleBatch]):
             newest = flights[-1][0]
             newest.release = [*newest.release, (req, valid_tokens, held_tokens)]
             if self.at_once:
-                if valid_tokens and not self._drafts:
+                if valid_tokens and not self._drafts and not self._kv.cache.names_at_once:
                     # The KV of every known token is there, or is computed by a batch before whoever reads it.
                     valid_tokens = min(held_tokens, req.kv_len + 1 - self.coming(req))
                 self._give_kv_back(req, valid_tokens, held_tokens)

@@ -64,9 +64,8 @@ class Lifecycle:
 
     def retract_chunked(self) -> None:
         """Give up the partly computed prompt."""
-        req = self._slots.chunked
-        assert req is not None
-        self._slots.chunked = None
+        (req,) = self._slots.partial
+        self._slots.partial.clear()
         self.retract(req)
 
     def forget_kv(self) -> None:
@@ -76,8 +75,8 @@ class Lifecycle:
         for slot in self._slots:
             for req in slot.running.remove(range(slot.running.count)):
                 self.retract(req)
-        if self._slots.chunked is not None:
-            self.retract_chunked()
+        while self._slots.partial:
+            self.retract(self._slots.partial.pop())
         self._kv.flush()
         assert self._kv.pool.free == self._kv.pool.total, "somebody still holds KV"
 
@@ -107,8 +106,8 @@ class Lifecycle:
             index = place_of(req, running.reqs)
             if index is not None:
                 running.remove([index])
-            if req is self._slots.chunked:
-                self._slots.chunked = None
+            if req in self._slots.partial:
+                self._slots.partial.remove(req)
             else:
                 # Every computed token after the prompt was an output, and so is the last sample, unless still in flight.
                 req.output_len = req.output_at(req.kv_len) - self._flights.coming(req)

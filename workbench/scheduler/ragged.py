@@ -84,6 +84,34 @@ class RaggedRunningSet(RunningSet):
         self._look_ahead()
         return gone
 
+    def known_tokens(self, in_flight: bool) -> np.ndarray:
+        known: np.ndarray = self._table.known[self.rows]
+        return known
+
+    def aside(self, indices: Sequence[int]) -> RaggedRunningSet:
+        held = self.held_pages[indices]
+        others = super().aside(indices)
+        assert isinstance(others, RaggedRunningSet)
+        others.held_pages = held
+        return others
+
+    def _rejoin(self, others: RunningSet) -> None:
+        assert isinstance(others, RaggedRunningSet)
+        known, count = self._table.known[others.rows], self.count
+        super()._rejoin(others)
+        self._table.known[others.rows] = known
+        self.held_pages[count:] = others.held_pages
+        self._look_ahead()
+
+    def _reorder(self, order: list[int]) -> None:
+        self.held_pages = self.held_pages[order]
+        super()._reorder(order)
+        self._look_ahead()
+
+    @property
+    def step_tokens(self) -> np.ndarray:
+        return self._queries
+
     def updated(self, index: int) -> Req:
         req = super().updated(index)
         req.spare_tokens = int(self.held_pages[index]) * self._page_size - req.kv_len
@@ -97,16 +125,23 @@ class RaggedRunningSet(RunningSet):
         assert steps == 1, "how far a step goes is known only once it is done"
         return np.repeat(np.arange(self.count), self.needs())
 
+    def write_pages(self, needing: np.ndarray | None, pages: np.ndarray) -> None:
+        assert needing is not None
+        self._table.add_pages(self.rows[needing] * self._table.page_width + self._new_places(needing), pages)
+
+    def _new_places(self, needing: np.ndarray) -> np.ndarray:
+        """int64[m]: the n-th page that a row gets goes n places behind those that it has."""
+        needs = np.bincount(needing, minlength=self.count)
+        places: np.ndarray = self.held_pages[needing] + np.arange(len(needing)) - (np.cumsum(needs) - needs)[needing]
+        return places
+
     def step(self, needing: np.ndarray | None, pages: np.ndarray) -> DecodeStep:
         assert needing is not None
+        self.write_pages(needing, pages)
         queries = self._queries
         self.lens = self.lens + queries
-        needs = np.bincount(needing, minlength=self.count)
-        # The n-th page that a row gets goes n places behind those that it has.
-        nth = np.arange(len(needing)) - (np.cumsum(needs) - needs)[needing]
-        places = self.held_pages[needing] + nth
+        needs, places = np.bincount(needing, minlength=self.count), self._new_places(needing)
         page_rows = self.rows[needing]
-        self._table.add_pages(page_rows * self._table.page_width + places, pages)
         self.held_pages = self.held_pages + needs
         self.context_tokens = int(self.lens.sum())
         self._look_ahead()

@@ -112,6 +112,10 @@ class Req:
     """Deepest locked node of the prefix cache."""
     shared_pages: int = 0
     """Leading pages of its row that belong to the prefix cache; the rest are its own."""
+    page_names: list[bytes] = field(default_factory=list)
+    """Names of its first full pages, as far as a prefix cache that goes by names has asked for them."""
+    turn: int = 0
+    """Number of its admission, of all admissions: the order in which requests got in."""
     kv_len: int = 0
     """Tokens whose KV is computed or launched (outside the running set)."""
     spare_tokens: int = 0

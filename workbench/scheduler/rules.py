@@ -27,9 +27,28 @@ def prefill_first(settings: Any, loop: str) -> bool:
     return bool(settings.batching == "prefill-first")
 
 
+def _blocks(settings: Any, loop: str) -> bool:
+    return bool(settings.cache == "blocks")
+
+
+def mixed(settings: Any, loop: str) -> bool:
+    """Tell whether every batch holds decodes and what else fits."""
+    return bool(settings.batching == "mixed")
+
+
+def _in_turn(settings: Any, loop: str) -> bool:
+    return mixed(settings, loop) and bool(settings.mixed_order == "admission")
+
+
+def _by_priority(settings: Any, loop: str) -> bool:
+    return _in_turn(settings, loop) and bool(settings.policy == settings.preempt_first == "priority")
+
+
 PREFIX_CACHE = "a prefix cache"
 RADIX_CACHE = "a radix cache"
 PREFILL_FIRST = "prefill-first batching"
+MIXED = "mixed batching"
+IN_TURN = "mixed batching in the order of admission"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +161,8 @@ class EngineRules:
         True,
         group=RULES,
         help="The prefix cache takes in what is computed of an unfinished prompt; off: only whole ones. Default {default}.",
-        needs=PREFIX_CACHE,
-        acts=caches,
+        needs=RADIX_CACHE,
+        acts=radix,
     )
     touch_part: bool = setting(
         True,
@@ -360,8 +379,82 @@ class EngineRules:
         group=RULES,
         help="When who has ended while a batch in flight holds it gives back KV and row: {choices}. Default {default}.",
     )
-    """landed: with that batch. ended: as it ends.
+    """landed: with that batch.
 
-    at_once: before. A stop by length is then one from its launch on: KV goes with the first token that arrives after it.
-    Whoever gets the pages writes to them in a later batch of the same stream, and gets another row of the table.
+    ended: as it ends, though that batch computes a token more for it, whose KV is overwritten. Whoever gets the pages
+    writes to them in a later batch of the same stream, and gets another row of the table.
+
+    at_once: the same, and a stop by length is one from its launch on: KV goes with the first token that arrives after it.
     """
+
+    blank_pages: Literal["free", "queue"] = setting(
+        "free",
+        group=RULES,
+        help="Where pages without a name go that nobody holds any more: to the free ones, taken first, or into the queue of "
+        "those that may be found again (cache blocks): {choices}. Default {default}.",
+        needs="a prefix cache of blocks",
+        acts=_blocks,
+    )
+    """vLLM before 0.33 queues them up, so that content older than they are is lost although they are empty."""
+    mixed_order: Literal["decodes", "admission"] = setting(
+        "decodes",
+        group=RULES,
+        help="Who comes first in a mixed step: decodes, or who was admitted first, each with all it takes before the next: "
+        "{choices}. Default {default}.",
+        needs=MIXED,
+        acts=mixed,
+    )
+    """In the order of admission several prompts may be partly computed, a step without tokens or pages for all leaves out
+    the last ones, and whoever waits only for its last token may be preempted as well."""
+    admit_for: Literal["chunk", "prompt"] = setting(
+        "chunk",
+        group=RULES,
+        help="What has to fit into KV for a request to be admitted: the part of its prompt that the step computes, or all: "
+        "{choices}. Default {default}.",
+        needs=IN_TURN,
+        acts=_in_turn,
+    )
+    """vLLM's ``scheduler_reserve_full_isl``."""
+    preempt_first: Literal["newest", "priority"] = setting(
+        "newest",
+        group=RULES,
+        help="Whom a mixed step preempts when KV runs out: who was admitted last, or under the policy priority who has the "
+        "lowest one and of these came last: {choices}. Default {default}.",
+        needs=f"{IN_TURN}, and policy 'priority'",
+        acts=lambda s, loop: _in_turn(s, loop) and s.policy == "priority",
+    )
+    after_own_preemption: Literal["stop", "go-on"] = setting(
+        "stop",
+        group=RULES,
+        help="What a mixed step does when a request had to preempt itself: leave out those behind it, or go on with them: "
+        "{choices}. Default {default}.",
+        needs=f"{IN_TURN}, policy 'priority', and preempt_first 'priority'",
+        acts=_by_priority,
+    )
+    preemption_gap: bool = setting(
+        False,
+        group=RULES,
+        help="Where a request that only waits for its last token is preempted for one behind it, the next one is left out "
+        "of the step.",
+        needs=f"{IN_TURN}, policy 'priority', and preempt_first 'priority'",
+        acts=_by_priority,
+    )
+    """vLLM before 0.33: its place in the list of running requests is not moved back."""
+    long_prefill_tokens: int | None = setting(
+        None,
+        least=1,
+        zero_is_none=True,
+        live=True,
+        group=RULES,
+        help="Most prompt tokens that one request computes in a mixed step; 0 or unset: as many as there is budget for.",
+        needs=IN_TURN,
+        acts=_in_turn,
+    )
+    """vLLM's ``long_prefill_token_threshold``: a long prompt leaves room for others beside it."""
+    long_prefill_alone: Literal["bounded", "free"] = setting(
+        "bounded",
+        group=RULES,
+        help="Whether that bound holds for a request that is alone, too: {choices}. Default {default}.",
+        needs=f"{IN_TURN}, and long_prefill_tokens",
+        acts=lambda s, loop: _in_turn(s, loop) and s.long_prefill_tokens is not None,
+    )

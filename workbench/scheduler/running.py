@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import compress
 from typing import NamedTuple
 
@@ -165,6 +166,48 @@ class RunningSet:
         req.kv_len = int(self.lens[index])
         return req
 
+    def known_tokens(self, in_flight: bool) -> np.ndarray:
+        """int64[n], tokens of each that are known and in KV once its next step is done. ``in_flight``: a step of theirs is,
+        and brings each the last token that will be in KV then."""
+        known: np.ndarray = self.lens if in_flight else self.lens + _ONE
+        return known
+
+    def aside(self, indices: Sequence[int]) -> RunningSet:
+        """Take requests out that sit a step out, until :meth:`put_back`."""
+        at = np.array(indices)
+        others = copy(self)
+        others.reqs = [self.reqs[i] for i in indices]
+        others._set(self.rows[at], self.lens[at], self.ends[at], self.token_at[at], chosen(self.stop_ids, at))
+        self.remove(indices)
+        return others
+
+    def put_back(self, others: RunningSet) -> None:
+        """Take those in again who sat a step out, and put everybody in the order of admission."""
+        for req, length in zip(others.reqs, others.lens.tolist(), strict=True):
+            req.kv_len = length
+        self._rejoin(others)
+        self.sort()
+
+    def _rejoin(self, others: RunningSet) -> None:
+        self.add(others.reqs, others.rows, others.lens, others.ends, others.token_at, others.stop_ids)
+
+    def sort(self) -> None:
+        """Put everybody in the order of admission."""
+        turns = [req.turn for req in self.reqs]
+        order = sorted(range(self.count), key=turns.__getitem__)
+        if order != list(range(self.count)):
+            self._reorder(order)
+
+    def _reorder(self, order: list[int]) -> None:
+        self.reqs = [self.reqs[i] for i in order]
+        stop_ids = chosen(self.stop_ids, order)
+        self._set(self.rows[order], self.lens[order], self.ends[order], self.token_at[order], stop_ids)
+
+    @property
+    def step_tokens(self) -> np.ndarray:
+        """int64[n], tokens that each computes in its next step; 0 for one that has to wait for a step in flight."""
+        return self.query_lens
+
     def needs(self) -> np.ndarray:
         """int64[n], pages that each needs for its next step."""
         needs: np.ndarray = (self.lens % self._page_size == 0).astype(np.int64)
@@ -179,6 +222,18 @@ class RunningSet:
         starting: np.ndarray = (lens % self._page_size == 0).nonzero()[0]
         return starting
 
+    @property
+    def fills_new_pages(self) -> bool:
+        """Whether a step may fill a page that it takes."""
+        return self._page_size == 1 or self.draft_tokens > 0
+
+    def write_pages(self, needing: np.ndarray | None, pages: np.ndarray) -> None:
+        """Put the pages of the next step into the table already: of those in ``needing`` (:meth:`needing_page`)."""
+        if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
+            self._table.add_pages(self.token_at, pages)
+        elif len(needing):
+            self._add_pages(self.rows[needing], self.lens[needing], pages)
+
     def places(self, steps: int) -> np.ndarray:
         """int64[steps + 1, n], where in the token table the newest sample of each goes: ``token_at`` now, and after each of
         the next ``steps``."""
@@ -188,10 +243,7 @@ class RunningSet:
     def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token. Those in ``needing`` (:meth:`needing_page`) start a page, the
         next of ``pages``. Returns the indices of requests that stop by length with this step."""
-        if needing is None:  # one token a page: a row's pages and its tokens are numbered alike
-            self._table.add_pages(self.token_at, pages)
-        elif len(needing):
-            self._add_pages(self.rows[needing], self.lens[needing], pages)
+        self.write_pages(needing, pages)
         self.lens = self.lens + _ONE
         self.token_at = self.token_at + _ONE
         self.context_tokens += self.count

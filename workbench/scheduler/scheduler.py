@@ -75,6 +75,7 @@ class Scheduler:
         self._lingers = config.lingers
         self._overruns = config.overrun > 0
         self._at_result = self._share_at_result or self._abort_at_result or self._overruns
+        self._in_turn = config.batching == "mixed" and config.mixed_order == "admission"
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
         self._fruitless = 0
@@ -146,7 +147,7 @@ class Scheduler:
         if req is None:
             return
         finish = Finish("aborted", message.why)
-        if self._abort_at_result and req.row >= 0 and (self._abort_whole or req is not self.slots.chunked):
+        if self._abort_at_result and req.row >= 0 and (self._abort_whole or req not in self.slots.partial):
             self._aborting.setdefault(req, finish)
         else:
             self.lifecycle.cut(req, finish)
@@ -220,7 +221,7 @@ class Scheduler:
             "step": self.assembly.step,
             "waiting": len(self.queue),
             "running": self.slots.running_count,
-            "prefilling": int(self.slots.chunked is not None),
+            "prefilling": len(self.slots.partial),
             "batches_in_flight": len(self.flights),
             "sessions": len(self.sessions),
             "kv_tokens": self.capacity.kv_tokens,
@@ -349,7 +350,8 @@ class Scheduler:
                     ending[i] = self._aborting[req]
         leaving: list[int] = []
         done: list[tuple[int, Req]] = []
-        for i in sorted(ending):
+        order = sorted(ending, key=lambda i: batch.reqs[i].turn) if self._in_turn else sorted(ending)
+        for i in order:
             req = batch.reqs[i]
             if req.finish is not None or (batch.dropped and i in batch.dropped):
                 continue

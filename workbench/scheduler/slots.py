@@ -1,4 +1,4 @@
-"""Holders of KV: the running set of each micro-batch, and the one request whose prompt is partly computed."""
+"""Holders of KV: the running set of each micro-batch, and the requests whose prompt is partly computed."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ class Slots(list[Slot]):
         self.epochs: Iterator[int] = count()
         """Numbers for memberships: of running sets, and of batches with prefills in them."""
         super().__init__(Slot(index, self._running_set(config, table)) for index in range(config.slots))
-        self.chunked: Req | None = None
-        """The request whose prompt is partly computed. It belongs to no slot: its chunks ride with whichever comes next."""
+        self.partial: list[Req] = []
+        """Requests whose prompt is partly computed, in the order of their admission: one, unless the batching takes more.
+        They belong to no slot: their chunks ride with whichever comes next."""
 
     def _running_set(self, config: SchedulerConfig, table: TableManager) -> RunningSet:
         if not config.draft_tokens:
@@ -64,6 +65,15 @@ class Slots(list[Slot]):
             return running
         pool_tokens = Capacity.of(config).kv_tokens
         return RaggedRunningSet(table, config.page_size, self.epochs, config.draft_tokens, pool_tokens)
+
+    @property
+    def chunked(self) -> Req | None:
+        """The request whose prompt is partly computed, where there can be only one."""
+        return self.partial[0] if self.partial else None
+
+    @chunked.setter
+    def chunked(self, req: Req | None) -> None:
+        self.partial = [] if req is None else [req]
 
     @property
     def running_sets(self) -> list[RunningSet]:
@@ -80,7 +90,7 @@ class Slots(list[Slot]):
         for slot in self:
             if slot.running.count:
                 return False
-        return self.chunked is None
+        return not self.partial
 
     def reopen(self) -> None:
         """KV or rows have been given back: whoever was turned away is looked at again."""
@@ -93,4 +103,4 @@ class Slots(list[Slot]):
     def holders(self) -> list[tuple[Req, int]]:
         """Every request that decodes or is partly computed, and the tokens that its pages cover."""
         held = [(req, int(n)) for one in self.running_sets for req, n in zip(one.reqs, one.held_tokens, strict=True)]
-        return held if self.chunked is None else [*held, (self.chunked, self.chunked.kv_len)]
+        return [*held, *((req, req.kv_len) for req in self.partial)]

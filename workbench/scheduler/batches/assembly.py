@@ -24,14 +24,21 @@ class Assembly:
         self._kv, self._slots, self._queue = parts.kv, parts.slots, parts.queue
         self._flights, self._lifecycle = parts.flights, parts.lifecycle
         self._prompts_first = config.mixed_join == "after"
+        self._names_at_once = self._kv.cache.names_at_once
 
     def prefill(
-        self, slot: Slot, prefill: list[PrefillRow], decodes: bool, needing: np.ndarray | None
+        self,
+        slot: Slot,
+        prefill: list[PrefillRow],
+        decodes: bool,
+        needing: np.ndarray | None,
+        pages: np.ndarray | None = None,
     ) -> ScheduleBatch:
         """A batch with prompts in it: advance the running set if it ``decodes`` beside them, ``needing`` pages as
-        :meth:`RunningSet.needing_page` has it, and add those whose prompt is complete to it."""
+        :meth:`RunningSet.needing_page` has it (:meth:`take_pages`, unless that has been done), and add those whose prompt
+        is complete to it."""
         running = slot.running
-        step = self._step(slot, needing) if decodes else None
+        step = self._step(slot, needing, pages) if decodes else None
         left = 0
         mode: Mode = "mixed" if step is not None else "prefill"
         new_reqs = [row.req for row in prefill]
@@ -72,8 +79,8 @@ class Assembly:
             context_tokens += step.context_tokens
             stops += [i + len(prefill) for i in step.stops]
         input_ids = np.concatenate(inputs) if len(inputs) > 1 else inputs[0]
-        if self._slots.chunked is not None:
-            left = len(self._slots.chunked.tokens) - self._slots.chunked.kv_len
+        for req in self._slots.partial:
+            left += len(req.tokens) - req.kv_len
         if joining:
             # Nearly always all of them do, and a slice is the quicker index.
             at = slice(len(prefill)) if len(joining) == len(prefill) else joining
@@ -112,15 +119,27 @@ class Assembly:
         self._flights.launch_prefill(batch)
         return batch
 
-    def decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
-        """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs."""
+    def take_pages(self, slot: Slot, needing: np.ndarray | None) -> np.ndarray:
+        """int32: take the pages for everybody's next decode, and share those that it fills."""
+        running = slot.running
+        pages = self._kv.allocate(running.count if needing is None else len(needing))
+        if self._names_at_once:
+            if running.fills_new_pages:
+                running.write_pages(needing, pages)
+            self._kv.cache.fill_decodes(running.reqs, running.rows, running.known_tokens(self._flights.of_slot(slot)))
+        return pages
+
+    def decode(self, slot: Slot, needing: np.ndarray | None, pages: np.ndarray | None = None) -> ScheduleBatch:
+        """A batch of decodes alone: nearly every step is one, so it does nothing that only a prefill needs. The ``pages``
+        are taken (:meth:`take_pages`) unless that has been done."""
         running = slot.running
         if running.ragged:
-            return self._ragged_decode(slot, needing)
+            return self._ragged_decode(slot, needing, pages)
         kv, table = self._kv, self._kv.table
         rows, count = running.rows, running.count
         page_rows = rows if needing is None else rows[needing]
-        pages = kv.allocate(count if needing is None else len(page_rows))
+        if pages is None:
+            pages = self.take_pages(slot, needing)
         stops = running.advance(needing, pages)
         # Positional: keywords would double the cost.
         worker = ModelWorkerBatch(
@@ -155,10 +174,10 @@ class Assembly:
         self._flights.append(batch)
         return batch
 
-    def _ragged_decode(self, slot: Slot, needing: np.ndarray | None) -> ScheduleBatch:
+    def _ragged_decode(self, slot: Slot, needing: np.ndarray | None, pages: np.ndarray | None) -> ScheduleBatch:
         """The same where a step may bring each several tokens, and some may sit out."""
         kv, table = self._kv, self._kv.table
-        step = self._step(slot, needing)
+        step = self._step(slot, needing, pages)
         worker = ModelWorkerBatch(
             self.step,
             "decode",
@@ -190,10 +209,11 @@ class Assembly:
         self._flights.append(batch)
         return batch
 
-    def _step(self, slot: Slot, needing: np.ndarray | None) -> DecodeStep:
+    def _step(self, slot: Slot, needing: np.ndarray | None, pages: np.ndarray | None) -> DecodeStep:
         """Move the running set on; who stops by length with this step leaves it."""
         running = slot.running
-        pages = self._kv.allocate(running.count if needing is None else len(needing))
+        if pages is None:
+            pages = self.take_pages(slot, needing)
         step = running.step(needing, pages)
         if step.stops:
             running.remove(step.stops)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from workbench.scheduler.batches.assembly import Assembly
+from workbench.scheduler.batches.in_turn import InTurnMixed
 from workbench.scheduler.batches.mixed import DecodeFirstMixed
 from workbench.scheduler.batches.prefill_first import PrefillFirst
 from workbench.scheduler.config import SchedulerConfig
@@ -26,7 +27,11 @@ class Batching(Protocol):
         ...
 
 
+def _mixed(config: SchedulerConfig, parts: Parts, assembly: Assembly) -> Batching:
+    return (InTurnMixed if config.mixed_order == "admission" else DecodeFirstMixed)(config, parts, assembly)
+
+
 BATCHINGS: dict[str, Callable[[SchedulerConfig, Parts, Assembly], Batching]] = {
     "prefill-first": PrefillFirst,
-    "mixed": DecodeFirstMixed,
+    "mixed": _mixed,
 }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.kv.block_cache import BlockCache
 from workbench.scheduler.kv.no_cache import NoCache
 from workbench.scheduler.kv.page_table import TableManager
 from workbench.scheduler.kv.pool import PagePool
@@ -24,8 +25,9 @@ class KVMemory:
         self._evicts_all = config.evict_amount == "all"
         self.pool = PagePool(config.pages)
         self.table = TableManager(config.rows, config.max_context, size)
-        self.cache: PrefixCache = (
-            RadixCache(
+        self.cache: PrefixCache
+        if config.cache == "radix":
+            self.cache = RadixCache(
                 self.pool,
                 self.table,
                 size,
@@ -34,9 +36,10 @@ class KVMemory:
                 touch_known=config.touch_known,
                 split_at_prompt=config.split_at_prompt,
             )
-            if config.cache == "radix"
-            else NoCache(self.pool, self.table, size)
-        )
+        elif config.cache == "blocks":
+            self.cache = BlockCache(self.pool, self.table, size, blanks_queue=config.blank_pages == "queue")
+        else:
+            self.cache = NoCache(self.pool, self.table, size)
         self._cached = self.cache.counts
 
     @property
@@ -102,11 +105,6 @@ class KVMemory:
     def check(self, holders: Iterable[tuple[Req, int]]) -> None:
         """Assert that every page has exactly one owner, given the requests that have a row and how many tokens their pages
         cover. It walks everything."""
-        owners = [self.pool.free_pages()]
-        owners += [node.pages for node in self.cache.nodes()]
-        owners += [self.table.pages(req.row, req.shared_pages, self.pages_for(held)) for req, held in holders]
-        pages = np.concatenate(owners)
+        pages = np.concatenate([self.pool.free_pages(), *self.cache.check(list(holders))])
         assert len(pages) == self.pool.total, f"{len(pages)} of {self.pool.total} pages have an owner"
         assert len(np.unique(pages)) == len(pages), "a page has two owners"
-        unlocked = sum(len(node.pages) for node in self.cache.nodes() if not node.locks)
-        assert unlocked == self._cached.evictable_pages, "evictable pages are miscounted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class NoCache:
     """:class:`PrefixCache` in which nothing ever matches and nothing is kept."""
 
     enabled = False
+    names_at_once = False
     evictable_pages = 0
     protected_pages = 0
 
@@ -43,6 +44,9 @@ class NoCache:
     def path_pages(self, node: Node | None) -> np.ndarray:
         return np.empty(0, np.int32)
 
+    def loose_pages(self, node: Node | None) -> int:
+        return 0
+
     def lock(self, node: Node | None) -> None: ...
 
     def unlock(self, node: Node | None) -> None: ...
@@ -53,7 +57,21 @@ class NoCache:
         if held_tokens:
             self._pool.give(self._table.pages(req.row, 0, -(-held_tokens // self._page_size)))
 
+    def give_unused(self, pages: np.ndarray) -> None:
+        self._pool.give(pages)
+
+    def started(self, req: Req) -> None: ...
+
+    def fill(self, req: Req, tokens: int) -> None: ...
+
+    def fill_decodes(self, reqs: list[Req], rows: np.ndarray, tokens: np.ndarray) -> None: ...
+
+    def unfill(self, req: Req, tokens: int) -> None: ...
+
     def evict(self, count: int) -> None: ...
 
     def nodes(self) -> Iterator[Node]:
         return iter(())
+
+    def check(self, holders: Iterable[tuple[Req, int]]) -> list[np.ndarray]:
+        return [self._table.pages(req.row, 0, -(-tokens // self._page_size)) for req, tokens in holders]

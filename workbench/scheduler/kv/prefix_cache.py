@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -32,8 +32,11 @@ class PageCounts(Protocol):
 
     evictable_pages: int
     """Those that nobody has locked: :meth:`PrefixCache.evict` could free them."""
-    protected_pages: int
-    """Those that some request has locked."""
+
+    @property
+    def protected_pages(self) -> int:
+        """Those that some request has locked."""
+        ...
 
 
 class PrefixCache(Protocol):
@@ -45,6 +48,8 @@ class PrefixCache(Protocol):
 
     enabled: bool
     """Whether anything can ever match."""
+    names_at_once: bool
+    """Whether pages are to be shared with the step that fills them (:meth:`fill`), not with :meth:`insert`."""
 
     @property
     def counts(self) -> PageCounts:
@@ -65,6 +70,10 @@ class PrefixCache(Protocol):
 
     def path_pages(self, node: Node | None) -> np.ndarray:
         """int32: the pages from the start of a prefix to the end of ``node``."""
+        ...
+
+    def loose_pages(self, node: Node | None) -> int:
+        """Return how many pages of a prefix nobody has locked: those that :meth:`lock` takes from what could be evicted."""
         ...
 
     def lock(self, node: Node | None) -> None:
@@ -91,10 +100,35 @@ class PrefixCache(Protocol):
         """
         ...
 
+    def give_unused(self, pages: np.ndarray) -> None:
+        """Take back pages, just allocated, into which nothing will be written after all."""
+        ...
+
+    def started(self, req: Req) -> None:
+        """Note that a request has its row and what :meth:`match` found for it."""
+        ...
+
+    def fill(self, req: Req, tokens: int) -> None:
+        """Share the pages that so many tokens of a request fill, all of them computed by steps that are formed."""
+        ...
+
+    def fill_decodes(self, reqs: list[Req], rows: np.ndarray, tokens: np.ndarray) -> None:
+        """:meth:`fill` for several requests that decode: int64[n] rows, int64[n] tokens."""
+        ...
+
+    def unfill(self, req: Req, tokens: int) -> None:
+        """Undo :meth:`fill` beyond so many tokens of a request: the step that was to compute them is not run."""
+        ...
+
     def evict(self, count: int) -> None:
         """Free at least ``count`` pages into the pool, or all that nobody has locked."""
         ...
 
     def nodes(self) -> Iterator[Node]:
         """Every node that owns pages, for checks."""
+        ...
+
+    def check(self, holders: Iterable[tuple[Req, int]]) -> list[np.ndarray]:
+        """Assert that its own accounts are right, given the requests that have a row and how many tokens their pages cover.
+        Returns the pages that are not free, each as often as it has an owner."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class RadixCache:
     """:class:`PrefixCache` that shares any common beginning, page by page, within a namespace."""
 
     enabled = True
+    names_at_once = False
 
     def __init__(
         self,
@@ -48,6 +49,13 @@ class RadixCache:
 
     def path_pages(self, node: Node | None) -> np.ndarray:
         return self.tree.path_pages(node)
+
+    def loose_pages(self, node: Node | None) -> int:
+        loose = 0
+        while node is not None:
+            loose += 0 if node.locks else len(node.pages)
+            node = node.parent
+        return loose
 
     def lock(self, node: Node | None) -> None:
         self.tree.lock(node)
@@ -84,12 +92,29 @@ class RadixCache:
         req.node = None
         req.shared_pages = 0
 
+    def give_unused(self, pages: np.ndarray) -> None:
+        self._pool.give(pages)
+
+    def started(self, req: Req) -> None: ...
+
+    def fill(self, req: Req, tokens: int) -> None: ...
+
+    def fill_decodes(self, reqs: list[Req], rows: np.ndarray, tokens: np.ndarray) -> None: ...
+
+    def unfill(self, req: Req, tokens: int) -> None: ...
+
     def evict(self, count: int) -> None:
         for pages in self.tree.evict(count):
             self._pool.give(pages)
 
     def nodes(self) -> Iterator[Node]:
         return self.tree.nodes()
+
+    def check(self, holders: Iterable[tuple[Req, int]]) -> list[np.ndarray]:
+        owned = [node.pages for node in self.tree.nodes()]
+        unlocked = sum(len(node.pages) for node in self.tree.nodes() if not node.locks)
+        assert unlocked == self.tree.evictable_pages, "evictable pages are miscounted"
+        return [*owned, *(self._table.pages(req.row, req.shared_pages, -(-n // self._page_size)) for req, n in holders)]
 
     def _insert(self, req: Req, tokens: np.ndarray, count: int, *, lock: bool = False) -> tuple[Node, int]:
         """Insert the first ``count`` pages of a row, which hold ``tokens``, and free the duplicates among those it owned.

@@ -75,7 +75,7 @@ class Vitals:
             self.pending,
             scheduler.paused,
             len(scheduler.queue),
-            scheduler.slots.running_count + (scheduler.slots.chunked is not None),
+            scheduler.slots.running_count + len(scheduler.slots.partial),
             scheduler.kv.used_tokens,
             scheduler.kv.cached_tokens,
             all(slot.full for slot in scheduler.slots),
