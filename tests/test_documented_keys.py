@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.host import HostModel
+from backends.simulated.kv_windows import KvRule
 from workbench.search.prices import ENTRIES
 from workbench.settings.engines import GRAPH_KEYS, Engine
 from workbench.settings.run_settings import RunSettings
@@ -21,6 +22,10 @@ def names(kind: type) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
+KV_KEYS = names(KvRule) - {"keeps"}
+"""What `[NAME.kv]` may hold: what a user chooses is no engine's."""
+
+
 def comments(path: Path) -> str:
     return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
 
@@ -28,9 +33,9 @@ def comments(path: Path) -> str:
 def test_engines_toml_documents_the_keys_it_may_hold():
     head = ENGINES.read_text().split("\n\n")[0]
     listed = set(re.findall(r"^# (\w+) {2,}\w", head, re.M))
-    own = names(Engine) - {"name", "settings", "graphs", "host"}
+    own = names(Engine) - {"name", "settings", "graphs", "host", "kv"}
     assert listed == {*own, "extends"}
-    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS
+    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS
 
 
 def test_engines_toml_holds_only_keys_that_are_read():
@@ -41,6 +46,7 @@ def test_engines_toml_holds_only_keys_that_are_read():
         assert set(preset) <= own | names(RunSettings)
         assert set(preset.get("graphs", {})) <= GRAPH_KEYS
         assert set(preset.get("host", {})) <= names(HostModel)
+        assert set(preset.get("kv", {})) <= KV_KEYS
 
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():

@@ -126,7 +126,7 @@ def page_of(command: str) -> dict[str, str]:
         ("simulate", set()),
         ("sweep", set()),
         ("plan", {"rate"}),  # its own: the rate to carry
-        ("replay", {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "cost", "exact"}),
+        ("replay", {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "exact"}),
         (
             "serve",
             {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"},
@@ -181,7 +181,7 @@ def test_what_help_pages_list_by_hand_is_what_there_is():
     assert " | ".join(engine_names()) in SETTINGS["engine"].help
     assert set(SETTINGS["dtype"].choices) == {"auto", *DTYPE_BYTES}
     assert set(SETTINGS["dtype"].choices) <= set(re.findall(r"\w+", SETTINGS["dtype"].help))
-    assert set(SETTINGS["kv_dtype"].choices) < set(DTYPE_BYTES)
+    assert set(SETTINGS["kv_dtype"].choices) < {"auto", *DTYPE_BYTES}
     assert set(LOOP_NAMES) == set(LOOPS)
     for name in device_defaults("cpu"):
         assert f"a real model on a CPU: {CPU_STEP_TOKENS}" in SETTINGS[name].help

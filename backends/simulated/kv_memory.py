@@ -8,6 +8,7 @@ from backends.checkpoint.layer_kinds import Dense, Layer, Recurrent
 from backends.checkpoint.precision import DTYPE_BYTES, Precision, as_precision, named
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
+from backends.simulated.kv_windows import ALL, KvRule, kv_room
 from ground.errors import InputError
 
 RUNTIME_BYTES = 1.0 * 2**30
@@ -32,7 +33,12 @@ class MemoryBudget:
     runtime_bytes: float
     kv_bytes: float
     kv_bytes_per_token: float
+    """Where every layer of attention keeps the token."""
     kv_tokens: int
+    reserved_bytes: float = 0.0
+    """Of ``kv_bytes``, for windows and states: beside the pool of tokens."""
+    running: int = 0
+    """How many requests may run at a time for their states."""
 
 
 def kv_capacity(
@@ -47,19 +53,55 @@ def kv_capacity(
     mem_fraction: float = 0.9,
     max_prefill_tokens: int = 8192,
     max_running: int = 256,
+    max_context: int | None = None,
+    page_size: int = 1,
+    rule: KvRule = ALL,
 ) -> MemoryBudget:
     """KV capacity: ``memory * mem_fraction`` less weights, peak activations, graphs and runtime, over the bytes of a
-    token, for the stage with the least room.
+    token, for the stage with the least room; ``rule`` says what is reserved for windows and states.
 
     Raises :class:`ModelDoesNotFit` with what is needed, what there is, and what fits: the smallest tensor parallel size, or
-    narrower weights.
+    narrower weights, or fewer running requests.
     """
     weights = as_precision(dtype)
 
     def budget(weights: Precision, tp: int) -> MemoryBudget:
         experts_over = min(ep, tp) if tp > first else ep
-        return _tightest(
-            model, gpu, weights, kv_dtype, tp, pp, experts_over, mem_fraction, max_prefill_tokens, max_running
+        return min((of_stage(weights, tp, experts_over, stage) for stage in range(pp)), key=lambda each: each.kv_tokens)
+
+    def of_stage(weights: Precision, tp: int, ep: int, stage: int) -> MemoryBudget:
+        usable = gpu.memory_bytes * mem_fraction
+        held = model.weight_bytes(weights, tp, pp, ep, stage)
+        # Live at the peak of a layer: a few hidden-size vectors a token, the gated MLP's two inner ones, and logits in fp32.
+        inner = max(map(_inner, model.stack)) / tp
+        activations = max_prefill_tokens * (4 * model.hidden + 2 * inner) * 2 + max_running * model.vocab / tp * 4
+        graphs = GRAPH_BYTES_PER_LAYER * len(model.stage_layers(pp, stage))
+        kv = usable - held - activations - graphs - RUNTIME_BYTES
+        room = kv_room(
+            model,
+            rule,
+            kv,
+            kv_dtype=kv_dtype,
+            tp=tp,
+            pp=pp,
+            stage=stage,
+            max_running=max_running,
+            max_context=max_context or model.max_context,
+            step_tokens=max_prefill_tokens,
+            page_size=page_size,
+        )
+        per_token = model.kv_bytes_per_token(kv_dtype, tp, pp, stage)
+        return MemoryBudget(
+            usable,
+            held,
+            activations,
+            graphs,
+            RUNTIME_BYTES,
+            kv,
+            per_token,
+            room.tokens,
+            room.reserved_bytes,
+            room.running,
         )
 
     def smallest(weights: Precision) -> int | None:
@@ -73,6 +115,12 @@ def kv_capacity(
 
     first = tp
     found = budget(weights, tp)
+    if found.running < max_running and found.kv_bytes > 0:
+        raise ModelDoesNotFit(
+            f"{model.name} keeps a state of {model.state_bytes(tp, pp) / 2**20:.1f} MiB a request on a GPU, and "
+            f"{found.kv_bytes / 2**30:.1f} GiB are left for KV and states: not enough for max_running {max_running}; "
+            + (f"--max-running {found.running} fits" if found.running else "a larger tp makes room")
+        )
     if found.kv_tokens >= SMALLEST_USEFUL_TOKENS:
         return found
     wider = smallest(weights)
@@ -102,30 +150,3 @@ def _inner(layer: Layer) -> float:
 
 def _heaviest(model: ModelSpec) -> str:
     return "experts" if any(model.moe_layers) else "mlp"
-
-
-def _tightest(
-    model: ModelSpec,
-    gpu: GPU,
-    dtype: Precision,
-    kv_dtype: str,
-    tp: int,
-    pp: int,
-    ep: int,
-    mem_fraction: float,
-    max_prefill_tokens: int,
-    max_running: int,
-) -> MemoryBudget:
-    budgets = []
-    for stage in range(pp):
-        usable = gpu.memory_bytes * mem_fraction
-        weights = model.weight_bytes(dtype, tp, pp, ep, stage)
-        # Live at the peak of a layer: a few hidden-size vectors a token, the gated MLP's two inner ones, and logits in fp32.
-        inner = max(map(_inner, model.stack)) / tp
-        activations = max_prefill_tokens * (4 * model.hidden + 2 * inner) * 2 + max_running * model.vocab / tp * 4
-        graphs = GRAPH_BYTES_PER_LAYER * len(model.stage_layers(pp, stage))
-        per_token = model.kv_bytes_per_token(kv_dtype, tp, pp, stage)
-        kv = usable - weights - activations - graphs - RUNTIME_BYTES
-        tokens = max(int(kv // per_token), 0)
-        budgets.append(MemoryBudget(usable, weights, activations, graphs, RUNTIME_BYTES, kv, per_token, tokens))
-    return min(budgets, key=lambda budget: budget.kv_tokens)

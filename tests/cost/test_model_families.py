@@ -18,8 +18,11 @@ from backends.checkpoint.layer_kinds import Attention, Experts, GatedDelta, Late
 from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, from_config, load_model
 from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.kv_memory import ModelDoesNotFit
+from backends.simulated.kv_windows import ALL, NEEDED, KvRoom, KvRule, kv_room
 from tests.cost.test_roofline import batch
 from workbench.cluster.resolve import resolve
+from workbench.settings.engines import load_engine
 from workbench.settings.loading import settings_from
 
 FAMILIES = json.loads((Path(__file__).parent / "model_families.json").read_text())
@@ -304,7 +307,9 @@ def test_a_recurrence_costs_the_same_at_any_context_and_in_proportion_to_a_promp
         model = family(name)
         only = next(layer for layer in model.stack if not isinstance(layer.mixer, Attention) and layer.mixer)
         cost = RooflineCost(
-            ModelSpec("m", model.hidden, model.vocab, 10**6, False, (only,) * 4), load_gpu("h200"), capture_sizes=[]
+            ModelSpec("m", "m", model.hidden, model.vocab, 10**6, False, (only,) * 4),
+            load_gpu("h200"),
+            capture_sizes=[],
         )
         assert attention_s(cost, decode=[10]) == pytest.approx(attention_s(cost, decode=[100_000]))
         assert attention_s(cost, decode=[10] * 8) == pytest.approx(8 * attention_s(cost, decode=[10]))
@@ -322,3 +327,133 @@ def test_steps_ahead_of_a_hybrid_are_the_steps_taken_one_by_one():
     ahead = cost.decodes(batch([], [1000, 2000]), 3)
     each = [sum(cost.explain(batch([], [1000 + step, 2000 + step])).values()) for step in range(3)]
     assert ahead == pytest.approx(each, rel=1e-12)
+
+
+# -- how much KV fits ----------------------------------------------------------------------------------------------------
+
+
+def room(name: str, rule: KvRule, gib: float, *, running: int = 64, tp: int = 1, **fields: object) -> KvRoom:
+    """What fits in so many GiB, with pages of 16 tokens and steps of 8,192."""
+    model = family(name, **fields)
+    return kv_room(
+        model,
+        rule,
+        gib * 2**30,
+        kv_dtype="bf16",
+        tp=tp,
+        pp=1,
+        stage=0,
+        max_running=running,
+        max_context=model.max_context,
+        step_tokens=8192,
+        page_size=16,
+    )
+
+
+def engine_rule(name: str) -> KvRule:
+    return KvRule(**load_engine(name).kv)
+
+
+def test_the_preset_of_no_engine_keeps_every_token_as_before():
+    assert engine_rule("workbench") == engine_rule("mini-sglang") == ALL
+    for name in ("openai/gpt-oss-20b", "mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3.1-8B"):
+        assert room(name, ALL, 10).tokens == int(10 * 2**30 // family(name).kv_bytes_per_token())
+
+
+def test_exact_keeps_the_windows_of_running_requests_and_no_more():
+    # 12 layers of gpt-oss-20b see everything, 12 the last 128 tokens; a token takes 2 KiB in each.
+    found = room("openai/gpt-oss-20b", NEEDED, 10)
+    windows = 64 * 128 * 12 * 2048
+    assert found == KvRoom((10 * 2**30 - windows) // (12 * 2048), windows, 64)
+    # Where there is less than the windows could hold, all layers hold what there is.
+    assert room("openai/gpt-oss-20b", NEEDED, 0.1).tokens == int(0.1 * 2**30 // (24 * 2048))
+    # A model with windows alone can run as many tokens as requests may have.
+    mistral = room("mistralai/Mistral-7B-v0.1", NEEDED, 40)
+    assert mistral.tokens == 64 * 32768 and mistral.reserved_bytes == 64 * 4096 * 131_072
+
+
+def test_exact_keeps_a_state_for_each_running_request():
+    name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
+    model = family(name)
+    found = room(name, NEEDED, 20)
+    assert found.reserved_bytes == 64 * model.state_bytes()
+    assert found.tokens == int((20 * 2**30 - 64 * model.state_bytes()) // model.kv_bytes_per_token())
+    assert room(name, ALL, 20) == found
+
+
+def test_vllm_cuts_layers_in_groups_of_one_size_and_pays_for_those_that_are_not_full():
+    # Gemma 3 27B: 10 layers see everything, 52 have a window of 1,024: groups of 10, so 60 are paid for.
+    token = 16 * 2 * 128 * 2
+    now, before = (room("google/gemma-3-27b-it", engine_rule(name), 60) for name in ("vllm", "vllm-0.14.0"))
+    held = 64 * (1024 + 16) + 8192
+    assert now.tokens == int((60 * 2**30 - 60 * token * held) // (10 * token)) and before == now
+    # 12 and 13 layers: groups of 13, one of them not full. 10 and 14: by the version.
+    for full, other, version, groups in (
+        (13, 12, "vllm", (13, 13)),
+        (10, 14, "vllm", (14, 14)),
+        (10, 14, "vllm-0.14.0", (10, 20)),
+    ):
+        types = ["full_attention"] * full + ["sliding_attention"] * other
+        fields = {"layer_types": types, "num_hidden_layers": len(types), "sliding_window": 128}
+        found = room("openai/gpt-oss-20b", engine_rule(version), 10, **fields)
+        windows = groups[1] * 2048 * (64 * (128 + 16) + 8192)
+        assert found.tokens == int((10 * 2**30 - windows) // (groups[0] * 2048))
+
+
+def test_vllm_makes_blocks_of_attention_as_large_as_a_state():
+    # 36 linear and 12 full layers: groups of 12. A state of 2,146,304 bytes takes a block of 1,056 tokens of 2,048 bytes.
+    found = room("Qwen/Qwen3-Next-80B-A3B-Instruct", engine_rule("vllm"), 20)
+    assert found.reserved_bytes == 64 * 36 * 1056 * 2048
+    assert found.tokens == int((20 * 2**30 - found.reserved_bytes) // (12 * 2048))
+
+
+def test_sglang_gives_windows_a_share_of_the_tokens_and_states_a_share_of_the_memory():
+    rule = engine_rule("sglang")
+    tokens = int(10 * 2**30 // (12 * 2048 + 0.8 * 12 * 2048))
+    assert room("openai/gpt-oss-20b", rule, 10).tokens == tokens
+    # A model that it has no such pool for, and a version that does not know one.
+    assert room("google/gemma-3-27b-it", rule, 10) == room("google/gemma-3-27b-it", ALL, 10)
+    gemma, older = (room("google/gemma-4-26B-A4B", engine_rule(name), 40) for name in ("sglang", "sglang-0.5.10"))
+    assert older == room("google/gemma-4-26B-A4B", ALL, 40) and gemma.tokens > older.tokens
+    # Where running requests could fill the pool of windows, requests no longer than one do.
+    small = room("google/gemma-4-26B-A4B", rule, 10)
+    assert small.tokens == int(0.8 * int(10 * 2**30 // (5 * 2 * 2048 + 0.8 * 25 * 8192)))
+    # 0.9 for states to 1 for KV; three states a running request.
+    name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
+    found = room(name, rule, 19)
+    assert found.tokens == int(10 * 2**30 // family(name).kv_bytes_per_token())
+    assert found.running == int(9 * 2**30 // family(name).state_bytes()) // 3
+
+
+def test_windows_reserved_as_an_engine_does_are_in_the_run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["openai/gpt-oss-20b"]["config"]))
+    given = {"model": str(tmp_path), "gpu": "h100", "dtype": "bf16"}
+
+    def tokens(**more: object) -> int:
+        return resolve(settings_from(None, {**given, **more}), "overlap").scheduler.kv_tokens
+
+    assert tokens() < tokens(engine="sglang", mem_fraction=0.9) < tokens(kv_windows="exact")
+
+
+def test_states_that_leave_no_room_say_how_many_requests_fit(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["nvidia/Nemotron-H-56B-Base-8K"]["config"]))
+    given = {"model": str(tmp_path), "gpu": "h200", "dtype": "fp8"}
+    with pytest.raises(
+        ModelDoesNotFit, match=r"a state of 870\.3 MiB a request .* not enough for max_running 256"
+    ) as error:
+        resolve(settings_from(None, given), "overlap")
+    fits = int(str(error.value).split("--max-running ")[1].split()[0])
+    assert resolve(settings_from(None, {**given, "max_running": fits}), "overlap").scheduler.kv_tokens > 10_000
+
+
+def test_kv_is_held_as_the_checkpoint_says_if_the_user_asks_and_a_note_says_so_if_not(tmp_path):
+    said = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    config = {**FAMILIES["meta-llama/Meta-Llama-3.1-8B"]["config"], "quantization_config": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plain = resolve(settings_from(None, {"model": str(tmp_path)}), "overlap")
+    auto = resolve(settings_from(None, {"model": str(tmp_path), "kv_dtype": "auto"}), "overlap")
+    assert (plain.kv_dtype, auto.kv_dtype) == ("bf16", "fp8")
+    assert plain.notes == ("KV is in bf16; the checkpoint has scales for fp8, which --kv-dtype auto takes",)
+    assert auto.notes == () and auto.scheduler.kv_tokens == pytest.approx(2 * plain.scheduler.kv_tokens, rel=1e-4)
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["meta-llama/Meta-Llama-3.1-8B"]["config"]))
+    assert resolve(settings_from(None, {"model": str(tmp_path), "kv_dtype": "auto"}), "overlap").kv_dtype == "bf16"

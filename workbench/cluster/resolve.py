@@ -18,6 +18,7 @@ from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
+from backends.simulated.kv_windows import NEEDED, KvRule
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe
@@ -44,7 +45,10 @@ class SimulatedRecipe(Recipe):
     lock_step: bool
     """Data-parallel instances share their experts and take every step together."""
     kv_budget: dict[str, Any]
+    kv_dtype: str
     weights: Precision
+    notes: tuple[str, ...]
+    """What to know of how KV is counted."""
     parity: str | None
     """How far the scheduler was seen to decide as the engine of its preset does."""
 
@@ -62,6 +66,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     """
     model, gpu = load_model(settings.model), load_gpu(settings.gpu)
     weights = _weights(settings, model)
+    kv_dtype, notes = _kv_dtype(settings, model, weights)
+    engine = load_engine(settings.engine)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
         raise ConfigError(
@@ -90,18 +96,20 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             model,
             gpu,
             dtype=weights,
-            kv_dtype=settings.kv_dtype,
+            kv_dtype=kv_dtype,
             tp=tp,
             pp=pp,
             ep=settings.ep,
             mem_fraction=settings.mem_fraction,
             max_prefill_tokens=largest_step(settings),
             max_running=settings.max_running,
+            max_context=max_context,
+            page_size=settings.page_size,
+            rule=NEEDED if settings.kv_windows == "exact" else KvRule(**engine.kv),
         )
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop))
-    engine = load_engine(settings.engine)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
@@ -109,7 +117,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         model,
         gpu,
         weights,
-        settings.kv_dtype,
+        kv_dtype,
         tp,
         pp,
         settings.ep,
@@ -138,7 +146,9 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         cost=cost,
         lock_step=lock_step,
         kv_budget=budget,
+        kv_dtype=kv_dtype,
         weights=weights,
+        notes=notes,
         parity=parity_of(settings),
     )
 
@@ -176,3 +186,15 @@ def _weights(settings: RunSettings, model: ModelSpec) -> Precision:
     """Return what the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
     profiled = identity(settings.cost).get("dtype") if settings.dtype == "auto" else None
     return named(profiled, f"--cost {settings.cost}") if profiled else model.precision(settings.dtype)
+
+
+def _kv_dtype(settings: RunSettings, model: ModelSpec, weights: Precision) -> tuple[str, tuple[str, ...]]:
+    """Return what KV is held in, and what to know of it."""
+    saved = model.saved_kv
+    if settings.kv_dtype == "auto":
+        return saved or weights.plain.computes, ()
+    if saved is None or saved == settings.kv_dtype:
+        return settings.kv_dtype, ()
+    return settings.kv_dtype, (
+        f"KV is in {settings.kv_dtype}; the checkpoint has scales for {saved}, which --kv-dtype auto takes",
+    )

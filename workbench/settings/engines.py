@@ -29,6 +29,8 @@ class Engine:
     """Fields of the host model."""
     gpu_step_s: float = 0.0
     """GPU time of a step beside the model."""
+    kv: dict[str, Any] = field(default_factory=dict)
+    """How it reserves KV where layers do not keep every token: fields of the simulator's rule."""
     page_entry_bytes: int = 0
     """Of the page table that the host sends before every step, 0 if it sends none."""
 
@@ -55,9 +57,10 @@ def load_engine(name: str) -> Engine:
     values = dict(_presets()[exact])
     above = load_engine(values.pop("extends")) if "extends" in values else Engine(exact)
     graphs, host = values.pop("graphs", above.graphs), values.pop("host", above.host)
+    kv = values.pop("kv", above.kv)
     gpu_step_s = values.pop("gpu_step_s", above.gpu_step_s)
     page_entry_bytes = values.pop("page_entry_bytes", above.page_entry_bytes)
-    return Engine(exact, {**above.settings, **values}, graphs, host, gpu_step_s, page_entry_bytes)
+    return Engine(exact, {**above.settings, **values}, graphs, host, gpu_step_s, kv, page_entry_bytes)
 
 
 def exact_name(name: Any) -> str:

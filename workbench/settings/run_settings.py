@@ -18,7 +18,8 @@ MOST_INSTANCES = 10_000
 """Each has a KV pool of its own, so that a slip of the finger would fill the memory."""
 RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
-KvDtype = Literal["bf16", "fp16", "fp32", "fp8"]
+KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
+KvWindows = Literal["engine", "exact"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
 
@@ -179,7 +180,8 @@ class RunSettings(SchedulerSettings, LoadSettings):
     kv_dtype: KvDtype = setting(
         "bf16",
         group=HARDWARE,
-        help="KV cache (simulated): {choices}. Default {default}.",
+        help="KV cache (simulated): {choices}: what the checkpoint has scales for, else what is computed in. "
+        "Default {default}.",
         needs="KV capacity found from memory, not kv_tokens, or costs that are not fitted",
         acts=lambda s, loop: s.kv_tokens is None or split(s.cost)[0] != "fitted",
         idle={"real": "KV is kept in what is computed in"},
@@ -192,6 +194,15 @@ class RunSettings(SchedulerSettings, LoadSettings):
         help="Share of GPU memory to use. Default {default}.",
         needs="KV capacity found from memory, not kv_tokens",
         acts=lambda s, loop: s.kv_tokens is None,
+    )
+    kv_windows: KvWindows = setting(
+        "engine",
+        group=HARDWARE,
+        help="KV of layers with windows and recurrent ones (simulated): as the engine of the preset reserves it (workbench "
+        "and mini-sglang: every token), or exact: what is needed and no more. Default {default}.",
+        needs="KV capacity found from memory, not kv_tokens",
+        acts=lambda s, loop: s.kv_tokens is None,
+        idle={"real": "a real runner keeps every token"},
     )
     kv_tokens: int | None = setting(
         None, least=1, group=HARDWARE, help="KV capacity in tokens. Default: found from memory."

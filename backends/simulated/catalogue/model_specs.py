@@ -33,6 +33,8 @@ class ModelSpec:
     """The shape of a decoder-only language model."""
 
     name: str
+    kind: str
+    """Its ``model_type``, or the one that its language model is the same as."""
     hidden: int
     vocab: int
     max_context: int
@@ -313,6 +315,7 @@ def _read(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         saved = str(error)
     return ModelSpec(
         name=name,
+        kind=kind,
         hidden=hidden,
         vocab=fields.size("vocab_size"),
         max_context=max_context,

@@ -91,13 +91,13 @@ class ModelledBackendSpec:
             used={"time_scale": self.time_scale, "simulated_output_tokens": self.output_tokens},
             kv_budget=recipe.kv_budget,
             weights=recipe.weights.described,
-            kv_dtype=run.kv_dtype,
+            kv_dtype=recipe.kv_dtype,
             rested=backend.rested,
             control=ModelledControl(),
             worked_s=backend.worked_s,
             heard_s=time.monotonic,
             close=lambda: None,
-            cost_notes=lambda: list(getattr(recipe.cost, "notes", ())),
+            cost_notes=lambda: [*recipe.notes, *getattr(recipe.cost, "notes", ())],
         )
 
 
