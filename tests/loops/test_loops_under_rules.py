@@ -49,7 +49,7 @@ def some_rules(draw: st.DrawFn) -> dict[str, Any]:
 @pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
 @pytest.mark.slow
 def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, draft_tokens):
-    @thorough(15 if draft_tokens else 60)
+    @thorough(8 if draft_tokens else 40)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs())
@@ -66,7 +66,7 @@ def test_every_request_ends_once_with_its_own_tokens_and_nothing_is_lost(loop, d
 @pytest.mark.parametrize("loop", ["normal", "overlap"])
 @pytest.mark.slow
 def test_skipped_steps_are_the_same_as_going_one_by_one(loop):
-    @thorough(50)
+    @thorough(30)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         jobs = data.draw(some_jobs(8))
@@ -83,7 +83,7 @@ def test_skipped_steps_are_the_same_as_going_one_by_one(loop):
 
 @pytest.mark.slow
 def test_all_loops_emit_the_same_tokens_under_random_eos():
-    @thorough(30)
+    @thorough(20)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         same_tokens_in_all_loops(data, 0, data.draw(some_rules()))

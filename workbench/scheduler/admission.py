@@ -109,7 +109,7 @@ class Admission:
         """:meth:`_form` where a slot is full as soon as nothing is left."""
         req, queue, empty = self._slots.chunked, self._queue, self._empty(slot)
         if empty:
-            slot.full = False  # nobody could leave it
+            slot.full = False
         if req is None:
             if slot.full or not queue.waiting:
                 return
@@ -155,8 +155,8 @@ class Admission:
                 slot.full = True
                 break
         queue.admitted(admitted)
-        if self._for_places and self._config.preempt_threshold is not None:
-            slot.full = False  # whoever comes next may take a place
+        if empty or (self._for_places and self._config.preempt_threshold is not None):
+            slot.full = False  # who runs from now on is another set, or whoever comes next may take a place
 
     def _empty(self, slot: Slot) -> bool:
         """Nobody decodes in a slot, nor is about to end in flight."""

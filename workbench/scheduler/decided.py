@@ -172,6 +172,8 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         return None
     if slots.partial or lifecycle.ended or lifecycle.retracted:
         return None
+    if scheduler.aborting or slot.lingering or slot.reopens:
+        return None  # somebody ends with the next result, or leaves with the next decode
     if queue.waiting and not slot.full:
         return None
     others: list[ScheduleBatch] = []

@@ -69,7 +69,7 @@ class Scheduler:
         self._share_at_result = config.share_prompts == "result"
         self._gives_early = config.give_back == "at_once"
         self._abort_at_result = config.abort_running == "result"
-        self._aborting: dict[Req, Finish] = {}
+        self.aborting: dict[Req, Finish] = {}
         """Requests that end with their next token, and how."""
         self._abort_whole = config.abort_partial == "result"
         self._lingers = config.lingers
@@ -148,7 +148,7 @@ class Scheduler:
             return
         finish = Finish("aborted", message.why)
         if self._abort_at_result and req.row >= 0 and (self._abort_whole or req not in self.slots.partial):
-            self._aborting.setdefault(req, finish)
+            self.aborting.setdefault(req, finish)
         else:
             self.lifecycle.cut(req, finish)
 
@@ -344,10 +344,10 @@ class Scheduler:
         ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
-        if self._aborting:
+        if self.aborting:
             for i, req in enumerate(batch.reqs):
-                if req in self._aborting and batch.coming(i) and i not in (batch.dropped or ()):
-                    ending[i] = self._aborting[req]
+                if req in self.aborting and batch.coming(i) and i not in (batch.dropped or ()):
+                    ending[i] = self.aborting[req]
         leaving: list[int] = []
         done: list[tuple[int, Req]] = []
         order = sorted(ending, key=lambda i: batch.reqs[i].turn) if self._in_turn else sorted(ending)
@@ -381,8 +381,8 @@ class Scheduler:
             self._share(batch, shared, len(batch.prefill))
         if self._lingers and done:
             self.slots[batch.slot].linger(batch, [req for _, req in done])
-        if self._aborting:
-            self._aborting = {req: finish for req, finish in self._aborting.items() if req.finish is None}
+        if self.aborting:
+            self.aborting = {req: finish for req, finish in self.aborting.items() if req.finish is None}
         result.ended = [req for _, req in done]
 
     def _share(self, batch: ScheduleBatch, first: int, end: int) -> int:

@@ -39,7 +39,7 @@ class PrefillFirst:
         self._decode = self._decode_ahead if self._ahead or self._evicts_all else assembly.decode
 
     def _form_and_settle(self, slot: Slot) -> ScheduleBatch | None:
-        """:meth:`form` where who has ended takes a place until the next decode, or until one of running requests is due."""
+        """:meth:`form` where who has ended takes a place until the next decode, or the next look at it that finds none."""
         if slot.unmerged is not None and slot.unmerged.worker.mode == "mixed":
             slot.settle()  # they were in it
         slot.unmerged = None
