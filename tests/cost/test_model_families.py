@@ -1,8 +1,8 @@
 """Published configurations of the families people deploy: their layers, weights, KV and state, and what each costs.
 
-`model_families.json` has of each the fields of its config.json that change something, and the parameters that its maker
-publishes. `beside_b` are billions that this figure counts and the language model does not have; `rounded_by_b` is how far
-off a figure may be that is rounded more coarsely than to a hundredth.
+The fields of their config.json are in the catalogue; `model_families.json` has the parameters that their makers publish.
+`beside_b` are billions that this figure counts and the language model does not have; `rounded_by_b` is how far off a figure
+may be that is rounded more coarsely than to a hundredth.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from backends.checkpoint.families import SAME_AS
 from backends.checkpoint.layer_kinds import Attention, Experts, GatedDelta, Latent, Mamba2
 from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
-from backends.simulated.catalogue.model_specs import ModelSpec, from_config, load_model
+from backends.simulated.catalogue.model_specs import CATALOGUE, ModelSpec, from_config, load_model
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.kv_memory import ModelDoesNotFit
 from backends.simulated.kv_windows import ALL, NEEDED, KvRoom, KvRule, kv_room
@@ -26,11 +26,12 @@ from workbench.settings.engines import load_engine
 from workbench.settings.loading import settings_from
 
 FAMILIES = json.loads((Path(__file__).parent / "model_families.json").read_text())
+CONFIGS = json.loads(CATALOGUE.read_text())
 
 
 def family(name: str, **fields: object) -> ModelSpec:
     """One of them, with other fields."""
-    config = FAMILIES[name]["config"]
+    config = CONFIGS[name]
     inner = {"text_config": {**config["text_config"], **fields}} if "text_config" in config else fields
     return from_config({**config, **inner}, name, "config.json")
 
@@ -39,9 +40,7 @@ def family(name: str, **fields: object) -> ModelSpec:
 
 
 def test_there_are_published_configurations_of_every_family():
-    kinds = {
-        config.get("text_config", config)["model_type"] for config in (each["config"] for each in FAMILIES.values())
-    }
+    kinds = {CONFIGS[name].get("text_config", CONFIGS[name])["model_type"] for name in FAMILIES}
     assert len(FAMILIES) >= 60
     assert {SAME_AS.get(kind, kind) for kind in kinds} >= {
         *("llama", "llama4_text", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_text"),
@@ -66,9 +65,10 @@ def test_parameters_are_those_of_transformers_on_the_meta_device():
     initialization = pytest.importorskip("transformers.initialization")
     configurations = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     found, expected = {}, {}
-    for name, known in FAMILIES.items():
-        values = {**known["config"], **known["config"].get("text_config", {})}
-        values.pop("text_config", None)
+    for name in FAMILIES:
+        values = {**CONFIGS[name], **CONFIGS[name].get("text_config", {})}
+        for other in ("text_config", "quantization_config"):
+            values.pop(other, None)
         kind = values.pop("model_type")
         shape = configurations[SAME_AS.get(kind, kind)](**values)
         with torch.device("meta"), initialization.no_init_weights():
@@ -107,7 +107,7 @@ def test_a_pattern_of_letters_says_what_each_layer_of_nemotron_h_is():
     latent = family("nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4").routed
     assert latent == Experts(512, 22, 2688, 5376, gated=False, latent=1024)
     by_words = ["mamba", "moe", "mamba", "attention"]
-    config = {**FAMILIES["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"]["config"], "num_hidden_layers": 4}
+    config = {**CONFIGS["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"], "num_hidden_layers": 4}
     del config["hybrid_override_pattern"]
     spelled = [from_config({**config, "layers_block_type": by_words}, "m", "c")]
     spelled.append(from_config({**config, "hybrid_override_pattern": "MEM*"}, "m", "c"))
@@ -135,7 +135,7 @@ def test_sparse_attention_chooses_tokens_and_layers_that_share_a_choice_have_no_
 
 
 def test_heads_differ_by_layer_where_windows_have_heads_of_their_own():
-    gemma, mimo = family("google/gemma-4-26B-A4B"), family("XiaomiMiMo/MiMo-V2-Flash")
+    gemma, mimo = family("google/gemma-4-26B-A4B-it"), family("XiaomiMiMo/MiMo-V2-Flash")
     local, wide = gemma.stack[0].mixer, gemma.stack[5].mixer
     assert (local.window, local.kv_heads, local.head_dim) == (1024, 8, 256)
     assert (wide.window, wide.kv_heads, wide.head_dim, wide.keys_are_values) == (None, 2, 512, True)
@@ -173,11 +173,11 @@ def test_layers_that_draft_are_told_and_not_counted():
         ),
         ("meta-llama/Llama-4-Scout-17B-16E-Instruct", {"no_rope_layers": [1]}, "no_rope_layers: not an entry for each"),
         (
-            "google/gemma-4-26B-A4B",
+            "google/gemma-4-26B-A4B-it",
             {"hidden_size_per_layer_input": 256},
             "hidden_size_per_layer_input: 256 is not modelled",
         ),
-        ("google/gemma-4-26B-A4B", {"num_kv_shared_layers": 18}, "num_kv_shared_layers: 18 is not modelled"),
+        ("google/gemma-4-26B-A4B-it", {"num_kv_shared_layers": 18}, "num_kv_shared_layers: 18 is not modelled"),
         (
             "XiaomiMiMo/MiMo-V2-Flash",
             {"hybrid_layer_pattern": [2]},
@@ -215,14 +215,18 @@ def test_a_quantisation_leaves_out_what_it_names_as_each_family_names_it():
         "experts": round(1 / 62, 3),
         "head": 1.0,
     }
-    assert kept("google/gemma-4-26B-A4B", "model.language_model.layers.*.mlp*") == {"shared_experts": 1.0, "head": 1.0}
+    assert kept("google/gemma-4-26B-A4B-it", "model.language_model.layers.*.mlp*") == {
+        "shared_experts": 1.0,
+        "head": 1.0,
+    }
     # The latents of DeepSeek: by weights, not by matrices.
     names = [f"model.layers.*.self_attn.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]
     assert kept("deepseek-ai/DeepSeek-V3", *names)["attention"] == pytest.approx(0.372, abs=1e-3)
 
 
 def test_precision_is_read_from_the_file_that_stands_beside_a_configuration(tmp_path):
-    config = FAMILIES["nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"]["config"]
+    config = dict(CONFIGS["nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"])
+    del config["quantization_config"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load_model(str(tmp_path)).precision().dtype == "bf16"
     beside = {"quantization": {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}}
@@ -240,7 +244,7 @@ def test_precision_is_read_from_the_file_that_stands_beside_a_configuration(tmp_
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_simulated(name, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[name]["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
     model = load_model(str(tmp_path))
     tp = next(size for size in (8, 4, 2, 1) if model.unsplit(size) is None)
     settings = settings_from(
@@ -356,7 +360,7 @@ def engine_rule(name: str) -> KvRule:
 
 def test_the_preset_of_no_engine_keeps_every_token_as_before():
     assert engine_rule("workbench") == engine_rule("mini-sglang") == ALL
-    for name in ("openai/gpt-oss-20b", "mistralai/Mistral-7B-v0.1", "meta-llama/Meta-Llama-3.1-8B"):
+    for name in ("openai/gpt-oss-20b", "mistralai/Mistral-7B-v0.1", "meta-llama/Llama-3.1-8B"):
         assert room(name, ALL, 10).tokens == int(10 * 2**30 // family(name).kv_bytes_per_token())
 
 
@@ -413,10 +417,10 @@ def test_sglang_gives_windows_a_share_of_the_tokens_and_states_a_share_of_the_me
     assert room("openai/gpt-oss-20b", rule, 10).tokens == tokens
     # A model that it has no such pool for, and a version that does not know one.
     assert room("google/gemma-3-27b-it", rule, 10) == room("google/gemma-3-27b-it", ALL, 10)
-    gemma, older = (room("google/gemma-4-26B-A4B", engine_rule(name), 40) for name in ("sglang", "sglang-0.5.10"))
-    assert older == room("google/gemma-4-26B-A4B", ALL, 40) and gemma.tokens > older.tokens
+    gemma, older = (room("google/gemma-4-26B-A4B-it", engine_rule(name), 40) for name in ("sglang", "sglang-0.5.10"))
+    assert older == room("google/gemma-4-26B-A4B-it", ALL, 40) and gemma.tokens > older.tokens
     # Where running requests could fill the pool of windows, requests no longer than one do.
-    small = room("google/gemma-4-26B-A4B", rule, 10)
+    small = room("google/gemma-4-26B-A4B-it", rule, 10)
     assert small.tokens == int(0.8 * int(10 * 2**30 // (5 * 2 * 2048 + 0.8 * 25 * 8192)))
     # 0.9 for states to 1 for KV; three states a running request.
     name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
@@ -426,7 +430,7 @@ def test_sglang_gives_windows_a_share_of_the_tokens_and_states_a_share_of_the_me
 
 
 def test_windows_reserved_as_an_engine_does_are_in_the_run(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["openai/gpt-oss-20b"]["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["openai/gpt-oss-20b"]))
     given = {"model": str(tmp_path), "gpu": "h100", "dtype": "bf16"}
 
     def tokens(**more: object) -> int:
@@ -436,7 +440,7 @@ def test_windows_reserved_as_an_engine_does_are_in_the_run(tmp_path):
 
 
 def test_states_that_leave_no_room_say_how_many_requests_fit(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["nvidia/Nemotron-H-56B-Base-8K"]["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["nvidia/Nemotron-H-56B-Base-8K"]))
     given = {"model": str(tmp_path), "gpu": "h200", "dtype": "fp8"}
     with pytest.raises(
         ModelDoesNotFit, match=r"a state of 870\.3 MiB a request .* not enough for max_running 256"
@@ -448,12 +452,12 @@ def test_states_that_leave_no_room_say_how_many_requests_fit(tmp_path):
 
 def test_kv_is_held_as_the_checkpoint_says_if_the_user_asks_and_a_note_says_so_if_not(tmp_path):
     said = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
-    config = {**FAMILIES["meta-llama/Meta-Llama-3.1-8B"]["config"], "quantization_config": said}
+    config = {**CONFIGS["meta-llama/Llama-3.1-8B"], "quantization_config": said}
     (tmp_path / "config.json").write_text(json.dumps(config))
     plain = resolve(settings_from(None, {"model": str(tmp_path)}), "overlap")
     auto = resolve(settings_from(None, {"model": str(tmp_path), "kv_dtype": "auto"}), "overlap")
     assert (plain.kv_dtype, auto.kv_dtype) == ("bf16", "fp8")
     assert plain.notes == ("KV is in bf16; the checkpoint has scales for fp8, which --kv-dtype auto takes",)
     assert auto.notes == () and auto.scheduler.kv_tokens == pytest.approx(2 * plain.scheduler.kv_tokens, rel=1e-4)
-    (tmp_path / "config.json").write_text(json.dumps(FAMILIES["meta-llama/Meta-Llama-3.1-8B"]["config"]))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["meta-llama/Llama-3.1-8B"]))
     assert resolve(settings_from(None, {"model": str(tmp_path), "kv_dtype": "auto"}), "overlap").kv_dtype == "bf16"

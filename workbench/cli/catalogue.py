@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from backends.simulated.catalogue.model_specs import ModelSpec
 
 WEIGHTS = ("auto", "bf16", "fp8", "int4")
+WIDTH = 120
+"""Columns of the tables where no terminal says how many it has."""
 
 
 def catalogue(
@@ -153,7 +156,8 @@ def _print_all(gpus: list[dict[str, Any]], models: list[dict[str, Any]]) -> None
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # Lines that another program reads are not cut; on a narrow terminal names are folded, and no number is cut.
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     for titles, rows in (
         (
             ("GPU", "memory GiB", "TB/s", "bf16 TFLOP/s", "fp8", "link GB/s", "a node"),
@@ -187,7 +191,7 @@ def _print_all(gpus: list[dict[str, Any]], models: list[dict[str, Any]]) -> None
     ):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, title in enumerate(titles):
-            table.add_column(title, justify="right" if i else "left", no_wrap=not i)
+            table.add_column(title, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
         for row in rows:
             table.add_row(*row)
         console.print(table)

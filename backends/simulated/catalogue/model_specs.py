@@ -25,7 +25,7 @@ from backends.simulated.catalogue.gpu_specs import CatalogueError
 from ground.json_file import read_json
 
 CATALOGUE = Path(__file__).parent / "models.json"
-"""Fields of each model's published config.json that are read below, by Hugging Face id."""
+"""Fields of each model's published config.json that change something, by Hugging Face id."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def model_names() -> list[str]:
 
 def _canonical(name: str) -> str:
     """Llama 3.1 has been renamed once, and instruct variants and later releases have the shape of the base model."""
-    return re.sub(r"-(instruct|thinking|base)(-\d{4})?$", "", name.lower()).replace("meta-llama-3", "llama-3")
+    return re.sub(r"-(instruct|thinking|base|it)(-\d{4})?$", "", name.lower()).replace("meta-llama-3", "llama-3")
 
 
 @cache
