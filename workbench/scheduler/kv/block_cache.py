@@ -18,6 +18,11 @@ _NO_KEY = np.empty(0, np.int32)
 _NOTHING = Match(None, 0)
 
 
+def _named(before: bytes, tokens: bytes) -> bytes:
+    """The name of a page of these tokens, int32, behind one of that name."""
+    return blake2b(before + tokens, digest_size=16).digest()
+
+
 class BlockCache:
     """:class:`PrefixCache` in which every full page has a name: a hash of its tokens and of the name of the page before it.
 
@@ -154,17 +159,37 @@ class BlockCache:
         self._named[row] = count
 
     def fill_decodes(self, reqs: list[Req], rows: np.ndarray, tokens: np.ndarray) -> None:
+        full, named = tokens // self._page_size, self._named[rows]
+        behind = (full > named).nonzero()[0]
+        if not len(behind):
+            return
+        size, full, named = self._page_size, full[behind], named[behind]
+        filling, known = [reqs[i] for i in behind.tolist()], tokens[behind]
+        if (known == full * size).all() and (full - named == 1).all():
+            self._fill_one_each(filling, rows[behind], full)
+            return
+        # Those of several steps at once: in the order in which the steps would have named them.
+        turns = [
+            ((page + 1) * size - tokens, i, (page + 1) * size)
+            for i, (first, end, tokens) in enumerate(zip(named.tolist(), full.tolist(), known.tolist(), strict=True))
+            for page in range(first, end)
+        ]
+        for _, i, end in sorted(turns):
+            self.fill(filling[i], end)
+
+    def _fill_one_each(self, reqs: list[Req], rows: np.ndarray, full: np.ndarray) -> None:
+        """Name the last of each one's full pages."""
         size = self._page_size
-        full = tokens // size
-        behind = (full > self._named[rows]).nonzero()[0].tolist()
-        if len(behind) > 1:
-            # Those of several steps at once: in the order in which the steps would have named them.
-            first = self._named[rows]
-            turns = [(((page + 1) * size - int(tokens[i])), i) for i in behind for page in range(first[i], full[i])]
-            for left, i in sorted(turns):
-                self.fill(reqs[i], int(tokens[i]) + left)
-        elif behind:
-            self.fill(reqs[behind[0]], int(tokens[behind[0]]))
+        pages = self._table.gather_pages(rows, full - 1).tolist()
+        tokens = self._table.gather_tokens(rows, (full - 1) * size, size).tobytes()
+        width = len(tokens) // len(reqs)
+        for i, (req, page, count) in enumerate(zip(reqs, pages, full.tolist(), strict=True)):
+            names = req.page_names
+            if len(names) == count - 1:
+                before = names[-1] if names else req.namespace.encode()
+                names.append(_named(before, tokens[i * width : (i + 1) * width]))
+            self._add(page, names[count - 1])
+        self._named[rows] = full
 
     def unfill(self, req: Req, tokens: int) -> None:
         """Take the names back of pages of a request beyond so many tokens: the step that was to fill them is not run."""
@@ -204,7 +229,7 @@ class BlockCache:
             tokens = req.tokens if end <= len(req.tokens) else self._table.tokens(req.row, end)
             name = names[-1] if names else req.namespace.encode()
             for at in range(len(names) * size, end, size):
-                name = blake2b(name + tokens[at : at + size].tobytes(), digest_size=16).digest()
+                name = _named(name, tokens[at : at + size].tobytes())
                 names.append(name)
         return names[:count] if len(names) > count else names
 

@@ -46,6 +46,17 @@ class TableManager:
         """int32[end - first], a view of a row's pages, to be read before anything else is written."""
         return self._pages.settled()[row, first:end]
 
+    def gather_tokens(self, rows: np.ndarray, first: np.ndarray, count: int) -> np.ndarray:
+        """int32[n, count], tokens of several rows, each from its ``first``."""
+        at = rows * self.width + first
+        tokens: np.ndarray = self._tokens.settled().reshape(-1)[at[:, None] + np.arange(count)]
+        return tokens
+
+    def gather_pages(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """int32[n], a page of each of several rows."""
+        pages: np.ndarray = self._pages.settled().reshape(-1)[rows * self.page_width + places]
+        return pages
+
     def write_tokens(self, row: int, tokens: np.ndarray) -> None:
         """Set a row's first tokens. No write to these places may be waiting: rows are given back settled."""
         self._tokens.values[row, : len(tokens)] = tokens
