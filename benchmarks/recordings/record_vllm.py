@@ -166,7 +166,7 @@ def main() -> None:
     add_arguments(parser)
     asked = parser.parse_args()
     init_none_hash(sha256)
-    record: dict[str, Any] = {"engine": f"vllm {vllm.__version__}"}
+    record: dict[str, Any] = {"engine": f"vllm {vllm.__version__}", "recorder": os.path.basename(__file__)}
     for name in chosen_cases("vllm", asked.cases):
         for mode in MODES:
             for seed in asked.seeds:

@@ -64,6 +64,7 @@ STEP_TOO_MANY = ("sglang-0.5.10.post1",)
 def read(path: Path) -> tuple[str, dict[str, list[dict[str, int]]]]:
     """The engine's name without its version and what was asked of it, and the steps by key."""
     record = json.loads(gzip.decompress(path.read_bytes()))
+    record.pop("recorder", None)
     return record.pop("engine").split()[0], record
 
 

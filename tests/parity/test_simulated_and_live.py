@@ -31,10 +31,16 @@ from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.scheduler import Scheduler
 
 PLAYED = [
-    ("vllm-0.33.0", "few-rows/sync/0"),
-    ("vllm-0.33.0", "few-rows/async/0"),
-    ("mini-sglang-20fcd7f", "few-rows/16/overlap/0"),
-    ("sglang-0.5.23", "roomy/1/normal/0"),
+    ("vllm-0.33.0", "tight/sync/0"),
+    ("vllm-0.33.0", "tight-burst/async/1"),
+    ("vllm-0.33.0-more", "aborts/async/0"),
+    ("vllm-0.14.0", "long-prefill/async/1"),
+    ("mini-sglang-20fcd7f", "small-budget/16/overlap/0"),
+    ("sglang-0.5.23", "tight/16/normal/2"),
+    ("sglang-0.5.23-stops-c0.05", "tight/1/overlap/1"),
+    ("sglang-0.5.23-more", "priority-rows/16/overlap/0"),
+    ("sglang-0.5.23-more", "mixed/1/overlap/1"),
+    ("sglang-0.5.10.post1", "few-rows/16/overlap/0"),
 ]
 """Recordings and scenarios."""
 

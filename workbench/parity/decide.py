@@ -49,9 +49,11 @@ def decide(played: Scenario, look: Look | None = None) -> list[Decision]:
     inbox = StepInbox(scenario(played.case_name, played.seed), ignore_eos=played.ignore_eos)
 
     def mailboxes(scheduler: Scheduler) -> tuple[StepInbox, DecisionOutbox]:
-        if look is None:
-            return inbox, DecisionOutbox()
-        return inbox, DecisionOutbox(lambda decision: look(scheduler, inbox, decision))
+        def launched(decision: Decision) -> None:
+            if look is not None:
+                look(scheduler, inbox, decision)
+
+        return inbox, DecisionOutbox(launched, inbox.end if played.token_too_early else None)
 
     instance = start(Recipe(loop=played.loop, scheduler=played.config), StepBackend(), mailboxes)
     for _ in instance.loop:

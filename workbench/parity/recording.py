@@ -39,6 +39,9 @@ class Scenario:
     config: SchedulerConfig
     ignore_eos: bool
     """Whether requests say that they stop by length alone. None could stop otherwise in any case."""
+    token_too_early: bool
+    """Whether a request is handed a token with a chunk that ends one token before its prompt does
+    (:attr:`Recording.recorder`)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Recording:
     engine: str
     """As the recording has it: name, version, and what was asked of it."""
     preset: str
+    recorder: str | None
+    """The script that recorded, where that is said. The first one for vLLM did not, and hands an asynchronous engine a token
+    where a chunk ends one token before the prompt does. No model runner does, but the engine takes it."""
     decisions: Mapping[str, list[Decision]]
     """For every scenario by its key, a batch an entry."""
 
@@ -64,7 +70,8 @@ class Recording:
             more["conservativeness"] = float(asked["conservativeness"])
         loop = LOOP[mode]
         config = scheduler_config(self.preset, case, loop, more)
-        return Scenario(key, case, name, int(seed), LoopSpec(loop), config, ignore_eos)
+        too_early = self.recorder is None and mode == "async"
+        return Scenario(key, case, name, int(seed), LoopSpec(loop), config, ignore_eos, too_early)
 
     @property
     def _asked(self) -> dict[str, str]:
@@ -89,7 +96,7 @@ def scheduler_config(preset: str, case: Case, loop: str, more: Mapping[str, Any]
 def read_recording(path: Path) -> Recording:
     """Read a recording. Raises RecordingError for what is none, and for an engine that has no preset."""
     values = read_json(path, RecordingError)
-    engine = values.pop("engine", None)
+    engine, recorder = values.pop("engine", None), values.pop("recorder", None)
     if not isinstance(engine, str):
         raise RecordingError(f"{path}: engine: {engine!r} is not the name and version of whose decisions these are")
     for key, steps in values.items():
@@ -100,4 +107,4 @@ def read_recording(path: Path) -> Recording:
         preset = exact_name("-".join(words[:2]))
     except ConfigError as error:
         raise RecordingError(f"{path}: engine: {error}") from error
-    return Recording(path, engine, preset, values)
+    return Recording(path, engine, preset, recorder, values)

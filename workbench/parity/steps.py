@@ -45,13 +45,19 @@ class StepInbox:
         """The next one."""
         self.over = False
         """Nothing more comes, and what has come is done."""
+        self._ending: list[object] = []
+
+    def end(self, request_id: str) -> None:
+        """Have a request ended with the next step."""
+        self._ending.append(Abort(request_id))
 
     def drain(self) -> list[object]:
         first = self._next
+        ending, self._ending = self._ending, []
         while self._next < len(self._coming) and self._coming[self._next][0] <= self.step:
             self._next += 1
         self.step += 1
-        return [message for *_, message in self._coming[first : self._next]]
+        return [*ending, *(message for *_, message in self._coming[first : self._next])]
 
     def arrival(self) -> Wait:
         """Asked by a loop that has nothing to do: the steps until the next request are passed over."""
@@ -67,10 +73,19 @@ class StepInbox:
 class DecisionOutbox:
     """Outbox that keeps what was decided, a batch an entry."""
 
-    def __init__(self, launched: Callable[[Decision], None] = lambda decision: None) -> None:
-        """``launched`` is told of every decision."""
+    def __init__(
+        self,
+        launched: Callable[[Decision], None] = lambda decision: None,
+        ends_early: Callable[[str], None] | None = None,
+    ) -> None:
+        """``launched`` is told of every decision. ``ends_early``: play a recorder that hands a request a token with a chunk
+        that ends one token before its prompt does. It is a token ahead from then on, so that the engine ends it by length
+        while its last step is in flight; this is told of it as that step is launched."""
         self.decisions: list[Decision] = []
         self._launched = launched
+        self._ends_early = ends_early
+        self._ahead: set[str] = set()
+        """Requests that are a token ahead."""
 
     def scheduled(self, batch: ScheduleBatch) -> None:
         decision: Decision = dict(
@@ -78,6 +93,11 @@ class DecisionOutbox:
         )
         if batch.retracted:
             decision[RETRACTED] = sorted(req.rid for req in batch.retracted)
+        if self._ends_early is not None:
+            self._ahead.update(row.req.rid for row in batch.prefill if row.end == len(row.req.tokens) - 1)
+            for index in batch.length_stops:
+                if batch.reqs[index].rid in self._ahead:
+                    self._ends_early(batch.reqs[index].rid)
         self.decisions.append(decision)
         self._launched(decision)
 
