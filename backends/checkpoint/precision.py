@@ -68,10 +68,14 @@ class Precision:
     """Precision of what is not quantised."""
     kept: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Share of each part's weights that stay as they are; 0 where it is not named."""
+    mixed: Mapping[str, tuple[tuple[float, Held], ...]] = field(default_factory=dict, hash=False)
+    """Of a checkpoint that is quantised in several ways: (share, how it is held) of each part's weights."""
     notes: tuple[str, ...] = ()
 
     def of(self, part: str) -> list[tuple[float, Held]]:
         """(share, how it is held) of a part's weights; the shares add up to 1."""
+        if part in self.mixed:
+            return list(self.mixed[part])
         kept = self.kept.get(part, 0.0)
         return [(share, held) for share, held in ((1 - kept, self.quantised), (kept, self.plain)) if share]
 
@@ -82,6 +86,10 @@ class Precision:
     @property
     def described(self) -> dict[str, Any]:
         """The precision in words, for a record."""
+        mixed = {
+            part: [[round(share, 3), held.bytes, held.computes] for share, held in ways]
+            for part, ways in self.mixed.items()
+        }
         return {
             "dtype": self.dtype,
             "said_by": self.said_by,
@@ -89,7 +97,7 @@ class Precision:
             "computes": self.quantised.computes,
             "kept": {part: round(self.kept[part], 3) for part in PARTS if part in self.kept},
             "kept_in": self.plain.computes,
-        }
+        } | ({"mixed": mixed} if mixed else {})
 
 
 def named(dtype: str, said_by: str = BY_FLAG) -> Precision:
@@ -122,6 +130,8 @@ def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Prec
             "quantization_config", f"quant_method {method!r} is not modelled; known: {', '.join(METHODS)}"
         )
     read = reader(Inner(config, fields.source, "quantization_config"), plain)
+    if read.ways:
+        return _in_ways(read, f"quantization_config ({method})", plain, layers, hidden)
     try:
         share = _kept(read.ignored, layers, hidden, read.only)
     except re.error as problem:
@@ -130,7 +140,7 @@ def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Prec
         ) from problem
     if not read.head:
         share["head"] = 1.0
-    return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share, read.notes)
+    return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share, notes=read.notes)
 
 
 def read_kv_dtype(fields: Fields) -> str | None:
@@ -166,6 +176,8 @@ class _Read:
     head: bool = False
     """The output projection is quantised, too, unless it is ignored."""
     notes: tuple[str, ...] = ()
+    ways: Mapping[str, tuple[Held, Sequence[str]]] = field(default_factory=dict)
+    """Where there are several: by its word, how weights are held, and the modules that are."""
 
 
 def _integers(
@@ -233,11 +245,29 @@ def _modelopt(config: Inner, plain: Held) -> _Read:
     inner = config.inner("quantization") if config.raw("quantization") is not None else config
     ignored = inner.texts("exclude_modules", "ignore")
     algorithm = inner.need("quant_algo", str)
-    if algorithm == "NVFP4":
-        return _Read("nvfp4", Held(0.5 + 1 / 16, "fp8"), ignored, notes=(NVFP4_NOTE,))
-    if algorithm == "FP8":
-        return _Read("fp8", Held(1, "fp8"), ignored)
-    raise inner.error("quant_algo", f"{algorithm!r} is not modelled; known: FP8, NVFP4")
+    known = {
+        "NVFP4": ("nvfp4", Held(0.5 + 1 / 16, "fp8")),
+        "W4A16_NVFP4": ("nvfp4 a16", Held(0.5 + 1 / 16, plain.computes)),
+        "FP8": ("fp8", Held(1, "fp8")),
+        "MXFP8": ("mxfp8", Held(1 + 1 / 32, "fp8")),
+    }
+    if algorithm == "MIXED_PRECISION":
+        modules = inner.inner("quantized_layers")
+        ways: dict[str, tuple[Held, list[str]]] = {}
+        for module in modules.values:
+            said = modules.inner(module).need("quant_algo", str)
+            if said not in known:
+                raise inner.error("quantized_layers", f"{module}: {said!r} is not modelled; known: {', '.join(known)}")
+            ways.setdefault(known[said][0], (known[said][1], []))[1].append(module)
+        if not ways:
+            raise inner.error("quantized_layers", "missing")
+        return _Read("mixed", plain, ways=ways, notes=(NVFP4_NOTE,) if "nvfp4" in ways else ())
+    if algorithm not in known:
+        raise inner.error(
+            "quant_algo", f"{algorithm!r} is not modelled; known: {', '.join([*known, 'MIXED_PRECISION'])}"
+        )
+    word, held = known[algorithm]
+    return _Read(word, held, ignored, notes=(NVFP4_NOTE,) if word == "nvfp4" else ())
 
 
 def _compressed_tensors(config: Inner, plain: Held) -> _Read:
@@ -306,6 +336,21 @@ def _kept(ignored: Sequence[str], layers: Sequence[Layer], hidden: int, only: Se
         if any(map(leaves_out, names)) or (only and not any(map(quantises, names))):
             kept[part] += size
     return {part: kept[part] / all_of[part] for part in PARTS if kept[part]}
+
+
+def _in_ways(read: _Read, said_by: str, plain: Held, layers: Sequence[Layer], hidden: int) -> Precision:
+    """The precision of a checkpoint that names the modules of each way in which it is quantised."""
+    tests = [(held, _any_of(modules)) for held, modules in read.ways.values()]
+    sizes: dict[str, dict[Held, int]] = {part: {} for part in PARTS}
+    for part, size, names in _matrices(layers, hidden):
+        held = next((held for held, named in tests if any(map(named, names))), plain)
+        sizes[part][held] = sizes[part].get(held, 0) + size
+    mixed = {
+        part: tuple((size / sum(by.values()), held) for held, size in by.items()) for part, by in sizes.items() if by
+    }
+    kept = {part: share for part, by in mixed.items() for share, held in by if held == plain}
+    word = " and ".join(read.ways)
+    return Precision(word, said_by, next(iter(read.ways.values()))[0], plain, kept, mixed, read.notes)
 
 
 def _matrices(layers: Sequence[Layer], hidden: int) -> Iterator[tuple[str, int, list[str]]]:

@@ -224,6 +224,26 @@ def test_a_quantisation_leaves_out_what_it_names_as_each_family_names_it():
     assert kept("deepseek-ai/DeepSeek-V3", *names)["attention"] == pytest.approx(0.372, abs=1e-3)
 
 
+def test_a_checkpoint_that_is_quantised_in_several_ways_is_counted_by_module():
+    def layer(number: int) -> dict[str, dict[str, str]]:
+        name = f"model.language_model.layers.{number}"
+        mlp = {f"{name}.mlp.{each}_proj": {"quant_algo": "W4A16_NVFP4"} for each in ("gate", "up", "down")}
+        mixers = ("linear_attn.in_proj_qkv", "self_attn.q_proj")
+        return mlp | {f"{name}.{each}": {"quant_algo": "FP8"} for each in mixers}
+
+    layers = {name: algorithm for number in range(64) for name, algorithm in layer(number).items()}
+    said = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    weights = family("Qwen/Qwen3.5-27B", quantization_config=said).precision()
+    assert weights.bytes_of("mlp") == 0.5625 and weights.bytes_of("head") == 2
+    # Queries with gates, 12,288 of 12,288 + 1,024 + 1,024 + 6,144 columns and rows.
+    assert weights.bytes_of("attention") == pytest.approx(2 - 12_288 / 20_480)
+    assert {held.computes for _, held in weights.of("recurrent")} == {"fp8", "bf16"}
+    assert weights.dtype == "nvfp4 a16 and fp8" and weights.described["mixed"]["mlp"] == [[1.0, 0.5625, "bf16"]]
+    said["quantized_layers"] = {"lm_head": {"quant_algo": "W2"}}
+    with pytest.raises(CatalogueError, match=r"quantized_layers: lm_head: 'W2' is not modelled; known: NVFP4"):
+        family("Qwen/Qwen3.5-27B", quantization_config=said).precision()
+
+
 def test_precision_is_read_from_the_file_that_stands_beside_a_configuration(tmp_path):
     config = dict(CONFIGS["nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4"])
     del config["quantization_config"]
