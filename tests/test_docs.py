@@ -138,6 +138,7 @@ def test_inline_commands_name_flags_that_there_are():
     known = {
         "catalogue": "catalogue",
         "catalogue h100": "catalogue h100",
+        "catalogue FOLDER": "catalogue f",
         "report": "report x",
         "replay": "replay x --model m",
         "observe": "observe u --trace t --out o",
