@@ -20,8 +20,8 @@ class PlacePreemption:
         self._parts = parts
 
     def make_room(self, req: Req, slot: Slot, total: float) -> bool:
-        """Take places, if what their owners may yet write suffices; whether that was done. ``total`` is the KV, in tokens,
-        that a new request may count on so far."""
+        """Take places, if what their owners may yet write suffices; whether ``req`` can be let in now. ``total`` is the KV,
+        in tokens, that a new request may count on so far."""
         threshold = self._config.preempt_threshold
         if threshold is None:
             return False
@@ -51,4 +51,4 @@ class PlacePreemption:
                 kv.free_up(kv.pages_for(left * self._config.retract_ahead))
         for victim in victims:
             self._parts.queue.put_back(victim)
-        return True
+        return flights.free_rows > 0

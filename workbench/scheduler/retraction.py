@@ -18,7 +18,7 @@ class Retraction:
         self._lifecycle, self._estimate = parts.lifecycle, parts.estimate
         self._newest_first = newest_first
         """Victims: the newest running request (mixed batching), else those that lose least."""
-        self._ahead = config.retract_ahead
+        self._ahead = None if newest_first else config.retract_ahead
         self._last_of_equals = config.retract_ties == "last"
 
     def make_room(self, slot: Slot) -> tuple[bool, np.ndarray | None]:
