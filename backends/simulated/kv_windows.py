@@ -155,6 +155,8 @@ def _in_groups(
     """As vLLM: every group of layers takes blocks for the tokens it holds, a group of recurrent layers one a request."""
     fewest, most = min(kind.layers for kind in kinds), max(kind.layers for kind in kinds)
     size = most if most < fewest * ratio else fewest
+    if len({(kind.window, kind.chunked, bool(kind.state_bytes)) for kind in kinds}) == 1:
+        size = 1  # Layers that hold the same tokens are one group, whatever their sizes.
     # A block holds a state: attention's, in tokens, are made as large as that takes.
     state = max(kind.state_bytes for kind in kinds)
     token = max(kind.token_bytes for kind in kinds)

@@ -424,6 +424,11 @@ def test_vllm_cuts_layers_in_groups_of_one_size_and_pays_for_those_that_are_not_
         assert found.tokens == int((10 * 2**30 - windows) // (groups[0] * 2048))
 
 
+def test_vllm_keeps_layers_that_hold_the_same_tokens_in_one_group():
+    for name in ("zai-org/GLM-5.2", "deepseek-ai/DeepSeek-V3.2", "meta-llama/Llama-3.1-8B"):
+        assert room(name, engine_rule("vllm"), 10) == room(name, ALL, 10)
+
+
 def test_vllm_makes_blocks_of_attention_as_large_as_a_state():
     # 36 linear and 12 full layers: groups of 12. A state of 2,146,304 bytes takes a block of 1,056 tokens of 2,048 bytes.
     found = room("Qwen/Qwen3-Next-80B-A3B-Instruct", engine_rule("vllm"), 20)
