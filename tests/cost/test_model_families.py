@@ -464,6 +464,16 @@ def test_windows_reserved_as_an_engine_does_are_in_the_run(tmp_path):
     assert tokens() < tokens(engine="sglang", mem_fraction=0.9) < tokens(kv_windows="exact")
 
 
+def test_sglang_keeps_the_states_of_running_requests_alone_without_a_prefix_cache(tmp_path):
+    name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
+    given = {"model": str(tmp_path), "gpu": "h200", "dtype": "fp8", "engine": "sglang", "max_running": 64}
+    cached, none = (
+        resolve(settings_from(None, {**given, "cache": cache}), "overlap").kv_budget for cache in ("radix", "none")
+    )
+    assert none["reserved_bytes"] == 64 * family(name).state_bytes() < cached["reserved_bytes"]
+
+
 def test_states_that_leave_no_room_say_how_many_requests_fit(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["nvidia/Nemotron-H-56B-Base-8K"]))
     given = {"model": str(tmp_path), "gpu": "h200", "dtype": "fp8"}

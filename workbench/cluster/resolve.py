@@ -105,7 +105,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             max_running=settings.max_running,
             max_context=max_context,
             page_size=settings.page_size,
-            rule=NEEDED if settings.kv_windows == "exact" else KvRule(**engine.kv),
+            rule=_kv_rule(settings, engine),
         )
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
@@ -186,6 +186,15 @@ def _weights(settings: RunSettings, model: ModelSpec) -> Precision:
     """Return what the weights are held in: what ``dtype`` says, else a profile's, else the checkpoint's."""
     profiled = identity(settings.cost).get("dtype") if settings.dtype == "auto" else None
     return named(profiled, f"--cost {settings.cost}") if profiled else model.precision(settings.dtype)
+
+
+def _kv_rule(settings: RunSettings, engine: Engine) -> KvRule:
+    """Return what is reserved for windows and states."""
+    if settings.kv_windows == "exact":
+        return NEEDED
+    rule = KvRule(**engine.kv)
+    # Without a prefix cache SGLang keeps the states of max_running requests and no more.
+    return rule if settings.cache != "none" else dataclasses.replace(rule, state_share=None)
 
 
 def _kv_dtype(settings: RunSettings, model: ModelSpec, weights: Precision) -> tuple[str, tuple[str, ...]]:
