@@ -53,6 +53,13 @@ def test_an_output_is_as_long_as_the_trace_says(tmp_path, flags):
         ([{"output_length": 600}], ("--max-context", 301), [200], {"max_context": 400}, "the context (301 tokens)"),
         ([{"output_length": 600}], ("--kv-tokens", 300), [200], {"kv_tokens": 400}, "the KV pool (300 tokens)"),
         (
+            [{"output_length": 600}],
+            ("--kv-tokens", 300, "--engine", "sglang-0.5.23"),
+            [198],
+            {"kv_tokens": 402},
+            "the KV pool (300 tokens)",
+        ),
+        (
             [{"output_length": 600}, {"output_length": 30, "max_tokens": 20}, {"output_length": 5}],
             ("--max-tokens", 100),
             [100, 20, 5],
