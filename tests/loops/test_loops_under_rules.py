@@ -25,7 +25,8 @@ from workbench.scheduler.rules import EngineRules
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import settings_from
 
-ENGINES = [settings_from(None, {"engine": name}) for name in ("sglang-0.5.23", "sglang-0.5.10.post1")]
+NAMES = ("sglang-0.5.23", "sglang-0.5.10.post1", "mini-sglang-20fcd7f")
+ENGINES = [settings_from(None, {"engine": name}) for name in NAMES]
 OTHERWISE: list[dict[str, Any]] = [
     {
         name: getattr(engine, name)
@@ -34,7 +35,7 @@ OTHERWISE: list[dict[str, Any]] = [
     }
     for engine in ENGINES
 ]
-"""Rules of versions of SGLang, where they are not this project's own."""
+"""Rules of engines, where they are not this project's own."""
 
 
 @st.composite

@@ -68,10 +68,10 @@ class Admission:
     def __init__(self, config: SchedulerConfig, parts: Parts) -> None:
         self._config = config
         self._kv, self._slots, self._queue, self._flights = parts.kv, parts.slots, parts.queue, parts.flights
-        prompts_alone = config.batching == "prefill-first"  # as the rules have it that need this
-        self._until_exhausted = prompts_alone and config.full_when == "exhausted"
-        self._fills = config.full_when == "refused"
-        self._at_once = not prompts_alone or config.evict_for == "row"
+        prefill_first = config.batching == "prefill-first"  # as the rules have it that need this
+        self._until_exhausted = prefill_first and config.full_when == "exhausted"
+        self._fills = not prefill_first or config.full_when == "refused"
+        self._at_once = not prefill_first or config.evict_for == "row"
         self._ahead = config.evict_for == "batch-ahead"
         self._rows_first, self._look_when_spent = config.rows_first, config.look_when_spent
         self._for_places = config.preempt_for == "place"

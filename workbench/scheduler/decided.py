@@ -185,6 +185,8 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         if worker.epoch != running.epoch:
             if queue.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
                 return None
+            if worker.num_prefill and scheduler.config.share_prompts == "result":
+                return None  # what is shared with its result depends on what has been formed by then
             others.append(batch)
     if flights.computed and not others:
         return None

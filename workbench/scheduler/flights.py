@@ -55,10 +55,11 @@ class Flights(deque[ScheduleBatch]):
             self.share(req)
         self.computed = ()
 
-    def share(self, req: Req) -> None:
-        """Put the prompt of a request, as far as it is computed, into the prefix cache, unless it has lost it again."""
+    def share(self, req: Req, launched: int | None = None) -> None:
+        """Put the prompt of a request, as far as it is computed, into the prefix cache, unless it has lost it again;
+        ``launched``: that many of its tokens."""
         if req.finish is None and req.row >= 0 and not req.given_back:
-            self._kv.cache.insert(req)
+            self._kv.cache.insert(req, None if launched is None else self._kv.table.tokens(req.row, launched))
 
     # -- in flight ---------------------------------------------------------------------------------------------------
 
@@ -189,6 +190,8 @@ class Flights(deque[ScheduleBatch]):
                 self._kv.table.give_row(row)
             if not self.at_once:  # else they were to be had before
                 self._slots.reopen()
+        if self.at_once and self._slots.empty:
+            self._slots.reopen()  # nobody is left who could give anything back
 
     def _give_kv_back(self, req: Req, valid_tokens: int, held_tokens: int) -> None:
         self._kv.cache.release(req, valid_tokens, held_tokens, insert=True)

@@ -164,6 +164,13 @@ class EngineRules:
         needs=RADIX_CACHE,
         acts=radix,
     )
+    share_launched: bool = setting(
+        False,
+        group=RULES,
+        help="With a prompt whose result is there, the prefix cache takes in what has been launched of its output by then.",
+        needs="share_prompts 'result' and a radix cache",
+        acts=lambda s, loop: s.share_prompts == "result" and s.cache == "radix",
+    )
     touch_part: bool = setting(
         True,
         group=RULES,

@@ -22,7 +22,7 @@ from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.ragged import take_runs
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import place_of
-from workbench.scheduler.schedule_batch import ScheduleBatch
+from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.stops import stopped
 
 
@@ -67,6 +67,8 @@ class Scheduler:
         self._handler = self._handle
         self._ragged = config.draft_tokens > 0
         self._share_at_result = config.share_prompts == "result"
+        # How much of a run that has been launched will hold is not known.
+        self._share_launched = config.share_launched and config.cache == "radix" and not self._ragged
         self._gives_early = config.give_back == "at_once"
         self._abort_at_result = config.abort_running == "result"
         self.aborting: dict[Req, Finish] = {}
@@ -389,8 +391,14 @@ class Scheduler:
         """Share the complete prompts of a batch from index ``first`` to ``end``; returns where to go on."""
         for row in batch.prefill[first:end]:
             if row.last:
-                self.flights.share(row.req)
+                self.flights.share(row.req, self._launched(row) if self._share_launched else None)
         return max(end, first)
+
+    def _launched(self, row: PrefillRow) -> int:
+        """Return how far the KV of a request, whose complete prompt has landed, is launched and its tokens are known."""
+        running = self.slots[row.req.slot].running
+        index = place_of(row.req, running.reqs)
+        return row.end if index is None else min(int(running.lens[index]), row.end + 1)
 
     def take_ended(self) -> list[Req]:
         """Requests that ended outside the processing of a batch, since the last call."""

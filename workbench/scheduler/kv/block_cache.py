@@ -105,7 +105,7 @@ class BlockCache:
         if node is not None:
             self._give(node.pages.tolist())
 
-    def insert(self, req: Req) -> None: ...
+    def insert(self, req: Req, tokens: np.ndarray | None = None) -> None: ...
 
     def release(self, req: Req, valid_tokens: int, held_tokens: int, *, insert: bool) -> None:
         if insert:

@@ -84,8 +84,8 @@ class PrefixCache(Protocol):
         """Undo one :meth:`lock`."""
         ...
 
-    def insert(self, req: Req) -> None:
-        """Share what a request has computed so far (``kv_len``), while it goes on.
+    def insert(self, req: Req, tokens: np.ndarray | None = None) -> None:
+        """Share what a request has computed so far (``kv_len``), or int32 ``tokens`` of it, while it goes on.
 
         Pages that the cache already had are duplicates now: they are freed and the row is pointed at the cache's. A batch in
         flight may still read them; whoever is given them next writes in a later batch of the same stream.

@@ -63,15 +63,17 @@ class RadixCache:
     def unlock(self, node: Node | None) -> None:
         self.tree.unlock(node)
 
-    def insert(self, req: Req) -> None:
-        # It may decode already, where prompts are shared when their result comes.
-        count = min(req.kv_len, len(req.tokens)) // self._page_size
+    def insert(self, req: Req, tokens: np.ndarray | None = None) -> None:
+        if tokens is None:
+            # Its prompt, or a part of it, which need not be read back from the table. It may decode already, where prompts
+            # are shared when their result comes.
+            tokens = req.tokens[: req.kv_len]
+        count = len(tokens) // self._page_size
         if count <= req.shared_pages:
             if count and self._touch_known:
-                self._insert(req, req.tokens[: count * self._page_size], count)
+                self._insert(req, tokens[: count * self._page_size], count)
             return
-        # Its prompt, or a part of it, which need not be read back from the table.
-        node, had = self._insert(req, req.tokens[: count * self._page_size], count, lock=True)
+        node, had = self._insert(req, tokens[: count * self._page_size], count, lock=True)
         if had > req.shared_pages:
             self._table.write_pages(req.row, req.shared_pages, self.tree.path_pages(node)[req.shared_pages : had])
         self.tree.unlock(req.node)
