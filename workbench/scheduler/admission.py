@@ -74,6 +74,7 @@ class Admission:
         self._at_once = not prefill_first or config.evict_for == "row"
         self._ahead = config.evict_for == "batch-ahead"
         self._rows_first, self._look_when_spent = config.rows_first, config.look_when_spent
+        self._most_running = config.max_running_per_slot
         self._for_places = config.preempt_for == "place"
         self._turns = count()
         """Numbers of admissions."""
@@ -191,7 +192,7 @@ class Admission:
 
     def _places(self, slot: Slot) -> int:
         """How many may join who runs."""
-        return self._config.max_running_per_slot - slot.running.count - len(slot.lingering)
+        return self._most_running - slot.running.count - len(slot.lingering)
 
     def _admit(self, req: Req, slot: Slot, budget: Budget, rows: list[PrefillRow]) -> _Verdict:
         assert not req.pending_token, "a request cannot be admitted before its last token is known"

@@ -125,7 +125,8 @@ class OutputEstimate:
 
     def need(self, req: Req, extend: int) -> int:
         """KV that a waiting request is let in for, of whose tokens ``extend`` are to be computed."""
-        return self.rounded(extend + self.most_output(req))
+        unit = self._unit
+        return -(-(extend + min(req.max_new - req.output_len, self._most)) // unit) * unit
 
     def rounded(self, tokens: int) -> int:
         """KV that so many tokens of a waiting request are counted as."""

@@ -102,7 +102,7 @@ class Flights(deque[ScheduleBatch]):
     @property
     def free_rows(self) -> int:
         """Table rows that a request may have now."""
-        free = self._kv.table.free_rows
+        free = len(self._kv.table.free)
         return free - self._spare_rows + self._rows_landing if self.at_once else free
 
     @property

@@ -151,10 +151,7 @@ class _Budget:
         """A prompt that the budgets do not hold is cut to what is left of them."""
         self._promised_pages = 0
         """Pages that prompts of the step will have once all of them have been chosen."""
-
-    @property
-    def spent(self) -> bool:
-        return self._cuts and (self._chunk == 0 or self._prompt <= 0)
+        self.spent = self._cuts and (not self._chunk or self._prompt <= 0)
 
     def chunk_end(self, req: Req) -> int:
         kv, cut = self._kv, self._config.chunk_unit
@@ -191,6 +188,8 @@ class _Budget:
         self._prompt -= tokens
         if self._chunk is not None:
             self._chunk -= tokens
+        if self._cuts:
+            self.spent = not self._chunk or self._prompt <= 0
         if row.last:
             self._reserved += self._parts.estimate.most_output(row.req)
         if not self._at_once:
