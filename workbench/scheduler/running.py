@@ -243,7 +243,10 @@ class RunningSet:
     def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token. Those in ``needing`` (:meth:`needing_page`) start a page, the
         next of ``pages``. Returns the indices of requests that stop by length with this step."""
-        self.write_pages(needing, pages)
+        if needing is None:
+            self._table.add_pages(self.token_at, pages)
+        elif len(needing):
+            self.write_pages(needing, pages)
         self.lens = self.lens + _ONE
         self.token_at = self.token_at + _ONE
         self.context_tokens += self.count

@@ -76,7 +76,8 @@ class Scheduler:
         self._abort_whole = config.abort_partial == "result"
         self._lingers = config.lingers
         self._overruns = config.overrun > 0
-        self._at_result = self._share_at_result or self._abort_at_result or self._overruns
+        self._at_result = self._share_at_result or self._abort_at_result or self._overruns or self._gives_early
+        """Whether there may be something to do beside the stops of a batch."""
         self._in_turn = config.batching == "mixed" and config.mixed_order == "admission"
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
         self._seq = 0
@@ -310,15 +311,15 @@ class Scheduler:
         result = StepResult(batch, output)
         if batch.late:
             self.flights.give_late(batch, output)
-        lost = batch.dropped or ()
-        for i, row in enumerate(batch.prefill):
-            req = row.req
-            if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
-                req.output_len = 1
-                result.first = [*result.first, req]
-        early = self.flights.ending_after(batch) if self._gives_early else ()
-        if length_stops or hits or early or self._at_result:
-            self._finish(result, batch, length_stops, hits, valid, early)
+        if batch.prefill:
+            lost = batch.dropped or ()
+            for i, row in enumerate(batch.prefill):
+                req = row.req
+                if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
+                    req.output_len = 1
+                    result.first = [*result.first, req]
+        if length_stops or hits or self._at_result:
+            self._finish(result, batch, length_stops, hits, valid)
         if batch.release or batch.release_rows:
             self.flights.give_back(batch)
         if self.lifecycle.ended:
@@ -332,11 +333,11 @@ class Scheduler:
         length_stops: Sequence[int],
         hits: Sequence[int],
         valid_tokens: np.ndarray,
-        early: Sequence[tuple[int, Req, ScheduleBatch]] = (),
     ) -> None:
         """End the requests of these rows, whose KV is worth keeping as far as int64[n] ``valid_tokens``, and those that
-        were to end with their next token. Those in ``early``, which end with a batch in flight, give theirs back."""
+        were to end with their next token. Those that end with a batch in flight give theirs back, if that is the rule."""
         running = self.slots[batch.slot].running
+        early = self.flights.ending_after(batch) if self._gives_early else ()
         if self._overruns:
             length_stops = [
                 i

@@ -139,7 +139,7 @@ class Assembly:
         rows, count = running.rows, running.count
         page_rows = rows if needing is None else rows[needing]
         if pages is None:
-            pages = self.take_pages(slot, needing)
+            pages = self.take_pages(slot, needing) if self._names_at_once else kv.allocate(len(page_rows))
         stops = running.advance(needing, pages)
         # Positional: keywords would double the cost.
         worker = ModelWorkerBatch(
