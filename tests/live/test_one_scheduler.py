@@ -43,6 +43,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lengths known": {"ignore_eos": True},
     "mixed": {"batching": "mixed", "max_batch_tokens": 40},
     "pages of 8, mixed chunk": {"page_size": 8, "mixed_chunk": True},
+    "mixed in the order of admission": {
+        "batching": "mixed",
+        "max_batch_tokens": 40,
+        "mixed_order": "admission",
+        "cache": "blocks",
+        "page_size": 8,
+        "give_back": "ended",
+        "share_in_batch_tokens": None,
+    },
     "priorities that preempt": {"policy": "priority", "preempt_threshold": 1},
 }
 

@@ -55,6 +55,14 @@ def check(run: Any, expected: list[list[int]]) -> None:
         assert run.ended[f"r{i}"].output_len == NEW
 
 
+IN_TURN: dict[str, Any] = {
+    "batching": "mixed",
+    "mixed_order": "admission",
+    "cache": "blocks",
+    "page_size": 4,
+    "give_back": "ended",
+    "share_in_batch_tokens": None,
+}
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "no prefix cache": ({}, {"cache": "none"}),
@@ -68,6 +76,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mixed chunks": ({}, {"chunk": 16, "mixed_chunk": True}),
     "decode-first mixed": ({}, {"batching": "mixed", "max_batch_tokens": 12}),
+    "in the order of admission": (
+        {"page_size": 4, "rows": 16},
+        {"max_batch_tokens": 12, "long_prefill_tokens": 6, **IN_TURN},
+    ),
+    "all together, blocks found in their step": ({"page_size": 4, "rows": 16}, {"max_batch_tokens": 160, **IN_TURN}),
+    "retraction, blocks": (
+        {"kv_tokens": 140, "page_size": 4, "rows": 16},
+        {"max_batch_tokens": 40, **IN_TURN, "admit_for": "chunk"},
+    ),
     "retraction": ({"kv_tokens": 140}, {"conservativeness": 0.01, "cache": "none"}),
     "retraction, pages of 4": ({"kv_tokens": 140, "page_size": 4}, {"conservativeness": 0.01, "page_size": 4}),
 }
@@ -79,13 +96,17 @@ def test_greedy_output_is_that_of_transformers(tiny: Any, loop: str, name: str) 
     folder, expected = tiny
     options, settings = SETTINGS[name]
     backend = backend_of(folder, **options)
-    run = serve(backend, staggered(), loop, max_running=8, **settings)
+    groups = [[one for group in staggered() for one in group]] if name.startswith("all together") else staggered()
+    run = serve(backend, groups, loop, max_running=8, **settings)
     backend.close()
     check(run, expected)
     if name.startswith("retraction"):
         assert sum(req.retractions for req in run.ended.values()) > 0
     if "chunks" in name:
         assert any(batch.worker.unsampled is not None for batch in run.batches)
+    if name.startswith("all together"):
+        first = run.batches[0].prefill
+        assert any(row.cached for row in first), "nobody found what the same step computes"
     if "cache" not in settings and loop == "normal" and name != "retraction, pages of 4":
         assert sum(req.cached_tokens for req in run.ended.values()) > 0
 
