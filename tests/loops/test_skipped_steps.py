@@ -66,6 +66,16 @@ def some_settings(draw: st.DrawFn, loop: str) -> dict[str, object]:
     }
     if loop == "overlap":
         chosen["overlap_prefills"] = draw(st.booleans())
+    if draw(st.sampled_from(["ours", "ours", "in turn"])) == "in turn":
+        chosen |= {
+            "batching": "mixed",
+            "mixed_order": "admission",
+            "cache": "blocks",
+            "give_back": draw(st.sampled_from(["landed", "ended"])),
+            "blank_pages": draw(st.sampled_from(["free", "queue"])),
+            "admit_for": draw(st.sampled_from(["chunk", "prompt"])),
+            "share_in_batch_tokens": None,
+        }
     return chosen
 
 
