@@ -95,7 +95,9 @@ def some_settings(draw: st.DrawFn, loop: str, draft_tokens: int = 0) -> dict[str
     chunk = chosen["chunk"]
     if chosen["batching"] == "prefill-first" and isinstance(chunk, int) and chunk >= step_tokens + page_size:
         chosen["mixed_chunk"] = draw(st.booleans())
-    if draw(st.sampled_from(["in turn", "ours"])) == "in turn":
+    if chosen["policy"] != "dfs-weight" and not chosen.get("preempt_threshold") and draw(st.integers(0, 5)) == 5:
+        chosen["cache"] = "blocks"
+    if draw(st.sampled_from(["ours", "in turn"])) == "in turn":
         chosen |= draw(in_turn_rules(chosen))
     return chosen
 

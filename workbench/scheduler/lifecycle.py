@@ -95,6 +95,11 @@ class Lifecycle:
             self._flights.release(req, valid_tokens, held_tokens)
         elif req in self.retracted:
             self.retracted.remove(req)  # the next batch must not name who has ended before it
+        else:
+            # Nor must one that is formed already and whose launch waits for the result that ends it.
+            for batch in self._flights:
+                if req in batch.retracted:
+                    batch.retracted = [other for other in batch.retracted if other is not req]
 
     def cut(self, req: Req, finish: Finish) -> None:
         """End a request between batches, wherever it is, to be reported with the next result."""
