@@ -1,4 +1,4 @@
-"""The table of engine rules in docs/scheduler.md, made of their declarations and of the presets that set them.
+"""The tables of engines in docs/scheduler.md: what was counted of each preset's decisions, and the rules that it sets.
 
 ``python -m tests.rules_page`` writes it anew.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ground.json_file import read_json
 from workbench.scheduler.rules import EngineRules
 from workbench.scheduler.settings import Setting, settings_of
 from workbench.settings.engines import engine_names
 from workbench.settings.loading import settings_from
+from workbench.settings.parity import COUNTS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scheduler.md"
 BAR = "\\|"
 """That is none of a table's."""
+COUNTED = "| preset | recording | scenarios equal | steps before the first difference |\n|---|---|---|---|\n"
 HEAD = "| setting | what it says | other than the default in |\n|---|---|---|\n"
 
 
@@ -25,11 +28,24 @@ def table() -> str:
     return HEAD + "".join(_row(rule, presets) for rule in settings_of(EngineRules).values())
 
 
-def with_table(page: str) -> str:
-    """A page with the table in the place of the one that it has. Raises ValueError where it has none."""
-    first = page.index(HEAD)
-    end = page.index("\n\n", first) + 1
-    return page[:first] + table() + page[end:]
+def counted() -> str:
+    """What was counted of each preset, recording by recording."""
+    counts = read_json(COUNTS)
+    return COUNTED + "".join(
+        f"| {preset} | {name.removesuffix('.json.gz')} | {of['equal']} of {of['scenarios']} | "
+        f"{of['equal_steps']:,} of {of['steps']:,} |\n"
+        for preset in engine_names()
+        for name, of in sorted(counts.get(preset, {}).items())
+    )
+
+
+def with_tables(page: str) -> str:
+    """A page with the tables in the place of those that it has. Raises ValueError where it has none."""
+    for head, made in ((COUNTED, counted()), (HEAD, table())):
+        first = page.index(head)
+        end = page.index("\n\n", first) + 1
+        page = page[:first] + made + page[end:]
+    return page
 
 
 def _row(rule: Setting, presets: dict[str, Any]) -> str:
@@ -49,4 +65,4 @@ def _said(value: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
+    PAGE.write_text(with_tables(PAGE.read_text()))
