@@ -52,12 +52,14 @@ class InTurnMixed:
         self._gaps = config.preemption_gap
         self._whole = config.admit_for == "prompt"
         self._bound = config.long_prefill_tokens
+        self._left_out: dict[int, list[Req]] = {}
+        """By slot, the running requests that sat out its last step."""
         self._bound_alone = config.long_prefill_alone == "bounded"
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         before = len(self._lifecycle.retracted)
         step = _Step(slot, self._config.max_batch_tokens, self._most_of_one(slot))
-        at_once = self._all_at_once(step)
+        at_once = slot.index not in self._left_out and self._all_at_once(step)
         if not at_once:
             self._one_by_one(step)
         if len(self._lifecycle.retracted) == before and self._queue.waiting and not slot.full:
@@ -68,6 +70,7 @@ class InTurnMixed:
         elif step.decodes:
             batch = self._assembly.decode(slot, step.needing, step.pages)
         if step.aside is not None:
+            self._left_out[slot.index] = step.aside.reqs
             slot.running.put_back(step.aside)
         elif not at_once:
             slot.running.sort()  # a prompt may have been completed before one that was admitted earlier
@@ -111,6 +114,9 @@ class InTurnMixed:
         places = {id(req): place for place, req in enumerate(running.reqs)}
         tokens, needs = running.step_tokens.tolist(), running.needs().tolist()
         known = running.known_tokens(self._flights.of_slot(step.slot)).tolist()
+        for req in self._left_out.pop(step.slot.index, ()):
+            if id(req) in places and not running.ragged and self._flights and not self._flights.hold(req):
+                known[places[id(req)]] += 1  # no step in flight brings it a token
         served: dict[int, np.ndarray] = {}
         """Pages of those who decode, by the identity of the request."""
         at = 0
