@@ -5,10 +5,8 @@ Traces are read by ``traces.files.json_records``, line by line: they are large, 
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +72,9 @@ def read_json(path: Path, error: type[Exception] = InputError) -> dict[str, Any]
 
 
 def _unpacked(content: bytes) -> Any:
+    import gzip
+    import zlib
+
     try:
         text = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as problem:

@@ -133,13 +133,11 @@ class _Outbox:
         if self.check:
             self.run.scheduler.check()
 
-    def send(self, result: StepResult) -> None:
-        self.send_at(result, self.env.now)
-
-    def send_at(self, result: StepResult, now: float) -> None:
+    def send(self, result: StepResult, now: float | None = None) -> None:
         run = self.run
+        now = self.env.now if now is None else now
         if self.recording is not None:
-            self.recording.send_at(result, now)
+            self.recording.send(result, now)
         if result.batch is not None:
             assert result.output is not None
             silent = set(result.batch.dropped or ())

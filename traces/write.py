@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -110,6 +109,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def _compressed(raw: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
     """`raw`, or a stream that compresses into it; the same requests give the same bytes."""
     if suffix == ".gz":
+        import gzip
+
         with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
             yield cast(IO[bytes], file)
     elif suffix == ".zst":

@@ -133,8 +133,8 @@ class _Outbox(RecordingOutbox):
     progress: Progress | None = None
     due_s = 0.0
 
-    def send(self, result: StepResult) -> None:
-        super().send(result)
+    def send(self, result: StepResult, now: float | None = None) -> None:
+        super().send(result, now)
         self.show()
 
     def show(self) -> None:

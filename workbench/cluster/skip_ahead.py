@@ -39,7 +39,7 @@ def can_skip(loop: str, backend: SimulatedBackend) -> bool:
 class ManyStepsOutbox(Protocol):
     """An outbox that takes many steps at once."""
 
-    def send_at(self, result: StepResult, now: float) -> None:
+    def send(self, result: StepResult, now: float) -> None:
         """A result that was sent at ``now``."""
         ...
 
@@ -158,7 +158,7 @@ class SkipAhead:
         for one, process_s in zip(pending[:formed], processes_s, strict=False):
             backend.phases.processed(one, process_s)
         for number, output in enumerate(outputs):
-            outbox.send_at(decided.process_other(number, output), times.sent_s[number])
+            outbox.send(decided.process_other(number, output), times.sent_s[number])
         cpu_s = phases_s[0], phases_s[1], phases_s[2] + phases_s[3]
         kv_used_tokens = decided.kv_used_tokens(formed)
         alone = len(pending)

@@ -234,12 +234,11 @@ class RecordingOutbox:
         if self._decisions is not None:
             self._decisions.writelines(decision_lines(newest, kv_used_tokens, self._instance))
 
-    def send(self, result: StepResult) -> None:
-        self.send_at(result, self._recorder.now_s())
-
-    def send_at(self, result: StepResult, now: float) -> None:
-        """Note what a step has brought, which was sent at ``now`` seconds."""
+    def send(self, result: StepResult, now: float | None = None) -> None:
+        """Note what a step has brought, which was sent at ``now`` seconds, or is sent now."""
         recorder = self._recorder
+        if now is None:
+            now = recorder.now_s()
         batch = result.batch
         if batch is not None:
             output = result.output

@@ -190,7 +190,7 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
             others.append(batch)
     if flights.computed and not others:
         return None
-    overrun = scheduler.config.overrun
+    overrun = running.overrun
     if others and overrun:
         return None  # who ends with them is known only with their results
     steps = min(most, MOST_STEPS, running.steps_to_stop - 1 - overrun)

@@ -51,7 +51,7 @@ MIXED = "mixed batching"
 IN_TURN = "mixed batching in the order of admission"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only what inherits it is ever made
 class EngineRules:
     """Rules of an engine, of which the defaults are this project's own way. Lengths are tokens."""
 

@@ -75,8 +75,8 @@ class Scheduler:
         """Requests that end with their next token, and how."""
         self._abort_whole = config.abort_partial == "result"
         self._lingers = config.lingers
-        self._overruns = config.overrun > 0
-        self._at_result = self._share_at_result or self._abort_at_result or self._overruns or self._gives_early
+        self._overrun = config.overrun
+        self._at_result = self._share_at_result or self._abort_at_result or self._overrun > 0 or self._gives_early
         """Whether there may be something to do beside the stops of a batch."""
         self._in_turn = config.batching == "mixed" and config.mixed_order == "admission"
         self._times_out = config.queue_timeout is not None or config.request_timeout is not None
@@ -123,7 +123,7 @@ class Scheduler:
             stop_ids,
             prompt,
             session=session,
-            overrun=self.config.overrun if max_new else 0,
+            overrun=self._overrun if max_new else 0,
         )
         self._seq += 1
         reason = None
@@ -338,7 +338,7 @@ class Scheduler:
         were to end with their next token. Those that end with a batch in flight give theirs back, if that is the rule."""
         running = self.slots[batch.slot].running
         early = self.flights.ending_after(batch) if self._gives_early else ()
-        if self._overruns:
+        if self._overrun:
             length_stops = [
                 i
                 for i, (req, tokens) in enumerate(zip(batch.reqs, valid_tokens.tolist(), strict=True))
@@ -367,8 +367,10 @@ class Scheduler:
                 leaving.append(index)
         if leaving:
             running.remove(leaving)
-        turns, landing = done, {i: held_by for i, _, held_by in early if i not in ending}
-        if landing:
+        turns = done
+        landing: dict[int, ScheduleBatch] = {}
+        if early:
+            landing = {i: held_by for i, _, held_by in early if i not in ending}
             turns = sorted([*done, *((i, batch.reqs[i]) for i in landing)], key=itemgetter(0))
         shared = 0
         for i, req in turns:

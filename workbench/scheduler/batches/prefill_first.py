@@ -54,7 +54,7 @@ class PrefillFirst:
 
     def form(self, slot: Slot) -> ScheduleBatch | None:
         running = slot.running
-        if self._slots.chunked is not None or (self._queue.waiting and not slot.full):
+        if self._slots.partial or (self._queue.waiting and not slot.full):
             streak = self._config.max_prefill_streak
             starved = streak is not None and slot.prefill_streak >= streak
             if not (starved and running.count):

@@ -70,7 +70,10 @@ class KVMemory:
         ``steps``, how many each of several decode steps takes, each of them evicts what it needs itself."""
         if count <= self.pool.free:
             return self.pool.take(count)
-        return self._take_evicting(count, steps, 0)
+        if steps:
+            return self._take_evicting(count, steps, 0)
+        self.free_up(count)
+        return self.pool.take(count)
 
     def allocate_ahead(self, count: int, steps: Sequence[int], least: int) -> np.ndarray:
         """:meth:`allocate` where each step evicts until ``least`` pages are free."""

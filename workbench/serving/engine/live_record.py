@@ -104,7 +104,7 @@ class LiveRecord:
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.
             if len(tokens) > req.input_len:
                 self._spool.write(request.number, request.trace, req.input_len, tokens)
-        self._outbox.send_at(result, at_s)
+        self._outbox.send(result, at_s)
 
     def close(self) -> None:
         """Write everything. Nothing was served: nothing is written, and that is said.
