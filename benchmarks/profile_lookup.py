@@ -1,7 +1,8 @@
 """How long a look-up of the profile cost model takes on the CPU, for one step of 256 requests.
 
-    python benchmarks/profile_lookup.py [PROFILE]
+    python benchmarks/profile_lookup.py [PROFILE | measured]
 
+``measured`` is Llama-3.1-8B on an H100 under vLLM out of the published tables.
 The shortest of many short rounds: what the code costs when nothing else runs beside it.
 """
 
@@ -13,16 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from backends.simulated.build_cost import build_cost
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
-from backends.simulated.cost.models.profile import ProfileCost
-from backends.simulated.cost.tables.profiles import identity, read_profile
+from backends.simulated.cost import CostModel
+from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.cost.tables.profiles import identity
 from workbench.scheduler.batch import ModelWorkerBatch
 
 DEFAULT = Path(__file__).resolve().parents[2] / (
     "shared/data/profiles/llmservingsim/RTXPRO6000/meta-llama/Llama-3.1-8B/bf16"
 )
 REQUESTS = 256
+GRAPHS = [1, 2, 4, *range(8, 257, 8)]
 
 
 def batch(lens: np.ndarray, new: tuple[int, ...] = ()) -> ModelWorkerBatch:
@@ -52,13 +56,22 @@ def batch(lens: np.ndarray, new: tuple[int, ...] = ()) -> ModelWorkerBatch:
     )
 
 
-def main() -> None:
+def cost_model() -> CostModel:
+    """The cost model that the command line names."""
+    if sys.argv[1:] == ["measured"]:
+        model = load_model("meta-llama/Llama-3.1-8B")
+        want = CostRequest(model, load_gpu("h100"), engine="vllm-0.33.0", capture_sizes=GRAPHS)
+        return build_cost("measured", None, want)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
     if not path.is_dir():
         sys.exit(f"error: {path}: no profile here")
     known = identity(path)
-    model, gpu = load_model(known["model"]), load_gpu(known["gpu"])
-    cost = ProfileCost(read_profile(path, 1, model, gpu), model, gpu, capture_sizes=[1, 2, 4, *range(8, 257, 8)])
+    want = CostRequest(load_model(known["model"]), load_gpu(known["gpu"]), capture_sizes=GRAPHS)
+    return build_cost("profile", path, want)
+
+
+def main() -> None:
+    cost = cost_model()
     lens = np.random.default_rng(0).integers(200, 3000, REQUESTS)
     # A run never looks the same batch up twice: contexts grow, prompts differ.
     steps = [lens + i for i in range(200)]

@@ -274,7 +274,7 @@ def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("cost", "roof", "'roof' is not one of roofline, profile:PATH, fitted:PATH, module:Class"),
+        ("cost", "roof", "'roof' is not one of roofline, measured, profile:PATH, fitted:PATH, module:Class"),
         ("cost", "no.such:C", "cannot load 'no.such:C': No module named 'no'"),
         ("cost", f"{HERE}:Missing", f"cannot load '{HERE}:Missing': module '{HERE}' has no attribute 'Missing'"),
         ("cost", f"{HERE}:simulate", f"'{HERE}:simulate' is no class"),

@@ -10,11 +10,11 @@ from backends.simulated.cost.models.roofline import RooflineCost
 
 
 def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
-    """The cost model for a run: ``roofline``, or a ``profile`` or ``fitted`` one out of the file ``path``.
+    """The cost model for a run: ``roofline``, ``measured``, or a ``profile`` or ``fitted`` one out of the file ``path``.
 
     Raises ``CostError`` or ``ProfileError`` with one line.
     """
-    if path is None:
+    if kind == "roofline":
         return RooflineCost(
             want.model,
             want.gpu,
@@ -26,13 +26,21 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
             capture_sizes=want.capture_sizes,
         )
     if kind == "fitted":
+        assert path is not None
         from backends.simulated.cost.tables.fitted_file import load_fitted
 
         return load_fitted(path, want)
     from backends.simulated.cost.models.profile import ProfileCost
-    from backends.simulated.cost.tables.profiles import read_profile
 
-    tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
+    if kind == "measured":
+        from backends.simulated.cost.tables.measured_operators import read_measured
+
+        tables = read_measured(want)
+    else:
+        from backends.simulated.cost.tables.profiles import read_profile
+
+        assert path is not None
+        tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
     return ProfileCost(
         tables,
         want.model,

@@ -58,7 +58,7 @@ def _run(
 
     settings = settings_from(config, flags, like)
     in_files = renamed_in_gpus(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
-    say([*check_effects(settings, flags, config), *in_files])
+    say([*check_effects(settings, flags, config), *in_files, *_better_times(settings, flags)])
     pools = {}
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.
@@ -69,3 +69,22 @@ def _run(
         return simulate_loop(settings, loop, trace, pools=pools[loop], **more)
 
     run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated")
+
+
+def _better_times(settings: RunSettings, flags: dict[str, Any]) -> list[str]:
+    """Say how to have measured times, where they are here and nothing was said of costs."""
+    from backends.simulated.cost.tables.published_package import at_hand
+
+    if flags.get("cost") is not None:
+        return []
+    of = {
+        (pool.settings.gpu, pool.settings.engine)
+        for pool in settings.pools(settings.loops[0])
+        if pool.settings.cost == "roofline"
+    }
+    return [
+        f"times are the roofline's estimates; operators of {engine.partition('-')[0]} measured on {gpu} are here: --cost "
+        "measured"
+        for gpu, engine in sorted(of)
+        if at_hand(gpu, engine)
+    ]

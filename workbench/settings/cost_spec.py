@@ -8,13 +8,13 @@ from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import is_own
 
 OWN = "module:Class"
-KINDS = ("roofline", "profile:PATH", "fitted:PATH", OWN)
+KINDS = ("roofline", "measured", "profile:PATH", "fitted:PATH", OWN)
 
 
 def split(spec: str) -> tuple[str, Path | None]:
     """(kind, path) of what follows ``--cost``; the kind is :data:`OWN` for a class of one's own. Raises ConfigError."""
     kind, colon, path = spec.partition(":")
-    if kind == "roofline" and not colon:
+    if kind in ("roofline", "measured") and not colon:
         return kind, None
     if kind in ("profile", "fitted") and path:
         return kind, Path(path)

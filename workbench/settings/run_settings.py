@@ -212,7 +212,7 @@ class RunSettings(SchedulerSettings, LoadSettings):
     cost: str = setting(
         "roofline",
         group=HARDWARE,
-        help="Cost model: roofline | profile:PATH | fitted:PATH | module:Class. Default {default}.",
+        help="Cost model: roofline | measured | profile:PATH | fitted:PATH | module:Class. Default {default}.",
         idle={"real": "times are measured"},
     )
     ignore_eos: bool = setting(False, group=TRACE, help="Output lengths are known to the scheduler.")

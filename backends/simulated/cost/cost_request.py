@@ -33,6 +33,8 @@ class CostRequest:
     """GPU time of a step beside the model; the roofline and fitted costs have it already."""
     request_s: float = 0.0
     """GPU time of a step beside the model for each request in it."""
+    engine: str = ""
+    """Preset of the engine whose kernels run, with its version."""
 
     @property
     def dtype(self) -> str:

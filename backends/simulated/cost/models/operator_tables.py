@@ -8,12 +8,13 @@ readers of ``cost/tables`` do.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from backends.checkpoint.layer_kinds import Attention, Layer
 from ground.errors import InputError
 
 TILE_TOKENS = 16
@@ -24,6 +25,10 @@ the time is interpolated."""
 
 class ProfileError(InputError):
     """A profile that cannot be read or does not fit the run, in one line that names the file and the field."""
+
+
+class NotMeasured(ProfileError):
+    """A shape, precision or size that a profile has no measurement of."""
 
 
 class Curve:
@@ -236,9 +241,11 @@ class OperatorTables:
     """Seconds a step by operator, by tokens."""
     head: dict[str, Curve]
     """Seconds a step by operator, by sampled sequences."""
-    attention: AttentionTable
+    attention: AttentionTable | None
+    """None: by the roofline."""
     experts: Grid | None = None
-    """(tokens, distinct experts they use): the routed experts of a layer on one GPU."""
+    """(tokens, distinct experts they use): the routed experts of a layer on one GPU; None where there are none, or by the
+    roofline, which has router and shared experts with them."""
     all_reduce: Grid | None = None
     """(bytes,): an all-reduce over the tensor-parallel group."""
     kernels_per_layer: int = 0
@@ -246,5 +253,11 @@ class OperatorTables:
     then to be added to steps that launch them one by one."""
     experts_over: int = 1
     """Over how many GPUs the experts were divided when they were measured."""
+    kinds: Mapping[Layer, Mapping[str, Curve]] | None = None
+    """In place of ``layer``, for models with layers of several kinds: the same of each kind."""
+    attends: Attention | None = None
+    """The kind of attention that ``attention`` is of, others being the roofline's; None: all layers are of that kind."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about where the times are from, for the notes of a run."""
     missing: list[str] = field(default_factory=list)
     """Operators that were not measured, and what stands in for them."""

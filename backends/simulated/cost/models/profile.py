@@ -15,14 +15,17 @@ and :attr:`ProfileCost.notes` says so once.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
+from backends.checkpoint.layer_kinds import Layer
 from backends.checkpoint.precision import Precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
-from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
 from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -66,16 +69,23 @@ class ProfileCost:
         self._expert_parts = max(tp, ep) / tables.experts_over
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
         self._attention = tables.attention
-        if tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors:  # whose kernel follows that rule
+        splits = tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors  # whose kernel follows that rule
+        if self._attention is not None and splits:
             first = first_uncut(gpu.multiprocessors, max(model.kv_heads / tp, 1), self._capture)
-            self._attention = cut_at(tables.attention, first)
+            self._attention = cut_at(self._attention, first)
         self._step_s, self._request_s = step_s, request_s
         self._gaps_s = tables.kernels_per_layer * gpu.kernel_overhead_s
         self._graph_gaps_s = tables.kernels_per_layer * gpu.graph_gap_s
         self._shape = RooflineCost(model, gpu, dtype=dtype, kv_dtype=kv_dtype, tp=tp, pp=pp, capture_sizes=[]).stage(0)
-        self._stages = [_Stage(tables, model, pp, stage) for stage in range(pp)]
-        self.notes: list[str] = []
-        """Sentences about look-ups outside the measured range, each once."""
+
+        def roofline(layers: Iterable[Layer]) -> RooflineStage:
+            """What the roofline says of these layers alone."""
+            some = replace(model, stack=tuple(layers))
+            return RooflineCost(some, gpu, dtype=dtype, kv_dtype=kv_dtype, tp=tp, ep=ep, capture_sizes=[]).stage(0)
+
+        self._stages = [_Stage(tables, model, pp, stage, roofline) for stage in range(pp)]
+        self.notes: list[str] = list(tables.notes)
+        """Sentences about where times are from, and about look-ups outside the measured range, each once."""
         self._noted: set[str] = set()
         self._reduce_each: dict[int, float] = {}
         self._uneven_parts: dict[tuple[int, int], Grid] = {}
@@ -86,13 +96,13 @@ class ProfileCost:
         """Seconds of GPU time of one stage for a batch."""
         at = self._stages[stage]
         tokens = self._computed(batch)
-        seconds = self.beside_s(batch, stage) + self.linear_s(tokens, stage) + at.layers * self.attention_s(batch)
+        seconds = self.beside_s(batch, stage) + self.linear_s(tokens, stage) + self._all_attention_s(batch, at)
         if at.last:
             seconds += self.head_s(len(batch.rows))
         if self.tp > 1:
             seconds += self.reduce_s(tokens, stage)
         if at.moe:
-            seconds += at.moe * self.experts_s(tokens)
+            seconds += self._all_experts_s(tokens, at)
         return seconds
 
     def explain(self, batch: ModelWorkerBatch, stage: int = 0) -> dict[str, float]:
@@ -104,12 +114,12 @@ class ProfileCost:
         if at.last:
             scale = self.head_s(sequences) / self._stages[-1].head.at(sequences)
             parts |= {name: curve.at(sequences) * scale for name, curve in self.tables.head.items()}
-        parts["attention"] = at.layers * self.attention_s(batch)
+        parts["attention"] = self._all_attention_s(batch, at)
         parts["beside the operators"] = self.beside_s(batch, stage)
         if self.tp > 1:
             parts["all_reduce"] = self.reduce_s(tokens, stage)
         if at.moe:
-            parts["experts"] = at.moe * self.experts_s(tokens)
+            parts["experts"] = self._all_experts_s(tokens, at)
         return parts
 
     def sampling_s(self, batch: ModelWorkerBatch) -> float:
@@ -135,15 +145,16 @@ class ProfileCost:
         for batch, count in zip(batches, tokens, strict=True):
             seconds = self.linear_s(count)
             if batch is None:
-                seconds += at.layers * self.attention_of(0, 0.0, 1, 1.0, 1.0)
+                seconds += at.attended * self.attention_of(0, 0.0, 1, 1.0, 1.0) if at.attended else 0.0
+                seconds += at.rest.attention_fixed_s(1) if at.rest is not None else 0.0
             else:
-                seconds += at.layers * self.attention_s(batch)
+                seconds += self._all_attention_s(batch, at)
                 seconds += self.head_s(len(batch.rows))
             if self.tp > 1:
                 seconds += self.reduce_s(count)
             own = max(own, seconds)
         whole = max(self.beside_s(batch) for batch in batches if batch is not None)
-        return whole + own + at.moe * (self.experts_s(sum(tokens)) + self.exchange_s(tokens))
+        return whole + own + self._all_experts_s(sum(tokens), at) + at.moe * self.exchange_s(tokens)
 
     # -- its parts ---------------------------------------------------------------------------------------------------
 
@@ -176,8 +187,13 @@ class ProfileCost:
         self._note("sequences a step", sequences, curve.most)
         return curve.table[curve.most] * sequences / curve.most
 
+    def _all_attention_s(self, batch: ModelWorkerBatch, at: _Stage) -> float:
+        """Attention of a stage, and what its layers have in place of it."""
+        seconds = at.attended * self.attention_s(batch) if at.attended else 0.0
+        return seconds if at.rest is None else seconds + at.rest.attention_s(batch)
+
     def attention_s(self, batch: ModelWorkerBatch) -> float:
-        """Attention of one layer."""
+        """Attention of one layer, of those that were measured."""
         prompts, decodes = batch.num_prefill, batch.decode_tokens
         context, lens = batch.context_tokens, batch.seq_lens
         if not prompts:
@@ -197,6 +213,7 @@ class ProfileCost:
         """Attention of one layer: ``chunk`` prompt tokens after ``cached`` ones, beside ``decodes`` at ``mean`` context
         tokens, the longest of them at ``longest``. ``cached`` is negative for several short prompts in place of one."""
         attention = self._attention
+        assert attention is not None
         unevenness = 1 - mean / longest if decodes > 1 else 0.0
         if not chunk:
             grid = attention.decode
@@ -248,6 +265,10 @@ class ProfileCost:
             seconds *= self._beyond(names, ends, where)
         return seconds
 
+    def _all_experts_s(self, tokens: int, at: _Stage) -> float:
+        """The experts of a stage, for the ``tokens`` of all ranks that share them."""
+        return at.moe * self.experts_s(tokens) if at.experts is None else at.experts.all_experts_s(tokens)
+
     def experts_s(self, tokens: int) -> float:
         """Routed experts of one layer on one GPU, for the ``tokens`` of all ranks that share them.
 
@@ -265,8 +286,8 @@ class ProfileCost:
         return seconds
 
     def reduce_s(self, tokens: int, stage: int = 0) -> float:
-        """All-reduces of a stage over the tensor-parallel group: two a layer, and one for the embedding. (Gathering the
-        logits is small beside them.)"""
+        """All-reduces of a stage over the tensor-parallel group: one for each mixer and MLP, and one for the embedding.
+        (Gathering the logits is small beside them.)"""
         each = self._reduce_each.get(tokens)
         if each is None:
             message = tokens * self.model.hidden * ACTIVATION_BYTES
@@ -277,7 +298,7 @@ class ProfileCost:
                 each = measured.at(message) * max(message / measured.ends[0], 1.0)
             self._reduce_each[tokens] = each
         at = self._stages[stage]
-        return each * (2 * at.layers + (stage == 0))
+        return each * (at.halves + (stage == 0))
 
     def exchange_s(self, tokens: Sequence[int]) -> float:
         """Sending a layer's tokens to every rank's experts, with their router logits, and the results back: an
@@ -344,16 +365,37 @@ class ProfileCost:
 class _Stage:
     """One pipeline stage's layers, with the curves that do not depend on attention added up."""
 
-    def __init__(self, tables: OperatorTables, model: ModelSpec, pp: int, stage: int) -> None:
-        layers = model.stage_layers(pp, stage)
+    def __init__(
+        self,
+        tables: OperatorTables,
+        model: ModelSpec,
+        pp: int,
+        stage: int,
+        roofline: Callable[[Iterable[Layer]], RooflineStage],
+    ) -> None:
+        layers, stack = model.stage_layers(pp, stage), model.stage_stack(pp, stage)
         self.layers = len(layers)
         self.moe = sum(model.moe_layers[layer] for layer in layers)
+        self.halves = sum((layer.mixer is not None) + (layer.mlp is not None) for layer in stack)
+        """Mixers and MLPs."""
         self.last = stage == pp - 1
+        mixers = [layer.mixer for layer in stack if layer.mixer is not None]
+        rest = [mixer for mixer in mixers if tables.attention is None or tables.attends not in (None, mixer)]
+        self.attended = len(mixers) - len(rest)
+        """Layers whose attention was measured."""
+        self.rest = roofline(Layer(mixer, None) for mixer in rest) if rest else None
+        """The attention and recurrences of the others, by the roofline."""
+        self.experts = roofline(stack) if self.moe and tables.experts is None else None
+        """Experts that were not measured."""
         self.parts: dict[str, Curve] = {}
         for name, curve in tables.layer.items():
             count = self.layers - self.moe if name in DENSE_ONLY else self.layers
             if count:
                 self.parts[name] = curve.times(count)
+        for kind, count in Counter(stack if tables.kinds is not None else ()).items():
+            for name, curve in (tables.kinds or {})[kind].items():
+                curve = curve.times(count)
+                self.parts[name] = self.parts[name] + curve if name in self.parts else curve
         for name, curve in tables.once.items():
             if stage == 0 if name in FIRST_ONLY else self.last:
                 self.parts[name] = curve

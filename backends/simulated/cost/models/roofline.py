@@ -63,7 +63,7 @@ class RooflineCost:
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
-        self._stages = [_Stage(self, stage, kv_dtype) for stage in range(pp)]
+        self._stages = [RooflineStage(self, stage, kv_dtype) for stage in range(pp)]
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds of GPU time of one stage."""
@@ -79,7 +79,7 @@ class RooflineCost:
         fixed, context_s = self._fixed(at, requests), at.context_s
         return [fixed + context_s * context for context in range(tokens, tokens + steps * requests, requests)]
 
-    def _fixed(self, at: _Stage, requests: int) -> float:
+    def _fixed(self, at: RooflineStage, requests: int) -> float:
         """Seconds of a decode step, but for the contexts that attention reads."""
         fixed = at.fixed.get(requests)
         if fixed is None:
@@ -120,7 +120,7 @@ class RooflineCost:
             tokens += self._padded(count)
         return own + at.all_experts_s(tokens)
 
-    def stage(self, stage: int) -> _Stage:
+    def stage(self, stage: int) -> RooflineStage:
         """One stage's operators, for models that borrow the roofline's shape."""
         return self._stages[stage]
 
@@ -162,7 +162,7 @@ class _Matrices:
             self.overhead_s += share * eight_bits * gpu.kernel_overhead_s
 
 
-class _Stage:
+class RooflineStage:
     """One stage's layers, with everything that does not depend on the batch worked out."""
 
     def __init__(self, cost: RooflineCost, stage: int, kv_dtype: str) -> None:

@@ -102,6 +102,7 @@ def _covered(tables: OperatorTables, title: str) -> dict[str, Any]:
     rows += [_curve_row(name, curve, "tokens, a step") for name, curve in tables.once.items()]
     rows += [_curve_row(name, curve, "sequences") for name, curve in tables.head.items()]
     attention = tables.attention
+    assert attention is not None  # of a profile that has a path
     rows.append(_grid_row("attention of decodes", attention.decode, ("decodes", "context")))
     rows.append(_grid_row("attention with prompts", attention.mixed, ("prompt", "cached", "decodes", "context")))
     if attention.uneven_decode is not None:

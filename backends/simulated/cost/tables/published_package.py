@@ -1,0 +1,167 @@
+"""The operator tables that the package ``aiconfigurator-core`` carries, found by GPU, engine and version.
+
+``systems/data/SYSTEM/FAMILY/ENGINE/VERSION/KIND_perf.parquet``, each family of operators under the versions of the engine
+that it was measured with. Nothing of it is copied, and the package is never imported.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
+from backends.simulated.cost.cost_request import CostError
+from backends.simulated.cost.models.operator_tables import NotMeasured, ProfileError
+from backends.simulated.cost.tables.aiconfigurator import OPTIONAL
+
+PACKAGE, DISTRIBUTION = "aiconfigurator_core", "aiconfigurator-core"
+INSTALL = 'pip install "llm-workbench[profiles]"'
+FAMILIES = {
+    "gemm": "gemm",
+    "context_attention": "attention",
+    "generation_attention": "attention",
+    "moe": "moe",
+    "custom_allreduce": "comm",
+}
+"""Folders of the kinds of tables."""
+ENGINES = ("vllm", "sglang")
+"""Engines that both our presets and the tables know."""
+
+
+@dataclass(frozen=True)
+class PublishedTables:
+    """The tables of one GPU and engine, each of the version nearest to ``version``."""
+
+    system: Path
+    engine: str
+    version: str
+
+    def table(self, kind: str, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+        """Columns of a table. Raises :class:`ProfileError` for one that cannot be read, NotMeasured without any."""
+        version = self.version_of(kind)
+        if version is None:
+            raise NotMeasured(f"{self}: no table {kind!r}")
+        file = self._files(kind)[version]
+        return _read(file, file.stat().st_mtime_ns, text, numbers)
+
+    def version_of(self, kind: str) -> str | None:
+        """The version whose table of a kind is read; None where there is no such table."""
+        return nearest(self.version, list(self._files(kind)))
+
+    def _files(self, kind: str) -> dict[str, Path]:
+        """The tables of a kind by version."""
+        name = f"{kind}_perf.parquet"
+        found = sorted((self.system / FAMILIES[kind] / self.engine).glob(f"*/{name}"))
+        return {file.parent.name: file for file in found}
+
+    def __str__(self) -> str:
+        return f"{self.system.name}, {self.engine}"
+
+
+def find_tables(gpu: GPU, engine: str) -> PublishedTables:
+    """The tables for a GPU and an engine's preset (``vllm-0.33.0``). Raises :class:`CostError` with what to do where there
+    are none."""
+    name, _, version = engine.partition("-")
+    if name not in ENGINES:
+        raise CostError(
+            f"cost: measured: no operators of the engine {engine!r} are published; give --engine {' or '.join(ENGINES)}"
+        )
+    data = _data_folder()
+    if data is None:
+        raise CostError(f"cost: measured: the tables are in a package that is not installed: {INSTALL}")
+    known = _systems(data, name)
+    for system in known:
+        if same_gpu(_gpu_name(system), gpu.name):
+            return PublishedTables(system, name, version)
+    have = ", ".join(map(_gpu_name, known)) or "none"
+    raise CostError(f"cost: measured: {described()} has no tables of {name} on {gpu.name}; it has {have}")
+
+
+def at_hand(gpu: str, engine: str) -> bool:
+    """Tell whether there are tables here for a GPU of the catalogue and an engine's preset."""
+    data, name = _data_folder(), engine.partition("-")[0]
+    systems = [] if data is None or name not in ENGINES else _systems(data, name)
+    return any(same_gpu(_gpu_name(system), gpu) for system in systems)
+
+
+def _systems(data: Path, engine: str) -> list[Path]:
+    """Folders of the GPUs that an engine was measured on."""
+    return [each for each in sorted(data.iterdir()) if any((each / "gemm" / engine).glob("*/gemm_perf.parquet"))]
+
+
+def described() -> str:
+    """The package and its version."""
+    data = _data_folder()
+    root = [] if data is None else [str(data.parents[2])]
+    found = next(iter(distributions(name=DISTRIBUTION, path=root)), None)
+    return DISTRIBUTION if found is None else f"{DISTRIBUTION} {found.version}"
+
+
+def nearest(wanted: str, versions: list[str]) -> str | None:
+    """The version nearest to ``wanted``: number by number, the first that differs counting most; the later of two that are
+    equally near. None without any."""
+
+    def distance(version: str) -> tuple[list[int], list[int]]:
+        own = _numbers(version)
+        length = max(len(own), len(target))
+        a, b = (numbers + [0] * (length - len(numbers)) for numbers in (own, target))
+        return [abs(x - y) for x, y in zip(a, b, strict=True)], [-x for x in a]
+
+    target = _numbers(wanted)
+    return min(versions, key=distance, default=None)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", version)]
+
+
+def _gpu_name(system: Path) -> str:
+    """A name of the catalogue for the name of a system."""
+    return system.name.removesuffix("_sxm").removesuffix("_server").replace("_", "-")
+
+
+def _data_folder() -> Path | None:
+    spec = find_spec(PACKAGE)
+    for place in () if spec is None else spec.submodule_search_locations or ():
+        if (folder := Path(place) / "systems" / "data").is_dir():
+            return folder
+    return None
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, changed_ns: int, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+    """Columns of a file that was last changed then."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        there = parquet.read_schema(file).names
+        for name in (*text, *numbers):
+            if name not in there:
+                raise ProfileError(f"{file}: no column {name!r}")
+        asked = [name for name in (*text, *numbers, *OPTIONAL) if name in there]
+        found = parquet.read_table(file, columns=asked, partitioning=None)
+        columns: dict[str, Any] = {name: found[name].to_numpy() for name in text}
+        for name in (*numbers, *OPTIONAL):
+            columns[name] = (
+                found[name].cast(pyarrow.float64()).to_numpy()
+                if name in there
+                else np.full(found.num_rows, OPTIONAL[name])
+            )
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ProfileError(f"{file}: {str(error).splitlines()[0]}") from error
+    if not found.num_rows:
+        raise ProfileError(f"{file}: no rows")
+    for name in (*numbers, *OPTIONAL):
+        bad = ~((columns[name] >= 0) & (columns[name] < np.inf))
+        if bad.any():
+            row = int(bad.argmax())
+            raise ProfileError(f"{file}: row {row + 1}: {name}: {columns[name][row]} is not a number of 0 or more")
+    return columns
