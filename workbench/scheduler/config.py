@@ -40,7 +40,7 @@ class Seeded:
         check_settings(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only what inherits it is ever made
 class SchedulerSettings(EngineRules, Seeded):
     """Settings of the scheduler, each declared here and nowhere else. Lengths are tokens.
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
-from types import MappingProxyType, NoneType
+from types import MappingProxyType, NoneType, SimpleNamespace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 RUN, SCHEDULER, HARDWARE, TRACE, RULES = GROUPS = (
@@ -193,7 +194,9 @@ def setting(default: Any, *, help: str, **declared: Any) -> Any:
 @cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """The settings of a dataclass by name, in their order; fields that are none are left out."""
-    hints = get_type_hints(owner)
+    hints: dict[str, Any] = {}
+    for base in reversed(owner.__mro__):
+        hints |= _own_hints(base)
     found = {}
     for declared in fields(owner):
         if _DECLARED not in declared.metadata:
@@ -207,6 +210,13 @@ def settings_of(owner: type) -> Mapping[str, Setting]:
             kind = str
         found[declared.name] = Setting(declared.name, kind, optional, declared.default, **more)
     return MappingProxyType(found)
+
+
+@cache
+def _own_hints(owner: type) -> Mapping[str, Any]:
+    """Types of the fields that a class itself declares, worked out once for all that inherit it."""
+    declared = SimpleNamespace(__annotations__=vars(owner).get("__annotations__", {}))
+    return get_type_hints(declared, vars(sys.modules[owner.__module__]))
 
 
 def check_settings(values: object) -> None:
