@@ -29,6 +29,12 @@ def test_the_counts_beside_the_presets_are_those_of_the_recordings(path):
     assert read_json(COUNTS)[recording.preset][path.name] == asdict(score), "run benchmarks/parity.py --write"
 
 
+def test_every_recorded_batch_is_decided_alike():
+    for preset, counts in read_json(COUNTS).items():
+        for name, of in counts.items():
+            assert (of["equal"], of["equal_steps"]) == (of["scenarios"], of["steps"]), f"{preset}: {name}"
+
+
 def test_every_count_beside_the_presets_is_of_a_recording_that_is_there():
     kept = {name for of in read_json(COUNTS).values() for name in of}
     assert kept == {path.name for path in RECORDINGS}
