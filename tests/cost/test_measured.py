@@ -19,7 +19,16 @@ from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.tables import published_package
 from tests.cost.profiles import batch
-from tests.cost.published import decode_ms, experts_ms, product_ms, prompt_ms, reduce_ms, write_package, write_table
+from tests.cost.published import (
+    decode_ms,
+    experts_ms,
+    product_ms,
+    prompt_ms,
+    reduce_ms,
+    rows_of,
+    write_package,
+    write_table,
+)
 from workbench.cli.app import app
 from workbench.cluster.resolve import resolve
 from workbench.settings.loading import settings_from
@@ -116,6 +125,21 @@ def test_routed_experts_are_of_the_mildly_uneven_load_with_router_and_products_o
     assert parts["experts"] == pytest.approx(48 * experts_ms(64) * 1e-3)
     # Narrower than any measured product: as long as the narrowest.
     assert parts["router"] == pytest.approx(48 * product_ms(64, 512, 2048) * 1e-3)
+
+
+def test_a_number_of_heads_between_two_measured_ones_is_between_their_times(package):
+    for kind in ("context_attention", "generation_attention"):
+        file = write_table(package, kind)
+        rows = [
+            {**row, "num_heads": heads, "latency": row["latency"] * heads / 16}
+            for heads in (8, 12, 24, 32)
+            for row in rows_of(kind)
+        ]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    cost = measured()
+    assert cost.attention_s(batch([1024] * 64)) == pytest.approx(decode_ms(64, 1024) * 1e-3)
+    assert cost.attention_s(batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
+    assert "attention of decodes (16 heads, between 12 and 24)" in cost.notes[0]
 
 
 # -- the roofline in between -------------------------------------------------------------------------------------------

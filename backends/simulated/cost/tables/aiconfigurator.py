@@ -237,6 +237,20 @@ def decode_rows(tables: Tables, heads: int, kv_heads: int, head_dim: int, kv_dty
     )
 
 
+def heads_beside(tables: Tables, kind: str, heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> tuple[int, int]:
+    """The measured numbers of query heads next below and above ``heads``, on as many KV heads. Raises
+    :class:`NotMeasured`."""
+    columns = tables.table(kind, ("kv_cache_dtype",), _HEADS)
+    of = np.asarray(columns["kv_cache_dtype"]) == kv_dtype
+    for name, value in (("num_key_value_heads", kv_heads), ("head_dim", head_dim), ("window_size", 0)):
+        of &= columns[name] == value
+    have = np.unique(columns["num_heads"][of])
+    place = int(np.searchsorted(have, heads))
+    if not 0 < place < len(have):
+        raise NotMeasured(f"{tables}: {kind}: none about {heads} heads on {kv_heads} KV heads of {head_dim}")
+    return int(have[place - 1]), int(have[place])
+
+
 def _rows(tables: Tables, columns: dict[str, Any], kind: str, shape: tuple[int, int, int], kv_dtype: str) -> np.ndarray:
     """Which rows are of attention of this shape (heads, KV heads, head dimension) that sees every token."""
     of = np.asarray(columns["kv_cache_dtype"]) == kv_dtype

@@ -7,7 +7,7 @@ and shapes and precisions of these that nobody measured, are the roofline's, ope
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,7 @@ from backends.simulated.cost.tables.aiconfigurator import (
     attention_of,
     decode_rows,
     experts_grid,
+    heads_beside,
     prompt_rows,
 )
 from backends.simulated.cost.tables.published_package import described, find_tables
@@ -168,8 +169,9 @@ class _Reader:
             ("generation_attention", decode_rows, "attention of decodes"),
         ):
             try:
-                rows.append(read(self._tables, *shape, kv_dtype))
-                self._find(what, kind)
+                found, between = self._attention_rows(read, kind, shape, kv_dtype)
+                rows.append(found)
+                self._find(what + between, kind)
             except NotMeasured:
                 rows.append(None)
                 self._lack(f"{what} {heads}")
@@ -182,6 +184,24 @@ class _Reader:
         if decodes is None:
             decodes = _roofline_decodes(alone)
         return chosen, attention_of(prompts, decodes, self._tables.system)
+
+    def _attention_rows(
+        self, read: Callable[..., np.ndarray], kind: str, shape: tuple[int, int, int], kv_dtype: str
+    ) -> tuple[np.ndarray, str]:
+        """Rows of attention of a shape, and what to know of them: where other numbers of query heads were measured on as
+        many KV heads, those of the numbers next to it, in a straight line. Raises NotMeasured."""
+        heads, kv_heads, head_dim = shape
+        try:
+            return read(self._tables, *shape, kv_dtype), ""
+        except NotMeasured:
+            low, high = heads_beside(self._tables, kind, *shape, kv_dtype)
+        fewer, more = (read(self._tables, count, kv_heads, head_dim, kv_dtype) for count in (low, high))
+        above = {tuple(row[:4]): row[4] for row in more}
+        part = (heads - low) / (high - low)
+        rows = [(*row[:4], row[4] + part * (above[key] - row[4])) for row in fewer if (key := tuple(row[:4])) in above]
+        if not rows:
+            raise NotMeasured(f"{self._tables}: {kind}: {low} and {high} heads at different points")
+        return np.array(rows), f" ({heads} heads, between {low} and {high})"
 
     def _experts(self) -> Grid | None:
         """Routed experts, where all layers have the same and they are of the usual kind."""
