@@ -96,7 +96,21 @@ def test_differences_are_said_by_request():
         ({"roomy/sync/0": []}, "engine: None is not the name and version of whose decisions these are"),
         ({"engine": "orca 1.0", "roomy/sync/0": []}, "engine: engine: 'orca-1.0' is not known"),
         ({"engine": "vllm 0.33.0", "roomy/sync/0": 3}, "roomy/sync/0: is no list of batches"),
+        ({"engine": "vllm 0.33.0"}, "holds no scenario"),
+        (
+            {"engine": "vllm 0.33.0", "roomy/sync/0": [{"r000": "7"}]},
+            "roomy/sync/0: batch 0: r000: '7' is not a number of",
+        ),
+        ({"engine": "vllm 0.33.0", "roomy/sync/0": [{}, {"!": 3}]}, "roomy/sync/0: batch 1: !: 3 is not a list of ids"),
+        ({"engine": "vllm 0.33.0", "roomy/sync/0": [{"!": [1]}]}, "roomy/sync/0: batch 0: !: [1] is not a list of ids"),
         ({"engine": "vllm 0.33.0", "crowded/sync/0": []}, "'crowded/sync/0' is no case/page/loop/seed"),
+        ({"engine": "vllm 0.33.0", "roomy": []}, "'roomy' is no case/page/loop/seed"),
+        ({"engine": "vllm 0.33.0", "roomy/sync": []}, "'roomy/sync' is no case/page/loop/seed"),
+        ({"engine": "vllm 0.33.0", "roomy/x/sync/0": []}, "'roomy/x/sync/0' is no case/page/loop/seed"),
+        (
+            {"engine": "sglang 0.5.23,, conservativeness x", "roomy/1/normal/0": []},
+            "engine: conservativeness 'x' is not a number",
+        ),
     ],
 )
 def test_a_recording_that_cannot_be_replayed_is_refused_in_one_line(tmp_path, values, said):

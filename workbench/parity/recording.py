@@ -11,7 +11,7 @@ from ground.errors import InputError
 from ground.json_file import read_json
 from workbench.instance import LoopSpec
 from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Case
-from workbench.parity.steps import Decision
+from workbench.parity.steps import RETRACTED, Decision
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.settings import ConfigError
 from workbench.settings.engines import exact_name
@@ -60,14 +60,19 @@ class Recording:
 
     def scenario(self, key: str) -> Scenario:
         """The scenario of a key. Raises RecordingError."""
-        name, *pages, mode, seed = key.split("/")
-        if name not in CASES or mode not in LOOP or len(pages) > 1 or not seed.isdecimal():
+        name, pages, mode, seed = _parts(key) or ("", [], "", "")
+        if name not in CASES or mode not in LOOP:
             raise RecordingError(f"{self.path}: {key!r} is no case/page/loop/seed")
         asked = self._asked
         case, ignore_eos = CASES[name], "conservativeness" not in asked and "may-stop" not in asked
         more: dict[str, Any] = {"page_size": int(pages[0])} if pages else {}
         if "conservativeness" in asked:
-            more["conservativeness"] = float(asked["conservativeness"])
+            try:
+                more["conservativeness"] = float(asked["conservativeness"])
+            except ValueError:
+                raise RecordingError(
+                    f"{self.path}: engine: conservativeness {asked['conservativeness']!r} is not a number"
+                ) from None
         loop = LOOP[mode]
         config = scheduler_config(self.preset, case, loop, more)
         too_early = self.recorder is None and mode == "async"
@@ -76,8 +81,20 @@ class Recording:
     @property
     def _asked(self) -> dict[str, str]:
         """What was asked of the engine, by the words after its name and version."""
-        words = self.engine.split(",")[1:]
-        return {word.split()[0]: word.split()[-1] for word in words}
+        asked = (words.split() for words in self.engine.split(",")[1:])
+        return {words[0]: words[-1] for words in asked if words}
+
+
+def _parts(key: str) -> tuple[str, list[str], str, str] | None:
+    """Case, page size if there is one, loop and seed of a scenario's key; None for what has not these."""
+    match key.split("/"):
+        case [name, *pages, mode, seed] if len(pages) < 2 and all(_number(each) for each in (*pages, seed)):
+            return name, pages, mode, seed
+    return None
+
+
+def _number(word: str) -> bool:
+    return word.isascii() and word.isdecimal()
 
 
 def scheduler_config(preset: str, case: Case, loop: str, more: Mapping[str, Any]) -> SchedulerConfig:
@@ -93,6 +110,10 @@ def scheduler_config(preset: str, case: Case, loop: str, more: Mapping[str, Any]
     return settings.scheduler(case.blocks * KV_BLOCK_TOKENS, CONTEXT_TOKENS, 1)
 
 
+def _ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def read_recording(path: Path) -> Recording:
     """Read a recording. Raises RecordingError for what is none, and for an engine that has no preset."""
     values = read_json(path, RecordingError)
@@ -102,6 +123,13 @@ def read_recording(path: Path) -> Recording:
     for key, steps in values.items():
         if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
             raise RecordingError(f"{path}: {key}: is no list of batches")
+        for at, step in enumerate(steps):
+            for name, value in step.items():
+                if not (_ids(value) if name == RETRACTED else type(value) is int and value > 0):
+                    wanted = "a list of ids" if name == RETRACTED else "a number of tokens"
+                    raise RecordingError(f"{path}: {key}: batch {at}: {name}: {value!r} is not {wanted}")
+    if not values:
+        raise RecordingError(f"{path}: holds no scenario")
     words = engine.split(",")[0].split()
     try:
         preset = exact_name("-".join(words[:2]))
