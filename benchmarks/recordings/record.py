@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -146,8 +147,11 @@ def prepare(venv: Path, name: str, version: str, wheels: Path | None) -> None:
     if venv.exists() and any(venv.iterdir()) and not mark.exists():
         refuse(f"--venv: {venv} is not empty and was not made here")
     say(f"making {venv}")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=True)
-    mark.write_text(f"{holds}, unfinished")
+    if venv.exists():
+        shutil.rmtree(venv)
+    venv.mkdir(parents=True)
+    mark.write_text(f"{holds}, unfinished")  # first: whatever interrupts this, the folder is known as made here
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     engine = ENGINES[name]
     with tempfile.TemporaryDirectory(prefix="recordings-") as passing:
         folder = wheels or Path(passing)

@@ -38,6 +38,16 @@ def cases_of(text: str) -> list[str]:
     return names
 
 
+def out_of(text: str) -> Path:
+    """Read the path of a file that can be written: a recording takes minutes, and is written at its end."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is no folder")
+    return path
+
+
 def refuse(why: str) -> NoReturn:
     """End with a line for the one who asked."""
     print(f"error: {why}", file=sys.stderr)
@@ -46,7 +56,7 @@ def refuse(why: str) -> NoReturn:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every recording can be asked: where to, which cases, which seeds."""
-    parser.add_argument("out", type=Path, metavar="OUT.json.gz")
+    parser.add_argument("out", type=out_of, metavar="OUT.json.gz")
     parser.add_argument(
         "--cases", type=cases_of, help="names with commas between; all that the engine has, if not given"
     )
@@ -74,5 +84,6 @@ def check_written(case: str, seed: int, written: dict[str, list[int]], tokens: d
 def write(out: Path, record: dict[str, Any]) -> None:
     """Write a recording: the same decisions, the same bytes."""
     out.write_bytes(gzip.compress(json.dumps(record).encode(), mtime=0))
-    steps = sum(len(value) for key, value in record.items() if key != "engine")
-    print(f"{out}: {record['engine']}, {len(record) - 1} scenarios, {steps} steps, {out.stat().st_size} bytes")
+    scenarios = [value for value in record.values() if isinstance(value, list)]
+    steps = sum(map(len, scenarios))
+    print(f"{out}: {record['engine']}, {len(scenarios)} scenarios, {steps} steps, {out.stat().st_size} bytes")

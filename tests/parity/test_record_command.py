@@ -35,6 +35,14 @@ def test_a_case_that_the_engine_has_not_is_refused_before_anything_is_made(tmp_p
     assert "no such case: loose" in refused("vllm", "0.33.0", "out.json.gz", "--cases", "loose")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path):
+    venv, nowhere = tmp_path / "venv", tmp_path / "none"
+    said = refused("vllm", "0.33.0", str(nowhere / "out.json.gz"), "--venv", str(venv))
+    assert said.endswith(f"argument OUT.json.gz: {nowhere} is no folder")
+    assert refused("vllm", "0.33.0", str(tmp_path), "--venv", str(venv)).endswith(f"{tmp_path} is a folder")
+    assert not venv.exists() and not nowhere.exists()
+
+
 def test_a_version_that_no_script_drives_is_refused_before_anything_is_made(tmp_path):
     venv = tmp_path / "venv"
     said = refused("sglang", "0.4.10", "out.json.gz", "--venv", str(venv))
@@ -52,6 +60,26 @@ def test_a_folder_that_holds_something_else_is_never_cleared(tmp_path):
     said = refused("vllm", "0.33.0", "out.json.gz", "--venv", str(mine))
     assert said == f"error: --venv: {mine} holds vllm 0.19.0"
     assert (mine / "pyvenv.cfg").exists()
+
+
+def test_an_environment_that_was_interrupted_at_any_time_is_known_as_made_here(tmp_path, monkeypatch, record):
+    venv = tmp_path / "venv"
+
+    def interrupted(command, **options):
+        (venv / "half").write_text("of a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            record["prepare"](venv, "vllm", "0.33.0", None)
+        assert (venv / "recordings.txt").read_text() == "vllm 0.33.0, unfinished"
+
+
+def test_what_is_said_of_a_recording_counts_scenarios_alone(tmp_path, record, capsys):
+    write = runpy.run_path(str(FOLDER / "recording.py"))["write"]
+    write(tmp_path / "out.json.gz", {"engine": "vllm 0.33.0", "recorder": "record_vllm.py", "tight/sync/0": [{}, {}]})
+    assert "vllm 0.33.0, 1 scenarios, 2 steps, " in capsys.readouterr().out
 
 
 def test_of_a_wheel_the_named_files_are_unpacked_and_its_own_requirements_read(tmp_path, record):

@@ -38,6 +38,9 @@ def test_the_page_names_what_was_counted_of_the_preset(tmp_path):
 def test_a_rule_that_is_given_otherwise_is_named():
     said = parity_of(settings_from(None, {"engine": "vllm", "cache": "none", "max_running": 7}))
     assert said is not None and said.endswith("; here without its cache")
+    ours = {"engine": "sglang", "max_passed_over": 64, "max_prefill_streak": 2, "requeue": "front"}
+    said = parity_of(settings_from(None, ours))
+    assert said is not None and said.endswith("; here without its max_passed_over, max_prefill_streak, requeue")
 
 
 def test_our_own_way_is_compared_with_no_engine():

@@ -13,7 +13,10 @@ from workbench.settings.run_settings import RunSettings
 COUNTS = Path(__file__).parent / "parity.json"
 """By preset, and in it by recording: ``scenarios``, those ``equal``, ``steps``, and those before the first difference
 (``equal_steps``)."""
-RULES = ("batching", "cache", "evict", *(field.name for field in fields(EngineRules)))
+RULES = (
+    *("batching", "cache", "evict", "chunk_depth", "max_passed_over", "max_prefill_streak", "overlap_prefills"),
+    *(field.name for field in fields(EngineRules)),
+)
 """Settings that decide beside the sizes, which are a case's own."""
 
 
