@@ -20,7 +20,8 @@ from tests.loops.test_loop_properties import (
     some_trouble,
     thorough,
 )
-from tests.world import simulate
+from tests.world import Job, simulate
+from workbench.scheduler.request import Finish
 from workbench.scheduler.rules import EngineRules
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import settings_from
@@ -90,3 +91,15 @@ def test_all_loops_emit_the_same_tokens_under_random_eos():
         same_tokens_in_all_loops(data, 0, data.draw(some_rules()))
 
     check()
+
+
+@pytest.mark.parametrize("in_flight_token", ["keep", "lose"])
+@pytest.mark.parametrize("loop", ["normal", "overlap", "pipeline"])
+def test_one_that_outgrows_the_pool_in_the_order_of_admission_is_cut_off_and_not_written_for_ever(
+    loop, in_flight_token
+):
+    rules = {"batching": "mixed", "mixed_order": "admission", "in_flight_token": in_flight_token}
+    jobs = [Job("a", list(range(10, 40)), 40)]
+    run = simulate(jobs, loop, page_size=16, kv_tokens=48, **rules)
+    assert run.ended["a"].finish == Finish("aborted", "kv_exhausted")
+    assert run.outputs["a"] == jobs[0].script()[1].tolist()[:19]

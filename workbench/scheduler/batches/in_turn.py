@@ -50,6 +50,7 @@ class InTurnMixed:
         self._by_priority = config.policy == "priority" and config.preempt_first == "priority"
         self._stops = config.after_own_preemption == "stop"
         self._gaps = config.preemption_gap
+        self._loses = config.in_flight_token == "lose"
         self._whole = config.admit_for == "prompt"
         self._bound = config.long_prefill_tokens
         self._left_out: dict[int, list[Req]] = {}
@@ -117,6 +118,8 @@ class InTurnMixed:
         for req in self._left_out.pop(step.slot.index, ()):
             if id(req) in places and not running.ragged and self._flights and not self._flights.hold(req):
                 known[places[id(req)]] += 1  # no step in flight brings it a token
+        # Who would lose the token in flight with its KV, and write it again and again, has to be found too long with it.
+        lengths = (running.lens + 1).tolist() if self._loses else known
         served: dict[int, np.ndarray] = {}
         """Pages of those who decode, by the identity of the request."""
         at = 0
@@ -133,7 +136,7 @@ class InTurnMixed:
             if count == 0 or count > step.left:
                 at += 1
                 continue
-            if kv.pages_for(end or known[place or 0]) > kv.pool.total:
+            if kv.pages_for(end or lengths[place or 0]) > kv.pool.total:
                 if self._flights.hold(req):
                     at += 1  # what it is still given counts
                 else:
