@@ -86,6 +86,8 @@ VALUES: dict[str, Any] = {
     "evict_amount": "all",
     "abort_partial": "result",
     "stops_known": "result",
+    "in_flight_token": "lose",
+    "give_back": "ended",
 }
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
@@ -117,7 +119,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "charge": [{"batching": "mixed"}],
     "reserve_ignore_eos": [{"batching": "mixed"}],
     "round_reserve": [{"batching": "mixed"}],
-    "outputs_counted": [{"batching": "mixed"}],
+    "outputs_counted": [{"batching": "mixed"}, {"loop": "normal"}],
     "full_when": [{"batching": "mixed"}],
     "evict_for": [{"batching": "mixed"}],
     "share_chunks": [{"cache": "none"}, {"cache": "blocks"}],
@@ -129,7 +131,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "chunk_cut": [{"batching": "mixed"}, {"charge": "pages"}],
     "retract_ahead": [{"batching": "mixed"}],
     "retract_ties": [{"batching": "mixed"}],
-    "retract_while_ending": [{"batching": "mixed"}],
+    "retract_while_ending": [{"batching": "mixed"}, {"loop": "normal"}],
     "share_prompts": [{"cache": "none"}],
     "touch_known": [{"cache": "none"}],
     "split_at_prompt": [{"cache": "none"}],
@@ -148,6 +150,8 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "evict_amount": [{"cache": "none"}],
     "abort_partial": [{"abort_running": "now"}],
     "stops_known": [{"loop": "normal"}],
+    "in_flight_token": [{"loop": "normal"}],
+    "give_back": [{"loop": "normal"}],
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
@@ -210,16 +214,17 @@ HEEDED: dict[str, dict[str, Any]] = {
     "evict_amount": {"cache": "radix"},
     "abort_partial": {"abort_running": "result"},
     "stops_known": {"loop": "overlap"},
+    "in_flight_token": {"loop": "overlap"},
+    "give_back": {"loop": "overlap"},
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
     "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots", "draft_tokens"},
     "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running", "reserved_pages"},
     "what others act beside": {"batching", "policy", "cache"},
-    "what becomes of who loses its KV": {"requeue", "in_flight_token"},
+    "what becomes of who loses its KV": {"requeue"},
     "when an abort ends a request": {"abort_running"},
     "refused without a chunk size": {"chunk_depth"},
-    "when it gives KV back": {"give_back"},
     "when a request ends": {
         "ignore_eos",
         "max_tokens",

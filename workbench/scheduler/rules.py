@@ -44,6 +44,16 @@ def _by_priority(settings: Any, loop: str) -> bool:
     return _in_turn(settings, loop) and bool(settings.policy == settings.preempt_first == "priority")
 
 
+def in_flight(settings: Any, loop: str) -> bool:
+    """Tell whether a batch is chosen while another is in flight."""
+    return loop != "normal"
+
+
+def _prefill_first_in_flight(settings: Any, loop: str) -> bool:
+    return prefill_first(settings, loop) and in_flight(settings, loop)
+
+
+IN_FLIGHT = "the overlap or the pipeline loop"
 PREFIX_CACHE = "a prefix cache"
 RADIX_CACHE = "a radix cache"
 PREFILL_FIRST = "prefill-first batching"
@@ -106,8 +116,8 @@ class EngineRules:
         "launch",
         group=RULES,
         help="When a token counts as written, in expectations and for retraction: {choices} of its step. Default {default}.",
-        needs=PREFILL_FIRST,
-        acts=prefill_first,
+        needs=f"{PREFILL_FIRST}, and {IN_FLIGHT}",
+        acts=_prefill_first_in_flight,
     )
     full_when: Literal["refused", "exhausted", "never"] = setting(
         "refused",
@@ -278,6 +288,8 @@ class EngineRules:
         group=RULES,
         help="What becomes of the token that a batch in flight still brings a request that has lost its KV: {choices}. "
         "Default {default}.",
+        needs=IN_FLIGHT,
+        acts=in_flight,
     )
     """lose: it is computed again."""
     abort_partial: Literal["now", "result"] = setting(
@@ -291,8 +303,8 @@ class EngineRules:
         "launch",
         group=RULES,
         help="When it is known that a request ends by length: {choices} of its last step. Default {default}.",
-        needs="the overlap or the pipeline loop",
-        acts=lambda s, loop: loop != "normal",
+        needs=IN_FLIGHT,
+        acts=in_flight,
     )
     """result: where steps are launched before, it is in one more, for nothing."""
     abort_running: Literal["now", "result"] = setting(
@@ -343,8 +355,8 @@ class EngineRules:
         True,
         group=RULES,
         help="Retract although a request in flight is about to end. Default {default}; off: the step is passed over.",
-        needs=PREFILL_FIRST,
-        acts=prefill_first,
+        needs=f"{PREFILL_FIRST}, and {IN_FLIGHT}",
+        acts=_prefill_first_in_flight,
     )
     reserve: Literal["estimate", "full", "none"] = setting(
         "estimate",
@@ -385,6 +397,8 @@ class EngineRules:
         "landed",
         group=RULES,
         help="When who has ended while a batch in flight holds it gives back KV and row: {choices}. Default {default}.",
+        needs=IN_FLIGHT,
+        acts=in_flight,
     )
     """landed: with that batch.
 
