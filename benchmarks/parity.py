@@ -37,17 +37,21 @@ def main(
         raise typer.BadParameter("counts of some cases are not those of a recording", param_hint="--write")
     try:
         equal = [_compare(path, case, explain, write) for path in recordings]
+        if not any(one is not None for one in equal):
+            raise InputError(f"--case: no scenario of {', '.join(map(str, recordings))} has {case!r} in its key")
     except (InputError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
-    raise typer.Exit(0 if all(equal) else 1)
+    raise typer.Exit(1 if False in equal else 0)
 
 
-def _compare(path: Path, case: str, explain: bool, write: bool) -> bool:
+def _compare(path: Path, case: str, explain: bool, write: bool) -> bool | None:
+    """Tell whether all scenarios are equal; None: the recording has none of the case."""
     recording = read_recording(path)
     keys = [key for key in recording.decisions if f"/{case}" in f"/{key}/"]
     if not keys:
-        raise InputError(f"{path}: no scenario has {case!r} in its key; there are {', '.join(recording.decisions)}")
+        print(f"{path.name}: no scenario has {case!r} in its key; there are {', '.join(recording.decisions)}")
+        return None
     print(f"{path.name}: {recording.engine}, preset {recording.preset}")
     score = Score()
     for key in keys:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import runpy
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from ground.json_file import read_json
 from workbench.parity.decide import replay
@@ -129,6 +132,23 @@ def test_a_file_that_is_no_recording_is_refused_in_one_line(tmp_path):
         read_recording(path)
     with pytest.raises(RecordingError, match="No such file"):
         read_recording(tmp_path / "none.json")
+
+
+def test_of_several_recordings_those_without_the_case_are_passed_over_and_none_with_it_is_an_error(tmp_path):
+    app = typer.Typer()
+    app.command()(runpy.run_path(str(RECORDINGS[0].parents[1] / "parity.py"))["main"])
+    first, second = (str(path) for path in RECORDINGS if path.name.startswith(("mini-sglang", "vllm-0.33.0-again")))
+    key = "tight/16/overlap/0"
+    some = CliRunner().invoke(app, [second, first, "--case", key])
+    assert some.exit_code == 0
+    passed_over, *_, counts = some.stdout.splitlines()
+    assert passed_over.startswith(
+        f"vllm-0.33.0-again.json.gz: no scenario has {key!r} in its key; there are small-budget/"
+    )
+    assert counts.startswith("1 of 1 scenarios equal; ")
+    none = CliRunner().invoke(app, [second, "--case", key])
+    assert none.exit_code == 2
+    assert none.stderr == f"error: --case: no scenario of {second} has {key!r} in its key\n"
 
 
 def test_tokens_depend_on_request_and_position_alone():
