@@ -122,7 +122,8 @@ class EngineRules:
     full_when: Literal["refused", "exhausted", "never"] = setting(
         "refused",
         group=RULES,
-        help="When admission stops until something is given back: {choices}. Default {default}.",
+        help="When admission stops until something is given back: {choices}: once a request did not fit, or one took all "
+        "that was left as well, or at no time. Default {default}.",
         needs=PREFILL_FIRST,
         acts=prefill_first,
     )
@@ -205,7 +206,7 @@ class EngineRules:
     page_beside: bool = setting(
         True,
         group=RULES,
-        help="Let a request in only where the page that it is charged beside its own is left, too. Default {default}.",
+        help="Let a request in only where the page that charge 'pages' adds to its own is left, too. Default {default}.",
         needs="charge 'pages' and prefill-first batching",
         acts=lambda s, loop: prefill_first(s, loop) and s.charge == "pages",
     )
@@ -250,7 +251,8 @@ class EngineRules:
         None,
         least=1,
         group=RULES,
-        help="Every so many looks at the queue, what its first 128 have in the prefix cache counts as used. Default: never.",
+        help="Every so many looks at the queue, what the prefix cache has of its first 128 requests counts as used. "
+        "Default: never.",
         needs="a radix cache and prefill-first batching",
         acts=lambda s, loop: s.cache == "radix" and s.batching == "prefill-first",
     )
@@ -340,7 +342,8 @@ class EngineRules:
         None,
         least=1,
         group=RULES,
-        help="Evict all there is before a retraction, and for so many steps of the others after each. Default: as needed.",
+        help="Before a retraction evict all that can be, and after each as much as the others need for so many steps. "
+        "Default: as needed.",
         needs=PREFILL_FIRST,
         acts=prefill_first,
     )
