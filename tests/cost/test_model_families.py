@@ -1,8 +1,9 @@
 """Published configurations of the families people deploy: their layers, weights, KV and state, and what each costs.
 
-The fields of their config.json are in the catalogue; `model_families.json` has the parameters that their makers publish.
-`beside_b` are billions that this figure counts and the language model does not have; `rounded_by_b` is how far off a figure
-may be that is rounded more coarsely than to a hundredth.
+The fields of their config.json are in the catalogue. `model_families.json` has the `parameters` that are counted here, and
+the figure of their makers in billions, `published_b`. That figure is quoted from memory: `from_memory` says where it is
+remembered to stand, and none of these places was opened for it. `beside_b` are billions that it counts and the language
+model does not have; `rounded_by_b` is how far off a figure may be that is rounded more coarsely than to a hundredth.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from workbench.scheduler.config import ConfigError
 from workbench.settings.loading import settings_from
 
 PUBLISHED = {
-    # Total and active, in billions: the model cards and reports of their makers.
+    # Total and active, in billions, as their makers state them: from memory, no card or report was opened for them.
     "HuggingFaceTB/SmolLM2-135M-Instruct": (0.1345, 0.1345),
     "Qwen/Qwen2.5-72B-Instruct": (72.7, 72.7),
     "Qwen/Qwen2.5-7B-Instruct": (7.62, 7.62),
