@@ -10,8 +10,6 @@ from backends.checkpoint import families
 from backends.checkpoint.config_fields import Fields
 from backends.checkpoint.layer_kinds import MLP, Attention, Dense, Experts, Indexer, Latent, Layer, Mixer, Stack
 
-DRAFTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
-"""Names under which families say how many layers draft further tokens."""
 CHUNKED = "chunked_attention"
 
 
@@ -44,12 +42,7 @@ def plain(
         mlp = experts(fields, bias=expert_bias) if sparse else dense(fields, gated=gated, bias=mlp_bias)
         layers.append(Layer(replace(each, window=window), mlp, norms * norm))
     head = fields.size("vocab_size") if head_bias else 0
-    return Stack(tuple(layers), norm + head, drafting_layers(fields))
-
-
-def drafting_layers(fields: Fields) -> int:
-    """Read how many layers draft further tokens."""
-    return max(fields.count(name) for name in DRAFTING)
+    return Stack(tuple(layers), norm + head)
 
 
 def attention(
@@ -114,7 +107,7 @@ def shared_by_gate(fields: Fields, kind: str, *, qkv_bias: bool) -> Stack:
         Layer(replace(each, window=window), sparse if mixture else dense(fields), 2 * hidden)
         for window, mixture in zip(families.windows(fields, kind), mixed, strict=True)
     )
-    return Stack(layers, hidden, drafting_layers(fields))
+    return Stack(layers, hidden)
 
 
 def gated_experts(fields: Fields) -> Experts:
@@ -150,7 +143,7 @@ def latent(fields: Fields, kind: str) -> Stack:
             (q_rank or 0) + rank + bias + (2 * chooses.head_dim if chooses is not None else 0),
         )
         layers.append(Layer(mixer, experts(fields) if sparse else dense(fields), 2 * hidden))
-    return Stack(tuple(layers), hidden, drafting_layers(fields))
+    return Stack(tuple(layers), hidden)
 
 
 def _indexed(fields: Fields) -> Sequence[bool]:

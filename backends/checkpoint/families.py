@@ -220,6 +220,8 @@ SWITCHED = frozenset({"qwen2", "qwen2_moe", "qwen3", "smollm3"})
 SWITCHED_EVERYWHERE = frozenset({"qwen3_moe"})
 FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6, "gemma4_text": 6}
 """Every so many layers one sees everything, the others have the window."""
+DRAFTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+"""Names under which families say how many layers draft further tokens."""
 
 
 def text_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -307,6 +309,11 @@ def experts(fields: Fields) -> int:
     assumed = [name for name in names if fields.raw(name) is not None]
     found = written or assumed
     return fields.count(found[0]) if found else 0
+
+
+def drafting_layers(fields: Fields) -> int:
+    """Read how many layers draft further tokens (multi-token prediction), beside those of the model."""
+    return max(fields.count(name) for name in DRAFTING)
 
 
 def kv_heads(fields: Fields) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from backends.checkpoint import families
 from backends.checkpoint.config_fields import Fields
-from backends.checkpoint.decoders import attention, dense, drafting_layers, experts, gated_experts
+from backends.checkpoint.decoders import attention, dense, experts, gated_experts
 from backends.checkpoint.layer_kinds import GatedDelta, Layer, Mamba2, Stack
 
 STATE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,7 +52,6 @@ def qwen3_next(fields: Fields, kind: str) -> Stack:
             for each, mixture in zip(types, mixed, strict=True)
         ),
         hidden,
-        drafting_layers(fields),
     )
 
 
@@ -88,7 +87,7 @@ def nemotron_h(fields: Fields, kind: str) -> Stack:
         made["moe"] = Layer(
             None, experts(fields, shared_width=width, gated=False, latent=latent, vectors=vectors), hidden
         )
-    return Stack(tuple(made[block] for block in blocks), hidden, drafting_layers(fields))
+    return Stack(tuple(made[block] for block in blocks), hidden)
 
 
 def nemotron_blocks(fields: Fields) -> list[str]:

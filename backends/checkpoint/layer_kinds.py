@@ -389,5 +389,3 @@ class Stack:
     layers: tuple[Layer, ...]
     vectors: int
     """Elements of the norm after the last layer, and of a bias of the output projection."""
-    drafting_layers: int = 0
-    """Layers that draft further tokens (multi-token prediction). Engines load them for speculation alone: not counted."""

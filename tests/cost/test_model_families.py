@@ -145,8 +145,17 @@ def test_heads_differ_by_layer_where_windows_have_heads_of_their_own():
     assert (sliding.kv_heads, sliding.window) == (8, 128)
 
 
-def test_layers_that_draft_are_told_and_not_counted():
-    with_drafts, without = (family("deepseek-ai/DeepSeek-V3", num_nextn_predict_layers=count) for count in (1, 0))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek-ai/DeepSeek-V3",
+        "XiaomiMiMo/MiMo-V2-Flash",
+        "google/gemma-4-26B-A4B-it",
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+    ],
+)
+def test_layers_that_draft_are_told_and_not_counted(name):
+    with_drafts, without = (family(name, num_nextn_predict_layers=count) for count in (1, 0))
     assert (with_drafts.drafting_layers, without.drafting_layers) == (1, 0)
     assert with_drafts.parameters == without.parameters and with_drafts.weight_bytes("bf16") == without.weight_bytes(
         "bf16"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.checkpoint.config_fields import UnsupportedModel
-from backends.checkpoint.families import context_tokens
+from backends.checkpoint.families import context_tokens, drafting_layers
 from backends.checkpoint.layer_kinds import Attention, Dense, Experts, Latent, Layer, Mixer, Recurrent
 from backends.checkpoint.precision import (
     DTYPE_BYTES,
@@ -322,7 +322,7 @@ def _read(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         tied_embeddings=fields.flag("tie_word_embeddings"),
         stack=tuple(_within(layer, max_context) for layer in stack.layers),
         vectors=stack.vectors,
-        drafting_layers=stack.drafting_layers,
+        drafting_layers=drafting_layers(fields),
         saved=saved,
         saved_kv=read_kv_dtype(fields),
     )
