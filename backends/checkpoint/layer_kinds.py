@@ -353,15 +353,15 @@ class Layer:
 
     def parameters(self, hidden: int, *, active: bool = False) -> int:
         """Elements of everything; ``active`` counts the experts that one token uses only."""
-        total = self.all_vectors
-        if self.mixer is not None:
-            total += sum(self.mixer.matrices(hidden).values())
-        if isinstance(self.mlp, Dense):
-            total += sum(self.mlp.matrices(hidden).values())
-        elif isinstance(self.mlp, Experts):
-            used = self.mlp.per_token if active else self.mlp.count
-            total += used * self.mlp.expert(hidden) + self.mlp.shared(hidden) + self.mlp.router(hidden)
-        return total
+        return self.all_vectors + sum(self.elements(hidden, active=active).values())
+
+    def elements(self, hidden: int, *, active: bool = False) -> dict[str, int]:
+        """Elements of all matrices by the part of a model they are of, and of the router; ``active`` as above."""
+        found = {part: sum(matrices.values()) for part, matrices in self.matrices(hidden).items()}
+        if isinstance(self.mlp, Experts):
+            found["experts"] *= self.mlp.per_token if active else self.mlp.count
+            found["router"] = self.mlp.router(hidden)
+        return found
 
     @property
     def all_vectors(self) -> int:

@@ -197,15 +197,9 @@ class ModelSpec:
         max(tp, ep) GPUs; embeddings and the output head are on the first and last stage, split by tp."""
         weights, total, ranks = as_precision(dtype), 0.0, max(tp, ep)
         for layer in self.stage_stack(pp, stage):
-            if layer.mixer is not None:
-                matrices = sum(layer.mixer.matrices(self.hidden).values())
-                total += matrices / tp * weights.bytes_of(layer.mixer.part)
-            if isinstance(layer.mlp, Dense):
-                total += sum(layer.mlp.matrices(self.hidden).values()) / tp * weights.bytes_of("mlp")
-            elif isinstance(layer.mlp, Experts):
-                total += layer.mlp.count * layer.mlp.expert(self.hidden) / ranks * weights.bytes_of("experts")
-                total += layer.mlp.shared(self.hidden) / ranks * weights.bytes_of("shared_experts")
-                total += layer.mlp.router(self.hidden) / ranks * weights.plain.bytes
+            for part, elements in layer.elements(self.hidden).items():
+                over = ranks if part in ("experts", "shared_experts", "router") else tp
+                total += elements / over * (weights.plain.bytes if part == "router" else weights.bytes_of(part))
         table = self.vocab * self.hidden / tp
         if stage == 0:
             total += table * weights.plain.bytes
