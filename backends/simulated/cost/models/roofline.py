@@ -139,6 +139,12 @@ class RooflineCost:
         traffic = parameters * held.bytes + tokens * width * ACTIVATION_BYTES
         return max(2 * rows * parameters * held.flop_s, traffic / self._bandwidth) + products * held.overhead_s
 
+    def mlp_s(self, part: str, tokens: float, width: int, gated: bool, products: int = 1) -> float:
+        """An MLP of an inner ``width`` that every token passes through; ``part`` of the model says how it is held."""
+        matrices, hidden = 3 if gated else 2, self.model.hidden
+        parameters, elements = matrices * hidden * width / self.tp, 2 * hidden + matrices * width / self.tp
+        return self.matrix_s(self.parts[part], tokens, parameters, elements, products)
+
     def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
         """Operators that only move memory."""
         return traffic_bytes / self._bandwidth + kernels * self.gpu.kernel_overhead_s
@@ -226,7 +232,9 @@ class RooflineStage:
             )
         }
         if self._mlps:
-            parts["mlp"] = sum(count * self._mlp_s(mlp, tokens) for mlp, count in self._mlps.items())
+            parts["mlp"] = sum(
+                count * cost.mlp_s("mlp", tokens, mlp.width, mlp.gated, products=2) for mlp, count in self._mlps.items()
+            )
         if self._experts:
             parts["experts"] = self.all_experts_s(tokens)
         elementwise = ELEMENTWISE_PASSES * tokens * hidden * ACTIVATION_BYTES
@@ -253,12 +261,6 @@ class RooflineStage:
             if tp > 1:
                 parts["all_reduce"] += all_to_all_s(4 * samples * model.vocab / tp, tp, gpu)
         return parts
-
-    def _mlp_s(self, mlp: Dense, tokens: int) -> float:
-        cost, hidden, tp = self._cost, self._cost.model.hidden, self._cost.tp
-        gate = 3 if mlp.gated else 2
-        parameters, width = gate * hidden * mlp.width / tp, 2 * hidden + gate * mlp.width / tp
-        return cost.matrix_s(cost.parts["mlp"], tokens, parameters, width, products=2)
 
     def all_experts_s(self, tokens: int) -> float:
         """The experts of all layers."""

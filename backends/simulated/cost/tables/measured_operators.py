@@ -142,11 +142,8 @@ class _Reader:
 
     def _shared(self, name: str, mlp: Experts, width: int) -> dict[str, Curve]:
         """Shared experts of one width by the roofline."""
-        hidden, tp, gate = self._model.hidden, self._want.tp, 3 if mlp.gated else 2
         cost = self._cost(self._model.stack)
-        held, parameters = cost.parts["shared_experts"], gate * hidden * width / tp
-        elements = 2 * hidden + gate * width / tp
-        seconds = [cost.matrix_s(held, int(n), parameters, elements) for n in self._counts]
+        seconds = [cost.mlp_s("shared_experts", int(n), width, mlp.gated) for n in self._counts]
         return {f"{name}mlp": Curve(self._counts, seconds)}
 
     def _attention(self) -> tuple[Attention | None, AttentionTable | None]:
