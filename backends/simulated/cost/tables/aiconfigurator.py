@@ -35,6 +35,7 @@ from backends.simulated.cost.tables.csv_table import find_table, read_table
 MILLISECOND = 1e-3
 KINDS = ("gemm", "context_attention", "generation_attention", "moe", "custom_allreduce")
 DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8"}
+"""What the tables call dtypes, of matrix products and of KV."""
 EXPERT_LOAD = "power_law_1.01"
 """Name of the mildly uneven one of the measured distributions of tokens over experts."""
 PREFIXES = (0, 512, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -25,6 +25,7 @@ from backends.simulated.cost.models.operator_tables import (
 )
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
 from backends.simulated.cost.tables.aiconfigurator import (
+    DTYPES,
     PREFIXES,
     Products,
     all_reduce_grid,
@@ -36,7 +37,6 @@ from backends.simulated.cost.tables.aiconfigurator import (
 )
 from backends.simulated.cost.tables.published_package import described, find_tables
 
-KV_DTYPES = {"bf16": "bfloat16", "fp16": "bfloat16", "fp8": "fp8"}
 COUNTS = np.array(sorted(base * 2**k for k in range(14) for base in (1, 3)))
 """Tokens at which the roofline is asked where no matrix products were measured."""
 ALWAYS = ["norms, rotary and activations", "embedding", "sampler"]
@@ -157,7 +157,7 @@ class _Reader:
         if chosen is None:
             return None, None
         assert isinstance(chosen, Attention)
-        kv_dtype, tp = KV_DTYPES.get(self._want.kv_dtype, self._want.kv_dtype), self._want.tp
+        kv_dtype, tp = DTYPES.get(self._want.kv_dtype, self._want.kv_dtype), self._want.tp
         shape = (chosen.heads // tp, max(chosen.kv_heads // tp, 1), chosen.head_dim)
         heads = f"of {shape[0]} heads on {shape[1]} of KV of {shape[2]} in {self._want.kv_dtype}"
         rows: list[np.ndarray | None] = []
