@@ -37,6 +37,10 @@ class Rates:
             gpu.flops_for("fp8") * gpu.attention_efficiency,
         )
 
+    def longer_s(self, flops: float, traffic_bytes: float) -> float:
+        """Seconds of arithmetic in 16 bits or of its memory traffic, whichever takes longer."""
+        return max(flops / self.flops, traffic_bytes / self.bandwidth)
+
 
 class AttentionTimes:
     """Softmax attention: two products of a query's head with every key and value that it sees, each of which is read once.
@@ -52,12 +56,13 @@ class AttentionTimes:
         self._kv_bytes = self.written_bytes = layer_kv_bytes(mixer, kv_dtype, tp)
         heads = max(mixer.heads / tp, 1)
         if isinstance(mixer, Latent):
+            self._kv_bytes -= mixer.index_bytes  # which only the indexer reads
             # Absorbed decode: scores against the latent and rotary parts, values out of the latent (DeepSeek-V2, 2.1).
             self._decode_flops = 2 * heads * (mixer.latent + mixer.kv_lora_rank)
             self._prefill_flops = 2 * heads * (mixer.qk_nope_head_dim + mixer.qk_rope_head_dim + mixer.v_head_dim)
         else:
             self._decode_flops = self._prefill_flops = 2 * heads * (mixer.head_dim + mixer.value_dim)
-        self.context_s = max(self._kv_bytes / rates.bandwidth, self._decode_flops / rates.flops)
+        self.context_s = rates.longer_s(self._decode_flops, self._kv_bytes)
         """Seconds for each token of context that a decode sees."""
         self.linear = self._window is None
         """A decode takes :attr:`context_s` for each token of its context."""
@@ -65,9 +70,7 @@ class AttentionTimes:
 
     def pairs_s(self, pairs: float, read_tokens: float) -> float:
         """Prompts: ``pairs`` of query and key, over ``read_tokens`` of KV."""
-        return max(
-            self._prefill_flops * pairs / self._rates.flops, read_tokens * self._kv_bytes / self._rates.bandwidth
-        )
+        return self._rates.longer_s(self._prefill_flops * pairs, read_tokens * self._kv_bytes)
 
     def prompts_s(self, new: np.ndarray, context: np.ndarray) -> float:
         """Prompts with ``new`` tokens, at the end of as much context."""
@@ -104,11 +107,8 @@ class SparseTimes(AttentionTimes):
         super().__init__(mixer, kv_dtype, tp, rates)
         assert mixer.topk is not None
         self._topk = mixer.topk
-        self._kv_bytes = self.written_bytes - mixer.index_bytes
-        self.context_s = max(self._kv_bytes / rates.bandwidth, self._decode_flops / rates.flops)
         self.linear = False
         self._index_bytes, self._index_flops = mixer.index_bytes, 0
-        self.kernels = 0
         if mixer.indexer is not None:
             # Every GPU of a tensor-parallel group scores with all heads of the indexer. One kernel scores, one chooses.
             self._index_flops, self.kernels = 2 * mixer.indexer.heads * mixer.indexer.head_dim, 2
@@ -124,7 +124,7 @@ class SparseTimes(AttentionTimes):
         every = float((_triangle(context, 2**62) - _triangle(before, 2**62)).sum())
         chosen = float((_triangle(context, self._topk) - _triangle(before, self._topk)).sum())
         read = float(context.sum())
-        sparse_s = max(self._decode_flops * chosen / self._rates.flops, read * self._kv_bytes / self._rates.bandwidth)
+        sparse_s = self._rates.longer_s(self._decode_flops * chosen, read * self._kv_bytes)
         return min(sparse_s, self.pairs_s(every, read)) + self._index_s(every, read)
 
     def decodes_s(self, context: np.ndarray, total: float) -> float:
@@ -167,8 +167,7 @@ class RecurrentTimes:
         """Prompts with ``new`` tokens; what came before is in their states."""
         tokens = float(new.sum())
         states = len(new) * self._decode_bytes
-        traffic = (tokens * self._token_bytes + states) / self._rates.bandwidth
-        return max(tokens * self._token_flops / self._rates.flops, traffic)
+        return self._rates.longer_s(tokens * self._token_flops, tokens * self._token_bytes + states)
 
     def decodes_s(self, context: np.ndarray, total: float) -> float:
         """Decodes, whatever their contexts."""
