@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.checkpoint.layer_kinds import Dense, Layer, Recurrent
@@ -65,9 +66,12 @@ def kv_capacity(
     """
     weights = as_precision(dtype)
 
-    def budget(weights: Precision, tp: int) -> MemoryBudget:
+    def of_stages(weights: Precision, tp: int) -> list[MemoryBudget]:
         experts_over = min(ep, tp) if tp > first else ep
-        return min((of_stage(weights, tp, experts_over, stage) for stage in range(pp)), key=lambda each: each.kv_tokens)
+        return [of_stage(weights, tp, experts_over, stage) for stage in range(pp)]
+
+    def tightest(stages: Sequence[MemoryBudget]) -> MemoryBudget:
+        return min(stages, key=lambda each: each.kv_tokens)
 
     def of_stage(weights: Precision, tp: int, ep: int, stage: int) -> MemoryBudget:
         usable = gpu.memory_bytes * mem_fraction
@@ -108,18 +112,21 @@ def kv_capacity(
         """The smallest tensor parallel size that fits, from the one asked for on."""
         size = first
         while size == first or (size <= gpu.gpus_per_node and model.unsplit(size) is None):
-            if budget(weights, size).kv_tokens >= SMALLEST_USEFUL_TOKENS:
+            if tightest(of_stages(weights, size)).kv_tokens >= SMALLEST_USEFUL_TOKENS:
                 return size
             size *= 2
         return None
 
     first = tp
-    found = budget(weights, tp)
-    if found.running < max_running and found.kv_bytes > 0:
+    stages = of_stages(weights, tp)
+    found = tightest(stages)
+    # The stage with the least room for tokens need not be the one with the least for states.
+    stage, fewest = min(enumerate(stages), key=lambda each: each[1].running)
+    if fewest.running < max_running and min(each.kv_bytes for each in stages) > 0:
         raise ModelDoesNotFit(
-            f"{model.name} keeps a state of {model.state_bytes(tp, pp) / 2**20:.1f} MiB a request on a GPU, and "
-            f"{found.kv_bytes / 2**30:.1f} GiB are left for KV and states: not enough for max_running {max_running}; "
-            + (f"--max-running {found.running} fits" if found.running else "a larger tp makes room")
+            f"{model.name} keeps a state of {model.state_bytes(tp, pp, stage) / 2**20:.1f} MiB a request on a GPU, and "
+            f"{fewest.kv_bytes / 2**30:.1f} GiB are left for KV and states: not enough for max_running {max_running}; "
+            + (f"--max-running {fewest.running} fits" if fewest.running else "a larger tp makes room")
         )
     if found.kv_tokens >= SMALLEST_USEFUL_TOKENS:
         return found

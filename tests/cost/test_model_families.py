@@ -19,7 +19,7 @@ from backends.checkpoint.layer_kinds import Attention, Experts, GatedDelta, Late
 from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
 from backends.simulated.catalogue.model_specs import CATALOGUE, ModelSpec, from_config, load_model
 from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.kv_memory import ModelDoesNotFit
+from backends.simulated.kv_memory import MemoryBudget, ModelDoesNotFit, kv_capacity
 from backends.simulated.kv_windows import ALL, NEEDED, KvRoom, KvRule, kv_room
 from tests.cost.test_roofline import batch
 from workbench.cluster.resolve import resolve
@@ -493,6 +493,18 @@ def test_states_that_leave_no_room_say_how_many_requests_fit(tmp_path):
         resolve(settings_from(None, given), "overlap")
     fits = int(str(error.value).split("--max-running ")[1].split()[0])
     assert resolve(settings_from(None, {**given, "max_running": fits}), "overlap").scheduler.kv_tokens > 10_000
+
+
+def test_the_stage_with_the_least_room_for_states_says_how_many_requests_fit():
+    # The last of three stages has room for the fewest tokens, the first for the fewest states: it has one more of them.
+    def capacity(running: int) -> MemoryBudget:
+        given = {"dtype": "fp8", "pp": 3, "mem_fraction": 0.88, "rule": engine_rule("sglang")}
+        return kv_capacity(family("Qwen/Qwen3.5-27B"), load_gpu("h100"), max_running=running, **given)
+
+    with pytest.raises(ModelDoesNotFit, match=r"a state of 52\.0 MiB a request .* max_running 200") as error:
+        capacity(200)
+    fits = int(str(error.value).split("--max-running ")[1].split()[0])
+    assert fits < 200 < capacity(fits).running
 
 
 def test_kv_is_held_as_the_checkpoint_says_if_the_user_asks_and_a_note_says_so_if_not(tmp_path):
