@@ -17,7 +17,7 @@ import numpy as np
 from board.truth import DATA, score
 from profile_lookup import batch
 
-from reports.record.measured import read_measured
+from reports.imported.llmservingsim import read_measured
 from reports.record.run_record import RunRecord
 from workbench.cluster.resolve import resolve
 from workbench.settings.run_settings import RunSettings

@@ -18,8 +18,8 @@ from typing import Any
 from backends.simulated.catalogue.gpu_specs import same_gpu
 from backends.simulated.catalogue.model_specs import same_model
 from reports.compare.comparison import Comparison, compare
+from reports.imported.llmservingsim import read_measured
 from reports.record.errors import RecordError
-from reports.record.measured import read_measured
 from reports.record.run_record import RunRecord, write_record
 from traces import open_trace
 from workbench.calibrate.fit import fit_record

@@ -15,9 +15,9 @@ import numpy as np
 from ground.errors import InputError
 from ground.json_file import read_json
 from reports.imported.client_run import ClientRow, ClientRun, closed_loop, counted, failed
+from reports.imported.engine_settings import settings_of
 from reports.imported.place import Place
 from reports.record.errors import RecordError
-from reports.record.measured import settings_of
 from reports.record.schema import ABORTED, FINISHED
 
 AIPERF = "aiperf"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from reports.imported.client_run import ClientRow, ClientRun, closed_loop, failed
+from reports.imported.engine_settings import settings_of
 from reports.imported.place import LARGEST, Place
-from reports.record.measured import settings_of
 from reports.record.schema import FINISHED
 
 VLLM, SGLANG = "vllm bench serve", "sglang bench_serving"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from reports.imported.client_run import ClientRow, ClientRun, closed_loop, counted, failed
+from reports.imported.engine_settings import settings_of
 from reports.imported.place import Place
-from reports.record.measured import settings_of
 from reports.record.schema import FINISHED, UNFINISHED
 
 GUIDELLM = "guidellm"

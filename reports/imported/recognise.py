@@ -9,9 +9,9 @@ from ground.json_file import holds_lines, read_json, read_json_lines
 from ground.value_file import read_yaml
 from reports.imported import aiperf, bench_serving, guidellm
 from reports.imported.client_run import client_record
+from reports.imported.llmservingsim import FILES, read_measured
 from reports.imported.place import Place
 from reports.record.errors import RecordError
-from reports.record.measured import FILES, read_measured
 from reports.record.run_record import RunRecord
 
 TAKES = (

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.compare.comparison import compare, first_difference
+from reports.imported.engine_settings import settings_of
+from reports.imported.llmservingsim import read_measured
 from reports.record.errors import RecordError
-from reports.record.measured import read_measured, settings_of
 from reports.record.run_record import RunRecord, read_record, write_record
 from tests.cost.test_profile import ROOT, workbench
 from tests.meta_form import check_meta

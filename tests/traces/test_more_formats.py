@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from reports.imported.llmservingsim import read_measured
 from reports.record.errors import RecordError
-from reports.record.measured import read_measured
 from tests.traces.written import json_lines
 from traces import Trace, TraceError, TraceRequest, open_trace
 from workbench.cli.trace import app

@@ -1,8 +1,8 @@
-"""Measured runs of other engines as run records.
+"""Runs of LLMServingSim's benchmarks: a folder in whose files the engine itself tells when what happened.
 
-A folder in the layout of LLMServingSim's benchmarks holds ``requests.jsonl`` (one request a line, with the engine's own
-clock: ``queued_ts``, ``scheduled_ts``, ``first_token_ts``, ``last_token_ts``, in seconds, and the client's
-``arrival_time`` on another clock) and ``meta.json`` (``model``, ``engine_kwargs``, versions).
+It holds ``requests.jsonl`` (one request a line, with the engine's own clock: ``queued_ts``, ``scheduled_ts``,
+``first_token_ts``, ``last_token_ts``, in seconds, and the client's ``arrival_time`` on another clock) and ``meta.json``
+(``model``, ``engine_kwargs``, versions).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ground.json_file import read_json, read_json_lines
+from reports.imported.engine_settings import settings_of
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
@@ -26,19 +27,6 @@ TOKENS = ("input_toks", "output_toks")
 MAYBE = ("arrival_time", "instance")
 """Need not be there."""
 CLOCKED = (*TIMES, "arrival_time")
-ENGINE_SETTINGS = {
-    "tensor_parallel_size": "tp",
-    "pipeline_parallel_size": "pp",
-    "data_parallel_size": "dp",
-    "max_num_seqs": "max_running",
-    "max_num_batched_tokens": "max_batch_tokens",
-    "max_model_len": "max_context",
-    "gpu_memory_utilization": "mem_fraction",
-    "block_size": "page_size",
-    "num_gpu_blocks_override": None,
-    "enable_prefix_caching": None,
-}
-"""Arguments of the engine and the settings of ours that mean the same; None: handled by itself."""
 
 
 def read_measured(folder: Path, name: str | None = None, command: str = "") -> RunRecord:
@@ -110,28 +98,6 @@ def _check_folder(folder: Path) -> None:
         raise RecordError(
             f"{folder}: is {kind}: it has no {' and no '.join(missing)}, as LLMServingSim's benchmarks leave them"
         )
-
-
-def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict[str, Any]:
-    """Settings of ours that mean what an engine was started with."""
-    settings: dict[str, Any] = {"ignore_eos": True}
-    if vllm_version:
-        settings["engine"] = "vllm-0.19"
-    for theirs, ours in ENGINE_SETTINGS.items():
-        if ours is not None and kwargs.get(theirs) is not None:
-            settings[ours] = kwargs[theirs]
-    if kwargs.get("enable_prefix_caching") is False:
-        settings["cache"] = "none"
-    if kwargs.get("num_gpu_blocks_override") is not None:
-        settings["kv_tokens"] = kwargs["num_gpu_blocks_override"] * settings.get("page_size", 16)
-    if kwargs.get("enable_expert_parallel"):
-        settings["ep"] = settings.get("tp", 1) * settings.get("dp", 1)
-    dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(kwargs.get("dtype")))
-    if dtype is not None:
-        settings["dtype"] = dtype
-    if str(kwargs.get("kv_cache_dtype", "auto")).startswith("fp8"):
-        settings["kv_dtype"] = "fp8"
-    return settings
 
 
 def _arrivals(rows: list[dict[str, Any]], queued: np.ndarray) -> tuple[np.ndarray, list[str]]:
