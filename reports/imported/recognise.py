@@ -49,10 +49,8 @@ def read_results(source: Path, name: str | None = None, command: str = "", run: 
 
 def _of_file(source: Path, name: str | None, command: str, run: int | None) -> RunRecord:
     objects = _objects(source)
-    first = objects[0].values if objects else {}
+    first = objects[0].values
     called = name or (source.parent.resolve().name if source.name in _IN_FOLDER else source.stem)
-    if not objects:
-        raise RecordError(f"{source}: empty")
     if guidellm.is_report(dict(first)):
         benchmarks = objects[0].objects("benchmarks")
         chosen = _chosen(source, benchmarks, run, guidellm.describe)
@@ -71,14 +69,26 @@ def _of_file(source: Path, name: str | None, command: str, run: int | None) -> R
 
 
 def _objects(source: Path) -> list[Place]:
-    """The objects of a file: those of its lines, or the one that it is."""
+    """The objects of a file, one at least: those of its lines, or the one that it is."""
     if source.suffix in _YAML:
         return [Place(source, "", read_yaml(source, RecordError))]
     if source.suffix != ".gz" and holds_lines(source, RecordError):
         lines = list(read_json_lines(source, RecordError))
         # Where there is one, it is the file.
         return [Place(source, f"line {number}" if len(lines) > 1 else "", values) for number, values in lines]
-    return [Place(source, "", read_json(source, RecordError))]
+    try:
+        return [Place(source, "", read_json(source, RecordError))]
+    except RecordError:
+        # Of a table, a log or a list it does not help to know at which column it is no object.
+        if source.suffix != ".gz" and not (start := _start(source)).startswith(b"{"):
+            raise _not_taken(source, "nothing that can be imported" if start else "empty") from None
+        raise
+
+
+def _start(source: Path) -> bytes:
+    """The first line that is not blank, from its first character on; nothing of an empty file."""
+    with source.open("rb") as file:
+        return next((line for line in file if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def _chosen(source: Path, runs: Sequence[Place], number: int | None, describe: Callable[[Place], str]) -> Place:

@@ -231,12 +231,18 @@ def test_aggregates_alone_are_refused_with_the_option_that_writes_the_rest(tmp_p
 def test_what_is_something_else_is_told_what_is_taken(tmp_path):
     (tmp_path / "folder").mkdir()
     written(tmp_path / "trace.jsonl", {"request_id": "a", "arrival_s": 0.0})
-    for name in ("folder", "trace.jsonl"):
+    (tmp_path / "benchmarks.csv").write_text("Run Info,Metadata\nModel,x\n")
+    (tmp_path / "list.json").write_text("[1]")
+    for name in ("folder", "trace.jsonl", "benchmarks.csv", "list.json"):
         done = run("import", tmp_path / name, "--out", tmp_path / "out")
         assert done.exit_code == 2 and done.stderr.count("\n") == 1
         assert "nothing that can be imported; workbench import takes " in done.stderr
         assert all(each in done.stderr for each in TAKES)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "empty.json").write_text("\n")
+    assert (
+        "empty.json: empty; workbench import takes " in run("import", tmp_path / "empty.json", "--out", tmp_path).stderr
+    )
     assert "no such file or folder" in run("import", tmp_path / "no", "--out", tmp_path / "out").stderr
     written(tmp_path / "requests.jsonl", {"queued_ts": 1.0})
     with pytest.raises(RecordError, match=r"give the folder, which holds requests\.jsonl and meta\.json"):
