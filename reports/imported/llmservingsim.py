@@ -15,6 +15,7 @@ import numpy as np
 
 from ground.json_file import read_json, read_json_lines
 from reports.imported.engine_settings import settings_of
+from reports.imported.place import LARGEST, Place
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
@@ -27,6 +28,14 @@ TOKENS = ("input_toks", "output_toks")
 MAYBE = ("arrival_time", "instance")
 """Need not be there."""
 CLOCKED = (*TIMES, "arrival_time")
+COUNTS = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "block_size",
+    "num_gpu_blocks_override",
+)
+"""Arguments of the engine that are multiplied by each other."""
 
 
 def read_measured(folder: Path, name: str | None = None, command: str = "") -> RunRecord:
@@ -47,7 +56,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
     arrival, notes = _arrivals(rows, queued)
     whole = np.zeros(len(rows), np.int64)
     version = meta.get("vllm_version")
-    kwargs = meta.get("engine_kwargs") or {}
+    kwargs = _engine_arguments(Place(folder / "meta.json", "", meta))
     settings = {**settings_of(kwargs, version), **_kv_cache(meta)}
     gpus = math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp"))
     described = RunMeta(
@@ -100,6 +109,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _engine_arguments(meta: Place) -> dict[str, Any]:
+    """What the engine was started with. Raises RecordError where that is no object, or a number to reckon with is none."""
+    if meta.get("engine_kwargs") is None:
+        return {}
+    kwargs = meta.inner("engine_kwargs")
+    for field in COUNTS:
+        if kwargs.get(field) is not None:
+            kwargs.whole(field)
+    return dict(kwargs.values)
+
+
 def _arrivals(rows: list[dict[str, Any]], queued: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Arrivals on the engine's clock, and what there is to say of them: on two clocks, one row apart from the rest would
     be out of place, so all rows have the client's time or none has."""
@@ -143,6 +163,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 problem = "missing" if value is None else f"{value!r} is not a number of 0 or more"
                 raise RecordError(f"{path}: line {number}: {field}: {problem}")
+            if value > LARGEST:
+                raise RecordError(f"{path}: line {number}: {field}: larger than {LARGEST:g}")
             if field not in CLOCKED and value != int(value):
                 raise RecordError(f"{path}: line {number}: {field}: {value!r} is not a whole number")
         if not row["queued_ts"] <= row["first_token_ts"] <= row["last_token_ts"]:

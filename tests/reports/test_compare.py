@@ -256,11 +256,31 @@ def test_a_measured_run_becomes_a_record_with_the_settings_of_its_engine(tmp_pat
         ({"arrival_time": "late"}, "line 2: arrival_time: 'late'"),
         ({"instance": "a"}, "line 2: instance: 'a'"),
         ({"request_id": "bench-0"}, "line 2: request_id: 'bench-0' is on line 1, too"),
+        ({"last_token_ts": 10**30}, r"line 2: last_token_ts: larger than 9e\+18"),
+        ({"input_toks": 1e30}, r"line 2: input_toks: larger than 9e\+18"),
     ],
 )
 def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
     with pytest.raises(RecordError, match=said):
         read_measured(measured(tmp_path / "m", **changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--tp 2", 'engine_kwargs: "--tp 2" is not an object'),
+        ({"tensor_parallel_size": {}}, "engine_kwargs: tensor_parallel_size: {} is not a number"),
+        ({"block_size": "16", "num_gpu_blocks_override": 8}, 'engine_kwargs: block_size: "16" is not a number'),
+        ({"data_parallel_size": 1.5}, "engine_kwargs: data_parallel_size: 1.5 is not a whole number"),
+    ],
+)
+def test_engine_arguments_that_cannot_be_reckoned_with_are_named(tmp_path, arguments, said):
+    folder = measured(tmp_path / "m")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"engine_kwargs": arguments}))
+    with pytest.raises(RecordError) as refused:
+        read_measured(folder)
+    assert str(refused.value).startswith(f"{folder / 'meta.json'}: {said}")
 
 
 def test_a_row_without_its_arrival_makes_all_arrive_when_they_were_queued_and_a_note_says_so(tmp_path):
