@@ -17,7 +17,7 @@ import numpy as np
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
-from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED
+from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED, UNFINISHED
 
 UNKNOWN_MODEL = "unknown"
 _PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
@@ -119,7 +119,7 @@ def client_record(run: ClientRun, name: str, command: str) -> RunRecord:
         hardware=HardwareMeta("unknown", None, simulated=False),
         settings={**run.settings, "client": {"tool": run.tool, **run.arguments}},
         versions={},
-        totals=Totals(requests=len(rows), ended=sum(row.status != "unfinished" for row in rows), iterations=0),
+        totals=Totals(requests=len(rows), ended=sum(row.status != UNFINISHED for row in rows), iterations=0),
         interrupted=False,
     )
     no_iterations = {column: np.zeros(0, np.int64) for column in ITERATION_COLUMNS}
@@ -141,7 +141,7 @@ def _notes(run: ClientRun) -> list[str]:
         notes.append(
             f"{streamed} tokens after the first ones came in {len(run.gaps_s)} pieces: gaps are between pieces"
         )
-    lost = Counter(row.error for row in run.rows if row.status not in (FINISHED, "unfinished"))
+    lost = Counter(row.error for row in run.rows if row.status not in (FINISHED, UNFINISHED))
     if lost:
         error, count = lost.most_common(1)[0]
         said = error.strip().splitlines()[-1][:_LONGEST_ERROR] if error.strip() else "no reason given"

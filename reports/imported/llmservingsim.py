@@ -19,7 +19,7 @@ from reports.imported.place import LARGEST, Place
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
 from reports.record.run_record import RunRecord
-from reports.record.schema import ITERATION_COLUMNS
+from reports.record.schema import FINISHED, ITERATION_COLUMNS
 
 FILES = ("requests.jsonl", "meta.json")
 """What makes a folder one of these."""
@@ -87,7 +87,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
         "output_tokens": np.array([row["output_toks"] for row in rows], np.int64),
         "cached_tokens": whole,
         "retractions": whole,
-        "status": ["finished"] * len(rows),
+        "status": [FINISHED] * len(rows),
     }
     iterations = {
         column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
