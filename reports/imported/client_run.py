@@ -16,7 +16,7 @@ import numpy as np
 
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
-from reports.record.run_record import RunRecord
+from reports.record.run_record import RunRecord, no_rows
 from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED, UNFINISHED
 
 UNKNOWN_MODEL = "unknown"
@@ -122,8 +122,8 @@ def client_record(run: ClientRun, name: str, command: str) -> RunRecord:
         totals=Totals(requests=len(rows), ended=sum(row.status != UNFINISHED for row in rows), iterations=0),
         interrupted=False,
     )
-    no_iterations = {column: np.zeros(0, np.int64) for column in ITERATION_COLUMNS}
-    return RunRecord(meta.to_json(), columns, no_iterations, (run.gaps_s, np.ones(len(run.gaps_s), np.int64)))
+    gaps = run.gaps_s, np.ones(len(run.gaps_s), np.int64)
+    return RunRecord(meta.to_json(), columns, no_rows(ITERATION_COLUMNS), gaps)
 
 
 def _notes(run: ClientRun) -> list[str]:

@@ -18,7 +18,7 @@ from reports.imported.engine_settings import settings_of
 from reports.imported.place import LARGEST, Place
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
-from reports.record.run_record import RunRecord
+from reports.record.run_record import RunRecord, no_rows
 from reports.record.schema import FINISHED, ITERATION_COLUMNS
 
 FILES = ("requests.jsonl", "meta.json")
@@ -89,11 +89,8 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
         "retractions": whole,
         "status": [FINISHED] * len(rows),
     }
-    iterations = {
-        column: np.empty(0, np.int64 if kind.value in ("int", "mode") else np.float64)
-        for column, kind in ITERATION_COLUMNS.items()
-    }
-    return RunRecord(described.to_json(), columns, iterations, (np.empty(0), np.empty(0, np.int64)))
+    no_gaps = np.empty(0), np.empty(0, np.int64)
+    return RunRecord(described.to_json(), columns, no_rows(ITERATION_COLUMNS), no_gaps)
 
 
 def _check_folder(folder: Path) -> None:

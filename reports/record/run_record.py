@@ -63,7 +63,7 @@ class RunRecord:
     requests: dict[str, Any]
     iterations: dict[str, np.ndarray]
     itl: tuple[np.ndarray, np.ndarray]
-    events: dict[str, Any] = field(default_factory=lambda: _no_rows(EVENT_COLUMNS))
+    events: dict[str, Any] = field(default_factory=lambda: no_rows(EVENT_COLUMNS))
     derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Results of costly functions of the columns, by (function, arguments), for whoever asks next."""
 
@@ -82,7 +82,8 @@ class RunRecord:
         return str(self.meta.get("name", "run"))
 
 
-def _no_rows(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def no_rows(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """The columns of a table of which nothing is known, such as the iterations of a run that clients saw."""
     return {name: np.zeros(0, dtype=np.int64) for name in kinds}
 
 
@@ -199,7 +200,7 @@ def read_record(folder: str | Path) -> RunRecord:
 
 
 def _read_if_there(path: Path, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    return read_columns(path, kinds) if path.exists() else _no_rows(kinds)
+    return read_columns(path, kinds) if path.exists() else no_rows(kinds)
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:

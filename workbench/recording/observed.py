@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from reports.record.meta import HardwareMeta, RunMeta, Totals
-from reports.record.run_record import RunRecord
+from reports.record.run_record import RunRecord, no_rows
 from reports.record.schema import ABORTED, FINISHED, ITERATION_COLUMNS, REJECTED
 from workbench.clients.bounds import counted
 from workbench.clients.observe import Observer, Sent, known_or
@@ -70,8 +70,7 @@ def observed_record(seen: Observer, trace_sha256: str, command: str) -> RunRecor
             late_max_s=round(float(late.max()), 6),
         ),
     )
-    no_iterations = {name: np.zeros(0, np.int64) for name in ITERATION_COLUMNS}
-    return RunRecord(meta.to_json(), columns, no_iterations, (gaps, np.ones(len(gaps), np.int64)))
+    return RunRecord(meta.to_json(), columns, no_rows(ITERATION_COLUMNS), (gaps, np.ones(len(gaps), np.int64)))
 
 
 def _notes(seen: Observer, rows: list[Sent], late_s: float) -> list[str]:
