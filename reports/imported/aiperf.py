@@ -6,7 +6,7 @@ Moments are nanoseconds since 1970, metrics have their unit. ``profile_export_ai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ WITH_RECORDS = "aiperf writes what is per request into profile_export.jsonl with
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0}
 
 
-def is_record(values: dict[str, Any]) -> bool:
+def is_record(values: Mapping[str, Any]) -> bool:
     """Tell whether an object is the record of one request."""
     metadata = values.get("metadata")
     return isinstance(metadata, dict) and "metrics" in values and "session_num" in metadata
 
 
-def is_summary(values: dict[str, Any]) -> bool:
+def is_summary(values: Mapping[str, Any]) -> bool:
     """Tell whether an object is the summary of a run."""
     latency = values.get("request_latency")
     return "aiperf_version" in values or ("input_config" in values and isinstance(latency, dict) and "avg" in latency)
@@ -69,7 +69,7 @@ def read_run(path: Path, lines: Sequence[Place]) -> ClientRun:
     if not any(row.turn > 0 for row in rows):
         for row in rows:
             row.session_id, row.turn = "", math.nan
-    model, version, load = _asked_for(path)
+    model, version, load = _asked_for(path, notes)
     settings = settings_of({})
     if set(load) == {"concurrency"}:
         settings |= closed_loop(load["concurrency"])
@@ -135,14 +135,18 @@ def _tokens(metrics: Place, name: str, needed: bool) -> int:
     return metrics.inner(name).whole("value")
 
 
-def _asked_for(records: Path) -> tuple[str | None, str | None, dict[str, Any]]:
-    """Model, version and load of a run, from the summary beside its records; nothing where there is none."""
+def _asked_for(records: Path, notes: list[str]) -> tuple[str | None, str | None, dict[str, Any]]:
+    """Model, version and load of a run, from the summary beside its records; nothing where there is none.
+
+    Adds to `notes` why there is nothing in one that cannot be read.
+    """
     prefix = records.name.removesuffix(".jsonl")
     named = (records.with_name(name) for name in (f"{prefix}_aiperf.json", f"{prefix}.json"))
     found = next((path for path in named if path.is_file()), None)
     try:
         summary = Place(records, "", read_json(found) if found is not None else {})
-    except InputError:  # the records are whole without it
+    except InputError as problem:  # the records are whole without it
+        notes.append(f"model, version and load of the run are not known: {problem}")
         return None, None, {}
     config = summary.inner_or_empty("input_config")
     model = next((item.text("name") for item in _listed(config.inner_or_empty("models"), "items")), None)

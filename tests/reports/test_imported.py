@@ -175,6 +175,16 @@ def test_aiperf_records_are_exact_to_the_nanosecond_and_leave_out_the_warm_up(tm
         assert again.meta == record.meta and column(again, "finish_s") == column(record, "finish_s")
 
 
+def test_an_aiperf_summary_that_cannot_be_read_costs_the_model_and_the_load_and_a_note_says_so(tmp_path):
+    folder = written_aiperf(tmp_path / "ai")
+    (folder / "profile_export_aiperf.json").write_text('{"aiperf_version": ')
+    record = read_results(folder)
+    assert record.meta["model"] == "unknown" and "concurrency" not in record.meta["settings"]
+    assert column(record, "arrival_s") == {"x1": 0.0, "x2": 0.25, "x3": 0.5, "x4": 0.75}
+    said = "model, version and load of the run are not known: "
+    assert f"{said}{folder / 'profile_export_aiperf.json'}: line 1, column 20: Expecting value" in notes(record)
+
+
 def test_answers_that_are_not_streamed_have_no_first_token(tmp_path):
     lines = tools.aiperf()
     for line in lines:
