@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ _SERVER_SETTINGS = {
 """What SGLang's server says of itself, and the settings of ours that mean the same."""
 
 
-def is_result(values: dict[str, Any]) -> bool:
+def is_result(values: Mapping[str, Any]) -> bool:
     """Tell whether an object is a result of either tool, with details or without."""
     return any(name in values for name in LISTS) or {"completed", "duration", "total_input_tokens"} <= values.keys()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ LATER = ("request_start", "first_token_iteration", "last_token_iteration", "requ
 """What the moments of a request are called."""
 
 
-def is_report(values: dict[str, Any]) -> bool:
+def is_report(values: Mapping[str, Any]) -> bool:
     """Tell whether an object is a report."""
     return isinstance(values.get("benchmarks"), list)
 

@@ -51,16 +51,16 @@ def _of_file(source: Path, name: str | None, command: str, run: int | None) -> R
     objects = _objects(source)
     first = objects[0].values
     called = name or (source.parent.resolve().name if source.name in _IN_FOLDER else source.stem)
-    if guidellm.is_report(dict(first)):
+    if guidellm.is_report(first):
         benchmarks = objects[0].objects("benchmarks")
         chosen = _chosen(source, benchmarks, run, guidellm.describe)
         return client_record(guidellm.read_run(chosen, objects[0]), called, command)
-    if aiperf.is_record(dict(first)):
+    if aiperf.is_record(first):
         _only_run(source, run)
         return client_record(aiperf.read_run(source, objects), called, command)
-    if aiperf.is_summary(dict(first)):
+    if aiperf.is_summary(first):
         return _of_file(aiperf.records_beside(source), name, command, run)
-    if bench_serving.is_result(dict(first)):
+    if bench_serving.is_result(first):
         chosen = _chosen(source, objects, run, bench_serving.describe)
         return client_record(bench_serving.read_run(chosen), called, command)
     if "queued_ts" in first or "engine_kwargs" in first:
