@@ -181,6 +181,12 @@ def test_heads_and_precisions_that_nobody_measured_fall_back_one_by_one(package,
     assert cost.attention_s(decodes if kind == "context_attention" else prompt) > 0
 
 
+def test_what_is_never_quantised_is_named_in_its_own_precision(package):
+    write_table(package, "gemm", gemm_dtype="fp8")
+    note = measured(dtype="fp8").notes[-1]
+    assert "output head in bf16" in note and "in fp8" not in note, "there are products in fp8"
+
+
 def test_without_a_table_of_all_reduces_or_experts_the_roofline_stands_in_for_these_alone(package):
     for file in package.rglob("*.parquet"):
         if file.name.startswith(("custom", "moe")):

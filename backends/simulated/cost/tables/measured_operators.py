@@ -242,7 +242,7 @@ class _Reader:
             except NotMeasured:
                 curves = None
             if curves is None:
-                self._lack(f"{what} in {weights.dtype}")
+                self._lack(f"{what} in {held.computes if held == weights.plain else weights.dtype}")
                 return None
             for name, curve in curves.items():
                 curve = curve.times(share)
