@@ -75,11 +75,15 @@ def read_table(
             columns[name] = np.array([row[at] for row in body], np.float64)
         except ValueError:
             columns[name] = np.array([_number(row[at], path, line, name) for line, row in enumerate(body, 2)])
-        bad = ~((columns[name] >= 0) & (columns[name] < np.inf))
-        if bad.any():
-            line = int(bad.argmax()) + 2
-            raise ProfileError(f"{path}: line {line}: {name}: {body[line - 2][at]!r} is not a number of 0 or more")
+        if (wrong := first_unfit(columns[name])) is not None:
+            raise ProfileError(f"{path}: line {wrong + 2}: {name}: {body[wrong][at]!r} is not a number of 0 or more")
     return columns
+
+
+def first_unfit(numbers: np.ndarray) -> int | None:
+    """The place of the first that is not a finite number of 0 or more; None where all are."""
+    bad = ~((numbers >= 0) & (numbers < np.inf))
+    return int(bad.argmax()) if bad.any() else None
 
 
 def _number(value: str, path: Path, line: int, name: str) -> float:

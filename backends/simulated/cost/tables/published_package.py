@@ -20,6 +20,7 @@ from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.operator_tables import NotMeasured, ProfileError
 from backends.simulated.cost.tables.aiconfigurator import OPTIONAL
+from backends.simulated.cost.tables.csv_table import first_unfit
 
 PACKAGE, DISTRIBUTION = "aiconfigurator_core", "aiconfigurator-core"
 INSTALL = 'pip install "llm-workbench[profiles]"'
@@ -160,8 +161,6 @@ def _read(file: Path, changed_ns: int, text: tuple[str, ...], numbers: tuple[str
     if not found.num_rows:
         raise ProfileError(f"{file}: no rows")
     for name in (*numbers, *OPTIONAL):
-        bad = ~((columns[name] >= 0) & (columns[name] < np.inf))
-        if bad.any():
-            row = int(bad.argmax())
+        if (row := first_unfit(columns[name])) is not None:
             raise ProfileError(f"{file}: row {row + 1}: {name}: {columns[name][row]} is not a number of 0 or more")
     return columns
