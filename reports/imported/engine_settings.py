@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+VLLM_PRESET = "vllm-0.19"
+"""The preset that stands for vLLM, whatever the version: LLMServingSim's runs are of this one."""
 ENGINE_SETTINGS = {
     "tensor_parallel_size": "tp",
     "pipeline_parallel_size": "pp",
@@ -23,7 +25,7 @@ def settings_of(kwargs: dict[str, Any], vllm_version: str | None = None) -> dict
     """Settings of ours that mean what an engine was started with."""
     settings: dict[str, Any] = {"ignore_eos": True}
     if vllm_version:
-        settings["engine"] = "vllm-0.19"
+        settings["engine"] = VLLM_PRESET
     for theirs, ours in ENGINE_SETTINGS.items():
         if ours is not None and kwargs.get(theirs) is not None:
             settings[ours] = kwargs[theirs]

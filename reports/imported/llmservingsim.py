@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ground.json_file import read_json, read_json_lines
-from reports.imported.engine_settings import settings_of
+from reports.imported.engine_settings import VLLM_PRESET, settings_of
 from reports.imported.place import LARGEST, Place
 from reports.record.errors import RecordError
 from reports.record.meta import HardwareMeta, RunMeta, Totals, TraceMeta
@@ -58,6 +58,10 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
     version = meta.get("vllm_version")
     kwargs = _engine_arguments(Place(folder / "meta.json", "", meta))
     settings = {**settings_of(kwargs, version), **_kv_cache(meta)}
+    if version and not f"vllm-{version}.".startswith(f"{VLLM_PRESET}."):
+        notes.append(
+            f"measured under vLLM {version}: engine {VLLM_PRESET} stands for it, unless --engine names another"
+        )
     gpus = math.prod(_whole(settings.get(name)) for name in ("tp", "pp", "dp"))
     described = RunMeta(
         kind="imported",

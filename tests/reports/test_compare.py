@@ -265,6 +265,17 @@ def test_a_bad_line_of_a_measured_run_is_named(tmp_path, changes, said):
         read_measured(measured(tmp_path / "m", **changes))
 
 
+def test_a_note_says_that_the_preset_of_another_version_stands_for_the_engine(tmp_path):
+    folder = measured(tmp_path / "m")
+    meta = json.loads((folder / "meta.json").read_text())
+    for version, noted in (("0.19.0", False), ("0.19", False), ("0.190.1", True), ("0.33.0", True)):
+        (folder / "meta.json").write_text(json.dumps(meta | {"vllm_version": version}))
+        record = read_measured(folder)
+        said = f"measured under vLLM {version}: engine vllm-0.19 stands for it, unless --engine names another"
+        assert record.meta["settings"]["engine"] == "vllm-0.19"
+        assert record.meta["trace"]["notes"] == ([said] if noted else [])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
