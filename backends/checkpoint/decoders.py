@@ -26,12 +26,14 @@ def plain(
     gated: bool = True,
     mlp_bias: bool = False,
     expert_bias: bool = False,
+    shared_gate: bool = False,
     head_bias: bool = False,
 ) -> Stack:
     """Read a decoder whose layers are alike but for windows and experts.
 
     ``qk_norm``: queries and keys have a norm of a head's width, or of all heads'. ``norms`` a layer; ``norm_bias``: they are
-    LayerNorms. ``expert_bias``: the router and each expert's matrices have biases.
+    LayerNorms. ``expert_bias``: the router and each expert's matrices have biases. ``shared_gate``: beside the
+    experts is a shared one of a width of its own, behind a gate of one number (Qwen2).
     """
     hidden = fields.size("hidden_size")
     each = attention(fields, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm, sinks=sinks)
@@ -39,7 +41,10 @@ def plain(
     mixed = families.mixtures(fields, families.experts(fields))
     layers = []
     for window, sparse in zip(families.windows(fields, kind), mixed, strict=True):
-        mlp = experts(fields, bias=expert_bias) if sparse else dense(fields, gated=gated, bias=mlp_bias)
+        if sparse:
+            mlp: MLP = gated_experts(fields) if shared_gate else experts(fields, bias=expert_bias)
+        else:
+            mlp = dense(fields, gated=gated, bias=mlp_bias)
         layers.append(Layer(replace(each, window=window), mlp, norms * norm))
     head = fields.size("vocab_size") if head_bias else 0
     return Stack(tuple(layers), norm + head)
@@ -95,19 +100,6 @@ def experts(
     if shared_width is None:
         shared_width = fields.count("n_shared_experts") * width
     return Experts(count, per_token, width, shared_width, gated, vectors=vectors, **more)
-
-
-def shared_by_gate(fields: Fields, kind: str, *, qkv_bias: bool) -> Stack:
-    """Read Qwen2's mixtures: one shared expert of a width of its own, behind a gate of one number."""
-    hidden = fields.size("hidden_size")
-    each = attention(fields, qkv_bias=qkv_bias)
-    sparse = gated_experts(fields)
-    mixed = families.mixtures(fields, families.experts(fields))
-    layers = tuple(
-        Layer(replace(each, window=window), sparse if mixture else dense(fields), 2 * hidden)
-        for window, mixture in zip(families.windows(fields, kind), mixed, strict=True)
-    )
-    return Stack(layers, hidden)
 
 
 def gated_experts(fields: Fields) -> Experts:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from backends.checkpoint.config_fields import Fields
-from backends.checkpoint.decoders import gemma4, latent, llama4, mimo_v2, plain, shared_by_gate
+from backends.checkpoint.decoders import gemma4, latent, llama4, mimo_v2, plain
 from backends.checkpoint.families import DEFAULTS, SAME_AS, text_values
 from backends.checkpoint.hybrids import nemotron_h, qwen3_next
 from backends.checkpoint.layer_kinds import Stack
@@ -37,7 +37,7 @@ def _glm4_moe(fields: Fields, kind: str) -> Stack:
 
 
 def _qwen2_moe(fields: Fields, kind: str) -> Stack:
-    return shared_by_gate(fields, kind, qkv_bias=fields.flag("qkv_bias"))
+    return plain(fields, kind, qkv_bias=fields.flag("qkv_bias"), shared_gate=True)
 
 
 READERS: dict[str, Callable[[Fields, str], Stack]] = {
