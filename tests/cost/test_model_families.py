@@ -163,6 +163,20 @@ def test_layers_that_draft_are_told_and_not_counted(name):
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("meta-llama/Llama-3.1-8B", None),
+        ("Qwen/Qwen3-30B-A3B", None),
+        ("mistralai/Mistral-7B-v0.1", "attends over sliding windows"),
+        ("Qwen/Qwen3.5-27B", "has recurrent layers"),
+        ("deepseek-ai/DeepSeek-V3.2", "has sparse attention over chosen tokens"),
+    ],
+)
+def test_what_a_profile_cannot_hold_of_a_model_is_said_in_words(name, words):
+    assert family(name).beyond_tables == words
+
+
+@pytest.mark.parametrize(
     ("name", "fields", "line"),
     [
         ("Qwen/Qwen3-8B", {"model_type": "deepseek_v4"}, "model_type: 'deepseek_v4' is not supported; known: llama"),

@@ -129,7 +129,7 @@ class ModelSpec:
 
     @cached_property
     def beyond_tables(self) -> str | None:
-        """What its layers have that no measured table here holds, in words; None for full attention of one kind."""
+        """What its layers have that no profile holds, in words; None where all have one kind of attention to all tokens."""
         mixers = {each.mixer for each in self.stack}
         if any(isinstance(each, Attention) and each.window is not None for each in mixers):
             return "attends over sliding windows"
@@ -145,7 +145,7 @@ class ModelSpec:
         ):
             return "has layers of several shapes"
         if self.routed is not None and (not self.routed.gated or self.routed.latent is not None):
-            return "has experts without gates"
+            return "has experts without gates or of a latent width"
         return None
 
     def precision(self, dtype: str = "auto") -> Precision:
