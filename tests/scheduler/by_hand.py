@@ -18,6 +18,8 @@ LOOPS = ["normal", "overlap", "pipeline"]
 every_loop = pytest.mark.parametrize("loop", LOOPS)
 both_batchings = pytest.mark.parametrize("batching", ["prefill-first", "mixed"])
 EOS = END_OF_SEQUENCE
+TOKEN = 7
+"""What :func:`process` samples for everybody, unless told otherwise."""
 
 
 def words(start: int, count: int) -> list[int]:
@@ -30,11 +32,16 @@ def scheduler(**settings: object) -> Scheduler:
     return Scheduler(config, eos_token_ids=(EOS,))
 
 
-def generate(rid: str, prompt: list[int], new: int, **more: object) -> Generate:
-    return Generate(rid, np.array(prompt, np.int32), SamplingParams(new), **more)  # type: ignore[arg-type]
+def eager(**settings: object) -> Scheduler:
+    """One whose requests do not wait for what others in the batch are about to compute."""
+    return scheduler(**{"share_in_batch_tokens": None, **settings})
 
 
-def process(s: Scheduler, batch: ScheduleBatch, token: int = 7) -> StepResult:
+def generate(rid: str, prompt: list[int], new: int, *, ignore_eos: bool = False, **more: object) -> Generate:
+    return Generate(rid, np.array(prompt, np.int32), SamplingParams(new, ignore_eos=ignore_eos), **more)  # type: ignore[arg-type]
+
+
+def process(s: Scheduler, batch: ScheduleBatch, token: int = TOKEN) -> StepResult:
     result = s.process(batch, StepOutput(np.full(len(batch.reqs), token, np.int32)))
     s.check()
     return result
@@ -47,7 +54,7 @@ def form(s: Scheduler, slot: int = 0) -> ScheduleBatch:
     return batch
 
 
-def step(s: Scheduler, token: int = 7) -> ScheduleBatch:
+def step(s: Scheduler, token: int = TOKEN) -> ScheduleBatch:
     batch = form(s)
     process(s, batch, token)
     return batch
@@ -62,6 +69,26 @@ def finish_all(s: Scheduler) -> list[ScheduleBatch]:
             batches.append(batch)
     s.rest()
     return batches
+
+
+def serve(s: Scheduler, *messages: Generate) -> None:
+    """Let requests come and go, one after the other."""
+    for message in messages:
+        s.receive([message])
+        finish_all(s)
+
+
+def cached(s: Scheduler, tokens: list[int]) -> int:
+    """Tokens of a sequence that the prefix cache, a radix tree, has."""
+    tree = s.kv.cache.tree  # type: ignore[attr-defined]
+    return int(tree.match(np.array(tokens, np.int32), touch=False)[1])
+
+
+def next_rids(s: Scheduler) -> list[str] | None:
+    """Who is in the next batch, which is left in flight; None where there is none."""
+    batch = s.next_batch()
+    s.check()
+    return None if batch is None else rids(batch)
 
 
 def rids(batch: ScheduleBatch) -> list[str]:

@@ -5,8 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.scheduler.by_hand import EOS, extends, finish_all, form, generate, process, rids, step, words
-from tests.scheduler.by_hand import scheduler as some_scheduler
+from tests.scheduler.by_hand import (
+    EOS,
+    TOKEN,
+    cached,
+    extends,
+    finish_all,
+    form,
+    generate,
+    next_rids,
+    process,
+    rids,
+    serve,
+    step,
+    words,
+)
+from tests.scheduler.by_hand import eager as scheduler
 from workbench.scheduler.batch import StepOutput
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.messages import Abort, Generate, OpenSession
@@ -16,35 +30,9 @@ from workbench.scheduler.scheduler import Scheduler
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import settings_from
 
-TOKEN = 7
-"""What :func:`process` samples for everybody."""
 PRESET = settings_from(None, {"engine": "mini-sglang-20fcd7f"})
 ALL = {name: getattr(PRESET, name) for name in settings_of(EngineRules)}
 """Its rules together."""
-
-
-def scheduler(**settings: object) -> Scheduler:
-    return some_scheduler(**{"share_in_batch_tokens": None, **settings})
-
-
-def next_rids(s: Scheduler) -> list[str] | None:
-    """Who is in the next batch, which is left in flight; None where there is none."""
-    batch = s.next_batch()
-    s.check()
-    return None if batch is None else rids(batch)
-
-
-def cached(s: Scheduler, tokens: list[int]) -> int:
-    """Tokens of a sequence that the prefix cache has."""
-    tree = s.kv.cache.tree  # type: ignore[attr-defined]
-    return int(tree.match(np.array(tokens, np.int32), touch=False)[1])
-
-
-def serve(s: Scheduler, *messages: Generate) -> None:
-    """Let requests come and go, one after the other."""
-    for message in messages:
-        s.receive([message])
-        finish_all(s)
 
 
 # -- what is set aside -----------------------------------------------------------------------------------------------------
