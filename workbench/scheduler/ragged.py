@@ -73,11 +73,6 @@ class RaggedRunningSet(RunningSet):
         super().add(reqs, rows, lens, ends, token_at, stop_ids)
         self._look_ahead()
 
-    def rotate(self, count: int) -> None:
-        super().rotate(count)
-        self.held_pages = np.roll(self.held_pages, count)
-        self._look_ahead()
-
     def remove(self, indices: Sequence[int]) -> list[Req]:
         gone = super().remove(indices)
         self.held_pages = np.delete(self.held_pages, indices)

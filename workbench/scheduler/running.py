@@ -139,9 +139,8 @@ class RunningSet:
 
     def rotate(self, count: int) -> None:
         """Put the last ``count`` members in front of the others."""
-        at = np.roll(np.arange(self.count), count)
-        self.reqs = [self.reqs[i] for i in at.tolist()]
-        self._set(self.rows[at], self.lens[at], self.ends[at], self.token_at[at], chosen(self.stop_ids, at))
+        others = self.count - count
+        self._reorder([*range(others, self.count), *range(others)])
 
     def remove(self, indices: Sequence[int]) -> list[Req]:
         """Take requests out, with their ``kv_len`` brought up to date."""
@@ -200,8 +199,8 @@ class RunningSet:
 
     def _reorder(self, order: list[int]) -> None:
         self.reqs = [self.reqs[i] for i in order]
-        stop_ids = chosen(self.stop_ids, order)
-        self._set(self.rows[order], self.lens[order], self.ends[order], self.token_at[order], stop_ids)
+        at = np.array(order)  # several arrays are put in order, and a list would be made one for each
+        self._set(self.rows[at], self.lens[at], self.ends[at], self.token_at[at], chosen(self.stop_ids, at))
 
     @property
     def step_tokens(self) -> np.ndarray:
