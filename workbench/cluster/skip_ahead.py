@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from backends.simulated.backend import SimulatedBackend
 from backends.simulated.clock import Clock
 from backends.simulated.gpus import ModelledForward
-from workbench.phase_log import MODE_CODES, IterationRow
 from workbench.scheduler.decided import MOST_STEPS, decided_steps
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -55,9 +54,7 @@ class ManyStepsOutbox(Protocol):
 
 
 class IterationTable(Protocol):
-    """Where rows of iterations.csv go (:class:`IterationLog`)."""
-
-    def append(self, row: IterationRow) -> None: ...
+    """Where the backend's rows of iterations.csv go (:class:`IterationLog`)."""
 
     def go_on(
         self,
@@ -66,7 +63,7 @@ class IterationTable(Protocol):
         end_s: Sequence[float],
         kv_used_tokens: Sequence[int],
     ) -> None:
-        """Those of the decode steps after the last row's."""
+        """Add those of the decode steps after the last row's."""
         ...
 
 
@@ -163,27 +160,11 @@ class SkipAhead:
         kv_used_tokens = decided.kv_used_tokens(formed)
         alone = len(pending)
         if alone < formed:  # batches that are both formed and processed
-            # The first one's row as PhaseLog.processed would make it, of a batch that nobody needs.
-            running, table = scheduler.slots[0].running, scheduler.kv.table
-            row = IterationRow(
-                scheduler.assembly.step,
-                backend.phases.instance,
-                0,
-                MODE_CODES["decode"],
-                times.issued_s[alone],
-                times.start_s[alone],
-                times.end_s[alone],
-                running.count,
-                0,
-                running.count,
-                running.context_tokens + running.count,
-                kv_used_tokens[0],
-                len(scheduler.queue.waiting),
-                table.rows - table.free_rows,
-                *cpu_s,
-                processes_s[-1],
+            first = ModelledForward(
+                decided.batch(0), backend.sampler, times.issued_s[alone], [times.start_s[alone]], [times.end_s[alone]]
             )
-            self._iterations.append(row)
+            first.cpu_s = cpu_s
+            backend.phases.processed(first, processes_s[-1])
             after = slice(alone + 1, formed)
             used = kv_used_tokens[1 : formed - alone]
             self._iterations.go_on(times.issued_s[after], times.start_s[after], times.end_s[after], used)
