@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.scheduler.batches.prefill_budget import PrefillBudget
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.preemption import Preempts
@@ -10,32 +11,24 @@ from workbench.scheduler.schedule_batch import PrefillRow
 from workbench.scheduler.slots import Slot
 
 
-class PageBudget:
-    """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
+class PageBudget(PrefillBudget):
+    """Who is about to end in flight, or has a place yet, takes tokens of the budgets as if it joined."""
 
     def __init__(
         self, config: SchedulerConfig, parts: Parts, preemption: Preempts, slot: Slot, *, decodes: bool
     ) -> None:
-        self._config = config
-        self._kv = parts.kv
-        self._parts = parts
-        self._preemption = preemption
-        self._slot = slot
         self._decodes = 0
         if decodes:
             self._decodes = slot.running.next_tokens + len(parts.flights.ending()) + len(slot.lingering)
-        self._prompt = config.max_prefill_tokens - self._decodes
-        self._chunk = None if config.chunk is None else config.chunk - self._decodes
-        self._expected = self._expects()
+        super().__init__(config, parts, preemption, slot, self._decodes)
         self._charged = 0
         """Tokens of KV that the prompts of the step have been charged."""
         self._taken_pages = 0
         """Pages that they have got already, and which are no longer there."""
-        self._at_once = config.evict_for == "row"
         self._beside = config.page_size if config.page_beside else 0
         self._whole_prompts = config.prompt_budget == "whole"
         self._margin = 0 if config.preempt_for == "place" else 1
-        """What is wanted has to be less than what is left."""
+        """Tokens of KV that a preemption has to leave: what is wanted has to be less than what is left."""
 
     @property
     def spent(self) -> bool:
@@ -62,7 +55,7 @@ class PageBudget:
     def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
         kv = self._kv
         extend = len(req.tokens) - cached
-        need = extend + self._parts.estimate.most_output(req) + self._beside
+        need = extend + self._estimate.most_output(req) + self._beside
         return (alone or need < self._left()) and kv.pages_for(extend) <= kv.available_pages
 
     def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
@@ -84,23 +77,18 @@ class PageBudget:
             self._chunk -= tokens
         self._charged += tokens + self._kv.page_size
         if row.last:
-            self._charged += self._parts.estimate.most(row.req.max_new)
+            self._charged += self._estimate.most(row.req.max_new)
         if self._at_once:
             self._taken_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
 
-    def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, self._left() - self._margin)
-        self._expected = self._expects()
-        return made
+    def _most_need(self) -> float:
+        return self._left() - self._margin
 
     def _left(self) -> float:
         """KV that a new request may count on, in tokens."""
         pages = self._kv.available_pages + self._taken_pages
         # One sum after the other: a float that is compared exactly depends on the order.
-        return pages * self._kv.page_size - (self._decodes + self._expected + self._charged)
-
-    def _expects(self) -> float:
-        return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)
+        return pages * self._kv.page_size - (self._decodes + self._reserved + self._charged)
 
     def _paged(self, tokens: int) -> int:
         return self._kv.pages_for(tokens) * self._kv.page_size

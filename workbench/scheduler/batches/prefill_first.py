@@ -7,13 +7,13 @@ import numpy as np
 from workbench.scheduler.admission import Admission
 from workbench.scheduler.batches.assembly import Assembly
 from workbench.scheduler.batches.page_budget import PageBudget
+from workbench.scheduler.batches.token_budget import TokenBudget
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.place_preemption import PlacePreemption
-from workbench.scheduler.preemption import Preemption, Preempts
-from workbench.scheduler.request import Req
+from workbench.scheduler.preemption import Preemption
 from workbench.scheduler.retraction import Retraction
-from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
+from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.slots import Slot
 
 
@@ -29,7 +29,7 @@ class PrefillFirst:
         self._preemption = (PlacePreemption if config.preempt_for == "place" else Preemption)(config, parts)
         self._retraction = Retraction(config, parts, newest_first=False)
         self._assembly = assembly
-        self._budget = PageBudget if config.charge == "pages" else _Budget
+        self._budget = PageBudget if config.charge == "pages" else TokenBudget
         self._joins_after = config.mixed_join == "after"
         if config.lingers:
             self.form = self._form_and_settle  # type: ignore[method-assign]
@@ -123,88 +123,3 @@ class PrefillFirst:
                 self._kv.free_up(running.count)
         slot.prefill_streak = 0 if joins else slot.prefill_streak + 1
         return self._assembly.prefill(slot, rows, joins, needing if joins else None)
-
-
-class _Budget:
-    """The rest of a batch's budgets: KV, prompt tokens, chunk. The running requests share them if they join."""
-
-    exhausted = False
-
-    def __init__(
-        self, config: SchedulerConfig, parts: Parts, preemption: Preempts, slot: Slot, *, decodes: bool
-    ) -> None:
-        self._config = config
-        self._kv = parts.kv
-        self._parts = parts
-        self._preemption = preemption
-        self._slot = slot
-        # A decode takes tokens of the budgets, and in the worst case as many pages of the pool as they fill.
-        running = slot.running
-        tokens = running.next_tokens if decodes else 0
-        holds = decodes and config.mixed_join == "before"
-        self._held_pages = running.count * parts.kv.pages_for(1 + running.draft_tokens) if holds else 0
-        self._prompt = config.max_prefill_tokens - tokens
-        self._chunk = None if config.chunk is None else max(config.chunk - tokens, 0)
-        self._reserved = self._expected()
-        self._at_once = config.evict_for == "row"
-        self._cuts = self._chunk is not None and config.chunk_cut == "tokens"
-        """A prompt that the budgets do not hold is cut to what is left of them."""
-        self._promised_pages = 0
-        """Pages that prompts of the step will have once all of them have been chosen."""
-        self.spent = self._cuts and (not self._chunk or self._prompt <= 0)
-
-    def chunk_end(self, req: Req) -> int:
-        kv, cut = self._kv, self._config.chunk_unit
-        end = len(req.tokens)
-        if self._chunk is not None:
-            end = min(end, req.kv_len + self._config.chunk_at(req.kv_len, self._chunk))
-        end = min(end, (kv.pages_for(req.kv_len) + kv.available_pages - self._held_pages) * kv.page_size)
-        if end < len(req.tokens):
-            end = end // cut * cut
-        elif self._slot.running.count >= self._config.max_running_per_slot:
-            return req.kv_len  # its last chunk must land in a slot with room: another one has it
-        return max(end, req.kv_len)
-
-    def fits(self, req: Req, cached: int, *, alone: bool) -> bool:
-        kv = self._kv
-        extend = len(req.tokens) - cached
-        enough = alone or self._parts.estimate.need(req, extend) <= self._total()
-        return enough and kv.pages_for(extend) <= kv.available_pages - self._held_pages - self._promised_pages
-
-    def prompt_end(self, req: Req, cached: int, *, first: bool) -> int:
-        extend = len(req.tokens) - cached
-        if extend > self._prompt and not first and not self._cuts:
-            return cached
-        if self._chunk is not None:
-            chunk = self._config.chunk_at(cached, self._chunk)
-            if self._cuts and not first:
-                chunk = min(chunk, self._prompt)
-            if extend > chunk:
-                return cached + chunk // self._config.chunk_unit * self._config.chunk_unit
-        return len(req.tokens)
-
-    def spend(self, row: PrefillRow) -> None:
-        tokens = row.end - row.start
-        self._prompt -= tokens
-        if self._chunk is not None:
-            self._chunk -= tokens
-        if self._cuts:
-            self.spent = not self._chunk or self._prompt <= 0
-        if row.last:
-            self._reserved += self._parts.estimate.most_output(row.req)
-        if not self._at_once:
-            self._reserved += self._parts.estimate.rounded(tokens)
-            self._promised_pages += self._kv.pages_for(row.end) - self._kv.pages_for(row.start)
-
-    def make_room(self, req: Req) -> bool:
-        made = self._preemption.make_room(req, self._slot, self._total())
-        self._reserved = self._expected()
-        return made
-
-    def _total(self) -> float:
-        """KV that a new request may count on, in tokens."""
-        pages = self._kv.available_pages - self._held_pages
-        return pages * self._kv.page_size - self._reserved - self._config.kv_margin
-
-    def _expected(self) -> float:
-        return self._parts.estimate.reserved_tokens(self._parts.slots.running_sets)
