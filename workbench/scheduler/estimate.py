@@ -125,8 +125,7 @@ class OutputEstimate:
 
     def need(self, req: Req, extend: int) -> int:
         """KV that a waiting request is let in for, of whose tokens ``extend`` are to be computed."""
-        unit = self._unit
-        return -(-(extend + min(req.max_new - req.output_len, self._most)) // unit) * unit
+        return self.rounded(extend + self.most_output(req))
 
     def rounded(self, tokens: int) -> int:
         """KV that so many tokens of a waiting request are counted as."""
@@ -134,7 +133,7 @@ class OutputEstimate:
 
     def most_output(self, req: Req) -> int:
         """Tokens admission expects a request still to write, at most."""
-        return min(req.max_new - req.output_len, self._most)
+        return self.most(req.max_new - req.output_len)
 
     def most(self, output: int) -> int:
         """Tokens it expects of ``output`` that a request may write."""
