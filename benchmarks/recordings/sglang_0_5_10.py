@@ -20,22 +20,21 @@ from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.mem_cache import radix_cache
-from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
-from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 from sglang.srt.server_args import PortArgs, ServerArgs, set_global_server_args_for_scheduler
 from sglang_steps import (
-    CONTEXT,
-    Forward,
     InOrder,
+    PoolsOnCpu,
     Steps,
+    check_settings,
     note_losses,
     print_decision,
     print_state,
+    sampling_of,
     server_args,
 )
 
-from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Request
+from workbench.parity.scenarios import CASES, Case, Request
 
 NOT_RECORDED = ("priority", "priority-rows")
 """Cases in which requests never end."""
@@ -81,57 +80,18 @@ class PagesOnCpu(PagedTokenToKVPoolAllocator):
         return torch.tensor(slots, dtype=torch.int64)
 
 
-class Worker:
-    """In place of TpModelWorker. It holds only what the scheduler asks of it: anything else is an AttributeError."""
+class Worker(PoolsOnCpu):
+    """In place of TpModelWorker."""
 
-    is_hybrid_swa = False
-
-    def __init__(self, args: ServerArgs, model_config: Any, kv_tokens: int, running: int) -> None:
-        page = args.page_size
-        kv = MHATokenToKVPool(
-            kv_tokens,
-            page,
-            torch.float32,
-            head_num=1,
-            head_dim=2,
-            layer_num=1,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        same: dict[str, Any] = {"dtype": kv.dtype, "device": "cpu", "kvcache": kv, "need_sort": False}
-        self.allocator: Any = (
-            TokenToKVPoolAllocator(kv_tokens, **same) if page == 1 else PagesOnCpu(kv_tokens, page, **same)
-        )
-        self.rows = ReqToTokenPool(running, CONTEXT, "cpu", enable_memory_saver=False)
-        self.args, self.model_config = args, model_config
-        self.forward = Forward(kv_tokens + page)
+    def __init__(self, args: ServerArgs, model_config: Any, case: Case) -> None:
+        super().__init__(model_config, case, args.page_size, PagesOnCpu)
+        self.args = args
         self.model_runner = types.SimpleNamespace(
             hybrid_gdn_config=None, mamba2_config=None, model_config=model_config, forward_stream=torch.cpu.Stream()
         )
 
-    def get_memory_pool(self) -> tuple[Any, Any]:
-        return self.rows, self.allocator
-
-    def get_pad_input_ids_func(self) -> None:
-        return None
-
     def get_worker_info(self) -> tuple[Any, ...]:
-        kv_tokens = self.allocator.size
-        longest = min(CONTEXT - 1, kv_tokens) - 1
-        return (
-            kv_tokens,
-            self.args.max_prefill_tokens,
-            self.args.max_running_requests,
-            self.args.max_queued_requests,
-            longest,
-            longest - 5,
-            0,
-            "cpu",
-            self.model_runner.forward_stream,
-            self.rows.size,
-            CONTEXT,
-            kv_tokens,
-        )
+        return self.worker_info(self.args, self.model_runner.forward_stream)
 
     def forward_batch_generation(self, batch: Any, pp_proxy_tensors: Any = None) -> GenerationBatchResult:
         sampled = self.forward(batch, self.rows.req_to_token)
@@ -166,12 +126,7 @@ class Recorder(scheduler.Scheduler):
         args = ServerArgs(**server_args(model, case, page, loop, conservativeness))
         set_global_server_args_for_scheduler(args)
         super().__init__(args, PortArgs.init_new(args), 0, 0, 0, 0, 0, 0, None)
-        assert (self.enable_overlap, self.page_size) == (loop == "overlap", page)
-        assert (self.chunked_prefill_size, self.max_prefill_tokens) == (self.sizes.budget, 16384)
-        assert self.max_running_requests == self.sizes.running
-        assert self.schedule_policy == ("lpm" if self.sizes.policy == "lpm" else "fcfs")
-        assert self.enable_priority_preemption == (self.sizes.policy == "priority")
-        assert self.is_mixed_chunk == self.sizes.mixed
+        check_settings(self, self.sizes, page, loop)
         assert type(self.tree_cache) is radix_cache.RadixCache
         note_losses(ScheduleBatch, self.steps)
         schedule_policy.set = InOrder
@@ -192,8 +147,7 @@ class Recorder(scheduler.Scheduler):
         self.model_config.hf_eos_token_id = set()  # No token ends a request.
 
     def init_tp_model_worker(self) -> None:
-        kv_tokens = self.sizes.blocks * KV_BLOCK_TOKENS
-        self.tp_worker = Worker(self.server_args, self.model_config, kv_tokens, self.sizes.running)
+        self.tp_worker = Worker(self.server_args, self.model_config, self.sizes)
 
     def init_ipc_channels(self, port_args: Any) -> None:
         nowhere = types.SimpleNamespace(send_output=lambda *_: None)
@@ -213,14 +167,12 @@ class Recorder(scheduler.Scheduler):
         return came + [AbortReq(rid=request_id) for request_id in self.steps.aborted()]
 
     def _tokenized(self, request: Request) -> TokenizedGenerateReqInput:
-        params = SamplingParams(max_new_tokens=request.output, ignore_eos=self.ignore_eos, temperature=0)
-        params.normalize(None)
         return TokenizedGenerateReqInput(
             rid=request.id,
             input_text="",
             input_ids=list(request.prompt),
             mm_inputs=None,
-            sampling_params=params,
+            sampling_params=sampling_of(request, self.ignore_eos),
             return_logprob=False,
             logprob_start_len=-1,
             top_logprobs_num=0,

@@ -12,58 +12,37 @@ from sglang.srt.managers import schedule_policy, scheduler
 from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.runtime_context import SpawnRanks, get_schedule, publish
-from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang_steps import (
-    CONTEXT,
-    Forward,
     InOrder,
+    PoolsOnCpu,
     Steps,
+    check_settings,
     note_losses,
     print_decision,
     print_state,
+    sampling_of,
     server_args,
 )
 
-from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Request
+from workbench.parity.scenarios import CASES, Case, Request
 
 NOT_RECORDED: tuple[str, ...] = ()
 
 
-class Worker:
-    """In place of TpModelWorker. It holds only what the scheduler asks of it: anything else is an AttributeError."""
+class Worker(PoolsOnCpu):
+    """In place of TpModelWorker."""
 
-    is_hybrid_swa = False
     weight_load_time = 0.0
 
-    def __init__(self, model_config: Any, kv_tokens: int, page: int, running: int) -> None:
-        kv = MHATokenToKVPool(
-            kv_tokens,
-            page,
-            torch.float32,
-            head_num=1,
-            head_dim=2,
-            layer_num=1,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        same: dict[str, Any] = {"dtype": kv.dtype, "device": "cpu", "kvcache": kv, "need_sort": False}
-        self.allocator: Any = (
-            TokenToKVPoolAllocator(kv_tokens, **same)
-            if page == 1
-            else PagedTokenToKVPoolAllocator(kv_tokens, page, **same)
-        )
-        self.rows = ReqToTokenPool(running, CONTEXT, "cpu", enable_memory_saver=False)
+    def __init__(self, model_config: Any, case: Case, page: int) -> None:
+        super().__init__(model_config, case, page)
         self.graph_time_usage: dict[str, float] = {}
-        self.model_config = model_config
-        self.forward = Forward(kv_tokens + page)
         self.model_runner = types.SimpleNamespace(
             model_config=model_config,
             device="cpu",
-            token_to_kv_pool=kv,
+            token_to_kv_pool=self.kv,
             token_to_kv_pool_allocator=self.allocator,
             req_to_token_pool=self.rows,
             memory_pool_config=object(),
@@ -77,35 +56,14 @@ class Worker:
             prewarm_sampling=lambda: None,
         )
 
-    def get_memory_pool(self) -> tuple[Any, Any]:
-        return self.rows, self.allocator
-
     def init_attention_backends(self) -> None:
         pass
 
     def init_cuda_graphs(self) -> None:
         pass
 
-    def get_pad_input_ids_func(self) -> None:
-        return None
-
     def get_worker_info(self) -> tuple[Any, ...]:
-        kv_tokens, schedule = self.allocator.size, get_schedule()
-        longest = min(CONTEXT - 1, kv_tokens) - 1
-        return (
-            kv_tokens,
-            schedule.max_prefill_tokens,
-            schedule.max_running_requests,
-            schedule.max_queued_requests,
-            longest,
-            longest - 5,
-            0,
-            "cpu",
-            self.model_runner.forward_stream,
-            self.rows.size,
-            CONTEXT,
-            kv_tokens,
-        )
+        return self.worker_info(get_schedule(), self.model_runner.forward_stream)
 
     def forward_batch_generation(self, batch: Any, pp_proxy_tensors: Any = None) -> GenerationBatchResult:
         sampled = self.forward(batch, self.rows.req_to_token)
@@ -125,12 +83,7 @@ class Recorder(scheduler.Scheduler):
         args = ServerArgs(**server_args(model, case, page, loop, conservativeness))
         publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
         super().__init__(args, PortArgs.init_new(args))
-        assert (self.enable_overlap, self.page_size) == (loop == "overlap", page)
-        assert (self.chunked_prefill_size, self.max_prefill_tokens) == (self.sizes.budget, 16384)
-        assert self.max_running_requests == self.sizes.running
-        assert self.schedule_policy == ("lpm" if self.sizes.policy == "lpm" else "fcfs")
-        assert self.enable_priority_preemption == (self.sizes.policy == "priority")
-        assert self.is_mixed_chunk == self.sizes.mixed
+        check_settings(self, self.sizes, page, loop)
         assert not self.disable_radix_cache
         tree = type(self.tree_cache.tree_core).__name__
         assert trace or tree == "RustUnifiedTreeCore", "the wheel's tree in Rust does not load here"
@@ -149,8 +102,7 @@ class Recorder(scheduler.Scheduler):
         self.model_config.hf_eos_token_id = set()  # No token ends a request.
 
     def init_tp_model_worker(self) -> None:
-        kv_tokens = self.sizes.blocks * KV_BLOCK_TOKENS
-        self.tp_worker = Worker(self.model_config, kv_tokens, get_schedule().page_size, self.sizes.running)
+        self.tp_worker = Worker(self.model_config, self.sizes, get_schedule().page_size)
 
     def init_ipc_channels(self, port_args: Any) -> None:
         nowhere = types.SimpleNamespace(send_output=lambda *_: None)
@@ -176,8 +128,6 @@ class Recorder(scheduler.Scheduler):
             self.process_input_requests([AbortReq(rid=request_id)])
 
     def _tokenized(self, request: Request) -> TokenizedGenerateReqInput:
-        params = SamplingParams(max_new_tokens=request.output, ignore_eos=self.ignore_eos, temperature=0)
-        params.normalize(None)
         return TokenizedGenerateReqInput(
             rid=request.id,
             input_text=None,
@@ -185,7 +135,7 @@ class Recorder(scheduler.Scheduler):
             input_embeds=None,
             mm_inputs=None,
             token_type_ids=None,
-            sampling_params=params,
+            sampling_params=sampling_of(request, self.ignore_eos),
             return_logprob=False,
             logprob_start_len=-1,
             top_logprobs_num=0,

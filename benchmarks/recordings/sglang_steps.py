@@ -1,6 +1,7 @@
-"""What the recorders of SGLang's versions share: requests that come by step, the log of batches, checks, and the trace.
+"""What the recorders of SGLang's versions share: requests that come by step, the worker's pools, the log, checks, the trace.
 
-Nothing of SGLang is imported here: a version's own Scheduler and worker are in sglang_0_5_23.py and sglang_0_5_10.py.
+Of SGLang only what all recorded versions have is imported here. A version's own Scheduler and what its worker has beside are
+in sglang_0_5_23.py and sglang_0_5_10.py.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 from recording import KEY_OF_LOST, check_written
+from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.sampling.sampling_params import SamplingParams
 
-from workbench.parity.scenarios import CASES, Request, scenario, token
+from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Case, Request, scenario, token
 
 CONTEXT = 8192
 
@@ -43,6 +47,23 @@ def server_args(model: str, case: str, page: int, loop: str, conservativeness: f
     return args
 
 
+def check_settings(scheduler: Any, case: Case, page: int, loop: str) -> None:
+    """Raise AssertionError unless a scheduler has taken what :func:`server_args` asked for."""
+    assert (scheduler.enable_overlap, scheduler.page_size) == (loop == "overlap", page)
+    assert (scheduler.chunked_prefill_size, scheduler.max_prefill_tokens) == (case.budget, 16384)
+    assert scheduler.max_running_requests == case.running
+    assert scheduler.schedule_policy == ("lpm" if case.policy == "lpm" else "fcfs")
+    assert scheduler.enable_priority_preemption == (case.policy == "priority")
+    assert scheduler.is_mixed_chunk == case.mixed
+
+
+def sampling_of(request: Request, ignore_eos: bool) -> SamplingParams:
+    """What a request says of its output."""
+    params = SamplingParams(max_new_tokens=request.output, ignore_eos=ignore_eos, temperature=0)
+    params.normalize(None)
+    return params
+
+
 class Forward:
     """The forward pass, as far as a scheduler can tell: it fills KV slots with tokens and samples scenarios.token."""
 
@@ -69,6 +90,61 @@ class Forward:
             written = [token(req.rid, position) for position in range(req.sampling_params.max_new_tokens + 1)]
             self.sequences[req.rid] = torch.tensor(list(req.origin_input_ids) + written)
         return self.sequences[req.rid]
+
+
+class PoolsOnCpu:
+    """In place of TpModelWorker: pools and forward pass.
+
+    With what a version adds it holds only what that version's scheduler asks of it: anything else is an AttributeError.
+    """
+
+    is_hybrid_swa = False
+
+    def __init__(
+        self, model_config: Any, case: Case, page: int, paged: type[Any] = PagedTokenToKVPoolAllocator
+    ) -> None:
+        """``paged``: the allocator of pages of several tokens."""
+        kv_tokens = case.blocks * KV_BLOCK_TOKENS
+        self.kv = MHATokenToKVPool(
+            kv_tokens,
+            page,
+            torch.float32,
+            head_num=1,
+            head_dim=2,
+            layer_num=1,
+            device="cpu",
+            enable_memory_saver=False,
+        )
+        same: dict[str, Any] = {"dtype": self.kv.dtype, "device": "cpu", "kvcache": self.kv, "need_sort": False}
+        self.allocator: Any = TokenToKVPoolAllocator(kv_tokens, **same) if page == 1 else paged(kv_tokens, page, **same)
+        self.rows = ReqToTokenPool(case.running, CONTEXT, "cpu", enable_memory_saver=False)
+        self.model_config = model_config
+        self.forward = Forward(kv_tokens + page)
+
+    def get_memory_pool(self) -> tuple[Any, Any]:
+        return self.rows, self.allocator
+
+    def get_pad_input_ids_func(self) -> None:
+        return None
+
+    def worker_info(self, limits: Any, stream: Any) -> tuple[Any, ...]:
+        """What get_worker_info gives. ``limits`` has the server's arguments of scheduling."""
+        kv_tokens = self.allocator.size
+        longest = min(CONTEXT - 1, kv_tokens) - 1
+        return (
+            kv_tokens,
+            limits.max_prefill_tokens,
+            limits.max_running_requests,
+            limits.max_queued_requests,
+            longest,
+            longest - 5,
+            0,
+            "cpu",
+            stream,
+            self.rows.size,
+            CONTEXT,
+            kv_tokens,
+        )
 
 
 class Steps:
