@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from benchmarks.board.predict import Predicted
+from backends.checkpoint.layer_kinds import Latent, Recurrent
+from backends.simulated.catalogue.model_specs import load_model
+from benchmarks.board.predict import Predicted, catalogue_name
 
 LOW_CONCURRENCY = 16
 """TTFT is scored up to here: beyond, it is queueing, which is of the load and not of the engine."""
@@ -47,24 +50,19 @@ def _spread(errors: np.ndarray) -> tuple[float, float, float]:
     return tuple(round(float(value), 5) for value in (np.median(size), size.mean(), errors.mean()))  # type: ignore[return-value]
 
 
-KINDS: dict[str, str] = {
-    "DeepSeek": "latent attention, experts",
-    "Kimi-K2": "latent attention, experts",
-    "GLM-5": "latent attention, experts",
-    "Qwen3.5": "linear attention, experts",
-    "MiniMax": "experts",
-    "gpt-oss": "experts, windows",
-    "A22B": "experts",
-    "A3B": "experts",
-    "Llama": "dense",
-    "Qwen3-32B": "dense",
-}
-"""Kind of model by a part of its name, the first that fits."""
-
-
+@cache
 def kind_of(model: str) -> str:
-    """The kind of a model."""
-    return next((kind for part, kind in KINDS.items() if part in model), "other")
+    """The kind of a row's model, by what its layers are made of. Raises ValueError for one that the catalogue has not."""
+    spec = load_model(catalogue_name(model))
+    mixers = [layer.mixer for layer in spec.stack]
+    parts = {
+        "latent attention": any(isinstance(mixer, Latent) for mixer in mixers),
+        "linear attention": any(isinstance(mixer, Recurrent) for mixer in mixers),
+        "experts": spec.routed is not None,
+        "dense": spec.routed is None,
+        "windows": any(window is not None for window in spec.windows),
+    }
+    return ", ".join(part for part, has in parts.items() if has)
 
 
 def layout_of(one: Predicted) -> str:

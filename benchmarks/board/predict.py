@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import workbench
-from benchmarks.board.silicon import GPUS, Row
+from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
+from benchmarks.board.silicon import Row
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
 
@@ -23,7 +24,6 @@ WITHOUT_PRESET = {"batching": "mixed", "loop": "overlap", "page_size": 16}
 """Settings for an engine that has no preset."""
 CATALOGUE = {
     "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
-    "meta-llama/Llama-3.1-8B-Instruct": "meta-llama/Llama-3.1-8B",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B",
     "zhipuai/GLM-5": "zai-org/GLM-5",
 }
@@ -54,7 +54,8 @@ class Predicted:
 
 def settings_of(row: Row) -> dict[str, Any]:
     """Settings of ``workbench.simulate`` for a row. Raises ValueError with the reason for one that none stand for."""
-    if row.system not in GPUS:
+    gpu = next((name for name in gpu_names() if same_gpu(name, row.system)), None)
+    if gpu is None:
         raise ValueError(f"GPU {row.system} is not in the catalogue")
     # gpt-oss has one checkpoint, in MXFP4, whatever the column calls its products.
     dtype = "auto" if "gpt-oss" in row.model else DTYPES.get(row.precision)
@@ -69,14 +70,19 @@ def settings_of(row: Row) -> dict[str, Any]:
     return {
         **({"engine": preset} if preset else WITHOUT_PRESET),
         **layout,
-        "model": CATALOGUE.get(row.model, row.model),
-        "gpu": GPUS[row.system],
+        "model": catalogue_name(row.model),
+        "gpu": gpu,
         "dtype": dtype,
         "concurrency": row.concurrency,
         "max_running": max(row.concurrency // row.dp, 1),
         "ignore_eos": True,
         "max_context": row.input_tokens + row.output_tokens + 1,
     }
+
+
+def catalogue_name(model: str) -> str:
+    """A row's model as the catalogue knows it, where it does."""
+    return CATALOGUE.get(model, model)
 
 
 def predict(row: Row, **more: Any) -> Predicted:

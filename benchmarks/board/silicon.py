@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +20,6 @@ PARALLEL = (*SIZES, *(f"{role}_{size}" for role in ("prefill", "decode") for siz
 """Columns of all parallel sizes; those of the other mode are empty."""
 CONFIGURATION = ("backend", "backend_version", "model_path", "system", "mode", *PARALLEL)
 """Columns that make a configuration, in the order in which they are joined."""
-GPUS = {
-    "h100_sxm": "h100",
-    "h200_sxm": "h200",
-    "b200_sxm": "b200",
-    "b300_sxm": "b300",
-    "gb200": "gb200",
-    "gb300": "gb300",
-    "a100_sxm": "a100",
-}
-"""GPUs of the catalogue by the names of the systems."""
 SHORTEST = 0.8
 """``RANDOM_RANGE_RATIO`` of InferenceMAX, from whose runs most rows come (its README); others have one length."""
 
@@ -153,12 +142,3 @@ def _row(values: dict[str, str]) -> Row:
 def _count(values: dict[str, str], name: str) -> int:
     """A parallel size; 0 and nothing stand for 1."""
     return max(round(float(values[name] or 1)), 1)
-
-
-def halves(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows of fitting, and of scoring."""
-    fitting: list[Row] = []
-    scoring: list[Row] = []
-    for row in rows:
-        (scoring if row.scores else fitting).append(row)
-    return fitting, scoring

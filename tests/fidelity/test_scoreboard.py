@@ -13,7 +13,7 @@ from benchmarks import scoreboard
 from benchmarks.board import truth
 from benchmarks.board.errors import errors_of, grouped, kind_of
 from benchmarks.board.predict import Predicted, nearest_preset, settings_of
-from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, halves, read_rows
+from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows
 
 RECORDED = json.loads(scoreboard.RECORDED.read_text())
 
@@ -162,7 +162,8 @@ def test_a_configuration_belongs_wholly_to_fitting_or_to_scoring(tmp_path):
     path = written(
         tmp_path / "s.csv", *({"tp_size": str(tp), "isl": isl} for tp in range(1, 20) for isl in ("64", "128"))
     )
-    fitting, scoring = halves(read_rows(path)[0])
+    rows, _ = read_rows(path)
+    fitting, scoring = ([one for one in rows if one.scores is scores] for scores in (False, True))
     assert fitting and scoring
     assert not {one.configuration for one in fitting} & {one.configuration for one in scoring}
     # By sha256sum, the digest of "four" ends in 0, and that of "one" in d.
@@ -187,6 +188,7 @@ def test_what_a_row_cannot_be_is_said():
     assert settings_of(row(dp=2, ep=4, tp=2))["ep"] == 4
     for changes, said in (
         ({"system": "tpu"}, "GPU tpu"),
+        ({"system": "b300_sxm"}, "GPU b300_sxm is not in the catalogue"),
         ({"precision": "int3"}, "precision int3"),
         ({"dp": 2}, "data par"),
     ):
@@ -202,6 +204,18 @@ def test_errors_are_signed_and_ttft_counts_at_few_requests_only():
     assert (found.tpot_median, found.tpot_mean, found.tpot_bias) == pytest.approx((0.1, 0.1, 0.03333), abs=1e-4)
     assert (found.ttft_mean, found.ttft_bias) == pytest.approx((0.1, 0.0), abs=1e-9)
     assert set(grouped([Predicted(row(), 1, 1)], lambda one: kind_of(one.row.model))) == {"dense"}
+
+
+def test_the_kind_of_a_model_is_what_its_layers_are():
+    kinds = {
+        "nvidia/Llama-3.1-8B-Instruct-FP8": "dense",
+        "Qwen/Qwen3-235B-A22B-FP8": "experts",
+        "Qwen/Qwen3.5-397B-A17B": "linear attention, experts",
+        "moonshotai/Kimi-K2.5": "latent attention, experts",
+        "zhipuai/GLM-5": "latent attention, experts",
+        "openai/gpt-oss-120b": "experts, windows",
+    }
+    assert {model: kind_of(model) for model in kinds} == kinds
 
 
 def test_an_error_that_grew_by_more_than_a_tenth_is_worse_and_noise_is_not():
