@@ -9,7 +9,8 @@ simulated in closed loop at its concurrency under the preset of its engine and t
 is fitted to scoring.
 
 --write puts the tables into docs/fidelity.md and the errors into benchmarks/scoreboard.json; --check fails when one has
-grown by more than a tenth over what is there. Data that is missing is named and left out.
+grown by more than a tenth over what is there, and when fewer rows of a group are predicted. Data that is missing is named
+and left out.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def main(
         print(text, end="\n\n")
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
-    found = {"runs": errors_of_runs(runs), "rows": {f"every {every}": errors_of_rows(predicted)} if predicted else {}}
+    found = {
+        "runs": errors_of_runs(runs),
+        "rows": {f"every {every}": errors_of_rows(predicted)} if path is not None else {},
+    }
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
@@ -140,10 +144,11 @@ def _numbers(errors: Errors) -> dict[str, float]:
 
 
 def grown(found: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
-    """A line for every error that is more than a tenth above its recorded value."""
+    """A line for every error that is more than a tenth above its recorded value, and for every group that lacks rows."""
     lines = _grown(found["runs"], recorded["runs"])
     for slice_, groups in found["rows"].items():
-        lines += _grown(groups, recorded["rows"].get(slice_, {}))
+        before = recorded["rows"].get(slice_, {})
+        lines += _grown(groups, before) + _fewer(groups, before)
     return lines
 
 
@@ -156,6 +161,15 @@ def _grown(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, flo
                 continue
             if abs(value) > max(abs(before), FLOOR) * (1 + ALLOWED_GROWTH):
                 lines.append(f"{name}: {error} {value:+.2%}, recorded {before:+.2%}")
+    return lines
+
+
+def _fewer(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
+    lines = []
+    for name, errors in recorded.items():
+        rows, before = found.get(name, {}).get("rows", 0), errors.get("rows", 0)
+        if rows < before:
+            lines.append(f"{name}: {rows} rows predicted, recorded {before}")
     return lines
 
 

@@ -232,6 +232,17 @@ def test_an_error_that_grew_by_more_than_a_tenth_is_worse_and_noise_is_not():
     ]
 
 
+def test_rows_that_are_no_longer_predicted_are_worse_and_further_ones_are_not():
+    recorded = {"runs": {}, "rows": {"every 1": {"g": {"rows": 9, "tpot_mean": 0.1}, "h": {"rows": 2}}}}
+    more = {"g": {"rows": 10, "tpot_mean": 0.1}, "h": {"rows": 2}, "i": {"rows": 1}}
+    assert scoreboard.grown({"runs": {}, "rows": {"every 1": more}}, recorded) == []
+    fewer = {"g": {"rows": 8, "tpot_mean": 0.01}}
+    assert scoreboard.grown({"runs": {}, "rows": {"every 1": fewer}}, recorded) == [
+        "g: 8 rows predicted, recorded 9",
+        "h: 0 rows predicted, recorded 2",
+    ]
+
+
 def test_tables_go_between_their_markers_and_nothing_else_changes():
     page = "head\n<!-- scoreboard rows: begin -->\nold\n<!-- scoreboard rows: end -->\ntail\n"
     assert scoreboard.between_markers(page, {"rows": "new"}) == page.replace("old", "new")
