@@ -72,7 +72,7 @@ class Admission:
         self._until_exhausted = prefill_first and config.full_when == "exhausted"
         self._fills = not prefill_first or config.full_when == "refused"
         self._at_once = not prefill_first or config.evict_for == "row"
-        self._ahead = config.evict_for == "batch-ahead"
+        self._ahead = config.evicts_ahead
         self._rows_first, self._look_when_spent = config.rows_first, config.look_when_spent
         self._most_running = config.max_running_per_slot
         self._for_places = config.preempt_for == "place"
@@ -283,7 +283,7 @@ class Admission:
         """Give the rows of a prefill their pages, once enough has been evicted for all of them and, ahead and where pages
         hold more than a token, a page a row."""
         kv = self._kv
-        if self._ahead and kv.page_size > 1:
+        if self._ahead:
             kv.free_up(kv.pages_for(sum(row.end - row.start for row in rows)) + len(rows))
         else:
             kv.free_up(sum(kv.pages_for(row.end) - kv.pages_for(row.start) for row in rows))

@@ -265,6 +265,11 @@ class SchedulerConfig(SchedulerSettings):
         return self.leaves == "decode" and self.batching == "prefill-first"
 
     @property
+    def evicts_ahead(self) -> bool:
+        """More is freed than a step takes: a page a row. Where a page holds one token, a decode takes that many anyway."""
+        return self.evict_for == "batch-ahead" and self.page_size > 1 and self.batching == "prefill-first"
+
+    @property
     def overrun(self) -> int:
         """Steps that a request is launched for after its last one. Where steps bring runs of tokens, none goes too far."""
         return int(self.stops_known == "result" and not self.draft_tokens)

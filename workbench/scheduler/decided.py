@@ -146,8 +146,7 @@ class DecidedSteps:
         if needing is not None:
             needing = needing[:pages]
         needs = self._page_needs[:steps]
-        config = scheduler.config
-        ahead = config.evict_for == "batch-ahead" and config.batching == "prefill-first"
+        ahead = scheduler.config.evicts_ahead
         taken = kv.allocate_ahead(pages, needs, running.count) if ahead else kv.allocate(pages, needs)
         running.advance_all(needing, taken, places)
         if kv.cache.names_at_once:

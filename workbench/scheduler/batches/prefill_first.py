@@ -34,7 +34,7 @@ class PrefillFirst:
         if config.lingers:
             self.form = self._form_and_settle  # type: ignore[method-assign]
         self._waits_for_ends = not config.retract_while_ending
-        self._ahead = config.evict_for == "batch-ahead" and config.page_size > 1
+        self._ahead = config.evicts_ahead
         self._evicts_all = config.evict_amount == "all"
         self._decode = self._decode_ahead if self._ahead or self._evicts_all else assembly.decode
 
