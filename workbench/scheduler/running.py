@@ -242,7 +242,7 @@ class RunningSet:
     def advance(self, needing: np.ndarray | None, pages: np.ndarray) -> Sequence[int]:
         """One decode step: every request grows by a token. Those in ``needing`` (:meth:`needing_page`) start a page, the
         next of ``pages``. Returns the indices of requests that stop by length with this step."""
-        if needing is None:
+        if needing is None:  # as write_pages has it: nearly every step comes here, and a call would cost more than this
             self._table.add_pages(self.token_at, pages)
         elif len(needing):
             self.write_pages(needing, pages)
