@@ -28,7 +28,7 @@ class PrefillBudget(ABC):
         self._at_once = config.evict_for == "row"
         """Prompts have their pages as soon as they are chosen."""
         self._reserved = self._estimate.reserved_tokens(self._running_sets)
-        """Tokens of KV that are set aside for the running requests."""
+        """Tokens of KV that are set aside, at first for the running requests alone."""
 
     def make_room(self, req: Req) -> bool:
         """Take what the first request in order needs from running ones, if that is allowed; whether it can be let in now."""
