@@ -31,6 +31,8 @@ sys.path.insert(0, str(ROOT))  # The scenarios: this project need not be install
 
 from recording import add_arguments, chosen_cases, refuse  # noqa: E402
 
+from workbench.parity.scenarios import CONTEXT_TOKENS  # noqa: E402
+
 MARK = "recordings.txt"
 """In an environment made here: the engine and version that it holds, or that it is not whole."""
 TORCH = "torch==2.13.0"
@@ -46,7 +48,7 @@ MODEL = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "vocab_size": 512,
-    "max_position_embeddings": 8192,
+    "max_position_embeddings": CONTEXT_TOKENS,
     "rms_norm_eps": 1e-05,
     "rope_theta": 10000.0,
     "hidden_act": "silu",

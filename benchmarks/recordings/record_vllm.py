@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 import vllm
-from recording import KEY_OF_LOST, add_arguments, check_written, chosen_cases, write
+from recording import add_arguments, check_written, chosen_cases, write
 from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -32,13 +32,12 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Case, scenario, token
+from workbench.parity.scenarios import CASES, CONTEXT_TOKENS, KV_BLOCK_TOKENS, RETRACTED, Case, scenario, token
 
 MODES = ("sync", "async")
 EOS_IN_REQUEST = {"eos_token_id": None} if "eos_token_id" in inspect.signature(Request).parameters else {}
 """Earlier versions are told with each request what ends it, later ones with its sampling parameters. Nothing does here."""
 MOST_STEPS = 20_000
-MODEL_TOKENS = 8192
 
 
 class Launched(NamedTuple):
@@ -58,7 +57,7 @@ def scheduler_config(case: Case, asynchronous: bool) -> SchedulerConfig:
     values: dict[str, Any] = {
         "max_num_seqs": case.running,
         "max_num_batched_tokens": case.budget,
-        "max_model_len": MODEL_TOKENS,
+        "max_model_len": CONTEXT_TOKENS,
         "is_encoder_decoder": False,
         "async_scheduling": asynchronous,
     }
@@ -126,7 +125,7 @@ def run(name: str, mode: str, seed: int) -> list[dict[str, Any]]:
         if output.total_num_scheduled_tokens:
             entry = {id: int(tokens) for id, tokens in sorted(output.num_scheduled_tokens.items())}
             if lost := sorted(running - {request.request_id for request in scheduler.running}):
-                entry[KEY_OF_LOST] = lost
+                entry[RETRACTED] = lost
             steps.append(entry)
             flight.append(Launched(output, {id: sampled(requests[id]) for id in output.num_scheduled_tokens}))
         if flight and (mode == "sync" or len(flight) > 1 or not output.total_num_scheduled_tokens):

@@ -14,9 +14,6 @@ from typing import Any, NoReturn
 
 from workbench.parity.scenarios import CASES, scenario
 
-KEY_OF_LOST = "!"
-"""In a step's entry: the ids that lost their KV in it. All other keys are ids, with the tokens computed for them."""
-
 
 def seeds_of(text: str) -> range:
     """Read ``3`` or ``0-4``, both ends included."""

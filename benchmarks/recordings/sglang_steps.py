@@ -12,14 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from recording import KEY_OF_LOST, check_written
+from recording import check_written
 from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Case, Request, scenario, token
-
-CONTEXT = 8192
+from workbench.parity.scenarios import CASES, CONTEXT_TOKENS, KV_BLOCK_TOKENS, RETRACTED, Case, Request, scenario, token
 
 
 def server_args(model: str, case: str, page: int, loop: str, conservativeness: float | None) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def server_args(model: str, case: str, page: int, loop: str, conservativeness: f
         "device": "cpu",
         "attention_backend": "torch_native",
         "skip_tokenizer_init": True,
-        "context_length": CONTEXT - 1,
+        "context_length": CONTEXT_TOKENS - 1,
         "page_size": page,
         "chunked_prefill_size": sizes.budget,
         "max_running_requests": sizes.running,
@@ -117,7 +115,7 @@ class PoolsOnCpu:
         )
         same: dict[str, Any] = {"dtype": self.kv.dtype, "device": "cpu", "kvcache": self.kv, "need_sort": False}
         self.allocator: Any = TokenToKVPoolAllocator(kv_tokens, **same) if page == 1 else paged(kv_tokens, page, **same)
-        self.rows = ReqToTokenPool(case.running, CONTEXT, "cpu", enable_memory_saver=False)
+        self.rows = ReqToTokenPool(case.running, CONTEXT_TOKENS, "cpu", enable_memory_saver=False)
         self.model_config = model_config
         self.forward = Forward(kv_tokens + page)
 
@@ -130,7 +128,7 @@ class PoolsOnCpu:
     def worker_info(self, limits: Any, stream: Any) -> tuple[Any, ...]:
         """What get_worker_info gives. ``limits`` has the server's arguments of scheduling."""
         kv_tokens = self.allocator.size
-        longest = min(CONTEXT - 1, kv_tokens) - 1
+        longest = min(CONTEXT_TOKENS - 1, kv_tokens) - 1
         return (
             kv_tokens,
             limits.max_prefill_tokens,
@@ -142,7 +140,7 @@ class PoolsOnCpu:
             "cpu",
             stream,
             self.rows.size,
-            CONTEXT,
+            CONTEXT_TOKENS,
             kv_tokens,
         )
 
@@ -187,7 +185,7 @@ class Steps:
             tokens = batch.extend_lens if batch.forward_mode.is_extend() else [1] * len(batch.reqs)
             chosen: dict[str, Any] = dict(sorted((req.rid, n) for req, n in zip(batch.reqs, tokens, strict=True)))
             if self.lost:
-                chosen[KEY_OF_LOST] = sorted(self.lost)
+                chosen[RETRACTED] = sorted(self.lost)
                 self.lost.clear()
             self.log.append(chosen)
         self.at += 1

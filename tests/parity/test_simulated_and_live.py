@@ -24,8 +24,8 @@ from tests.world import LinearCost
 from workbench.backend import Wait
 from workbench.instance import Instance, Recipe, start
 from workbench.loops.drive import drive
-from workbench.parity.recording import CONTEXT_TOKENS, Scenario, read_recording
-from workbench.parity.scenarios import scenario
+from workbench.parity.recording import Scenario, read_recording
+from workbench.parity.scenarios import CONTEXT_TOKENS, scenario
 from workbench.parity.steps import Decision, DecisionOutbox, ScenarioTokens, StepInbox
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.scheduler import Scheduler

@@ -7,7 +7,8 @@ from itertools import islice
 
 from workbench.parity.decide import Replayed, replay
 from workbench.parity.recording import Recording
-from workbench.parity.steps import RETRACTED, Decision, StepInbox
+from workbench.parity.scenarios import RETRACTED
+from workbench.parity.steps import Decision, StepInbox
 from workbench.scheduler.scheduler import Scheduler
 
 BEFORE = 3

@@ -10,8 +10,8 @@ from typing import Any
 from ground.errors import InputError
 from ground.json_file import read_json
 from workbench.instance import LoopSpec
-from workbench.parity.scenarios import CASES, KV_BLOCK_TOKENS, Case
-from workbench.parity.steps import RETRACTED, Decision
+from workbench.parity.scenarios import CASES, CONTEXT_TOKENS, KV_BLOCK_TOKENS, RETRACTED, Case
+from workbench.parity.steps import Decision
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.settings import ConfigError
 from workbench.settings.engines import exact_name
@@ -19,7 +19,6 @@ from workbench.settings.loading import settings_from
 
 LOOP = {"sync": "normal", "async": "overlap", "normal": "normal", "overlap": "overlap"}
 """Our loop for each of the engines' ways to run."""
-CONTEXT_TOKENS = 8192
 
 
 class RecordingError(InputError):

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 KV_BLOCK_TOKENS = 16
 """Tokens of each of a case's ``blocks``, whatever the page size."""
+CONTEXT_TOKENS = 8192
+"""Longest context of the model that a scheduler serves."""
+RETRACTED = "!"
+"""In a step's entry: the ids that lost their KV in it. All other keys are ids, with the tokens computed for them."""
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from workbench.backend import Phase, Wait
-from workbench.parity.scenarios import Request, token
+from workbench.parity.scenarios import RETRACTED, Request, token
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.messages import Abort, Generate
 from workbench.scheduler.request import SamplingParams
 from workbench.scheduler.schedule_batch import ScheduleBatch
 
-RETRACTED = "!"
-"""Key of the ids that lost their KV in a step, beside those of its requests."""
 _REQUEST, _ABORT = 0, 1
 """Kinds of messages, in the order in which those of a step arrive."""
 Decision = dict[str, Any]
-"""A step's batch: the tokens that each request computes by its id, and under :data:`RETRACTED` a list of ids, if any."""
+"""A step's batch: the tokens that each request computes by its id, and under ``RETRACTED`` a list of ids, if any."""
 
 
 class StepInbox:
