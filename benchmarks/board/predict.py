@@ -39,7 +39,6 @@ class Predicted:
     row: Row
     ttft_s: float
     tpot_s: float
-    notes: tuple[str, ...] = ()
 
     @property
     def ttft_error(self) -> float:
@@ -100,8 +99,7 @@ def predict(row: Row, **more: Any) -> Predicted:
     ttft = np.asarray(frame["first_token_s"])[counted] - np.asarray(frame["arrival_s"])[counted]
     last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
     tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
-    notes = record.meta.get("cost_notes") or ()
-    return Predicted(row, float(ttft.mean()), float(tpot.mean()), tuple(notes))
+    return Predicted(row, float(ttft.mean()), float(tpot.mean()))
 
 
 def _lengths(draw: random.Random, most: int, row: Row, count: int) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,14 @@ from workbench.settings.run_settings import RunSettings
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("WORKBENCH_DATA", ROOT.parent / "shared" / "data"))
 ERRORS = {
-    "ttft_mean": ("ttft", "mean"),
-    "tpot_mean": ("tpot", "mean"),
-    "e2e_mean": ("e2e", "mean"),
-    "ttft_each": ("ttft", "absolute_mean"),
-    "tpot_each": ("tpot", "absolute_mean"),
-    "e2e_each": ("e2e", "absolute_mean"),
+    "ttft_mean": ("TTFT mean", "ttft", "mean"),
+    "tpot_mean": ("TPOT mean", "tpot", "mean"),
+    "e2e_mean": ("E2E mean", "e2e", "mean"),
+    "ttft_each": ("TTFT each", "ttft", "absolute_mean"),
+    "tpot_each": ("TPOT each", "tpot", "absolute_mean"),
+    "e2e_each": ("E2E each", "e2e", "absolute_mean"),
 }
-TITLES = {
-    "ttft_mean": "TTFT mean",
-    "tpot_mean": "TPOT mean",
-    "e2e_mean": "E2E mean",
-    "ttft_each": "TTFT each",
-    "tpot_each": "TPOT each",
-    "e2e_each": "E2E each",
-}
+"""What is scored, by the names in scoreboard.json: its title in the table, and the latency and part of a comparison."""
 FITTED = ", fitted to its simulation"
 FITTED_CASE = "RTXPRO6000_Llama-3.1-8B"
 """The case whose simulation costs are fitted to."""
@@ -60,8 +53,6 @@ class Score:
     """As shares: signed errors of means, and mean absolute errors of requests."""
     published: dict[str, float]
     """Errors another simulator published on the same run."""
-    comparison: Comparison
-    notes: list[str]
 
 
 def cases(data: Path = DATA) -> list[Path]:
@@ -97,20 +88,16 @@ def score(data: Path, truth: Path) -> tuple[Score, RunRecord]:
         write_record(measured, Path(folder) / "measured")
         settings = settings_from(None, {"cost": f"profile:{profile}"}, Path(folder) / "measured")
     record = _simulate(settings, trace)
-    found = compare(measured, record)
-    return Score(truth.name, _errors(found), published(truth / "summary.txt"), found, record.meta["cost_notes"]), record
+    return Score(truth.name, _errors(compare(measured, record)), published(truth / "summary.txt")), record
 
 
 def fitted_score(case: str, settings: RunSettings, trace: Any, record: RunRecord) -> Score:
     """How well costs fitted to a simulated record reproduce it: the error of ``calibrate --from`` alone."""
-    import dataclasses
-
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fitted.json"
         fit_record(record, Path(folder), file)
-        again = _simulate(dataclasses.replace(settings, cost=f"fitted:{file}"), trace)
-    found = compare(record, again)
-    return Score(f"{case}{FITTED}", _errors(found), {}, found, [])
+        again = _simulate(replace(settings, cost=f"fitted:{file}"), trace)
+    return Score(f"{case}{FITTED}", _errors(compare(record, again)), {})
 
 
 def _simulate(settings: RunSettings, trace: Any) -> RunRecord:
@@ -119,7 +106,7 @@ def _simulate(settings: RunSettings, trace: Any) -> RunRecord:
 
 def _errors(found: Comparison) -> dict[str, float]:
     errors = {}
-    for name, (latency, part) in ERRORS.items():
+    for name, (_, latency, part) in ERRORS.items():
         value = getattr(found.latencies[latency], part)
         if value is not None:
             errors[name] = float(value)
@@ -161,10 +148,10 @@ def run(data: Path = DATA) -> tuple[list[Score], list[str]]:
 
 def table(scores: list[Score]) -> str:
     """A Markdown table; published errors in brackets."""
-    lines = ["| run | " + " | ".join(TITLES.values()) + " |", "|---|" + "---|" * len(TITLES)]
+    lines = ["| run | " + " | ".join(title for title, *_ in ERRORS.values()) + " |", "|---|" + "---|" * len(ERRORS)]
     for result in scores:
         cells = []
-        for name in TITLES:
+        for name in ERRORS:
             value = result.errors.get(name)
             text = "" if value is None else f"{value:+.1%}" if name.endswith("mean") else f"{value:.1%}"
             other = result.published.get(name)
