@@ -82,15 +82,19 @@ def engine_names() -> list[str]:
     return list(_presets())
 
 
-@cache
 def short_names() -> dict[str, str]:
     """Short names, and the presets that they stand for."""
-    return dict(read_toml(PRESETS)[_SHORT])
+    return _tables()[_SHORT]
 
 
 @cache
 def _presets() -> dict[str, dict[str, Any]]:
-    return {name: values for name, values in read_toml(PRESETS).items() if name != _SHORT}
+    return {name: values for name, values in _tables().items() if name != _SHORT}
+
+
+@cache
+def _tables() -> dict[str, dict[str, Any]]:
+    return read_toml(PRESETS)
 
 
 def _sizes(most: int) -> list[int]:
