@@ -49,7 +49,7 @@ def main(
     rows: Annotated[Path | None, typer.Option(help="silicon_sample.csv. Default: the installed package's.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Only every Nth row.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
-    write: Annotated[bool, typer.Option("--write", help="Keep tables and errors.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Keep tables and errors; with --every errors alone.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when an error has grown by a tenth.")] = False,
 ) -> None:
     """Score predictions against published measurements."""
@@ -62,7 +62,7 @@ def main(
         raise typer.Exit(2) from None
     if path is None:
         skipped.append("silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE")
-    sections = {"runs": truth.table(runs), "rows": "\n\n".join(row_tables(predicted, left_out, every))}
+    sections = {"runs": truth.table(runs) if runs else "", "rows": "\n\n".join(row_tables(predicted, left_out, every))}
     for text in sections.values():
         print(text, end="\n\n")
     for line in skipped:
@@ -74,6 +74,8 @@ def main(
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
+        if every > 1:
+            sections["rows"] = ""  # the page's table is of all
         PAGE.write_text(between_markers(PAGE.read_text(), {name: text for name, text in sections.items() if text}))
     if check:
         worse = grown(found, recorded) + lost(runs, recorded)

@@ -243,6 +243,27 @@ def test_rows_that_are_no_longer_predicted_are_worse_and_further_ones_are_not():
     ]
 
 
+@pytest.mark.parametrize(("every", "on_the_page"), [(1, "1 of 1 rows predicted."), (2, "old")])
+def test_a_slice_of_the_rows_is_kept_beside_all_and_does_not_take_their_place_on_the_page(
+    tmp_path, monkeypatch, every, on_the_page
+):
+    page, kept = tmp_path / "page.md", tmp_path / "kept.json"
+    parts = ("rows", "runs")
+    page.write_text(
+        "".join(f"<!-- scoreboard {part}: begin -->\nold\n<!-- scoreboard {part}: end -->\n" for part in parts)
+    )
+    kept.write_text('{"runs": {}, "rows": {"every 3": {"g": {"rows": 9}}}}')
+    monkeypatch.setattr(scoreboard, "PAGE", page)
+    monkeypatch.setattr(scoreboard, "RECORDED", kept)
+    monkeypatch.setattr(truth, "run", lambda: ([], []))
+    rows = written(tmp_path / "s.csv", {"isl": "64", "osl": "8", "batch_size": "2"})
+    ran = CliRunner().invoke(_app(), ["--rows", str(rows), "--every", str(every), "--jobs", "1", "--write"])
+    assert ran.exit_code == 0, ran.output
+    assert page.read_text().splitlines()[1] == on_the_page
+    assert page.read_text().splitlines()[-2] == "old", "no run could be scored"
+    assert set(json.loads(kept.read_text())["rows"]) == {"every 3", f"every {every}"}
+
+
 def test_tables_go_between_their_markers_and_nothing_else_changes():
     page = "head\n<!-- scoreboard rows: begin -->\nold\n<!-- scoreboard rows: end -->\ntail\n"
     assert scoreboard.between_markers(page, {"rows": "new"}) == page.replace("old", "new")
