@@ -6,12 +6,13 @@ The file is part of the package ``aiconfigurator-core`` (Apache-2.0) and is read
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib.util
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.board.halves import scores
 
 PACKAGE = "aiconfigurator_core"
 FILE = "systems/silicon_sample.csv"
@@ -56,8 +57,8 @@ class Row:
 
     @property
     def scores(self) -> bool:
-        """Whether its configuration belongs to scoring; else to fitting. By the last hexadecimal digit of its SHA-256."""
-        return int(hashlib.sha256(self.configuration.encode()).hexdigest()[-1], 16) % 2 == 1
+        """Whether its configuration belongs to scoring; else to fitting."""
+        return scores(self.configuration)
 
 
 def find_rows() -> Path | None:
