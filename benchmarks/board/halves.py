@@ -1,43 +1,39 @@
-"""Which half something measured belongs to: one to fit to, the other to score by.
-
-By the last hexadecimal digit of the SHA-256 of what names it, joined with ``|``: even fits, odd scores. So the same
-everywhere, and nobody chose it. The shape of an operator is what does not change while an engine runs: all counts of
-tokens and all contexts of one shape belong to one half.
-"""
+"""Which half of what was measured a thing belongs to: what is fitted to, or what is scored."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-SHAPES = {
-    "gemm": ("n", "k"),
-    "moe": ("hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size"),
-    "context_attention": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
-    "generation_attention": ("num_heads", "num_key_value_heads", "head_dim", "window_size"),
-    "context_mla": ("num_heads",),
-    "generation_mla": ("num_heads",),
-}
-"""Columns of a published table that make a shape, in the order in which they are joined. Those that a table lacks are 0."""
+NO_SIZES = ("latency", "beam_width", "tp_size")
+"""Columns of numbers of published operator tables that are no sizes of what was computed."""
+ATTENTION = ("context_attention", "generation_attention")
+WHOLE = {"window_size": 0}
+"""A size that some tables of attention lack, and what their rows have."""
 
 
 def scores(joined: str) -> bool:
-    """Whether what is named so belongs to scoring; else to fitting."""
+    """Whether something belongs to scoring, by the last hexadecimal digit of the SHA-256 of what it is, joined with ``|``:
+    odd scores, even fits."""
     return int(hashlib.sha256(joined.encode()).hexdigest()[-1], 16) % 2 == 1
 
 
-def shape_scores(kind: str, *shape: int) -> bool:
-    """Whether a shape of an operator belongs to scoring: its kind, and the values of :data:`SHAPES`."""
-    return scores("|".join([kind, *(str(int(value)) for value in shape)]))
+def shape_scores(kind: str, sizes: Mapping[str, float]) -> bool:
+    """Whether a shape of an operator belongs to scoring: its ``kind`` (the name of its table, as in ``gemm``) and its
+    sizes in the order of their names, whatever engine, GPU, dtype or kernel it was measured with."""
+    return scores("|".join([kind, *(f"{int(sizes[name])}" for name in sorted(sizes))]))
 
 
-def scoring_rows(kind: str, table: pd.DataFrame) -> np.ndarray:
-    """Which rows of a published table are of shapes that belong to scoring, bool[rows]."""
-    columns = [table[name] if name in table else pd.Series(0, index=table.index) for name in SHAPES[kind]]
-    shapes = pd.MultiIndex.from_arrays(columns)
-    codes, distinct = pd.factorize(shapes)
-    belongs = np.array([shape_scores(kind, *shape) for shape in distinct], bool)
-    found: np.ndarray = belongs[codes]
-    return found
+def rows_score(kind: str, table: pd.DataFrame) -> np.ndarray:
+    """Whether each row of an operator's published table is of a shape that belongs to scoring, bool[n]."""
+    numbers = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name]) and name not in NO_SIZES]
+    sizes = table[numbers]
+    if kind in ATTENTION:
+        sizes = sizes.assign(**{name: value for name, value in WHOLE.items() if name not in numbers})
+    shapes, of = np.unique(sizes.to_numpy(np.int64), axis=0, return_inverse=True)
+    names = list(sizes)
+    half = [shape_scores(kind, dict(zip(names, shape, strict=True))) for shape in shapes.tolist()]
+    return np.array(half, bool)[of.reshape(-1)]
