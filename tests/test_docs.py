@@ -172,6 +172,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     linear_profile(folder / "profile")
     (own_policy,) = python_blocks(ROOT / "docs/scheduler.md")
     (folder / "mypolicies.py").write_text(own_policy)
+    (machine,) = re.findall(r"^```toml\n# box.toml\n(.*?)^```", (ROOT / "docs/links.md").read_text(), re.M | re.S)
+    (folder / "box.toml").write_text(machine)
     (folder / "measured").mkdir()
     (folder / "measured/meta.json").write_text(
         json.dumps(

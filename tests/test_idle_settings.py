@@ -26,6 +26,7 @@ BY_PRIORITY = {
     "policy": "priority",
     "preempt_first": "priority",
 }
+LINKS = ("link", "link_latency", "gpus_per_node", "nodes", "node_link", "node_link_latency")
 VALUES: dict[str, Any] = {
     "router": "least_requests",
     "evict": "lfu",
@@ -88,6 +89,12 @@ VALUES: dict[str, Any] = {
     "stops_known": "result",
     "in_flight_token": "lose",
     "give_back": "ended",
+    "link": "16GB/s",
+    "link_latency": "20us",
+    "gpus_per_node": 4,
+    "nodes": 2,
+    "node_link": "50GB/s",
+    "node_link_latency": "10us",
 }
 """A value of every setting that acts only beside others."""
 SPOILED: dict[str, list[dict[str, Any]]] = {
@@ -152,6 +159,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "stops_known": [{"loop": "normal"}],
     "in_flight_token": [{"loop": "normal"}],
     "give_back": [{"loop": "normal"}],
+    **{name: [{"tp": 1}, {"tp": 1, "dp": 2}] for name in LINKS},
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
@@ -216,9 +224,10 @@ HEEDED: dict[str, dict[str, Any]] = {
     "stops_known": {"loop": "overlap"},
     "in_flight_token": {"loop": "overlap"},
     "give_back": {"loop": "overlap"},
+    **{name: {"tp": 2} for name in LINKS},
 }
 ALWAYS: dict[str, set[str]] = {
-    "what is run": {"engine", "model", "gpu", "dtype", "cost", "seed"},
+    "what is run": {"engine", "model", "gpu", "machine", "dtype", "cost", "seed"},
     "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots", "draft_tokens"},
     "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running", "reserved_pages"},
     "what others act beside": {"batching", "policy", "cache"},

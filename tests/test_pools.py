@@ -177,9 +177,9 @@ def test_weights_and_notes_of_cost_models_are_said_by_pool_where_they_differ(tmp
     ran = workbench("simulate", SAMPLE, "--requests", 8, *pools, "--out", tmp_path / "o")
     said = " ".join(ran.output.split())
     assert "weights: wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in said
-    assert "note: pool wide: 16 GPUs of h100 work together" in said and "pool small: 16" not in said
+    assert "note: pool wide: links: tp 16 spreads over 2 nodes of 8 GPUs" in said and "pool small: links" not in said
     page = (tmp_path / "o/report.html").read_text()
-    assert "wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in page and "pool wide: 16 GPUs" in page
+    assert "wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in page and "pool wide: links: tp 16" in page
 
 
 def test_names_default_to_the_role_and_the_first_number_that_is_free():

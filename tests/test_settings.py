@@ -30,6 +30,7 @@ from workbench.serving.serve_settings import ServeSettings
 from workbench.settings import idle, loading
 from workbench.settings.engines import engine_names
 from workbench.settings.loading import SETTINGS, read_settings_file, recorded_settings, settings_from
+from workbench.settings.machine import FACTS
 from workbench.settings.real import CPU_STEP_TOKENS, device_defaults
 from workbench.settings.run_settings import LOOP_NAMES, RunSettings
 
@@ -126,7 +127,12 @@ def page_of(command: str) -> dict[str, str]:
         ("simulate", set()),
         ("sweep", set()),
         ("plan", {"rate"}),  # its own: the rate to carry
-        ("replay", {"engine", "gpu", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "exact"}),
+        (
+            "replay",
+            {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "exact"}
+            | set(FACTS)
+            | {"machine", "nodes"},
+        ),
         (
             "serve",
             {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"},
@@ -196,6 +202,10 @@ OTHER: dict[str, Any] = {
     "gpu": "a100",
     "cost": "fitted:costs.json",
     "mem_fraction": 0.5,
+    "link": "16GB/s",
+    "link_latency": "20us",
+    "node_link": "400Gbit/s",
+    "node_link_latency": "1.5ms",
     "pool": ("both:2",),
 }
 

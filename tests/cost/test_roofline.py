@@ -124,15 +124,6 @@ def test_whole_steps_are_near_the_sum_of_their_measured_operators(gpu, most):
     assert sum(errors) / len(errors) < most, "docs/cost-model.md says how near"
 
 
-def test_gpus_of_several_nodes_that_work_together_are_noted():
-    model, gpu = load_model("Qwen/Qwen3-30B-A3B"), load_gpu("h100")
-    for layout in ({"tp": 8}, {"tp": 8, "pp": 2}, {"ep": 8}):
-        assert RooflineCost(model, gpu, **layout).notes == []
-    said = ["16 GPUs of h100 work together and a node has 8: links between nodes are taken for links in one"]
-    for layout in ({"tp": 16}, {"tp": 4, "ep": 16}):
-        assert RooflineCost(model, gpu, **layout).notes == said
-
-
 def test_tensor_parallelism_pays_on_large_batches_and_costs_communication():
     model, gpu = load_model("Llama-3.1-70B"), load_gpu("h100")
     one, four = (RooflineCost(model, gpu, tp=tp) for tp in (1, 4))

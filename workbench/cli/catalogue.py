@@ -55,6 +55,8 @@ def _gpu_row(gpu: GPU) -> dict[str, Any]:
         "fp8_tflops": gpu.fp8_flops / 1e12,
         "link_gb_per_s": gpu.link_bandwidth / 1e9,
         "gpus_per_node": gpu.gpus_per_node,
+        "pcie_link": gpu.pcie_link,
+        "node_link_gb_per_s": gpu.node_link_bandwidth / 1e9,
     }
 
 
@@ -168,7 +170,7 @@ def _print_all(gpus: list[dict[str, Any]], models: list[dict[str, Any]]) -> None
                     f"{g['bandwidth_tb_per_s']:.2f}",
                     f"{g['bf16_tflops']:,.0f}",
                     f"{g['fp8_tflops']:,.0f}" if g["fp8_tflops"] else "-",
-                    f"{g['link_gb_per_s']:.0f}",
+                    f"{g['link_gb_per_s']:.0f}{' (PCIe)' if g['pcie_link'] else ''}",
                     str(g["gpus_per_node"]),
                 )
                 for g in gpus

@@ -19,6 +19,7 @@ from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import kv_capacity
 from backends.simulated.kv_windows import NEEDED, KvRule
+from backends.simulated.links import in_machine, link_notes, spread
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe
@@ -64,7 +65,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit, CostError or ProfileError, each with one line.
     """
-    model, gpu = load_model(settings.model), load_gpu(settings.gpu)
+    model = load_model(settings.model)
     weights = _weights(settings, model)
     kv_dtype, notes = _kv_dtype(settings, model, weights)
     engine = load_engine(settings.engine)
@@ -87,6 +88,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         )
     if lock_step and pp > 1:
         raise ConfigError("ep: experts shared between instances need pp 1")
+    gpu, of_links = _gpu(settings, tp, pp, lock_step)
     max_context = settings.max_context or model.max_context
     load_policy(settings.policy)
     budget: dict[str, Any] = {}
@@ -149,9 +151,20 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         kv_budget=budget,
         kv_dtype=kv_dtype,
         weights=weights,
-        notes=notes,
+        notes=(*notes, *of_links),
         parity=parity_of(settings),
     )
+
+
+def _gpu(settings: RunSettings, tp: int, pp: int, lock_step: bool) -> tuple[GPU, list[str]]:
+    """The GPU in its machine, and what is assumed of the links to others that it works together with."""
+    said = {name: getattr(settings, name) for name in ("link", "link_latency", "node_link", "node_link_latency")}
+    gpu = in_machine(load_gpu(settings.gpu), said, settings.gpus_per_node)
+    together = tp * settings.dp if lock_step else tp * pp
+    gpu = spread(gpu, tp, together, settings.nodes)
+    sizes = {"tp": tp, "pp": pp, "dp": settings.dp if lock_step else 1, "ep": settings.ep}
+    layout = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    return gpu, link_notes(gpu, layout, together, said) if together > 1 else []
 
 
 def _measured_host(settings: RunSettings) -> dict[str, float]:

@@ -12,6 +12,7 @@ from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import settings_of
 from workbench.settings.cost_spec import identity
 from workbench.settings.engines import load_engine
+from workbench.settings.machine import read_machine
 from workbench.settings.pool_spec import PoolSpec, parse_pools
 from workbench.settings.run_settings import RUN_WIDE, RunSettings, pool_value
 
@@ -32,14 +33,23 @@ def settings_from(
 
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
-    values = read_settings_file(config) if config is not None else {}
-    values = _over(values, {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None})
+    values = _on_machine(read_settings_file(config)) if config is not None else {}
+    meant = {name: SETTINGS[name].meant(value) for name, value in flags.items() if value is not None}
+    values = _over(values, _on_machine(meant))
     if like is not None:
         values = _over(_recorded(like), values)
     preset = _of_engine(values.get("engine", RunSettings.engine))
     if values.get("pool"):
         values["pool"] = tuple(_filled(pool, values, preset).text for pool in parse_pools(values["pool"]))
     return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+
+
+def _on_machine(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what the file of their machine says under them. Raises ConfigError.
+
+    A record's are not looked up again: they hold what the file said then.
+    """
+    return {**read_machine(values["machine"]), **values} if values.get("machine") else dict(values)
 
 
 def _of_engine(name: str) -> dict[str, Any]:
@@ -64,6 +74,8 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
     own = dict(pool.given)
     more: dict[str, Any] = {}
     try:
+        # Its facts take the place of the file's name, so that a record's pools need no file.
+        own = {name: str(value) for name, value in _on_machine(own).items() if name != "machine"}
         if "engine" in own:
             more |= {name: getattr(RunSettings, name) for name in preset} | _of_engine(own["engine"])
         if "cost" in own:

@@ -11,6 +11,7 @@ from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Sche
 from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, Place, is_own, setting, settings_of
 from workbench.settings.cost_spec import split
 from workbench.settings.engines import exact_name
+from workbench.settings.machine import MachineSettings
 from workbench.settings.pool_spec import parse_pools, read_pools
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -79,7 +80,7 @@ class RunnerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(SchedulerSettings, LoadSettings):
+class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
     """Every setting of a run, under the names of the flags: the scheduler's, and those of what it schedules for. None means:
     found from the others.
 
@@ -124,13 +125,8 @@ class RunSettings(SchedulerSettings, LoadSettings):
     model: str = setting(
         "meta-llama/Llama-3.1-8B",
         group=HARDWARE,
+        first=True,
         help="Hugging Face id of the catalogue, folder, or config.json. Default {default}.",
-    )
-    gpu: str = setting(
-        "h100",
-        group=HARDWARE,
-        help="GPU of the catalogue or a TOML file. Default {default}.",
-        idle={"real": "the GPU is the machine's"},
     )
     tp: int = setting(1, least=1, group=HARDWARE, help="Tensor parallel GPUs. Default {default}.")
     pp: int = setting(1, least=1, group=HARDWARE, help="Pipeline stages. Default {default}.")

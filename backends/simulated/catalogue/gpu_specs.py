@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from ground.errors import InputError
+from ground.link import Link, parse_rate, parse_time
 from ground.value_file import read_toml
 
 CATALOGUE = Path(__file__).parent / "gpus.toml"
+WITH_UNITS: dict[str, tuple[str, Callable[[object], float]]] = {
+    "link": ("link_bandwidth", parse_rate),
+    "link_latency": ("link_latency_s", parse_time),
+    "node_link": ("node_link_bandwidth", parse_rate),
+    "node_link_latency": ("node_link_latency_s", parse_time),
+}
+"""Keys of a GPU's file that say a field as a flag does, with a unit; ``link`` is what collectives achieve."""
 LIKE, FORMER_LIKE = "efficiency_like", "reaches_like"
 """The key for what operators achieve on another GPU, and what it was called before."""
 
@@ -68,6 +77,13 @@ class GPU:
     host_bandwidth: float = 64e9
     """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
+    node_link_bandwidth: float = 50e9
+    """Bytes/s of one GPU to those of other nodes, one direction, as collectives achieve it; the default is an adapter of
+    400 Gbit/s for each GPU."""
+    node_link_latency_s: float = 10e-6
+    """Latency of a collective between nodes: a guess, as are links between nodes altogether."""
+    pcie_link: bool = False
+    """Whether GPUs of a node reach each other over PCIe alone: how fast is then the machine's affair, not the GPU's."""
     multiprocessors: int = 0
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
 
@@ -78,6 +94,35 @@ class GPU:
         """
         native = {"fp8": self.fp8_flops, "int8": self.int8_flops, "fp32": self.fp32_flops}.get(dtype, 0.0)
         return native or self.bf16_flops
+
+    @cached_property
+    def link(self) -> Link:
+        """What a collective between GPUs of a node achieves."""
+        return Link(self.link_bandwidth * self.link_efficiency, self.link_latency_s)
+
+    @cached_property
+    def node_link(self) -> Link:
+        """What a collective between GPUs of several nodes achieves."""
+        return Link(self.node_link_bandwidth, self.node_link_latency_s)
+
+    def with_links(
+        self,
+        link: float | None = None,
+        link_latency_s: float | None = None,
+        node_link: float | None = None,
+        node_link_latency_s: float | None = None,
+        gpus_per_node: int | None = None,
+    ) -> GPU:
+        """The GPU in a machine whose links collectives achieve other rates (bytes/s) and latencies of; None: as it says."""
+        changed = {
+            "link_bandwidth": link,
+            "link_efficiency": None if link is None else 1.0,
+            "link_latency_s": link_latency_s,
+            "node_link_bandwidth": node_link,
+            "node_link_latency_s": node_link_latency_s,
+            "gpus_per_node": gpus_per_node,
+        }
+        return dataclasses.replace(self, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
 
 
 def load_gpu(name: str) -> GPU:
@@ -119,6 +164,7 @@ def gpu_names() -> list[str]:
 
 def _gpu(values: dict[str, Any], where: str) -> GPU:
     known = {field.name: field for field in dataclasses.fields(GPU)}
+    values = _without_units(values, where)
     if FORMER_LIKE in values and LIKE in values:
         raise CatalogueError(f"{where}: {FORMER_LIKE}: given twice; it is called {LIKE}")
     for key in {LIKE, FORMER_LIKE} & values.keys():
@@ -133,6 +179,10 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
             raise CatalogueError(f"{where}: {name}: no such field")
         if name in ("name", "source"):
             continue
+        if name == "pcie_link":
+            if not isinstance(value, bool):
+                raise CatalogueError(f"{where}: {name}: {value!r} is not true or false")
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise CatalogueError(f"{where}: {name}: {value!r} is not a number of 0 or more")
     for name, field in known.items():
@@ -142,6 +192,24 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
         if name in values and not 0 < values[name] <= 1:
             raise CatalogueError(f"{where}: {name}: {values[name]} is not between 0 and 1")
     return GPU(**values)
+
+
+def _without_units(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a GPU, with what keys of :data:`WITH_UNITS` say in their places."""
+    found = {name: value for name, value in values.items() if name not in WITH_UNITS}
+    for key, (field, parse) in WITH_UNITS.items():
+        if key not in values:
+            continue
+        try:
+            said = {field: parse(values[key])}
+        except InputError as error:
+            raise CatalogueError(f"{where}: {key}: {error}") from None
+        if key == "link":
+            said["link_efficiency"] = 1.0  # of what is achieved
+        if twice := sorted(said.keys() & values.keys()):
+            raise CatalogueError(f"{where}: {key}: given twice: {twice[0]} says the same")
+        found |= said
+    return found
 
 
 def _is_achieved(field: str) -> bool:

@@ -1,4 +1,9 @@
-"""Collectives inside a node, as latency plus bytes over the link."""
+"""Collectives between GPUs, as latency plus bytes over the links: inside a node and, beyond its GPUs, between nodes.
+
+GPUs are numbered node by node, the ranks of a tensor-parallel group next to each other. Where a group is larger than a node,
+it has as many GPUs on each, and collectives are hierarchical: the nodes' own links carry the message between the GPUs of a
+node, and each GPU exchanges its part of it with its peers on the other nodes.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +15,56 @@ ACTIVATION_BYTES = 2
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     """Seconds of an all-reduce. Ring volume, 2 (n-1)/n of the message through each link (Thakur et al. 2005), and one
-    latency: the engines use one-shot kernels where the ring's many latencies would count."""
+    latency: the engines use one-shot kernels where the ring's many latencies would count.
+
+    Over nodes: reduce-scatter in each, ring all-reduce of each GPU's part between them, all-gather in each (the hierarchical
+    scheme of Horovod and NCCL).
+    """
     if gpus == 1:
         return 0.0
-    return gpu.link_latency_s + 2 * (gpus - 1) / gpus * message_bytes / _rate(gpu)
+    inside, nodes = _spread(gpus, gpu)
+    seconds = 0.0
+    if inside > 1:
+        seconds += gpu.link_latency_s + 2 * (inside - 1) / inside * message_bytes / gpu.link.bandwidth
+    if nodes > 1:
+        seconds += gpu.node_link.seconds(2 * (nodes - 1) / nodes * message_bytes / inside)
+    return seconds
+
+
+def all_gather_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
+    """Seconds of an all-gather after which every GPU has ``message_bytes``, or of a reduce-scatter of as much: (n-1)/n of it
+    through each link. Over nodes each GPU first gathers from its peers on the other nodes."""
+    if gpus == 1:
+        return 0.0
+    inside, nodes = _spread(gpus, gpu)
+    seconds = 0.0
+    if nodes > 1:
+        seconds += gpu.node_link.seconds((nodes - 1) / nodes * message_bytes / inside)
+    if inside > 1:
+        seconds += gpu.link.seconds((inside - 1) / inside * message_bytes)
+    return seconds
 
 
 def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
-    """Seconds of an all-to-all in which every GPU sends ``message_bytes`` in all, evenly: (n-1)/n of it leaves."""
+    """Seconds of an all-to-all in which every GPU sends ``message_bytes`` in all, evenly: (n-1)/n of it leaves, what goes to
+    other nodes at the same time as what goes to the same one."""
     if gpus == 1:
         return 0.0
-    return gpu.link_latency_s + (gpus - 1) / gpus * message_bytes / _rate(gpu)
+    inside, nodes = _spread(gpus, gpu)
+    near_s = gpu.link_latency_s + (inside - 1) / gpus * message_bytes / gpu.link.bandwidth if inside > 1 else 0.0
+    far_s = gpu.node_link.seconds((gpus - inside) / gpus * message_bytes) if nodes > 1 else 0.0
+    return max(near_s, far_s)
 
 
-def next_stage_s(tokens: int, hidden: int, tp: int, gpu: GPU) -> float:
-    """Seconds to send the hidden states and residuals of ``tokens`` to the next pipeline stage, each of ``tp`` ranks its
-    part of them."""
+def next_stage_s(tokens: int, hidden: int, tp: int, gpu: GPU, stage: int = 0) -> float:
+    """Seconds to send the hidden states and residuals of ``tokens`` from a pipeline stage to the next, each of ``tp`` ranks
+    its part of them: between nodes where the next stage begins one."""
     message_bytes = 2 * tokens * hidden * ACTIVATION_BYTES / tp
-    return gpu.link_latency_s + message_bytes / _rate(gpu)
+    apart = stage * tp // gpu.gpus_per_node != (stage + 1) * tp // gpu.gpus_per_node
+    return (gpu.node_link if apart else gpu.link).seconds(message_bytes)
 
 
-def _rate(gpu: GPU) -> float:
-    """Bytes/s."""
-    return gpu.link_bandwidth * gpu.link_efficiency
+def _spread(gpus: int, gpu: GPU) -> tuple[int, int]:
+    """(GPUs on each node, nodes) of a group."""
+    inside = min(gpus, gpu.gpus_per_node)
+    return inside, -(-gpus // inside)

@@ -130,4 +130,4 @@ class FittedCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states and residuals to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return next_stage_s(tokens, self._model.hidden, self._tp, self._gpu)
+        return next_stage_s(tokens, self._model.hidden, self._tp, self._gpu, stage)

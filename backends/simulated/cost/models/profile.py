@@ -129,7 +129,7 @@ class ProfileCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states and residuals to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu)
+        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu, stage)
 
     def group_forward(self, batches: Sequence[ModelWorkerBatch | None]) -> float:
         """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank

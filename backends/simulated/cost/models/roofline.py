@@ -55,11 +55,6 @@ class RooflineCost:
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
         weights = as_precision(dtype)
         self.notes = list(weights.notes)
-        if (together := max(tp, ep)) > gpu.gpus_per_node:
-            self.notes.append(
-                f"{together} GPUs of {gpu.name} work together and a node has {gpu.gpus_per_node}: links between nodes are"
-                " taken for links in one"
-            )
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
@@ -127,7 +122,7 @@ class RooflineCost:
     def transfer_s(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
         """Seconds to send hidden states (and residuals) to the next stage."""
         tokens = batch.prefill_tokens + batch.decode_tokens
-        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu)
+        return next_stage_s(tokens, self.model.hidden, self.tp, self.gpu, stage)
 
     def _padded(self, requests: int) -> int:
         at = bisect.bisect_left(self._capture, requests)
