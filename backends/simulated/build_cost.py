@@ -40,7 +40,7 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
         from backends.simulated.cost.tables.profiles import read_profile
 
         assert path is not None
-        tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype)
+        tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype, want.kv_dtype, want.ep)
     return ProfileCost(
         tables,
         want.model,

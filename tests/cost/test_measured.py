@@ -22,6 +22,7 @@ from tests.cost.profiles import batch
 from tests.cost.published import (
     decode_ms,
     experts_ms,
+    gather_ms,
     product_ms,
     prompt_ms,
     reduce_ms,
@@ -31,6 +32,7 @@ from tests.cost.published import (
 )
 from workbench.cli.app import app
 from workbench.cluster.resolve import resolve
+from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.settings.loading import settings_from
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,11 @@ def roofline(name: str = SMALL, **more: int) -> RooflineCost:
     return RooflineCost(load_model(name), load_gpu("h100"), capture_sizes=[], **more)
 
 
+def attention_s(cost: ProfileCost, step: ModelWorkerBatch) -> float:
+    """Seconds of one layer, where all have the same."""
+    return cost.explain(step)["attention"] / cost.model.layers
+
+
 def refused(**flags: str) -> str:
     with pytest.raises(ValueError) as error:
         resolve(
@@ -85,12 +92,12 @@ def test_at_measured_points_an_operator_takes_what_was_measured(package):
     }.items():
         assert parts[name] == pytest.approx(LAYERS * product_ms(64, *shape) * 1e-3), name
     assert parts["attention"] == pytest.approx(LAYERS * decode_ms(64, 1024) * 1e-3)
-    assert measured().attention_s(batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
+    assert attention_s(measured(), batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
 
 
 def test_between_measured_points_straight_lines_are_reproduced(package):
     cost = measured()
-    assert cost.attention_s(batch([2000] * 100)) == pytest.approx(decode_ms(100, 2000) * 1e-3)
+    assert attention_s(cost, batch([2000] * 100)) == pytest.approx(decode_ms(100, 2000) * 1e-3)
     # Half of its sides on each GPU: 2048 and 3072 columns lie between measured ones, in logarithms.
     parts = measured(tp=2).explain(batch([1024] * 100))
     assert parts["qkv_proj"] == pytest.approx(LAYERS * product_ms(100, 2048, 1024) * 1e-3)
@@ -99,7 +106,7 @@ def test_between_measured_points_straight_lines_are_reproduced(package):
 
 def test_a_prompt_after_a_cached_prefix_takes_the_pairs_more(package):
     # The line between the two longest prompts: 1e-7 ms a pair.
-    whole, after = (measured().attention_s(batch([512 + cached], (512,))) for cached in (0, 1024))
+    whole, after = (attention_s(measured(), batch([512 + cached], (512,))) for cached in (0, 1024))
     assert after - whole == pytest.approx(1e-7 * 512 * 1024 * 1e-3)
 
 
@@ -137,9 +144,9 @@ def test_a_number_of_heads_between_two_measured_ones_is_between_their_times(pack
         ]
         parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     cost = measured()
-    assert cost.attention_s(batch([1024] * 64)) == pytest.approx(decode_ms(64, 1024) * 1e-3)
-    assert cost.attention_s(batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
-    assert "attention of decodes (16 heads, between 12 and 24)" in cost.notes[0]
+    assert attention_s(cost, batch([1024] * 64)) == pytest.approx(decode_ms(64, 1024) * 1e-3)
+    assert attention_s(cost, batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
+    assert "attention of decodes (16 heads between 12 and 24)" in cost.notes[0]
 
 
 # -- the roofline in between -------------------------------------------------------------------------------------------
@@ -178,7 +185,7 @@ def test_heads_and_precisions_that_nobody_measured_fall_back_one_by_one(package,
         assert all(ours[name] == pytest.approx(theirs[name]) for name in ("projections", "mlp", "lm_head"))
     else:
         assert cost.explain(step)["attention"] == pytest.approx(shape.explain(step)["attention"])
-    assert cost.attention_s(decodes if kind == "context_attention" else prompt) > 0
+    assert attention_s(cost, decodes if kind == "context_attention" else prompt) > 0
 
 
 def test_what_is_never_quantised_is_named_in_its_own_precision(package):
@@ -205,7 +212,7 @@ def test_without_a_table_of_all_reduces_or_experts_the_roofline_stands_in_for_th
     [
         ("deepseek-ai/DeepSeek-V2-Lite", "latent attention of 16 heads"),
         ("Qwen/Qwen3-Next-80B-A3B-Instruct", "linear attention of 32 heads"),
-        ("mistralai/Mistral-7B-v0.1", "attention of 32 heads on 8 of KV in a window of 4096"),
+        ("mistralai/Mistral-7B-v0.1", "attention of decodes of 32 heads on 8 of KV of 128 in a window of 4096 in bf16"),
     ],
 )
 def test_layers_of_other_kinds_are_the_rooflines(package, name, words):
@@ -223,10 +230,20 @@ def test_layers_with_and_without_a_window_are_told_apart(package):
     write_table(package, "context_attention", **shapes)
     write_table(package, "generation_attention", **shapes)
     cost, step = measured(name), batch([4096] * 64)
-    with_window = cost.explain(step)["attention"] - 12 * decode_ms(64, 4096) * 1e-3
-    # Twelve of 24 layers see 128 tokens.
-    assert 0 < with_window < roofline(name).explain(step)["attention"] / 2
-    assert "in a window of 128" in cost.notes[-1] and "attention of decodes" not in cost.notes[-1]
+    # Twelve of 24 layers see 128 tokens: as many as a decode of 128 reads, where no such kernel was measured.
+    assert cost.explain(step)["attention"] == pytest.approx(12 * (decode_ms(64, 4096) + decode_ms(64, 128)) * 1e-3)
+    assert "in a window of 128 in bf16 (by attention to all tokens, at those that are seen)" in cost.notes[0]
+    for kind in ("context_attention", "generation_attention"):
+        rows = [
+            row | {"latency": row["latency"] * factor, "window_size": window}
+            for window, factor in ((0, 1), (128, 3))
+            for row in rows_of(kind, **shapes)
+        ]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), write_table(package, kind))
+    cost = measured(name)
+    # From two windows on a context is looked up as it is, for kernels of windows were measured at long ones, too.
+    assert cost.explain(step)["attention"] == pytest.approx(12 * 4 * decode_ms(64, 4096) * 1e-3)
+    assert "by attention to all tokens" not in cost.notes[0]
 
 
 def test_stages_add_up_to_the_whole_model(package):
@@ -235,12 +252,25 @@ def test_stages_add_up_to_the_whole_model(package):
 
 
 def test_instances_that_share_experts_take_their_steps_together(package):
+    write_table(package, "moe", moe_ep_size=2)
+    write_table(package, "nccl")
     cost = measured("Qwen/Qwen3-30B-A3B", ep=2)
     step = batch([512], (512,))
     one, both = cost.group_forward([step, None]), cost.group_forward([step, step])
-    # Half of the rows of 513 or 1024 tokens on each.
-    assert both - one > 48 * (experts_ms(512) - experts_ms(256.5)) * 1e-3 * 0.99
-    assert one > cost.linear_s(512) + 48 * experts_ms(256.5) * 1e-3
+    # The tables count the tokens of all GPUs, of which each has half of the experts.
+    assert cost.experts_s(1024) == pytest.approx(experts_ms(1024) * 1e-3)
+    assert both - one > 48 * (experts_ms(1024) - experts_ms(513)) * 1e-3 * 0.99
+    assert one > cost.linear_s(512) + 48 * experts_ms(513) * 1e-3
+    # Their hidden states and router logits of 4 bytes there, the hidden states back.
+    there, back = (1024 * (2048 * 2 + 128 * 4) / 2, 1024 * 2048)
+    assert cost.exchange_s([512, 512]) == pytest.approx((gather_ms(there) + gather_ms(back)) * 1e-3)
+    assert "all-gathers of NCCL, reduce-scatters of NCCL" in " ".join(cost.notes)
+
+
+def test_experts_that_were_not_measured_over_so_many_gpus_are_the_rooflines(package):
+    cost, shape, step = measured("Qwen/Qwen3-30B-A3B", ep=2), roofline("Qwen/Qwen3-30B-A3B", ep=2), batch([1024] * 64)
+    assert "8 of 128 experts of 768 (tp 1, ep 2, bf16) with router and shared experts" in cost.notes[-1]
+    assert cost.explain(step)["experts"] == pytest.approx(shape.explain(step)["experts"])
 
 
 # -- finding them ------------------------------------------------------------------------------------------------------
@@ -267,7 +297,7 @@ def test_each_kind_of_table_is_of_the_version_nearest_to_the_engines(package):
     ],
 )
 def test_the_nearest_version_is_by_its_numbers(wanted, versions, found):
-    assert published_package.nearest(wanted, versions) == found
+    assert next(iter(published_package.by_nearness(wanted, versions)), None) == found
 
 
 def test_what_cannot_be_had_is_refused_in_one_line_that_says_what_to_do(package, monkeypatch):
@@ -339,5 +369,5 @@ def test_a_step_of_a_model_from_the_installed_tables_is_positive_grows_and_has_t
         for row in parquet.read_table(file, partitioning=None).to_pylist()
         if all(row[name] == value for name, value in wanted.items()) and row["kv_cache_dtype"] == "bfloat16"
     ]
-    assert cost.attention_s(batch([1024] * 64)) == pytest.approx(min(rows) * 1e-3)
+    assert attention_s(cost, batch([1024] * 64)) == pytest.approx(min(rows) * 1e-3)
     assert "the nearest to 0.33.0" in cost.notes[0] and "matrix products" in cost.notes[0]

@@ -35,6 +35,8 @@ class CostRequest:
     """GPU time of a step beside the model for each request in it."""
     engine: str = ""
     """Preset of the engine whose kernels run, with its version."""
+    expert_load: str = "power-law-1.01"
+    """How tokens are distributed over experts where these were measured."""
 
     @property
     def dtype(self) -> str:

@@ -8,13 +8,14 @@ readers of ``cost/tables`` do.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from backends.checkpoint.layer_kinds import Attention, Layer
+from backends.checkpoint.layer_kinds import Layer, Mixer
 from ground.errors import InputError
 
 TILE_TOKENS = 16
@@ -229,6 +230,23 @@ class AttentionTable:
     prompt and for several, so that measurements of both can be in one table."""
 
 
+class MixerTimes(Protocol):
+    """Times of a layer of one kind of attention or recurrence."""
+
+    grids: Mapping[str, Grid]
+    """What was measured, of ``prompts`` and of ``decodes``."""
+    beyond: Callable[[str, int, int], None]
+    """Is told what is beyond the measured range: what it is, its value, the end of the range."""
+
+    def prompts_s(self, new: np.ndarray, context: np.ndarray) -> float:
+        """Prompts with ``new`` tokens, at the end of as much context."""
+        ...
+
+    def decodes_s(self, context: np.ndarray, total: float) -> float:
+        """Decodes at these contexts, ``total`` in all."""
+        ...
+
+
 @dataclass
 class OperatorTables:
     """Everything measured about one model on one GPU at one tensor-parallel size."""
@@ -242,7 +260,7 @@ class OperatorTables:
     head: dict[str, Curve]
     """Seconds a step by operator, by sampled sequences."""
     attention: AttentionTable | None
-    """None: by the roofline."""
+    """None: as ``mixers`` say."""
     experts: Grid | None = None
     """(tokens, distinct experts they use): the routed experts of a layer on one GPU; None where there are none, or by the
     roofline, which has router and shared experts with them."""
@@ -255,8 +273,13 @@ class OperatorTables:
     """Over how many GPUs the experts were divided when they were measured."""
     kinds: Mapping[Layer, Mapping[str, Curve]] | None = None
     """In place of ``layer``, for models with layers of several kinds: the same of each kind."""
-    attends: Attention | None = None
-    """The kind of attention that ``attention`` is of, others being the roofline's; None: all layers are of that kind."""
+    mixers: Mapping[Mixer, MixerTimes] = field(default_factory=dict)
+    """In place of ``attention``, for models with layers of several kinds: the times of each kind of attention and
+    recurrence; those that are not here are the roofline's."""
+    gather: Grid | None = None
+    """(bytes,): an all-gather of tokens to the experts of all instances; None: by the roofline."""
+    scatter: Grid | None = None
+    """(bytes,): a reduce-scatter of what these experts give; None: by the roofline."""
     notes: list[str] = field(default_factory=list)
     """Sentences about where the times are from, for the notes of a run."""
     missing: list[str] = field(default_factory=list)

@@ -18,6 +18,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+
+import numpy as np
 
 from backends.checkpoint.layer_kinds import Layer
 from backends.checkpoint.precision import Precision
@@ -89,6 +92,8 @@ class ProfileCost:
         self._noted: set[str] = set()
         self._reduce_each: dict[int, float] = {}
         self._uneven_parts: dict[tuple[int, int], Grid] = {}
+        for kind in tables.mixers.values():
+            kind.beyond = partial(self._note, how="in proportion")
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -146,6 +151,7 @@ class ProfileCost:
             seconds = self.linear_s(count)
             if batch is None:
                 seconds += at.attended * self.attention_of(0, 0.0, 1, 1.0, 1.0) if at.attended else 0.0
+                seconds += sum(layers * kind.decodes_s(np.ones(1), 1.0) for kind, layers in at.mixers)
                 seconds += at.rest.attention_fixed_s(1) if at.rest is not None else 0.0
             else:
                 seconds += self._all_attention_s(batch, at)
@@ -190,6 +196,14 @@ class ProfileCost:
     def _all_attention_s(self, batch: ModelWorkerBatch, at: _Stage) -> float:
         """Attention of a stage, and what its layers have in place of it."""
         seconds = at.attended * self.attention_s(batch) if at.attended else 0.0
+        if at.mixers:
+            count, lens, decodes = batch.num_prefill, batch.seq_lens, batch.decode_tokens
+            seen = float(batch.context_tokens - (lens[:count].sum() if count else 0))
+            for kind, layers in at.mixers:
+                if count:
+                    seconds += layers * kind.prompts_s(batch.query_lens[:count], lens[:count])
+                if decodes:
+                    seconds += layers * kind.decodes_s(lens[count:] if count else lens, seen)
         return seconds if at.rest is None else seconds + at.rest.attention_s(batch)
 
     def attention_s(self, batch: ModelWorkerBatch) -> float:
@@ -307,8 +321,16 @@ class ProfileCost:
         ranks = len(tokens)
         width = self.model.hidden * ACTIVATION_BYTES
         whole = others * ranks / (ranks - 1)
-        there = all_to_all_s(whole * (width + self.model.experts * ROUTER_BYTES), ranks, self.gpu)
-        return there + all_to_all_s(whole * width, ranks, self.gpu)
+        there, back = whole * (width + self.model.experts * ROUTER_BYTES), whole * width
+        return self._collective_s(self.tables.gather, there, ranks) + self._collective_s(
+            self.tables.scatter, back, ranks
+        )
+
+    def _collective_s(self, measured: Grid | None, message_bytes: float, ranks: int) -> float:
+        """An all-gather or reduce-scatter of a message over all ranks."""
+        if measured is None:
+            return all_to_all_s(message_bytes, ranks, self.gpu)
+        return measured.at(message_bytes) * max(message_bytes / measured.ends[0], 1.0)
 
     def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
         """Look up what uneven decodes cost beside the measured prompt nearest to this one.
@@ -354,12 +376,10 @@ class ProfileCost:
         prefill = self._shape.prefill_attention_s(chunk * (cached + chunk / 2), chunk + cached) if chunk else 0.0
         return prefill + decodes * mean * self._shape.layer_context_s + self.gpu.kernel_overhead_s
 
-    def _note(self, what: str, value: int, most: int) -> None:
+    def _note(self, what: str, value: int, most: int, how: str = "by the roofline's shape") -> None:
         if what not in self._noted:
             self._noted.add(what)
-            self.notes.append(
-                f"{what}: {value:,} is beyond the measured {most:,}; such steps are extrapolated by the roofline's shape"
-            )
+            self.notes.append(f"{what}: {value:,} is beyond the measured {most:,}; such steps are extrapolated {how}")
 
 
 class _Stage:
@@ -380,9 +400,11 @@ class _Stage:
         """Mixers and MLPs."""
         self.last = stage == pp - 1
         mixers = [layer.mixer for layer in stack if layer.mixer is not None]
-        rest = [mixer for mixer in mixers if tables.attention is None or tables.attends not in (None, mixer)]
-        self.attended = len(mixers) - len(rest)
-        """Layers whose attention was measured."""
+        rest = [mixer for mixer in mixers if tables.attention is None and mixer not in tables.mixers]
+        self.attended = len(mixers) if tables.attention is not None else 0
+        """Layers whose attention is all of one kind, and was measured."""
+        self.mixers = [(tables.mixers[each], count) for each, count in Counter(mixers).items() if each in tables.mixers]
+        """Kinds of attention and recurrence that were measured each for itself, with how many layers have it."""
         self.rest = roofline(Layer(mixer, None) for mixer in rest) if rest else None
         """The attention and recurrences of the others, by the roofline."""
         self.experts = roofline(stack) if self.moe and tables.experts is None else None

@@ -1,75 +1,75 @@
 """The operators of any model out of published tables, and by the roofline where these lack one (``--cost measured``).
 
-Matrix products, attention that sees every token, routed experts and all-reduces are looked up. Whatever else a model has,
-and shapes and precisions of these that nobody measured, are the roofline's, operator by operator; notes name both.
+Matrix products, attention and recurrences, routed experts and collectives are looked up. Whatever else a model has, and
+shapes and precisions of these that nobody measured, are the roofline's, operator by operator; notes name both.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
-from backends.checkpoint.layer_kinds import Attention, Dense, Experts, Layer
+from backends.checkpoint.layer_kinds import Attention, Dense, Experts, GatedDelta, Latent, Layer, Mixer
 from backends.checkpoint.precision import Held
 from backends.simulated.cost.cost_request import CostRequest
-from backends.simulated.cost.models.operator_tables import (
-    AttentionTable,
-    Curve,
-    Grid,
-    NotMeasured,
-    OperatorTables,
-    Provenance,
-)
+from backends.simulated.cost.models.layer_times import Rates, times_of
+from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredMixer, MeasuredPrompts, Seen
+from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured, OperatorTables, Provenance
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
-from backends.simulated.cost.tables.aiconfigurator import (
-    DTYPES,
-    PREFIXES,
-    Products,
-    all_reduce_grid,
-    attention_of,
-    decode_rows,
-    experts_grid,
-    heads_beside,
-    prompt_rows,
-)
+from backends.simulated.cost.tables.attention_rows import Shape, decodes_of, prompts_of
+from backends.simulated.cost.tables.latent_rows import absorbed_products, kernel_decodes, kernel_prompts, module_of
+from backends.simulated.cost.tables.operator_rows import Products, all_reduce_grid, collective_grid, experts_grid
+from backends.simulated.cost.tables.product_shapes import Shapes, around_mixer, expand_latents, of_mlp
 from backends.simulated.cost.tables.published_package import described, find_tables
+from backends.simulated.cost.tables.recurrent_rows import gated_delta_of
+from backends.simulated.cost.tables.table_kinds import DTYPES, Keep, Tables
 
 COUNTS = np.array(sorted(base * 2**k for k in range(14) for base in (1, 3)))
 """Tokens at which the roofline is asked where no matrix products were measured."""
 ALWAYS = ["norms, rotary and activations", "embedding", "sampler"]
 """Operators that no table is read for."""
+LOADS = {"balanced": "balanced", "power-law-1.01": "power_law_1.01", "power-law-1.2": "power_law_1.2"}
+"""Distributions of tokens over experts, and what the tables call them."""
 
-Shapes = Mapping[str, tuple[int, int]]
-"""Columns and rows of the weights of matrix products by name."""
-
-
-def read_measured(want: CostRequest) -> OperatorTables:
-    """The operators of a model. Raises ``CostError`` where there are no tables, ProfileError for one that cannot be read."""
-    return _Reader(want).tables()
+Found = TypeVar("Found")
 
 
-class _Reader:
+def read_measured(want: CostRequest, keep: Keep | None = None) -> OperatorTables:
+    """The operators of a model, of whose tables ``keep`` says which rows may be read. Raises ``CostError`` where there are
+    none, ProfileError for one that cannot be read."""
+    tables = find_tables(want.gpu, want.engine, keep)
+    source = Provenance(tables.system, "aiconfigurator", tables.system.name, want.dtype)
+    reader = OperatorReader(want, tables)
+    found = reader.read(replace(source, engine=f"{tables.engine} {tables.version_of('gemm')}"))
+    found.notes = reader.notes(f"{tables.system.name} under {tables.engine}", described())
+    return found
+
+
+class OperatorReader:
     """What was found, and what was not, for one request."""
 
-    def __init__(self, want: CostRequest) -> None:
-        self._want, self._model = want, want.model
-        self._tables = find_tables(want.gpu, want.engine)
+    def __init__(self, want: CostRequest, tables: Tables) -> None:
+        self._want, self._model, self._tables = want, want.model, tables
         self._measured: dict[str, str] = {}
         """Operators that were found, and the version they are of."""
-        self._lacking = list(ALWAYS)
-        self._products: dict[str, Products | None] = {}
+        self.lacking: list[str] = []
+        """Operators that were not."""
+        self._products: dict[str, tuple[Products, str] | None] = {}
         plain = self._products_in(want.weights.plain)
-        self._counts = COUNTS if plain is None else plain.counts
+        self._counts = COUNTS if plain is None else plain[0].counts
+        self._kv_dtype = DTYPES.get(want.kv_dtype, want.kv_dtype)
+        self._kinds = len({layer.mixer for layer in self._model.stack if layer.mixer is not None})
 
-    def tables(self) -> OperatorTables:
-        """Everything, with the notes about it."""
+    def read(self, source: Provenance) -> OperatorTables:
+        """Everything."""
         want, model = self._want, self._model
         whole = self._roofline(model.stack)
         experts = self._experts()
-        attends, attention = self._attention()
+        mixers = {mixer: self._mixer(mixer) for mixer in dict.fromkeys(layer.mixer for layer in model.stack) if mixer}
+        self._mixers = {mixer: found for mixer, found in mixers.items() if found is not None}
         kinds = {layer: self._layer(layer, experts is not None) for layer in dict.fromkeys(model.stack)}
         once = {"embedding": self._by_roofline(whole, "embedding")}
         part = "head" if not model.tied_embeddings else None
@@ -78,21 +78,20 @@ class _Reader:
         if head is None:
             head = {"lm_head": Curve(counts, [whole.linear(1, int(n))["lm_head"] for n in counts])}
         head["sampler"] = Curve(counts, [whole.linear(1, int(n))["sampler"] for n in counts])
-        reduce = self._all_reduce() if want.tp > 1 else None
-        engine = f"{self._tables.engine} {self._tables.version_of('gemm')}"
-        source = Provenance(self._tables.system, "aiconfigurator", self._tables.system.name, want.dtype, engine=engine)
+        gather, scatter = self._exchange() if want.ep > want.tp else (None, None)
         return OperatorTables(
             source,
             {},
             once,
             head,
-            attention,
+            None,
             experts,
-            reduce,
-            experts_over=want.tp,
+            self._all_reduce() if want.tp > 1 else None,
+            experts_over=max(want.tp, want.ep),
             kinds=kinds,
-            attends=attends,
-            notes=self._notes(),
+            mixers={mixer: times for mixer, times in self._mixers.items()},
+            gather=gather,
+            scatter=scatter,
         )
 
     # -- parts of a model --------------------------------------------------------------------------------------------
@@ -103,32 +102,29 @@ class _Reader:
         alone = self._roofline([layer])
         found = {"elementwise": self._by_roofline(alone, "elementwise")}
         mixer, mlp = layer.mixer, layer.mlp
-        if isinstance(mixer, Attention):
-            heads, kv_heads = mixer.heads // tp, max(mixer.kv_heads // tp, 1)
-            queries = heads * mixer.head_dim * (2 if mixer.gated else 1)
-            values = 0 if mixer.keys_are_values else mixer.value_dim
-            shapes = {
-                "qkv_proj": (queries + kv_heads * (mixer.head_dim + values), hidden),
-                "o_proj": (hidden, heads * mixer.value_dim),
-            }
-            found |= self._matrices("attention", shapes, "products around attention") or {
+        if mixer is not None and not ((times := self._mixers.get(mixer)) is not None and times.whole):
+            shapes = around_mixer(mixer, hidden, tp)
+            if isinstance(mixer, Latent) and not self._absorbed(mixer):
+                shapes |= expand_latents(mixer, tp)
+            what = "products around attention" if isinstance(mixer, Attention) else f"products around {mixer.described}"
+            found |= self._matrices(mixer.part, shapes, what) or {
                 "projections": self._by_roofline(alone, "projections")
             }
-        elif mixer is not None:
-            self._lack(f"products around {mixer.described}")
-            found["projections"] = self._by_roofline(alone, "projections")
         if isinstance(mlp, Dense):
-            shapes = _mlp_shapes("", hidden, mlp.width // tp, mlp.gated)
+            shapes = of_mlp("", hidden, mlp.width // tp, mlp.gated)
             found |= self._matrices("mlp", shapes, "products of the MLP") or {"mlp": self._by_roofline(alone, "mlp")}
         elif isinstance(mlp, Experts) and experts_measured:
             # Routers are never quantised.
             found |= self._router(mlp)
             for name, width in (("shared_experts.", mlp.shared_width), ("beside_experts.", mlp.dense_width)):
                 if width:
-                    shapes = _mlp_shapes(name, hidden, width // tp, mlp.gated)
+                    shapes = of_mlp(name, hidden, width // tp, mlp.gated)
                     found |= self._matrices("shared_experts", shapes, "shared experts") or self._shared(
                         name, mlp, width
                     )
+            if mlp.latent is not None:
+                shapes = {"to_latent": (mlp.latent, hidden), "from_latent": (hidden, mlp.latent)}
+                found |= self._matrices("shared_experts", shapes, "products around experts") or self._around(mlp.latent)
         return found
 
     def _router(self, mlp: Experts) -> dict[str, Curve]:
@@ -146,86 +142,136 @@ class _Reader:
         seconds = [cost.mlp_s("shared_experts", int(n), width, mlp.gated) for n in self._counts]
         return {f"{name}mlp": Curve(self._counts, seconds)}
 
-    def _attention(self) -> tuple[Attention | None, AttentionTable | None]:
-        """The commonest kind of attention that sees every token, and its table; what the others are is noted."""
-        mixers = Counter(layer.mixer for layer in self._model.stack if layer.mixer is not None)
-        whole = Counter({each: count for each, count in mixers.items() if isinstance(each, Attention) and _plain(each)})
-        chosen = whole.most_common(1)[0][0] if whole else None
-        for mixer in mixers:
-            if mixer != chosen:
-                self._lack(mixer.described)
-        if chosen is None:
-            return None, None
-        assert isinstance(chosen, Attention)
-        kv_dtype, tp = DTYPES.get(self._want.kv_dtype, self._want.kv_dtype), self._want.tp
-        shape = (chosen.heads // tp, max(chosen.kv_heads // tp, 1), chosen.head_dim)
-        heads = f"of {shape[0]} heads on {shape[1]} of KV of {shape[2]} in {self._want.kv_dtype}"
-        rows: list[np.ndarray | None] = []
-        for kind, read, what in (
-            ("context_attention", prompt_rows, "attention of prompts"),
-            ("generation_attention", decode_rows, "attention of decodes"),
-        ):
-            try:
-                found, between = self._attention_rows(read, kind, shape, kv_dtype)
-                rows.append(found)
-                self._find(what + between, kind)
-            except NotMeasured:
-                rows.append(None)
-                self._lack(f"{what} {heads}")
-        if all(each is None for each in rows):
-            return None, None
-        alone = self._roofline([Layer(chosen, None)])
-        prompts, decodes = rows
-        if prompts is None:
-            prompts = _roofline_prompts(alone)
-        if decodes is None:
-            decodes = _roofline_decodes(alone)
-        return chosen, attention_of(prompts, decodes, self._tables.system)
+    def _around(self, latent: int) -> dict[str, Curve]:
+        """The products to a latent width and back by the roofline."""
+        cost, hidden = self._cost(self._model.stack), self._model.hidden
+        held, parameters, width = cost.parts["shared_experts"], 2 * hidden * latent, 2 * (hidden + latent)
+        seconds = [cost.matrix_s(held, int(n), parameters, width, products=2) for n in self._counts]
+        return {"around_experts": Curve(self._counts, seconds)}
 
-    def _attention_rows(
-        self, read: Callable[..., np.ndarray], kind: str, shape: tuple[int, int, int], kv_dtype: str
-    ) -> tuple[np.ndarray, str]:
-        """Rows of attention of a shape, and what to know of them: where other numbers of query heads were measured on as
-        many KV heads, those of the numbers next to it, in a straight line. Raises NotMeasured."""
-        heads, kv_heads, head_dim = shape
-        try:
-            return read(self._tables, *shape, kv_dtype), ""
-        except NotMeasured:
-            low, high = heads_beside(self._tables, kind, *shape, kv_dtype)
-        fewer, more = (read(self._tables, count, kv_heads, head_dim, kv_dtype) for count in (low, high))
-        above = {tuple(row[:4]): row[4] for row in more}
-        part = (heads - low) / (high - low)
-        rows = [(*row[:4], row[4] + part * (above[key] - row[4])) for row in fewer if (key := tuple(row[:4])) in above]
-        if not rows:
-            raise NotMeasured(f"{self._tables}: {kind}: {low} and {high} heads at different points")
-        return np.array(rows), f" ({heads} heads, between {low} and {high})"
+    def _mixer(self, mixer: Mixer) -> MeasuredMixer | None:
+        """Attention or recurrence of a kind of layer; None where nothing of it was measured."""
+        want, whole = self._want, False
+        if isinstance(mixer, Attention):
+            prompts, decodes = self._attention(mixer)
+        elif isinstance(mixer, Latent):
+            prompts, decodes, whole = self._latent(mixer)
+        elif isinstance(mixer, GatedDelta):
+            both = self._first("gdn", lambda tables: gated_delta_of(tables, mixer, want.tp))
+            self._note(both, mixer.described)
+            prompts, decodes = both[0] if both is not None else (None, None)
+        else:
+            self._lack(mixer.described)
+            return None
+        if prompts is None and decodes is None:
+            return None
+        stage = self._roofline([Layer(mixer, None)])
+        shape = times_of(mixer, want.kv_dtype, want.tp, Rates.of(want.gpu))
+        return MeasuredMixer(prompts, decodes, shape, stage.attention_overhead_s, whole)
+
+    def _attention(self, mixer: Attention) -> tuple[MeasuredPrompts | None, MeasuredDecodes | None]:
+        tp, seen = self._want.tp, Seen(mixer.window, mixer.chunked)
+        shape = Shape(mixer.heads // tp, max(mixer.kv_heads // tp, 1), mixer.head_dim)
+        which = f"{shape}{'' if mixer.window is None else f' in a window of {mixer.window}'} in {self._want.kv_dtype}"
+        if mixer.head_dim != mixer.value_dim:
+            self._lack(f"attention of {which} with values of {mixer.value_dim}")
+            return None, None
+        prompts = self._first("context_attention", lambda tables: prompts_of(tables, shape, seen, self._kv_dtype))
+        decodes = self._first("generation_attention", lambda tables: decodes_of(tables, shape, seen, self._kv_dtype))
+        for found, what in ((prompts, "attention of prompts"), (decodes, "attention of decodes")):
+            if found is None:
+                self._lack(f"{what} of {which}")
+                continue
+            (_, how), version = found
+            of = f" of {which}" if self._kinds > 1 else ""
+            self._find(f"{what}{of}{f' ({how})' if how else ''}", version)
+        return prompts[0][0] if prompts else None, decodes[0][0] if decodes else None
+
+    def _latent(self, mixer: Latent) -> tuple[MeasuredPrompts | None, MeasuredDecodes | None, bool]:
+        """Latent attention, and whether the products around are in it."""
+        hidden, heads, kv_dtype = self._model.hidden, mixer.heads // self._want.tp, self._kv_dtype
+        ways = self._want.weights.of(mixer.part)
+        products = self._dtype(ways[0][1]) if len(ways) == 1 else None
+        if products is not None:
+            family = "mla" if mixer.topk is None else "dsa"
+            module = self._first(
+                f"{family}_context_module",
+                lambda tables: module_of(tables, mixer, hidden, heads, kv_dtype, products),
+            )
+            if module is not None:
+                self._note(module, f"{mixer.described} with the products around")
+                return *module[0], True
+        which = f"{mixer.described}, {heads} on a GPU in {self._want.kv_dtype}"
+        prompts = self._first("context_mla", lambda tables: kernel_prompts(tables, mixer, heads, kv_dtype))
+        decodes = self._first("generation_mla", lambda tables: kernel_decodes(tables, mixer, heads, kv_dtype))
+        self._note(prompts, f"prompts of {which}")
+        self._note(decodes, f"decodes of {which}")
+        if prompts is not None and decodes is not None and (bmm := self._absorb(mixer, heads, products)) is not None:
+            decodes[0].of_requests, prompts[0].of_context = bmm
+        return prompts[0] if prompts else None, decodes[0] if decodes else None, False
+
+    def _absorb(self, mixer: Latent, heads: int, products: str | None) -> tuple[Curve, Curve] | None:
+        """The products that take decodes into the latent space and back, by decodes, and that which makes keys and values
+        for prompts, by tokens."""
+        dtypes = ("fp8", "bfloat16") if products is not None and products.startswith("fp8") else ("bfloat16",)
+        found = self._first("mla_bmm", lambda tables: absorbed_products(tables, mixer, heads, dtypes))
+        expand = self._matrices(mixer.part, expand_latents(mixer, self._want.tp), f"products around {mixer.described}")
+        if found is None or expand is None:
+            return None
+        self._find("products of absorbed decodes", found[1])
+        return found[0], next(iter(expand.values()))
+
+    def _absorbed(self, mixer: Latent) -> bool:
+        """Whether the product that makes keys and values is in the times of attention."""
+        times = self._mixers.get(mixer)
+        return times is not None and times.prompts is not None and times.prompts.of_context is not None
 
     def _experts(self) -> Grid | None:
-        """Routed experts, where all layers have the same and they are of the usual kind."""
+        """Routed experts, where all layers have the same."""
+        want = self._want
         kinds = {layer.mlp for layer in self._model.stack if isinstance(layer.mlp, Experts)}
         if not kinds:
             return None
-        each, ways = next(iter(kinds)), self._want.weights.of("experts")
-        dtype = self._dtype(ways[0][1])
-        try:
-            if len(kinds) > 1 or len(ways) > 1 or dtype is None or not each.gated or each.latent is not None:
-                raise NotMeasured("of a kind that is not read")
-            grid = experts_grid(self._tables, self._model, self._want.tp, (dtype,))
-        except NotMeasured:
+        each, ways = next(iter(kinds)), want.weights.of("experts")
+        dtype = self._dtype(ways[0][1]) if len(ways) == 1 else None
+        # Spread over GPUs whole, or each divided.
+        tp, ep = (1, want.ep) if want.ep > 1 else (want.tp, 1)
+        found = None
+        if len(kinds) == 1 and dtype is not None:
+            load, hidden = LOADS[want.expert_load], self._model.hidden
+
+            def read(tables: Tables) -> Grid:
+                try:
+                    return experts_grid(tables, each, hidden, tp, ep, dtype, load)
+                except NotMeasured:
+                    if dtype != "fp8":
+                        raise
+                    return experts_grid(tables, each, hidden, tp, ep, "fp8_block", load)
+
+            found = self._first("moe", read)
+        if found is None:
             for one in sorted(kind.described for kind in kinds):
-                self._lack(f"{one} (tp {self._want.tp}, {self._want.dtype}) with router and shared experts")
+                layout = f"tp {want.tp}" if want.ep == 1 else f"tp {want.tp}, ep {want.ep}"
+                self._lack(f"{one} ({layout}, {want.dtype}) with router and shared experts")
             return None
-        self._find("routed experts", "moe")
-        return grid
+        self._find(f"routed experts ({want.expert_load.replace('-', ' ')} load)", found[1])
+        return found[0]
 
     def _all_reduce(self) -> Grid | None:
-        try:
-            grid = all_reduce_grid(self._tables, self._want.tp)
-        except NotMeasured:
-            self._lack(f"all-reduces over {self._want.tp} GPUs")
-            return None
-        self._find("all-reduces", "custom_allreduce")
-        return grid
+        found = self._first("custom_allreduce", lambda tables: all_reduce_grid(tables, self._want.tp))
+        self._note(found, "all-reduces", f"all-reduces over {self._want.tp} GPUs")
+        return None if found is None else found[0]
+
+    def _exchange(self) -> tuple[Grid | None, Grid | None]:
+        """Sending tokens to the experts of all instances and back."""
+        ranks = self._want.ep // self._want.tp
+        both = []
+        for operator in ("all_gather", "reduce_scatter"):
+            found = self._first("nccl", lambda tables: collective_grid(tables, operator, ranks))  # noqa: B023, now
+            what = operator.replace("_", "-")
+            self._note(found, f"{what}s of NCCL", f"{what}s over {ranks} instances")
+            both.append(None if found is None else found[0])
+        return both[0], both[1]
 
     # -- matrix products ---------------------------------------------------------------------------------------------
 
@@ -235,30 +281,31 @@ class _Reader:
         weights = self._want.weights
         ways = weights.of(part) if part is not None else [(1.0, weights.plain)]
         found: dict[str, Curve] = {}
+        versions = []
         for share, held in ways:
             products = self._products_in(held)
             try:
-                curves = None if products is None else {name: products.curve(*shape) for name, shape in shapes.items()}
+                curves = {} if products is None else {name: products[0].curve(*at) for name, at in shapes.items()}
             except NotMeasured:
-                curves = None
-            if curves is None:
+                products = None
+            if products is None:
                 self._lack(f"{what} in {held.computes if held == weights.plain else weights.dtype}")
                 return None
+            versions.append(products[1])
             for name, curve in curves.items():
                 curve = curve.times(share)
                 found[name] = found[name] + curve if name in found else curve
-        self._find("matrix products", "gemm")
+        for version in versions:
+            self._find("matrix products", version)
         return found
 
-    def _products_in(self, held: Held) -> Products | None:
+    def _products_in(self, held: Held) -> tuple[Products, str] | None:
+        """The products with weights held so, and the version they are of."""
         dtype = self._dtype(held)
         if dtype is None:
             return None
         if dtype not in self._products:
-            try:
-                self._products[dtype] = Products(self._tables, dtype)
-            except NotMeasured:
-                self._products[dtype] = None
+            self._products[dtype] = self._first("gemm", lambda tables: Products(tables, dtype))
         return self._products[dtype]
 
     def _dtype(self, held: Held) -> str | None:
@@ -288,54 +335,36 @@ class _Reader:
     def _by_roofline(self, stage: RooflineStage, operator: str) -> Curve:
         return Curve(self._counts, [stage.linear(int(count), 0)[operator] for count in self._counts])
 
-    # -- notes -------------------------------------------------------------------------------------------------------
+    # -- what is there -----------------------------------------------------------------------------------------------
 
-    def _find(self, what: str, kind: str) -> None:
-        self._measured[what] = self._tables.version_of(kind) or ""
+    def _first(self, kind: str, read: Callable[[Tables], Found]) -> tuple[Found, str] | None:
+        """What is read of a kind of table, of the nearest version that has it, and which that is; None where none has."""
+        for version in self._tables.versions(kind):
+            try:
+                return read(self._tables.at(version)), version
+            except NotMeasured:
+                continue
+        return None
+
+    def _note(self, found: tuple[object, str] | None, what: str, lacking: str | None = None) -> None:
+        if found is None:
+            self._lack(lacking or what)
+        else:
+            self._find(what, found[1])
+
+    def _find(self, what: str, version: str) -> None:
+        self._measured[what] = version
 
     def _lack(self, what: str) -> None:
-        if what not in self._lacking:
-            self._lacking.append(what)
+        if what not in self.lacking:
+            self.lacking.append(what)
 
-    def _notes(self) -> list[str]:
-        tables, notes = self._tables, []
+    def notes(self, where: str, package: str) -> list[str]:
+        """Sentences about where times are from."""
+        wanted, notes = self._tables.version, []
         for version in dict.fromkeys(self._measured.values()):
             names = ", ".join(name for name, each in self._measured.items() if each == version)
-            near = "" if version == tables.version else f", the nearest to {tables.version}"
-            notes.append(
-                f"cost: measured on {tables.system.name} under {tables.engine} {version}{near} ({described()}): {names}"
-            )
-        return [*notes, f"cost: by the roofline, no table was read for them: {'; '.join(self._lacking)}"]
-
-
-def _plain(mixer: Attention) -> bool:
-    return mixer.window is None and mixer.head_dim == mixer.value_dim
-
-
-def _mlp_shapes(prefix: str, hidden: int, width: int, gated: bool) -> dict[str, tuple[int, int]]:
-    return {
-        f"{prefix}gate_up_proj": ((2 if gated else 1) * width, hidden),
-        f"{prefix}down_proj": (hidden, width),
-    }
-
-
-def _roofline_prompts(stage: RooflineStage) -> np.ndarray:
-    """Rows of prompts as ``prompt_rows`` has them."""
-    return np.array(
-        [
-            (c, p, 0, 0, stage.prefill_attention_s(c * (p + (c + 1) / 2), c + p) + stage.attention_overhead_s)
-            for c in (2.0**k for k in range(4, 16))
-            for p in PREFIXES
-        ]
-    )
-
-
-def _roofline_decodes(stage: RooflineStage) -> np.ndarray:
-    """Rows of decodes as ``decode_rows`` has them. The roofline is linear in their context: few points are all."""
-    return np.array(
-        [
-            (0, 0, n, context, n * context * stage.layer_context_s + stage.attention_overhead_s)
-            for n in (2.0**k for k in range(12))
-            for context in (1.0, 1024.0, 131072.0)
-        ]
-    )
+            near = "" if version == wanted or "NCCL" in names else f", the nearest to {wanted}"
+            notes.append(f"cost: measured on {where} {version}{near} ({package}): {names}")
+        rest = "; ".join([*ALWAYS, *self.lacking])
+        return [*notes, f"cost: by the roofline, no table was read for them: {rest}"]

@@ -13,6 +13,7 @@ from backends.simulated.cost.models.fitted import TERMS
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.tables import aiconfigurator, fitted_file, llmservingsim, own_profile
 from backends.simulated.cost.tables.csv_table import find_table, read_table, sizes
+from backends.simulated.cost.tables.table_kinds import KINDS
 
 
 def provenance(path: Path) -> Provenance:
@@ -49,14 +50,17 @@ def host_phases(path: Path) -> Mapping[str, float]:
     return own_profile.read_meta(path).get("host", {}) if own_profile.is_own(path) else {}
 
 
-def read_profile(path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "bf16") -> OperatorTables:
-    """The tables of a model on a GPU. Raises :class:`ProfileError` or ``CostError`` with one line."""
+def read_profile(
+    path: Path, tp: int, model: ModelSpec, gpu: GPU, dtype: str = "bf16", kv_dtype: str = "bf16", ep: int = 1
+) -> OperatorTables:
+    """The tables of a model on a GPU; those of operators of any shape are for a precision of KV and a number of GPUs that
+    experts are spread over, too. Raises :class:`ProfileError` or ``CostError`` with one line."""
     source = provenance(path)
     check_model(path, source.model, model)
     if model.beyond_tables is not None:
         raise ProfileError(f"{path}: {model.name} {model.beyond_tables}, which are not read from tables; use roofline")
     if source.format == "aiconfigurator":
-        return aiconfigurator.read(path, tp, model, gpu, dtype)
+        return aiconfigurator.read(path, tp, model, gpu, dtype, kv_dtype, ep)
     check_gpu(path, source.gpu, gpu)
     if source.dtype != dtype:
         raise ProfileError(f"{path}: measured with {source.dtype} weights, not {dtype}")
@@ -98,18 +102,25 @@ def describe(path: Path, model_name: str | None = None) -> dict[str, Any]:
 
 
 def _covered(tables: OperatorTables, title: str) -> dict[str, Any]:
-    rows = [_curve_row(name, curve, "tokens, a layer") for name, curve in tables.layer.items()]
+    layer = dict(tables.layer)
+    for curves in (tables.kinds or {}).values():
+        layer |= curves
+    rows = [_curve_row(name, curve, "tokens, a layer") for name, curve in layer.items()]
     rows += [_curve_row(name, curve, "tokens, a step") for name, curve in tables.once.items()]
     rows += [_curve_row(name, curve, "sequences") for name, curve in tables.head.items()]
-    attention = tables.attention
-    assert attention is not None  # of a profile that has a path
-    rows.append(_grid_row("attention of decodes", attention.decode, ("decodes", "context")))
-    rows.append(_grid_row("attention with prompts", attention.mixed, ("prompt", "cached", "decodes", "context")))
-    if attention.uneven_decode is not None:
-        rows.append(_grid_row("uneven decodes", attention.uneven_decode, ("decodes", "unevenness", "mean")))
-    if attention.uneven is not None:
-        names = ("prompt", "cached", "decodes", "unevenness", "mean")
-        rows.append(_grid_row("uneven decodes with prompts", attention.uneven, names))
+    for mixer, times in tables.mixers.items():
+        for what, grid in times.grids.items():
+            rows.append(
+                _grid_row(f"{what} of {mixer.described}", grid, (what, "tokens of each", "cached")[: len(grid.axes)])
+            )
+    if (attention := tables.attention) is not None:
+        rows.append(_grid_row("attention of decodes", attention.decode, ("decodes", "context")))
+        rows.append(_grid_row("attention with prompts", attention.mixed, ("prompt", "cached", "decodes", "context")))
+        if attention.uneven_decode is not None:
+            rows.append(_grid_row("uneven decodes", attention.uneven_decode, ("decodes", "unevenness", "mean")))
+        if attention.uneven is not None:
+            names = ("prompt", "cached", "decodes", "unevenness", "mean")
+            rows.append(_grid_row("uneven decodes with prompts", attention.uneven, names))
     if tables.experts is not None:
         rows.append(_grid_row("experts", tables.experts, ("tokens", "experts")))
     if tables.all_reduce is not None:
@@ -138,7 +149,7 @@ def _grid_row(name: str, grid: Grid, axes: tuple[str, ...]) -> dict[str, Any]:
 
 def _kinds(base: Path) -> list[dict[str, Any]]:
     rows = []
-    for kind in aiconfigurator.KINDS:
+    for kind in KINDS:
         file = find_table(base.parent, f"{base.name}_{kind}", missing_ok=True)
         if file is not None:
             count = len(read_table(file, (), ("latency",))["latency"])

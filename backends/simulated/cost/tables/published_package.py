@@ -1,13 +1,13 @@
 """The operator tables that the package ``aiconfigurator-core`` carries, found by GPU, engine and version.
 
 ``systems/data/SYSTEM/FAMILY/ENGINE/VERSION/KIND_perf.parquet``, each family of operators under the versions of the engine
-that it was measured with. Nothing of it is copied, and the package is never imported.
+that it was measured with (NCCL's of NCCL). Nothing of it is copied, and the package is never imported.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -19,21 +19,15 @@ import numpy as np
 from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.operator_tables import NotMeasured, ProfileError
-from backends.simulated.cost.tables.aiconfigurator import OPTIONAL
 from backends.simulated.cost.tables.csv_table import first_unfit
+from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Keep
 
 PACKAGE, DISTRIBUTION = "aiconfigurator_core", "aiconfigurator-core"
 INSTALL = 'pip install "llm-workbench[profiles]"'
-FAMILIES = {
-    "gemm": "gemm",
-    "context_attention": "attention",
-    "generation_attention": "attention",
-    "moe": "moe",
-    "custom_allreduce": "comm",
-}
-"""Folders of the kinds of tables."""
 ENGINES = ("vllm", "sglang")
 """Engines that both our presets and the tables know."""
+LATEST = "999999"
+"""A version after all others."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +37,46 @@ class PublishedTables:
     system: Path
     engine: str
     version: str
+    keep: Keep | None = None
+    """Which rows may be read; None: all."""
 
-    def table(self, kind: str, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+    def table(self, kind: str) -> Columns:
         """Columns of a table. Raises :class:`ProfileError` for one that cannot be read, NotMeasured without any."""
         version = self.version_of(kind)
         if version is None:
             raise NotMeasured(f"{self}: no table {kind!r}")
         file = self._files(kind)[version]
-        return _read(file, file.stat().st_mtime_ns, text, numbers)
+        columns = _kept(file, file.stat().st_mtime_ns, kind, self.keep)
+        if not len(columns["latency"]):
+            raise NotMeasured(f"{self}: no rows of {kind!r} that may be read")
+        return columns
 
     def version_of(self, kind: str) -> str | None:
         """The version whose table of a kind is read; None where there is no such table."""
-        return nearest(self.version, list(self._files(kind)))
+        return next(iter(self.versions(kind)), None)
+
+    def versions(self, kind: str) -> list[str]:
+        """Versions that there is a table of a kind for, the nearest first; the latest first of what is no engine."""
+        wanted = self.version if KINDS[kind].source is None else LATEST
+        return by_nearness(wanted, list(self._files(kind)))
+
+    def at(self, version: str) -> PublishedTables:
+        """The same tables for another version."""
+        return replace(self, version=version)
 
     def _files(self, kind: str) -> dict[str, Path]:
         """The tables of a kind by version."""
         name = f"{kind}_perf.parquet"
-        found = sorted((self.system / FAMILIES[kind] / self.engine).glob(f"*/{name}"))
+        found = sorted((self.system / KINDS[kind].family / (KINDS[kind].source or self.engine)).glob(f"*/{name}"))
         return {file.parent.name: file for file in found}
 
     def __str__(self) -> str:
         return f"{self.system.name}, {self.engine}"
 
 
-def find_tables(gpu: GPU, engine: str) -> PublishedTables:
-    """The tables for a GPU and an engine's preset (``vllm-0.33.0``). Raises :class:`CostError` with what to do where there
-    are none."""
+def find_tables(gpu: GPU, engine: str, keep: Keep | None = None) -> PublishedTables:
+    """The tables for a GPU and an engine's preset (``vllm-0.33.0``), of which ``keep`` says what may be read. Raises
+    :class:`CostError` with what to do where there are none."""
     name, _, version = engine.partition("-")
     if name not in ENGINES:
         raise CostError(
@@ -80,7 +88,7 @@ def find_tables(gpu: GPU, engine: str) -> PublishedTables:
     known = _systems(data, name)
     for system in known:
         if same_gpu(_gpu_name(system), gpu.name):
-            return PublishedTables(system, name, version)
+            return PublishedTables(system, name, version, keep)
     have = ", ".join(map(_gpu_name, known)) or "none"
     raise CostError(f"cost: measured: {described()} has no tables of {name} on {gpu.name}; it has {have}")
 
@@ -105,9 +113,9 @@ def described() -> str:
     return DISTRIBUTION if found is None else f"{DISTRIBUTION} {found.version}"
 
 
-def nearest(wanted: str, versions: list[str]) -> str | None:
-    """The version nearest to ``wanted``: number by number, the first that differs counting most; the later of two that are
-    equally near. None without any."""
+def by_nearness(wanted: str, versions: list[str]) -> list[str]:
+    """The versions by how near they are to ``wanted``: number by number, the first that differs counting most; the later of
+    two that are equally near first."""
 
     def distance(version: str) -> tuple[list[int], list[int]]:
         own = _numbers(version)
@@ -116,7 +124,7 @@ def nearest(wanted: str, versions: list[str]) -> str | None:
         return [abs(x - y) for x, y in zip(a, b, strict=True)], [-x for x in a]
 
     target = _numbers(wanted)
-    return min(versions, key=distance, default=None)
+    return sorted(versions, key=distance)
 
 
 def _numbers(version: str) -> list[int]:
@@ -136,12 +144,25 @@ def _data_folder() -> Path | None:
     return None
 
 
-@lru_cache(maxsize=8)
-def _read(file: Path, changed_ns: int, text: tuple[str, ...], numbers: tuple[str, ...]) -> dict[str, Any]:
+@lru_cache(maxsize=16)
+def _kept(file: Path, changed_ns: int, kind: str, keep: Keep | None) -> Columns:
+    """Columns of the rows of a file that may be read."""
+    columns = _read(file, changed_ns, kind)
+    if keep is None:
+        return columns
+    from pyarrow import parquet
+
+    of = keep(kind, parquet.read_table(file, partitioning=None).to_pandas())
+    return {name: values[of] for name, values in columns.items()}
+
+
+@lru_cache(maxsize=16)
+def _read(file: Path, changed_ns: int, kind: str) -> Columns:
     """Columns of a file that was last changed then."""
     import pyarrow
     from pyarrow import parquet
 
+    text, numbers = KINDS[kind].text, KINDS[kind].numbers
     try:
         there = parquet.read_schema(file).names
         for name in (*text, *numbers):
@@ -149,7 +170,7 @@ def _read(file: Path, changed_ns: int, text: tuple[str, ...], numbers: tuple[str
                 raise ProfileError(f"{file}: no column {name!r}")
         asked = [name for name in (*text, *numbers, *OPTIONAL) if name in there]
         found = parquet.read_table(file, columns=asked, partitioning=None)
-        columns: dict[str, Any] = {name: found[name].to_numpy() for name in text}
+        columns: dict[str, Any] = {name: found[name].to_numpy().astype(str) for name in text}
         for name in (*numbers, *OPTIONAL):
             columns[name] = (
                 found[name].cast(pyarrow.float64()).to_numpy()
