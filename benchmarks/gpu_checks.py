@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import re
+import signal
+import subprocess
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +21,55 @@ if TYPE_CHECKING:
     from benchmarks.gpu_run import Run
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_tests(run: Run) -> None:
+    """The tests that need a GPU, in several processes where pytest-xdist is there; as many of them as the time allows."""
+    lacking = importlib.util.find_spec("pytest") is None
+    if lacking:
+        run.skip("tests", "there is no pytest")
+        return
+    several = ["-n", "8"] if run.device == "cuda" and importlib.util.find_spec("xdist") is not None else []
+    if run.device == "cuda" and not several:
+        run.say("there is no pytest-xdist: one test after another")
+    # The tests of kernels need torch and triton alone; what all tests share needs more.
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "--confcutdir=tests/kernels", *several]
+    log = run.out / "logs" / "on_gpu.txt"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        process = subprocess.Popen([*command, "tests/kernels/test_on_gpu.py"], stdout=file, stderr=file, cwd=ROOT)
+        try:
+            status: int | None = process.wait(None if run.quick else max(run.left(), 1))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            status = None
+    note_tests(run, log.read_text(errors="replace"), status)
+
+
+def note_tests(run: Run, told: str, status: int | None) -> None:
+    """Note what pytest told of each test (``-v``); ``status`` None: it was ended before its end."""
+    found = re.findall(
+        r"(?:^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)|(PASSED|FAILED|ERROR|SKIPPED) (\S+::.+?) *$)", told, re.M
+    )
+    results = {name or other: result or otherwise for name, result, otherwise, other in found}
+    for name, result in results.items():
+        run.check(name, result in ("PASSED", "SKIPPED"), f"{result.lower()}; see logs/on_gpu.txt")
+    counts = Counter(results.values())
+    run.row(
+        "tests on the GPU: " + (", ".join(f"{n} {result.lower()}" for result, n in sorted(counts.items())) or "none")
+    )
+    if status is None:
+        run.skip("further tests", "the time was up; see logs/on_gpu.txt")
+    elif status not in (0, 1) or (status == 1) != bool(run.failed):
+        run.check("pytest", False, f"exit status {status}; see logs/on_gpu.txt")
+
+
+def full_precision() -> None:
+    """Have products of float32 matrices computed in float32: TF32's ten bits would fail a comparison of greedy tokens."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def check_kernels(run: Run) -> None:
@@ -21,6 +77,7 @@ def check_kernels(run: Run) -> None:
     from backends.torch.ops import reference, triton
     from benchmarks.kernels import Bench, cache
 
+    full_precision()
     torch.manual_seed(0)
     checked = []
     for dtype in (torch.float32, torch.bfloat16) if run.device == "cuda" else (torch.float32,):
@@ -147,6 +204,7 @@ def check_tokens(run: Run) -> None:
     from backends.torch.backend import make_backend
     from backends.torch.workers import RunnerOptions
 
+    full_precision()
     size = (32, 48, 2, 2, 1, 16, 200) if run.quick else (256, 512, 4, 8, 2, 64, 2000)
     hidden, inner, layers, heads, kv_heads, width, vocab = size
     torch.manual_seed(0)

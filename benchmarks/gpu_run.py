@@ -1,4 +1,9 @@
-"""A run of benchmarks/gpu.py: its folder, its budget of time, and what it has found so far."""
+"""One section of benchmarks/gpu.py: its folder, its time, and what it leaves there.
+
+Sections run in processes of their own and several commands may share a folder, so what is found is in files as soon as it
+is there, and lists are added to: ``table.json``, ``skipped.json`` and ``failed.json`` hold one entry a line, named by its
+section. A section that runs again replaces what it left before.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+LISTS = ("table", "skipped", "failed")
+
 
 class Run:
-    """The folder, the clock and what has been found so far."""
+    """The folder, the clock, and notes of what was found."""
 
-    def __init__(self, out: Path, device: str, quick: bool, budget_s: float) -> None:
-        self.out, self.device, self.quick = out, device, quick
+    def __init__(self, out: Path, device: str, quick: bool, budget_s: float, section: str) -> None:
+        """``budget_s``: what the section may take."""
+        self.out, self.device, self.quick, self.section = out, device, quick, section
         self.deadline = time.monotonic() + budget_s
-        self.skipped: list[dict[str, Any]] = []
         self.failed: list[str] = []
-        self.table: list[str] = []
+        """Checks of this section."""
         out.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> None:
+        """Forget what an earlier run of this section noted."""
+        for name in LISTS:
+            kept = [entry for entry in self.read(name, []) if entry["section"] != self.section]
+            self.write(name, kept)
 
     def left(self) -> float:
         """Seconds of the budget."""
@@ -32,16 +45,27 @@ class Run:
 
     def skip(self, what: str, why: str) -> None:
         """Name something that is not measured."""
-        self.skipped.append({"what": what, "why": why})
         self.say(f"skipped: {what}: {why}")
-        self.write("skipped", self.skipped)
+        self._add("skipped", {"what": what, "why": why})
 
     def check(self, what: str, right: bool, detail: str = "") -> None:
         """Note a check; one that fails is printed and changes the exit status."""
         if not right:
             self.failed.append(f"{what}: {detail}" if detail else what)
             self.say(f"CHECK FAILED: {self.failed[-1]}")
-            self.write("failed", self.failed)
+            self._add("failed", {"what": self.failed[-1]})
+
+    def row(self, line: str) -> None:
+        """A line of the table that is printed last."""
+        self.say(line)
+        self._add("table", {"line": line})
+
+    def say(self, line: str) -> None:
+        """Progress."""
+        print(line, flush=True)
+
+    def _add(self, name: str, entry: dict[str, str]) -> None:
+        self.write(name, [*self.read(name, []), {"section": self.section, **entry}])
 
     def write(self, name: str, data: Any) -> None:
         """FOLDER/name.json, whole or not at all."""
@@ -49,11 +73,7 @@ class Run:
         partial.write_text(json.dumps(data, indent=1, default=str))
         partial.replace(self.out / f"{name}.json")
 
-    def say(self, line: str) -> None:
-        """Progress, with the time that has been spent."""
-        print(line, flush=True)
-
-    def row(self, line: str) -> None:
-        """A line of the table that is printed last."""
-        self.table.append(line)
-        self.say(line)
+    def read(self, name: str, default: Any) -> Any:
+        """FOLDER/name.json, or ``default`` where there is none."""
+        file = self.out / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else default

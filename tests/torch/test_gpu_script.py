@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,15 @@ ABSENT = ("simpy", "msgspec", "starlette", "uvicorn", "zmq", "pydantic", "zstand
 """What the GPU machine does not have."""
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import gpu, gpu_checks, gpu_children  # noqa: E402
+from benchmarks.gpu_children import Section, run_sections  # noqa: E402
+from benchmarks.gpu_run import Run  # noqa: E402
+
+
+def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
     environment.pop("TRITON_INTERPRET", None)
     return subprocess.run(
         [sys.executable, *command],
@@ -45,7 +54,9 @@ def test_it_imports_without_what_a_bare_machine_lacks() -> None:
         "benchmarks.fp8",
         "benchmarks.gpu_calibrate",
         "benchmarks.gpu_checks",
+        "benchmarks.gpu_children",
         "benchmarks.gpu_run",
+        "benchmarks.gpu_sections",
         "backends.torch.backend",
         "backends.torch.cuda_graphs",
         "workbench.scheduler.scheduler",
@@ -71,27 +82,34 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    blocked = f"import sys, runpy; sys.modules.update(dict.fromkeys({ABSENT!r})); sys.argv = sys.argv[1:]; "
-    blocked += "sys.path.insert(0, '.'); runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = run("-c", blocked, str(SCRIPT), "--out", str(out), "--device", "cpu", "--quick", "--budget-s", "1e9")
+    out, packed = tmp_path / "out", tmp_path / "all.tgz"
+    # Sections run in processes of their own, each of which has to do without.
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n")
+    options = ("--out", str(out), "--device", "cpu", "--quick", "--pack", str(packed))
+    done = run(str(SCRIPT), *options, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert results["failed"] == []
-    sections = {"kernel_checks", "kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8"}
+    sections = {"kernel_checks", "kernels", "loops", "end_to_end", "calibration", "fidelity", "fp8", "peer"}
     assert sections | {"environment", "timing"} <= set(results)
-    assert len(results["end_to_end"]["qwen3-14b"]["overlap"]) == 3
-    assert len(results["end_to_end"]["qwen3-0.6b"]["transformers"]["tokens_per_s"]) == 3
+    assert list(results["timing"]) == list(gpu.SECTIONS)
+    assert len(results["end_to_end"]["qwen3-14b"]["overlap"]) == 1
+    assert len(results["end_to_end"]["qwen3-0.6b"]["overlap"]) == 2
+    assert results["peer"]["qwen3-0.6b"]["tokens_per_s"] > 0
     assert all(len(row["seconds"]) == 3 for row in results["kernels"]["decode"])
     assert len(results["loops"]["overlap"]) == 3
     for of_shape in results["fp8"].values():
         assert len(of_shape["overlap"]) == 3 and 0.9 < of_shape["quality"]["cosine_least"] < 1
-    assert {entry["what"] for entry in results["skipped"]} == {
-        "greedy tokens with CUDA graphs, launches that wait for nothing",
-        "cost of CUDA graphs",
+    assert {entry["what"]: entry["section"] for entry in results["skipped"]} == {
+        "greedy tokens with CUDA graphs, launches that wait for nothing": "check_tokens",
+        "cost of CUDA graphs": "loops",
+        "prediction": "prediction",
     }
+    assert any("skipped" in entry["line"] for entry in results["table"] if entry["section"] == "tests")
     # The table comes last, and names what was left out.
     assert done.stdout.splitlines()[-1].startswith("skipped: ")
+    with tarfile.open(packed) as archive:
+        assert {"out/kernels.json", "out/fidelity/trace-80.jsonl", "out/peer.json"} <= set(archive.getnames())
 
     from reports.record.run_record import read_record
     from traces import open_trace
@@ -109,7 +127,7 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
     for share in (50, 80, 95):
         trace = list(open_trace(str(out / "fidelity" / f"trace-{share}.jsonl")))
         for loop in ("normal", "overlap"):
-            record = read_record(out / "fidelity" / f"{share}-{loop}-3")
+            record = read_record(out / "fidelity" / f"{share}-{loop}-1")
             assert record.name == loop
             assert list(record.requests["request_id"]) == [request.request_id for request in trace]
             assert list(record.requests["output_tokens"]) == [request.output_length for request in trace]
@@ -144,14 +162,137 @@ def test_every_section_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path:
 
 
 def test_what_does_not_fit_the_time_is_named(tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.gpu_run import Run
-
-    run = Run(tmp_path, "cpu", False, 100.0)
+    run = Run(tmp_path, "cpu", False, 100.0, "loops")
     assert run.fits("short", 5)
     assert not run.fits("long", 1000)
     (entry,) = json.loads((tmp_path / "skipped.json").read_text())
-    assert entry["what"] == "long" and "1000 s" in entry["why"]
+    assert (entry["section"], entry["what"]) == ("loops", "long") and "1000 s" in entry["why"]
+
+
+def faulty(name: str, **more: Any) -> Section:
+    return Section(name, f"tests.torch.faulty_sections:{name}", 600, **more)
+
+
+def test_a_section_that_raises_hangs_or_is_killed_costs_no_other_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # A hang is one whatever its limit: the shorter, the sooner the test ends.
+    monkeypatch.setattr(gpu_children, "MARGIN_S", 0.0)
+    monkeypatch.setattr(gpu_children, "GRACE_S", 0.5)
+    out, packed = tmp_path / "out", tmp_path / "out.tgz"
+    names = ("raises", "dies", "hangs", "is_deaf")
+    sections = [faulty(name, most_s=0.5 if name in names[2:] else 600) for name in names]
+    sections += [Section("guest", "tests.torch.faulty_sections:hangs", 600, most_s=0.5, ours=False)]
+    assert not run_sections([*sections, faulty("wrong"), faulty("right")], out, "cpu", False, 4200.0, packed)
+    failed = {entry["section"]: entry["what"] for entry in json.loads((out / "failed.json").read_text())}
+    assert failed == {
+        "raises": "raises: RuntimeError: CUDA error: an illegal memory access was encountered",
+        "dies": "dies: ended by SIGKILL; see logs/dies.txt",
+        "hangs": failed["hangs"],
+        "is_deaf": failed["is_deaf"],
+        "wrong": "a kernel: differs by 3",
+    }
+    assert failed["hangs"].startswith("hangs: not done after 0 s")
+    assert failed["is_deaf"].startswith("is_deaf: not done after 0 s")
+    (late,) = json.loads((out / "skipped.json").read_text())
+    assert late["section"] == "guest" and late["why"].startswith("not done after")
+    # Whatever was found before and after is there, in the folder and in the archive.
+    assert json.loads((out / "half.json").read_text()) == json.loads((out / "right.json").read_text()) == {"found": 1}
+    lines = [entry["line"] for entry in json.loads((out / "table.json").read_text())]
+    assert lines == ["before the fault", "right is done"]
+    assert list(json.loads((out / "timing.json").read_text())) == [*names, "guest", "wrong", "right"]
+    assert "illegal memory access" in (out / "logs" / "raises.txt").read_text()
+    with tarfile.open(packed) as archive:
+        assert {"out/half.json", "out/right.json", "out/failed.json", "out/logs/hangs.txt"} <= set(archive.getnames())
+    assert "illegal memory access" in capfd.readouterr().err
+
+
+def test_a_second_command_adds_to_a_folder_and_a_section_that_runs_again_replaces_its_own(tmp_path: Path) -> None:
+    Run(tmp_path, "cpu", False, 9.0, "right").check("what is mended", False)
+    Run(tmp_path, "cpu", False, 9.0, "loops").check("a loop", False, "is slow")
+    Run(tmp_path, "cpu", False, 9.0, "fp8").skip("qwen3-14b", "no time")
+    assert run_sections([faulty("right")], tmp_path, "cpu", False, 600.0)
+    assert json.loads((tmp_path / "failed.json").read_text()) == [{"section": "loops", "what": "a loop: is slow"}]
+    assert [entry["section"] for entry in json.loads((tmp_path / "skipped.json").read_text())] == ["fp8"]
+    assert json.loads((tmp_path / "table.json").read_text()) == [{"section": "right", "line": "right is done"}]
+
+
+def test_a_section_without_time_is_named_and_its_time_is_no_one_elses(tmp_path: Path) -> None:
+    assert not run_sections([faulty("right"), faulty("hangs")], tmp_path, "cpu", False, 1e-6)
+    entries = json.loads((tmp_path / "skipped.json").read_text())
+    assert [(entry["section"], entry["why"]) for entry in entries] == [
+        (name, "the time is up") for name in ("right", "hangs")
+    ]
+
+
+def test_the_two_halves_fit_a_lent_gpu_and_the_peer_comes_last() -> None:
+    halves = [sum(section.share_s for section in part) for part in gpu.PARTS.values()]
+    assert halves == [300, 360]
+    assert gpu.SECTIONS["tests"].most_s == 110
+    last = list(gpu.SECTIONS.values())[-1]
+    assert last.name == "peer" and last.most_s == 75
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ((), list(gpu.SECTIONS)),
+        (("--part", "2"), ["end_to_end", "calibration", "fidelity", "prediction", "fp8", "peer"]),
+        (("--checks-only",), ["versions", "tests", "check_kernels", "check_tokens"]),
+        (("--no-checks", "--part", "1"), ["versions", "kernels", "loops"]),
+        (("--only", "fp8,kernels"), ["kernels", "fp8"]),
+    ],
+)
+def test_options_choose_the_sections(
+    options: tuple[str, ...], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+
+    def noted(sections: list[Section], *_: object) -> bool:
+        chosen.extend(section.name for section in sections)
+        return True
+
+    monkeypatch.setattr(gpu, "run_sections", noted)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--quick", *options]) == 0
+    assert chosen == names
+
+
+def test_options_that_leave_nothing_or_make_no_sense_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--out", str(tmp_path), "--device", "cpu", "--quick"]
+    for options, told in (
+        (["--checks-only", "--part", "2"], "leave no section"),
+        (["--only", "fp8", "--part", "1"], "leave no section"),
+        (["--budget-s", "0"], "--budget-s: 0"),
+        (["--pack", str(tmp_path / "none" / "x.tgz")], "--pack: there is no folder"),
+        (["--checks-only", "--no-checks"], "not allowed with"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            gpu.main([*base, *options])
+        assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_pytest_tells_of_the_tests_on_the_gpu_is_noted_even_when_it_was_ended(
+    several: bool, tmp_path: Path
+) -> None:
+    results = [("test_a", "PASSED"), ("test_b[page-1]", "FAILED"), ("test_c[x y]", "SKIPPED")]
+    lines = [
+        f"[gw3] [ 33%] {result} tests/kernels/test_on_gpu.py::{name} "
+        if several
+        else f"tests/kernels/test_on_gpu.py::{name} {result}  [ 33%]"
+        for name, result in results
+    ]
+    run = Run(tmp_path, "cuda", False, 60.0, "tests")
+    gpu_checks.note_tests(run, "\n".join(["collected 3 items", *lines, "tests/kernels/test_on_gpu.py::test_d"]), None)
+    assert run.failed == ["tests/kernels/test_on_gpu.py::test_b[page-1]: failed; see logs/on_gpu.txt"]
+    assert run.read("table", [])[0]["line"] == "tests on the GPU: 1 failed, 1 passed, 1 skipped"
+    assert run.read("skipped", [])[0]["what"] == "further tests"
+    again = Run(tmp_path, "cuda", False, 60.0, "tests")
+    gpu_checks.note_tests(again, "ImportError while loading conftest", 4)
+    assert again.failed == ["pytest: exit status 4; see logs/on_gpu.txt"]
 
 
 def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
@@ -160,12 +301,10 @@ def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_launch_that_waits_for_the_device_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu_checks, gpu_run
-
     modes: list[str] = []
     monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
     for problem in ("called a synchronizing CUDA operation", None):
-        run = gpu_run.Run(tmp_path, "cuda", quick=True, budget_s=60)
+        run = Run(tmp_path, "cuda", quick=True, budget_s=60, section="check_tokens")
 
         def replayed(*_: object, problem: str | None = problem) -> dict[str, list[int]]:
             assert modes[-1] == "error"

@@ -134,7 +134,11 @@ def spread_ids(count: int, vocab: int) -> np.ndarray:
 
 
 def time_shape(
-    run: Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]], shape: Shape, page_size: int, vocab: int
+    run: Callable[[ModelWorkerBatch, np.ndarray], dict[str, float]],
+    shape: Shape,
+    page_size: int,
+    vocab: int,
+    most_repeats: int = MOST_REPEATS,
 ) -> dict[str, float]:
     """Median seconds of each operator over repetitions of the step; the first one, which warms up, does not count.
 
@@ -145,7 +149,7 @@ def time_shape(
     again = batch._replace(new_requests=(), page_writes=())
     seen: dict[str, list[float]] = defaultdict(list)
     repeats, took_s = 0, 0.0
-    while repeats < LEAST_REPEATS or (took_s < ENOUGH_S and repeats < MOST_REPEATS):
+    while repeats < LEAST_REPEATS or (took_s < ENOUGH_S and repeats < most_repeats):
         for name, seconds in run(again, known).items():
             seen[name].append(seconds)
         repeats += 1

@@ -99,7 +99,8 @@ def fp8_config(device_arch: int, rows: int, itemsize: int, scale_columns: int) -
     block_m = min(max(next_power_of_2(max(rows, 1)), 16), 128)
     block_n, block_k, warps, stages = (64, 128, 4, 4) if block_m <= 32 else (128, 64, 8, 3)
     if itemsize == 4:
-        block_k, stages = 32, 2
+        # On the ordinary units, whose products stay in registers: larger tiles would spill.
+        block_m, block_n, block_k, stages = min(block_m, 64), 64, 32, 2
     return Fp8Config(block_m, block_n, min(block_k, scale_columns or block_k), warps, stages)
 
 

@@ -247,8 +247,8 @@ def prefill_config(arch: int, head_dim: int, itemsize: int, rows: int) -> Prefil
     # Compute capabilities 9.0, 10.0 and 10.3 have 227 KB of shared memory a program, others 99 KB or little more.
     large = arch // 10 in (9, 10)
     if itemsize == 4:
-        # Full precision runs on the ordinary units: small tiles keep the accumulators in registers.
-        return PrefillConfig(32 if width <= 128 else 16, 32 if width <= 128 else 16, 3, 8)
+        # Full precision runs on the ordinary units: small tiles keep the accumulators, and the products, in registers.
+        return PrefillConfig(16, 32 if width <= 128 else 16, 3, 8)
     if rows <= 32:
         return PrefillConfig(16 if rows <= 16 else 32, 64 if width <= 128 else 32, 5, 4)
     if rows <= 64 or (width > 128 and not large):
