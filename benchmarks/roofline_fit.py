@@ -4,7 +4,7 @@
 
 For each kind of operator the two or three numbers with the least mean error (of logarithms) over a grid of candidates:
 products, attention of decodes, attention of prompts, routed experts, all-reduce. The model of each is the roofline's.
-Shapes are those that language models have. Whole steps are compared by ``roofline_vs_tables.py``. DATA is ../shared/data.
+Shapes are those that language models have. Whole steps are compared by ``whole_steps.py``. DATA is ../shared/data.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.board import truth
 from benchmarks.board.errors import GROUPS, Errors, grouped, table, worst
+from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import Predicted, predict
 from benchmarks.board.silicon import Row, find_rows, read_rows
 
@@ -76,7 +77,7 @@ def main(
         keep(found, recorded)
         if every > 1:
             sections["rows"] = ""  # the page's table is of all
-        PAGE.write_text(between_markers(PAGE.read_text(), {name: text for name, text in sections.items() if text}))
+        PAGE.write_text(between_markers(PAGE, {name: text for name, text in sections.items() if text}))
     if check:
         worse = grown(found, recorded) + lost(runs, recorded)
         for line in worse:
@@ -187,17 +188,6 @@ def keep(found: dict[str, Any], recorded: dict[str, Any]) -> None:
     for part, values in found.items():
         recorded[part] = {**recorded[part], **values}
     RECORDED.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
-
-
-def between_markers(page: str, sections: dict[str, str]) -> str:
-    """The page with each section's text between its two markers. Raises ValueError where one has none."""
-    for name, text in sections.items():
-        begin, end = (f"<!-- scoreboard {name}: {what} -->" for what in ("begin", "end"))
-        if begin not in page or end not in page:
-            raise ValueError(f"{PAGE}: {begin} ... {end}: no such place")
-        head, tail = page.split(begin)[0], page.split(end)[1]
-        page = f"{head}{begin}\n{text}\n{end}{tail}"
-    return page
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from benchmarks import scoreboard
 from benchmarks.board import truth
 from benchmarks.board.errors import errors_of, grouped, kind_of
+from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import Predicted, nearest_preset, settings_of
 from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows
 
@@ -264,8 +265,9 @@ def test_a_slice_of_the_rows_is_kept_beside_all_and_does_not_take_their_place_on
     assert set(json.loads(kept.read_text())["rows"]) == {"every 3", f"every {every}"}
 
 
-def test_tables_go_between_their_markers_and_nothing_else_changes():
-    page = "head\n<!-- scoreboard rows: begin -->\nold\n<!-- scoreboard rows: end -->\ntail\n"
-    assert scoreboard.between_markers(page, {"rows": "new"}) == page.replace("old", "new")
+def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("head\n<!-- scoreboard rows: begin -->\nold\n<!-- scoreboard rows: end -->\ntail\n")
+    assert between_markers(page, {"rows": "new"}) == page.read_text().replace("old", "new")
     with pytest.raises(ValueError, match="no such place"):
-        scoreboard.between_markers(page, {"runs": "new"})
+        between_markers(page, {"runs": "new"})
