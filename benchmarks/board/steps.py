@@ -1,7 +1,7 @@
 """Whole steps of models out of published operator tables, and what the cost models say of them.
 
 A step is decodes of equal contexts, or one whole prompt, at sizes at which the attention of a model (and its experts) was
-measured, on a GPU that it fits and whose tables have every other operator of its layers, too. Its truth is the sum of these, as
+measured, on a GPU that it fits and whose tables have every other operator of its layers. Its truth is the sum of these, as
 ``--cost measured`` adds them up: products with weights between measured sizes, and all-reduces between measured
 messages, are interpolated. Norms, activations, embedding, output head and sampler are left out on all sides.
 
@@ -128,7 +128,7 @@ def steps_of(case: Case) -> list[Step] | str:
     want = CostRequest(model, gpu, weights, KV_DTYPE, case.tp, engine=case.engine)
     tables = find_tables(gpu, case.engine)
     if (why := model.unsplit(case.tp)) is not None:
-        return why
+        return f"tp {case.tp} does not divide its {why}"
     try:
         full = read_measured(want, tables)
         if lacking := [what for what in full.missing if what not in ALWAYS and what != "output head"]:
