@@ -6,30 +6,34 @@ measured, on a GPU that it fits and whose tables have every other operator of it
 messages, are interpolated. Norms, activations, embedding, output head and sampler are left out on all sides.
 
 A shape of an operator fits or scores (``halves.py``). A step scores where the rows of its attention and of its experts
-do. It is predicted by ``--cost measured`` without any row that scores, and by the roofline, which is fitted to the others.
+do, and most of the weights of its products lie between rows that do. It is predicted by ``--cost measured`` without any
+row that scores, and by the roofline, which is fitted to the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from backends.checkpoint.layer_kinds import Attention, Experts, Latent, Recurrent
+from backends.checkpoint.layer_kinds import Attention, Dense, Experts, GatedDelta, Latent, Mixer, Recurrent
 from backends.checkpoint.precision import Held, Precision
 from backends.simulated.catalogue.gpu_specs import gpu_names, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.cost.cost_request import CostRequest
-from backends.simulated.cost.models.operator_tables import NotMeasured, OperatorTables, ProfileError
+from backends.simulated.cost.models.operator_tables import NotMeasured, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.cost.tables.measured_operators import ALWAYS, read_measured
+from backends.simulated.cost.tables.measured_operators import OperatorReader
+from backends.simulated.cost.tables.product_shapes import around_mixer, of_mlp
 from backends.simulated.cost.tables.published_package import ENGINES, PublishedTables, at_hand, find_tables
-from benchmarks.board.halves import shape_scores
+from backends.simulated.cost.tables.table_kinds import DTYPES
+from benchmarks.board.halves import rows_score
 from benchmarks.board.predict import nearest_preset
-from benchmarks.board.withheld import FittingHalf
 from benchmarks.profile_lookup import batch
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -126,30 +130,38 @@ def steps_of(case: Case) -> list[Step] | str:
     model, gpu = load_model(case.model), load_gpu(case.gpu)
     weights = BLOCKS if case.dtype == "fp8_block" else model.precision(case.dtype)
     want = CostRequest(model, gpu, weights, KV_DTYPE, case.tp, engine=case.engine)
-    tables = find_tables(gpu, case.engine)
     if (why := model.unsplit(case.tp)) is not None:
         return f"tp {case.tp} does not divide its {why}"
     try:
-        full = read_measured(want, tables)
-        if lacking := [what for what in full.missing if what not in ALWAYS and what != "output head"]:
+        full, lacking = _read(want, find_tables(gpu, case.engine))
+        if lacking:
             return f"not measured: {lacking[0]}"
-        sizes = list(_sizes(tables, model, case.tp))
-        if not sizes:
-            return "attention was measured at other sizes"
-        part = read_measured(want, FittingHalf.of(tables))
+        measured = _cost(_read(want, find_tables(gpu, case.engine, fits))[0], want)
     except ProfileError as error:
         return str(error)
-    truth, measured = (_cost(each, want) for each in (full, part))
-    roofline = RooflineCost(model, gpu, dtype=want.weights, kv_dtype=KV_DTYPE, tp=case.tp, capture_sizes=[])
-    found = []
+    truth = _cost(full, want)
+    roofline = RooflineCost(model, gpu, dtype=weights, kv_dtype=KV_DTYPE, tp=case.tp, capture_sizes=[])
     room = gpu.memory_bytes - model.weight_bytes(weights, case.tp)
-    for requests, context, prompt, scores in sizes:
+    found = []
+    for requests, context, prompt, scores in _sizes(find_tables(gpu, case.engine), want, full):
         if requests * (context * model.kv_bytes_per_token(KV_DTYPE, case.tp) + model.state_bytes(case.tp)) > room:
             continue
         step = _batch(requests, context, prompt)
         seconds = [_counted(cost.explain(step)) for cost in (truth, measured, roofline)]
         found.append(Step(case, kind_of(model), requests, context, prompt, scores, *seconds))
-    return found or "does not fit the GPU's memory"
+    return found or "measured at no size that fits the GPU's memory"
+
+
+def fits(kind: str, table: pd.DataFrame) -> np.ndarray:
+    """Which rows of a table predictions may know: those that do not score, bool[rows]."""
+    return ~rows_score(kind, table)
+
+
+def _read(want: CostRequest, tables: PublishedTables) -> tuple[OperatorTables, list[str]]:
+    """The operators of a model, and those of its layers that are not among them."""
+    reader = OperatorReader(want, tables)
+    found = reader.read(Provenance(tables.system, "aiconfigurator", tables.system.name, want.dtype))
+    return found, [what for what in reader.lacking if not what.startswith("output head")]
 
 
 def _cost(tables: OperatorTables, want: CostRequest) -> ProfileCost:
@@ -179,73 +191,121 @@ def kind_of(model: ModelSpec) -> str:
 
 # -- sizes at which a model was measured ---------------------------------------------------------------------------------
 
+Sizes = dict[tuple[int, int], bool]
+"""(requests, context), whether each scores; a context of 0 stands for any."""
 
-def _sizes(tables: PublishedTables, model: ModelSpec, tp: int) -> Iterator[tuple[int, int, bool, bool]]:
+
+def _sizes(tables: PublishedTables, want: CostRequest, full: OperatorTables) -> Iterator[tuple[int, int, bool, bool]]:
     """Requests, context, whether it is a prompt, and whether the step scores."""
-    experts = {layer.mlp for layer in model.stack if isinstance(layer.mlp, Experts)}
+    model = want.model
+    layers = dict.fromkeys(model.stack)
+    mixers = list(dict.fromkeys(layer.mixer for layer in layers if layer.mixer is not None))
+    experts = dict.fromkeys(layer.mlp for layer in layers if isinstance(layer.mlp, Experts))
+    shapes = [
+        shape
+        for mixer in mixers
+        if not full.mixers[mixer].whole
+        for shape in around_mixer(mixer, model.hidden, want.tp).values()
+    ]
+    for mlp in dict.fromkeys(layer.mlp for layer in layers):
+        if isinstance(mlp, Dense):
+            shapes += of_mlp("", model.hidden, mlp.width // want.tp, mlp.gated).values()
+    of_products = _product_tokens(tables, shapes)
+    of_experts = [_expert_tokens(tables, each, model.hidden, want.tp) for each in experts]
     for prompt in (False, True):
-        of_attention = [
-            _attention_sizes(tables, mixer, tp, prompt)
-            for mixer in {layer.mixer for layer in model.stack if layer.mixer is not None}
-        ]
-        of_experts = [_experts_sizes(tables, each, model.hidden, tp) for each in experts]
-        for (requests, context), halves in sorted(_in_all(of_attention).items()):
+        of_mixers = [_mixer_sizes(tables, each, want.tp, prompt, full.mixers[each].whole) for each in mixers]
+        for requests, context in sorted({size for each in of_mixers for size in each if size[1]}):
             tokens = context if prompt else requests
             if requests > MOST_DECODES or not CONTEXTS[0] <= context <= CONTEXTS[1]:
                 continue
-            if any(tokens not in each for each in of_experts):
-                continue
-            yield requests, context, prompt, all(halves) and all(each[tokens] for each in of_experts)
+            halves = [each.get((requests, context), each.get((requests, 0))) for each in of_mixers]
+            halves += [each.get(tokens) for each in (*of_experts, of_products)]
+            if None not in halves:
+                yield requests, context, prompt, all(halves)
 
 
-def _in_all(found: Sequence[dict[Any, bool]]) -> dict[Any, list[bool]]:
-    """What is in each of them, and what each says of it."""
-    first = found[0] if found else {}
-    return {key: [each[key] for each in found] for key in first if all(key in each for each in found)}
+def _mixer_sizes(tables: PublishedTables, mixer: Mixer, tp: int, prompt: bool, whole: bool) -> Sizes:
+    """Measured sizes of attention or a recurrence; ``whole``: with the products around."""
+    if isinstance(mixer, GatedDelta):
+        wanted: dict[str, int | str] = {
+            "phase": "context" if prompt else "generation",
+            "num_k_heads": mixer.key_heads // tp,
+            "num_v_heads": mixer.value_heads // tp,
+            "head_k_dim": mixer.key_dim,
+            "head_v_dim": mixer.value_dim,
+        }
+        rows = _rows(tables, "gdn", wanted)
+        contexts = rows.seq_len if prompt else 0 * rows.seq_len
+    else:
+        wanted = {"num_heads": mixer.heads // tp, "kv_cache_dtype": DTYPES[KV_DTYPE]}
+        if isinstance(mixer, Attention):
+            wanted |= {"num_key_value_heads": max(mixer.kv_heads // tp, 1), "head_dim": mixer.head_dim}
+            wanted |= {"window_size": mixer.window or 0}
+            kinds = "context_attention", "generation_attention"
+        else:
+            kinds = ("mla_context_module", "mla_generation_module") if whole else ("context_mla", "generation_mla")
+        rows = _rows(tables, kinds[not prompt], wanted)
+        if prompt and len(rows):
+            rows = rows[rows.step.eq(0)]
+        # The tables of modules count the token that is decoded, the others do not.
+        contexts = rows.isl if prompt else rows.step + (not whole)
+    sizes: Sizes = {}
+    for requests, context, scores in zip(rows.batch_size, contexts, rows.scores, strict=True):
+        if not prompt or requests == 1:
+            sizes[int(requests), int(context)] = bool(scores)
+    return sizes
 
 
-def _attention_sizes(tables: PublishedTables, mixer: Any, tp: int, prompt: bool) -> dict[tuple[int, int], bool]:
-    """Measured (requests, context) of a kind of attention, and whether each scores."""
-    if not isinstance(mixer, Attention):
-        return {}
-    kind = "context_attention" if prompt else "generation_attention"
-    fixed = {
-        "num_heads": mixer.heads // tp,
-        "num_key_value_heads": max(mixer.kv_heads // tp, 1),
-        "head_dim": mixer.head_dim,
-        "window_size": mixer.window or 0,
-    }
-    return {
-        (int(requests), int(isl if prompt else step + 1)): scores
-        for requests, isl, step, scores in _rows(tables, kind, fixed, ("batch_size", "isl", "step"))
-        if not prompt or (requests == 1 and step == 0)
-    }
-
-
-def _experts_sizes(tables: PublishedTables, experts: Experts, hidden: int, tp: int) -> dict[int, bool]:
+def _expert_tokens(tables: PublishedTables, experts: Experts, hidden: int, tp: int) -> dict[int, bool]:
     """Measured tokens of experts, and whether each scores."""
-    fixed = {
-        "hidden_size": hidden,
+    wanted: dict[str, int | str] = {
+        "hidden_size": experts.latent or hidden,
         "inter_size": experts.width,
         "topk": experts.per_token,
         "num_experts": experts.count,
         "moe_tp_size": tp,
         "moe_ep_size": 1,
     }
-    return {int(tokens): scores for tokens, scores in _rows(tables, "moe", fixed, ("num_tokens",))}
+    rows = _rows(tables, "moe", wanted)
+    return dict(zip(rows.num_tokens.astype(int), rows.scores.astype(bool), strict=True))
 
 
-def _rows(
-    tables: PublishedTables, kind: str, fixed: dict[str, int], sizes: tuple[str, ...]
-) -> Iterable[tuple[Any, ...]]:
-    """Distinct sizes of the rows of a table in which other sizes are ``fixed``, and whether each scores. None without such a
-    table."""
+def _product_tokens(tables: PublishedTables, shapes: Sequence[tuple[int, int]]) -> dict[int, bool]:
+    """Measured tokens of products, and whether most of the weights lie between rows that score."""
+    rows = _rows(tables, "gemm", {}).groupby(["n", "k", "m"]).scores.first()
+    axes = [np.unique(rows.index.get_level_values(name)) for name in ("n", "k")]
+    score = weights = 0.0
+    for shape in shapes:
+        corners = [
+            rows.loc[n, k] for n in _about(axes[0], shape[0]) for k in _about(axes[1], shape[1]) if (n, k) in rows.index
+        ]
+        score = score + shape[0] * shape[1] * pd.concat(corners, axis=1).mean(axis=1)
+        weights += shape[0] * shape[1]
+    if not shapes:
+        return dict.fromkeys(rows.index.get_level_values("m").astype(int), True)
+    return {int(tokens): bool(part >= weights / 2) for tokens, part in score.items()}  # type: ignore[attr-defined]
+
+
+def _about(axis: np.ndarray, value: float) -> np.ndarray:
+    """The measured sizes next to one: itself, or the one below and the one above."""
+    high = min(int(np.searchsorted(axis, value)), len(axis) - 1)
+    return axis[high : high + 1] if axis[high] <= value or not high else axis[high - 1 : high + 1]
+
+
+def _rows(tables: PublishedTables, kind: str, wanted: Mapping[str, int | str]) -> pd.DataFrame:
+    """The rows of a table with these values, and whether each scores; a size that the table lacks is 0. No rows where there
+    is no such table."""
     try:
-        columns = tables.table(kind, (), (*sizes, *(name for name in fixed if name != "window_size")))
+        rows = _frame(tables.file_of(kind), kind)
     except NotMeasured:
-        return
-    of = np.ones(len(columns[sizes[0]]), bool)
-    for name, value in fixed.items():
-        of &= columns[name] == value
-    for row in np.unique(np.stack([columns[name][of] for name in sizes], 1), axis=0).tolist():
-        yield (*row, shape_scores(kind, {**fixed, **dict(zip(sizes, row, strict=True))}))
+        return pd.DataFrame(columns=["batch_size", "isl", "step", "seq_len", "num_tokens", "n", "k", "m", "scores"])
+    of = np.ones(len(rows), bool)
+    for name, value in wanted.items():
+        of &= rows[name].eq(value) if name in rows else value == 0
+    return rows[of]
+
+
+@lru_cache(maxsize=16)
+def _frame(file: Path, kind: str) -> pd.DataFrame:
+    rows = pd.read_parquet(file)
+    return rows.assign(scores=rows_score(kind, rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 
@@ -372,21 +371,3 @@ def test_a_step_of_a_model_from_the_installed_tables_is_positive_grows_and_has_t
     ]
     assert attention_s(cost, batch([1024] * 64)) == pytest.approx(min(rows) * 1e-3)
     assert "the nearest to 0.33.0" in cost.notes[0] and "matrix products" in cost.notes[0]
-
-
-def test_a_product_that_was_not_measured_at_some_counts_is_between_and_beyond_its_own_ones(package):
-    """The widest weights of the small model at tokens on the axis: 1, 64, 256 and 2048."""
-
-    def mlp_s(tokens: int) -> float:
-        return measured().explain(batch([1024] * tokens))["gate_up_proj"]
-
-    known = {tokens: mlp_s(tokens) for tokens in (1, 64, 256, 2048)}
-    file = package / "aiconfigurator_core/systems/data/h100_sxm/gemm/vllm/0.24.0/gemm_perf.parquet"
-    whole = parquet.read_table(file)
-    for lacking, between in ((64, (1, 256)), (2048, (64, 256))):
-        of = compute.and_(compute.equal(whole["m"], lacking), compute.equal(whole["n"], 6144))
-        parquet.write_table(whole.filter(compute.invert(of)), file)
-        low, high = between
-        slope = math.log(known[high] / known[low]) / math.log(high / low)
-        assert mlp_s(lacking) == pytest.approx(known[low] * (lacking / low) ** slope)
-        assert mlp_s(1) == known[1] and mlp_s(256) == known[256]

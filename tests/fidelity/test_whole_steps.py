@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import typer
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.cost.tables.published_package import find_tables
 from benchmarks import whole_steps
 from benchmarks.board.halves import rows_score, shape_scores
-from benchmarks.board.steps import Case, Step, cases, steps_of
-from benchmarks.board.withheld import FittingHalf
-from tests.cost.published import HEAD_DIM, HEADS, KV_HEADS, decode_ms, product_ms, prompt_ms, rows_of, write_package
+from benchmarks.board.steps import Case, Step, cases, fits, steps_of
+from tests.cost.published import (
+    DECODES,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    decode_ms,
+    product_ms,
+    prompt_ms,
+    rows_of,
+    write_package,
+    write_table,
+)
 
 SMALL = Case("h100", "vllm-0.33.0", "Qwen/Qwen3-0.6B", "bf16", 1)
 LAYERS = 28
+CONTEXTS = (16, *range(512, 4097, 512))
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of tables in place of whatever is installed."""
     monkeypatch.syspath_prepend(write_package(tmp_path))
+    kind = "generation_attention"
+    rows = [
+        {**row, "batch_size": requests, "step": context - 1, "latency": decode_ms(requests, context)}
+        for row in rows_of(kind)[:1]
+        for requests in DECODES
+        for context in CONTEXTS
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), write_table(tmp_path, kind))
     return tmp_path
 
 
@@ -49,26 +70,31 @@ def test_a_step_is_the_sum_of_its_measured_operators(steps):
 
 def test_steps_are_at_the_sizes_that_were_measured_and_fit(steps):
     decodes = {(step.requests, step.context) for step in steps if not step.prompt}
-    # 256 at 4,096 are 112 GiB of KV; contexts of 16 are too short to count.
-    assert decodes == {(n, context) for n in (1, 64, 256) for context in (1024, 4096)} - {(256, 4096)}
-    assert {step.context for step in steps if step.prompt} == {512, 2048, 4096}
+    # A token is 112 KiB of KV, of 80 GiB; contexts of 16 are too short to count.
+    assert decodes == {(n, context) for n in DECODES for context in CONTEXTS[1:] if n * context < 700_000}
+    assert {step.context for step in steps if step.prompt} == {2048}, "products were measured at no other length"
 
 
-def test_a_step_scores_where_the_row_of_its_attention_does(steps):
+def test_a_step_scores_where_the_rows_of_its_attention_and_most_of_its_products_do(steps):
+    """All products of the small model are of measured weights."""
+    products = {(4096, 1024): 4, (1024, 2048): 2, (6144, 1024): 6, (1024, 3072): 3}
     heads = {"num_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "window_size": 0}
     for step in steps:
         kind = "context_attention" if step.prompt else "generation_attention"
         sizes = {"isl": step.context, "step": 0} if step.prompt else {"isl": 1, "step": step.context - 1}
-        assert step.scores is shape_scores(kind, {"batch_size": step.requests, **sizes, **heads})
+        tokens = step.context if step.prompt else step.requests
+        weights = sum(part for (n, k), part in products.items() if shape_scores("gemm", {"m": tokens, "n": n, "k": k}))
+        attention = shape_scores(kind, {"batch_size": step.requests, **sizes, **heads})
+        assert step.scores is (attention and weights >= sum(products.values()) / 2)
     assert {step.scores for step in steps} == {True, False}
 
 
 @pytest.mark.parametrize("kind", ["gemm", "generation_attention", "moe"])
 def test_predictions_know_no_row_that_scores(package, kind):
-    tables = find_tables(load_gpu("h100"), "vllm-0.33.0")
-    scores = rows_score(kind, pd.DataFrame(rows_of(kind)))
+    every, half = (find_tables(load_gpu("h100"), "vllm-0.33.0", keep) for keep in (None, fits))
+    scores = rows_score(kind, pd.read_parquet(every.file_of(kind)))
     assert 0 < scores.sum() < len(scores)
-    every, half = (of.table(kind, (), ("latency",))["latency"] for of in (tables, FittingHalf.of(tables)))
+    every, half = (tables.table(kind)["latency"] for tables in (every, half))
     assert half.tolist() == every[~scores].tolist()
 
 
@@ -79,7 +105,7 @@ def test_a_step_that_scores_is_not_looked_up_where_it_was_measured(steps):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tp": 4}, "not measured: attention of prompts of 4 heads on 2 of KV of 128"),
+        ({"tp": 4}, "not measured: all-reduces over 4 GPUs"),
         ({"tp": 3}, "tp 3 does not divide its 16 attention heads"),
         ({"model": "deepseek-ai/DeepSeek-V2-Lite"}, "not measured: "),
         ({"dtype": "fp8"}, "not measured: products around attention in fp8"),

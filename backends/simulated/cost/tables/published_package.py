@@ -42,14 +42,18 @@ class PublishedTables:
 
     def table(self, kind: str) -> Columns:
         """Columns of a table. Raises :class:`ProfileError` for one that cannot be read, NotMeasured without any."""
-        version = self.version_of(kind)
-        if version is None:
-            raise NotMeasured(f"{self}: no table {kind!r}")
-        file = self._files(kind)[version]
+        file = self.file_of(kind)
         columns = _kept(file, file.stat().st_mtime_ns, kind, self.keep)
         if not len(columns["latency"]):
             raise NotMeasured(f"{self}: no rows of {kind!r} that may be read")
         return columns
+
+    def file_of(self, kind: str) -> Path:
+        """The file of the nearest version that has a table of a kind. Raises NotMeasured without any."""
+        version = self.version_of(kind)
+        if version is None:
+            raise NotMeasured(f"{self}: no table {kind!r}")
+        return self._files(kind)[version]
 
     def version_of(self, kind: str) -> str | None:
         """The version whose table of a kind is read; None where there is no such table."""
