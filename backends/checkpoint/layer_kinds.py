@@ -50,6 +50,14 @@ class Attention:
             del found["self_attn.v_proj"]
         return found
 
+    def held_elements(self, hidden: int, tp: int) -> float:
+        """Elements of the matrices on one of ``tp`` GPUs; KV heads are copied when there are fewer than GPUs."""
+        copies = max(tp / self.kv_heads, 1)
+        return sum(
+            elements * (copies if name in ("self_attn.k_proj", "self_attn.v_proj") else 1) / tp
+            for name, elements in self.matrices(hidden).items()
+        )
+
     def kv_elements(self, tp: int) -> float:
         """Elements of KV a token on one GPU; heads are copied when there are fewer than GPUs."""
         return max(self.kv_heads / tp, 1) * (self.head_dim + self.value_dim)
@@ -125,6 +133,12 @@ class Latent:
             }
         return found
 
+    def held_elements(self, hidden: int, tp: int) -> float:
+        """Elements of the matrices on one of ``tp`` GPUs: what has no heads is on each of them whole, and so is the
+        indexer."""
+        divided = ("self_attn.q_proj", "self_attn.q_b_proj", "self_attn.kv_b_proj", "self_attn.o_proj")
+        return sum(elements / (tp if name in divided else 1) for name, elements in self.matrices(hidden).items())
+
     def kv_elements(self, tp: int) -> float:
         """Elements kept of a token on one GPU: a latent is never split."""
         return self.latent
@@ -193,6 +207,10 @@ class GatedDelta:
             "linear_attn.out_proj": self.inner * hidden,
         }
 
+    def held_elements(self, hidden: int, tp: int) -> float:
+        """Elements of the matrices on one of ``tp`` GPUs."""
+        return sum(self.matrices(hidden).values()) / tp
+
     def unsplit(self, tp: int) -> str | None:
         """Name the heads that ``tp`` GPUs cannot share."""
         for heads, what in ((self.key_heads, "key"), (self.value_heads, "value")):
@@ -254,6 +272,11 @@ class Mamba2:
             "mixer.in_proj": hidden * (self.inner + self.conv_channels + self.heads),
             "mixer.out_proj": self.inner * hidden,
         }
+
+    def held_elements(self, hidden: int, tp: int) -> float:
+        """Elements of the matrices on one of ``tp`` GPUs; groups are copied when there are fewer."""
+        copied = 2 * self.state_size * (max(self.groups / tp, 1) - self.groups / tp)
+        return sum(self.matrices(hidden).values()) / tp + hidden * copied
 
     def unsplit(self, tp: int) -> str | None:
         """Name the heads that ``tp`` GPUs cannot share; groups are copied when there are fewer than GPUs."""

@@ -128,6 +128,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         engine.gpu_step_s,
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
         engine.name,
+        settings.expert_load,
     )
     kind, path = split(settings.cost)
     cost = own_cost(settings.cost, want) if kind == OWN else build_cost(kind, path, want)

@@ -21,6 +21,7 @@ RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_awa
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
 KvWindows = Literal["engine", "exact"]
+ExpertLoad = Literal["balanced", "power-law-1.01", "power-law-1.2"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
 
@@ -210,6 +211,14 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
         group=HARDWARE,
         help="Cost model: roofline | measured | profile:PATH | fitted:PATH | module:Class. Default {default}.",
         idle={"real": "times are measured"},
+    )
+    expert_load: ExpertLoad = setting(
+        "power-law-1.01",
+        group=HARDWARE,
+        help="How tokens are distributed over the experts of measured tables (simulated): {choices}. Default {default}.",
+        needs="cost measured",
+        acts=lambda s, loop: split(s.cost)[0] == "measured",
+        idle={"real": "routers choose"},
     )
     ignore_eos: bool = setting(False, group=TRACE, help="Output lengths are known to the scheduler.")
     max_tokens: int | None = setting(

@@ -193,13 +193,16 @@ class ModelSpec:
         return tuple(self.stack[layer] for layer in self.stage_layers(pp, stage))
 
     def weight_bytes(self, dtype: str | Precision, tp: int = 1, pp: int = 1, ep: int = 1, stage: int = 0) -> float:
-        """Bytes of matrices on one GPU of a stage; vectors, below a thousandth, are left out. Experts are spread over
-        max(tp, ep) GPUs; embeddings and the output head are on the first and last stage, split by tp."""
+        """Bytes of matrices on one GPU of a stage; vectors, below a thousandth, are left out. Routed experts are spread over
+        max(tp, ep) GPUs, shared ones over tp, and every GPU has the router and what has no heads of attention; embeddings
+        and the output head are on the first and last stage, split by tp."""
         weights, total, ranks = as_precision(dtype), 0.0, max(tp, ep)
         for layer in self.stage_stack(pp, stage):
             for part, elements in layer.elements(self.hidden).items():
-                over = ranks if part in ("experts", "shared_experts", "router") else tp
-                total += elements / over * (weights.plain.bytes if part == "router" else weights.bytes_of(part))
+                held = elements / (ranks if part == "experts" else 1 if part == "router" else tp)
+                if layer.mixer is not None and part == layer.mixer.part:
+                    held = layer.mixer.held_elements(self.hidden, tp)
+                total += held * (weights.plain.bytes if part == "router" else weights.bytes_of(part))
         table = self.vocab * self.hidden / tp
         if stage == 0:
             total += table * weights.plain.bytes

@@ -130,6 +130,10 @@ class MeasuredDecodes:
         return seconds
 
 
+def _untold(what: str, value: int, most: int) -> None:
+    """Tell nobody what is beyond the measured range."""
+
+
 @dataclass
 class MeasuredMixer:
     """One kind of layer, with the roofline in place of what was not measured of it."""
@@ -141,7 +145,11 @@ class MeasuredMixer:
     """What the roofline adds to a layer's attention."""
     whole: bool = False
     """The products around are in these times."""
-    beyond: Beyond = lambda what, value, most: None
+    _beyond: Beyond = field(default=_untold, init=False)
+
+    def tell(self, beyond: Beyond) -> None:
+        """Have ``beyond`` told what is beyond the measured range."""
+        self._beyond = beyond
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -153,16 +161,16 @@ class MeasuredMixer:
         """Prompts with ``new`` tokens, at the end of as much context."""
         if self.prompts is None:
             return self.shape.prompts_s(new, context) + self.overhead_s
-        seconds = self.prompts.seconds(new, context, self.beyond)
+        seconds = self.prompts.seconds(new, context, self._beyond)
         if self.decodes is not None and not self.prompts.with_prefixes and not self.whole:
             cached = context[context > new]
             if len(cached):
                 # Few tokens after many: as long as it takes to read these.
-                seconds = max(seconds, self.decodes.seconds(cached, float(cached.sum()), self.beyond))
+                seconds = max(seconds, self.decodes.seconds(cached, float(cached.sum()), self._beyond))
         return seconds
 
     def decodes_s(self, context: np.ndarray, total: float) -> float:
         """Decodes at these contexts, ``total`` in all."""
         if self.decodes is None:
             return self.shape.decodes_s(context, total) + self.overhead_s
-        return self.decodes.seconds(context, total, self.beyond)
+        return self.decodes.seconds(context, total, self._beyond)

@@ -233,10 +233,14 @@ class AttentionTable:
 class MixerTimes(Protocol):
     """Times of a layer of one kind of attention or recurrence."""
 
-    grids: Mapping[str, Grid]
-    """What was measured, of ``prompts`` and of ``decodes``."""
-    beyond: Callable[[str, int, int], None]
-    """Is told what is beyond the measured range: what it is, its value, the end of the range."""
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """What was measured, of ``prompts`` and of ``decodes``."""
+        ...
+
+    def tell(self, beyond: Callable[[str, int, int], None]) -> None:
+        """Have ``beyond`` told what is beyond the measured range: what it is, its value, the end of the range."""
+        ...
 
     def prompts_s(self, new: np.ndarray, context: np.ndarray) -> float:
         """Prompts with ``new`` tokens, at the end of as much context."""

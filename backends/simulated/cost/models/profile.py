@@ -93,7 +93,7 @@ class ProfileCost:
         self._reduce_each: dict[int, float] = {}
         self._uneven_parts: dict[tuple[int, int], Grid] = {}
         for kind in tables.mixers.values():
-            kind.beyond = partial(self._note, how="in proportion")
+            kind.tell(partial(self._note, how="in proportion"))
 
     # -- a step ------------------------------------------------------------------------------------------------------
 

@@ -311,7 +311,7 @@ class RooflineStage:
 def _projection(mixer: Mixer, hidden: int, tp: int) -> tuple[str, float, float]:
     """What the products around a mixer depend on: the part they are of, their parameters, and the elements in and out of a
     row, all together."""
-    parameters = sum(mixer.matrices(hidden).values()) / tp
+    parameters = mixer.held_elements(hidden, tp)
     width: float = 4 * hidden
     if isinstance(mixer, Recurrent):
         width = 2 * hidden + mixer.projected / tp

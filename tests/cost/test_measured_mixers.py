@@ -1,0 +1,268 @@
+"""Attention and recurrences out of published tables: read back where they were measured, plausible between and beyond."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from backends.simulated.catalogue.model_specs import load_model
+from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredPrompts, Seen
+from backends.simulated.cost.models.operator_tables import Grid
+from backends.simulated.cost.tables.measured_operators import read_measured
+from tests.cost.profiles import batch
+from tests.cost.published import (
+    absorbed_ms,
+    decode_ms,
+    delta_ms,
+    experts_ms,
+    product_ms,
+    prompt_ms,
+    rows_of,
+    write_package,
+    write_table,
+)
+from tests.cost.test_measured import measured, request_of, roofline
+
+LITE, SPARSE, NEXT = "deepseek-ai/DeepSeek-V2-Lite", "deepseek-ai/DeepSeek-V3.2", "Qwen/Qwen3-Next-80B-A3B-Instruct"
+ATTENTION = ("context_attention", "generation_attention")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of tables in place of whatever is installed."""
+    monkeypatch.syspath_prepend(write_package(tmp_path))
+    return tmp_path
+
+
+def attention_ms(cost, step) -> float:
+    """Milliseconds of all layers' attention and recurrences."""
+    return cost.explain(step)["attention"] * 1e3
+
+
+def rewrite(package, kind: str, *changes: dict, keep=lambda row: True) -> None:
+    """A table with the usual rows once for each of the changes."""
+    rows = [row | change for change in changes for row in rows_of(kind) if keep(row)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), write_table(package, kind))
+
+
+# -- kinds of attention ------------------------------------------------------------------------------------------------
+
+
+def test_latent_attention_is_read_with_the_products_that_decodes_absorb_and_prompts_run(package):
+    for kind in ("context_mla", "generation_mla", "mla_bmm"):
+        write_table(package, kind)
+    cost = measured(LITE)
+    layers = load_model(LITE).layers
+    decodes = layers * (decode_ms(64, 1024) + 2 * absorbed_ms(64))
+    assert attention_ms(cost, batch([1024] * 64)) == pytest.approx(decodes)
+    # Keys and values of 16 heads of 128 + 128 out of latents of 512.
+    prompts = layers * (prompt_ms(2048) + product_ms(2048, 4096, 512))
+    assert attention_ms(cost, batch([2048], (2048,))) == pytest.approx(prompts)
+    assert "kv_b_proj" not in cost.explain(batch([1024] * 64)), "counted once"
+    found = cost.notes[0]
+    assert "prompts of latent attention of 16 heads, 16 on a GPU in bf16" in found
+    assert "products of absorbed decodes" in found
+
+
+def test_without_a_table_of_absorbed_products_latents_are_expanded_by_a_product(package):
+    write_table(package, "generation_mla")
+    cost = measured(LITE)
+    step = batch([1024] * 64)
+    layers = load_model(LITE).layers
+    assert attention_ms(cost, step) == pytest.approx(layers * decode_ms(64, 1024))
+    assert cost.explain(step)["kv_b_proj"] == pytest.approx(layers * product_ms(64, 4096, 512) * 1e-3)
+    assert "prompts of latent attention of 16 heads, 16 on a GPU in bf16" in cost.notes[-1]
+
+
+def test_a_module_holds_the_products_around_latent_attention(package):
+    for kind in ("mla_context_module", "mla_generation_module"):
+        write_table(package, kind)
+    cost = measured("deepseek-ai/DeepSeek-V3", dtype="bf16")
+    step = batch([1024] * 64)
+    assert attention_ms(cost, step) == pytest.approx(61 * (1.0 + decode_ms(64, 1024)))
+    assert attention_ms(cost, batch([2048], (2048,))) == pytest.approx(61 * (1.0 + prompt_ms(2048) + 2.048))
+    parts = cost.explain(step)
+    assert not {"qkv_a_proj", "q_b_proj", "o_proj", "kv_b_proj", "projections"} & set(parts)
+    assert "latent attention of 128 heads with the products around" in cost.notes[0]
+    # Of other hidden states the products around would be others.
+    assert "q_proj" in measured(LITE).explain(step)
+
+
+def test_sparse_attention_is_read_by_what_is_before_a_prompt_and_only_for_its_own_model(package):
+    for kind in ("dsa_context_module", "dsa_generation_module"):
+        write_table(package, kind)
+    cost = measured(SPARSE, dtype="bf16")
+    assert attention_ms(cost, batch([1024] * 64)) == pytest.approx(61 * (1.0 + decode_ms(64, 1024)))
+    after = attention_ms(cost, batch([512 + 4096], (512,)))
+    assert after == pytest.approx(61 * (1.0 + prompt_ms(512) + 1e-5 * 4096))
+    between = attention_ms(cost, batch([512 + 2560], (512,)))
+    assert between == pytest.approx(61 * (1.0 + prompt_ms(512) + 1e-5 * 2560))
+    for other in (measured("zai-org/GLM-5", dtype="bf16"), measured(SPARSE, dtype="fp8"), measured(SPARSE, tp=2)):
+        assert "over 2048 tokens that it chooses" in other.notes[-1]
+
+
+def test_linear_attention_beside_attention_has_times_of_its_own(package):
+    write_table(package, "gdn")
+    for kind in ATTENTION:
+        write_table(package, kind, num_key_value_heads=2, head_dim=256)
+    cost, step = measured(NEXT), batch([1024] * 64)
+    # Three of four layers: 36 of 48.
+    assert attention_ms(cost, step) == pytest.approx(36 * delta_ms(64) + 12 * decode_ms(64, 1024))
+    assert attention_ms(cost, batch([2048], (2048,))) == pytest.approx(36 * delta_ms(2048) + 12 * prompt_ms(2048))
+    parts = cost.explain(step)
+    assert {"in_proj_qkvz", "in_proj_ba", "out_proj", "qkv_proj", "o_proj"} <= set(parts)
+    # What comes before a prompt is in its state.
+    whole, after = (attention_ms(cost, batch([512 + cached], (512,))) for cached in (0, 3584))
+    assert after - whole == pytest.approx(12 * 1e-7 * 512 * 3584)
+
+
+def test_prompts_with_a_window_take_the_pairs_within_it_and_decodes_in_chunks_what_is_left_of_one(package):
+    name = "openai/gpt-oss-20b"
+    shape = {"num_heads": 64, "num_key_value_heads": 8, "head_dim": 64}
+    for kind in ATTENTION:
+        write_table(package, kind, **shape)
+    cost = measured(name)
+    to_window = np.interp(128, (16, 512), (prompt_ms(16), prompt_ms(512)))
+    alone = 12 * (prompt_ms(2048) + to_window + 1e-7 * 128 * (2048 - 128))
+    assert attention_ms(cost, batch([2048], (2048,))) == pytest.approx(alone)
+    chunks = MeasuredDecodes(Grid(([1.0, 64.0], [1.0, 8192.0]), np.array([[1.0, 2.0], [3.0, 4.0]])), Seen(8192, True))
+    for context, seen in ((8192, 8192), (8193, 1), (20_000, 20_000 - 2 * 8192)):
+        lens = np.array([context])
+        found = chunks.seconds(lens, float(context), lambda *_: None)
+        assert found == pytest.approx(1 + (seen - 1) / 8191)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "times"), [(32, 16, 2), (64, 32, 4), (8, 4, 0.5)])
+def test_as_many_query_heads_a_kv_head_are_more_or_fewer_requests(package, heads, kv_heads, times):
+    name = "Qwen/Qwen3-0.6B"
+    model = load_model(name)
+    assert (model.heads, model.kv_heads) == (16, 8)
+    for kind in ATTENTION:
+        write_table(package, kind, num_heads=heads, num_key_value_heads=kv_heads)
+    cost = measured(name)
+    # 64 requests of 8 KV heads are 32 of 16.
+    assert attention_ms(cost, batch([1024] * 64)) == pytest.approx(28 * decode_ms(64 / times, 1024))
+    assert f"(as more requests of {kv_heads} KV heads)" in cost.notes[0]
+
+
+def test_heads_of_a_size_between_two_measured_ones_are_between_their_times(package):
+    for kind in ATTENTION:
+        rows = [
+            row | {"head_dim": size, "latency": row["latency"] * size / 128}
+            for size in (64, 256)
+            for row in rows_of(kind)
+        ]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), write_table(package, kind))
+    cost = measured()
+    assert attention_ms(cost, batch([1024] * 64)) == pytest.approx(28 * decode_ms(64, 1024))
+    assert "between heads of 64 and 256" in cost.notes[0]
+
+
+def test_kv_in_eight_bits_has_rows_of_its_own(package):
+    for kind in ATTENTION:
+        rewrite(package, kind, {}, {"kv_cache_dtype": "fp8", "latency": 7.0})
+    step = batch([1024] * 64)
+    assert attention_ms(measured(kv_dtype="fp8"), step) == pytest.approx(28 * 7.0)
+    assert attention_ms(measured(), step) == pytest.approx(28 * decode_ms(64, 1024))
+    assert "in fp32" in measured(kv_dtype="fp32").notes[-1]
+
+
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def test_several_prompts_are_looked_up_as_so_many(package):
+    rows = [
+        row | {"batch_size": n, "latency": 5.0 + n * prompt_ms(row["isl"])}
+        for n in (1, 2, 8)
+        for row in rows_of("context_attention")
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), write_table(package, "context_attention"))
+    cost = measured()
+    assert attention_ms(cost, batch([512] * 8, (512,) * 8)) == pytest.approx(28 * (5.0 + 8 * prompt_ms(512)))
+    assert attention_ms(cost, batch([2048] * 2, (2048,) * 2)) == pytest.approx(28 * (5.0 + 2 * prompt_ms(2048)))
+
+
+def test_a_few_tokens_after_many_take_as_long_as_a_decode_that_reads_these(package):
+    cost = measured()
+    one, chunk = batch([4000] * 64), batch([4000] * 64, (1,) * 64)
+    assert attention_ms(cost, chunk) >= attention_ms(cost, one) * 0.999
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 6000), min_size=1, max_size=5),
+    st.integers(0, 20_000),
+    st.sampled_from([None, 128, 1024]),
+    st.booleans(),
+)
+def test_times_are_positive_and_grow_with_tokens_and_with_what_is_before_them(lengths, cached, window, chunked):
+    tokens = np.array([16.0, 512.0, 4096.0])
+    seen = Seen(window, chunked and window is not None)
+    table = np.array([[1e-5 + n * 1e-9 * Seen().pairs(length) for length in tokens] for n in (1, 8)])
+    longest = np.inf if window is None else float(window)
+    prompts = MeasuredPrompts(Grid(([1.0, 8.0], tokens), table), seen, 1e-9, 0.0, longest)
+    said = []
+
+    def seconds(new, before):
+        new = np.array(new)
+        return prompts.seconds(new, new + before, lambda *what: said.append(what))
+
+    first = seconds(lengths, 0)
+    assert 0 < first <= seconds([n + 64 for n in lengths], 0) * (1 + 1e-9)
+    assert first <= seconds(lengths, cached) * (1 + 1e-9) or chunked
+    if window is None and len(lengths) == 1 and lengths[0] > 4096:
+        # Beyond the longest measured prompt by the pairs that there are more.
+        assert first == pytest.approx(table[0][-1] + 1e-9 * (seen.pairs(lengths[0]) - seen.pairs(4096)))
+        assert said[0] == ("tokens of a prompt", lengths[0], 4096)
+
+
+def test_beyond_the_measured_range_times_go_on_in_proportion_with_a_note(package):
+    cost = measured()
+    edge, beyond = batch([4096] * 256), batch([8192] * 256)
+    assert attention_ms(cost, beyond) == pytest.approx(2 * attention_ms(cost, edge))
+    attention_ms(cost, batch([4096] * 512))
+    notes = [note for note in cost.notes if "extrapolated in proportion" in note]
+    assert notes[0].startswith("context tokens of a decode: 8,192 is beyond the measured 4,096;")
+    assert notes[1].startswith("decodes: 512 is beyond the measured 256;")
+
+
+# -- experts, versions, and rows that may not be read ------------------------------------------------------------------
+
+
+def test_the_distribution_of_tokens_over_experts_is_what_was_asked_for(package):
+    name, step = "Qwen/Qwen3-30B-A3B", batch([1024] * 64)
+    for load, factor in (("power-law-1.01", 1), ("balanced", 0.5)):
+        cost = measured(name, expert_load=load)
+        assert cost.explain(step)["experts"] == pytest.approx(48 * experts_ms(64) * factor * 1e-3)
+        assert f"routed experts ({load.replace('-', ' ')} load)" in cost.notes[0]
+    # Not in these tables: nothing else stands in for it unsaid.
+    cost = measured(name, expert_load="power-law-1.2")
+    assert cost.explain(step)["experts"] == pytest.approx(roofline(name).explain(step)["experts"])
+    assert "8 of 128 experts" in cost.notes[-1]
+
+
+def test_an_operator_that_the_nearest_version_lacks_is_of_the_next_and_the_note_says_which(package):
+    write_table(package, "moe", "0.19.0")
+    write_table(package, "moe", "0.24.0", num_experts=64)
+    cost = measured("Qwen/Qwen3-30B-A3B")
+    assert cost.explain(batch([1024] * 64))["experts"] == pytest.approx(48 * experts_ms(64) * 1e-3)
+    older = next(note for note in cost.notes if "vllm 0.19.0" in note)
+    assert older.endswith(": routed experts (power law 1.01 load)") and "the nearest to 0.33.0" in older
+
+
+def test_rows_that_may_not_be_read_are_made_of_those_beside_them(package):
+    def keep(kind, table):
+        assert "latency" in table
+        return (table["m"] != 64).to_numpy() if kind == "gemm" else np.ones(len(table), bool)
+
+    withheld = read_measured(request_of(), keep)
+    curve = next(iter(withheld.kinds.values()))["qkv_proj"]
+    assert 256 in curve.counts and 64 not in curve.counts
+    between = product_ms(1, 4096, 1024) + (product_ms(256, 4096, 1024) - product_ms(1, 4096, 1024)) * 63 / 255
+    assert curve.at(64) == pytest.approx(between * 1e-3)
+    nothing = read_measured(request_of(), lambda kind, table: np.zeros(len(table), bool))
+    assert not nothing.mixers and "matrix products" not in " ".join(nothing.notes)
