@@ -96,9 +96,25 @@ VALUES: dict[str, Any] = {
     "nodes": 2,
     "node_link": "50GB/s",
     "node_link_latency": "10us",
+    "first_token": "prefill",
+    "reserved_decode_tokens": 64,
+    "spare_rows": 8,
+    "decode_cache": True,
+    "decode_retraction": "prefill",
+    "handshake_timeout": 3.0,
+    "transfer_timeout": 3.0,
+    "kv_link": "16GB/s",
+    "kv_link_latency": "5us",
+    "kv_link_per": "instance",
+    "decode_router": "least_tokens",
 }
 """A value of every setting that acts only beside others."""
+HANDOVER = (
+    *("first_token", "reserved_decode_tokens", "spare_rows", "decode_cache", "decode_retraction"),
+    *("handshake_timeout", "transfer_timeout", "kv_link", "kv_link_latency", "kv_link_per", "decode_router"),
+)
 SPOILED: dict[str, list[dict[str, Any]]] = {
+    **{name: [{"pool": ("both:2",)}, {"dp": 2}] for name in HANDOVER},
     "router": [{"dp": 1}],
     "evict": [{"cache": "none"}, {"cache": "blocks"}],
     "blank_pages": [{"cache": "radix"}, {"cache": "none"}],
@@ -165,6 +181,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
+    **{name: {"pool": ("prefill:1", "decode:2")} for name in HANDOVER},
     "router": {"dp": 2},
     "evict": {"cache": "radix"},
     "blank_pages": {"cache": "blocks"},
@@ -231,7 +248,7 @@ HEEDED: dict[str, dict[str, Any]] = {
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "machine", "dtype", "cost", "seed"},
-    "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "ep", "cuda_graphs", "slots", "draft_tokens"},
+    "how it is laid out": {"loop", "tp", "pp", "dp", "pool", "role", "ep", "cuda_graphs", "slots", "draft_tokens"},
     "what there is room for": {"kv_tokens", "max_context", "page_size", "max_running", "reserved_pages"},
     "what others act beside": {"batching", "policy", "cache"},
     "what becomes of who loses its KV": {"requeue"},

@@ -213,8 +213,15 @@ def test_an_engine_of_a_pool_brings_its_preset_and_what_the_run_says_wins():
 
 REFUSED = {
     "pool: 'both' is not [NAME=]ROLE:N[,key=value...]": ("both",),
-    "pool prefill: role: 'prefill' does not exist yet": ("prefill:2",),
-    "pool d: role: 'decode' does not exist yet": ("d=decode:1,gpu=h100",),
+    "pool prefill: role prefill needs a pool of role decode beside it": ("prefill:2",),
+    "pool d: role decode needs a pool of role prefill beside it": ("d=decode:1,gpu=h100",),
+    "pool both: role both does not go with prefill and decode": ("both:1", "prefill:1", "decode:1"),
+    "pool prefill: 0 instances": ("prefill:0", "decode:1"),
+    "pool decode: pp: 2 stages; a decode instance has one": ("prefill:1", "decode:1,pp=2"),
+    "pool decode: page_size: 16, but 1 in pool prefill": ("prefill:1", "decode:1,page-size=16"),
+    "pool decode: kv_dtype: fp8, but bf16 in pool prefill": ("prefill:1", "decode:1,kv-dtype=fp8"),
+    "pool decode: model: is of the whole run": ("prefill:1", "decode:1,model=Qwen/Qwen3-8B"),
+    "pool prefill: kv_link: '50' has no unit": ("prefill:1,kv-link=50", "decode:1"),
     "pool bth: role: 'bth' is not one of both, prefill, decode": ("bth:1",),
     "pool both: 0 instances": ("both:0",),
     "pool both: gpux: no such setting; nearest: gpu": ("both:1,gpux=h100",),
@@ -259,7 +266,7 @@ def test_what_pools_leave_without_effect_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('pool = "prefill:1"', "pool prefill: role: 'prefill' does not exist yet"),
+        ('pool = "prefil:1"', "pool prefil: role: 'prefil' is not one of both, prefill, decode"),
         ("pool = 3", "pool: 3 is not a list of pools"),
         ("[[pool]]\ncount = 0", "pool both: count: 0 is not a whole number above 0"),
         ("[[pool]]\ngpu = [1]", "pool both: gpu: [1] is not one plain value"),
@@ -306,7 +313,7 @@ def test_a_sweep_counts_and_prices_the_gpus_of_all_pools(tmp_path):
 @pytest.mark.parametrize(
     ("pools", "message"),
     [
-        (["prefill:1"], "settings.pool prefill: role: 'prefill' does not"),
+        (["prefil:1"], "settings.pool prefil: role: 'prefil' is not one of"),
         (3, "settings.pool: 3 is not a list of pools"),
     ],
 )

@@ -207,6 +207,8 @@ OTHER: dict[str, Any] = {
     "node_link": "400Gbit/s",
     "node_link_latency": "1.5ms",
     "pool": ("both:2",),
+    "kv_link": "16GB/s",
+    "kv_link_latency": "5us",
 }
 
 

@@ -92,6 +92,23 @@ class Inbox(Protocol):
         ...
 
 
+class Wire(Protocol):
+    """What connects an instance that prefills or decodes alone with its counterparts.
+
+    Nothing on it is waited for: word of what has become of an order comes into the inbox.
+    """
+
+    def post(self, orders: Any) -> None:
+        """Begin with letters and copies to other instances (``workbench.scheduler.disaggregated.letters``), in their order,
+        as of when the CPU phases noted so far have passed. Returns at once."""
+        ...
+
+    def wake_at(self, moment_s: float) -> None:
+        """Put a message into the inbox at a moment of the scheduler's clock, in place of any such moment before; infinite:
+        do not."""
+        ...
+
+
 class Outbox(Protocol):
     """Receiver of a loop's reports. Implementations must not keep references into the batch's arrays."""
 

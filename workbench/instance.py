@@ -6,12 +6,15 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.backend import Backend, Inbox, Outbox, Wait
+from workbench.backend import Backend, Inbox, Outbox, Wait, Wire
 from workbench.loops import find_loop
-from workbench.roles import Role, check_role
-from workbench.scheduler.config import SchedulerConfig
+from workbench.scheduler.config import Role, SchedulerConfig
+from workbench.scheduler.disaggregated.decode_scheduler import DecodeScheduler
+from workbench.scheduler.disaggregated.prefill_scheduler import PrefillScheduler
 from workbench.scheduler.scheduler import Scheduler
 from workbench.scheduler.settings import ConfigError, is_own
+
+SCHEDULERS: dict[Role, type[Scheduler]] = {"both": Scheduler, "prefill": PrefillScheduler, "decode": DecodeScheduler}
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,17 @@ class LoopSpec:
     """Of the overlap loop: choose and launch a prefill while the one before it runs."""
 
     def begin(
-        self, scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox
+        self, scheduler: Scheduler, backend: Backend, inbox: Inbox, outbox: Outbox, wire: Wire | None = None
     ) -> Generator[Wait, None, None]:
-        """The loop over these, at its beginning."""
-        asked: dict[str, Any] = {"overlap_prefills": self.overlap_prefills} if self.name == "overlap" else {}
-        loop = find_loop(self.name)(scheduler, backend, inbox, outbox, **asked)
+        """The loop over these, at its beginning: that of the scheduler's role."""
+        role = scheduler.config.role
+        asked: dict[str, Any] = {}
+        if self.name == "overlap" and role != "decode":
+            asked = {"overlap_prefills": self.overlap_prefills}
+        others = () if role == "both" else (wire,)
+        loop: Generator[Wait, None, None] = find_loop(self.name, role)(
+            scheduler, backend, inbox, outbox, *others, **asked
+        )
         return self._unending(loop) if is_own(self.name) else loop
 
     def _unending(self, loop: Generator[Wait, None, None]) -> Generator[Wait, None, None]:
@@ -47,7 +56,11 @@ class Recipe:
     """Tokens that end a sequence which does not ignore them."""
     stages: int = 1
     """Parts that the model is cut into, each on GPUs of its own."""
-    role: Role = "both"
+
+    @property
+    def role(self) -> Role:
+        """What the instance is there for."""
+        return self.scheduler.role
 
     @property
     def rows(self) -> int:
@@ -72,15 +85,15 @@ def start(
     backend: Backend,
     mailboxes: Callable[[Scheduler], tuple[Inbox, Outbox]],
     now_s: Callable[[], float] | None = None,
+    wire: Wire | None = None,
 ) -> Instance:
     """Start an instance on a backend that is at rest. ``mailboxes`` makes its inbox and outbox, which may look at the
-    scheduler; ``now_s`` is the scheduler's clock (None: it stands at 0, so nothing is timed out).
-
-    Raises ConfigError for a role that does not exist yet.
+    scheduler; ``now_s`` is the scheduler's clock (None: it stands at 0, so nothing is timed out). An instance that prefills
+    or decodes alone has a ``wire`` to its counterparts.
     """
-    check_role(recipe.role)
+    assert (wire is None) == (recipe.role == "both"), "only halves of a pair have a wire"
     clock = now_s or (lambda: 0.0)
-    scheduler = Scheduler(recipe.scheduler, eos_token_ids=recipe.eos_token_ids, clock=clock)
+    scheduler = SCHEDULERS[recipe.role](recipe.scheduler, eos_token_ids=recipe.eos_token_ids, clock=clock)
     inbox, outbox = mailboxes(scheduler)
-    loop = recipe.loop.begin(scheduler, backend, inbox, outbox)
+    loop = recipe.loop.begin(scheduler, backend, inbox, outbox, wire)
     return Instance(recipe, scheduler, backend, inbox, outbox, loop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from heapq import heappush
+from heapq import heapify, heappush
 from typing import Any
 
 import simpy
@@ -36,6 +36,21 @@ class Clock(simpy.Environment):
         event._ok, event._value = True, None
         heappush(self._queue, (moment_s, NORMAL, next(self._eid), event))
         return event
+
+    def after(self, delay_s: float, act: Callable[[], None]) -> simpy.Event | None:
+        """Have something done after a delay: at once if there is none. Returns what :meth:`cancel` takes."""
+        if delay_s <= 0:
+            act()
+            return None
+        event = self.at(self._now + delay_s)
+        event.callbacks.append(lambda _: act())
+        return event
+
+    def cancel(self, event: simpy.Event) -> None:
+        """Take back an event of :meth:`at` that has not happened: a run does not go on for its sake."""
+        queue = self._queue
+        queue[:] = [entry for entry in queue if entry[3] is not event]
+        heapify(queue)
 
     def run_loop(self, loop: Generator[Any, None, None], skip: Callable[[Any], Any] | None = None) -> simpy.Process:
         """Start an event loop as a process of this environment. ``skip`` is given each of its waits, may take steps for it

@@ -10,7 +10,8 @@ from workbench.scheduler.batch import KVCopy
 class CopyEngine:
     """A GPU's copies: a queue for each direction, because links carry both ways at once. A copy takes bytes / bandwidth.
 
-    What a batch loads or receives has to be there before it starts; what it stores or sends is final once it has ended.
+    What a batch saves, loads or receives has to be copied before it starts; what it stores or sends is final once it has
+    ended.
     """
 
     def __init__(self, page_bytes: float, host_bytes_s: float, peer_bytes_s: float) -> None:
@@ -26,7 +27,7 @@ class CopyEngine:
 
     def before(self, copies: Sequence[KVCopy], at_s: float) -> float:
         """Find when what a batch reads is there, if its copies may begin at ``at_s``."""
-        return self._make([copy for copy in copies if copy.direction in ("load", "receive")], at_s)
+        return self._make([copy for copy in copies if copy.direction in ("save", "load", "receive")], at_s)
 
     def after(self, copies: Sequence[KVCopy], at_s: float) -> float:
         """Find when what a batch gives away has been copied, if it ends at ``at_s``."""
@@ -35,6 +36,7 @@ class CopyEngine:
     def _make(self, copies: Sequence[KVCopy], at_s: float) -> float:
         end_s = at_s
         for direction, pages in copies:
+            direction = "store" if direction == "save" else direction  # the same way over the same link
             begin_s = max(self._free_s[direction], at_s)
             self._free_s[direction] = begin_s + len(pages) * self._page_s[direction]
             end_s = max(end_s, self._free_s[direction])

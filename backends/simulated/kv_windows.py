@@ -39,6 +39,12 @@ class KvRule:
     states_per_request: int = 1
     """SGLang: states that it counts for each running request: what the prefix cache keeps is beside it."""
 
+    def keeps_windows(self, model: ModelSpec) -> bool:
+        """Tell whether layers with a window keep the tokens in it alone."""
+        if self.window_share is not None:
+            return model.kind in self.window_models
+        return self.keeps == "needed" or self.group_ratio is not None
+
 
 ALL, NEEDED = KvRule(), KvRule("needed")
 

@@ -28,6 +28,7 @@ from reports.record.schema import (
     EVENTS_FILE,
     FORMAT,
     FORMAT_VERSION,
+    HANDOVER_COLUMNS,
     ITERATION_COLUMNS,
     ITERATIONS_FILE,
     ITL_COLUMNS,
@@ -152,7 +153,8 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         partial.mkdir(parents=True)
         (partial / META_FILE).write_bytes(meta)
         itl = dict(zip(ITL_COLUMNS, record.itl, strict=True))
-        _write(partial / REQUESTS_FILE, lambda file: write_columns(record.requests, REQUEST_COLUMNS, file))
+        requests = _written(record.requests)
+        _write(partial / REQUESTS_FILE, lambda file: write_columns(requests, REQUEST_COLUMNS, file))
         if len(record.iterations["iteration"]) or kind_of(record.meta) not in ("observed", "imported"):
             _write(partial / ITERATIONS_FILE, lambda file: write_columns(record.iterations, ITERATION_COLUMNS, file))
         _write(partial / ITL_FILE, lambda file: write_columns(itl, ITL_COLUMNS, file))
@@ -165,6 +167,13 @@ def write_record(record: RunRecord, folder: str | Path, extra_files: Mapping[str
         raise RecordError(f"{folder}: cannot be written: {problem.strerror or problem}") from problem
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _written(requests: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of requests, without those about handovers where there were none."""
+    if np.isfinite(requests["decode_instance"]).any():
+        return dict(requests)
+    return {name: values for name, values in requests.items() if name not in HANDOVER_COLUMNS}
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:

@@ -58,9 +58,28 @@ REQUEST_COLUMNS: dict[str, Kind] = {
     "slo_tpot_s": Kind.TIME,
     "priority": Kind.NUMBER,
     "turn": Kind.NUMBER,
+    "prefill_instance": Kind.NUMBER,
+    "decode_instance": Kind.NUMBER,
+    "bootstrap_s": Kind.TIME,
+    "prefill_start_s": Kind.TIME,
+    "prefill_end_s": Kind.TIME,
+    "transfer_start_s": Kind.TIME,
+    "transfer_end_s": Kind.TIME,
+    "decode_admission_s": Kind.TIME,
 }
 
-OPTIONAL_REQUEST_COLUMNS = frozenset({"slo_ttft_s", "slo_tpot_s", "priority", "turn"})
+HANDOVER_COLUMNS = (
+    "prefill_instance",
+    "decode_instance",
+    "bootstrap_s",
+    "prefill_start_s",
+    "prefill_end_s",
+    "transfer_start_s",
+    "transfer_end_s",
+    "decode_admission_s",
+)
+"""Of requests that one instance prefills and another decodes; a file has them only where there are such."""
+OPTIONAL_REQUEST_COLUMNS = frozenset({"slo_ttft_s", "slo_tpot_s", "priority", "turn", *HANDOVER_COLUMNS})
 """May be missing, in memory and in a file; they then hold NaN."""
 
 ITERATION_COLUMNS: dict[str, Kind] = {

@@ -27,7 +27,14 @@ from reports.record.run_record import (
     read_record,
     write_record,
 )
-from reports.record.schema import EVENT_COLUMNS, ITERATION_COLUMNS, ITL_COLUMNS, REQUEST_COLUMNS, Kind
+from reports.record.schema import (
+    EVENT_COLUMNS,
+    HANDOVER_COLUMNS,
+    ITERATION_COLUMNS,
+    ITL_COLUMNS,
+    REQUEST_COLUMNS,
+    Kind,
+)
 from tests.reports.records import iteration_row, record_of, request_row, toy_run
 
 
@@ -75,7 +82,7 @@ def test_the_files_look_as_the_documentation_says(tmp_path: Path) -> None:
     iteration = iteration_row(iteration=3, mode=1, launch_s=0.0004, receive_s=5e-9, end_s=3600.000000001, process_s=1.0)
     write_record(record_of([request], [iteration], {0.25: 3, 1e-9: 1}), tmp_path / "run")
     assert (tmp_path / "run/requests.csv").read_text().splitlines() == [
-        ",".join(REQUEST_COLUMNS),
+        ",".join(name for name in REQUEST_COLUMNS if name not in HANDOVER_COLUMNS),
         "a,,0,0.1,0.1,0.000001,,,7,0,0,0,finished,,,2,",
     ]
     assert (tmp_path / "run/iterations.csv").read_text().splitlines() == [

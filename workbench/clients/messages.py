@@ -33,7 +33,9 @@ class ClientRequest:
     bound: Bound | None = None
     """Of its output; None where nobody knows what it would write."""
     instance: int = 0
-    """Where it was sent."""
+    """Where it was sent; of a pair that shares it, the one that decodes."""
+    attempts: int = 0
+    """How often it was sent to a pair."""
     number: int = 0
     """How many of the run came before it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from workbench.backend import Wait
@@ -25,7 +26,7 @@ class Mailbox(Protocol):
 class Cluster:
     """Instances by number, through their ``inboxes``, and a note of where each request went."""
 
-    def __init__(self, router: Routes, recorder: Recorder, inboxes: list[Mailbox]) -> None:
+    def __init__(self, router: Routes, recorder: Recorder, inboxes: Sequence[Mailbox]) -> None:
         self._router = router
         self._recorder = recorder
         self._inboxes = inboxes

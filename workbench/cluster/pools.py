@@ -64,7 +64,19 @@ def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
             raise ConfigError(f"pool {pool.name}: {error}") from error
         pools.append(SimulatedPool(pool.name, pool.count, recipe, first, dict(pool.given)))
         first += pool.count
+    _check_kv(pools)
     return pools
+
+
+def _check_kv(pools: Sequence[SimulatedPool]) -> None:
+    """Raise ConfigError, which names a pool, where KV that is handed over would be in another dtype on the other side."""
+    pairs = [pool for pool in pools if pool.recipe.role != "both"]
+    for pool in pairs[1:]:
+        if pool.recipe.kv_dtype != pairs[0].recipe.kv_dtype:
+            raise ConfigError(
+                f"pool {pool.name}: kv_dtype: {pool.recipe.kv_dtype}, but {pairs[0].recipe.kv_dtype} in pool "
+                f"{pairs[0].name}; KV is handed over as it is"
+            )
 
 
 def gpus_of(pools: Sequence[SimulatedPool]) -> dict[str, int]:

@@ -14,12 +14,16 @@ from backends.checkpoint.precision import Precision, named
 from backends.simulated.build_cost import build_cost
 from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, load_model
+from backends.simulated.copies import CopyEngine
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.host import HostModel
+from backends.simulated.kv_layout import lanes
 from backends.simulated.kv_memory import kv_capacity
+from backends.simulated.kv_network import Port
 from backends.simulated.kv_windows import NEEDED, KvRule
 from backends.simulated.links import in_machine, link_notes, spread
+from ground.link import parse_rate, parse_time
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe
@@ -48,6 +52,10 @@ class SimulatedRecipe(Recipe):
     kv_budget: dict[str, Any]
     kv_dtype: str
     weights: Precision
+    port: Port
+    """For KV between instances."""
+    keeps_windows: bool
+    """Layers with a window keep what is in it, not every token."""
     notes: tuple[str, ...]
     """What to know of how KV is counted."""
     parity: str | None
@@ -57,6 +65,13 @@ class SimulatedRecipe(Recipe):
     def gpus(self) -> int:
         """Number of GPUs of one instance."""
         return self.tp * self.stages
+
+    def copies(self) -> CopyEngine | None:
+        """What makes the KV copies of one instance; None where it has none to make."""
+        if self.role != "decode":
+            return None
+        page_bytes = self.model.kv_bytes_per_token(self.kv_dtype, self.tp) * self.scheduler.page_size
+        return CopyEngine(page_bytes, self.gpu.host_bandwidth, self.port.bytes_s)
 
 
 def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
@@ -111,7 +126,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         )
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
-    scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop))
+    scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
@@ -152,6 +167,11 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         kv_budget=budget,
         kv_dtype=kv_dtype,
         weights=weights,
+        port=Port(
+            parse_rate(settings.kv_link) * (lanes(model, tp, pp) if settings.kv_link_per == "gpu" else 1),
+            parse_time(settings.kv_link_latency),
+        ),
+        keeps_windows=_kv_rule(settings, engine).keeps_windows(model),
         notes=(*notes, *of_links),
         parity=parity_of(settings),
     )

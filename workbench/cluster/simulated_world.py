@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import IO, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
+from backends.simulated.kv_layout import KVOnTheWire, kv_between
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import ScriptedSampler
 from traces import Trace
@@ -19,13 +21,20 @@ from workbench.clients.messages import ClientRequest, Wording
 from workbench.clients.sessions import Clients
 from workbench.cluster.cluster import Cluster
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
+from workbench.cluster.kv_wires import SimulatedWires
+from workbench.cluster.pairs import Pairs
 from workbench.cluster.pools import SimulatedPool
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
+from workbench.cluster.resolve import SimulatedRecipe
 from workbench.cluster.router import make_router
 from workbench.cluster.skip_ahead import SkipAhead, can_skip
 from workbench.instance import start
+from workbench.recording.halves import DecodeOutbox, HalfNotes, PrefillOutbox
 from workbench.recording.recorder import Recorder, RecordingOutbox, RequestRow
+from workbench.scheduler.config import Role
 from workbench.settings.run_settings import RunSettings
+
+_NOTHING = np.zeros(1, np.int32)
 
 
 class Watch(Protocol):
@@ -51,8 +60,18 @@ class SimulatedWorld:
         self._wording = Wording(
             pools[0].recipe.model.vocab, settings.seed, settings.max_tokens, settings.ignore_eos, settings.slo_ttft
         )
-        inboxes = [inbox for pool in pools for inbox in self._start_pool(pool)]
-        self._cluster = Cluster(make_router(settings.router, len(inboxes)), self.recorder, [*inboxes])
+        self._notes = HalfNotes(self.recorder)
+        self._inboxes: list[SimulatedInbox] = []
+        self._wires = SimulatedWires(self.env, self._inboxes, self._notes)
+        self._pool_of = [pool for pool in pools for _ in range(pool.count)]
+        """By number of the instance."""
+        self._pairs: Pairs | None = None
+        if settings.disaggregated:
+            self._pairs = self._make_pairs(settings)
+        for pool in pools:
+            self._start_pool(pool)
+        router = make_router(settings.router, len(self._inboxes))
+        self._cluster = self._pairs or Cluster(router, self.recorder, self._inboxes)
         self._clients = Clients(self.env, self._wording.read(trace), self._deliver, settings.concurrency)
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
@@ -86,19 +105,31 @@ class SimulatedWorld:
                 raise self._clients.fault from None
             return True
 
-    def _start_pool(self, pool: SimulatedPool) -> list[SimulatedInbox]:
-        """Start the instances of a pool; returns their inboxes."""
-        recipe, queued = pool.recipe, self.recorder.queued
-        if not recipe.lock_step:
-            plain = [SimulatedInbox(self.env, queued) for _ in range(pool.count)]
-            for number, inbox in enumerate(plain, start=pool.first):
-                self._start_instance(pool, number, inbox, None)
-            return plain
-        group = LockStepGroup(self.env, recipe.cost, pool.count)  # type: ignore[arg-type]
-        together = [LockStepInbox(self.env, group, rank, queued) for rank in range(pool.count)]
-        for number, mate in enumerate(together, start=pool.first):
-            self._start_instance(pool, number, mate, group)
-        return [*together]
+    def _make_pairs(self, settings: RunSettings) -> Pairs:
+        of_role: dict[Role, list[int]] = {"prefill": [], "decode": []}
+        for number, pool in enumerate(self._pool_of):
+            of_role[pool.recipe.role].append(number)
+        prefill, decode = of_role["prefill"], of_role["decode"]
+        return Pairs(
+            (prefill, make_router(settings.router, len(prefill))),
+            (decode, make_router(settings.decode_router or settings.router, len(decode))),
+            self.recorder,
+            self._inboxes,
+        )
+
+    def _start_pool(self, pool: SimulatedPool) -> None:
+        """Start the instances of a pool."""
+        recipe = pool.recipe
+        queued = {"both": self.recorder.queued, "prefill": self._notes.prefill_drained, "decode": None}[recipe.role]
+        group = None
+        if recipe.lock_step:
+            group = LockStepGroup(self.env, recipe.cost, pool.count)  # type: ignore[arg-type]
+        for rank in range(pool.count):
+            inbox = SimulatedInbox(self.env, queued)
+            if group is not None:
+                inbox = LockStepInbox(self.env, group, rank, queued)
+            self._inboxes.append(inbox)
+            self._start_instance(pool, pool.first + rank, inbox, group)
 
     def _start_instance(
         self, pool: SimulatedPool, number: int, inbox: SimulatedInbox, group: LockStepGroup | None
@@ -109,18 +140,41 @@ class SimulatedWorld:
         backend: SimulatedBackend
         if group is not None:
             rank = number - pool.first
-            backend = LockStepBackend(self.env, group, recipe.cost, recipe.host, sampler, log, rank, number)
+            backend = LockStepBackend(
+                self.env, group, recipe.cost, recipe.host, sampler, log, rank, number, recipe.copies()
+            )
         else:
-            backend = SimulatedBackend(self.env, recipe.cost, recipe.host, sampler, log, number, recipe.stages)
-        room = recipe.scheduler.room
-        outbox = RecordingOutbox(self.recorder, recipe.rows, self._ended, self._decisions, number, room)
-        instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s)
+            backend = SimulatedBackend(
+                self.env, recipe.cost, recipe.host, sampler, log, number, recipe.stages, recipe.copies()
+            )
+        outbox, wire = self._outbox(recipe, number), None
+        if recipe.role != "both":
+            page = recipe.scheduler.page_size
+            wire = self._wires.wire(number, recipe.port, page, partial(self._kv_between, number), backend.now_s)
+        instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s, wire)
         skip = None
-        if can_skip(recipe.loop.name, backend) and not self._exact:
+        if can_skip(recipe, backend) and not self._exact:
+            assert isinstance(outbox, RecordingOutbox)
             ahead = SkipAhead(self.env, instance.scheduler, backend, outbox, self.recorder.iterations)
             self.skips.append(ahead)
             skip = ahead.skip
         self.env.run_loop(instance.loop, skip)
+
+    def _outbox(self, recipe: SimulatedRecipe, number: int) -> RecordingOutbox | PrefillOutbox:
+        if recipe.role == "prefill":
+            assert self._pairs is not None
+            return PrefillOutbox(self.recorder, self._notes, self._pairs.prefilled, self._decisions, number)
+        kind = RecordingOutbox if recipe.role == "both" else DecodeOutbox
+        outbox = kind(self.recorder, recipe.rows, self._ended, self._decisions, number, recipe.scheduler.room)
+        if isinstance(outbox, DecodeOutbox):
+            assert self._pairs is not None
+            outbox.retries = self._pairs.retries
+        return outbox
+
+    def _kv_between(self, source: int, target: int) -> KVOnTheWire:
+        """What a request's KV is on its way between two instances."""
+        one, other = self._pool_of[source].recipe, self._pool_of[target].recipe
+        return kv_between(one.model, one.kv_dtype, other.tp, one.keeps_windows)
 
     def _deliver(self, request: ClientRequest, arrival_s: float) -> None:
         self._wording.make_tokens(request)
@@ -129,7 +183,10 @@ class SimulatedWorld:
 
     def _script(self, request_id: str) -> tuple[int, np.ndarray]:
         """Prompt length and output of a request that is under way."""
-        request = self.recorder.by_id[request_id].request
+        row = self.recorder.by_id.get(request_id)
+        if row is None:
+            return 0, _NOTHING  # it has ended on its other instance, and this one does not know yet
+        request = row.request
         assert request is not None and request.message is not None
         return len(request.message.prompt), self._wording.script(request)
 

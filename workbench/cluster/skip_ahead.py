@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from backends.simulated.backend import SimulatedBackend
 from backends.simulated.clock import Clock
 from backends.simulated.gpus import ModelledForward
+from workbench.instance import Recipe
 from workbench.scheduler.decided import MOST_STEPS, decided_steps
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -26,13 +27,14 @@ LEAST_STEPS = 3
 """Fewer are not worth the trouble."""
 
 
-def can_skip(loop: str, backend: SimulatedBackend) -> bool:
+def can_skip(recipe: Recipe, backend: SimulatedBackend) -> bool:
     """Tell whether steps of such an instance can be skipped.
 
     The sums below are those of a loop that, between two waits for a batch, processes it, receives, schedules and launches,
     in this order; and of one stage whose steps end when the cost model says, not when other ranks have joined in.
     """
-    return loop in ("normal", "overlap") and backend.stages == 1 and not backend.lock_step
+    decodes = recipe.role != "prefill"
+    return decodes and recipe.loop.name in ("normal", "overlap") and backend.stages == 1 and not backend.lock_step
 
 
 class ManyStepsOutbox(Protocol):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reports.record.meta import TraceMeta
 from traces import Trace
+from workbench.scheduler.settings import UNRECORDED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -20,7 +21,9 @@ PACKAGE = "llm-workbench"
 
 def settings_used(settings: DataclassInstance, **found: Any) -> dict[str, Any]:
     """The settings as they were used in the end: ``found`` replaces some, and adds those of this kind of run."""
-    return {**dataclasses.asdict(settings), **found}
+    hidden = {field.name for field in dataclasses.fields(settings) if UNRECORDED in field.metadata}
+    used = {name: value for name, value in dataclasses.asdict(settings).items() if name not in hidden}
+    return {**used, **found}
 
 
 def trace_meta(trace: Trace, sha256: str, notes: Sequence[str] = ()) -> TraceMeta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,20 @@ from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
 
 NAN = float("nan")
+
+
+@dataclass(slots=True)
+class HandoverTimes:
+    """Columns of requests.csv about a request that one instance prefills and another decodes, of its last attempt."""
+
+    prefill_instance: int
+    decode_instance: int
+    bootstrap_s: float = NAN
+    prefill_start_s: float = NAN
+    prefill_end_s: float = NAN
+    transfer_start_s: float = NAN
+    transfer_end_s: float = NAN
+    decode_admission_s: float = NAN
 
 
 @dataclass(slots=True)
@@ -56,6 +70,8 @@ class RequestRow:
     """Its row of the scheduler's table."""
     started_s: float = NAN
     """When it got that row."""
+    handover: HandoverTimes | None = None
+    """Of one that two instances share."""
 
 
 class Recorder:
@@ -97,6 +113,12 @@ class Recorder:
         self.rows.append(row)
         self.by_id[trace.request_id] = row
         return row
+
+    def sent_to_pair(self, request: ClientRequest, prefill: int, decode: int) -> None:
+        """An open request is sent to a pair of instances, which is its first one or another."""
+        row = self.by_id[request.trace.request_id]
+        row.instance = decode
+        row.handover = HandoverTimes(prefill, decode)
 
     def output_length(self, request_id: str) -> int:
         """Return what the trace says that an open request writes."""
@@ -158,6 +180,17 @@ class Recorder:
             "slo_tpot_s": floats("slo_tpot_s"),
             "priority": ints("priority"),
             "turn": ints("turn"),
+            **self._handover_columns(),
+        }
+
+    def _handover_columns(self) -> dict[str, np.ndarray]:
+        """Columns about handovers; none where there were none."""
+        times = [row.handover for row in self.rows]
+        if not any(times):
+            return {}
+        return {
+            declared.name: np.array([NAN if one is None else getattr(one, declared.name) for one in times], np.float64)
+            for declared in fields(HandoverTimes)
         }
 
     def event_columns(self) -> dict[str, list | np.ndarray]:

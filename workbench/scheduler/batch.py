@@ -33,8 +33,9 @@ class PageWrite(NamedTuple):
 class KVCopy(NamedTuple):
     """Pages of this instance that are copied elsewhere, or from elsewhere."""
 
-    direction: Literal["load", "store", "send", "receive"]
-    """From and to the host's memory; to and from another instance."""
+    direction: Literal["load", "store", "save", "send", "receive"]
+    """From and to the host's memory; to and from another instance. What is saved goes to the host, too, but before the
+    batch, which gives the pages to somebody else."""
     pages: np.ndarray
     """int32[k], ids of KV pages of this instance."""
 
@@ -94,7 +95,8 @@ class ModelWorkerBatch(NamedTuple):
     """int64[k], indices of prefill rows whose sample is never used: the prompt is not complete after this step (a chunk
     that is not the last), or its request wants no output. None when every row samples."""
     new_requests: tuple[NewRequest, ...]
-    """Every row that starts, or starts again after a retraction, in this batch."""
+    """Every row that starts, or starts again after a retraction, in this batch. One that decodes has its KV from elsewhere:
+    the last of its tokens is its input."""
     decode_page_rows: np.ndarray | None
     """int64[m], decode rows that get a new page in this step, or None when no row does."""
     decode_pages: np.ndarray | None
@@ -113,9 +115,9 @@ class ModelWorkerBatch(NamedTuple):
     """int64[m], where in its row each of ``decode_pages`` goes, where a step may bring a row several tokens: it may need
     several pages. None: as said there."""
     kv_copies: tuple[KVCopy, ...] = ()
-    """Copies beside the page writes, with a wait of their own (``Backend.copied``). What is loaded or received is there
-    before the batch reads it; what is stored or sent is copied once the batch has written it. No scheduler asks for any
-    yet."""
+    """Copies beside the page writes, with a wait of their own (``Backend.copied``). What is saved, loaded or received is
+    copied before the batch begins; what is stored or sent, once the batch has written it. A scheduler of a decode instance
+    saves and loads."""
     masked: np.ndarray | None = None
     """int64[k], indices of rows that may sample only what a mask allows: the batch samples in a second phase, when the
     masks are there (``Backend.sample``). None: it samples by itself. No scheduler sets it yet."""

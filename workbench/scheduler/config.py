@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
+from workbench.scheduler.handover_settings import HandoverSettings
 from workbench.scheduler.rules import (
     MIXED,
     PREFILL_FIRST,
@@ -19,6 +20,8 @@ from workbench.scheduler.settings import RUN, check_settings, setting, settings_
 from workbench.scheduler.settings import ConfigError as ConfigError
 
 Batching = Literal["prefill-first", "mixed"]
+Role = Literal["both", "prefill", "decode"]
+"""What an instance may be there for: whole requests, their prompts, or what follows them."""
 CacheKind = Literal["radix", "blocks", "none"]
 Eviction = Literal["lru", "lfu", "fifo"]
 
@@ -41,7 +44,7 @@ class Seeded:
 
 
 @dataclass(frozen=True, kw_only=True, init=False, repr=False, eq=False)  # only what inherits it is ever made
-class SchedulerSettings(EngineRules, Seeded):
+class SchedulerSettings(EngineRules, HandoverSettings, Seeded):
     """Settings of the scheduler, each declared here and nowhere else. Lengths are tokens.
 
     A field that is added is a flag of every command that schedules, a name in settings files, records and sweeps, and, if it
@@ -176,6 +179,27 @@ class SchedulerConfig(SchedulerSettings):
     draft_tokens: int = 0
     """Tokens drafted for each running request and verified in one step, which brings from 1 token to one more than these.
     0: plain decoding."""
+    role: Role = "both"
+    """What the scheduler is there for (:meth:`for_role`)."""
+
+    def for_role(self, role: Role) -> SchedulerConfig:
+        """This configuration for a scheduler of a role, without what works only where requests are served whole. Raises
+        ConfigError."""
+        if role == "both":
+            return self
+        if role == "prefill":
+            # Nothing decodes. A prompt is shared chunk by chunk, so that pages that are being sent are nobody else's.
+            return replace(
+                self,
+                role=role,
+                stops_known="launch",
+                leaves="ended",
+                share_chunks=True,
+                mixed_chunk=False,
+                request_timeout=None,
+            )
+        cache = self.cache if self.decode_cache else "none"
+        return replace(self, role=role, cache=cache, leaves="ended", mixed_chunk=False, queue_timeout=None)
 
     @property
     def room(self) -> Literal["max_context", "kv_tokens"]:
@@ -186,6 +210,8 @@ class SchedulerConfig(SchedulerSettings):
         for name in ("kv_tokens", "max_context", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.draft_tokens and self.role != "both":
+            raise ConfigError(f"draft_tokens: instances of role {self.role} do not draft yet")
         if self.draft_tokens < 0:
             raise ConfigError(f"draft_tokens: {self.draft_tokens} is less than 0")
         super().__post_init__()
@@ -257,7 +283,10 @@ class SchedulerConfig(SchedulerSettings):
     @property
     def rows(self) -> int:
         """Rows of the table of requests."""
-        return self.table_rows(self.slots)
+        spare = 0
+        if self.role == "decode":
+            spare = min(2 * self.max_running, 64) if self.spare_rows is None else self.spare_rows
+        return self.table_rows(self.slots) + spare
 
     @property
     def lingers(self) -> bool:

@@ -96,8 +96,8 @@ class DecidedSteps:
             None,
             (),
             kv.used_tokens + self._pages[ahead] * kv.page_size,
-            len(scheduler.queue.waiting),
-            table.rows - len(table.free),
+            len(scheduler.queue.waiting) + scheduler.queue.elsewhere,
+            table.rows - len(table.free) - table.aside,
         )
 
     def kv_used_tokens(self, steps: int) -> list[int]:
@@ -174,7 +174,7 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         return None
     if scheduler.aborting or slot.lingering or slot.reopens:
         return None  # somebody ends with the next result, or leaves with the next decode
-    if queue.waiting and not slot.full:
+    if (queue.waiting or queue.elsewhere) and not slot.full:
         return None
     others: list[ScheduleBatch] = []
     for number, batch in enumerate(flights):
@@ -182,7 +182,12 @@ def decided_steps(scheduler: Scheduler, most: int) -> DecidedSteps | None:
         if worker.masked is not None or worker.kv_copies:
             return None  # such a step waits for more than the one before it
         if worker.epoch != running.epoch:
-            if queue.waiting or number > len(others) or (number and (batch.release or batch.release_rows)):
+            if (
+                queue.waiting
+                or queue.elsewhere
+                or number > len(others)
+                or (number and (batch.release or batch.release_rows))
+            ):
                 return None
             if worker.num_prefill and scheduler.config.share_prompts == "result":
                 return None  # what is shared with its result depends on what has been formed by then

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workbench.scheduler.flights import Flights
 from workbench.scheduler.kv.memory import KVMemory
 from workbench.scheduler.queue import WaitingQueue
@@ -30,13 +32,23 @@ class Lifecycle:
         self._flights = flights
         self._keep_aborted = keep_aborted
         """What an aborted request has computed goes to the prefix cache."""
+        self.save: Callable[[Req], None] | None = None
+        """Is told of a request that is about to lose its KV, and what it holds of it."""
+        self.requeue: Callable[[Req], None] = queue.put_back
+        """Takes a request that has lost its KV."""
+        self.closed: Callable[[Req], None] | None = None
+        """Is told of every request that ends, while it still holds what it has."""
 
     def accept(self, req: Req) -> None:
         """Take a request into the queue."""
+        self.know(req)
+        self._queue.arrive(req)
+
+    def know(self, req: Req) -> None:
+        """Take note of a request, which waits elsewhere first."""
         if req.session is not None:
             req.session.busy = True
         self.by_id[req.rid] = req
-        self._queue.arrive(req)
 
     def reject(self, req: Req, reason: str) -> None:
         """Refuse a request, which was never known."""
@@ -49,6 +61,8 @@ class Lifecycle:
         """Take the KV of a request, which says of it what is true, away, keep what it has generated, and put it back into
         the queue, unless the caller does that."""
         req.last_need = len(req.tokens)
+        if self.save is not None:
+            self.save(req)
         if req.kv_len >= len(req.tokens):
             known = req.kv_len + 1 - self._flights.coming(req)
             req.tokens = self._kv.table.tokens(req.row, known).copy()
@@ -59,7 +73,7 @@ class Lifecycle:
         req.retractions += 1
         self.retracted.append(req)
         if requeue:
-            self._queue.put_back(req)
+            self.requeue(req)
         self._slots.reopen()
 
     def retract_chunked(self) -> None:
@@ -87,10 +101,7 @@ class Lifecycle:
 
         ``valid_tokens`` of its KV are worth keeping in the prefix cache; its pages cover ``held_tokens``.
         """
-        req.finish = finish
-        del self.by_id[req.rid]
-        if req.session is not None:
-            self.sessions.ended(req, self._kv.table)
+        self.close(req, finish)
         if req.row >= 0:
             self._flights.release(req, valid_tokens, held_tokens)
         elif req in self.retracted:
@@ -100,6 +111,15 @@ class Lifecycle:
             for batch in self._flights:
                 if req in batch.retracted:
                     batch.retracted = [other for other in batch.retracted if other is not req]
+
+    def close(self, req: Req, finish: Finish) -> None:
+        """Mark a request as ended, whatever it holds."""
+        req.finish = finish
+        del self.by_id[req.rid]
+        if req.session is not None:
+            self.sessions.ended(req, self._kv.table)
+        if self.closed is not None:
+            self.closed(req)
 
     def cut(self, req: Req, finish: Finish) -> None:
         """End a request between batches, wherever it is, to be reported with the next result."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scheduler.request import SamplingParams
+from workbench.scheduler.request import Pair, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +27,8 @@ class Generate:
     """The open session it continues: the session's tokens come before ``prompt``."""
     bos_tokens: int = 0
     """Leading tokens of ``prompt`` that begin a text (BOS): left out where the session has tokens."""
+    pair: Pair | None = None
+    """The instance that does the other half of it, where instances prefill or decode alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import insort
 from collections import deque
@@ -43,6 +44,8 @@ class WaitingQueue:
         # In order of arrival, so in the order in which they run out.
         self._queue_deadlines: deque[Req] = deque()
         self._request_deadlines: deque[Req] = deque()
+        self.elsewhere = 0
+        """Requests that wait in other queues of the scheduler, for room or for their KV."""
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -57,8 +60,12 @@ class WaitingQueue:
 
     def arrive(self, req: Req) -> None:
         """Take in a request that has just come; its timeouts begin."""
-        req.queued = next(self._entries)
         self.put(req)
+        self.watch(req)
+
+    def watch(self, req: Req) -> None:
+        """Begin the timeouts of a request that has just come, wherever it waits."""
+        req.queued = next(self._entries)
         if self._config.queue_timeout is not None:
             self._queue_deadlines.append(req)
         if self._config.request_timeout is not None:
@@ -143,6 +150,20 @@ class WaitingQueue:
     def has_deadlines(self) -> bool:
         """Some request may time out, in the queue or later."""
         return bool(self._queue_deadlines or self._request_deadlines)
+
+    def due_s(self) -> float:
+        """Return when the next request that has not ended will have run out of time, with a nanosecond to spare, for sums
+        of times round; infinite where none does."""
+        due_s = math.inf
+        for deadlines, limit_s in (
+            (self._queue_deadlines, self._config.queue_timeout),
+            (self._request_deadlines, self._config.request_timeout),
+        ):
+            while deadlines and deadlines[0].finish is not None:
+                deadlines.popleft()
+            if deadlines:
+                due_s = min(due_s, deadlines[0].arrival_s + (limit_s or 0.0) + 1e-9)
+        return due_s
 
     def timed_out(self) -> Iterator[tuple[Req, str]]:
         """Each request whose time is over, in the queue or altogether, and which of the two; the caller ends it."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS
 from workbench.scheduler.prefix_node import Node
 
-FinishKind = Literal["length", "stop", "aborted", "rejected"]
+FinishKind = Literal["length", "stop", "aborted", "rejected", "handed_over"]
+"""``handed_over``: on a prefill instance, whose decode instance goes on with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,15 @@ class Finish:
     def status(self) -> str:
         """The word of the run record: ``finished``, or ``aborted``/``rejected`` and why."""
         return "finished" if self.kind in ("length", "stop") else f"{self.kind}:{self.detail}"
+
+
+class Pair(NamedTuple):
+    """The other instance of a request that a prefill and a decode instance share."""
+
+    room: tuple[int, int]
+    """Names the handover: its number in the cluster, and how often the request went back to a prefill instance since."""
+    peer: int
+    """Number of the other instance."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +148,8 @@ class Req:
     """Retracted while a batch in flight still samples for it."""
     session: Session | None = None
     """The session it is a turn of; ``prompt`` has the session's tokens."""
+    pair: Pair | None = None
+    """Where its other half is, on instances that prefill or decode alone."""
     given_back: bool = False
     """Its KV has been given back while a batch in flight holds it; its row comes back with that batch."""
     finish: Finish | None = None

@@ -38,6 +38,9 @@ class StepResult:
     """Requests that got their first token."""
     ended: Sequence[Req] = ()
     """Requests that ended, in this batch or since the last result."""
+    joined: Sequence[tuple[Req, bool]] = ()
+    """Requests that begin to decode, or to decode again, with KV that came from elsewhere, and whether a token came with
+    it that has not been sent yet."""
 
 
 class Scheduler:
@@ -91,7 +94,7 @@ class Scheduler:
             self._handler(message)
         if self._times_out and self.queue.has_deadlines:
             for req, why in self.queue.timed_out():
-                self.lifecycle.cut(req, Finish("aborted", why))
+                self._cut(req, Finish("aborted", why))
 
     @singledispatchmethod
     def _handle(self, message: object) -> None:
@@ -124,6 +127,7 @@ class Scheduler:
             prompt,
             session=session,
             overrun=self._overrun if max_new else 0,
+            pair=message.pair,
         )
         self._seq += 1
         reason = None
@@ -138,9 +142,9 @@ class Scheduler:
         else:
             reason = self.capacity.rejection(len(prompt), params.max_new_tokens)
         if reason is not None:
-            self.lifecycle.reject(req, reason)
+            self._reject(req, reason)
             return
-        self.lifecycle.accept(req)
+        self._accept(req)
         if config.preempt_threshold is not None:
             self.slots.reopen()  # it may get in where those who waited could not
 
@@ -150,16 +154,16 @@ class Scheduler:
         if req is None:
             return
         finish = Finish("aborted", message.why)
-        if self._abort_at_result and req.row >= 0 and (self._abort_whole or req not in self.slots.partial):
+        if self._ends_with_result(req):
             self.aborting.setdefault(req, finish)
         else:
-            self.lifecycle.cut(req, finish)
+            self._cut(req, finish)
 
     @_handle.register
     def _(self, message: messages.Stop) -> None:
         req = self.lifecycle.by_id.get(message.rid)
         if req is not None:
-            self.lifecycle.cut(req, Finish("stop"))
+            self._cut(req, Finish("stop"))
         if message.output_tokens is not None:
             self.sessions.cut(message.rid, message.output_tokens)
 
@@ -215,6 +219,32 @@ class Scheduler:
             message.tell(str(error))
         else:
             message.tell(None)
+
+    # What instances that prefill or decode alone do otherwise (workbench/scheduler/disaggregated):
+
+    def _accept(self, req: Req) -> None:
+        """Take in a request that can be served."""
+        self.lifecycle.accept(req)
+
+    def _reject(self, req: Req, reason: str) -> None:
+        """Refuse a request that can never be served."""
+        self.lifecycle.reject(req, reason)
+
+    def _ends_with_result(self, req: Req) -> bool:
+        """Tell whether an abort ends a request with the result of its next step, and not at once."""
+        return self._abort_at_result and req.row >= 0 and (self._abort_whole or req not in self.slots.partial)
+
+    def _cut(self, req: Req, finish: Finish) -> None:
+        """End a request between batches, wherever it is."""
+        self.lifecycle.cut(req, finish)
+
+    def _conclude(self, req: Req, finish: Finish, valid_tokens: int, held_tokens: int) -> None:
+        """A request has got its last token: end it, of whose KV ``valid_tokens`` are worth keeping."""
+        self.lifecycle.end(req, finish, valid_tokens, held_tokens)
+
+    def _held_aside(self) -> list[tuple[Req, int]]:
+        """List who holds KV and is in no slot nor batch, and the tokens that their pages cover."""
+        return []
 
     def snapshot(self) -> dict[str, Any]:
         """Return how the scheduler stands: counts, tokens of KV, and the settings that may be changed."""
@@ -381,14 +411,14 @@ class Scheduler:
                 continue
             valid = int(valid_tokens[i])
             req.output_len = req.output_at(valid)
-            self.lifecycle.end(req, ending[i], valid, req.kv_len + req.spare_tokens)
+            self._conclude(req, ending[i], valid, req.kv_len + req.spare_tokens)
         if self._share_at_result:
             self._share(batch, shared, len(batch.prefill))
         if self._lingers and done:
             self.slots[batch.slot].linger(batch, [req for _, req in done])
         if self.aborting:
             self.aborting = {req: finish for req, finish in self.aborting.items() if req.finish is None}
-        result.ended = [req for _, req in done]
+        result.ended = [req for _, req in done if req.finish is not None]
 
     def _share(self, batch: ScheduleBatch, first: int, end: int) -> int:
         """Share the complete prompts of a batch from index ``first`` to ``end``; returns where to go on."""
@@ -425,6 +455,6 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert that every page has exactly one owner. For tests: it walks everything."""
-        held = self.slots.holders()
+        held = [*self.slots.holders(), *self._held_aside()]
         running = {id(req) for req, _ in held}
         self.kv.check([*held, *(one for one in self.flights.holders() if id(one[0]) not in running)])

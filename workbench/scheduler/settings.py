@@ -26,6 +26,8 @@ RUN, SCHEDULER, HARDWARE, TRACE, RULES = GROUPS = (
 Place = Literal["real", "live", "served"]
 """Where a run may be another than a simulation's: on a real device, in real time, on a server."""
 _DECLARED = "setting"
+UNRECORDED = "unrecorded"
+"""In the metadata of a field that is no setting and stands in no record."""
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 

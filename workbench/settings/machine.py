@@ -24,7 +24,7 @@ def _together(settings: Any, loop: str) -> bool:
     return bool(settings.tp * settings.pp > 1 or settings.ep > 1)
 
 
-def _with_unit(name: str, parse: Callable[[object], float]) -> Callable[[object], str]:
+def with_unit(name: str, parse: Callable[[object], float]) -> Callable[[object], str]:
     """Check a text for a number and its unit; it is kept as it was written."""
 
     def read(written: object) -> str:
@@ -58,7 +58,7 @@ class MachineSettings:
         group=HARDWARE,
         help="What collectives achieve between GPUs of a machine, one direction, with its unit: 16GB/s. "
         "Default: the GPU's.",
-        read=_with_unit("link", parse_rate),
+        read=with_unit("link", parse_rate),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,
@@ -67,7 +67,7 @@ class MachineSettings:
         None,
         group=HARDWARE,
         help="What a collective between GPUs of a machine takes whatever its size: 20us. Default: the GPU's.",
-        read=_with_unit("link_latency", parse_time),
+        read=with_unit("link_latency", parse_time),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,
@@ -94,7 +94,7 @@ class MachineSettings:
         None,
         group=HARDWARE,
         help="The same of one GPU to those of other machines: 50GB/s, 400Gbit/s. Default: the GPU's.",
-        read=_with_unit("node_link", parse_rate),
+        read=with_unit("node_link", parse_rate),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,
@@ -103,7 +103,7 @@ class MachineSettings:
         None,
         group=HARDWARE,
         help="What a collective between machines takes whatever its size: 20us. Default: the GPU's.",
-        read=_with_unit("node_link_latency", parse_time),
+        read=with_unit("node_link_latency", parse_time),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.roles import check_role
+from workbench.scheduler.config import Role
 from workbench.scheduler.settings import ConfigError
 
 GRAMMAR = "[NAME=]ROLE:N[,key=value...]"
@@ -19,7 +20,7 @@ class PoolSpec:
     """One pool as it was said: its settings are still texts."""
 
     name: str
-    role: str
+    role: Role
     count: int
     given: tuple[tuple[str, str], ...] = ()
     """Settings of its instances, by name with underscores."""
@@ -35,7 +36,7 @@ class PoolSpec:
 def parse_pools(texts: Sequence[str]) -> list[PoolSpec]:
     """The pools of a cluster; one without a name is called as its role, then role-2, and so on.
 
-    Raises ConfigError, in one line that names the pool, for a text that is none, a role that does not exist (yet), a pool
+    Raises ConfigError, in one line that names the pool, for a text that is none, a role that does not exist, a pool
     without instances, a name or a key given twice.
     """
     found = [_parsed(text) for text in texts]

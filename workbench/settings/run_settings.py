@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, SchedulerSettings, Seeded
-from workbench.scheduler.settings import HARDWARE, RUN, SCHEDULER, TRACE, Place, is_own, setting, settings_of
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role, SchedulerSettings, Seeded
+from workbench.scheduler.handover_settings import PAIRS, paired
+from workbench.scheduler.settings import (
+    HARDWARE,
+    RUN,
+    SCHEDULER,
+    TRACE,
+    UNRECORDED,
+    Place,
+    is_own,
+    setting,
+    settings_of,
+)
 from workbench.settings.cost_spec import split
 from workbench.settings.engines import exact_name
+from workbench.settings.kv_links import KvLinkSettings
 from workbench.settings.machine import MachineSettings
 from workbench.settings.pool_spec import parse_pools, read_pools
 
@@ -81,7 +93,7 @@ class RunnerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
+class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettings):
     """Every setting of a run, under the names of the flags: the scheduler's, and those of what it schedules for. None means:
     found from the others.
 
@@ -151,7 +163,7 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
         None,
         group=HARDWARE,
         help="Instances behind the router that have settings of their own: [NAME=]ROLE:N, then ,key=value for each, as in "
-        "both:2,gpu=h100,tp=2. ROLE is both. Repeatable.",
+        "both:2,gpu=h100,tp=2. ROLE is both, prefill or decode. Repeatable.",
         read=read_pools,
     )
     ep: int = setting(
@@ -167,6 +179,14 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
         help="{choices}. Default {default}.",
         needs="dp of 2 or more, or as many in pools",
         acts=lambda s, loop: s.instances > 1,
+    )
+    decode_router: RouterKind | None = setting(
+        None,
+        own="module:Class",
+        group=HARDWARE,
+        help="Which decode instance a request goes on at: as router. Default: what router says.",
+        needs=PAIRS,
+        acts=paired,
     )
     dtype: Dtype = setting(
         "auto",
@@ -229,6 +249,9 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
         f"Default {DEFAULT_MAX_NEW_TOKENS}, or what the trace says they write if that is more.",
     )
 
+    role: Role = field(default="both", metadata={UNRECORDED: True})
+    """Of a pool's own settings: what its instances are there for."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         split(self.cost)
@@ -266,7 +289,12 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
             check_loop_name(loop)
         if len(set(self.loops)) != len(self.loops):
             raise ConfigError(f"loop: {self.loop!r} names a loop twice")
-        self.pools(self.loops[0])
+        check_pairs(self.pools(self.loops[0]))
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether some instances prefill and others decode."""
+        return any(pool.role != "both" for pool in parse_pools(self.pool or ()))
 
     @property
     def instances(self) -> int:
@@ -282,12 +310,22 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings):
         for spec in parse_pools(self.pool):
             try:
                 given = {name: pool_value(name, text) for name, text in spec.given}
-                own = replace(self, **{**given, "pool": None, "dp": spec.count})
+                own = replace(self, **{**given, "pool": None, "dp": spec.count, **self._of_role(spec.role, given)})
             except ConfigError as error:
                 raise ConfigError(f"pool {spec.name}: {error}") from None
-            runs = loop if self.loop is not None else own.loops[0]
+            runs = loop if own.loop is not None else own.loops[0]
             found.append(PoolSettings(spec.name, spec.role, spec.count, own, runs, given))
         return found
+
+    def _of_role(self, role: Role, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What follows for a pool from its role. ``--loop`` is not for prefill instances of several stages, which have but
+        one. Raises ConfigError."""
+        if role == "both":
+            return {}
+        pp = given.get("pp", self.pp)
+        if role == "decode" and pp > 1:
+            raise ConfigError(f"pp: {pp} stages; a decode instance has one")
+        return {"role": role, **({"loop": None} if pp > 1 else {})}
 
     @property
     def loops(self) -> list[str]:
@@ -321,15 +359,37 @@ class PoolSettings:
     """A pool of a cluster: ``count`` instances with ``settings``, of which ``given`` are its own, under ``loop``."""
 
     name: str
-    role: str
+    role: Role
     count: int
     settings: RunSettings
     loop: str
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
+def check_pairs(pools: Sequence[PoolSettings]) -> None:
+    """Raise ConfigError, which names a pool, where instances that prefill or decode alone do not go together."""
+    of_role = {role: [pool for pool in pools if pool.role == role] for role in ("both", "prefill", "decode")}
+    for role, other in (("prefill", "decode"), ("decode", "prefill")):
+        if of_role[role] and not of_role[other]:
+            raise ConfigError(f"pool {of_role[role][0].name}: role {role} needs a pool of role {other} beside it")
+        if of_role[role] and of_role["both"]:
+            raise ConfigError(
+                f"pool {of_role['both'][0].name}: role both does not go with prefill and decode, which share requests"
+            )
+    pairs = [*of_role["prefill"], *of_role["decode"]]
+    for pool in pairs[1:]:
+        if pool.settings.page_size != pairs[0].settings.page_size:
+            raise ConfigError(
+                f"pool {pool.name}: page_size: {pool.settings.page_size}, but {pairs[0].settings.page_size} in pool "
+                f"{pairs[0].name}; KV is handed over in pages of one size"
+            )
+
+
 RUN_WIDE = frozenset(
-    {*settings_of(LoadSettings), "model", "loop", "exact", "dp", "pool", "router", "ignore_eos", "max_tokens"}
+    {
+        *settings_of(LoadSettings),
+        *("model", "loop", "exact", "dp", "pool", "router", "decode_router", "ignore_eos", "max_tokens", "first_token"),
+    }
 )
 """Settings of a run that its pools cannot have different values of."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.scheduler.batch import Mode, ModelWorkerBatch, NewRequest
+from workbench.scheduler.batch import KVCopy, Mode, ModelWorkerBatch, NewRequest
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.parts import Parts
 from workbench.scheduler.running import DecodeStep
@@ -25,6 +25,10 @@ class Assembly:
         self._flights, self._lifecycle = parts.flights, parts.lifecycle
         self._prompts_first = config.mixed_join == "after"
         self._names_at_once = self._kv.cache.names_at_once
+        self.joining: dict[int, NewRequest] = {}
+        """By row, requests that begin to decode with the next batch, with KV from elsewhere."""
+        self.copies: list[KVCopy] = []
+        """Copies that the next batch brings."""
 
     def prefill(
         self,
@@ -107,8 +111,8 @@ class Assembly:
             None if step is None else step.pages,
             self._kv.table.take_writes(),
             self._kv.used_tokens,
-            len(self._queue.waiting),
-            self._kv.table.rows - self._kv.table.free_rows,
+            len(self._queue.waiting) + self._queue.elsewhere,
+            self._kv.table.rows - self._kv.table.free_rows - self._kv.table.aside,
             left,
             None if step is None else step.page_places,
         )
@@ -161,9 +165,11 @@ class Assembly:
             pages,
             table.take_writes(),
             kv.used_tokens,
-            len(self._queue.waiting),
-            table.rows - len(table.free),
+            len(self._queue.waiting) + self._queue.elsewhere,
+            table.rows - len(table.free) - table.aside,
         )
+        if self.joining or self.copies:
+            worker = self._with_arrivals(worker)
         retracted = self._lifecycle.take_retracted() if self._lifecycle.retracted else ()
         batch = ScheduleBatch(
             worker, running.reqs, slot.index, (), stops, retracted, running.token_at, running.stop_ids
@@ -173,6 +179,14 @@ class Assembly:
         self.step += 1
         self._flights.append(batch)
         return batch
+
+    def _with_arrivals(self, worker: ModelWorkerBatch) -> ModelWorkerBatch:
+        """A batch of decodes, with what has come since the last one."""
+        rows = set(worker.rows.tolist())  # whoever has left again has no place in it
+        new = tuple(one for row, one in self.joining.items() if row in rows)
+        copies = tuple(self.copies)
+        self.joining, self.copies = {}, []
+        return worker._replace(new_requests=new, kv_copies=copies)
 
     def _ragged_decode(self, slot: Slot, needing: np.ndarray | None, pages: np.ndarray | None) -> ScheduleBatch:
         """The same where a step may bring each several tokens, and some may sit out."""
@@ -197,8 +211,8 @@ class Assembly:
             step.pages,
             table.take_writes(),
             kv.used_tokens,
-            len(self._queue.waiting),
-            table.rows - table.free_rows,
+            len(self._queue.waiting) + self._queue.elsewhere,
+            table.rows - table.free_rows - table.aside,
             decode_page_places=step.page_places,
         )
         retracted = self._lifecycle.take_retracted()

@@ -21,6 +21,8 @@ class TableManager:
         self._pages = _Table(rows, self.page_width)
         self.free = list(range(rows - 1, -1, -1))
         """Rows that nobody has."""
+        self.aside = 0
+        """Rows of requests that neither decode nor are in a prefill: their KV is on its way between instances."""
         self.known = np.zeros(rows, np.int64)
         """Tokens of each row that have been given; kept up where steps bring runs of tokens, and only for decodes."""
         self._writes: list[PageWrite] = []

@@ -1,0 +1,74 @@
+"""Settings of instances that prefill or decode alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench.scheduler.settings import setting
+
+PAIRS = "pools of role prefill and decode"
+DECODE_POOL = "a pool of role decode"
+
+
+def paired(settings: Any, loop: str) -> bool:
+    """Tell whether instances prefill or decode alone."""
+    return getattr(settings, "role", "both") != "both" or getattr(settings, "disaggregated", False)
+
+
+def decodes(settings: Any, loop: str) -> bool:
+    """Tell whether instances decode alone."""
+    return getattr(settings, "role", "both") == "decode" or getattr(settings, "disaggregated", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandoverSettings:
+    """Settings of requests that one instance prefills and another decodes. Lengths are tokens, times seconds."""
+
+    first_token: Literal["decode", "prefill"] = setting(
+        "decode",
+        help="Which side sends the first token: {choices}; decode: once the KV has arrived. Default {default}.",
+        needs=PAIRS,
+        acts=paired,
+    )
+    reserved_decode_tokens: int = setting(
+        512,
+        least=0,
+        help="Tokens of KV kept free on a decode instance for each request that it has. Default {default}.",
+        needs=DECODE_POOL,
+        acts=decodes,
+    )
+    spare_rows: int | None = setting(
+        None,
+        least=0,
+        help="Requests a decode instance takes KV in for beyond max-running. Default: twice that, at most 64.",
+        needs=DECODE_POOL,
+        acts=decodes,
+    )
+    decode_cache: bool = setting(
+        False,
+        help="Decode instances keep a prefix cache, and what is in it is not sent.",
+        needs=DECODE_POOL,
+        acts=decodes,
+    )
+    decode_retraction: Literal["host", "prefill"] = setting(
+        "host",
+        help="How a request comes back that lost its KV on a decode instance: {choices}: from the host's memory, or through "
+        "a prefill instance again. Default {default}.",
+        needs=DECODE_POOL,
+        acts=decodes,
+    )
+    handshake_timeout: float = setting(
+        300.0,
+        above=0,
+        help="Seconds a request waits on the prefill side for the decode side's pages. Default {default}.",
+        needs=PAIRS,
+        acts=paired,
+    )
+    transfer_timeout: float = setting(
+        300.0,
+        above=0,
+        help="Seconds from its pages being set aside to the arrival of a request's KV. Default {default}.",
+        needs=PAIRS,
+        acts=paired,
+    )
