@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,13 +254,28 @@ def check_tokens(run: Run) -> None:
     run.say(f"greedy tokens of {len(prompts)} prompts compared: {len(cases)} ways, two loops")
 
 
+ASKED: tuple[dict[str, Any], ...] = (
+    {},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+    {"logit_bias": ((7, 5.0), (11, -100.0))},
+    {"ignore_eos": False, "min_new_tokens": 3, "stop_token_ids": (5, 9)},
+    {"logprobs": 3},
+    {"temperature": 0.8, "top_p": 0.9, "seed": 1},
+    {"temperature": 1.0, "top_k": 20, "min_p": 0.01, "logprobs": 0, "frequency_penalty": 0.1},
+)
+"""What requests may ask for, each of which takes a way of its own through the sampler."""
+
+
 def _check_waits(run: Run, name: str, backend: TorchBackend, prompts: list[list[int]], new: int) -> None:
-    """Nothing on the way to a launch, of a prefill or a decode, makes the host wait for the device: torch raises at what
-    would. (Waiting for the event behind a result is no such thing.)"""
+    """Nothing on the way to a launch, of a prefill or a decode, makes the host wait for the device, whatever requests ask
+    for: torch raises at what would. (Waiting for the event behind a result is no such thing.)"""
+    every = [[*prompts[i % len(prompts)], 3 + i] for i in range(len(ASKED))]
+    _tokens(backend, "overlap", every, new, ASKED)  # what is compiled and allocated once may wait
     torch.cuda.set_sync_debug_mode("error")
     problem = ""
     try:
         _tokens(backend, "overlap", prompts, new)
+        _tokens(backend, "overlap", every, new, ASKED)
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
     finally:
@@ -268,9 +283,12 @@ def _check_waits(run: Run, name: str, backend: TorchBackend, prompts: list[list[
     run.check(f"launches that wait for nothing, {name}", not problem, problem)
 
 
-def _tokens(backend: TorchBackend, loop: str, prompts: list[list[int]], new: int) -> dict[str, list[int]]:
-    """Each request's greedy continuation."""
+def _tokens(
+    backend: TorchBackend, loop: str, prompts: list[list[int]], new: int, asked: Sequence[dict[str, Any]] = ()
+) -> dict[str, list[int]]:
+    """Each request's continuation: greedy, or as it asks."""
     from benchmarks.open_loop import Arrival, replay
 
-    arrivals = [Arrival(f"r{i}", 0.0, prompt, new) for i, prompt in enumerate(prompts)]
+    asked = asked or [{}] * len(prompts)
+    arrivals = [Arrival(f"r{i}", 0.0, prompt, new, asked[i]) for i, prompt in enumerate(prompts)]
     return replay(backend, loop, arrivals, max_running=8, keep_tokens=True).tokens

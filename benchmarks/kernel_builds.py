@@ -84,12 +84,13 @@ class Variant(NamedTuple):
         """Compile it as a launch would. Pointers and strides are multiples of 16, but where the kernel says that it does
         not count on that."""
         signature = {p.name: "constexpr" if p.name in self.constants else self.types[p.name] for p in self.fn.params}
-        aligned = {
-            (p.num,): [["tt.divisibility", 16]]
+        special = [
+            p
             for p in self.fn.params
             if (signature[p.name].startswith("*") or signature[p.name] == "i32")
             and not (p.do_not_specialize or p.do_not_specialize_on_alignment)
-        }
+        ]
+        aligned = {(p.num,): [["tt.divisibility", 16]] for p in special}
         kernel = triton.compile(
             ASTSource(self.fn, signature, self.constants, aligned),
             target=GPUTarget("cuda", arch, 32),
@@ -102,6 +103,7 @@ class Variant(NamedTuple):
             "threads": 32 * self.warps,
             "shared": kernel.metadata.shared,
             **_dump(kernel.asm["cubin"]),
+            "specialised": [f"{signature[p.name]} {p.name}" for p in special],
             "wgmma": "wgmma" in ptx,
             "cp.async": "cp.async" in ptx,
             "tcgen05": "tcgen05" in ptx,

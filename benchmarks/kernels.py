@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.torch.cuda_graphs import without_collection
+
 FLUSH_BYTES = 256 << 20
 """Written between two timings: several times the cache of any GPU."""
 
@@ -82,7 +84,7 @@ class Bench:
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with without_collection(), torch.cuda.graph(graph):
             step()
         flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
         found = []

@@ -39,6 +39,15 @@ class Arrival:
     arrival_s: float
     prompt: list[int]
     new_tokens: int
+    asked: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Sampling parameters other than a greedy request's."""
+
+    def message(self, at_s: float) -> Generate:
+        """The request as a scheduler gets it."""
+        params = SamplingParams(
+            **{"ignore_eos": True, "temperature": 0.0, **self.asked, "max_new_tokens": self.new_tokens}
+        )
+        return Generate(self.request_id, np.array(self.prompt, np.int32), params, at_s)
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,18 +73,7 @@ class Inbox:
     """Delivers requests when their time has come."""
 
     def __init__(self, arrivals: list[Arrival], rows: dict[str, Row], now_s: Callable[[], float]) -> None:
-        self._due = [
-            (
-                a.arrival_s,
-                Generate(
-                    a.request_id,
-                    np.array(a.prompt, np.int32),
-                    SamplingParams(a.new_tokens, ignore_eos=True, temperature=0.0),
-                    a.arrival_s,
-                ),
-            )
-            for a in sorted(arrivals, key=lambda a: a.arrival_s)
-        ]
+        self._due = [(a.arrival_s, a.message(a.arrival_s)) for a in sorted(arrivals, key=lambda a: a.arrival_s)]
         self._next, self._rows, self._now_s = 0, rows, now_s
 
     def drain(self) -> list[object]:
@@ -112,8 +110,7 @@ class ClosedInbox:
             row = self._rows[arrival.request_id]
             arrival.arrival_s = row.queued_s = now
             self._on_their_way.append(row)
-            params = SamplingParams(arrival.new_tokens, ignore_eos=True, temperature=0.0)
-            messages.append(Generate(arrival.request_id, np.array(arrival.prompt, np.int32), params, now))
+            messages.append(arrival.message(now))
         return messages
 
     def arrival(self) -> Callable[[], None]:

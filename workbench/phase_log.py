@@ -112,6 +112,11 @@ class PhaseLog(Generic[Forward]):
         self.receive_s = self.schedule_s = 0.0
         self.pending.append(forward)
 
+    def abandon(self) -> None:
+        """Forget what was launched and what was spent for the next launch: a step has failed, and its loop has ended."""
+        self.pending.clear()
+        self.receive_s = self.schedule_s = 0.0
+
     def processed(self, forward: Forward, process_s: float) -> None:
         """A batch has been processed, which took the CPU so long: log its rows. Who says so takes it out of ``pending``."""
         step, mode, rows, prefill_tokens, decode_tokens, context_tokens, kv_used, waiting, running = _logged(

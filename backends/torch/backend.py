@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,11 @@ class TorchBackend:
         if batch.kv_copies:
             asked = ", ".join(sorted({copy.direction for copy in batch.kv_copies}))
             raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) yet")
-        wait = self.workers.submit(batch)
+        try:
+            wait = self.workers.submit(batch)
+        except BaseException:
+            self.phases.abandon()
+            raise
         self.phases.launching = forward = TorchForward(batch, wait, self.now_s(), self.began_s)
         return forward
 
@@ -98,7 +103,11 @@ class TorchBackend:
                 f"masks: {masks.dtype}{list(masks.shape)}, and {len(masked)} rows over {self.vocab} tokens need "
                 f"int32[{len(masked)}, {words}]"
             )
-        self.workers.sample(masks)
+        try:
+            self.workers.sample(masks)
+        except BaseException:
+            self.phases.abandon()
+            raise
         self.phases.rested()  # what it took to make the masks is no phase of an iteration
 
     def copied(self, forward: TorchForward) -> None:
@@ -106,7 +115,16 @@ class TorchBackend:
         return None
 
     def done(self, forward: TorchForward) -> Callable[[], object]:
-        return forward.result
+        return partial(self._wait, forward)
+
+    def _wait(self, forward: TorchForward) -> None:
+        try:
+            forward.result()
+        except BaseException:
+            # Here as in the launch: a step that fails ends its loop, and nobody will process what is in flight. The next
+            # loop must not take it for its own.
+            self.phases.abandon()
+            raise
 
     def cpu(self) -> None:
         """CPU phases have passed when they are noted."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,19 @@ from workbench.scheduler.batch import ModelWorkerBatch
 
 Step = Callable[[Tensor, Tensor, Tensor], None]
 """Computes one decode step: rows int64[n] and seq_lens int64[n] in, logits float32[n, vocab] out, all on the device."""
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Let nothing be collected meanwhile: what is freed during a capture, an old graph, say, would break it."""
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class DecodeGraphs:
@@ -44,23 +60,27 @@ class DecodeGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(device)
-        for size in reversed(self.sizes):
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.inference_mode(), torch.cuda.stream(stream):
-                # Compiles the kernels for this size and warms the libraries up: neither is allowed in a capture.
-                self._run(size)
-                graph = torch.cuda.CUDAGraph()
-                # Threads other than this one may go on using the device meanwhile.
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    self._run(size)
-            torch.cuda.current_stream(device).wait_stream(stream)
-            self._graphs[size] = graph
+        with without_collection():
+            for size in reversed(self.sizes):
+                self._graphs[size] = self._capture(size, pool, stream)
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
         self.bytes = max(free_before - torch.cuda.mem_get_info(device)[0], 0)
         """Device memory that all of it took, as the driver sees it."""
         self.seconds = time.perf_counter() - began
         """What capturing took, kernels' compilation included."""
+
+    def _capture(self, size: int, pool: Any, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            # Compiles the kernels for this size and warms the libraries up: neither is allowed in a capture.
+            self._run(size)
+            graph = torch.cuda.CUDAGraph()
+            # Threads other than this one may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._run(size)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return graph
 
     def _run(self, size: int) -> None:
         self._step(self._rows[:size], self._seq_lens[:size], self._logits[:size])

@@ -71,17 +71,23 @@ class ManyWorkers:
             raise
         self._last_token = np.zeros(options.rows + 1, np.int64)
         self._submitted: deque[_Pending] = deque()
+        self._unsampled = False
+        """Whether the batch submitted last still waits for its masks."""
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
         # With several stages the first one does not see what the last one samples, so the host passes it on; the pipeline
         # loop has it by then. With one, every rank samples the same tokens itself.
         known = self._last_token[batch.rows[batch.num_prefill :]] if self._options.pp > 1 else None
+        if self._unsampled:
+            self.sample(None)  # its loop has failed and left it waiting
+        self._unsampled = batch.masked is not None
         self._send((batch, known))
         pending = _Pending(batch)
         self._submitted.append(pending)
         return lambda: self._result(pending)
 
     def sample(self, masks: np.ndarray | None) -> None:
+        self._unsampled = False
         self._send(_Masks(masks))
 
     def _result(self, wanted: _Pending) -> Result:

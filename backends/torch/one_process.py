@@ -49,21 +49,24 @@ class CpuWorker(_OneProcess):
         super().__init__(options, torch.device("cpu"))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._masks: SimpleQueue[np.ndarray | None] = SimpleQueue()
-        """For the batch with masked rows whose logits the thread has or will have next."""
+        """Of the last batch with masked rows. Each has a queue of its own: one that fails leaves its masks there."""
         self.worked_s = self._thread.submit(cpu_clock).result()
 
     def submit(self, batch: ModelWorkerBatch) -> Callable[[], Result]:
-        future: Future[Result] = self._thread.submit(self._run, batch)
+        if batch.masked is not None:
+            self._masks.put(None)  # for the one before, if its loop has failed and left it waiting
+            self._masks = SimpleQueue()
+        future: Future[Result] = self._thread.submit(self._run, batch, self._masks)
         return future.result
 
     def sample(self, masks: np.ndarray | None) -> None:
         self._masks.put(masks)
 
-    def _run(self, batch: ModelWorkerBatch) -> Result:
+    def _run(self, batch: ModelWorkerBatch, masks: SimpleQueue[np.ndarray | None]) -> Result:
         start = time.monotonic()
         out = self.rank.run(batch)
         if batch.masked is not None:
-            out = self.rank.sample(self._masks.get())
+            out = self.rank.sample(masks.get())
         assert out.tokens is not None
         output = StepOutput(out.tokens.numpy(), logprobs=on_host(out.logprobs))
         result = Result(output, [(start, time.monotonic())])

@@ -2,6 +2,7 @@
 
 On a CPU an operator lasts from its call to its return. On CUDA two events stand around it (not yet run on a GPU): the
 device is kept busy until the whole step is launched, so that the events measure kernels and not how fast they were launched.
+A step for which it was not busy long enough does not count, and is run again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from backends.torch.runner import ModelRunner
 from workbench.scheduler.batch import ModelWorkerBatch
 
 LAUNCH_LAYER_S = 5e-4
-"""More than a host takes to launch a layer with an event on both sides of every operator."""
+"""About what a host takes to launch a layer with an event on both sides of every operator."""
+MOST_BUSY_S = 2.0
+"""How long the device is kept busy at most."""
 CYCLES_A_SECOND = 2e9
 """At least as many as a GPU's clock makes."""
 FUNCTIONS = {
@@ -46,8 +49,9 @@ class Watch(Protocol):
     def call(self, name: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
         """Call and time."""
 
-    def end(self) -> dict[str, float]:
-        """The step has been launched: its seconds by name, and those of all of it as ``step``."""
+    def end(self) -> dict[str, float] | None:
+        """The step has been launched: its seconds by name, and those of all of it as ``step``. None: they are not those of
+        the device, and the step has to be run again."""
 
 
 class HostWatch:
@@ -71,12 +75,12 @@ class CudaWatch:
     """Events around every call, in steps of so many ``layers``."""
 
     def __init__(self, layers: int) -> None:
-        self._busy_cycles = int(LAUNCH_LAYER_S * (layers + 2) * CYCLES_A_SECOND)
+        self._busy_s = LAUNCH_LAYER_S * (layers + 2)
 
     def begin(self) -> None:
         torch.cuda.synchronize()
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        torch.cuda._sleep(self._busy_cycles)
+        torch.cuda._sleep(int(self._busy_s * CYCLES_A_SECOND))
         self._began = torch.cuda.Event(enable_timing=True)
         self._began.record()
 
@@ -88,10 +92,18 @@ class CudaWatch:
         self._events.append((name, start, end))
         return result
 
-    def end(self) -> dict[str, float]:
+    def end(self) -> dict[str, float] | None:
         ended = torch.cuda.Event(enable_timing=True)
         ended.record()
+        late = self._began.query()  # the device had nothing to do while something was still to be launched
         ended.synchronize()
+        if late:
+            if self._busy_s >= MOST_BUSY_S:
+                raise RuntimeError(
+                    f"operators: launching a step takes more than the {MOST_BUSY_S:g} s the GPU waits for it"
+                )
+            self._busy_s = min(2 * self._busy_s, MOST_BUSY_S)
+            return None
         seconds: dict[str, float] = defaultdict(float)
         for name, start, end in self._events:
             seconds[name] += start.elapsed_time(end) / 1e3
@@ -116,9 +128,11 @@ def timed_steps(runner: ModelRunner) -> Iterator[Callable[[ModelWorkerBatch, np.
         return lambda *args, **named: watch.call(name, function, *args, **named)
 
     def run(batch: ModelWorkerBatch, known: np.ndarray) -> dict[str, float]:
-        watch.begin()
-        runner.run(batch, known=known)
-        return watch.end()
+        while True:
+            watch.begin()
+            runner.run(batch, known=known)
+            if (seconds := watch.end()) is not None:
+                return seconds
 
     try:
         for name, owner, attribute in _methods(runner):

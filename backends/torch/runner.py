@@ -131,9 +131,9 @@ class ModelRunner:
         assert self.kv is not None
         out = self.model.forward(step, self.kv, hidden)
         if self.parallel.last_stage:
-            # Sampling works on the logits of as many requests as may run.
+            # Sampling works on the logits of as many requests as may run, and does to them whatever these may ask for.
             logits = self.model.logits(out[:1].expand(self.rows, -1))
-            logits.softmax(-1)
+            self.sampler.rehearse(logits)
             del logits
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device) - pool

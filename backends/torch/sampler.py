@@ -10,8 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.torch.masks import WORD_BITS, forbid
+from backends.torch.row_entries import RowEntries
 from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
+
+MOST_LOGPROBS = 20
+"""What memory is measured with; more of them take little more."""
 
 
 @dataclass(slots=True)
@@ -61,8 +66,7 @@ class Sampler:
         self._logprobs = np.full(rows, -1)
         self._input_lens = np.zeros(rows, np.int64)
         self._min_new = np.zeros(rows, np.int64)
-        self._bias: dict[int, tuple[Tensor, Tensor]] = {}
-        self._stops: dict[int, Tensor] = {}
+        self._bias, self._stops = RowEntries(rows, vocab), RowEntries(rows, vocab)
 
     def start(self, requests: tuple[NewRequest, ...]) -> None:
         """Take in the parameters of the requests that start in a batch."""
@@ -105,20 +109,16 @@ class Sampler:
         self._filtered[row] = p.temperature > 0 and (p.top_k > 0 or p.top_p < 1 or p.min_p > 0)
         self._logprobs[row] = -1 if p.logprobs is None else p.logprobs
         self._input_lens[row], self._min_new[row] = request.input_len, p.min_new_tokens
-        self._bias.pop(row, None)
-        self._stops.pop(row, None)
-        if p.logit_bias:
-            ids, values = zip(*p.logit_bias, strict=True)
-            self._bias[row] = self._send(np.array(ids, np.int64)), self._send(np.array(values, np.float32))
-        if p.min_new_tokens:
-            stops = sorted({*self._eos, *p.stop_token_ids})
-            self._stops[row] = self._send(np.array(stops, np.int64))
+        ids, values = zip(*p.logit_bias, strict=True) if p.logit_bias else ((), ())
+        self._bias.put(row, ids, values)
+        self._stops.put(row, sorted({*self._eos, *p.stop_token_ids}) if p.min_new_tokens else ())
         penalised = (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) != (1.0, 0.0, 0.0)
         self._penalised[row] = penalised
         if penalised:
             counts, in_prompt = self._history()
             tokens = self._send(request.tokens.astype(np.int64))
-            in_prompt[row].zero_()[tokens[: request.input_len]] = True
+            # Not by assignment: a number that is assigned through an index is sent to the device, which waits for it.
+            in_prompt[row].zero_().index_fill_(0, tokens[: request.input_len], True)
             # Not bincount: the host would wait for the largest token.
             output = tokens[request.input_len :]
             counts[row].zero_().index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
@@ -146,8 +146,7 @@ class Sampler:
         host_rows = batch.rows
         top = int(self._logprobs[host_rows].max())
         raw = logits.clone() if top >= 0 else logits
-        if self._bias or self._stops:
-            self._adjust(logits, batch)
+        self._adjust(logits, batch)
         penalised = bool(self._penalised[host_rows].any())
         if penalised:
             counts, in_prompt = self._history()
@@ -155,11 +154,7 @@ class Sampler:
             self._ops.penalize(logits, counts[rows], in_prompt[rows], repetition, presence, frequency)
         tokens = self._ops.sample(
             logits,
-            self._temperature[rows],
-            self._top_k[rows],
-            self._top_p[rows],
-            self._min_p[rows],
-            self._seeds[rows],
+            *self._parameters(rows),
             seq_lens.long(),
             all_greedy=not self._random[host_rows].any(),
             filtered=bool(self._filtered[host_rows].any()),
@@ -170,13 +165,34 @@ class Sampler:
 
     def _adjust(self, logits: Tensor, batch: ModelWorkerBatch) -> None:
         """Biases, and stop tokens that may not come yet."""
-        early = batch.seq_lens - self._input_lens[batch.rows] < self._min_new[batch.rows]
-        for index, row in enumerate(batch.rows.tolist()):
-            if row in self._bias:
-                ids, values = self._bias[row]
-                logits[index].index_add_(0, ids, values)
-            if early[index] and row in self._stops:
-                logits[index, self._stops[row]] = float("-inf")
+        index, ids, values = self._bias.of(batch.rows)
+        if len(index):
+            logits.view(-1).index_add_(0, self._send(index * self._vocab + ids), self._send(values))
+        index, ids, _ = self._stops.of(batch.rows)
+        if len(index):
+            early = batch.seq_lens - self._input_lens[batch.rows] < self._min_new[batch.rows]
+            at = (index * self._vocab + ids)[early[index]]
+            if len(at):
+                logits.view(-1).index_fill_(0, self._send(at), float("-inf"))
+
+    def rehearse(self, logits: Tensor) -> None:
+        """Do to float32 logits [n, vocab] whatever requests can ask for, to find out how much memory that takes. The tables
+        of penalties are given back; the first request that needs them makes them again."""
+        count, rows = len(logits), torch.arange(len(logits), device=self._device)
+        words = np.full((count, -(-self._vocab // WORD_BITS)), -1, np.int32)
+        forbid(logits, np.arange(count), words)
+        raw = logits.clone()
+        counts, in_prompt = self._history()
+        self._ops.penalize(logits, counts[rows], in_prompt[rows], *self._penalties[rows].unbind(1))
+        chosen = self._parameters(rows)
+        tokens = self._ops.sample(logits, *chosen, rows, all_greedy=False, filtered=True)
+        self._ops.logprobs(raw, tokens, min(MOST_LOGPROBS, self._vocab))
+        self._counts = self._in_prompt = None
+
+    def _parameters(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """What each of these rows is sampled with."""
+        tables = (self._temperature, self._top_k, self._top_p, self._min_p, self._seeds)
+        return tuple(table[rows] for table in tables)
 
     def _count(self, batch: ModelWorkerBatch, rows: Tensor, tokens: Tensor) -> None:
         """Add what was sampled to the histories of the requests that need one."""

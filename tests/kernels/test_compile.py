@@ -64,6 +64,12 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
         "fp8_linear",
     }
 
+    # What a batch decides has no variants of its own, which would be compiled while requests wait: neither its numbers nor
+    # where in a packed array something begins.
+    of_a_batch = {f"i32 {name}" for name in ("batch", "rows", "tokens", "pairs", "blocks")}
+    of_a_batch |= {"*i64 rows", "*i32 seq_lens", "*i64 positions"}
+    assert [(n, s) for n, k in kernels.items() if (s := of_a_batch & set(k["specialised"]))] == []
+
     # What streams from memory is fetched ahead of its use.
     streaming = [
         n for n in kernels if n.split("/")[0] in ("decode", "prefill", "grouped", "fp8_linear", "sample", "logprobs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from backends.torch.cuda_graphs import without_collection
 from backends.torch.ops import reference
 from backends.torch.ops import triton as ops
 
@@ -25,7 +26,7 @@ def captured(step):
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collection(), torch.cuda.graph(graph):
         result = step()
     return graph, result
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,4 +83,44 @@ def test_a_timed_step_samples_the_same_tokens_and_the_runner_is_as_before_afterw
     assert all(getattr(module, "ops", runner.ops) is runner.ops for module in runner.model.modules())
     after = runner.run(batch, known=known).tokens
     np.testing.assert_array_equal(after, before)
+    ranks.close()
+
+
+class Gpu:
+    """A device that is busy for as long as it is told, and a host that needs ``launch_s`` for a step's launches."""
+
+    def __init__(self, launch_s: float) -> None:
+        self.launch_s, self.busy_s, self.begins = launch_s, 0.0, 0
+
+    def synchronize(self) -> None:
+        self.begins += 1
+
+    def _sleep(self, cycles: int) -> None:
+        self.busy_s = cycles / operator_times.CYCLES_A_SECOND
+
+    def Event(self, enable_timing: bool) -> Any:
+        return SimpleNamespace(
+            record=lambda: None,
+            synchronize=lambda: None,
+            query=lambda: self.busy_s < self.launch_s,
+            elapsed_time=lambda other: 1000.0,
+        )
+
+
+@pytest.mark.parametrize(("launch_s", "begins"), [(0.001, 1), (0.03, 5), (1.9, 11), (2.1, None)])
+def test_a_step_that_the_device_did_not_wait_long_enough_for_is_run_again(launch_s, begins, tmp_path, monkeypatch):
+    ranks = worker("LlamaForCausalLM", tmp_path)
+    gpu = Gpu(launch_s)
+    monkeypatch.setattr(operator_times, "torch", SimpleNamespace(cuda=gpu))
+    monkeypatch.setattr(operator_times, "HostWatch", lambda: operator_times.CudaWatch(layers=2))
+    batch, known = step_of(Shape(decodes=2, context=9), 4, VOCAB), np.array([5, 6])
+    with timed_steps(ranks.runner) as run:
+        if begins is None:
+            with pytest.raises(RuntimeError, match="launching a step takes more than the 2 s"):
+                run(batch, known)
+        else:
+            assert run(batch, known)["attention"] == LAYERS
+            assert gpu.begins == begins and gpu.busy_s >= launch_s
+            run(batch, known)
+            assert gpu.begins == begins + 1  # what was found to be enough stays
     ranks.close()

@@ -17,7 +17,8 @@ from torch import Tensor
 from .common import INTERPRETER, arch, cdiv, next_power_of_2
 
 
-@triton.jit
+# Of numbers that a batch decides, a 1 and a multiple of 16 would be variants of their own, compiled while requests wait.
+@triton.jit(do_not_specialize=["rows"])
 def fp8_linear_kernel(
     x,
     weight,

@@ -18,7 +18,8 @@ from .activation import silu
 from .common import INTERPRETER, arch, cdiv, next_power_of_2
 
 
-@triton.jit
+# Of numbers that a batch decides, a 1 and a multiple of 16 would be variants of their own, compiled while requests wait.
+@triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
     logits,
     weights,
@@ -58,7 +59,7 @@ def route_kernel(
     tl.store(experts + at, chosen, mask=out_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def count_kernel(experts, counts, pairs, BLOCK: tl.constexpr):
     """One expert a program: its number of pairs."""
     expert = tl.program_id(0)
@@ -69,7 +70,7 @@ def count_kernel(experts, counts, pairs, BLOCK: tl.constexpr):
     tl.store(counts + expert, tl.sum(found, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def place_kernel(
     experts,
     counts,
@@ -104,7 +105,7 @@ def place_kernel(
         tl.store(block_expert + first + block, expert + tl.zeros((BLOCK,), tl.int32), mask=block < mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "blocks"])
 def grouped_kernel(
     x,
     weight,
@@ -297,7 +298,7 @@ def sort_by_expert(chosen: Tensor, experts: int, block_m: int) -> tuple[Tensor, 
     order = torch.empty(most * block_m, dtype=torch.int32, device=chosen.device)
     block_expert = torch.empty(most, dtype=torch.int32, device=chosen.device)
     used = torch.empty(1, dtype=torch.int32, device=chosen.device)
-    block = min(2048, next_power_of_2(pairs))
+    block = 2048
     count_kernel[(experts,)](chosen, counts, pairs, BLOCK=block, num_warps=4)
     place_kernel[(experts,)](
         chosen,

@@ -10,7 +10,8 @@ from torch import Tensor
 from .common import cdiv, next_power_of_2
 
 
-@triton.jit
+# Of numbers that a batch decides, a 1 and a multiple of 16 would be variants of their own, compiled while requests wait.
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(
     x, weight, out, rows, inner, x_outer, x_inner, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -65,8 +66,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if rows == 0:
         return out
     block = next_power_of_2(width)
-    # Heads are short rows: several of them share a program.
-    per_program = max(1, min(2048 // block, next_power_of_2(rows)))
+    # Heads are short rows: several of them share a program, as many however few there are.
+    per_program = max(1, 2048 // block)
     rms_norm_kernel[(cdiv(rows, per_program),)](
         x,
         weight,

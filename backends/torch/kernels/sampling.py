@@ -190,7 +190,8 @@ def _bound_of_top(maxima, groups, k, top, BLOCK: tl.constexpr, GROUP: tl.constex
     return bound
 
 
-@triton.jit
+# Positions are part of a packed array: a variant for each alignment would be compiled while requests wait.
+@triton.jit(do_not_specialize_on_alignment=["positions"])
 def sample_kernel(
     logits,
     tokens,
