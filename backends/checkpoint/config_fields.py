@@ -27,6 +27,10 @@ class Fields:
         """Return these fields with other values assumed where the file has none."""
         return type(self)(self.values, self.source, {**self.defaults, **defaults})
 
+    def over(self, values: Mapping[str, Any]) -> Self:
+        """Return these fields with other values for some."""
+        return type(self)({**self.values, **values}, self.source, self.defaults)
+
     def error(self, field: str, why: str) -> UnsupportedModel:
         """The one line that is said about a field."""
         return UnsupportedModel(f"{self.source}: {field}: {why}")
@@ -80,6 +84,17 @@ class Fields:
             raise self.error(field, f"{value!r} is not an object")
         return value or {}
 
+    def inner(self, field: str) -> Inner:
+        """The fields in a field, none if it is absent or null. Raises UnsupportedModel."""
+        return Inner(self.object(field), self.source, field)
+
+    def objects(self, field: str) -> list[Inner]:
+        """The fields of each object in a list. Raises UnsupportedModel for anything else."""
+        value = self.raw(field)
+        if not isinstance(value, list) or not all(isinstance(each, Mapping) for each in value):
+            raise self.error(field, "missing" if value is None else "not a list of objects")
+        return [Inner(each, self.source, f"{field}[{at}]") for at, each in enumerate(value)]
+
     def texts(self, *names: str) -> list[str]:
         """The first of these fields that is a list of texts; empty if all are absent. Raises UnsupportedModel."""
         for field in names:
@@ -126,6 +141,10 @@ class Inner(Fields):
 
     def error(self, field: str, why: str) -> UnsupportedModel:
         return super().error(f"{self.outer}.{field}", why)
+
+    def over(self, values: Mapping[str, Any]) -> Self:
+        """Return these fields with other values for some."""
+        return type(self)({**self.values, **values}, self.source, self.outer)
 
     def inner(self, field: str) -> Inner:
         """The object in a field, empty if there is none. Raises UnsupportedModel."""

@@ -199,9 +199,7 @@ def gemma4(fields: Fields, kind: str) -> Stack:
     same = fields.flag("attention_k_eq_v")
     sparse = fields.flag("enable_moe_block")
     if sparse:
-        routed = Fields(
-            {**fields.values, "num_experts_per_tok": fields.raw("top_k_experts")}, fields.source, fields.defaults
-        )
+        routed = fields.over({"num_experts_per_tok": fields.size("top_k_experts")})
         # A scale for the router's input and one an expert; three norms more, which stand with the layer's.
         count = families.experts(fields)
         mlp: MLP = experts(
@@ -212,8 +210,10 @@ def gemma4(fields: Fields, kind: str) -> Stack:
     layers = []
     for window in families.windows(fields, kind):
         if window is None:
-            width = fields.size("global_head_dim")
-            kv_heads = fields.size("num_global_key_value_heads") if same else families.kv_heads(fields)
+            width = fields.size("global_head_dim", 512)
+            kv_heads = families.kv_heads(fields)
+            if same:
+                kv_heads = fields.size("num_global_key_value_heads", kv_heads)
         else:
             width, kv_heads = fields.size("head_dim"), families.kv_heads(fields)
         bias = (heads + (1 if same and window is None else 2) * kv_heads) * width + hidden
@@ -253,6 +253,114 @@ def mimo_v2(fields: Fields, kind: str) -> Stack:
         ),
         hidden,
     )
+
+
+def step3p5(fields: Fields, kind: str) -> Stack:
+    """Read Step 3.5 and 3.7: windows in most layers, which may have more heads, a gate for each head, and experts beside a
+    shared one."""
+    hidden, layers = fields.size("hidden_size"), fields.size("num_hidden_layers")
+    # The last entries of the lists are of layers that draft.
+    types = _first(fields, "layer_types", layers) or [families.FULL] * layers
+    for each in types:
+        if each not in (families.FULL, families.SLIDING):
+            raise fields.error(
+                "layer_types", f"{each!r} is not supported; supported: {families.FULL}, {families.SLIDING}"
+            )
+    local = families.SLIDING in types
+    window = fields.size("sliding_window") if local else None
+    other = fields.inner("attention_other_setting")
+    named = {
+        "num_attention_heads": fields.raw("num_sliding_attention_heads") or other.raw("num_attention_heads"),
+        "num_key_value_heads": other.raw("num_attention_groups"),
+        "head_dim": other.raw("head_dim"),
+    }
+    sliding = fields.over({field: value for field, value in named.items() if value is not None})
+    fields.must_be("mlp_bias", False)
+    bias = fields.flag("attention_bias")
+    gates = fields.get("use_head_wise_attn_gate", bool, True) is True
+    mixers = {
+        each: attention(
+            of, window=window if each == families.SLIDING else None, qkv_bias=bias, o_bias=bias, qk_norm="head"
+        )
+        for each, of in ((families.FULL, fields), (families.SLIDING, sliding))
+        if each in types
+    }
+    routed = experts(fields, shared_width=fields.count("share_expert_dim"))
+    return Stack(
+        tuple(
+            Layer(
+                replace(mixers[each], head_gates=gates),
+                routed if mixture else dense(fields),
+                2 * hidden,
+            )
+            for each, mixture in zip(types, _step_mixtures(fields, layers), strict=True)
+        ),
+        hidden,
+    )
+
+
+def _step_mixtures(fields: Fields, layers: int) -> list[bool]:
+    types = _first(fields, "mlp_layer_types", layers)
+    if types:
+        if set(types) - {"dense", "sparse"}:
+            raise fields.error("mlp_layer_types", f"not 'dense' or 'sparse' for each of {layers} layers")
+        return [each == "sparse" for each in types]
+    named = fields.raw("moe_layers_enum")
+    if named is None:
+        dense = 3 if fields.raw("first_k_dense_replace") is None else fields.count("first_k_dense_replace")
+        return [layer >= dense for layer in range(layers)]
+    listed = named.split(",") if isinstance(named, str) else named
+    try:
+        sparse = {int(each) for each in listed}
+    except (TypeError, ValueError):
+        raise fields.error("moe_layers_enum", f"{named!r} is not a list of layers") from None
+    return [layer in sparse for layer in range(layers)]
+
+
+def _first(fields: Fields, field: str, layers: int) -> list[str]:
+    """The entries of a list that are of the model's own layers; empty where there is no list."""
+    listed = fields.texts(field)
+    if listed and len(listed) not in (layers, layers + families.drafting_layers(fields)):
+        raise fields.error(field, f"{len(listed)} entries for {layers} layers")
+    return listed[:layers]
+
+
+def nemotron_nas(fields: Fields, kind: str) -> Stack:
+    """Read Llama-Nemotron Super and Ultra, whose layers a search has made unlike: each has KV heads and an MLP's width of
+    its own, or lacks attention or MLP, and the norm before it."""
+    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    layers = fields.size("num_hidden_layers")
+    blocks = fields.objects("block_configs")
+    if len(blocks) != layers:
+        raise fields.error("block_configs", f"{len(blocks)} entries for {layers} layers")
+    bias, mlp_bias = fields.flag("attention_bias"), fields.flag("mlp_bias")
+    stack = []
+    for block in blocks:
+        said, ffn = block.inner("attention"), block.inner("ffn")
+        for part, nothing in ((said, ("sparsify", "window_length", "num_sink_tokens")), (ffn, ("sparsify",))):
+            for field in (*nothing, "replace_with_linear"):
+                if part.raw(field):
+                    raise part.error(field, f"{part.raw(field)!r} is not modelled")
+        mixer = None
+        if not said.flag("no_op"):
+            group = said.size("n_heads_in_group")
+            if heads % group:
+                raise said.error("n_heads_in_group", f"{group} does not divide {heads} attention heads")
+            mixer = attention(fields.over({"num_key_value_heads": heads // group}), qkv_bias=bias, o_bias=bias)
+        mlp = None
+        if not ffn.flag("no_op"):
+            width = ffn.size("intermediate_size") if ffn.raw("ffn_mult") is None else _multiplied(ffn, hidden)
+            mlp = dense(fields.over({"intermediate_size": width}), bias=mlp_bias)
+        stack.append(Layer(mixer, mlp, hidden * ((mixer is not None) + (mlp is not None))))
+    return Stack(tuple(stack), hidden)
+
+
+def _multiplied(ffn: Fields, hidden: int) -> int:
+    """Inner width of an MLP by its multiplier, two thirds of which count as it is gated, up to the next 256."""
+    width = int(2 * ffn.need("ffn_mult", float) * hidden / 3)
+    if width < 1:
+        raise ffn.error("ffn_mult", f"{ffn.raw('ffn_mult')!r} leaves no width")
+    return -(-width // 256) * 256
 
 
 def _marks(fields: Fields, field: str, layers: int) -> list[int]:

@@ -6,7 +6,6 @@ means that the file leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from backends.checkpoint.config_fields import Fields
@@ -38,6 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen2_vl_text": {"num_key_value_heads": 8, "sliding_window": 4096, "max_window_layers": 80},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3_moe": {
         "num_key_value_heads": 4,
@@ -198,6 +198,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "phimoe": {"num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2},
     "ministral3": {"num_key_value_heads": 8, "head_dim": 128},
     "mimo_v2_flash": {},
+    "nemotron-nas": {},
+    "step3p5": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 128_000,
+        "n_routed_experts": 288,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1280,
+        "share_expert_dim": 1280,
+    },
     "olmo2": {},
     "smollm3": {"num_key_value_heads": 4, "tie_word_embeddings": True},
     "granite": {},
@@ -207,29 +217,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 SAME_AS = {
     "kimi_k2": "deepseek_v3",
     "mimo": "qwen2",
-    "qwen2_vl": "qwen2",
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_vl_text",
+    "qwen2_5_vl_text": "qwen2_vl_text",
+    "step3p7": "step3p5",
 }
 """Types whose language model is another's."""
 
 EVERY_LAYER = frozenset({"mistral", "ministral3", "mixtral", "phi3", "phimoe"})
-SWITCHED = frozenset({"qwen2", "qwen2_moe", "qwen3", "smollm3"})
+SWITCHED = frozenset({"qwen2", "qwen2_vl_text", "qwen2_moe", "qwen3", "smollm3"})
 """A window only with ``use_sliding_window``, and from layer ``max_window_layers`` on."""
 SWITCHED_EVERYWHERE = frozenset({"qwen3_moe"})
 FULL_EVERY = {"gpt_oss": 2, "gemma2": 2, "gemma3_text": 6, "gemma4_text": 6}
 """Every so many layers one sees everything, the others have the window."""
 DRAFTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 """Names under which families say how many layers draft further tokens."""
-
-
-def text_values(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the fields of the language model: those of ``text_config``, where a multimodal model has one, over the others.
-
-    Raises UnsupportedModel.
-    """
-    return {**values, **Fields(values, source).object("text_config")}
 
 
 def windows(fields: Fields, kind: str) -> tuple[int | None, ...]:

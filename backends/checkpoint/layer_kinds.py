@@ -25,6 +25,8 @@ class Attention:
     """Tokens see back to the last multiple of ``window`` instead (Llama 4)."""
     gated: bool = False
     """Queries come with a gate of the same size for what attention gives (Qwen3-Next)."""
+    head_gates: bool = False
+    """What a head gives is multiplied by one gate, of a projection of its own (Step 3.5)."""
     keys_are_values: bool = False
     """Values are the projected keys, before their norm (Gemma 4); both are cached."""
     vectors: int = 0
@@ -48,6 +50,8 @@ class Attention:
         }
         if self.keys_are_values:
             del found["self_attn.v_proj"]
+        if self.head_gates:
+            found["self_attn.g_proj"] = hidden * self.heads
         return found
 
     def held_elements(self, hidden: int, tp: int) -> float:

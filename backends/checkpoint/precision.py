@@ -130,9 +130,9 @@ def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Prec
             "quantization_config", f"quant_method {method!r} is not modelled; known: {', '.join(METHODS)}"
         )
     read = reader(Inner(config, fields.source, "quantization_config"), plain)
-    if read.ways:
-        return _in_ways(read, f"quantization_config ({method})", plain, layers, hidden)
     try:
+        if read.ways:
+            return _in_ways(read, f"quantization_config ({method})", plain, layers, hidden)
         share = _kept(read.ignored, layers, hidden, read.only)
     except re.error as problem:
         raise fields.error(
@@ -144,14 +144,24 @@ def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Prec
 
 
 def read_kv_dtype(fields: Fields) -> str | None:
-    """Read the dtype that a checkpoint has scales of KV for; None where it has none."""
-    config = fields.object("quantization_config")
-    inner = config.get("quantization") if isinstance(config.get("quantization"), Mapping) else config
-    assert inner is not None
-    said = inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme")
-    if isinstance(said, Mapping):
-        said = "FP8" if said.get("num_bits") == 8 and said.get("type") == "float" else None
-    return "fp8" if said == "FP8" else None
+    """Read the dtype that a checkpoint has scales of KV for; None where it has none. Raises UnsupportedModel for one that is
+    not modelled."""
+    config = Inner(fields.object("quantization_config"), fields.source, "quantization_config")
+    if isinstance(config.raw("quantization"), Mapping):
+        config = config.inner("quantization")
+    algorithm = config.get("kv_cache_quant_algo", str)
+    if algorithm:
+        if algorithm.upper() != "FP8":
+            raise config.error("kv_cache_quant_algo", f"{algorithm!r} is not modelled; known: FP8")
+        return "fp8"
+    scheme = config.inner("kv_cache_scheme")
+    if not scheme.values:
+        return None
+    if (scheme.raw("num_bits"), scheme.raw("type")) != (8, "float"):
+        raise config.error(
+            "kv_cache_scheme", f"{scheme.raw('type')!r} of {scheme.raw('num_bits')!r} bits is not modelled"
+        )
+    return "fp8"
 
 
 def quant_method(fields: Fields) -> str:
@@ -177,7 +187,7 @@ class _Read:
     """The output projection is quantised, too, unless it is ignored."""
     notes: tuple[str, ...] = ()
     ways: Mapping[str, tuple[Held, Sequence[str]]] = field(default_factory=dict)
-    """Where there are several: by its word, how weights are held, and the modules that are."""
+    """Where there are several: by its word, how weights are held, and the modules that are (the first to name one)."""
 
 
 def _integers(
@@ -203,7 +213,20 @@ def _gptq(config: Inner, plain: Held) -> _Read:
     rules = config.object("dynamic")
     if any(not rule.startswith("-:") for rule in rules):
         raise config.error("dynamic", "other bits for some modules are not modelled")
-    return replace(read, ignored=[*read.ignored, *(f"re:{rule[2:]}" for rule in rules)], head=config.flag("lm_head"))
+    ignored = [*read.ignored, *(f"re:{rule[2:]}" for rule in rules)]
+    return replace(
+        read, ignored=ignored, only=_nested_texts(config, "modules_in_block_to_quantize"), head=config.flag("lm_head")
+    )
+
+
+def _nested_texts(config: Inner, field: str) -> list[str]:
+    """The texts in the lists of a list, none where it is absent. Raises UnsupportedModel."""
+    groups = config.raw(field) or []
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and all(isinstance(each, str) for each in group) for group in groups
+    ):
+        raise config.error(field, f"{groups!r} is not a list of lists of texts")
+    return [each for group in groups for each in group]
 
 
 def _fp8(config: Inner, plain: Held) -> _Read:
@@ -211,6 +234,10 @@ def _fp8(config: Inner, plain: Held) -> _Read:
     block = block_size(config)
     size = 1 + (4 / (block[0] * block[1]) if block else 0)
     return _Read("fp8", Held(size, "fp8"), config.texts("modules_to_not_convert", "ignored_layers"))
+
+
+def _int8(config: Inner, plain: Held) -> _Read:
+    return _Read("int8", Held(1, "int8"), config.texts("modules_to_not_convert", "ignored_layers", "ignore"))
 
 
 def block_size(config: Fields) -> tuple[int, int] | None:
@@ -249,6 +276,8 @@ def _modelopt(config: Inner, plain: Held) -> _Read:
         "NVFP4": ("nvfp4", Held(0.5 + 1 / 16, "fp8")),
         "W4A16_NVFP4": ("nvfp4 a16", Held(0.5 + 1 / 16, plain.computes)),
         "FP8": ("fp8", Held(1, "fp8")),
+        "FP8_PER_CHANNEL_PER_TOKEN": ("fp8", Held(1, "fp8")),
+        "FP8_PB_WO": ("fp8", Held(1 + 4 / 128**2, "fp8")),
         "MXFP8": ("mxfp8", Held(1 + 1 / 32, "fp8")),
     }
     if algorithm == "MIXED_PRECISION":
@@ -278,14 +307,22 @@ def _compressed_tensors(config: Inner, plain: Held) -> _Read:
     if not groups:
         raise config.error("config_groups", "missing")
     outer = config.inner("config_groups")
-    found, only = [], list[str]()
-    for name in groups:
-        group = outer.inner(name)
-        found.append(_compressed(group, plain))
-        only += group.texts("targets")
-    if any(read != found[0] for read in found):
-        raise config.error("config_groups", f"{len(groups)} groups of different kinds are not modelled")
-    return replace(found[0], ignored=config.texts("ignore"), only=[] if "Linear" in only else only, head=True)
+    found = [(outer.inner(name), _compressed(outer.inner(name), plain)) for name in groups]
+    ignored = config.texts("ignore")
+    first = found[0][1]
+    if all(read == first for _, read in found):
+        only = [target for group, _ in found for target in group.texts("targets")]
+        return replace(first, ignored=ignored, only=[] if "Linear" in only else only, head=True)
+    # The first group that names a module says how it is held; one for all linear layers comes last.
+    ways: dict[str, tuple[Held, list[str]]] = {}
+    for group, read in sorted(found, key=lambda each: "Linear" in each[0].texts("targets")):
+        targets = ["re:.*" if target == "Linear" else target for target in group.texts("targets")]
+        held, named = ways.setdefault(read.dtype, (read.held, []))
+        if held != read.held:
+            raise group.error("weights", f"another {read.dtype} than that of another group is not modelled")
+        named += targets
+    notes = tuple(dict.fromkeys(note for _, read in found for note in read.notes))
+    return _Read("mixed", plain, ignored, notes=notes, ways=ways)
 
 
 def _compressed(group: Inner, plain: Held) -> _Read:
@@ -317,6 +354,8 @@ METHODS: dict[str, Callable[[Inner, Held], _Read]] = {
     "gptq": _gptq,
     "fp8": _fp8,
     "fbgemm_fp8": _fp8,
+    "w8a8_fp8": _fp8,
+    "w8a8_int8": _int8,
     "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
     "mxfp4": _mxfp4,
@@ -340,7 +379,7 @@ def _kept(ignored: Sequence[str], layers: Sequence[Layer], hidden: int, only: Se
 
 def _in_ways(read: _Read, said_by: str, plain: Held, layers: Sequence[Layer], hidden: int) -> Precision:
     """The precision of a checkpoint that names the modules of each way in which it is quantised."""
-    tests = [(held, _any_of(modules)) for held, modules in read.ways.values()]
+    tests = [(plain, _any_of(read.ignored)), *((held, _any_of(modules)) for held, modules in read.ways.values())]
     sizes: dict[str, dict[Held, int]] = {part: {} for part in PARTS}
     for part, size, names in _matrices(layers, hidden):
         held = next((held for held, named in tests if any(map(named, names))), plain)

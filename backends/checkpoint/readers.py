@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 from backends.checkpoint.config_fields import Fields
-from backends.checkpoint.decoders import gemma4, latent, llama4, mimo_v2, plain
-from backends.checkpoint.families import DEFAULTS, SAME_AS, text_values
+from backends.checkpoint.decoders import gemma4, latent, llama4, mimo_v2, nemotron_nas, plain, step3p5
+from backends.checkpoint.families import DEFAULTS, SAME_AS
 from backends.checkpoint.hybrids import nemotron_h, qwen3_next
+from backends.checkpoint.language_model import by_our_names, sizes_within, text_values
 from backends.checkpoint.layer_kinds import Stack
 
 
@@ -46,6 +47,7 @@ READERS: dict[str, Callable[[Fields, str], Stack]] = {
     "ministral3": plain,
     "mixtral": plain,
     "qwen2": partial(plain, qkv_bias=True),
+    "qwen2_vl_text": partial(plain, qkv_bias=True),
     "qwen2_moe": _qwen2_moe,
     "qwen3": partial(_biased, qk_norm="head"),
     "qwen3_moe": partial(_biased, qk_norm="head"),
@@ -75,18 +77,22 @@ READERS: dict[str, Callable[[Fields, str], Stack]] = {
     "smollm3": _biased,
     "granite": _biased,
     "mimo_v2_flash": mimo_v2,
+    "nemotron-nas": nemotron_nas,
+    "step3p5": step3p5,
 }
 
 
 def read_fields(values: Mapping[str, Any], source: str) -> tuple[Fields, str]:
     """Return the fields of a config.json's language model, with what absence means in its family, and the family's
     ``model_type``. Raises UnsupportedModel for one that no reader knows."""
-    fields = Fields(text_values(values, source), source)
+    found, within = text_values(values, source)
+    fields = Fields(found, source)
     said = fields.need("model_type", str)
     kind = SAME_AS.get(said, said)
     if kind not in READERS:
         raise fields.error("model_type", f"{said!r} is not supported; known: {', '.join([*READERS, *SAME_AS])}")
-    return fields.with_defaults(**DEFAULTS[kind]), kind
+    assumed = sizes_within(said, kind) if within else {}
+    return Fields(by_our_names(found, kind), source, {**assumed, **DEFAULTS[kind]}), kind
 
 
 def read_stack(fields: Fields, kind: str) -> Stack:

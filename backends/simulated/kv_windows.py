@@ -38,6 +38,8 @@ class KvRule:
     """SGLang: memory of states, as a share of what is left for KV."""
     states_per_request: int = 1
     """SGLang: states that it counts for each running request: what the prefix cache keeps is beside it."""
+    spare_states: int = 0
+    """SGLang: states of its pool that no request has."""
 
     def keeps_windows(self, model: ModelSpec) -> bool:
         """Tell whether layers with a window keep the tokens in it alone."""
@@ -97,7 +99,7 @@ def kv_room(
         return _in_groups(kinds, rule.group_ratio, room_bytes, max_running, max_context, step_tokens, page_size)
     if rule.state_share is not None and state_bytes:
         share = room_bytes * rule.state_share / (1 + rule.state_share)
-        running = int(max(share, 0) // state_bytes) // rule.states_per_request
+        running = max(int(share // state_bytes) - rule.spare_states, 0) // rule.states_per_request
         every = sum(kind.layers * kind.token_bytes for kind in kinds)
         return KvRoom(_whole(room_bytes - share, every, max_running * max_context), share, running)
     if rule.window_share is not None and model.kind in rule.window_models:

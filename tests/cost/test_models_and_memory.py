@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.checkpoint.families import DEFAULTS
+from backends.checkpoint.language_model import SIZES, SIZES_OF, sizes_within
 from backends.simulated.catalogue.gpu_specs import CatalogueError, gpu_names, load_gpu, renamed_in_gpu
 from backends.simulated.catalogue.model_specs import from_config, load_model, model_names
 from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
@@ -227,12 +228,53 @@ def test_windows_of_each_family_are_on_the_layers_that_have_them():
 @pytest.mark.slow
 def test_what_a_left_out_field_means_is_what_transformers_takes_it_for(kind):
     configurations = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    if kind not in configurations:
+        assert not DEFAULTS[kind], "nothing is assumed where there is no class to assume it"
+        return
     theirs = configurations[kind]()
     theirs.allow_global_per_layer_attribute_access = True
     for field in (*DEFAULTS[kind], "tie_word_embeddings"):
         if field in ("sliding_window", "max_window_layers"):  # absent, they are null there unless a switch is on
             continue
         assert getattr(theirs, field, False) == DEFAULTS[kind].get(field, False), field
+
+
+@pytest.mark.parametrize("kind", sorted(SIZES_OF))
+@pytest.mark.slow
+def test_a_language_model_within_another_may_leave_out_every_size_that_its_class_has(kind):
+    configurations = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    theirs = configurations[kind]().to_dict()
+    assert sizes_within(kind, kind) == {name: theirs[name] for name in SIZES if theirs.get(name) is not None}
+
+
+def test_a_language_model_within_another_is_read_where_the_file_says_least():
+    def parameters(**text: object) -> int:
+        return from_config({"model_type": "llava", "text_config": text}, "m", "config.json").parameters
+
+    # Pixtral 12B has the heads and the MLP of its class, LLaVA 1.5 all but the vocabulary and the context.
+    pixtral = {"num_hidden_layers": 40, "hidden_size": 5120, "head_dim": 128, "num_key_value_heads": 8}
+    assert parameters(model_type="mistral", **pixtral, vocab_size=131_072) == 12_247_782_400
+    assert parameters(model_type="llama", vocab_size=32_064, max_position_embeddings=4096) == 6_738_939_904
+    with pytest.raises(CatalogueError, match=r"config\.json: hidden_size: missing"):
+        from_config({"model_type": "llama", "vocab_size": 32_064}, "m", "config.json")
+
+
+@pytest.mark.parametrize("field", ["text_config", "llm_config", "language_config"])
+def test_what_is_said_inside_wins_over_what_is_said_outside_but_nothing_does_not(field):
+    inner = dict(OTHERS["mistral-small-3.1-24b"][1]["text_config"])
+    found = from_config(
+        {
+            "model_type": "x",
+            "tie_word_embeddings": True,
+            "vocab_size": 7,
+            field: {**inner, "tie_word_embeddings": None, "sliding_window": None},
+        },
+        "m",
+        "config.json",
+    )
+    assert found.tied_embeddings and found.vocab == 131_072
+    whole = from_config({"model_type": "omni", "thinker_config": {"text_config": inner}}, "m", "config.json")
+    assert whole.parameters == found.parameters + 131_072 * 5120
 
 
 @pytest.mark.parametrize(

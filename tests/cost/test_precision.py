@@ -73,6 +73,9 @@ KNOWN = {
         1,
         "int8",
     ),
+    "modelopt by channel": ({"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}, "fp8", 1, "fp8"),
+    "modelopt by block": ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, "fp8", 1 + 4 / 128**2, "fp8"),
+    "sglang w8a8": ({"quant_method": "w8a8_int8"}, "int8", 1, "int8"),
     "compressed nvfp4": (
         compressed({"num_bits": 4, "type": "float", "group_size": 16}, {"num_bits": 4, "type": "float"}),
         "nvfp4",
@@ -105,6 +108,10 @@ def test_a_quantisation_decides_bytes_and_what_is_computed_in(name):
         (compressed({**INT4_WEIGHTS, "num_bits": 6}), "config_groups.group_0.weights.num_bits: 6 is not supported"),
         (compressed(INT4_WEIGHTS, ignore=["re:(lm"]), "quantization_config: '(lm' is no regular expression: "),
         (compressed({**INT4_WEIGHTS, "type": "bool"}), "config_groups.group_0.weights.type: 'bool' of 4 bits"),
+        (
+            {"quant_method": "gptq", "bits": 4, "modules_in_block_to_quantize": ["self_attn.q_proj"]},
+            "modules_in_block_to_quantize: ['self_attn.q_proj'] is not a list of lists of texts",
+        ),
         ({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"bits": 8}}}, "quantization_config.dynamic: other"),
         ({"quant_method": "awq", "modules_to_not_convert": "head"}, "modules_to_not_convert: 'head' is not a list"),
     ],
@@ -139,6 +146,57 @@ def test_modules_that_are_left_out_keep_their_precision(pattern, kept):
     }
     assert mine == pytest.approx(kept)
     assert weights.bytes_of("attention") == pytest.approx(1 + kept.get("attention", 0))
+
+
+def test_groups_of_different_kinds_are_counted_by_the_modules_that_they_name():
+    fp4 = {"num_bits": 4, "type": "float", "group_size": 16, "strategy": "tensor_group"}
+    fp8 = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    groups = {
+        "group_0": {"targets": ["Linear"], "weights": fp4, "input_activations": {"num_bits": 4, "type": "float"}},
+        "group_1": {
+            "targets": ["re:.*self_attn.*"],
+            "weights": fp8,
+            "input_activations": {"num_bits": 8, "type": "float"},
+        },
+    }
+    said = {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["lm_head", "re:.*down_proj"]}
+    weights = model(**said).precision()
+    assert weights.dtype == "fp8 and nvfp4" and weights.bytes_of("attention") == 1 and weights.bytes_of("head") == 2
+    assert weights.bytes_of("mlp") == pytest.approx((2 * 0.5625 + 2) / 3)
+    assert weights.kept == pytest.approx({"mlp": 1 / 3, "head": 1})
+    groups["group_1"]["weights"] = {**fp4, "group_size": 32, "num_bits": 4}
+    assert model(**said).precision().dtype == "mxfp4 and nvfp4"
+    said["ignore"] = ["re:("]
+    with pytest.raises(CatalogueError, match=r"quantization_config: '\(' is no regular expression"):
+        model(**said).precision()
+
+
+def test_gptq_of_some_matrices_leaves_the_others_as_they_are():
+    named = [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"], ["mlp.up_proj"]]
+    weights = model(quant_method="gptq", bits=8, group_size=-1, modules_in_block_to_quantize=named).precision()
+    assert (weights.bytes_of("attention"), weights.bytes_of("mlp")) == (1, pytest.approx(5 / 3))
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            {"kv_cache_quant_algo": "NVFP4"},
+            "quantization_config.kv_cache_quant_algo: 'NVFP4' is not modelled; known: FP8",
+        ),
+        ({"kv_cache_scheme": {"num_bits": 8, "type": "int"}}, "kv_cache_scheme: 'int' of 8 bits is not modelled"),
+        ({"kv_cache_scheme": "fp8"}, "quantization_config.kv_cache_scheme: 'fp8' is not an object"),
+        ({"kv_cache_quant_algo": 8}, "quantization_config.kv_cache_quant_algo: 8 is not a text"),
+    ],
+)
+def test_scales_of_kv_that_are_not_modelled_are_said_where_they_are_asked_for(said, line, tmp_path):
+    quantised = {"quant_method": "modelopt", "quant_algo": "FP8", **said}
+    (tmp_path / "config.json").write_text(json.dumps({**SHAPE, "quantization_config": quantised}))
+    given = {"model": str(tmp_path), "gpu": "b200"}
+    assert resolve(settings_from(None, given), "overlap").kv_dtype == "bf16"
+    with pytest.raises(CatalogueError) as error:
+        resolve(settings_from(None, {**given, "kv_dtype": "auto"}), "overlap")
+    assert line in str(error.value) and str(error.value).endswith("; --kv-dtype says what to count KV as")
 
 
 def test_an_unquantised_checkpoint_is_counted_as_it_was_saved():

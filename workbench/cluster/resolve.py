@@ -236,7 +236,7 @@ def _kv_dtype(settings: RunSettings, model: ModelSpec, weights: Precision) -> tu
     """Return what KV is held in, and what to know of it."""
     saved = model.saved_kv
     if settings.kv_dtype == "auto":
-        return saved or weights.plain.computes, ()
+        return model.kv_dtype(weights.plain.computes), ()
     if saved is None or saved == settings.kv_dtype:
         return settings.kv_dtype, ()
     return settings.kv_dtype, (

@@ -48,6 +48,8 @@ class ModelSpec:
     """Precision of the checkpoint's weights, or the line about why it is not known."""
     saved_kv: str | None = None
     """Dtype that the checkpoint has scales of KV for; None where it has none."""
+    kv_problem: str | None = None
+    """The line about scales of KV that are not modelled."""
 
     @property
     def layers(self) -> int:
@@ -155,6 +157,12 @@ class ModelSpec:
         if isinstance(self.saved, str):
             raise CatalogueError(f"{self.saved}; --dtype says what to count its weights as")
         return self.saved
+
+    def kv_dtype(self, computes: str) -> str:
+        """Name what the checkpoint has scales of KV for, else ``computes``. Raises :class:`CatalogueError`."""
+        if self.kv_problem is not None:
+            raise CatalogueError(f"{self.kv_problem}; --kv-dtype says what to count KV as")
+        return self.saved_kv or computes
 
     def unsplit(self, tp: int) -> str | None:
         """Name the heads that cannot be shared out over ``tp`` GPUs; None if all can. With fewer KV heads than GPUs,
@@ -310,6 +318,11 @@ def _read(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         saved = read_precision(fields, stack.layers, hidden)
     except UnsupportedModel as error:
         saved = str(error)
+    saved_kv, kv_problem = None, None
+    try:
+        saved_kv = read_kv_dtype(fields)
+    except UnsupportedModel as error:
+        kv_problem = str(error)
     return ModelSpec(
         name=name,
         kind=kind,
@@ -321,7 +334,8 @@ def _read(config: dict[str, Any], name: str, where: str) -> ModelSpec:
         vectors=stack.vectors,
         drafting_layers=drafting_layers(fields),
         saved=saved,
-        saved_kv=read_kv_dtype(fields),
+        saved_kv=saved_kv,
+        kv_problem=kv_problem,
     )
 
 
