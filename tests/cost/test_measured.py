@@ -130,8 +130,8 @@ def test_routed_experts_are_of_the_mildly_uneven_load_with_router_and_products_o
     name = "Qwen/Qwen3-30B-A3B"
     parts = measured(name).explain(batch([1024] * 64))
     assert parts["experts"] == pytest.approx(48 * experts_ms(64) * 1e-3)
-    # Narrower than any measured product: as long as the narrowest.
-    assert parts["router"] == pytest.approx(48 * product_ms(64, 512, 2048) * 1e-3)
+    # Narrower than any measured product.
+    assert parts["router"] == pytest.approx(48 * product_ms(64, 128, 2048) * 1e-3)
 
 
 def test_a_number_of_heads_between_two_measured_ones_is_between_their_times(package):
@@ -144,8 +144,8 @@ def test_a_number_of_heads_between_two_measured_ones_is_between_their_times(pack
         ]
         parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     cost = measured()
-    assert attention_s(cost, batch([1024] * 64)) == pytest.approx(decode_ms(64, 1024) * 1e-3)
-    assert attention_s(cost, batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3)
+    assert attention_s(cost, batch([1024] * 64)) == pytest.approx(decode_ms(64, 1024) * 1e-3, rel=0.01)
+    assert attention_s(cost, batch([2048], (2048,))) == pytest.approx(prompt_ms(2048) * 1e-3, rel=0.01)
     assert "attention of decodes (16 heads between 12 and 24)" in cost.notes[0]
 
 

@@ -126,8 +126,7 @@ def test_prompts_with_a_window_take_the_pairs_within_it_and_decodes_in_chunks_wh
     for kind in ATTENTION:
         write_table(package, kind, **shape)
     cost = measured(name)
-    to_window = np.interp(128, (16, 512), (prompt_ms(16), prompt_ms(512)))
-    alone = 12 * (prompt_ms(2048) + to_window + 1e-7 * 128 * (2048 - 128))
+    alone = 12 * (prompt_ms(2048) + prompt_ms(128) + 1e-7 * 128 * (2048 - 128))
     assert attention_ms(cost, batch([2048], (2048,))) == pytest.approx(alone)
     chunks = MeasuredDecodes(Grid(([1.0, 64.0], [1.0, 8192.0]), np.array([[1.0, 2.0], [3.0, 4.0]])), Seen(8192, True))
     for context, seen in ((8192, 8192), (8193, 1), (20_000, 20_000 - 2 * 8192)):

@@ -12,9 +12,10 @@ import numpy as np
 
 from backends.checkpoint.layer_kinds import Latent
 from backends.simulated.catalogue.model_specs import load_model
+from backends.simulated.cost.models.filled_grid import Shape, beside, between, filled_grid
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredPrompts, Seen
-from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured, grid_from_points
-from backends.simulated.cost.tables.attention_rows import pair_seconds
+from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured
+from backends.simulated.cost.tables.attention_rows import PROMPT_PARTS, decode_terms, pair_seconds, prompt_terms
 from backends.simulated.cost.tables.table_kinds import MILLISECOND, Columns, Tables, rows_where, shortest
 from ground.errors import InputError
 
@@ -26,16 +27,13 @@ WITHOUT_INDEXER = "_skip_indexer"
 
 def kernel_prompts(tables: Tables, mixer: Latent, heads: int, kv_dtype: str) -> MeasuredPrompts:
     """Prompts by kernels alone. Raises :class:`NotMeasured`."""
-    columns, of = _kernels(tables, "context_mla", mixer, heads, kv_dtype)
-    where = np.stack((columns["batch_size"][of], columns["isl"][of]), axis=1)
-    grid = grid_from_points(*shortest(where, columns["latency"][of] * MILLISECOND), (0, 1))
+    grid = _grid(*_kernels(tables, "context_mla", mixer, heads, kv_dtype), heads, "isl")
     return MeasuredPrompts(grid, pair_s=pair_seconds(grid, Seen()))
 
 
 def kernel_decodes(tables: Tables, mixer: Latent, heads: int, kv_dtype: str) -> MeasuredDecodes:
     """Decodes by kernels alone. Raises :class:`NotMeasured`."""
-    columns, of = _kernels(tables, "generation_mla", mixer, heads, kv_dtype)
-    return MeasuredDecodes(_decode_grid(columns, of, 1))
+    return MeasuredDecodes(_grid(*_kernels(tables, "generation_mla", mixer, heads, kv_dtype), heads, "step", 1))
 
 
 def absorbed_products(tables: Tables, mixer: Latent, heads: int, dtypes: tuple[str, ...]) -> Curve:
@@ -49,7 +47,10 @@ def absorbed_products(tables: Tables, mixer: Latent, heads: int, dtypes: tuple[s
         for operator in ("mla_gen_pre", "mla_gen_post"):
             of = rows_where(columns, op_name=operator, bmm_dtype=dtype, num_heads=heads)
             if of.any():
-                curves.append(Curve(*shortest(columns["num_tokens"][of], columns["latency"][of] * MILLISECOND)))
+                tokens, seconds = shortest(columns["num_tokens"][of], columns["latency"][of] * MILLISECOND)
+                shape = Shape(tokens[:, None], seconds, lambda at: np.column_stack((np.ones(len(at)), at[:, 0])))
+                every = np.unique(columns["num_tokens"])
+                curves.append(Curve(every, shape.seconds([every])))
         if len(curves) == 2:
             return curves[0] + curves[1]
     raise NotMeasured(f"{tables}: mla_bmm: no rows for {heads} heads")
@@ -64,57 +65,74 @@ def module_of(
     found = []
     for kind in kinds:
         columns = tables.table(kind)
-        of = rows_where(columns, kv_cache_dtype=kv_dtype, gemm_type=products, num_heads=heads)
+        of = rows_where(columns, kv_cache_dtype=kv_dtype, gemm_type=products)
         of &= np.char.endswith(np.asarray(columns["op_name"]), WITHOUT_INDEXER) == (
             mixer.topk is not None and mixer.indexer is None
         )
         models = np.asarray(columns["model"])
         of &= np.isin(models, [name for name in np.unique(models) if _same_shape(mixer, str(name), hidden)])
-        if not of.any():
+        if heads not in columns["num_heads"][of]:
             raise NotMeasured(f"{tables}: {kind}: no rows for {mixer.described} of {hidden}, {heads} on a GPU")
         found.append((columns, of))
     # The tables count a decode itself here.
-    return _module_prompts(*found[0]), MeasuredDecodes(_decode_grid(*found[1], 0))
+    return _module_prompts(*found[0], heads), MeasuredDecodes(_grid(*found[1], heads, "step"))
 
 
-def _module_prompts(columns: Columns, of: np.ndarray) -> MeasuredPrompts:
+def _module_prompts(columns: Columns, of: np.ndarray, heads: int) -> MeasuredPrompts:
     """Prompts of a module, by what is before them where several such were measured."""
-    where = np.stack([columns[name][of] for name in ("batch_size", "isl", "step")], axis=1)
-    points, seconds = shortest(where, columns["latency"][of] * MILLISECOND)
-    whole = points[:, 2] == 0
-    if not whole.any():
+    before = columns["step"]
+    whole = of & (before == 0)
+    if heads not in columns["num_heads"][whole]:
         raise NotMeasured("no whole prompts")
-    alone = grid_from_points(points[whole][:, :2], seconds[whole], (0, 1))
-    token_s, pair_s = _rates(alone)
-    prefixed = len(np.unique(points[:, 2])) > 2
-    # Along the prompts before them first: time is smoothest there.
-    grid = grid_from_points(points, seconds, (2, 0, 1)) if prefixed else alone
+    grid = _grid(columns, whole, heads, "isl")
+    token_s, pair_s = _rates(grid)
+    of = of & (columns["num_heads"] == heads)
+    if len(np.unique(before[of])) > 2:
+        where = np.stack([columns[name][of] for name in ("batch_size", "isl", "step")], axis=1)
+        grid = filled_grid(*shortest(where, columns["latency"][of] * MILLISECOND), _prefixed_terms)
     return MeasuredPrompts(grid, pair_s=pair_s, token_s=token_s)
 
 
+def _grid(columns: Columns, of: np.ndarray, heads: int, tokens: str, itself: int = 0) -> Grid:
+    """(requests, tokens of each) for a number of heads that was measured, out of rows of it and of those next to it."""
+    have = columns["num_heads"]
+    rows = of & np.isin(have, beside(np.unique(have[of]), heads))
+    where = np.stack((columns["batch_size"][rows], columns[tokens][rows] + itself, have[rows]), axis=1)
+    prompts = tokens == "isl"
+    fitted = Shape(
+        *shortest(where, columns["latency"][rows] * MILLISECOND), prompt_terms(Seen()) if prompts else decode_terms()
+    )
+    requests, lengths = fitted.axes[:2]
+    if prompts:
+        lengths = np.union1d(lengths, between(lengths, PROMPT_PARTS))
+    return Grid((requests, lengths), fitted.seconds([requests, lengths, np.array([float(heads)])])[:, :, 0])
+
+
+def _prefixed_terms(points: np.ndarray) -> np.ndarray:
+    """A launch, tokens, pairs among a prompt's tokens, and with those before it."""
+    prompts, tokens, before = points.T
+    new = prompts * tokens
+    return np.column_stack((np.ones(len(points)), new, new * tokens / 2, new * before))
+
+
 def _rates(grid: Grid) -> tuple[float, float]:
-    """Seconds a token and a pair more of long prompts: of the parabola through the three longest."""
-    lengths = grid.axes[1]
+    """Seconds a token and a pair more of long prompts: of the parabola through the longest, half and a quarter of it."""
+    lengths = np.array(grid.axes[1])
     if len(lengths) < 3:
         raise NotMeasured("fewer than three lengths of prompts")
-    a, b, c = lengths[-3], lengths[-2], lengths[-1]
+    c = lengths[-1]
+    b, a = (lengths[max(int(np.searchsorted(lengths, c / part)), least)] for part, least in ((2, 1), (4, 0)))
     low, high = (grid.at(1, b) - grid.at(1, a)) / (b - a), (grid.at(1, c) - grid.at(1, b)) / (c - b)
     curvature = max((high - low) / (c - a), 0.0)
-    slope = (grid.at(1, c) - grid.at(1, b)) / (c - b)
-    return max(slope - curvature * (b + c), 0.0), 2 * curvature
+    return max(high - curvature * (b + c), 0.0), 2 * curvature
 
 
 def _kernels(tables: Tables, kind: str, mixer: Latent, heads: int, kv_dtype: str) -> tuple[Columns, np.ndarray]:
     columns = tables.table(kind)
-    of = rows_where(columns, mla_dtype="bfloat16", kv_cache_dtype=kv_dtype, num_heads=heads)
-    if not of.any() or not _same_shape(mixer, KERNELS_OF):
+    of = rows_where(columns, mla_dtype="bfloat16", kv_cache_dtype=kv_dtype)
+    if heads not in columns["num_heads"][of] or not _same_shape(mixer, KERNELS_OF):
         raise NotMeasured(f"{tables}: {kind}: no rows for {mixer.described}, {heads} on a GPU")
     return columns, of
-
-
-def _decode_grid(columns: Columns, of: np.ndarray, itself: int) -> Grid:
-    where = np.stack((columns["batch_size"][of], columns["step"][of] + itself), axis=1)
-    return grid_from_points(*shortest(where, columns["latency"][of] * MILLISECOND), (1, 0))
 
 
 def _same_shape(mixer: Latent, name: str, hidden: int | None = None) -> bool:
