@@ -98,8 +98,19 @@ def test_predictions_know_no_row_that_scores(package, kind):
     assert half.tolist() == every[~scores].tolist()
 
 
-def test_a_step_that_scores_is_not_looked_up_where_it_was_measured(steps):
-    assert any(step.measured_s != pytest.approx(step.truth_s, rel=1e-6) for step in steps if step.scores)
+def test_a_step_that_scores_is_not_looked_up_where_it_was_measured(package):
+    kind = "generation_attention"
+    file = find_tables(load_gpu("h100"), "vllm-0.33.0").file_of(kind)
+    rows = pd.read_parquet(file)
+    # Attention of rows that score takes twice as long as what the others tell.
+    rows.loc[rows_score(kind, rows), "latency"] *= 2
+    rows.to_parquet(file)
+    found = steps_of(SMALL)
+    assert not isinstance(found, str)
+    scoring = [step for step in found if step.scores and not step.prompt]
+    assert scoring
+    for step in scoring:
+        assert step.truth_s > step.measured_s + 0.9 * LAYERS * decode_ms(step.requests, step.context) * 1e-3
 
 
 @pytest.mark.parametrize(
