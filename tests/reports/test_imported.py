@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,29 @@ def test_vllm_bench_serve_has_every_request_with_its_times(tmp_path):
     assert "1 request failed: Service Unavailable" in notes(record)
     assert "5 tokens after the first ones came in 4 pieces" in notes(record)
     assert "concurrency" not in record.meta["settings"] and record.meta["settings"]["client"]["request_rate"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("version", "says_when", "fields"),
+    [
+        ("0.14.0", False, set()),
+        ("0.19.0", True, {"start_times"}),
+        ("0.33.0", True, {"start_times", "latencies", "queue_times"}),
+    ],
+)
+def test_what_each_version_of_the_vllm_client_wrote_is_read(version, says_when, fields):
+    # Six requests of five tokens, two at a time, by `vllm bench serve` of these versions; a server sent a token every 10 ms.
+    path = Path(__file__).parent / "client_results" / f"vllm-{version}.json"
+    assert set(json.loads(path.read_text())) & {"start_times", "latencies", "queue_times"} == fields
+    record = read_results(path)
+    requests, notes = record.requests, record.meta["trace"]["notes"]
+    assert requests["output_tokens"].tolist() == [5] * 6 and requests["input_tokens"].tolist() == [8] * 6
+    assert set(requests["status"]) == {"finished"} and record.meta["settings"]["concurrency"] == 2
+    took_s = requests["finish_s"] - requests["first_token_s"]
+    assert ((took_s >= 0.039) & (took_s < 1)).all() and record.itl[1].sum() == 24
+    assert any("does not say when requests were sent" in note for note in notes) is not says_when
+    for at_s in requests["arrival_s"]:
+        assert ((requests["arrival_s"] <= at_s) & (requests["finish_s"] > at_s)).sum() <= 2
 
 
 def test_requests_are_in_order_of_arrival_and_keep_the_names_of_their_places_in_the_file(tmp_path):
