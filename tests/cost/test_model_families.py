@@ -85,7 +85,7 @@ def test_a_published_figure_has_the_address_it_was_read_at_or_is_said_to_be_from
         assert ("source" in known) != ("from_memory" in known), name
         assert known.get("source", "https://").startswith("https://"), name
         assert ("beside_b" in known) == ("beside" in known), name
-    assert sum("source" in known for known in FAMILIES.values()) >= 43
+    assert sum("source" in known for known in FAMILIES.values()) >= 46
 
 
 @pytest.mark.slow
