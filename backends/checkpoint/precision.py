@@ -15,8 +15,18 @@ from typing import Any
 from backends.checkpoint.config_fields import DTYPES, Fields, Inner
 from backends.checkpoint.layer_kinds import Layer
 
-DTYPE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int4": 0.5 + 2 / 128}
-"""Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights."""
+DTYPE_BYTES: dict[str, float] = {
+    "fp32": 4,
+    "bf16": 2,
+    "fp16": 2,
+    "fp8": 1,
+    "int8": 1,
+    "int4": 0.5 + 2 / 128,
+    "nvfp4": 0.5 + 1 / 16,
+}
+"""Bytes a weight or a KV element. int4 counts a 2-byte scale for every 128 weights, nvfp4 a byte for every 16."""
+COMPUTES = {"int4": "bf16", "nvfp4": "fp4"}
+"""What products with weights of such a word are in, where it is not the word itself."""
 BY_FLAG = "--dtype"
 PARTS = ("attention", "recurrent", "mlp", "experts", "shared_experts", "head")
 
@@ -104,8 +114,9 @@ def named(dtype: str, said_by: str = BY_FLAG) -> Precision:
     """The precision that a word stands for. The output projection stays in two bytes when the rest is narrower."""
     size = DTYPE_BYTES[dtype]
     plain = dtype if size >= 2 else "bf16"
-    computes = dtype if dtype != "int4" else "bf16"
-    return Precision(dtype, said_by, Held(size, computes), Held(DTYPE_BYTES[plain], plain), {"head": 1.0})
+    return Precision(
+        dtype, said_by, Held(size, COMPUTES.get(dtype, dtype)), Held(DTYPE_BYTES[plain], plain), {"head": 1.0}
+    )
 
 
 def as_precision(dtype: str | Precision) -> Precision:
@@ -265,16 +276,13 @@ def _mxfp4(config: Inner, plain: Held) -> _Read:
     return _Read("mxfp4", Held(0.5 + 1 / 32, plain.computes), config.texts("modules_to_not_convert"))
 
 
-NVFP4_NOTE = "products in fp4 are counted at the rate of fp8: the GPUs' fp4 rates are not known here"
-
-
 def _modelopt(config: Inner, plain: Held) -> _Read:
     inner = config.inner("quantization") if config.raw("quantization") is not None else config
     ignored = inner.texts("exclude_modules", "ignore")
     algorithm = inner.need("quant_algo", str)
     known = {
-        "NVFP4": ("nvfp4", Held(0.5 + 1 / 16, "fp8")),
-        "W4A16_NVFP4": ("nvfp4 a16", Held(0.5 + 1 / 16, plain.computes)),
+        "NVFP4": ("nvfp4", Held(DTYPE_BYTES["nvfp4"], COMPUTES["nvfp4"])),
+        "W4A16_NVFP4": ("nvfp4 a16", Held(DTYPE_BYTES["nvfp4"], plain.computes)),
         "FP8": ("fp8", Held(1, "fp8")),
         "FP8_PER_CHANNEL_PER_TOKEN": ("fp8", Held(1, "fp8")),
         "FP8_PB_WO": ("fp8", Held(1 + 4 / 128**2, "fp8")),
@@ -290,13 +298,13 @@ def _modelopt(config: Inner, plain: Held) -> _Read:
             ways.setdefault(known[said][0], (known[said][1], []))[1].append(module)
         if not ways:
             raise inner.error("quantized_layers", "missing")
-        return _Read("mixed", plain, ways=ways, notes=(NVFP4_NOTE,) if "nvfp4" in ways else ())
+        return _Read("mixed", plain, ways=ways)
     if algorithm not in known:
         raise inner.error(
             "quant_algo", f"{algorithm!r} is not modelled; known: {', '.join([*known, 'MIXED_PRECISION'])}"
         )
     word, held = known[algorithm]
-    return _Read(word, held, ignored, notes=(NVFP4_NOTE,) if word == "nvfp4" else ())
+    return _Read(word, held, ignored)
 
 
 def _compressed_tensors(config: Inner, plain: Held) -> _Read:
@@ -334,15 +342,13 @@ def _compressed(group: Inner, plain: Held) -> _Read:
         activations = f"{'fp' if inputs.get('type', str, 'int') == 'float' else 'int'}{inputs.size('num_bits')}"
         if activations not in ("fp8", "int8", "fp4"):
             raise inputs.error("num_bits", f"activations in {activations} are not modelled")
-        computes = "fp8" if activations == "fp4" else activations
+        computes = activations
     if kind == "float" and bits == 8:
         block = weights.raw("block_structure")
         scales = 4 / (block[0] * block[1]) if strategy == "block" and isinstance(block, list) and len(block) == 2 else 0
         return _Read("fp8", Held(1 + scales, computes))
     if kind == "float" and bits == 4:
-        fine = size == 16
-        notes = (NVFP4_NOTE,) if computes == "fp8" else ()
-        return _Read("nvfp4" if fine else "mxfp4", Held(0.5 + 1 / (size or 32), computes), notes=notes)
+        return _Read("nvfp4" if size == 16 else "mxfp4", Held(0.5 + 1 / (size or 32), computes))
     if kind == "int":
         asymmetric = weights.get("symmetric", bool, True) is False
         return _integers(weights, "num_bits", size if strategy == "group" else 0, asymmetric, computes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 import workbench
 from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
+from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
 from benchmarks.board.silicon import Row
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
@@ -28,8 +30,10 @@ CATALOGUE = {
     "zhipuai/GLM-5": "zai-org/GLM-5",
 }
 """Models of the catalogue by other names of rows: the precision stands in a column of its own."""
-DTYPES = {"fp8": "fp8", "fp8_block": "fp8", "int4_wo": "int4", "": "auto"}
+DTYPES = {"fp8": "fp8", "fp8_block": "fp8", "int4_wo": "int4", "nvfp4": "nvfp4", "": "auto"}
 """``--dtype`` for a row's precision of products."""
+AS_SAVED = {"deepseek-ai/DeepSeek-R1": "fp8", "deepseek-ai/DeepSeek-V3": "fp8", "MiniMaxAI/MiniMax-M2.5": "fp8"}
+"""Checkpoints that are in this precision as they are, with what that leaves out and the scales of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Predicted:
     row: Row
     ttft_s: float
     tpot_s: float
+    lacking: tuple[str, ...] = ()
+    """Operators that no table was read for, where the cost is ``measured``; those that never have one aside."""
 
     @property
     def ttft_error(self) -> float:
@@ -56,10 +62,12 @@ def settings_of(row: Row) -> dict[str, Any]:
     gpu = next((name for name in gpu_names() if same_gpu(name, row.system)), None)
     if gpu is None:
         raise ValueError(f"GPU {row.system} is not in the catalogue")
-    # gpt-oss has one checkpoint, in MXFP4, whatever the column calls its products.
-    dtype = "auto" if "gpt-oss" in row.model else DTYPES.get(row.precision)
+    dtype = DTYPES.get(row.precision)
     if dtype is None:
         raise ValueError(f"precision {row.precision}")
+    # gpt-oss has one checkpoint, in MXFP4, whatever the column calls its products.
+    if "gpt-oss" in row.model or AS_SAVED.get(row.model) == dtype:
+        dtype = "auto"
     preset = nearest_preset(row.engine, row.version)
     layout: dict[str, Any] = {"tp": row.tp, "dp": row.dp}
     if row.ep > 1:
@@ -99,7 +107,13 @@ def predict(row: Row, **more: Any) -> Predicted:
     ttft = np.asarray(frame["first_token_s"])[counted] - np.asarray(frame["arrival_s"])[counted]
     last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
     tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
-    return Predicted(row, float(ttft.mean()), float(tpot.mean()))
+    return Predicted(row, float(ttft.mean()), float(tpot.mean()), _lacking(record.meta.get("cost_notes", ())))
+
+
+def _lacking(notes: Iterable[str]) -> tuple[str, ...]:
+    """Operators that a note of ``--cost measured`` names as the roofline's, but for those that always are."""
+    named = (note.removeprefix(BY_ROOFLINE).split("; ") for note in notes if note.startswith(BY_ROOFLINE))
+    return tuple(what for what in next(named, []) if what not in ALWAYS)
 
 
 def _lengths(draw: random.Random, most: int, row: Row, count: int) -> list[int]:

@@ -58,7 +58,7 @@ KNOWN = {
     ),
     "bitsandbytes of 8 bits": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8", 1, "int8"),
     "mxfp4": ({"quant_method": "mxfp4"}, "mxfp4", 0.5 + 1 / 32, "fp16"),
-    "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", 0.5 + 1 / 16, "fp8"),
+    "modelopt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", 0.5 + 1 / 16, "fp4"),
     "modelopt, nested": ({"producer": {}, "quantization": {"quant_algo": "FP8"}}, "fp8", 1, "fp8"),
     "compressed w4a16": (compressed(INT4_WEIGHTS), "int4", 0.5 + 2 / 128, "fp16"),
     "compressed w8a8": (
@@ -80,7 +80,7 @@ KNOWN = {
         compressed({"num_bits": 4, "type": "float", "group_size": 16}, {"num_bits": 4, "type": "float"}),
         "nvfp4",
         0.5 + 1 / 16,
-        "fp8",
+        "fp4",
     ),
 }
 
@@ -93,6 +93,12 @@ def test_a_quantisation_decides_bytes_and_what_is_computed_in(name):
     assert weights.bytes_of("mlp") == pytest.approx(size)
     assert weights.bytes_of("head") == 2 and weights.plain.computes == "fp16"
     assert weights.said_by == f"quantization_config ({config.get('quant_method', 'modelopt')})"
+
+
+def test_nvfp4_is_four_bits_and_a_scale_for_16_weights_but_for_the_head_whoever_says_so():
+    said, read = model().precision("nvfp4"), model(quant_method="modelopt", quant_algo="NVFP4").precision()
+    assert said.quantised == read.quantised and said.bytes_of("experts") == 0.5625
+    assert said.bytes_of("head") == 2 and said.plain.computes == "bf16"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ LOOP_NAMES = ("normal", "overlap", "pipeline")
 MOST_INSTANCES = 10_000
 """Each has a KV pool of its own, so that a slip of the finger would fill the memory."""
 RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware"]
-Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
 KvWindows = Literal["engine", "exact"]
 ExpertLoad = Literal["balanced", "power-law-1.01", "power-law-1.2"]
@@ -191,7 +191,7 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
     dtype: Dtype = setting(
         "auto",
         group=HARDWARE,
-        help="Weights: bf16 | fp16 | fp32 | fp8 | int8, int4 (simulated) | auto: as the checkpoint says. "
+        help="Weights: bf16 | fp16 | fp32 | fp8 | int8, int4, nvfp4 (simulated) | auto: as the checkpoint says. "
         "Default {default}.",
     )
     kv_dtype: KvDtype = setting(

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from backends.checkpoint.layer_kinds import Attention, Dense, Experts, GatedDelta, Latent, Layer, Mixer
-from backends.checkpoint.precision import Held
+from backends.checkpoint.precision import DTYPE_BYTES, Held
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.layer_times import Rates, times_of
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredMixer, MeasuredPrompts, Seen
@@ -31,6 +31,8 @@ COUNTS = np.array(sorted(base * 2**k for k in range(14) for base in (1, 3)))
 """Tokens at which the roofline is asked where no matrix products were measured."""
 ALWAYS = ["norms, rotary and activations", "embedding", "sampler"]
 """Operators that no table is read for."""
+BY_ROOFLINE = "cost: by the roofline, no table was read for them: "
+"""Beginning of the note that names what was not found, parted by semicolons."""
 LOADS = {"balanced": "balanced", "power-law-1.01": "power_law_1.01", "power-law-1.2": "power_law_1.2"}
 """Distributions of tokens over experts, and what the tables call them."""
 
@@ -314,10 +316,10 @@ class OperatorReader:
             if held.bytes == 2:
                 return "bfloat16"
             return None if held.bytes >= 1 else "w4a16_mxfp4" if self._want.weights.dtype == "mxfp4" else "int4_wo"
+        if held.computes == "fp4":
+            return "nvfp4" if held.bytes == DTYPE_BYTES["nvfp4"] else None
         if held.computes != "fp8":
             return None
-        if held.bytes < 1:
-            return "nvfp4"
         # A scale for a block of 128 by 128 adds little; one for 32 weights (mxfp8) was not measured.
         return "fp8" if held.bytes == 1 else "fp8_block" if held.bytes < 1.01 else None
 
@@ -367,4 +369,4 @@ class OperatorReader:
             near = "" if version == wanted or "NCCL" in names else f", the nearest to {wanted}"
             notes.append(f"cost: measured on {where} {version}{near} ({package}): {names}")
         rest = "; ".join([*ALWAYS, *self.lacking])
-        return [*notes, f"cost: by the roofline, no table was read for them: {rest}"]
+        return [*notes, BY_ROOFLINE + rest]
