@@ -1,16 +1,17 @@
 """The scoreboard: how far predictions are from measurements that others published.
 
-    python benchmarks/scoreboard.py [--rows FILE] [--every N] [--write] [--check]
+    python benchmarks/scoreboard.py [--cost NAME ...] [--rows FILE] [--every N] [--results FOLDER] [--write] [--check]
 
 Two parts. Measured runs with a row a request, under ../shared/data/truth (benchmarks/board/truth.py). And the rows of
 AIConfigurator's silicon_sample.csv, of the package aiconfigurator-core (the extra `profiles`) or of --rows: each is
-simulated in closed loop at its concurrency under the preset of its engine and the plain roofline
-(benchmarks/board/predict.py). A configuration belongs wholly to fitting or to scoring (benchmarks/board/silicon.py); nothing
-is fitted to scoring.
+simulated in closed loop at its concurrency under the preset of its engine (benchmarks/board/predict.py), once by the plain
+roofline, and once by `--cost measured` where there are tables of its GPU and engine. A configuration belongs wholly to
+fitting or to scoring (benchmarks/board/silicon.py); nothing is fitted to scoring.
 
---write puts the tables into docs/fidelity.md and the errors into benchmarks/scoreboard.json; --check fails when one has
-grown by more than a tenth over what is there, and when fewer rows of a group are predicted. Data that is missing is named
-and left out.
+--results keeps each row's predictions in a folder and takes those that are there: what was cut short goes on. It is up to
+you to begin another folder when the code has changed. --write puts the tables into docs/fidelity.md and the errors into
+benchmarks/scoreboard.json; --check fails when one has grown by more than a tenth over what is there, and when fewer
+rows of a group are predicted. Data that is missing is named and left out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.board import truth
 from benchmarks.board.errors import GROUPS, Errors, grouped, table, worst
 from benchmarks.board.pages import between_markers
-from benchmarks.board.predict import Predicted, predict
+from benchmarks.board.predict import COSTS, Predicted, predict
+from benchmarks.board.results import Outcome, Results
 from benchmarks.board.silicon import Row, find_rows, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,41 +44,49 @@ PAGE = ROOT / "docs" / "fidelity.md"
 ALLOWED_GROWTH = 0.10
 FLOOR = 0.002
 """Errors below this are noise: growth is counted from here."""
-SLICE = 12
+SLICE = 24
 """Every so many rows are what the tests run."""
 
 
 def main(
+    cost: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(COSTS)}. Default: both.")] = None,
     rows: Annotated[Path | None, typer.Option(help="silicon_sample.csv. Default: the installed package's.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Only every Nth row.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    results: Annotated[Path | None, typer.Option(help="Keep predictions in this folder, and go on from them.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Keep tables and errors; with --every errors alone.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when an error has grown by a tenth.")] = False,
 ) -> None:
     """Score predictions against published measurements."""
-    runs, skipped = truth.run()
+    costs = cost or list(COSTS)
+    if unknown := [name for name in costs if name not in COSTS]:
+        print(f"error: --cost: {unknown[0]!r} is not one of {', '.join(COSTS)}", file=sys.stderr)
+        raise typer.Exit(2)
     path = rows or find_rows()
+    scored: dict[str, tuple[list[Predicted], Counter[str]]] = {}
     try:
-        predicted, left_out = score_rows(path, every, jobs) if path is not None else ([], Counter())
+        for name in costs if path is not None else ():
+            scored[name] = score_rows(path, every, jobs, name, results)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    runs, skipped = truth.run()
     if path is None:
         skipped.append("silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE")
-    sections = {"runs": truth.table(runs) if runs else "", "rows": "\n\n".join(row_tables(predicted, left_out, every))}
+    sections = {"runs": truth.table(runs) if runs else "", "rows": "\n\n".join(row_tables(scored, every))}
     for text in sections.values():
         print(text, end="\n\n")
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
     found = {
         "runs": errors_of_runs(runs),
-        "rows": {f"every {every}": errors_of_rows(predicted)} if path is not None else {},
+        "rows": {slice_of(every, name): errors_of_rows(predicted) for name, (predicted, _) in scored.items()},
     }
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
-        if every > 1:
-            sections["rows"] = ""  # the page's table is of all
+        if every > 1 or len(scored) < len(COSTS):
+            sections["rows"] = ""  # the page's tables are of all rows by both
         PAGE.write_text(between_markers(PAGE, {name: text for name, text in sections.items() if text}))
     if check:
         worse = grown(found, recorded) + lost(runs, recorded)
@@ -85,42 +95,62 @@ def main(
         raise typer.Exit(1 if worse else 0)
 
 
-def score_rows(path: Path, every: int, jobs: int) -> tuple[list[Predicted], Counter[str]]:
+def slice_of(every: int, cost: str) -> str:
+    """The name under which errors of every Nth row are kept."""
+    return f"every {every}" if cost == COSTS[0] else f"every {every}, {cost}"
+
+
+def score_rows(
+    path: Path, every: int, jobs: int, cost: str = COSTS[0], folder: Path | None = None
+) -> tuple[list[Predicted], Counter[str]]:
     """Predictions of every Nth row, and how many rows are left out by reason. Raises ValueError for another file."""
     rows, left_out = read_rows(path)
     rows = rows[::every]
+    results = Results(folder, cost)
+    missing = results.missing(rows)
     with ProcessPoolExecutor(jobs) as pool:
-        found = list(track(pool.map(_predicted, rows, chunksize=4), "rows", len(rows), transient=True))
-    left_out.update(one for one in found if isinstance(one, str))
-    return [one for one in found if isinstance(one, Predicted)], left_out
+        found = pool.map(_outcome, missing, [cost] * len(missing), chunksize=4)
+        for row, outcome in zip(missing, track(found, cost, len(missing), transient=True), strict=True):
+            results.add(row, outcome)
+    outcomes = results.of(rows)
+    left_out.update(one for one in outcomes if isinstance(one, str))
+    return [one for one in outcomes if isinstance(one, Predicted)], left_out
 
 
-def _predicted(row: Row) -> Predicted | str:
+def _outcome(row: Row, cost: str) -> Outcome:
     """A prediction, or why there is none, without what is of this row alone."""
     try:
-        return predict(row)
+        return predict(row, cost=cost)
     except ValueError as error:
         return f"{row.engine}: {str(error).split(';')[0]}"
 
 
-def row_tables(predicted: Sequence[Predicted], left_out: Counter[str], every: int) -> Iterable[str]:
-    """What is said of the rows, as Markdown."""
-    if not predicted:
+def row_tables(scored: Mapping[str, tuple[Sequence[Predicted], Counter[str]]], every: int) -> Iterable[str]:
+    """What is said of the rows, as Markdown: by the roofline, and by tables beside it."""
+    for predicted, left_out in scored.values():
+        if not predicted:
+            continue
+        total = len(predicted) + sum(left_out.values())
+        yield f"{len(predicted):,} of {total:,} rows predicted" + (f" (every {every}th)" if every > 1 else "") + "."
+        break
+    else:
         return
-    total = len(predicted) + sum(left_out.values())
-    yield f"{len(predicted):,} of {total:,} rows predicted" + (f" (every {every}th)" if every > 1 else "") + "."
-    fitting, scoring = (list(of) for of in (_half(predicted, False), _half(predicted, True)))
-    for name, half in (("Scoring half", scoring), ("Fitting half", fitting)):
-        if half:
+    for name, scores in (("Scoring half", True), ("Fitting half", False)):
+        half = {cost: list(_half(predicted, scores)) for cost, (predicted, _) in scored.items()}
+        if any(half.values()):
             yield f"**{name}**"
             for by in GROUPS:
                 yield "\n".join(table(half, by))
-    if scoring:
-        yield "The ten furthest off in the scoring half:"
-        yield "\n".join(worst(scoring))
-    if left_out:
-        yield "Left out:"
-        yield "\n".join(["| reason | rows |", "|---|---|", *(f"| {why} | {n} |" for why, n in left_out.most_common())])
+        for cost, of in half.items() if scores else ():
+            if of:
+                yield f"The ten furthest off in the scoring half, {cost}:"
+                yield "\n".join(worst(of))
+    for cost, (_, left_out) in scored.items():
+        if left_out:
+            yield f"Left out, {cost}:"
+            yield "\n".join(
+                ["| reason | rows |", "|---|---|", *(f"| {why} | {n} |" for why, n in left_out.most_common())]
+            )
 
 
 def _half(predicted: Iterable[Predicted], scores: bool) -> Iterable[Predicted]:

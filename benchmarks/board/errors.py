@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from backends.checkpoint.layer_kinds import Latent, Recurrent
 from backends.simulated.catalogue.model_specs import load_model
-from benchmarks.board.predict import Predicted, catalogue_name
+from benchmarks.board.predict import COSTS, Predicted, catalogue_name
 
 LOW_CONCURRENCY = 16
 """TTFT is scored up to here: beyond, it is queueing, which is of the load and not of the engine."""
@@ -22,15 +22,18 @@ class Errors:
     """Errors of a group, as shares of what was measured. None: nothing was measured of it."""
 
     rows: int
-    tpot_median: float
+    tpot_median: float | None
     """Of the absolute errors, like ``tpot_mean``."""
-    tpot_mean: float
-    tpot_bias: float
+    tpot_mean: float | None
+    tpot_bias: float | None
     """Mean of the signed errors."""
     ttft_rows: int
     ttft_median: float | None
     ttft_mean: float | None
     ttft_bias: float | None
+
+
+NONE = Errors(0, None, None, None, 0, None, None, None)
 
 
 def errors_of(predicted: Sequence[Predicted]) -> Errors:
@@ -87,24 +90,38 @@ def grouped(predicted: Iterable[Predicted], key: Callable[[Predicted], str]) -> 
     return {name: errors_of(of) for name, of in sorted(found.items())}
 
 
-def table(predicted: Sequence[Predicted], by: str) -> list[str]:
-    """A Markdown table of one grouping."""
+def table(half: Mapping[str, Sequence[Predicted]], by: str) -> list[str]:
+    """A Markdown table of one grouping, with what each cost model says side by side: of rows that there are tables for,
+    both."""
     lines = [
-        f"| {by} | rows | TPOT median | mean | bias | rows up to {LOW_CONCURRENCY} at a time | TTFT median | mean | bias |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {by} | rows | TPOT median | mean | bias | with tables | roofline mean | look-ups median | mean | bias "
+        f"| up to {LOW_CONCURRENCY} at a time | TTFT mean | bias | with tables | roofline mean | look-ups mean | bias |",
+        "|---|" + "---|" * 16,
     ]
-    for name, found in grouped(predicted, GROUPS[by]).items():
+    roofline, measured = (half.get(cost, ()) for cost in COSTS)
+    with_tables = {one.row.id for one in measured}
+    every = grouped(roofline, GROUPS[by])
+    both = grouped((one for one in roofline if one.row.id in with_tables), GROUPS[by])
+    looked_up = grouped(measured, GROUPS[by])
+    for name in sorted({*every, *looked_up}):
+        all_, beside, found = (of.get(name, NONE) for of in (every, both, looked_up))
         cells = [
+            f"{all_.rows}",
+            *_shares(all_.tpot_median, all_.tpot_mean, bias=all_.tpot_bias),
             f"{found.rows}",
-            f"{found.tpot_median:.1%}",
-            f"{found.tpot_mean:.1%}",
-            f"{found.tpot_bias:+.1%}",
+            *_shares(beside.tpot_mean, found.tpot_median, found.tpot_mean, bias=found.tpot_bias),
+            f"{all_.ttft_rows}",
+            *_shares(all_.ttft_mean, bias=all_.ttft_bias),
             f"{found.ttft_rows}",
-            *("" if value is None else f"{value:.1%}" for value in (found.ttft_median, found.ttft_mean)),
-            "" if found.ttft_bias is None else f"{found.ttft_bias:+.1%}",
+            *_shares(beside.ttft_mean, found.ttft_mean, bias=found.ttft_bias),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _shares(*sizes: float | None, bias: float | None) -> list[str]:
+    """Errors as a table has them; empty where nothing was predicted."""
+    return ["" if size is None else f"{size:.1%}" for size in sizes] + ["" if bias is None else f"{bias:+.1%}"]
 
 
 def worst(predicted: Sequence[Predicted]) -> list[str]:

@@ -18,6 +18,8 @@ from benchmarks.board.silicon import Row
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
 
+COSTS = ("roofline", "measured")
+"""Cost models that are scored."""
 ROUNDS = 5
 """Requests of a run, in multiples of the concurrency."""
 WARM_UP = 1
@@ -93,7 +95,7 @@ def catalogue_name(model: str) -> str:
 
 
 def predict(row: Row, **more: Any) -> Predicted:
-    """Simulate one row under these settings beside its own. Raises ValueError with the reason for one that cannot be."""
+    """Simulate one row, under these settings beside its own. Raises ValueError with the reason for one that cannot be."""
     draw = random.Random(row.id)
     count = ROUNDS * row.concurrency
     inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)

@@ -86,6 +86,8 @@ def read_rows(path: Path) -> tuple[list[Row], Counter[str]]:
             reason = disagreement(values["model_path"], values["silicon_data_source"])
             if reason is None and values["mode"] != "agg":
                 reason = "disaggregated: not simulated yet"
+            if reason is None:
+                reason = other_concurrency(values)
             if reason is None and not values["silicon_ttft_ms"]:
                 reason = "no TTFT"
             if reason is not None:
@@ -109,6 +111,18 @@ def disagreement(model: str, source: str) -> str | None:
     return None
 
 
+def other_concurrency(values: dict[str, str]) -> str | None:
+    """Say that a row's requests at a time are others than its source says, or None."""
+    said = re.search(r"\bsilicon_concurrency=(\d+)", values["silicon_data_source"])
+    if said is None or int(said[1]) == _concurrency(values):
+        return None
+    return "requests at a time and source disagree"
+
+
+def _concurrency(values: dict[str, str]) -> int:
+    return round(float(values["batch_size"])) * _count(values, "attention_dp_size")
+
+
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+[\d.]*|\d+(?:\.\d+)?b?", name.lower())
 
@@ -117,8 +131,32 @@ def _size(word: str) -> bool:
     return re.fullmatch(r"\d+(\.\d+)?b", word) is not None
 
 
+LARGEST_NODE = 8
+"""GPUs of the boxes that rows are of, racks (gb200, gb300) aside."""
+
+
+def layout(values: dict[str, str]) -> tuple[int, int, int]:
+    """Tensor-parallel size, ranks of attention, and GPUs that experts are spread over.
+
+    Many rows multiply the same GPUs twice: what their names call ``tp8_ep8``, one box, stands in the columns as eight ways
+    of tensor parallelism of experts by eight of expert parallelism, or four of tensor parallelism by four ranks of
+    attention: 64 or 16 GPUs. All names that there are say so, and no box has as many: these are N GPUs, with experts spread
+    over all.
+    """
+    tp, dp, moe_tp, moe_ep = (
+        _count(values, name) for name in ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
+    )
+    count = round((tp * dp) ** 0.5)
+    squared = count > 1 and count * count == tp * dp and (moe_tp, moe_ep) in ((count, count), (1, count * count))
+    named = re.search(r"_tp(\d+)(?:_\d)?_ep(\d+)", values["id"])
+    said = named is not None and int(named[1]) == int(named[2]) == count
+    if squared and (said or (named is None and (tp * dp > LARGEST_NODE or tp == dp))):
+        return (1, count, count) if dp > 1 else (count, 1, count)
+    return tp, dp, moe_ep
+
+
 def _row(values: dict[str, str]) -> Row:
-    tp, dp, moe_ep = (_count(values, name) for name in ("tp_size", "attention_dp_size", "moe_ep_size"))
+    tp, dp, moe_ep = layout(values)
     return Row(
         id=values["id"],
         engine=values["backend"],
@@ -129,7 +167,7 @@ def _row(values: dict[str, str]) -> Row:
         precision=values["gemm_quant_mode"],
         input_tokens=int(values["isl"]),
         output_tokens=int(values["osl"]),
-        concurrency=round(float(values["batch_size"])) * dp,
+        concurrency=_concurrency(values),
         tp=tp,
         dp=dp,
         ep=moe_ep,

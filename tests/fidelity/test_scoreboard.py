@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 from benchmarks import scoreboard
 from benchmarks.board import truth
-from benchmarks.board.errors import errors_of, grouped, kind_of
+from benchmarks.board.errors import errors_of, grouped, kind_of, table
 from benchmarks.board.pages import between_markers
-from benchmarks.board.predict import Predicted, nearest_preset, settings_of
+from benchmarks.board.predict import COSTS, Predicted, nearest_preset, settings_of
+from benchmarks.board.results import Results
 from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows
 
 RECORDED = json.loads(scoreboard.RECORDED.read_text())
@@ -66,13 +67,14 @@ def test_a_recorded_run_that_is_there_and_cannot_be_scored_is_worse(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_error_of_a_slice_of_the_published_rows_has_grown_by_more_than_a_tenth():
+@pytest.mark.parametrize("cost", COSTS)
+def test_no_error_of_a_slice_of_the_published_rows_has_grown_by_more_than_a_tenth(cost):
     path = find_rows()
     assert path is not None, "the development environment has aiconfigurator-core"
-    predicted, _ = scoreboard.score_rows(path, scoreboard.SLICE, 1)
-    found = {"runs": {}, "rows": {f"every {scoreboard.SLICE}": scoreboard.errors_of_rows(predicted)}}
-    assert f"every {scoreboard.SLICE}" in RECORDED["rows"]
-    assert scoreboard.grown(found, RECORDED) == []
+    predicted, _ = scoreboard.score_rows(path, scoreboard.SLICE, 1, cost)
+    name = scoreboard.slice_of(scoreboard.SLICE, cost)
+    assert name in RECORDED["rows"]
+    assert scoreboard.grown({"runs": {}, "rows": {name: scoreboard.errors_of_rows(predicted)}}, RECORDED) == []
 
 
 def row(**changes: object) -> Row:
@@ -134,10 +136,19 @@ def test_rows_that_no_run_stands_for_are_counted_by_reason(tmp_path):
         {"mode": "disagg"},
         {"silicon_data_source": "source_file=x.csv; model=Llama-3.1-70B"},
         {"silicon_ttft_ms": ""},
+        {"silicon_data_source": "model=Llama-3.1-8B; silicon_concurrency=64"},
+        {"silicon_data_source": "model=Llama-3.1-8B; silicon_concurrency=16", "attention_dp_size": "4"},
     )
     rows, left_out = read_rows(path)
     assert [(one.tp, one.dp, one.concurrency, one.ttft_s) for one in rows] == [(2, 1, 16, 0.1)]
-    assert left_out == Counter({"disaggregated: not simulated yet": 1, "model and source disagree": 1, "no TTFT": 1})
+    assert left_out == Counter(
+        {
+            "disaggregated: not simulated yet": 1,
+            "model and source disagree": 1,
+            "no TTFT": 1,
+            "requests at a time and source disagree": 2,
+        }
+    )
 
 
 def test_a_file_in_another_form_is_refused_with_its_line(tmp_path):
@@ -171,6 +182,26 @@ def test_a_configuration_belongs_wholly_to_fitting_or_to_scoring(tmp_path):
     assert [row(configuration=text).scores for text in ("four", "one")] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("name", "columns", "found"),
+    [
+        ("b200_sxm_sglang_fp8_agg_1024x1024_c8_tp8_ep8_1", ("64", "1", "8", "8"), (8, 1, 8)),
+        ("b200_sxm_trtllm_agg_1024x1024_c8_tp4_0_ep4_0_1", ("1", "16", "4", "4"), (1, 4, 4)),
+        ("b200_sxm_vllm_agg_1024x1024_c8_cfg7", ("4", "4", "1", "16"), (1, 4, 4)),
+        ("h200_sxm_trtllm_agg_c8_tp2_ep2_1", ("4", "1", "2", "2"), (2, 1, 2)),
+        # As the columns say: no square, or one that a box holds and no name contradicts.
+        ("b200_sxm_sglang_agg_c8_tp8_ep8_1", ("8", "1", "1", "8"), (8, 1, 8)),
+        ("b200_sxm_sglang_agg_c8_cfg7", ("4", "1", "2", "2"), (4, 1, 2)),
+        ("b200_sxm_sglang_agg_c8_tp4_ep2_1", ("4", "1", "2", "2"), (4, 1, 2)),
+    ],
+)
+def test_gpus_that_a_row_counts_twice_are_counted_once(tmp_path, name, columns, found):
+    sizes = dict(zip(("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size"), columns, strict=True))
+    rows, _ = read_rows(written(tmp_path / "s.csv", {"id": name, **sizes}))
+    assert (rows[0].tp, rows[0].dp, rows[0].ep) == found
+    assert columns[0] in rows[0].configuration.split("|"), "which half it belongs to is by what the columns say"
+
+
 def test_a_model_of_another_size_than_its_source_says_is_a_disagreement():
     assert disagreement("meta-llama/Llama-3.1-8B", "model=Llama-3.1-70B; x=1") is not None
     assert disagreement("openai/gpt-oss-120b", "model=GPT-OSS-120B; x=1") is None
@@ -189,7 +220,6 @@ def test_what_a_row_cannot_be_is_said():
     assert settings_of(row(dp=2, ep=4, tp=2))["ep"] == 4
     for changes, said in (
         ({"system": "tpu"}, "GPU tpu"),
-        ({"system": "b300_sxm"}, "GPU b300_sxm is not in the catalogue"),
         ({"precision": "int3"}, "precision int3"),
         ({"dp": 2}, "data par"),
     ):
@@ -244,6 +274,35 @@ def test_rows_that_are_no_longer_predicted_are_worse_and_further_ones_are_not():
     ]
 
 
+def test_predictions_that_are_kept_are_not_made_again_and_a_line_cut_short_is(tmp_path):
+    rows = [row(id=name) for name in ("a", "b", "c")]
+    first = Results(tmp_path, "roofline")
+    first.add(rows[0], Predicted(rows[0], 0.1, 0.02, ("experts",)))
+    first.add(rows[1], "vllm: precision int3")
+    with (tmp_path / "roofline.jsonl").open("a") as file:
+        file.write('{"id": "c", "ttft_s": 0.')
+    again = Results(tmp_path, "roofline")
+    assert again.missing(rows) == [rows[2]] and Results(tmp_path, "measured").missing(rows) == rows
+    assert again.of(rows[:2]) == [Predicted(rows[0], 0.1, 0.02, ("experts",)), "vllm: precision int3"]
+    again.add(rows[2], Predicted(rows[2], 0.1, 0.01))
+    assert Results(tmp_path, "roofline").missing(rows) == []
+
+
+def test_both_costs_stand_side_by_side_and_a_group_says_how_many_rows_had_tables():
+    one, two = row(id="one"), row(id="two", system="tpu")
+    half = {
+        "roofline": [Predicted(one, 0.1, 0.012), Predicted(two, 0.1, 0.016)],
+        "measured": [Predicted(one, 0.1, 0.011)],
+    }
+    lines = table(half, "engine")
+    assert lines[2] == (
+        "| vllm | 2 | 40.0% | 40.0% | +40.0% | 1 | 20.0% | 10.0% | 10.0% | +10.0% "
+        "| 2 | 0.0% | +0.0% | 1 | 0.0% | 0.0% | +0.0% |"
+    )
+    by_gpu = table(half, "engine and GPU")
+    assert by_gpu[3].startswith("| vllm, tpu | 1 | 60.0% | 60.0% | +60.0% | 0 |  |  |  |  | 1 |")
+
+
 @pytest.mark.parametrize(("every", "on_the_page"), [(1, "1 of 1 rows predicted."), (2, "old")])
 def test_a_slice_of_the_rows_is_kept_beside_all_and_does_not_take_their_place_on_the_page(
     tmp_path, monkeypatch, every, on_the_page
@@ -262,7 +321,7 @@ def test_a_slice_of_the_rows_is_kept_beside_all_and_does_not_take_their_place_on
     assert ran.exit_code == 0, ran.output
     assert page.read_text().splitlines()[1] == on_the_page
     assert page.read_text().splitlines()[-2] == "old", "no run could be scored"
-    assert set(json.loads(kept.read_text())["rows"]) == {"every 3", f"every {every}"}
+    assert set(json.loads(kept.read_text())["rows"]) == {"every 3", f"every {every}", f"every {every}, measured"}
 
 
 def test_tables_go_between_their_markers_and_nothing_else_changes(tmp_path):
