@@ -107,19 +107,19 @@ def table(half: Mapping[str, Sequence[Predicted]], by: str) -> list[str]:
         all_, beside, found = (of.get(name, NONE) for of in (every, both, looked_up))
         cells = [
             f"{all_.rows}",
-            *_shares(all_.tpot_median, all_.tpot_mean, bias=all_.tpot_bias),
+            *shares(all_.tpot_median, all_.tpot_mean, bias=all_.tpot_bias),
             f"{found.rows}",
-            *_shares(beside.tpot_mean, found.tpot_median, found.tpot_mean, bias=found.tpot_bias),
+            *shares(beside.tpot_mean, found.tpot_median, found.tpot_mean, bias=found.tpot_bias),
             f"{all_.ttft_rows}",
-            *_shares(all_.ttft_mean, bias=all_.ttft_bias),
+            *shares(all_.ttft_mean, bias=all_.ttft_bias),
             f"{found.ttft_rows}",
-            *_shares(beside.ttft_mean, found.ttft_mean, bias=found.ttft_bias),
+            *shares(beside.ttft_mean, found.ttft_mean, bias=found.ttft_bias),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def _shares(*sizes: float | None, bias: float | None) -> list[str]:
+def shares(*sizes: float | None, bias: float | None) -> list[str]:
     """Errors as a table has them; empty where nothing was predicted."""
     return ["" if size is None else f"{size:.1%}" for size in sizes] + ["" if bias is None else f"{bias:+.1%}"]
 

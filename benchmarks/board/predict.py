@@ -14,21 +14,27 @@ import numpy as np
 import workbench
 from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
 from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
+from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.silicon import Row
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
 
 COSTS = ("roofline", "measured")
 """Cost models that are scored."""
-ROUNDS = 5
-"""Requests of a run, in multiples of the concurrency."""
+ROUNDS, ROUNDS_IN_LOCK_STEP = 5, 3
+"""Requests of a run, in multiples of the concurrency; of ranks that step together fewer: their steps are taken one by one."""
 WARM_UP = 1
 """Rounds left out at the beginning: requests all come at once there. The last one is not counted either: it runs empty."""
+MOST_MEMORY = 0.96
+"""Share of the memory for rows whose models do not fit what the preset takes."""
 WITHOUT_PRESET = {"batching": "mixed", "loop": "overlap", "page_size": 16}
 """Settings for an engine that has no preset."""
 CATALOGUE = {
     "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-ai/DeepSeek-R1",
+    "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-ai/DeepSeek-V3",
+    "nvidia/Qwen3-32B-NVFP4": "Qwen/Qwen3-32B",
     "zhipuai/GLM-5": "zai-org/GLM-5",
 }
 """Models of the catalogue by other names of rows: the precision stands in a column of its own."""
@@ -97,15 +103,23 @@ def catalogue_name(model: str) -> str:
 def predict(row: Row, **more: Any) -> Predicted:
     """Simulate one row, under these settings beside its own. Raises ValueError with the reason for one that cannot be."""
     draw = random.Random(row.id)
-    count = ROUNDS * row.concurrency
+    rounds = ROUNDS if row.dp == 1 else ROUNDS_IN_LOCK_STEP
+    count = rounds * row.concurrency
     inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)
     requests = [TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number]) for number in range(count)]
+    settings = {**settings_of(row), **more}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        record = workbench.simulate(requests, **{**settings_of(row), **more})
+        try:
+            record = workbench.simulate(requests, **settings)
+        except ModelDoesNotFit as problem:
+            # It fitted whoever measured it: with more of the memory, or with fewer at a time, as engines do by themselves.
+            room = re.search(r"--max-running (\d+) fits", str(problem))
+            settings |= {"max_running": int(room[1])} if room else {"mem_fraction": MOST_MEMORY}
+            record = workbench.simulate(requests, **settings)
     frame = record.requests
     order = np.argsort(np.asarray(frame["arrival_s"]), kind="stable")
-    counted = order[WARM_UP * row.concurrency : (ROUNDS - 1) * row.concurrency]
+    counted = order[WARM_UP * row.concurrency : (rounds - 1) * row.concurrency]
     ttft = np.asarray(frame["first_token_s"])[counted] - np.asarray(frame["arrival_s"])[counted]
     last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
     tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
