@@ -22,7 +22,7 @@ from workbench.settings.engines import engine_names
 COSTS = ("roofline", "measured")
 """Cost models that are scored."""
 ROUNDS, ROUNDS_IN_LOCK_STEP = 5, 3
-"""Requests of a run, in multiples of the concurrency; of ranks that step together fewer: their steps are taken one by one."""
+"""Requests of a run, in multiples of the concurrency; fewer of ranks that step together, each step of which is taken."""
 WARM_UP = 1
 """Rounds left out at the beginning: requests all come at once there. The last one is not counted either: it runs empty."""
 MOST_MEMORY = 0.96

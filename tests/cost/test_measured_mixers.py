@@ -88,6 +88,8 @@ def test_a_module_holds_the_products_around_latent_attention(package):
     parts = cost.explain(step)
     assert not {"qkv_a_proj", "q_b_proj", "o_proj", "kv_b_proj", "projections"} & set(parts)
     assert "latent attention of 128 heads with the products around" in cost.notes[0]
+    # Clocks wait for plain numbers, and numpy's are none, also where a prompt is longer than any that was measured.
+    assert {type(cost.forward(of)) for of in (step, batch([2048], (2048,)), batch([9000], (9000,)))} == {float}
     # Of other hidden states the products around would be others.
     assert "q_proj" in measured(LITE).explain(step)
 

@@ -59,6 +59,8 @@ class MeasuredPrompts:
     def __post_init__(self) -> None:
         self._longest = min(self.longest, self.grid.ends[1])
         self.with_prefixes = len(self.grid.ends) > 2
+        # A clock waits for plain numbers, not for numpy's.
+        self.pair_s, self.token_s = float(self.pair_s), float(self.token_s)
 
     def seconds(self, new: np.ndarray, context: np.ndarray, beyond: Beyond) -> float:
         """Prompts with ``new`` tokens, at the end of as much context."""
