@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pyarrow
 import pytest
@@ -9,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredPrompts, Seen
-from backends.simulated.cost.models.operator_tables import Grid
+from backends.simulated.cost.models.operator_tables import Grid, ProfileError
+from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.tables.measured_operators import read_measured
+from backends.simulated.cost.tables.profiles import read_profile
+from backends.simulated.cost.tables.published_package import PACKAGE, find_tables
 from tests.cost.profiles import batch
 from tests.cost.published import (
     absorbed_ms,
@@ -267,3 +275,113 @@ def test_rows_that_may_not_be_read_are_made_of_those_beside_them(package):
     assert curve.at(64) == pytest.approx(between * 1e-3)
     nothing = read_measured(request_of(), lambda kind, table: np.zeros(len(table), bool))
     assert not nothing.mixers and "matrix products" not in " ".join(nothing.notes)
+
+
+def test_a_set_in_csv_is_read_as_the_package_is_with_router_and_shared_experts(tmp_path):
+    name = "zai-org/GLM-4.5-Air"
+    model = load_model(name)
+    routed = model.routed
+    assert (model.heads, model.kv_heads, routed.count, routed.per_token, routed.width) == (96, 8, 128, 8, 1408)
+    shapes = {"num_heads": 96}
+    experts = {"hidden_size": model.hidden, "inter_size": 1408}
+    for kind, fixed in {"gemm": {}, **dict.fromkeys(ATTENTION, shapes), "moe": experts}.items():
+        rows = [{"kernel_source": "any"} | row | fixed for row in rows_of(kind)]
+        lines = [",".join(rows[0]), *(",".join(str(value) for value in row.values()) for row in rows)]
+        (tmp_path / f"h100_sxm_vllm-0.24.0_{kind}.csv").write_text("\n".join(lines) + "\n")
+    gpu = load_gpu("h100")
+    cost = ProfileCost(read_profile(tmp_path, 1, model, gpu), model, gpu)
+    parts = cost.explain(batch([1024] * 64))
+    sparse = sum(model.moe_layers)
+    assert model.layers - sparse == 1, "the first layer is dense"
+    assert parts["experts"] == pytest.approx(sparse * experts_ms(64) * 1e-3)
+    assert parts["router"] == pytest.approx(sparse * product_ms(64, 128, model.hidden) * 1e-3)
+    shared = product_ms(64, 2 * 1408, model.hidden), product_ms(64, model.hidden, 1408)
+    names = ("shared_experts.gate_up_proj", "shared_experts.down_proj")
+    assert [parts[each] for each in names] == pytest.approx([sparse * each * 1e-3 for each in shared])
+    assert parts["gate_up_proj"] == pytest.approx(product_ms(64, 2 * model.intermediate, model.hidden) * 1e-3)
+    with pytest.raises(ProfileError) as error:
+        read_profile(tmp_path, 2, model, gpu)
+    assert "not in these tables: " in str(error.value) and "all-reduces over 2 GPUs" in str(error.value)
+
+
+# -- the package -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="aiconfigurator-core is not installed")
+@pytest.mark.parametrize(
+    ("name", "engine", "layout"),
+    [
+        ("openai/gpt-oss-20b", "vllm-0.24.0", {}),
+        ("meta-llama/Llama-2-7b-hf", "vllm-0.24.0", {}),
+        ("Qwen/Qwen3.5-35B-A3B", "sglang-0.5.14", {}),
+        ("deepseek-ai/DeepSeek-V3", "sglang-0.5.14", {"tp": 8}),
+        ("deepseek-ai/DeepSeek-V3.2", "vllm-0.24.0", {"tp": 8}),
+    ],
+)
+def test_steps_of_every_kind_of_attention_are_positive_and_grow(name, engine, layout):
+    cost = measured(name, engine, **layout)
+    steps = {
+        "context": [batch([length] * 64) for length in (300, 1000, 4000, 16_000, 60_000)],
+        "decodes": [batch([1000] * n) for n in (1, 16, 64, 200, 256, 512)],
+        "prompts": [batch([length], (length,)) for length in (512, 1000, 4096, 16_000, 40_000)],
+        "prefixes": [batch([512 + cached], (512,)) for cached in (0, 512, 5000, 60_000)],
+        "mixed": [batch([4000] * n, (2000,)) for n in (1, 16, 64)],
+    }
+    for what, each in steps.items():
+        times = [cost.forward(step) for step in each]
+        # Measurements scatter, and a kernel for longer contexts may be the better one: by a few percent.
+        assert times[0] > 0 and all(b > 0.97 * a for a, b in pairwise(times)), what
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="aiconfigurator-core is not installed")
+@pytest.mark.parametrize(
+    ("kind", "name", "engine", "layout", "row"),
+    [
+        (
+            "generation_attention",
+            "openai/gpt-oss-20b",
+            "vllm-0.24.0",
+            {},
+            {
+                "num_heads": 64,
+                "num_key_value_heads": 8,
+                "head_dim": 64,
+                "window_size": 128,
+                "kv_cache_dtype": "bfloat16",
+            },
+        ),
+        (
+            "generation_mla",
+            "deepseek-ai/DeepSeek-V3",
+            "sglang-0.5.14",
+            {"tp": 8},
+            {"num_heads": 16, "kv_cache_dtype": "bfloat16"},
+        ),
+        (
+            "mla_generation_module",
+            "deepseek-ai/DeepSeek-V3",
+            "vllm-0.24.0",
+            {"tp": 8},
+            {"num_heads": 16, "kv_cache_dtype": "bfloat16", "gemm_type": "fp8_block"},
+        ),
+        (
+            "dsa_generation_module",
+            "deepseek-ai/DeepSeek-V3.2",
+            "vllm-0.24.0",
+            {"tp": 8, "kv_dtype": "fp8"},
+            {"num_heads": 16, "kv_cache_dtype": "fp8", "gemm_type": "fp8_block", "model": "deepseek-ai/DeepSeek-V3.2"},
+        ),
+    ],
+)
+def test_the_packages_own_rows_of_decodes_are_read_back(kind, name, engine, layout, row):
+    want = request_of(name, engine, **layout)
+    tables = find_tables(want.gpu, engine)
+    itself = 0 if "module" in kind else 1
+    wanted = [(column, "=", value) for column, value in {**row, "batch_size": 64, "step": 2048 - itself}.items()]
+    rows = parquet.read_table(tables.file_of(kind), partitioning=None, filters=wanted)
+    shortest = min(rows["latency"].to_pylist())
+    mixers = read_measured(want).mixers
+    found = [times for mixer, times in mixers.items() if "window_size" not in row or mixer.window == row["window_size"]]
+    times = replace(found[0].decodes, of_requests=None)
+    assert times.seconds(np.full(64, 2048), 64 * 2048.0, print) == pytest.approx(shortest * 1e-3)

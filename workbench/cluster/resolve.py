@@ -95,6 +95,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         raise ConfigError(f"tp: {tp} does not divide the {unsplit} of {model.name}")
     if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
         raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
+    if not model.experts and settings.expert_load != RunSettings.expert_load:
+        raise ConfigError(f"expert_load: {model.name} has no experts")
     lock_step = settings.ep > tp
     if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
         raise ConfigError(

@@ -46,7 +46,7 @@ def read_measured(want: CostRequest, keep: Keep | None = None) -> OperatorTables
     source = Provenance(tables.system, "aiconfigurator", tables.system.name, want.dtype)
     reader = OperatorReader(want, tables)
     found = reader.read(replace(source, engine=f"{tables.engine} {tables.version_of('gemm')}"))
-    found.notes = reader.notes(f"{tables.system.name} under {tables.engine}", described())
+    found.notes = reader.notes(tables.system.name, tables.engine, described())
     return found
 
 
@@ -56,7 +56,7 @@ class OperatorReader:
     def __init__(self, want: CostRequest, tables: Tables) -> None:
         self._want, self._model, self._tables = want, want.model, tables
         self._measured: dict[str, str] = {}
-        """Operators that were found, and the version they are of."""
+        """Operators that were found, and the version they are of; NCCL's with its name."""
         self.lacking: list[str] = []
         """Operators that were not."""
         self._products: dict[str, tuple[Products, str] | None] = {}
@@ -271,7 +271,7 @@ class OperatorReader:
         for operator in ("all_gather", "reduce_scatter"):
             found = self._first("nccl", lambda tables: collective_grid(tables, operator, ranks))  # noqa: B023, now
             what = operator.replace("_", "-")
-            self._note(found, f"{what}s of NCCL", f"{what}s over {ranks} instances")
+            self._note(found and (found[0], f"NCCL {found[1]}"), f"{what}s", f"{what}s over {ranks} instances")
             both.append(None if found is None else found[0])
         return both[0], both[1]
 
@@ -361,12 +361,13 @@ class OperatorReader:
         if what not in self.lacking:
             self.lacking.append(what)
 
-    def notes(self, where: str, package: str) -> list[str]:
+    def notes(self, system: str, engine: str, package: str) -> list[str]:
         """Sentences about where times are from."""
         wanted, notes = self._tables.version, []
         for version in dict.fromkeys(self._measured.values()):
             names = ", ".join(name for name, each in self._measured.items() if each == version)
-            near = "" if version == wanted or "NCCL" in names else f", the nearest to {wanted}"
-            notes.append(f"cost: measured on {where} {version}{near} ({package}): {names}")
+            near = "" if version == wanted else f", the nearest to {wanted}"
+            whose = f"under {engine} {version}{near}" if version[0].isdigit() else f"with {version}"
+            notes.append(f"cost: measured on {system} {whose} ({package}): {names}")
         rest = "; ".join([*ALWAYS, *self.lacking])
         return [*notes, BY_ROOFLINE + rest]

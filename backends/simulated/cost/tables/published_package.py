@@ -26,8 +26,6 @@ PACKAGE, DISTRIBUTION = "aiconfigurator_core", "aiconfigurator-core"
 INSTALL = 'pip install "llm-workbench[profiles]"'
 ENGINES = ("vllm", "sglang")
 """Engines that both our presets and the tables know."""
-LATEST = "999999"
-"""A version after all others."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,12 @@ class PublishedTables:
 
     def versions(self, kind: str) -> list[str]:
         """Versions that there is a table of a kind for, the nearest first; the latest first of what is no engine."""
-        wanted = self.version if KINDS[kind].source is None else LATEST
-        return by_nearness(wanted, list(self._files(kind)))
+        found = list(self._files(kind))
+        return (
+            by_nearness(self.version, found)
+            if KINDS[kind].source is None
+            else sorted(found, key=_numbers, reverse=True)
+        )
 
     def at(self, version: str) -> PublishedTables:
         """The same tables for another version."""
