@@ -116,21 +116,19 @@ def _operator_calls(bench: Any, cache: Callable[..., Any]) -> Iterator[tuple[str
         x, residual, weight = bench.randn(n, hidden), bench.randn(n, hidden), bench.randn(hidden)
         return [ops.rms_norm(x, weight, 1e-6), *ops.add_rms_norm(x.clone(), residual.clone(), weight, 1e-6)]
 
-    def rope(ops: Any) -> list[Any]:
-        q, k = bench.randn(n, heads, width), bench.randn(n, kv_heads, width)
-        return list(ops.rope(q, k, torch.arange(n, device=device), torch.randn((n, width), device=device)))
+    def inputs(normed: bool) -> Callable[[Any], list[Any]]:
+        def call(ops: Any) -> list[Any]:
+            q, k, v = bench.randn(n, heads + 2 * kv_heads, width).split((heads, kv_heads, kv_heads), 1)
+            keys, values = (torch.zeros((2 * n, kv_heads, width), dtype=q.dtype, device=device) for _ in range(2))
+            norms = (bench.randn(width), bench.randn(width)) if normed else (None, None)
+            table, slots = torch.randn((n, width), device=device), torch.randperm(2 * n, device=device)[:n]
+            number = torch.arange(n, device=device)
+            return [ops.attention_inputs(q, k, v, *norms, 1e-6, number, table, keys, values, slots), keys, values]
+
+        return call
 
     def activation(ops: Any) -> list[Any]:
         return [ops.silu_and_mul(bench.randn(n, 2 * hidden))]
-
-    def store(ops: Any) -> list[Any]:
-        k, v = bench.randn(n, kv_heads, width), bench.randn(n, kv_heads, width)
-        keys, values = (
-            torch.zeros((2 * n, *k.shape[1:]), dtype=k.dtype, device=device),
-            torch.zeros_like(k).repeat(2, 1, 1),
-        )
-        ops.store_kv(k, v, keys, values, torch.randperm(2 * n, device=device)[:n])
-        return [keys, values]
 
     def decode(page: int) -> Callable[[Any], list[Any]]:
         def call(ops: Any) -> list[Any]:
@@ -174,9 +172,9 @@ def _operator_calls(bench: Any, cache: Callable[..., Any]) -> Iterator[tuple[str
         return [ops.moe(x, router, gate_up, down, top_k=2, renormalize=True)]
 
     yield "norms", norms
-    yield "rope", rope
+    yield "attention_inputs", inputs(False)
+    yield "attention_inputs with norms", inputs(True)
     yield "silu_and_mul", activation
-    yield "store_kv", store
     yield "decode_attention, pages of 1", decode(1)
     yield "decode_attention, pages of 16", decode(16)
     yield "prefill_attention", prefill

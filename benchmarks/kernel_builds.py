@@ -28,11 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backends.torch.kernels import (
     activation,
+    attention_inputs,
     fp8_linear,
-    kv_store,
     moe,
     norm,
-    rope,
     sampling,
 )
 from backends.torch.kernels import (
@@ -148,7 +147,8 @@ def attention(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
 
 def elementwise(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
     p = f"*{dtype}"
-    types = {n: p for n in ("x", "residual", "weight", "out", "q", "k", "v", "k_cache", "v_cache")}
+    names = ("x", "residual", "weight", "out", "q", "k", "v", "q_weight", "k_weight", "k_cache", "v_cache")
+    types = {n: p for n in names}
     types |= {
         n: "i32"
         for n in (
@@ -178,10 +178,11 @@ def elementwise(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
         yield Variant(f"rms_norm/{width}", norm.rms_norm_kernel, types, constants, norm.warps_for(width * rows))
     constants = {"WIDTH": 4096, "BLOCK": 4096}
     yield Variant("add_rms_norm", norm.add_rms_norm_kernel, types, constants, norm.warps_for(4096))
-    yield Variant("rope", rope.rope_kernel, types, {"HALF": 64, "BLOCK": 64, "Q_HEADS": 32, "K_HEADS": 8}, 8)
     yield Variant("silu_and_mul", activation.silu_and_mul_kernel, types, {"BLOCK": 2048}, 8)
-    constants = {"HEADS": 8, "WIDTH": 128, "BLOCK": 1024}
-    yield Variant("store_kv", kv_store.store_kv_kernel, types, constants, 4)
+    for norm_heads, heads, rotary in ((True, 16, 128), (False, 32, 128), (True, 40, 64)):
+        constants = attention_inputs.blocks(heads, 8, 128, rotary) | {"NORM": norm_heads}
+        name = f"attention_inputs/{heads}:8/rotary{rotary}/norm={norm_heads}"
+        yield Variant(name, attention_inputs.attention_inputs_kernel, types, constants, 4)
 
 
 def experts(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
@@ -279,13 +280,15 @@ def choosing(arch: int) -> Iterator[Variant]:
             "frequency_stride",
         )
     }
-    wide, small, warps = sampling._blocks(152_064, None)
-    steps = {"BLOCK": wide, "SMALL": small, "GROUP": sampling.GROUP, "STAGES": sampling.STAGES}
-    variants = [(False, False), (True, False), (True, True)]
-    for noise, filtered in variants if arch == MAIN else variants[2:]:
-        name = f"sample/noise={noise}/filtered={filtered}"
-        yield Variant(name, sampling.sample_kernel, types, steps | {"NOISE": noise, "FILTERED": filtered}, warps)
-    yield Variant("logprobs", sampling.logprobs_kernel, types, steps | {"TOP": 20}, warps)
+    for dtype in ("bf16", "fp32"):
+        types["logits"] = f"*{dtype}"
+        steps, warps = sampling.blocks(152_064, None)
+        variants = [(False, False), (True, False), (True, True)]
+        for noise, filtered in variants if arch == MAIN and dtype == "bf16" else variants[2:]:
+            name = f"sample/{dtype}/noise={noise}/filtered={filtered}"
+            constants = steps | {"NOISE": noise, "FILTERED": filtered}
+            yield Variant(name, sampling.sample_kernel, dict(types), constants, warps)
+        yield Variant(f"logprobs/{dtype}", sampling.logprobs_kernel, dict(types), steps | {"TOP": 20}, warps)
     yield Variant("penalize", sampling.penalize_kernel, types, {"BLOCK": 4096}, 8)
 
 

@@ -143,7 +143,7 @@ def cache(bench: Bench, lengths: list[int], page: int, kv_heads: int, width: int
 
 
 def elementwise(bench: Bench) -> Iterator[Timed]:
-    """Norms, rotary embedding, activation and KV store, at the width of a 14B model, a decode's tokens and a prefill's."""
+    """Norms, inputs of attention and activation, at the width of a 14B model, a decode's tokens and a prefill's."""
     for tokens in (4,) if bench.small else (256, 8192):
         yield from _elementwise(bench, tokens)
 
@@ -156,19 +156,17 @@ def _elementwise(bench: Bench, n: int) -> Iterator[Timed]:
     name = f"add_rms_norm {n} x {hidden}"
     yield bench.bytes(name, lambda: ops.add_rms_norm(x, residual, weight, 1e-6), 4 * x.numel() * item)
     q, k, v = bench.randn(n, heads + 2 * kv_heads, width).split((heads, kv_heads, kv_heads), 1)
-    q_weight = bench.randn(width)
-    name = f"rms_norm of heads {n} x {heads} x {width}"
-    yield bench.bytes(name, lambda: ops.rms_norm(q, q_weight, 1e-6), 2 * q.numel() * item)
-    positions = torch.arange(n, device=device) % 1000
-    table = torch.randn((1000, width), device=device)
-    moved = 2 * (q.numel() + k.numel()) * item
-    yield bench.bytes(f"rope {n} x {heads + kv_heads} x {width}", lambda: ops.rope(q, k, positions, table), moved)
+    keys, values = bench.randn(2 * n, kv_heads, width), bench.randn(2 * n, kv_heads, width)
+    norms, table = (bench.randn(width), bench.randn(width)), torch.randn((1000, width), device=device)
+    positions, slots = torch.arange(n, device=device) % 1000, torch.randperm(2 * n, device=device)[:n]
+    moved = 2 * (q.numel() + 2 * k.numel()) * item
+    yield bench.bytes(
+        f"attention_inputs {n} x {heads}:{kv_heads} x {width}",
+        lambda: ops.attention_inputs(q, k, v, *norms, 1e-6, positions, table, keys, values, slots),
+        moved,
+    )
     gate_up = bench.randn(n, 2 * inner)
     yield bench.bytes(f"silu_and_mul {n} x {inner}", lambda: ops.silu_and_mul(gate_up), 3 * n * inner * item)
-    keys, values = bench.randn(2 * n, kv_heads, width), bench.randn(2 * n, kv_heads, width)
-    slots = torch.randperm(2 * n, device=device)[:n]
-    moved = 4 * k.numel() * item
-    yield bench.bytes(f"store_kv {n} x {kv_heads} x {width}", lambda: ops.store_kv(k, v, keys, values, slots), moved)
 
 
 def decode(bench: Bench) -> Iterator[Timed]:

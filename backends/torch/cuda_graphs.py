@@ -17,7 +17,7 @@ from backends.torch.staging import to_device
 from workbench.scheduler.batch import ModelWorkerBatch
 
 Step = Callable[[Tensor, Tensor, Tensor], None]
-"""Computes one decode step: rows int64[n] and seq_lens int64[n] in, logits float32[n, vocab] out, all on the device."""
+"""Computes one decode step: rows int64[n] and seq_lens int64[n] in, logits [n, vocab] out, all on the device."""
 
 
 @contextmanager
@@ -45,8 +45,11 @@ class DecodeGraphs:
     buffers, the replay and the sampling that reads the logits are all in one stream, in the order of their launch.
     """
 
-    def __init__(self, step: Step, spare_row: int, vocab: int, device: torch.device, sizes: list[int]) -> None:
-        """Capture ``step`` from the largest size to the smallest: what the first one needs of the pool is enough for all."""
+    def __init__(
+        self, step: Step, spare_row: int, vocab: int, dtype: torch.dtype, device: torch.device, sizes: list[int]
+    ) -> None:
+        """Capture ``step``, whose logits are of ``dtype``, from the largest size to the smallest: what the first one needs
+        of the pool is enough for all."""
         began = time.perf_counter()
         torch.cuda.synchronize(device)
         free_before, _ = torch.cuda.mem_get_info(device)
@@ -56,7 +59,7 @@ class DecodeGraphs:
         self.largest = self.sizes[-1]
         self._rows = torch.full((self.largest,), spare_row, dtype=torch.int64, device=device)
         self._seq_lens = torch.ones(self.largest, dtype=torch.int64, device=device)
-        self._logits = torch.empty((self.largest, vocab), dtype=torch.float32, device=device)
+        self._logits = torch.empty((self.largest, vocab), dtype=dtype, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(device)
@@ -86,7 +89,7 @@ class DecodeGraphs:
         self._step(self._rows[:size], self._seq_lens[:size], self._logits[:size])
 
     def replay(self, batch: ModelWorkerBatch, begin: Callable[[], object]) -> tuple[Tensor, Tensor, Tensor]:
-        """(rows int64[n], seq_lens int64[n], logits float32[n, vocab]) of a decode batch, on the device.
+        """(rows int64[n], seq_lens int64[n], logits [n, vocab]) of a decode batch, on the device.
 
         The logits are valid until the next replay. ``begin`` is called when the inputs are on their way.
         """

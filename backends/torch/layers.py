@@ -271,9 +271,11 @@ class Vocabulary(nn.Module):
         return self.parallel.all_reduce(found.masked_fill(elsewhere[:, None], 0))
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[m, hidden] -> float32[m, vocab], the same on every rank; written to ``out`` if given."""
+        """[m, hidden] -> [m, vocab] in the model's dtype, the same on every rank; written to ``out`` if given."""
+        if self.parallel.tp == 1:
+            return torch.mm(hidden, self.weight.t(), out=out)
         full = self.parallel.all_gather(functional.linear(hidden, self.weight))[:, : self.vocab]
-        return full.float().contiguous() if out is None else out.copy_(full)
+        return full.contiguous() if out is None else out.copy_(full)
 
     def sources(self, name: str) -> Iterator[Source]:
         """``name``: of the embedding or the output projection in the checkpoint."""
@@ -310,15 +312,14 @@ class Attention(nn.Module):
         )
         self.q_norm = RMSNorm(size, config.rms_eps, ops) if config.qk_norm else None
         self.k_norm = RMSNorm(size, config.rms_eps, ops) if config.qk_norm else None
+        self.eps = config.rms_eps
 
     def forward(self, x: Tensor, batch: ForwardBatch, keys: Tensor, values: Tensor, cos_sin: Tensor) -> Tensor:
         """[n, hidden] -> [n, hidden]; stores the tokens' keys and values in this layer's pool first."""
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.ops.rope(q, k, batch.positions, cos_sin)
-        self.ops.store_kv(k, v, keys, values, batch.slots)
+        norms = (None, None) if self.q_norm is None or self.k_norm is None else (self.q_norm.weight, self.k_norm.weight)
+        q = self.ops.attention_inputs(q, k, v, *norms, self.eps, batch.positions, cos_sin, keys, values, batch.slots)
         return self.out(self.attend(q, batch, keys, values).reshape(len(x), -1))
 
     def attend(self, q: Tensor, batch: ForwardBatch, keys: Tensor, values: Tensor) -> Tensor:

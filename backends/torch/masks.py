@@ -14,8 +14,8 @@ WORD_BITS = 32
 def forbid(logits: Tensor, rows: np.ndarray, masks: np.ndarray) -> None:
     """Make impossible, in place, what a mask does not allow.
 
-    logits: float32[n, vocab]; rows: int64[k], whose masks these are; masks: int32[k, ceil(vocab / 32)], bit ``t % 32`` of
-    word ``t // 32`` set where token t is allowed. On CUDA nothing here waits for the device.
+    logits: [n, vocab] of any float dtype; rows: int64[k], whose masks these are; masks: int32[k, ceil(vocab / 32)], bit
+    ``t % 32`` of word ``t // 32`` set where token t is allowed. On CUDA nothing here waits for the device.
     """
     device, vocab = logits.device, logits.shape[1]
     words = to_device(masks, device)

@@ -30,8 +30,7 @@ MOST_BUSY_S = 2.0
 CYCLES_A_SECOND = 2e9
 """At least as many as a GPU's clock makes."""
 FUNCTIONS = {
-    "rope": "rotary_emb",
-    "store_kv": "kv_store",
+    "attention_inputs": "rotary_emb",
     "silu_and_mul": "act_fn",
     "moe": "experts",
     "prefill_attention": "attention",
@@ -166,9 +165,6 @@ def _methods(runner: ModelRunner) -> Iterator[tuple[str, Any, str]]:
         yield "matrix:o_proj", attention.out.weight, "forward"
         for norm in (layer.input_norm, layer.post_attention_norm):
             yield from _norm("layernorm", norm)
-        for head_norm in (attention.q_norm, attention.k_norm):
-            if head_norm is not None:
-                yield "qk_norm", head_norm, "forward"
         if isinstance(layer.mlp, MLP):
             yield "matrix:gate_up_proj", layer.mlp.gate_up.weight, "forward"
             yield "matrix:down_proj", layer.mlp.down.weight, "forward"

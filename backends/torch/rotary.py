@@ -1,4 +1,4 @@
-"""Rotary position embeddings: the angles of each kind of scaling, and the table that ``ops.rope`` reads.
+"""Rotary position embeddings: the angles of each kind of scaling, and the table that ``ops.attention_inputs`` reads.
 
 The numbers are those of transformers' ``modeling_rope_utils``, in the same order of operations, so that a cached key
 rotated here equals one rotated there.

@@ -45,7 +45,7 @@ class _StepLogits:
 
     batch: ModelWorkerBatch
     logits: Tensor
-    """float32[b, vocab]."""
+    """[b, vocab], in the model's dtype."""
     rows: Tensor
     seq_lens: Tensor
 
@@ -154,10 +154,10 @@ class ModelRunner:
         return found
 
     def _graph_bytes(self, captured: int, token_bytes: float) -> int:
-        """About what CUDA graphs will take: their logits (float32 and the model's dtype), a step's working memory in a pool
-        of its own, and what the driver keeps of the recorded launches."""
+        """About what CUDA graphs will take: their logits, a step's working memory in a pool of its own, and what the driver
+        keeps of the recorded launches."""
         dtype = self.config.dtype or torch.float32
-        logits = captured * self.config.vocab * (4 + dtype.itemsize)
+        logits = captured * self.config.vocab * dtype.itemsize
         return int(logits + captured * token_bytes + GRAPH_BYTES)
 
     def _hidden_like(self, tokens: int) -> Tensor:
@@ -167,7 +167,8 @@ class ModelRunner:
         """Record decode steps of these batch sizes as CUDA graphs."""
         assert self.kv is not None
         if sizes and self.device.type == "cuda" and self.parallel.pp == 1:
-            self.graphs = DecodeGraphs(self._decode_step, self.rows, self.config.vocab, self.device, sizes)
+            dtype = self.config.dtype or torch.float32
+            self.graphs = DecodeGraphs(self._decode_step, self.rows, self.config.vocab, dtype, self.device, sizes)
 
     def _decode_step(self, rows: Tensor, seq_lens: Tensor, logits: Tensor) -> None:
         """Compute the logits of one decode step from what the device holds, as a graph can capture it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from zlib import crc32
@@ -141,58 +142,67 @@ class Sampler:
         """int64[n], a token for every row of the batch (those of ``batch.unsampled`` mean nothing), and their log
         probabilities if a request asks for them.
 
-        logits: float32[n, vocab], may be overwritten; rows, seq_lens: the batch's, on the device.
+        logits: [n, vocab] of any float dtype, may be overwritten; rows, seq_lens: the batch's, on the device. Only what is
+        added to logits needs more digits than the model gave them: else they are sampled from as they are.
         """
         host_rows = batch.rows
         top = int(self._logprobs[host_rows].max())
-        raw = logits.clone() if top >= 0 else logits
-        self._adjust(logits, batch)
         penalised = bool(self._penalised[host_rows].any())
+        changes = self._changes(batch)
+        raw = logits
+        if penalised or changes:
+            logits = raw.to(torch.float32, copy=top >= 0)
+        for change in changes:
+            change(logits.view(-1))
         if penalised:
             counts, in_prompt = self._history()
             repetition, presence, frequency = self._penalties[rows].unbind(1)
             self._ops.penalize(logits, counts[rows], in_prompt[rows], repetition, presence, frequency)
+        greedy = not self._random[host_rows].any()
         tokens = self._ops.sample(
             logits,
-            *self._parameters(rows),
+            *self._parameters(None if greedy else rows, len(logits)),
             seq_lens.long(),
-            all_greedy=not self._random[host_rows].any(),
+            all_greedy=greedy,
             filtered=bool(self._filtered[host_rows].any()),
         )
         if penalised:
             self._count(batch, rows, tokens)
         return tokens, None if top < 0 else DeviceLogprobs(*self._ops.logprobs(raw, tokens, top))
 
-    def _adjust(self, logits: Tensor, batch: ModelWorkerBatch) -> None:
-        """Biases, and stop tokens that may not come yet."""
+    def _changes(self, batch: ModelWorkerBatch) -> list[Callable[[Tensor], object]]:
+        """What is to be done to the batch's logits, all of them in a row: biases, and stop tokens that may not come yet."""
+        changes: list[Callable[[Tensor], object]] = []
         index, ids, values = self._bias.of(batch.rows)
         if len(index):
-            logits.view(-1).index_add_(0, self._send(index * self._vocab + ids), self._send(values))
+            at, added = self._send(index * self._vocab + ids), self._send(values)
+            changes.append(lambda flat: flat.index_add_(0, at, added))
         index, ids, _ = self._stops.of(batch.rows)
         if len(index):
             early = batch.seq_lens - self._input_lens[batch.rows] < self._min_new[batch.rows]
-            at = (index * self._vocab + ids)[early[index]]
-            if len(at):
-                logits.view(-1).index_fill_(0, self._send(at), float("-inf"))
+            kept = (index * self._vocab + ids)[early[index]]
+            if len(kept):
+                stops = self._send(kept)
+                changes.append(lambda flat: flat.index_fill_(0, stops, float("-inf")))
+        return changes
 
     def rehearse(self, logits: Tensor) -> None:
-        """Do to float32 logits [n, vocab] whatever requests can ask for, to find out how much memory that takes. The tables
-        of penalties are given back; the first request that needs them makes them again."""
+        """Do to logits [n, vocab] whatever requests can ask for, to find out how much memory that takes. The tables of
+        penalties are given back; the first request that needs them makes them again."""
         count, rows = len(logits), torch.arange(len(logits), device=self._device)
         words = np.full((count, -(-self._vocab // WORD_BITS)), -1, np.int32)
         forbid(logits, np.arange(count), words)
-        raw = logits.clone()
+        changed = logits.to(torch.float32, copy=True)
         counts, in_prompt = self._history()
-        self._ops.penalize(logits, counts[rows], in_prompt[rows], *self._penalties[rows].unbind(1))
-        chosen = self._parameters(rows)
-        tokens = self._ops.sample(logits, *chosen, rows, all_greedy=False, filtered=True)
-        self._ops.logprobs(raw, tokens, min(MOST_LOGPROBS, self._vocab))
+        self._ops.penalize(changed, counts[rows], in_prompt[rows], *self._penalties[rows].unbind(1))
+        tokens = self._ops.sample(changed, *self._parameters(rows, count), rows, all_greedy=False, filtered=True)
+        self._ops.logprobs(logits, tokens, min(MOST_LOGPROBS, self._vocab))
         self._counts = self._in_prompt = None
 
-    def _parameters(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """What each of these rows is sampled with."""
+    def _parameters(self, rows: Tensor | None, count: int) -> tuple[Tensor, ...]:
+        """What each of these rows is sampled with; rows None: as many of any, for greedy samples look at none."""
         tables = (self._temperature, self._top_k, self._top_p, self._min_p, self._seeds)
-        return tuple(table[rows] for table in tables)
+        return tuple(table[:count] if rows is None else table[rows] for table in tables)
 
     def _count(self, batch: ModelWorkerBatch, rows: Tensor, tokens: Tensor) -> None:
         """Add what was sampled to the histories of the requests that need one."""

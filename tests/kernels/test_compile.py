@@ -50,9 +50,8 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
         "prefill",
         "rms_norm",
         "add_rms_norm",
-        "rope",
         "silu_and_mul",
-        "store_kv",
+        "attention_inputs",
         "route",
         "count",
         "place",
@@ -80,7 +79,7 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
         n
         for n in kernels
         if n.split("/")[0]
-        in ("merge", "rms_norm", "add_rms_norm", "rope", "silu_and_mul", "store_kv", "count", "combine", "penalize")
+        in ("merge", "rms_norm", "add_rms_norm", "attention_inputs", "silu_and_mul", "count", "combine", "penalize")
     ]
     assert [n for n in direct if not kernels[n]["wide_loads"]] == []
 

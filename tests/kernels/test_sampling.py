@@ -225,6 +225,18 @@ def test_sampling_agrees_through_the_operator_and_its_own_configuration(device):
     assert ops.sample(logits[:0], *batch(0, device)).tolist() == []
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 20, "top_p": 0.9}, {"top_p": 0.7}, {"min_p": 0.05}])
+def test_logits_are_sampled_in_the_dtype_they_come_in(filters, dtype, device):
+    logits = randn((4, 300), dtype, device, 19) * 3
+    arguments = batch(4, device, temperature=[0.0, 0.7, 1.0, 2.0], seed=19, **filters)
+    tokens = drawn(logits, arguments).tolist()
+    assert tokens == reference.sample(logits, *arguments).tolist()
+    assert tokens == reference.sample(logits.float(), *arguments).tolist()
+    expected = reference.logprobs(logits, arguments[5] % 300, 5)
+    for result, wanted in zip(kernels.logprobs(logits, arguments[5] % 300, 5, block=FEW), expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocab", [1, 100, 5000])
 def test_penalties_agree(vocab, device):
     logits = randn((5, vocab), torch.float32, device, 17) * 3
@@ -272,8 +284,10 @@ def test_log_probabilities_of_forbidden_tokens_are_minus_infinity(device):
 def test_arguments_that_do_not_fit_are_named(device):
     logits = torch.zeros((2, 10), device=device)
     arguments = batch(2, device)
+    with pytest.raises(TypeError, match=r"logits: torch\.float64"):
+        ops.sample(logits.double(), *arguments)
     with pytest.raises(TypeError, match=r"logits: torch\.float16"):
-        ops.sample(logits.half(), *arguments)
+        ops.penalize(logits.half(), *[arguments[5]] * 5)
     with pytest.raises(TypeError, match=r"top_k: torch\.int64"):
         ops.sample(logits, arguments[0], arguments[1].long(), *arguments[2:])
     with pytest.raises(ValueError, match="temperature: shape"):

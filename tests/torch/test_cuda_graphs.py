@@ -49,7 +49,7 @@ def test_nothing_is_collected_while_a_step_is_captured(monkeypatch: Any, collect
     before = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
-        graphs = DecodeGraphs(step, 8, 5, torch.device("cpu"), [1, 4])
+        graphs = DecodeGraphs(step, 8, 5, torch.float32, torch.device("cpu"), [1, 4])
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()

@@ -301,18 +301,22 @@ def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_launch_that_waits_for_the_device_is_a_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes: list[str] = []
+    modes: list[str] = ["default"]
     monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
     for problem in ("called a synchronizing CUDA operation", None):
         run = Run(tmp_path, "cuda", quick=True, budget_s=60, section="check_tokens")
+        watched: list[dict[str, Any]] = []
 
-        def replayed(*_: object, problem: str | None = problem) -> dict[str, list[int]]:
-            assert modes[-1] == "error"
-            if problem:
-                raise RuntimeError(problem)
+        def replayed(*args: Any, problem: str | None = problem, watched: Any = watched) -> dict[str, list[int]]:
+            if modes[-1] == "error":
+                watched.extend(args[4] if len(args) > 4 else [{}])
+                if problem:
+                    raise RuntimeError(problem)
             return {}
 
         monkeypatch.setattr(gpu_checks, "_tokens", replayed)
-        gpu_checks._check_waits(run, "kernels", None, [], 1)  # type: ignore[arg-type]
+        gpu_checks._check_waits(run, "kernels", None, [[1]], 1)  # type: ignore[arg-type]
         assert run.failed == ([f"launches that wait for nothing, kernels: {problem}"] if problem else [])
         assert modes[-1] == "default"
+    asked = {name for one in watched for name in one}
+    assert {"repetition_penalty", "logit_bias", "min_new_tokens", "logprobs", "top_p", "top_k", "min_p"} <= asked

@@ -22,7 +22,7 @@ from tests.torch.tiny import VOCAB, make
 from workbench.calibrate.operators import Shape, spread_ids, step_of
 
 LAYERS = 3
-EVERY_LAYER = ("matrix:qkv_proj", "matrix:o_proj", "rotary_emb", "kv_store")
+EVERY_LAYER = ("matrix:qkv_proj", "matrix:o_proj", "rotary_emb")
 ONCE = ("embedding", "final_layernorm", "lm_head", "sampler")
 DENSE = {"matrix:gate_up_proj": LAYERS, "matrix:down_proj": LAYERS, "act_fn": LAYERS}
 ALWAYS = {**dict.fromkeys(EVERY_LAYER, LAYERS), "layernorm": 2 * LAYERS, **dict.fromkeys(ONCE, 1)}
@@ -48,7 +48,7 @@ def worker(architecture: str, folder: Path, **changes: int) -> CpuWorker:
     ("architecture", "changes", "more"),
     [
         ("LlamaForCausalLM", {}, DENSE),
-        ("Qwen3ForCausalLM", {"head_dim": 16}, DENSE | {"qk_norm": 2 * LAYERS}),
+        ("Qwen3ForCausalLM", {"head_dim": 16}, DENSE),
         ("MixtralForCausalLM", {"num_local_experts": 4}, {"experts": LAYERS}),
     ],
 )

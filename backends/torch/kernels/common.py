@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,3 +71,36 @@ def check_contiguous(name: str, x: Tensor) -> None:
     """Raise ValueError unless ``x`` is contiguous."""
     if not x.is_contiguous():
         raise ValueError(f"{name}: strides {x.stride()} of shape {tuple(x.shape)} are not contiguous")
+
+
+Result = TypeVar("Result")
+MOST_SHAPES = 4096
+"""That an operator remembers to have checked."""
+
+
+def launches(launch: Callable[..., Result]) -> Callable[[Callable[..., None]], Callable[..., Result]]:
+    """Make an operator of a function that checks its arguments: ``launch`` is called with the same ones.
+
+    All arguments alike (tensors of equal dtypes, shapes and strides) are checked once: a step calls a few operators hundreds
+    of times over, and to know that nothing has changed takes less time than to look at everything again.
+    """
+
+    def around(check: Callable[..., None]) -> Callable[..., Result]:
+        right: set[tuple[Any, ...]] = set()
+
+        @wraps(check)
+        def operator(*args: Any, **named: Any) -> Result:
+            facts = [(a.dtype, a.shape, a.stride()) if isinstance(a, Tensor) else a for a in args]
+            for name, a in named.items():
+                facts += name, (a.dtype, a.shape, a.stride()) if isinstance(a, Tensor) else a
+            alike = tuple(facts)
+            if alike not in right:
+                check(*args, **named)
+                if len(right) >= MOST_SHAPES:
+                    right.clear()
+                right.add(alike)
+            return launch(*args, **named)
+
+        return operator
+
+    return around

@@ -227,7 +227,7 @@ def decode_attention(
     *,
     page_size: int,
     scale: float,
-    window: int | None,
+    window: int | None = None,
     programs: int | None = None,
     block_n: int | None = None,
 ) -> Tensor:

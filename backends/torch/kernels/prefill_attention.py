@@ -272,7 +272,7 @@ def prefill_attention(
     max_extend: int,
     page_size: int,
     scale: float,
-    window: int | None,
+    window: int | None = None,
     block_m: int | None = None,
     block_n: int | None = None,
 ) -> Tensor:

@@ -95,7 +95,7 @@ def _row_pass(
     # Lanes keep results of their own; they are brought together once, at the end.
     for start in tl.range(0, vocab, BLOCK, num_stages=STAGES):
         token = start + lane
-        value = tl.load(base + token, mask=token < vocab, other=float("-inf"))
+        value = tl.load(base + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
         score = value * scale + gumbel(key, token) if NOISE else value
         better = score > best
         best_at = tl.where(better, token, best_at)
@@ -154,7 +154,7 @@ def _kth_largest(
                 inside = inside & (index < vocab)
             else:
                 index = element
-            value = tl.load(base + index, mask=inside, other=float("-inf"))
+            value = tl.load(base + index, mask=inside, other=float("-inf")).to(tl.float32)
             over = value > middle
             above += over.to(tl.int32)
             least_above = tl.minimum(least_above, tl.where(over, value, float("inf")))
@@ -247,7 +247,7 @@ def sample_kernel(
             floor = top + tl.log2(least) / scale
             floor = tl.where(least > 0.0, floor, float("-inf"))
             # With a top_k nothing was drawn yet: the first winner is sought above -inf.
-            value = tl.where(by_rank, float("-inf"), tl.load(base + winner))
+            value = tl.where(by_rank, float("-inf"), tl.load(base + winner).to(tl.float32))
             bound = tl.maximum(value, floor)
             if by_rank:
                 bound = _bound_of_top(maxima, groups, k, top, SMALL, GROUP)
@@ -262,7 +262,7 @@ def sample_kernel(
                     element = start + lane
                     inside = element < elements
                     index = tl.load(selected + element // GROUP, mask=inside, other=0) * GROUP + element % GROUP
-                    x = tl.load(base + index, mask=inside & (index < vocab), other=float("-inf"))
+                    x = tl.load(base + index, mask=inside & (index < vocab), other=float("-inf")).to(tl.float32)
                     kept += tl.where(x >= kth, tl.exp2((x - top) * scale), 0.0)
                 total = tl.sum(kept, 0)
 
@@ -275,7 +275,7 @@ def sample_kernel(
                     element = start + lane
                     inside = element < elements
                     index = tl.load(selected + element // GROUP, mask=inside, other=0) * GROUP + element % GROUP
-                    x = tl.load(base + index, mask=inside & (index < vocab), other=float("-inf"))
+                    x = tl.load(base + index, mask=inside & (index < vocab), other=float("-inf")).to(tl.float32)
                     over = x > value
                     above += tl.where(over, tl.exp2((x - top) * scale), 0.0)
                     score = tl.where(over & (x >= floor), x * scale + gumbel(key, index), float("-inf"))
@@ -288,7 +288,7 @@ def sample_kernel(
                 settled = stays | (next_best == float("-inf"))
                 if settled == 0:
                     winner = tl.min(tl.where(best == next_best, best_at, NO_TOKEN), 0)
-                    value = tl.load(base + winner)
+                    value = tl.load(base + winner).to(tl.float32)
                     settled = (value >= floor) & (share >= 1.0)
     tl.store(tokens + row, winner.to(tl.int64))
 
@@ -318,7 +318,7 @@ def logprobs_kernel(
     selected += row * group_stride
     _, top, total = _row_pass(base, maxima, vocab, 0, LOG2_E, False, TOP > 0, True, BLOCK, GROUP, STAGES)
     normal = top + tl.log(total)
-    tl.store(chosen + row, tl.load(base + tl.load(tokens + row)) - normal)
+    tl.store(chosen + row, tl.load(base + tl.load(tokens + row)).to(tl.float32) - normal)
     if TOP > 0:
         tl.debug_barrier()
         groups = (vocab + GROUP - 1) // GROUP
@@ -335,7 +335,7 @@ def logprobs_kernel(
                 inside = element < elements
                 index = tl.load(selected + element // GROUP, mask=inside, other=0) * GROUP + element % GROUP
                 inside = inside & (index < vocab)
-                x = tl.load(base + index, mask=inside, other=float("-inf"))
+                x = tl.load(base + index, mask=inside, other=float("-inf")).to(tl.float32)
                 left = inside & ((x < last) | ((x == last) & (index > last_at)))
                 better = left & ((x > best) | (best_at == NO_TOKEN))
                 best_at = tl.where(better, index, best_at)
@@ -380,12 +380,12 @@ def penalize_kernel(
         tl.store(logits + row * row_stride + token, logit, mask=mask)
 
 
-def _blocks(vocab: int, block: int | None) -> tuple[int, int, int]:
-    """(elements a step of the pass, of the steps over selected groups, warps)."""
+def blocks(vocab: int, block: int | None) -> tuple[dict[str, int], int]:
+    """(tile sizes: elements of a step of the pass and of the steps over selected groups, stages of the pass; warps)."""
     # Eight warps of eight logits a thread: two programs of the largest kernel fit a multiprocessor's registers, so that up
-    # to 264 rows run side by side on an H200, with 80 KB of logits on their way to each multiprocessor.
+    # to 264 rows run side by side on an H200, with 40 KB of bfloat16 logits on their way to each multiprocessor.
     wide = block or min(2048, max(2 * GROUP, next_power_of_2(vocab)))
-    return wide, wide, max(1, min(8, wide // 256))
+    return {"BLOCK": wide, "SMALL": wide, "GROUP": GROUP, "STAGES": STAGES}, max(1, min(8, wide // 256))
 
 
 def _scratch(rows: int, vocab: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -406,8 +406,8 @@ def sample(
     seeds: Tensor,
     positions: Tensor,
     *,
-    all_greedy: bool,
-    filtered: bool,
+    all_greedy: bool = False,
+    filtered: bool = True,
     block: int | None = None,
 ) -> Tensor:
     """Launch. Arguments as in the operator; ``block``, a power of two >= 2 * GROUP, overrides the configuration."""
@@ -416,8 +416,8 @@ def sample(
     if rows == 0:
         return tokens
     filtered = filtered and not all_greedy
-    block, small, warps = _blocks(vocab, block)
-    maxima, selected = _scratch(rows if filtered else 1, vocab, block, logits.device)
+    tiles, warps = blocks(vocab, block)
+    maxima, selected = _scratch(rows if filtered else 1, vocab, tiles["BLOCK"], logits.device)
     sample_kernel[(rows,)](
         logits,
         tokens,
@@ -434,10 +434,7 @@ def sample(
         vocab,
         NOISE=not all_greedy,
         FILTERED=filtered,
-        BLOCK=block,
-        SMALL=small,
-        GROUP=GROUP,
-        STAGES=STAGES,
+        **tiles,
         num_warps=warps,
     )
     return tokens
@@ -450,8 +447,8 @@ def logprobs(logits: Tensor, tokens: Tensor, top: int, *, block: int | None = No
     values = torch.empty((rows, top), dtype=torch.float32, device=logits.device)
     ids = torch.empty((rows, top), dtype=torch.int64, device=logits.device)
     if rows:
-        block, small, warps = _blocks(vocab, block)
-        maxima, selected = _scratch(rows, vocab, block, logits.device)
+        tiles, warps = blocks(vocab, block)
+        maxima, selected = _scratch(rows, vocab, tiles["BLOCK"], logits.device)
         logprobs_kernel[(rows,)](
             logits,
             tokens,
@@ -464,10 +461,7 @@ def logprobs(logits: Tensor, tokens: Tensor, top: int, *, block: int | None = No
             maxima.stride(0),
             vocab,
             TOP=top,
-            BLOCK=block,
-            SMALL=small,
-            GROUP=GROUP,
-            STAGES=STAGES,
+            **tiles,
             num_warps=warps,
         )
     return chosen, values, ids

@@ -124,7 +124,7 @@ class Model(nn.Module):
         return self.embedding.embed(ids)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[m, hidden] of the last stage -> float32[m, vocab], the same on every rank; written to ``out`` if given.
+        """[m, hidden] of the last stage -> [m, vocab] of its dtype, the same on every rank; written to ``out`` if given.
 
         Raises ValueError on another stage.
         """

@@ -26,9 +26,27 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(residual, weight, eps), residual
 
 
-def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate halves by position. q: [n, h, d]; k: [n, hk, d]; positions: int64[n]; cos_sin: float32[max, r], the cosines
-    of r/2 angles, then the sines; the first r <= d elements of a head are rotated. q and k may be overwritten."""
+def attention_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    positions: Tensor,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """Normalise heads, turn them by position, and write each token's keys and values to its slot; returns the queries.
+
+    q: [n, h, d], which may be overwritten; k, v: [n, hk, d]; q_norm, k_norm: [d], the weights of the RMS norms of heads, or
+    None; positions, slots: int64[n]; cos_sin: float32[max, r], the cosines of r/2 angles, then the sines: the first r <= d
+    elements of a head are rotated by halves; caches: [s, hk, d].
+    """
+    if q_norm is not None and k_norm is not None:
+        q, k = rms_norm(q, q_norm, eps), rms_norm(k, k_norm, eps)
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
 
     def rotate(x: Tensor) -> Tensor:
@@ -37,7 +55,9 @@ def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tens
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
         return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
 
-    return rotate(q), rotate(k)
+    k_cache[slots] = rotate(k)
+    v_cache[slots] = v
+    return rotate(q)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:
@@ -50,12 +70,6 @@ def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) ->
     """x times a weight in FP8. x: [m, k]; weight: e4m3[n, k]; scales: float32[n, b], of ``scale_columns`` columns each (the
     last block may have fewer). The weight is rounded to x's dtype before the product. Returns [m, n]."""
     return torch.nn.functional.linear(x, dequantise(weight, scales, scale_columns).to(x.dtype))
-
-
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Write each token's keys and values to its slot. k, v: [n, hk, d]; caches: [s, hk, d]; slots: int64[n]."""
-    k_cache[slots] = k
-    v_cache[slots] = v
 
 
 def decode_attention(
@@ -175,7 +189,7 @@ def sample(
 ) -> Tensor:
     """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
 
-    logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
+    logits: [n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
     positions: int64[n], the index of the sampled token in its sequence. Filters apply one after another to the softmax of
     logits / temperature: top_k, then top_p of what is left (renormalised), then min_p relative to the largest. Ties at a
     threshold are all kept, and the likeliest token always is. The draw is an argmax over Gumbel noise that depends on
@@ -188,7 +202,7 @@ def sample(
     greedy = logits.argmax(-1)
     if all_greedy or not bool((temperature > 0).any()):
         return greedy
-    scaled = logits / temperature.clamp(min=1e-6)[:, None]
+    scaled = logits.float() / temperature.clamp(min=1e-6)[:, None]
     scores = scaled + gumbel(seeds, positions, logits.shape[1])
     if filtered:
         scores = scores.masked_fill(~keep_mask(scaled.softmax(-1), top_k, top_p, min_p), float("-inf"))
@@ -235,7 +249,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log probabilities before temperature and filters: (of ``tokens``, float32[n]; the ``top`` largest, float32[n, top];
-    their ids, int64[n, top]). logits: float32[n, v]; tokens: int64[n]."""
-    log = logits.log_softmax(-1)
+    their ids, int64[n, top]). logits: [n, v]; tokens: int64[n]."""
+    log = logits.float().log_softmax(-1)
     values, ids = log.topk(top, dim=-1) if top else (log[:, :0], tokens.new_empty((len(tokens), 0)))
     return log.gather(1, tokens[:, None])[:, 0], values, ids

@@ -1,8 +1,9 @@
 """Every operator as Triton kernels: the functions and arguments of :mod:`backends.torch.ops.reference`.
 
-Each function checks its arguments on the host (dtypes, shapes, strides; never values, which would wait for the device),
-then launches. What the kernels do not take raises TypeError or ValueError: nothing is computed some other way instead.
-Any of these can be captured in a CUDA graph.
+Each function here checks its arguments on the host (dtypes, shapes, strides; never values, which would wait for the
+device), once for all that are alike; the function named above it launches, and its result is the operator's. What the
+kernels do not take raises TypeError or ValueError: nothing is computed some other way instead. Any of these can be captured
+in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,11 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..kernels import activation, sampling
 from ..kernels import (
-    activation,
-    kv_store,
-    norm,
-    sampling,
+    attention_inputs as inputs,
 )
 from ..kernels import (
     decode_attention as decode,
@@ -25,16 +24,15 @@ from ..kernels import (
 from ..kernels import (
     moe as experts,
 )
+from ..kernels import norm as norms
 from ..kernels import (
     prefill_attention as prefill,
 )
-from ..kernels import (
-    rope as rotary,
-)
-from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape
+from ..kernels.common import check_contiguous, check_dtype, check_float, check_last_stride, check_shape, launches
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+@launches(norms.rms_norm)
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> None:
     """``x / rms(x) * weight`` over the last axis. x: [..., d]; weight: [d] of the same dtype."""
     check_float("x", x)
     check_dtype("weight", weight, x.dtype)
@@ -43,10 +41,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     check_last_stride("x", x)
     if x.dim() not in (2, 3):
         check_contiguous("x", x)
-    return norm.rms_norm(x, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+@launches(norms.add_rms_norm)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     """(rms_norm(x + residual), x + residual). x, residual: [n, d]; both are overwritten and returned."""
     check_float("x", x)
     check_dtype("residual", residual, x.dtype)
@@ -57,41 +55,66 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     check_contiguous("weight", weight)
     check_last_stride("x", x)
     check_last_stride("residual", residual)
-    return norm.add_rms_norm(x, residual, weight, eps)
 
 
-def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate halves by position, in place. q: [n, h, d]; k: [n, hk, d]; positions: int64[n]; cos_sin: float32[max, r],
-    the cosines of r/2 angles, then the sines; the first r <= d elements of a head are rotated."""
+@launches(inputs.attention_inputs)
+def attention_inputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    positions: Tensor,
+    cos_sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    """Normalise heads, turn them by position, and write each token's keys and values to its slot; returns the queries.
+
+    q: [n, h, d], which is overwritten; k, v: [n, hk, d]; q_norm, k_norm: [d], the weights of the RMS norms of heads, or
+    None; positions, slots: int64[n]; cos_sin: float32[max, r], the cosines of r/2 angles, then the sines: the first r <= d
+    elements of a head are rotated by halves; caches: [s, hk, d].
+    """
     check_float("q", q)
-    check_dtype("k", k, q.dtype)
-    check_dtype("positions", positions, torch.int64)
-    check_dtype("cos_sin", cos_sin, torch.float32)
     check_shape("q", q, None, None, None)
     check_shape("k", k, len(q), None, q.shape[2])
-    check_shape("positions", positions, len(q))
+    check_shape("v", v, *k.shape)
+    check_shape("k_cache", k_cache, None, *k.shape[1:])
+    check_shape("v_cache", v_cache, *k_cache.shape)
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("k_cache", k_cache), ("v_cache", v_cache)):
+        check_dtype(name, tensor, q.dtype)
+        check_last_stride(name, tensor)
+    if k_cache.stride() != v_cache.stride():
+        raise ValueError(f"v_cache: strides {v_cache.stride()} are not those of k_cache, {k_cache.stride()}")
+    if (q_norm is None) != (k_norm is None):
+        raise ValueError("q_norm, k_norm: only one of them is given")
+    for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if weight is not None:
+            check_dtype(name, weight, q.dtype)
+            check_shape(name, weight, q.shape[2])
+            check_contiguous(name, weight)
+    _check_per_row(len(q), torch.int64, positions=positions, slots=slots)
+    check_dtype("cos_sin", cos_sin, torch.float32)
     check_shape("cos_sin", cos_sin, None, None)
+    check_contiguous("cos_sin", cos_sin)
     if cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2]:
         raise ValueError(f"cos_sin: width {cos_sin.shape[1]} is odd or more than the head size {q.shape[2]}")
-    check_contiguous("positions", positions)
-    check_contiguous("cos_sin", cos_sin)
-    check_last_stride("q", q)
-    check_last_stride("k", k)
-    rotary.rope(q, k, positions, cos_sin)
-    return q, k
 
 
-def silu_and_mul(x: Tensor) -> Tensor:
+@launches(activation.silu_and_mul)
+def silu_and_mul(x: Tensor) -> None:
     """``silu(x[:, :m]) * x[:, m:]``. x: [n, 2m] -> [n, m]."""
     check_float("x", x)
     check_shape("x", x, None, None)
     if x.shape[1] % 2:
         raise ValueError(f"x: {x.shape[1]} columns are not two halves")
     check_last_stride("x", x)
-    return activation.silu_and_mul(x)
 
 
-def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) -> Tensor:
+@launches(fp8.fp8_linear)
+def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) -> None:
     """x times a weight in FP8. x: [m, k]; weight: e4m3[n, k]; scales: float32[n, b], of ``scale_columns`` columns each (the
     last block may have fewer). Values keep e4m3's precision, scales float32's. Returns [m, n]."""
     check_float("x", x)
@@ -106,26 +129,6 @@ def fp8_linear(x: Tensor, weight: Tensor, scales: Tensor, scale_columns: int) ->
         raise ValueError(f"scales: {scales.shape[1]} of {scale_columns} columns each do not cover {x.shape[1]}")
     if scales.shape[1] > 1 and scale_columns & (scale_columns - 1 | 15):
         raise ValueError(f"scale_columns: {scale_columns} is not a power of two from 16 up")
-    return fp8.fp8_linear(x, weight, scales, scale_columns)
-
-
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Write each token's keys and values to its slot. k, v: [n, hk, d]; caches: [s, hk, d]; slots: int64[n]."""
-    check_float("k", k)
-    for name, tensor in (("v", v), ("k_cache", k_cache), ("v_cache", v_cache)):
-        check_dtype(name, tensor, k.dtype)
-        check_last_stride(name, tensor)
-    check_last_stride("k", k)
-    check_dtype("slots", slots, torch.int64)
-    check_shape("k", k, None, None, None)
-    check_shape("v", v, *k.shape)
-    check_shape("k_cache", k_cache, None, *k.shape[1:])
-    check_shape("v_cache", v_cache, *k_cache.shape)
-    check_shape("slots", slots, len(k))
-    check_contiguous("slots", slots)
-    if k_cache.stride() != v_cache.stride():
-        raise ValueError(f"v_cache: strides {v_cache.stride()} are not those of k_cache, {k_cache.stride()}")
-    kv_store.store_kv(k, v, k_cache, v_cache, slots)
 
 
 def _check_attention(
@@ -163,6 +166,7 @@ def _check_attention(
         raise ValueError(f"window: {window} is less than 1")
 
 
+@launches(decode.decode_attention)
 def decode_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -174,7 +178,7 @@ def decode_attention(
     page_size: int,
     scale: float,
     window: int | None = None,
-) -> Tensor:
+) -> None:
     """One query a request over its whole context, its own token included (already stored).
 
     q: [b, h, d]; rows: int64[b]; seq_lens: int32[b]; ``window``: only the last so many tokens. Returns [b, h, d]; zeros
@@ -182,11 +186,9 @@ def decode_attention(
     """
     _check_attention(q, k_cache, v_cache, page_table, rows, seq_lens, page_size, window)
     check_shape("q", q, len(rows), None, None)
-    return decode.decode_attention(
-        q, k_cache, v_cache, page_table, rows, seq_lens, page_size=page_size, scale=scale, window=window
-    )
 
 
+@launches(prefill.prefill_attention)
 def prefill_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -200,7 +202,7 @@ def prefill_attention(
     page_size: int,
     scale: float,
     window: int | None = None,
-) -> Tensor:
+) -> None:
     """Causal attention of several requests' new tokens over their cached prefix and themselves (already stored).
 
     q: [n, h, d], the requests' new tokens one after another; q_starts: int32[b + 1], where each request's begin;
@@ -211,22 +213,10 @@ def prefill_attention(
     check_dtype("q_starts", q_starts, torch.int32)
     check_shape("q_starts", q_starts, len(rows) + 1)
     check_contiguous("q_starts", q_starts)
-    return prefill.prefill_attention(
-        q,
-        k_cache,
-        v_cache,
-        page_table,
-        rows,
-        q_starts,
-        seq_lens,
-        max_extend=max_extend,
-        page_size=page_size,
-        scale=scale,
-        window=window,
-    )
 
 
-def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, renormalize: bool) -> Tensor:
+@launches(experts.moe)
+def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_k: int, renormalize: bool) -> None:
     """Mixture of gated experts. x: [n, c]; router_logits: [n, e]; gate_up: [e, 2m, c]; down: [e, c, m].
 
     Each token goes to the ``top_k`` experts of the largest softmax weight, the lower number in a tie; ``renormalize`` makes
@@ -244,11 +234,10 @@ def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, *, top_
         check_last_stride(name, tensor)
     if not 1 <= top_k <= len(down):
         raise ValueError(f"top_k: {top_k} is not between 1 and the {len(down)} experts")
-    return experts.moe(x, router_logits, gate_up, down, top_k=top_k, renormalize=renormalize)
 
 
 def _check_logits(logits: Tensor) -> None:
-    check_dtype("logits", logits, torch.float32)
+    check_float("logits", logits)
     check_shape("logits", logits, None, None)
     check_last_stride("logits", logits)
     if logits.shape[1] == 0:
@@ -263,6 +252,7 @@ def _check_per_row(rows: int, dtype: torch.dtype, *, strided: bool = False, **te
             check_contiguous(name, tensor)
 
 
+@launches(sampling.penalize)
 def penalize(
     logits: Tensor, output_counts: Tensor, in_prompt: Tensor, repetition: Tensor, presence: Tensor, frequency: Tensor
 ) -> None:
@@ -273,6 +263,7 @@ def penalize(
     output).
     """
     _check_logits(logits)
+    check_dtype("logits", logits, torch.float32)
     check_dtype("output_counts", output_counts, torch.int32)
     check_dtype("in_prompt", in_prompt, torch.bool)
     for name, tensor in (("output_counts", output_counts), ("in_prompt", in_prompt)):
@@ -280,9 +271,9 @@ def penalize(
         check_last_stride(name, tensor)
     numbers = {"repetition": repetition, "presence": presence, "frequency": frequency}
     _check_per_row(len(logits), torch.float32, strided=True, **numbers)
-    sampling.penalize(logits, output_counts, in_prompt, repetition, presence, frequency)
 
 
+@launches(sampling.sample)
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -294,10 +285,10 @@ def sample(
     *,
     all_greedy: bool = False,
     filtered: bool = True,
-) -> Tensor:
+) -> None:
     """One token a row: argmax where temperature is 0, else a draw from what the three filters leave.
 
-    logits: float32[n, v]; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
+    logits: [n, v] of any float dtype; temperature, top_p, min_p: float32[n]; top_k: int32[n], 0 for none; seeds: int64[n];
     positions: int64[n], the index of the sampled token in its sequence. ``all_greedy`` promises that every temperature is
     0, ``filtered=False`` that no row has a filter: both save work that the host cannot see to be needless. Filters and
     noise are those of the reference; of equal scores the lower token wins. Returns int64[n].
@@ -306,16 +297,13 @@ def sample(
     _check_per_row(len(logits), torch.float32, temperature=temperature, top_p=top_p, min_p=min_p)
     _check_per_row(len(logits), torch.int32, top_k=top_k)
     _check_per_row(len(logits), torch.int64, seeds=seeds, positions=positions)
-    return sampling.sample(
-        logits, temperature, top_k, top_p, min_p, seeds, positions, all_greedy=all_greedy, filtered=filtered
-    )
 
 
-def logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+@launches(sampling.logprobs)
+def logprobs(logits: Tensor, tokens: Tensor, top: int) -> None:
     """Log probabilities before temperature and filters: (of ``tokens``, float32[n]; the ``top`` largest, float32[n, top];
-    their ids, int64[n, top], lower ones first in a tie). logits: float32[n, v]; tokens: int64[n]."""
+    their ids, int64[n, top], lower ones first in a tie). logits: [n, v] of any float dtype; tokens: int64[n]."""
     _check_logits(logits)
     _check_per_row(len(logits), torch.int64, tokens=tokens)
     if not 0 <= top <= logits.shape[1]:
         raise ValueError(f"top: {top} is not between 0 and the {logits.shape[1]} tokens of the vocabulary")
-    return sampling.logprobs(logits, tokens, top)
