@@ -263,6 +263,20 @@ def test_an_operator_that_the_nearest_version_lacks_is_of_the_next_and_the_note_
     assert older.endswith(": routed experts (power law 1.01 load)") and "the nearest to 0.33.0" in older
 
 
+def test_products_timed_with_their_launches_are_read_under_the_other_engine_or_are_the_rooflines(package):
+    write_table(package, "gemm", latency=0.06)
+    step, shape = batch([1024] * 64), roofline()
+    cost = measured()
+    assert cost.explain(step)["projections"] == pytest.approx(shape.explain(step)["projections"])
+    assert "products of the MLP in bf16" in cost.notes[-1]
+    write_table(package, "gemm", "0.5.14", engine="sglang")
+    cost = measured()
+    assert cost.explain(step)["qkv_proj"] == pytest.approx(28 * product_ms(64, 4096, 1024) * 1e-3)
+    assert "cost: measured on h100_sxm under sglang 0.5.14 (aiconfigurator-core): matrix products" in cost.notes
+    # What an engine was not measured with at all is no matter of launches.
+    assert "products of the MLP in fp8" in measured(dtype="fp8").notes[-1]
+
+
 def test_rows_that_may_not_be_read_are_made_of_those_beside_them(package):
     def keep(kind, table):
         assert "latency" in table

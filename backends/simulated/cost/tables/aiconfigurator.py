@@ -19,7 +19,7 @@ from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.operator_tables import OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.tables.csv_table import find_table, read_table
 from backends.simulated.cost.tables.measured_operators import OperatorReader
-from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns
+from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Tables
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,14 @@ class CsvTables:
     def at(self, version: str) -> CsvTables:
         """The set itself."""
         return self
+
+    def elsewhere(self) -> list[Tables]:
+        """None."""
+        return []
+
+    def named(self, version: str, kind: str) -> str:
+        """The set itself."""
+        return f"in {self.base.name}"
 
     def __str__(self) -> str:
         return str(self.base)

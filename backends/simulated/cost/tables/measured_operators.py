@@ -21,7 +21,13 @@ from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasu
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
 from backends.simulated.cost.tables.attention_rows import Shape, decodes_of, prompts_of
 from backends.simulated.cost.tables.latent_rows import absorbed_products, kernel_decodes, kernel_prompts, module_of
-from backends.simulated.cost.tables.operator_rows import Products, all_reduce_grid, collective_grid, experts_grid
+from backends.simulated.cost.tables.operator_rows import (
+    Products,
+    all_reduce_grid,
+    collective_grid,
+    experts_grid,
+    timed_with_launches,
+)
 from backends.simulated.cost.tables.product_shapes import Shapes, around_mixer, expand_latents, of_mlp
 from backends.simulated.cost.tables.published_package import described, find_tables
 from backends.simulated.cost.tables.recurrent_rows import gated_delta_of
@@ -46,7 +52,7 @@ def read_measured(want: CostRequest, keep: Keep | None = None) -> OperatorTables
     source = Provenance(tables.system, "aiconfigurator", tables.system.name, want.dtype)
     reader = OperatorReader(want, tables)
     found = reader.read(replace(source, engine=f"{tables.engine} {tables.version_of('gemm')}"))
-    found.notes = reader.notes(tables.system.name, tables.engine, described())
+    found.notes = reader.notes(tables.system.name, described())
     return found
 
 
@@ -55,8 +61,8 @@ class OperatorReader:
 
     def __init__(self, want: CostRequest, tables: Tables) -> None:
         self._want, self._model, self._tables = want, want.model, tables
-        self._measured: dict[str, str] = {}
-        """Operators that were found, and the version they are of; NCCL's with its name."""
+        self._measured: dict[tuple[str, str], None] = {}
+        """Operators that were found, and what they were measured under, in order."""
         self.lacking: list[str] = []
         """Operators that were not."""
         self._products: dict[str, tuple[Products, str] | None] = {}
@@ -271,7 +277,7 @@ class OperatorReader:
         for operator in ("all_gather", "reduce_scatter"):
             found = self._first("nccl", lambda tables: collective_grid(tables, operator, ranks))  # noqa: B023, now
             what = operator.replace("_", "-")
-            self._note(found and (found[0], f"NCCL {found[1]}"), f"{what}s", f"{what}s over {ranks} instances")
+            self._note(found, f"{what}s", f"{what}s over {ranks} instances")
             both.append(None if found is None else found[0])
         return both[0], both[1]
 
@@ -283,7 +289,7 @@ class OperatorReader:
         weights = self._want.weights
         ways = weights.of(part) if part is not None else [(1.0, weights.plain)]
         found: dict[str, Curve] = {}
-        versions = []
+        under = []
         for share, held in ways:
             products = self._products_in(held)
             try:
@@ -293,12 +299,12 @@ class OperatorReader:
             if products is None:
                 self._lack(f"{what} in {held.computes if held == weights.plain else weights.dtype}")
                 return None
-            versions.append(products[1])
+            under.append(("matrix products" + ("" if held == weights.plain else f" in {weights.dtype}"), products[1]))
             for name, curve in curves.items():
                 curve = curve.times(share)
                 found[name] = found[name] + curve if name in found else curve
-        for version in versions:
-            self._find("matrix products", version)
+        for kind, where in under:
+            self._find(kind, where)
         return found
 
     def _products_in(self, held: Held) -> tuple[Products, str] | None:
@@ -307,7 +313,10 @@ class OperatorReader:
         if dtype is None:
             return None
         if dtype not in self._products:
-            self._products[dtype] = self._first("gemm", lambda tables: Products(tables, dtype))
+            # Launches are an engine's, kernels are much alike.
+            launches = self._first("gemm", lambda tables: timed_with_launches(tables, dtype))
+            others = self._tables.elsewhere() if launches is not None and launches[0] else []
+            self._products[dtype] = self._first("gemm", lambda tables: Products(tables, dtype), *others)
         return self._products[dtype]
 
     def _dtype(self, held: Held) -> str | None:
@@ -339,13 +348,15 @@ class OperatorReader:
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
-    def _first(self, kind: str, read: Callable[[Tables], Found]) -> tuple[Found, str] | None:
-        """What is read of a kind of table, of the nearest version that has it, and which that is; None where none has."""
-        for version in self._tables.versions(kind):
-            try:
-                return read(self._tables.at(version)), version
-            except NotMeasured:
-                continue
+    def _first(self, kind: str, read: Callable[[Tables], Found], *others: Tables) -> tuple[Found, str] | None:
+        """What is read of a kind of table, of the nearest version that has it, or of ``others``, and what it was measured
+        under; None where none has."""
+        for tables in (self._tables, *others):
+            for version in tables.versions(kind):
+                try:
+                    return read(tables.at(version)), tables.named(version, kind)
+                except NotMeasured:
+                    continue
         return None
 
     def _note(self, found: tuple[object, str] | None, what: str, lacking: str | None = None) -> None:
@@ -354,20 +365,18 @@ class OperatorReader:
         else:
             self._find(what, found[1])
 
-    def _find(self, what: str, version: str) -> None:
-        self._measured[what] = version
+    def _find(self, what: str, where: str) -> None:
+        self._measured[what, where] = None
 
     def _lack(self, what: str) -> None:
         if what not in self.lacking:
             self.lacking.append(what)
 
-    def notes(self, system: str, engine: str, package: str) -> list[str]:
+    def notes(self, system: str, package: str) -> list[str]:
         """Sentences about where times are from."""
-        wanted, notes = self._tables.version, []
-        for version in dict.fromkeys(self._measured.values()):
-            names = ", ".join(name for name, each in self._measured.items() if each == version)
-            near = "" if version == wanted else f", the nearest to {wanted}"
-            whose = f"under {engine} {version}{near}" if version[0].isdigit() else f"with {version}"
-            notes.append(f"cost: measured on {system} {whose} ({package}): {names}")
+        notes = []
+        for where in dict.fromkeys(where for _, where in self._measured):
+            names = ", ".join(name for name, each in self._measured if each == where)
+            notes.append(f"cost: measured on {system} {where} ({package}): {names}")
         rest = "; ".join([*ALWAYS, *self.lacking])
-        return [*notes, BY_ROOFLINE + rest]
+        return [*notes, f"cost: by the roofline, no table was read for them: {rest}"]

@@ -9,6 +9,19 @@ from backends.simulated.cost.models.filled_grid import Shape, beside, between
 from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured
 from backends.simulated.cost.tables.table_kinds import ELEMENT_BYTES, MILLISECOND, Tables, rows_where, shortest
 
+LAUNCHED_S = 40e-6
+"""Seconds that no kernel of a small product takes: what was timed is how long the CPU takes to launch it, which graphs
+spare."""
+SMALL_PRODUCTS = 0.1
+"""Share of the products of a table that count as small."""
+
+
+def timed_with_launches(tables: Tables, dtype: str) -> bool:
+    """Whether the times of matrix products of a dtype are those of their launches."""
+    columns = tables.table("gemm")
+    of = rows_where(columns, gemm_dtype=dtype)
+    return bool(of.any() and np.quantile(columns["latency"][of], SMALL_PRODUCTS) * MILLISECOND > LAUNCHED_S)
+
 
 class Products:
     """Matrix products of one dtype, under the name that the tables have for it. Raises :class:`NotMeasured`."""
@@ -18,6 +31,8 @@ class Products:
         of = rows_where(columns, gemm_dtype=dtype)
         if not of.any():
             raise NotMeasured(f"{tables}: no matrix products in {dtype}")
+        if timed_with_launches(tables, dtype):
+            raise NotMeasured(f"{tables}: matrix products in {dtype} were timed with their launches")
         where = np.stack([columns[name][of] for name in ("n", "k", "m")], axis=1)
         self._shape = Shape(*shortest(where, columns["latency"][of] * MILLISECOND), _product_terms)
         self.counts = self._shape.axes[2]

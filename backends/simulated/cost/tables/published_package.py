@@ -20,7 +20,7 @@ from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.operator_tables import NotMeasured, ProfileError
 from backends.simulated.cost.tables.csv_table import first_unfit
-from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Keep
+from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Keep, Tables
 
 PACKAGE, DISTRIBUTION = "aiconfigurator_core", "aiconfigurator-core"
 INSTALL = 'pip install "llm-workbench[profiles]"'
@@ -58,17 +58,27 @@ class PublishedTables:
         return next(iter(self.versions(kind)), None)
 
     def versions(self, kind: str) -> list[str]:
-        """Versions that there is a table of a kind for, the nearest first; the latest first of what is no engine."""
+        """Versions that there is a table of a kind for, the nearest first; the latest first of what is no engine, and where
+        no version is asked for."""
         found = list(self._files(kind))
-        return (
-            by_nearness(self.version, found)
-            if KINDS[kind].source is None
-            else sorted(found, key=_numbers, reverse=True)
-        )
+        if KINDS[kind].source is not None or not self.version:
+            return sorted(found, key=_numbers, reverse=True)
+        return by_nearness(self.version, found)
 
     def at(self, version: str) -> PublishedTables:
         """The same tables for another version."""
         return replace(self, version=version)
+
+    def elsewhere(self) -> list[Tables]:
+        """Tables of the same GPU under the other engines, of any version."""
+        return [replace(self, engine=name, version="") for name in ENGINES if name != self.engine]
+
+    def named(self, version: str, kind: str) -> str:
+        """What a table of a version was measured under, in words."""
+        if KINDS[kind].source is not None:
+            return f"with {kind.upper()} {version}"
+        near = "" if version == self.version or not self.version else f", the nearest to {self.version}"
+        return f"under {self.engine} {version}{near}"
 
     def _files(self, kind: str) -> dict[str, Path]:
         """The tables of a kind by version."""

@@ -88,6 +88,14 @@ class Tables(Protocol):
         """The same tables for another version of the engine."""
         ...
 
+    def elsewhere(self) -> list[Tables]:
+        """Tables of the same GPU under other engines."""
+        ...
+
+    def named(self, version: str, kind: str) -> str:
+        """What a table of a version was measured under, in words."""
+        ...
+
 
 def shortest(keys: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct rows of keys, [n] or [n, axes], and the shortest time of each: engines take the best of several kernels."""
