@@ -1,179 +1,483 @@
-"""Where the achievable shares and overheads of ``gpus.toml`` come from: fitted to public operator tables, one GPU at a time.
+"""Fit the achievable shares and overheads of ``efficiencies.toml`` to published operator tables, one GPU at a time.
 
-    python benchmarks/roofline_fit.py [DATA]
+    python benchmarks/roofline_fit.py [GPU...] [--write]
 
-For each kind of operator the two or three numbers with the least mean error (of logarithms) over a grid of candidates:
-products, attention of decodes, attention of prompts, routed experts, all-reduce. The model of each is the roofline's.
-Shapes are those that language models have. Whole steps are compared by ``whole_steps.py``. DATA is ../shared/data.
+For each kind of operator, the few numbers with the least mean error (of logarithms) in the roofline's form: matrix products
+by precision, attention of decodes and of prompts (grouped, with a KV head for each head, latent), and routed experts by
+precision. They are fitted to one half of the tables' shapes, and the errors that are printed are those on the other
+(``board/halves.py``). The tables are those that the package ``aiconfigurator-core`` carries (the extra ``profiles``), the
+newest version of SGLang and of vLLM, which count the same; of TensorRT-LLM where these two have none. ``--write`` writes
+the file and the table of docs/cost-model.md anew, for all GPUs. Whole steps are compared by ``whole_steps.py``.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
-from backends.simulated.catalogue.model_specs import load_model
-from backends.simulated.cost.models.roofline import EXPERT_TILE_ROWS, GEMM_TILE_ROWS
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SETS = {"a100": "a100_sxm_sglang-0.5.10", "h100": "h100_sxm_sglang-0.5.14", "h200": "h200_sxm_sglang-0.5.14"}
-SHARES = np.arange(0.2, 0.96, 0.025)
-OVERHEADS_S = np.arange(1, 33) * 1e-6
-GPUS_IN_A_GROUP = (2, 4, 8)
-RTX_MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-32B")
+from backends.simulated.catalogue.gpu_specs import EFFICIENCIES, GPU, load_gpu
+from backends.simulated.cost.models.roofline import OVERLAP
+from benchmarks.board.halves import rows_score
+from benchmarks.board.pages import between_markers
+from benchmarks.board.silicon import find_rows
+
+SYSTEMS = {
+    "a100": "a100_sxm",
+    "h100": "h100_sxm",
+    "h200": "h200_sxm",
+    "b200": "b200_sxm",
+    "b300": "b300_sxm",
+    "gb200": "gb200",
+    "gb300": "gb300",
+    "l40s": "l40s",
+    "rtx-pro-6000": "rtx_pro_6000_server",
+}
+"""Names in the package of the GPUs that are fitted."""
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "cost-model.md"
+ENGINES = ("sglang", "vllm")
+CACHE_BYTES = {
+    "a100": 40e6,
+    "h100": 50e6,
+    "h200": 50e6,
+    "b200": 126e6,
+    "b300": 126e6,
+    "gb200": 126e6,
+    "gb300": 126e6,
+    "l40s": 96e6,
+    "rtx-pro-6000": 128e6,
+}
+"""Second-level cache, as the vendor's whitepapers and tuning guides have it."""
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 4096, 8192)
+"""Tokens of the products that are fitted: some tables have one more than many of these, too, which would count twice."""
+FROM_HOST_S = 30e-6
+"""A table whose shortest product takes longer was measured with launches from the host, and says nothing of the kernel."""
+DIGITS = 3
+BITS = {
+    "bf16": "16 bits",
+    "fp8": "8 bits",
+    "int8": "8 bits",
+    "fp4": "fp4",
+    "w4": "16 bits, weights in 4",
+}
+"""Ways in which matrices are multiplied, in words."""
+NEGLIGIBLE_S = {"each_overhead_s": 1e-9, "head_overhead_s": 1e-10, "overhead_s": 1e-7, "depth_s": 1e-11}
+"""What is written as 0 below these."""
+
+Seconds = np.ndarray
+Model = Callable[..., Seconds]
 
 
-def fit(measured_s: np.ndarray, modelled: Callable[..., np.ndarray], *candidates: Iterable[float]) -> str:
-    """The candidates that come nearest, and how near."""
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of one kind of operator."""
 
-    def error(values: tuple[float, ...]) -> float:
-        return float(np.abs(np.log(modelled(*values) / measured_s)).mean())
+    rows: pd.DataFrame
+    """With the columns ``seconds``, ``engine`` and ``scores``."""
 
-    best = min(itertools.product(*candidates), key=error)
-    shares = [f"{value:.3g}" if value > 1e-3 else f"{value * 1e6:.0f} us" for value in best]
-    return f"{', '.join(shares):32} off by {error(best):.1%} on average, {len(measured_s):,} points"
+    def __getattr__(self, name: str) -> np.ndarray:
+        """A column in numbers."""
+        if name not in self.rows:
+            raise AttributeError(name)
+        return self.rows[name].to_numpy(float)
 
+    @property
+    def weight(self) -> np.ndarray:
+        """What a row counts, so that engines count the same."""
+        return 1 / self.rows.groupby("engine").seconds.transform("size").to_numpy(float)
 
-def rtx_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """LLMServingSim's tables of two models, as products, attention of decodes and attention of prompts in the columns of
-    the others."""
-    dense, attention = [], []
-    for name in RTX_MODELS:
-        model = load_model(name)
-        width = model.head_dim
-        for tp in (1, 2):
-            heads, kv_heads = model.heads // tp, model.kv_heads // tp
-            shapes = {
-                "qkv_proj": ((heads + 2 * kv_heads) * width, model.hidden),
-                "o_proj": (model.hidden, heads * width),
-                "gate_up_proj": (2 * model.intermediate // tp, model.hidden),
-                "down_proj": (model.hidden, model.intermediate // tp),
-            }
-            table = pd.read_csv(folder / name / "bf16" / f"tp{tp}" / "dense.csv.gz")
-            table = table[table.tokens.le(16) | table.tokens.mod(64).eq(0)].assign(dtype="bfloat16")
-            for layer, (n, k) in shapes.items():
-                dense.append(table[table.layer.eq(layer)].assign(n=n, k=k))
-            table = pd.read_csv(folder / name / "bf16" / f"tp{tp}" / "attention.csv.gz")
-            attention.append(table.assign(num_heads=heads, num_key_value_heads=kv_heads))
-    gemm, both = pd.concat(dense).rename(columns={"tokens": "m"}), pd.concat(attention)
-    for table in (gemm, both):
-        table["latency"] = table.time_us * 1e-3
-    decodes = both[both.prefill_chunk.eq(0)].rename(columns={"n_decode": "batch_size", "kv_decode": "step"})
-    prompts = both[both.n_decode.eq(0) & both.kv_prefill.eq(0)].assign(batch_size=1)
-    return gemm, decodes, prompts.rename(columns={"prefill_chunk": "isl"})
+    def part(self, of: np.ndarray) -> Measured:
+        """Some of the rows."""
+        return Measured(self.rows[of])
 
 
-def products(table: pd.DataFrame, gpu: GPU, dtype: str) -> str:
-    """Share of the matrix rate, share of the bandwidth, overhead."""
-    of = table[
-        table.dtype.eq(dtype) & table.m.le(16384) & table.n.between(1024, 20_000) & table.k.between(1024, 20_000)
-    ]
-    of = of.groupby(["m", "n", "k"], as_index=False).latency.min()
-    width, peak = (2, gpu.bf16_flops) if dtype == "bfloat16" else (1, gpu.fp8_flops)
-    work = 2 * np.ceil(of.m / GEMM_TILE_ROWS) * GEMM_TILE_ROWS * of.n * of.k / peak
-    traffic = (of.n * of.k * width + 2 * of.m * (of.n + of.k)) / gpu.memory_bandwidth
-    return fit(
-        of.latency * 1e-3, lambda c, m, o: np.maximum(work / c, traffic / m) + o, SHARES, SHARES, OVERHEADS_S[:8]
+@dataclass(frozen=True)
+class Fit:
+    """Numbers of one kind of operator."""
+
+    what: str
+    values: dict[str, float]
+    error: float
+    """Mean of the absolute errors on what scores."""
+    by_engine: dict[str, float]
+    """Mean of the signed ones."""
+    fitted: int
+    scored: int
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {_number(value)}" for name, value in self.values.items())
+        engines = ", ".join(f"{name} {error:+.1%}" for name, error in self.by_engine.items())
+        return (
+            f"  {self.what}: off by {self.error:.1%} on {self.scored:,} rows that score ({engines}); "
+            f"{self.fitted:,} fitted\n    {shown}"
+        )
+
+
+def fit(what: str, measured: Measured, fields: Sequence[str], start: GPU, model: Callable[[Measured], Model]) -> Fit:
+    """The numbers of ``fields`` that come nearest: one at a time, by ever smaller steps, from those of ``start``."""
+    scores = measured.rows.scores.to_numpy(bool)
+    learned, kept = measured.part(~scores), measured.part(scores)
+    seconds, weight, predict = np.log(learned.seconds), learned.weight / learned.weight.sum(), model(learned)
+
+    def error(values: Sequence[float]) -> float:
+        return float((weight * np.abs(np.log(predict(*values)) - seconds)).sum())
+
+    values = [float(getattr(start, name)) for name in fields]
+    best, step = error(values), 1.4
+    while step > 1.005:
+        moved = False
+        for i, name in enumerate(fields):
+            for factor in (step, 1 / step):
+                tried = values.copy()
+                tried[i] *= factor
+                if name.endswith("_efficiency"):
+                    tried[i] = min(tried[i], 1.0)
+                if (found := error(tried)) < best - 1e-7:
+                    best, values, moved = found, tried, True
+        if not moved:
+            step = step**0.5
+    values = [_rounded(name, value) for name, value in zip(fields, values, strict=True)]
+    off = model(kept)(*values) / kept.seconds - 1
+    by_engine = {str(name): float(off[of.to_numpy()].mean()) for name, of in _engines(kept.rows)}
+    counted = float(np.average(np.abs(off), weights=kept.weight))
+    return Fit(
+        what, dict(zip(fields, values, strict=True)), counted, by_engine, int((~scores).sum()), int(scores.sum())
     )
 
 
-def decode_attention(table: pd.DataFrame, gpu: GPU) -> str:
-    """Share of the bandwidth, overhead."""
+def _engines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    return ((name, rows.engine.eq(name)) for name in rows.engine.unique())
+
+
+def _rounded(name: str, value: float) -> float:
+    least = next((least for end, least in NEGLIGIBLE_S.items() if name.endswith(end)), 0.0)
+    return float(f"{value:.{DIGITS}g}") if value >= least else 0.0
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------
+
+
+class Tables:
+    """The tables of one GPU."""
+
+    def __init__(self, system: Path) -> None:
+        self._system = system
+
+    def rows(
+        self,
+        family: str,
+        kind: str,
+        of: Callable[[pd.DataFrame], pd.Series],
+        sizes: Sequence[str],
+        engines: Sequence[str] = ENGINES,
+    ) -> Measured | None:
+        """Rows of all engines that ``of`` chooses, the fastest kernel of each size; None without any."""
+        found = []
+        for engine in engines:
+            files = sorted((self._system / family / engine).glob(f"*/{kind}_perf.parquet"), key=_version)
+            if not files:
+                continue
+            table = pd.read_parquet(files[-1])
+            if kind.endswith("_attention") and "window_size" not in table:
+                table = table.assign(window_size=0)
+            table["scores"] = rows_score(kind, table)
+            chosen = table[of(table)]
+            if len(chosen):
+                best = chosen.groupby([*sizes, "scores"], as_index=False).latency.min()
+                found.append(best.assign(seconds=best.latency * 1e-3, engine=engine))
+        if not found:
+            return None
+        together = pd.concat(found)
+        return None if together.scores.all() or not together.scores.any() else Measured(together)
+
+
+def _version(file: Path) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", file.parent.name)]
+
+
+# -- kinds of operators --------------------------------------------------------------------------------------------------
+
+
+def products(tables: Tables, gpu: GPU, computes: str, dtypes: Sequence[str], engines: Sequence[str]) -> Fit | None:
+    """Matrix products in a precision."""
+    found = []
+    for dtype in dtypes:
+        rows = tables.rows(
+            "gemm",
+            "gemm",
+            lambda t, d=dtype: (  # type: ignore[misc]
+                t.gemm_dtype.eq(d) & t.m.isin(COUNTS) & t.n.between(1024, 70_000) & t.k.between(1024, 17_000)
+            ),
+            ["m", "n", "k"],
+            engines,
+        )
+        if rows is not None:
+            slow = [name for name, of in _engines(rows.rows) if rows.rows[of].seconds.min() > FROM_HOST_S]
+            found.append(rows.rows[~rows.rows.engine.isin(slow) & (rows.rows.n * rows.rows.k).ge(2**21)])
+    if not found:
+        return None
+    peak, size = gpu.flops_for(computes), {"bf16": 2, "fp4": 0.5625}.get(computes, 1)
+
+    def model(at: Measured) -> Model:
+        work = 2 * at.m * at.n * at.k / peak
+        traffic = (at.n * at.k * size + 2 * at.m * (at.n + at.k)) / gpu.memory_bandwidth
+        return lambda c, b, o, d: ((work / c) ** OVERLAP + (traffic / b) ** OVERLAP) ** (1 / OVERLAP) + o + at.k * d
+
+    prefix = _prefix(computes)
+    first = ("efficiency", "memory_efficiency", "overhead_s", "depth_s")
+    plain = ("compute_efficiency", "memory_efficiency", "product_overhead_s", "product_depth_s")
+    fields = [prefix + name for name in first] if prefix else list(plain)
+    return fit(f"products in {BITS[computes]}", Measured(pd.concat(found)), fields, gpu, model)
+
+
+def experts(tables: Tables, gpu: GPU, form: str, dtypes: Sequence[str]) -> Fit | None:
+    """Routed experts in a precision, by the last of ``dtypes`` that an engine has, at the mildest uneven load measured."""
+    rows = tables.rows(
+        "moe",
+        "moe",
+        lambda t: (
+            t.moe_dtype.eq(dtypes[-1] if t.moe_dtype.eq(dtypes[-1]).any() else dtypes[0])
+            & t.distribution.eq("power_law_1.01")
+            & t.moe_ep_size.eq(1)
+            & t.topk.between(2, 10)
+            & t.num_experts.le(512)
+            & (t.inter_size / t.moe_tp_size).ge(128)
+        ),
+        ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"],
+    )
+    if rows is None:
+        return None
+    peak, size = gpu.flops_for(form), {"bf16": 2, "fp4": 0.5625, "w4": 0.53125}.get(form, 1)
+
+    def model(at: Measured) -> Model:
+        inner = at.inter_size / at.moe_tp_size
+        touched = at.num_experts * (1 - (1 - at.topk / at.num_experts) ** at.num_tokens)
+        draws, parameters = at.num_tokens * at.topk, 3 * at.hidden_size * inner
+        work, weights = 2 * draws * parameters / peak, touched * parameters * size / gpu.memory_bandwidth
+        moved = draws * (2 * at.hidden_size + 3 * inner) * 2 / gpu.memory_bandwidth
+        depth = at.hidden_size + inner
+        return lambda c, b, a, o, d, e: work / c + weights / b + moved / a + o + depth * d + touched * e
+
+    names = ("efficiency", "memory_efficiency", "activation_efficiency", "overhead_s", "depth_s", "each_overhead_s")
+    fields = [f"{_prefix(form)}expert_{name}" for name in names]
+    return fit(f"experts in {BITS[form]}", rows, fields, gpu, model)
+
+
+def _prefix(form: str) -> str:
+    return {"bf16": "", "fp4": "fp4_", "w4": "w4_"}.get(form, "fp8_")
+
+
+def decodes(tables: Tables, gpu: GPU, grouped: bool, kv: str) -> Fit | None:
+    """Attention of decodes. Those of a KV head for each head, or of 8 bits, have a share of their own only."""
+    rows = tables.rows(
+        "attention",
+        "generation_attention",
+        lambda t: (
+            _attention(t, grouped, kv) & t.step.between(127, 20_000) & t.batch_size.le(512) & t.head_dim.isin((64, 128))
+        ),
+        ["batch_size", "step", "num_heads", "num_key_value_heads", "head_dim"],
+    )
+    if rows is None:
+        return None
+    size = 2 if kv == "bfloat16" else 1
+    # What stays in the cache from one run to the next would not in an engine, whose other layers come between.
+    read = rows.batch_size * (rows.step + 1) * rows.num_key_value_heads * 2 * rows.head_dim * size
+    cache = CACHE_BYTES[gpu.name]
+    rows = rows.part((read < cache / 8) | (read > cache))
+
+    def model(at: Measured) -> Model:
+        seen = at.batch_size * (at.step + 1) * at.num_key_value_heads * 2 * at.head_dim * size / gpu.memory_bandwidth
+        out = at.batch_size * at.num_heads * 2 * at.head_dim * 2 / gpu.memory_bandwidth
+        blocks = at.batch_size * at.num_key_value_heads
+        fixed = gpu.attention_overhead_s if size == 2 else gpu.kv8_overhead_s
+        return lambda k, o=fixed, u=gpu.attention_head_overhead_s: (seen + out) / k + o + blocks * u
+
+    share = {(True, 2): "kv", (True, 1): "kv8", (False, 2): "mha", (False, 1): "mha8"}[grouped, size] + "_efficiency"
+    overheads = {
+        "kv_efficiency": ["attention_overhead_s", "attention_head_overhead_s"],
+        "kv8_efficiency": ["kv8_overhead_s"],
+    }.get(share, [])
+    return fit(f"decodes, {_kind(grouped)}, KV in {8 * size} bits", rows, [share, *overheads], gpu, model)
+
+
+def prompts(tables: Tables, gpu: GPU, grouped: bool) -> Fit | None:
+    """Attention of prompts that nothing comes before."""
+    rows = tables.rows(
+        "attention",
+        "context_attention",
+        lambda t: (
+            _attention(t, grouped, "bfloat16")
+            & t.attn_dtype.eq("bfloat16")
+            & t.isl.ge(64)
+            & (t.batch_size * t.isl).le(32_768)
+            & t.num_heads.ge(4)
+            & t.head_dim.isin((64, 128))
+        ),
+        ["batch_size", "isl", "num_heads", "num_key_value_heads", "head_dim"],
+    )
+    if rows is None:
+        return None
+
+    def model(at: Measured) -> Model:
+        work = 4 * at.num_heads * at.head_dim * at.batch_size * at.isl * (at.isl + 1) / 2 / gpu.bf16_flops
+        heads = at.num_heads + at.num_key_value_heads
+        moved = at.batch_size * at.isl * heads * 2 * at.head_dim * 2 / gpu.memory_bandwidth
+        return lambda a, m, o=gpu.prompt_overhead_s: work / a + moved / m + o
+
+    fields = ["attention_efficiency", "prompt_memory_efficiency", "prompt_overhead_s"]
+    if not grouped:
+        fields = ["mha_attention_efficiency", "mha_prompt_memory_efficiency"]
+    return fit(f"prompts, {_kind(grouped)}", rows, fields, gpu, model)
+
+
+def _attention(table: pd.DataFrame, grouped: bool, kv: str) -> pd.Series:
+    """Rows of attention that sees every token."""
     group = table.num_heads / table.num_key_value_heads
-    of = table[
-        table.step.between(255, 16383)
-        & table.batch_size.between(8, 256)
-        & table.num_key_value_heads.isin((2, 4, 8))
-        & group.between(2, 8)
+    whole = table.window_size.eq(0) & table.kv_cache_dtype.eq(kv)
+    heads = group.gt(1.5) & table.num_key_value_heads.le(16) if grouped else group.eq(1) & table.num_heads.ge(8)
+    return whole & heads
+
+
+def _kind(grouped: bool) -> str:
+    return "grouped queries" if grouped else "a KV head a head"
+
+
+def latent_decodes(tables: Tables, gpu: GPU) -> Fit | None:
+    """Latent attention of decodes, as DeepSeek-V3 has it."""
+    rows = tables.rows(
+        "mla",
+        "generation_mla",
+        lambda t: (
+            t.kv_cache_dtype.eq("bfloat16") & t.step.between(127, 20_000) & t.batch_size.le(512) & t.num_heads.ge(8)
+        ),
+        ["batch_size", "step", "num_heads"],
+        (*ENGINES, "trtllm"),
+    )
+    if rows is None:
+        return None
+
+    def model(at: Measured) -> Model:
+        tokens, peak = at.batch_size * (at.step + 1), gpu.bf16_flops
+        read, work = tokens * 576 * 2 / gpu.memory_bandwidth, 2 * tokens * at.num_heads * (576 + 512) / peak
+        out = at.batch_size * at.num_heads * (576 + 512) * 2 / gpu.memory_bandwidth
+        blocks = at.batch_size * gpu.attention_head_overhead_s
+        return lambda k, c, o: np.maximum(read / k, work / c) + out / k + o + blocks
+
+    fields = ["latent_efficiency", "latent_flops_efficiency", "latent_overhead_s"]
+    return fit("decodes, latent", rows, fields, gpu, model)
+
+
+def latent_prompts(tables: Tables, gpu: GPU) -> Fit | None:
+    """Latent attention of prompts with heads of their own: the tables of TensorRT-LLM, as SGLang's are of absorbed ones on
+    some GPUs."""
+    rows = tables.rows(
+        "mla",
+        "context_mla",
+        lambda t: (
+            t.kv_cache_dtype.eq("bfloat16") & t.isl.ge(64) & (t.batch_size * t.isl).le(32_768) & t.num_heads.ge(8)
+        ),
+        ["batch_size", "isl", "num_heads"],
+        ("trtllm",),
+    )
+    if rows is None:
+        return None
+
+    def model(at: Measured) -> Model:
+        work = 2 * at.num_heads * (192 + 128) * at.batch_size * at.isl * (at.isl + 1) / 2 / gpu.bf16_flops
+        moved = at.batch_size * at.isl * 2 * at.num_heads * (192 + 128) * 2 / gpu.memory_bandwidth
+        return lambda a, m: work / a + moved / m + gpu.prompt_overhead_s
+
+    return fit("prompts, latent", rows, ["latent_attention_efficiency", "latent_prompt_memory_efficiency"], gpu, model)
+
+
+# -- all of a GPU --------------------------------------------------------------------------------------------------------
+
+
+def fit_gpu(name: str, data: Path) -> Iterator[Fit]:
+    """All kinds of operators that a GPU has tables of; the later ones rest on the numbers of the earlier."""
+    defaults = {field.name: field.default for field in fields(GPU) if field.name.endswith(("_efficiency", "_s"))}
+    gpu = replace(load_gpu(name), **{k: v for k, v in defaults.items() if not k.startswith("link")})
+    tables = Tables(data / SYSTEMS[name])
+    eight_bits = ("fp8", "fp8_block") if gpu.fp8_flops else ("sq",)
+    ways: list[Callable[[GPU], Fit | None]] = [
+        lambda g: products(tables, g, "bf16", ("bfloat16",), ENGINES),
+        lambda g: products(
+            tables, g, "fp8" if g.fp8_flops else "int8", eight_bits, ENGINES if g.fp8_flops else ("trtllm",)
+        ),
+        lambda g: products(tables, g, "fp4", ("nvfp4",), ENGINES) if g.fp4_flops else None,
+        lambda g: experts(tables, g, "bf16", ("bfloat16",)),
+        lambda g: experts(tables, g, "fp8", eight_bits) if g.fp8_flops else None,
+        lambda g: experts(tables, g, "fp4", ("nvfp4",)) if g.fp4_flops else None,
+        lambda g: experts(tables, g, "w4", ("w4a16_mxfp4",)),
+        lambda g: decodes(tables, g, True, "bfloat16"),
+        lambda g: decodes(tables, g, True, "fp8"),
+        lambda g: decodes(tables, g, False, "bfloat16"),
+        lambda g: decodes(tables, g, False, "fp8"),
+        lambda g: prompts(tables, g, True),
+        lambda g: prompts(tables, g, False),
+        lambda g: latent_decodes(tables, g),
+        lambda g: latent_prompts(tables, g),
     ]
-    read = of.batch_size * (of.step + 1) * of.num_key_value_heads * 128 * 4 / gpu.memory_bandwidth
-    return fit(of.latency * 1e-3, lambda k, o: read / k + o, SHARES, OVERHEADS_S)
+    for way in ways:
+        found = way(gpu)
+        if found is not None:
+            gpu = replace(gpu, **found.values)
+            yield found
 
 
-def prompt_attention(table: pd.DataFrame, gpu: GPU) -> str:
-    """Share of the bf16 rate, overhead."""
-    of = table[
-        table.isl.ge(128)
-        & (table.batch_size * table.isl).le(32768)
-        & table.num_heads.ge(4)
-        & table.num_key_value_heads.isin((1, 2, 4, 8))
+def written(fits: dict[str, list[Fit]]) -> str:
+    """The text of ``efficiencies.toml``."""
+    lines = [
+        "# What operators achieve of a GPU's peaks. Written by benchmarks/roofline_fit.py; the fields: gpu_specs.py."
     ]
-    work = 4 * of.num_heads * 128 * of.batch_size * of.isl * (of.isl + 1) / 2 / gpu.bf16_flops
-    return fit(of.latency * 1e-3, lambda a, o: work / a + o, SHARES, OVERHEADS_S)
+    for name, found in fits.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{field} = {value!r}" for each in found for field, value in each.values.items()]
+    return "\n".join(lines) + "\n"
 
 
-def experts(table: pd.DataFrame, gpu: GPU, dtype: str, memory_share: float) -> str:
-    """Share of the matrix rate, overhead."""
-    of = table[
-        table.moe_dtype.eq(dtype)
-        & table.distribution.eq("power_law_1.01")
-        & table.moe_ep_size.eq(1)
-        & table.moe_tp_size.le(4)
-        & table.topk.ge(2)
-        & table.num_experts.le(256)
-    ]
-    keys = ["num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size"]
-    of = of.groupby(keys, as_index=False).latency.min()
-    width, peak = (2, gpu.bf16_flops) if dtype == "bfloat16" else (1, gpu.fp8_flops)
-    drawn = of.num_tokens * of.topk
-    touched = of.num_experts * (1 - (1 - of.topk / of.num_experts) ** of.num_tokens)
-    weights = 3 * of.hidden_size * of.inter_size / of.moe_tp_size
-    rows = touched * np.ceil(drawn / np.maximum(touched, 1) / EXPERT_TILE_ROWS) * EXPERT_TILE_ROWS
-    moved = drawn * (2 * of.hidden_size + 3 * of.inter_size / of.moe_tp_size) * 2
-    work, traffic = 2 * rows * weights / peak, (touched * weights * width + moved) / gpu.memory_bandwidth / memory_share
-    return fit(of.latency * 1e-3, lambda e, o: np.maximum(work / e, traffic) + o, SHARES, OVERHEADS_S)
-
-
-def all_reduce(table: pd.DataFrame, gpu: GPU) -> str:
-    """Share of the link's bandwidth, latency."""
-    of = table[
-        table.backend.str.endswith("graph") & table.num_gpus.isin(GPUS_IN_A_GROUP) & table.message_size.le(2**25)
-    ]
-    sent = 2 * (of.num_gpus - 1) / of.num_gpus * of.message_size * 2 / gpu.link_bandwidth
-    return fit(of.latency * 1e-3, lambda e, o: sent / e + o, SHARES, OVERHEADS_S[:12])
-
-
-def attention_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Those of bf16, heads of 128, no sliding window; the fastest kernel of each."""
-    of = table.head_dim.eq(128) & table.kv_cache_dtype.eq("bfloat16") & table.attn_dtype.eq("bfloat16")
-    if "window_size" in table:
-        of &= table.window_size.eq(0)
-    keys = ["batch_size", "isl", "step", "num_heads", "num_key_value_heads"]
-    return table[of].groupby(keys, as_index=False).latency.min()
+def table(fits: dict[str, list[Fit]]) -> str:
+    """Errors of kinds of operators by GPU, for a page."""
+    kinds = list(dict.fromkeys(each.what for found in fits.values() for each in found))
+    errors = {name: {each.what: f"{each.error:.0%}" for each in found} for name, found in fits.items()}
+    rows = [f"| {kind} | {' | '.join(errors[name].get(kind, '') for name in fits)} |" for kind in sorted(kinds)]
+    return "\n".join([f"| | {' | '.join(fits)} |", "|---" * (len(fits) + 1) + "|", *rows])
 
 
 def main() -> None:
-    data = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "shared/data"
-    base = data / "profiles/aiconfigurator"
-    if not base.is_dir():
-        sys.exit(f"error: {base}: the operator tables are not here")
-    for name, prefix in SETS.items():
-        gpu = load_gpu(name)
-        gemm, moe, reduce, decode, prompts = (
-            pd.read_csv(base / f"{prefix}_{kind}.csv.gz")
-            for kind in ("gemm", "moe", "custom_allreduce", "generation_attention", "context_attention")
-        )
-        gemm = gemm.rename(columns={"gemm_dtype": "dtype"})
-        print(f"{name}: {prefix}")
-        for dtype in gemm.dtype.unique():
-            print(f"  products, {dtype:21} {products(gemm, gpu, dtype)}")
-        print(f"  attention of decodes            {decode_attention(attention_rows(decode), gpu)}")
-        print(f"  attention of prompts            {prompt_attention(attention_rows(prompts), gpu)}")
-        for dtype in ("bfloat16", "fp8_block"):
-            if moe.moe_dtype.eq(dtype).any():
-                print(f"  experts, {dtype:22} {experts(moe, gpu, dtype, gpu.memory_efficiency)}")
-        print(f"  all-reduce                      {all_reduce(reduce, gpu)}")
-    gpu = load_gpu("rtx-pro-6000")
-    gemm, decode, prompts = rtx_tables(data / "profiles/llmservingsim/RTXPRO6000")
-    print(f"rtx-pro-6000: vLLM 0.19, {', '.join(RTX_MODELS)}")
-    print(f"  products, bfloat16              {products(gemm, gpu, 'bfloat16')}")
-    print(f"  attention of decodes            {decode_attention(decode, gpu)}")
-    print(f"  attention of prompts            {prompt_attention(prompts, gpu)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gpus", nargs="*", metavar="GPU", help=f"of {', '.join(SYSTEMS)}; all, if none is named")
+    parser.add_argument("--write", action="store_true", help=f"write {EFFICIENCIES.name}, for all GPUs")
+    asked = parser.parse_args()
+    if strange := [name for name in asked.gpus if name not in SYSTEMS]:
+        parser.error(f"no tables of {', '.join(strange)}; there are some of {', '.join(SYSTEMS)}")
+    if asked.write and asked.gpus:
+        parser.error("--write is for all GPUs: name none")
+    rows = find_rows()
+    if rows is None:
+        sys.exit('error: the tables are in a package that is not installed: pip install "llm-workbench[profiles]"')
+    fits: dict[str, list[Fit]] = {}
+    for name in asked.gpus or SYSTEMS:
+        print(f"{name}: {SYSTEMS[name]}")
+        fits[name] = []
+        for found in fit_gpu(name, rows.parent / "data"):
+            fits[name].append(found)
+            print(found, flush=True)
+    if asked.write:
+        EFFICIENCIES.write_text(written(fits), encoding="utf-8")
+        PAGE.write_text(between_markers(PAGE, {"fits": table(fits)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,6 @@ class Precision:
     """Share of each part's weights that stay as they are; 0 where it is not named."""
     mixed: Mapping[str, tuple[tuple[float, Held], ...]] = field(default_factory=dict, hash=False)
     """Of a checkpoint that is quantised in several ways: (share, how it is held) of each part's weights."""
-    notes: tuple[str, ...] = ()
 
     def of(self, part: str) -> list[tuple[float, Held]]:
         """(share, how it is held) of a part's weights; the shares add up to 1."""
@@ -151,7 +150,7 @@ def read_precision(fields: Fields, layers: Sequence[Layer], hidden: int) -> Prec
         ) from problem
     if not read.head:
         share["head"] = 1.0
-    return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share, notes=read.notes)
+    return Precision(read.dtype, f"quantization_config ({method})", read.held, plain, share)
 
 
 def read_kv_dtype(fields: Fields) -> str | None:
@@ -196,7 +195,6 @@ class _Read:
     """The only modules that are quantised, if any are named."""
     head: bool = False
     """The output projection is quantised, too, unless it is ignored."""
-    notes: tuple[str, ...] = ()
     ways: Mapping[str, tuple[Held, Sequence[str]]] = field(default_factory=dict)
     """Where there are several: by its word, how weights are held, and the modules that are (the first to name one)."""
 
@@ -329,8 +327,7 @@ def _compressed_tensors(config: Inner, plain: Held) -> _Read:
         if held != read.held:
             raise group.error("weights", f"another {read.dtype} than that of another group is not modelled")
         named += targets
-    notes = tuple(dict.fromkeys(note for _, read in found for note in read.notes))
-    return _Read("mixed", plain, ignored, notes=notes, ways=ways)
+    return _Read("mixed", plain, ignored, ways=ways)
 
 
 def _compressed(group: Inner, plain: Held) -> _Read:
@@ -395,7 +392,7 @@ def _in_ways(read: _Read, said_by: str, plain: Held, layers: Sequence[Layer], hi
     }
     kept = {part: share for part, by in mixed.items() for share, held in by if held == plain}
     word = " and ".join(read.ways)
-    return Precision(word, said_by, next(iter(read.ways.values()))[0], plain, kept, mixed, read.notes)
+    return Precision(word, said_by, next(iter(read.ways.values()))[0], plain, kept, mixed)
 
 
 def _matrices(layers: Sequence[Layer], hidden: int) -> Iterator[tuple[str, int, list[str]]]:

@@ -389,13 +389,15 @@ def roofline(name: str, **fields: object) -> RooflineCost:
 
 def attention_s(cost: RooflineCost, *, prefill: list[tuple[int, int]] = (), decode: list[int] = ()) -> float:  # type: ignore[assignment]
     """Attention less what its launches take."""
-    return cost.stage(0).attention_s(batch(prefill, decode)) - cost.stage(0).attention_overhead_s
+    at = cost.stage(0)
+    return at.attention_s(batch(prefill, decode)) - (at.prompt_overhead_s if prefill else at.attention_overhead_s)
 
 
 def test_a_chunk_hides_what_is_before_it():
     name = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
     cost = roofline(name, no_rope_layers=[1] * 48)
-    assert attention_s(cost, decode=[8192]) == pytest.approx(8192 * attention_s(cost, decode=[8193]))
+    whole_s, one_s, two_s = (attention_s(cost, decode=[8192 + more]) for more in (0, 1, 2))
+    assert whole_s - one_s == pytest.approx(8191 * (two_s - one_s), rel=1e-6)
     assert attention_s(cost, decode=[100]) == pytest.approx(attention_s(cost, decode=[8192 * 3 + 100]))
     whole = attention_s(cost, prefill=[(0, 3 * 8192)])
     assert whole == pytest.approx(3 * attention_s(cost, prefill=[(0, 8192)]))
@@ -416,10 +418,11 @@ def test_pairs_of_windows_and_chunks_are_those_counted_one_by_one():
 def test_sparse_attention_reads_the_chosen_tokens_and_scores_all():
     cost = roofline("deepseek-ai/DeepSeek-V3.2")
     gpu = load_gpu("h200")
-    bandwidth, scores = gpu.memory_bandwidth * gpu.kv_efficiency, gpu.fp8_flops * gpu.attention_efficiency
-    chosen_s = 2048 * max(1152 / bandwidth, 2 * 128 * (576 + 512) / (gpu.bf16_flops * gpu.attention_efficiency))
+    bandwidth, scores = gpu.memory_bandwidth * gpu.latent_efficiency, gpu.fp8_flops * gpu.attention_efficiency
+    chosen_s = 2048 * max(1152 / bandwidth, 2 * 128 * (576 + 512) / (gpu.bf16_flops * gpu.latent_flops_efficiency))
     scored_s = 100_000 * max(132 / bandwidth, 2 * 64 * 128 / scores)
-    assert attention_s(cost, decode=[100_000]) == pytest.approx(61 * (chosen_s + scored_s), rel=1e-6)
+    request_s = gpu.attention_head_overhead_s + 128 * (576 + 512) * 2 / bandwidth
+    assert attention_s(cost, decode=[100_000]) == pytest.approx(61 * (chosen_s + scored_s + request_s), rel=1e-6)
     dense = roofline("deepseek-ai/DeepSeek-V3")
     assert attention_s(cost, decode=[100_000]) < attention_s(dense, decode=[100_000]) / 5
     # A short prompt is attended to as a dense one; a long one is not.

@@ -23,12 +23,40 @@ WITH_UNITS: dict[str, tuple[str, Callable[[object], float]]] = {
     "node_link_latency": ("node_link_latency_s", parse_time),
 }
 """Keys of a GPU's file that say a field as a flag does, with a unit; ``link`` is what collectives achieve."""
+EFFICIENCIES = CATALOGUE.with_name("efficiencies.toml")
+"""What operators achieve on GPUs that published tables were measured on, written by ``benchmarks/roofline_fit.py``."""
 LIKE, FORMER_LIKE = "efficiency_like", "reaches_like"
 """The key for what operators achieve on another GPU, and what it was called before."""
 
 
 class CatalogueError(InputError):
     """A GPU or model that is in no catalogue, or a file that cannot be read as one, in one line."""
+
+
+@dataclass(frozen=True)
+class ProductRates:
+    """What matrix products in one format achieve."""
+
+    flops: float
+    """FLOP/s."""
+    bandwidth: float
+    """Bytes/s."""
+    overhead_s: float
+    """Seconds of a product."""
+    depth_s: float
+    """Seconds of a row of its weights."""
+    expert_flops: float
+    """FLOP/s of the grouped products of routed experts."""
+    expert_bandwidth: float
+    """Bytes/s of their weights."""
+    expert_activation_bandwidth: float
+    """Bytes/s of what goes in and out of them."""
+    expert_overhead_s: float
+    """Seconds of a layer's."""
+    expert_depth_s: float
+    """Seconds of a row of an expert's weights."""
+    expert_each_s: float
+    """Seconds of an expert that has tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +75,117 @@ class GPU:
     """0: no such units; fp8 weights are then converted and computed in bf16."""
     fp32_flops: float = 0.0
     int8_flops: float = 0.0
-    memory_efficiency: float = 0.82
-    """Share of the memory bandwidth achieved by matrix products that stream their weights, and by elementwise kernels."""
+    fp4_flops: float = 0.0
+    """0: no such units; products in fp4 are then counted at the rate of those in 8 bits."""
+    memory_efficiency: float = 0.87
+    """Share of the memory bandwidth achieved by 16-bit matrix products that stream their weights, and by elementwise
+    kernels."""
     compute_efficiency: float = 0.75
-    """Share of the matrix rate achieved by large matrix products with 16-bit weights."""
+    """Share of the matrix rate achieved by large matrix products in 16 bits."""
+    product_overhead_s: float = 3e-6
+    """Start and drain of a matrix product in 16 bits."""
+    product_depth_s: float = 0.3e-9
+    """Seconds that a matrix product in 16 bits takes for each row of its weights: sums over them are one after another."""
+    fp8_memory_efficiency: float = 0.88
+    """As ``memory_efficiency``, in 8 bits."""
     fp8_efficiency: float = 0.55
-    """Share of the matrix rate achieved by large matrix products with 8-bit weights."""
-    kv_efficiency: float = 0.85
-    """Share of the memory bandwidth achieved by decode attention, which reads KV."""
-    attention_efficiency: float = 0.50
-    """Share of the bf16 matrix rate achieved by prefill attention."""
-    expert_efficiency: float = 0.25
-    """Share of the matrix rate achieved by the grouped products of routed experts."""
-    kernel_overhead_s: float = 2e-6
-    """Start and drain of an elementwise kernel inside a graph or a full launch queue."""
-    product_overhead_s: float = 4e-6
-    """Start and drain of a matrix product."""
-    attention_overhead_s: float = 12e-6
-    """Start and drain of the attention of one layer."""
+    """As ``compute_efficiency``, in 8 bits."""
+    fp8_overhead_s: float = 5e-6
+    """As ``product_overhead_s``, in 8 bits."""
+    fp8_depth_s: float = 0.5e-9
+    """As ``product_depth_s``, in 8 bits."""
+    fp4_memory_efficiency: float = 0.84
+    """As ``memory_efficiency``, in fp4."""
+    fp4_efficiency: float = 0.42
+    """As ``compute_efficiency``, in fp4."""
+    fp4_overhead_s: float = 6e-6
+    """As ``product_overhead_s``, in fp4."""
+    fp4_depth_s: float = 0.34e-9
+    """As ``product_depth_s``, in fp4."""
+    expert_memory_efficiency: float = 0.95
+    """Share of the memory bandwidth achieved by the grouped products of routed experts on their weights, in 16 bits."""
+    expert_efficiency: float = 0.45
+    """Share of the matrix rate achieved by them."""
+    expert_activation_efficiency: float = 0.7
+    """Share of the memory bandwidth achieved by what is moved in and out of them."""
     expert_overhead_s: float = 20e-6
     """Start and drain of the routed experts of one layer: sorting the tokens, two grouped products, summing up."""
+    expert_depth_s: float = 2e-9
+    """As ``product_depth_s``, of both grouped products."""
+    expert_each_overhead_s: float = 0.05e-6
+    """Seconds for each expert that has tokens, of one layer on one GPU."""
+    fp8_expert_memory_efficiency: float = 0.95
+    """As ``expert_memory_efficiency``, in 8 bits."""
+    fp8_expert_efficiency: float = 0.45
+    """As ``expert_efficiency``, in 8 bits."""
+    fp8_expert_activation_efficiency: float = 0.4
+    """As ``expert_activation_efficiency``, in 8 bits."""
+    fp8_expert_overhead_s: float = 20e-6
+    """As ``expert_overhead_s``, in 8 bits."""
+    fp8_expert_depth_s: float = 2e-9
+    """As ``expert_depth_s``, in 8 bits."""
+    fp8_expert_each_overhead_s: float = 0.05e-6
+    """As ``expert_each_overhead_s``, in 8 bits."""
+    fp4_expert_memory_efficiency: float = 0.95
+    """As ``expert_memory_efficiency``, in fp4."""
+    fp4_expert_efficiency: float = 0.8
+    """As ``expert_efficiency``, in fp4."""
+    fp4_expert_activation_efficiency: float = 0.45
+    """As ``expert_activation_efficiency``, in fp4."""
+    fp4_expert_overhead_s: float = 10e-6
+    """As ``expert_overhead_s``, in fp4."""
+    fp4_expert_depth_s: float = 1e-9
+    """As ``expert_depth_s``, in fp4."""
+    fp4_expert_each_overhead_s: float = 0.08e-6
+    """As ``expert_each_overhead_s``, in fp4."""
+    w4_expert_memory_efficiency: float = 0.7
+    """As ``expert_memory_efficiency``, of weights in four bits that are multiplied in 16."""
+    w4_expert_efficiency: float = 0.4
+    """As ``expert_efficiency``, of such weights."""
+    w4_expert_activation_efficiency: float = 0.5
+    """As ``expert_activation_efficiency``, of such weights."""
+    w4_expert_overhead_s: float = 30e-6
+    """As ``expert_overhead_s``, of such weights."""
+    w4_expert_depth_s: float = 2e-9
+    """As ``expert_depth_s``, of such weights."""
+    w4_expert_each_overhead_s: float = 0.1e-6
+    """As ``expert_each_overhead_s``, of such weights."""
+    kv_efficiency: float = 0.9
+    """Share of the memory bandwidth achieved by decode attention that reads KV of grouped queries."""
+    kv8_efficiency: float = 0.8
+    """The same, of KV in 8 bits."""
+    mha_efficiency: float = 0.9
+    """Share of the memory bandwidth achieved by decode attention with as many KV heads as query heads."""
+    mha8_efficiency: float = 0.8
+    """The same, of KV in 8 bits."""
+    latent_efficiency: float = 0.67
+    """Share of the memory bandwidth achieved by decode attention that reads latents."""
+    latent_flops_efficiency: float = 0.5
+    """Share of the bf16 matrix rate achieved by decode attention over latents, whose products are many for each byte."""
+    attention_overhead_s: float = 12e-6
+    """Start and drain of the attention of one layer."""
+    kv8_overhead_s: float = 13e-6
+    """The same, of KV in 8 bits."""
+    latent_overhead_s: float = 15e-6
+    """The same, of latent attention."""
+    attention_head_overhead_s: float = 2e-9
+    """Seconds of decode attention for each request and KV head, whatever the context."""
+    attention_efficiency: float = 0.6
+    """Share of the bf16 matrix rate achieved by prefill attention."""
+    mha_attention_efficiency: float = 0.6
+    """The same, with as many KV heads as query heads."""
+    latent_attention_efficiency: float = 0.55
+    """The same, of latent attention."""
+    prompt_memory_efficiency: float = 0.4
+    """Share of the memory bandwidth achieved by prefill attention on queries, keys, values and what comes out."""
+    mha_prompt_memory_efficiency: float = 0.35
+    """The same, with as many KV heads as query heads."""
+    latent_prompt_memory_efficiency: float = 0.4
+    """The same, of latent attention."""
+    prompt_overhead_s: float = 12e-6
+    """Start and drain of the attention of one layer that has prompts."""
+    kernel_overhead_s: float = 2e-6
+    """Start and drain of an elementwise kernel inside a graph or a full launch queue."""
     graph_gap_s: float = 0.5e-6
     """Pause between two kernels of a captured graph: 3.4 us a kernel of 2.9 us on a V100 (NVIDIA, "Getting Started with CUDA
     Graphs", 2019)."""
@@ -87,13 +206,42 @@ class GPU:
     multiprocessors: int = 0
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
 
+    def product_rates(self, dtype: str, weight_bytes: float) -> ProductRates:
+        """Look up what matrix products in a dtype achieve: those in 16 bits, in 8 or in fp4, whatever the hardware has.
+
+        Weights of less than a byte that are multiplied in 16 bits have rates of their own in grouped products.
+        """
+        peak = self.flops_for(dtype)
+        form = "" if peak <= self.bf16_flops else "fp4_" if dtype == "fp4" and self.fp4_flops else "fp8_"
+        grouped = f"{form or ('w4_' if weight_bytes < 1 else '')}expert_"
+        plain = ("compute_efficiency", "memory_efficiency", "product_overhead_s", "product_depth_s")
+        others = tuple(f"{form}{name}" for name in ("efficiency", "memory_efficiency", "overhead_s", "depth_s"))
+        compute, memory, overhead_s, depth_s = (getattr(self, name) for name in (others if form else plain))
+        return ProductRates(
+            peak * compute,
+            self.memory_bandwidth * memory,
+            overhead_s,
+            depth_s,
+            peak * getattr(self, f"{grouped}efficiency"),
+            self.memory_bandwidth * getattr(self, f"{grouped}memory_efficiency"),
+            self.memory_bandwidth * getattr(self, f"{grouped}activation_efficiency"),
+            getattr(self, f"{grouped}overhead_s"),
+            getattr(self, f"{grouped}depth_s"),
+            getattr(self, f"{grouped}each_overhead_s"),
+        )
+
     def flops_for(self, dtype: str) -> float:
         """Look up the peak FLOP/s of matrix products with weights of a dtype.
 
         Weights of a dtype that the hardware has no units for are converted to bf16 on the way.
         """
-        native = {"fp8": self.fp8_flops, "int8": self.int8_flops, "fp32": self.fp32_flops}.get(dtype, 0.0)
-        return native or self.bf16_flops
+        native = {
+            "fp8": self.fp8_flops,
+            "fp4": self.fp4_flops or self.fp8_flops,
+            "int8": self.int8_flops,
+            "fp32": self.fp32_flops,
+        }
+        return native.get(dtype, 0.0) or self.bf16_flops
 
     @cached_property
     def link(self) -> Link:
@@ -214,9 +362,10 @@ def _without_units(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _is_achieved(field: str) -> bool:
     """Tell whether a field is what operators achieve on a GPU, as against a figure of its datasheet."""
-    return field.endswith(("_efficiency", "_overhead_s")) or field == "link_latency_s"
+    return field.endswith(("_efficiency", "_overhead_s", "_depth_s")) or field == "link_latency_s"
 
 
 @cache
 def _catalogue() -> dict[str, dict[str, Any]]:
-    return read_toml(CATALOGUE)
+    fitted = read_toml(EFFICIENCIES)
+    return {name: {**fitted.get(name, {}), **values} for name, values in read_toml(CATALOGUE).items()}

@@ -143,8 +143,6 @@ class MeasuredMixer:
     prompts: MeasuredPrompts | None
     decodes: MeasuredDecodes | None
     shape: MixerTimes
-    overhead_s: float
-    """What the roofline adds to a layer's attention."""
     whole: bool = False
     """The products around are in these times."""
     _beyond: Beyond = field(default=_untold, init=False)
@@ -162,7 +160,7 @@ class MeasuredMixer:
     def prompts_s(self, new: np.ndarray, context: np.ndarray) -> float:
         """Prompts with ``new`` tokens, at the end of as much context."""
         if self.prompts is None:
-            return self.shape.prompts_s(new, context) + self.overhead_s
+            return self.shape.prompts_s(new, context) + self.shape.prompt_overhead_s
         seconds = self.prompts.seconds(new, context, self._beyond)
         if self.decodes is not None and not self.prompts.with_prefixes and not self.whole:
             cached = context[context > new]
@@ -174,5 +172,5 @@ class MeasuredMixer:
     def decodes_s(self, context: np.ndarray, total: float) -> float:
         """Decodes at these contexts, ``total`` in all."""
         if self.decodes is None:
-            return self.shape.decodes_s(context, total) + self.overhead_s
+            return self.shape.decodes_s(context, total) + self.shape.overhead_s
         return self.decodes.seconds(context, total, self._beyond)

@@ -373,8 +373,9 @@ class ProfileCost:
 
     def _roofline_attention_s(self, chunk: float, cached: float, decodes: float, mean: float) -> float:
         cached = max(cached, -chunk / 2)
-        prefill = self._shape.prefill_attention_s(chunk * (cached + chunk / 2), chunk + cached) if chunk else 0.0
-        return prefill + decodes * mean * self._shape.layer_context_s + self.gpu.kernel_overhead_s
+        pairs = chunk * (cached + chunk / 2)
+        prefill = self._shape.prefill_attention_s(pairs, chunk, chunk + cached) if chunk else 0.0
+        return prefill + self._shape.layer_decodes_s(decodes, mean) + self.gpu.kernel_overhead_s
 
     def _note(self, what: str, value: int, most: int, how: str = "by the roofline's shape") -> None:
         if what not in self._noted:

@@ -1,35 +1,33 @@
-"""The roofline cost model: every operator takes the longer of its arithmetic and its memory traffic.
+"""The roofline cost model: an operator takes the longer of its arithmetic and its memory traffic, and an overhead.
 
-For an operator with F FLOPs and B bytes: ``max(F / (peak * efficiency), B / (bandwidth * efficiency)) + kernel overhead``
-(Williams, Waterman and Patterson, "Roofline", 2009). Weights are read once a step; activations are 2 bytes an element.
+With F FLOPs and B bytes these are ``F / (peak * efficiency)`` and ``B / (bandwidth * efficiency)`` (Williams, Waterman and
+Patterson, "Roofline", 2009); how far the two overlap differs by operator. Weights are read once a step; activations are 2
+bytes an element.
 Decode steps depend on three numbers (padded batch, samples, context) and are a look-up and a multiplication.
 """
 
 from __future__ import annotations
 
 import bisect
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from backends.capture_sizes import default_capture_sizes
-from backends.checkpoint.layer_kinds import Dense, Experts, Mixer, Recurrent
+from backends.checkpoint.layer_kinds import Dense, Experts, Latent, Mixer, Recurrent
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
-from backends.simulated.cost.models.layer_times import AttentionTimes, Rates, RecurrentTimes, times_of
+from backends.simulated.cost.models.layer_times import AttentionTimes, times_of
 from workbench.scheduler.batch import ModelWorkerBatch
 
 T = TypeVar("T", bound=Hashable)
 
-GEMM_TILE_ROWS = 64
-"""Tensor-core kernels compute whole tiles: token counts round up to this for arithmetic, not for traffic."""
+OVERLAP = 3
+"""Power in which arithmetic and traffic of a matrix product add up: 1 would be one after the other, infinity all at once."""
 ELEMENTWISE_PASSES = 10
 """Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
-EXPERT_TILE_ROWS = 64
-"""Tile rows of the grouped products of experts, each of which has few rows."""
 
 
 class RooflineCost:
@@ -54,7 +52,11 @@ class RooflineCost:
         self.tp, self.pp, self.ep = tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
         weights = as_precision(dtype)
-        self.notes = list(weights.notes)
+        self.notes: list[str] = []
+        if not gpu.fp4_flops and any(how.computes == "fp4" for part in PARTS for _, how in weights.of(part)):
+            self.notes.append(
+                f"{gpu.name} has no units for products in fp4: they are counted at the rate of 8 or 16 bits"
+            )
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency
@@ -128,17 +130,21 @@ class RooflineCost:
         at = bisect.bisect_left(self._capture, requests)
         return self._capture[at] if at < len(self._capture) else requests
 
-    def matrix_s(self, held: _Matrices, tokens: float, parameters: float, width: float, products: int = 1) -> float:
-        """Matrix products: ``tokens`` rows, weights of ``parameters``, ``width`` elements in and out a row, all together."""
-        rows = math.ceil(tokens / GEMM_TILE_ROWS) * GEMM_TILE_ROWS
-        traffic = parameters * held.bytes + tokens * width * ACTIVATION_BYTES
-        return max(2 * rows * parameters * held.flop_s, traffic / self._bandwidth) + products * held.overhead_s
+    def matrix_s(
+        self, held: _Matrices, tokens: float, parameters: float, width: float, depth: float, products: int = 1
+    ) -> float:
+        """Matrix products: ``tokens`` rows, weights of ``parameters`` in ``depth`` rows, ``width`` elements in and out a
+        row, all together."""
+        arithmetic_s = 2 * tokens * parameters * held.flop_s
+        traffic_s = parameters * held.weight_s + tokens * width * held.activation_s
+        together_s: float = (arithmetic_s**OVERLAP + traffic_s**OVERLAP) ** (1 / OVERLAP)
+        return together_s + products * held.overhead_s + depth * held.depth_s
 
-    def mlp_s(self, part: str, tokens: float, width: int, gated: bool, products: int = 1) -> float:
+    def mlp_s(self, part: str, tokens: float, width: int, gated: bool) -> float:
         """An MLP of an inner ``width`` that every token passes through; ``part`` of the model says how it is held."""
         matrices, hidden = 3 if gated else 2, self.model.hidden
         parameters, elements = matrices * hidden * width / self.tp, 2 * hidden + matrices * width / self.tp
-        return self.matrix_s(self.parts[part], tokens, parameters, elements, products)
+        return self.matrix_s(self.parts[part], tokens, parameters, elements, hidden + width / self.tp, products=2)
 
     def traffic_s(self, traffic_bytes: float, kernels: int = 1) -> float:
         """Operators that only move memory."""
@@ -146,21 +152,31 @@ class RooflineCost:
 
 
 class _Matrices:
-    """The matrix products of a part of the model, and their rates."""
+    """The matrix products of a part of the model, and their rates, in the mean of the ways in which it is held."""
 
     def __init__(self, gpu: GPU, held: Sequence[tuple[float, Held]]) -> None:
         """``held``: the share of the part's matrices that is held in each way."""
-        self.bytes = sum(share * how.bytes for share, how in held)
-        self.flop_s = self.expert_flop_s = 0.0
-        """Seconds a FLOP, of large products and of the grouped ones of routed experts."""
-        self.overhead_s = gpu.product_overhead_s
+        self.flop_s = self.weight_s = self.activation_s = 0.0
+        """Seconds a FLOP, a weight that is read, and an element that goes in or out."""
+        self.overhead_s = self.depth_s = 0.0
+        """Seconds a product, and a row of its weights."""
+        self.expert_flop_s = self.expert_weight_s = self.expert_activation_s = 0.0
+        """The same of the grouped products of routed experts."""
+        self.expert_overhead_s = self.expert_depth_s = self.expert_each_s = 0.0
+        """Seconds of a layer's, of a row of an expert's weights, and of an expert that has tokens."""
         for share, how in held:
-            peak = gpu.flops_for(how.computes)
-            eight_bits = peak > gpu.bf16_flops
-            self.flop_s += share / (peak * (gpu.fp8_efficiency if eight_bits else gpu.compute_efficiency))
-            self.expert_flop_s += share / (peak * gpu.expert_efficiency)
-            # Such products need their activations in eight bits, too: a kernel more.
-            self.overhead_s += share * eight_bits * gpu.kernel_overhead_s
+            rates = gpu.product_rates(how.computes, how.bytes)
+            self.flop_s += share / rates.flops
+            self.weight_s += share * how.bytes / rates.bandwidth
+            self.activation_s += share * ACTIVATION_BYTES / rates.bandwidth
+            self.overhead_s += share * rates.overhead_s
+            self.depth_s += share * rates.depth_s
+            self.expert_flop_s += share / rates.expert_flops
+            self.expert_weight_s += share * how.bytes / rates.expert_bandwidth
+            self.expert_activation_s += share * ACTIVATION_BYTES / rates.expert_activation_bandwidth
+            self.expert_overhead_s += share * rates.expert_overhead_s
+            self.expert_depth_s += share * rates.expert_depth_s
+            self.expert_each_s += share * rates.expert_each_s
 
 
 class RooflineStage:
@@ -173,9 +189,8 @@ class RooflineStage:
         self._first, self._last = stage == 0, stage == cost.pp - 1
         self.fixed: dict[int, float] = {}
         self._linear: dict[tuple[int, int], dict[str, float]] = {}
-        rates = Rates.of(gpu)
         kinds = _counted(layer.mixer for layer in self._layers if layer.mixer is not None)
-        times = {mixer: times_of(mixer, kv_dtype, tp, rates) for mixer in kinds}
+        times = {mixer: times_of(mixer, kv_dtype, tp, gpu) for mixer in kinds}
         self._mixers = [(times[mixer], layers) for mixer, layers in kinds.items()]
         """Kinds of attention and recurrence, with how many layers have each."""
         self.linear_in_context = all(kind.linear for kind, _ in self._mixers)
@@ -192,21 +207,18 @@ class RooflineStage:
         self._attention = next((kind for kind, _ in self._mixers if isinstance(kind, AttentionTimes)), None)
         self.context_s = sum(kind.context_s * layers for kind, layers in self._mixers)
         """Seconds for each token of context that decodes read, where that is all that counts."""
-        self.attention_overhead_s = gpu.attention_overhead_s * sum(kinds.values())
-        if extra := sum(kind.kernels * layers for kind, layers in self._mixers):
-            self.attention_overhead_s += extra * gpu.kernel_overhead_s
+        self.attention_overhead_s = sum(kind.overhead_s * layers for kind, layers in self._mixers)
+        self.prompt_overhead_s = sum(kind.prompt_overhead_s * layers for kind, layers in self._mixers)
 
-    @property
-    def layer_context_s(self) -> float:
-        """Seconds a layer of attention for each token of context that a decode reads."""
-        return self._attention.context_s if self._attention is not None else 0.0
+    def layer_decodes_s(self, requests: float, context: float) -> float:
+        """Attention of one layer's decodes that each see ``context`` tokens, without what starts and ends it."""
+        if self._attention is None:
+            return 0.0
+        return requests * (context * self._attention.context_s + self._attention.steps_s(1))
 
     def attention_fixed_s(self, requests: int) -> float:
         """Seconds of a decode step's attention and recurrences, but for the contexts that are read."""
-        states_s = sum(
-            kind.steps_s(requests) * layers for kind, layers in self._mixers if isinstance(kind, RecurrentTimes)
-        )
-        return self.attention_overhead_s + states_s
+        return self.attention_overhead_s + sum(kind.steps_s(requests) * layers for kind, layers in self._mixers)
 
     def linear(self, tokens: int, samples: int) -> dict[str, float]:
         """Everything but attention, for ``tokens`` computed and ``samples`` of them sampled."""
@@ -219,16 +231,15 @@ class RooflineStage:
     def _work_out(self, tokens: int, samples: int) -> dict[str, float]:
         cost, model, gpu, tp, ep = self._cost, self._cost.model, self._cost.gpu, self._cost.tp, self._cost.ep
         hidden = model.hidden
-        # Two products around attention (QKV in, O out) share its parameters.
         parts = {
             "projections": sum(
-                count * cost.matrix_s(cost.parts[part], tokens, parameters, width, products=2)
-                for (part, parameters, width), count in self._projections.items()
+                count * cost.matrix_s(cost.parts[part], tokens, parameters, width, depth, products)
+                for (part, parameters, width, depth, products), count in self._projections.items()
             )
         }
         if self._mlps:
             parts["mlp"] = sum(
-                count * cost.mlp_s("mlp", tokens, mlp.width, mlp.gated, products=2) for mlp, count in self._mlps.items()
+                count * cost.mlp_s("mlp", tokens, mlp.width, mlp.gated) for mlp, count in self._mlps.items()
             )
         if self._experts:
             parts["experts"] = self.all_experts_s(tokens)
@@ -250,7 +261,7 @@ class RooflineStage:
             parts["embedding"] = cost.traffic_s(2 * message)
         if self._last and samples:
             held = cost.plain if model.tied_embeddings else cost.parts["head"]
-            parts["lm_head"] = cost.matrix_s(held, samples, hidden * model.vocab / tp, 0)
+            parts["lm_head"] = cost.matrix_s(held, samples, hidden * model.vocab / tp, 0, hidden)
             # Logits in fp32: written, scaled, and read for the choice.
             parts["sampler"] = cost.traffic_s(3 * 4 * samples * model.vocab / tp, kernels=4)
             if tp > 1:
@@ -264,37 +275,41 @@ class RooflineStage:
     def experts_s(self, tokens: int, experts: Experts | None = None) -> float:
         """Router, the experts that ``tokens`` draws touch, and shared experts, of one layer; load is taken as even over
         ranks. ``experts`` are the model's first where none are named."""
-        cost, model, gpu = self._cost, self._cost.model, self._cost.gpu
+        cost, model = self._cost, self._cost.model
         experts = experts or model.routed
         assert experts is not None
         per_token, held, hidden = experts.per_token, cost.parts["experts"], model.hidden
         # Expected distinct experts when every token picks `per_token` of them at random.
         touched = experts.count * (1 - (1 - per_token / experts.count) ** tokens)
         ranks = max(cost.tp, cost.ep)
-        parameters = experts.expert(hidden) / ranks
-        gate = 3 if experts.gated else 2
-        traffic = touched * parameters * held.bytes
-        inner = 2 * (experts.latent or hidden) + gate * experts.width
-        traffic += tokens * per_token * inner / ranks * ACTIVATION_BYTES
-        # Each touched expert computes whole tiles of its own few rows.
-        rows = touched * math.ceil(tokens * per_token / max(touched, 1) / EXPERT_TILE_ROWS) * EXPERT_TILE_ROWS
-        flops_s = 2 * rows * parameters * held.expert_flop_s
-        router = cost.matrix_s(cost.plain, tokens, experts.router(hidden), hidden + experts.count)
-        seconds = max(flops_s, traffic / cost._bandwidth) + gpu.expert_overhead_s + router
+        parameters, gate = experts.expert(hidden) / ranks, 3 if experts.gated else 2
+        # A rank has the draws of its experts under EP, and its part of the width of all under TP.
+        draws, width = tokens * per_token / cost.ep, experts.width * cost.ep / ranks
+        depth = experts.latent or hidden
+        seconds = (
+            2 * tokens * per_token * parameters * held.expert_flop_s
+            + touched * parameters * held.expert_weight_s
+            + draws * (2 * depth + gate * width) * held.expert_activation_s
+            + held.expert_overhead_s
+            + (depth + width) * held.expert_depth_s
+            + touched / cost.ep * held.expert_each_s
+        )
+        seconds += cost.matrix_s(cost.plain, tokens, experts.router(hidden), hidden + experts.count, hidden)
         if shared := experts.shared(hidden) / cost.tp:
-            width = 2 * hidden + gate * (experts.shared_width + experts.dense_width) / cost.tp
-            seconds += cost.matrix_s(cost.parts["shared_experts"], tokens, shared, width)
+            inner = (experts.shared_width + experts.dense_width) / cost.tp
+            width = 2 * hidden + gate * inner
+            seconds += cost.matrix_s(cost.parts["shared_experts"], tokens, shared, width, hidden + inner, products=2)
         return seconds
 
-    def prefill_attention_s(self, pairs: float, read_tokens: float) -> float:
-        """Attention of one layer's prompts: ``pairs`` of query and key, over ``read_tokens`` of KV."""
-        return self._attention.pairs_s(pairs, read_tokens) if self._attention is not None else 0.0
+    def prefill_attention_s(self, pairs: float, tokens: float, read_tokens: float) -> float:
+        """Attention of one layer's prompts of ``tokens``: ``pairs`` of query and key, over ``read_tokens`` of KV."""
+        return self._attention.pairs_s(pairs, tokens, read_tokens) if self._attention is not None else 0.0
 
     def attention_s(self, batch: ModelWorkerBatch) -> float:
         """Attention and recurrences of all layers: prefill rows causally over their prefix, decode rows over their
         context."""
-        total = self.attention_overhead_s
         count, lens = batch.num_prefill, batch.seq_lens
+        total = self.prompt_overhead_s if count else self.attention_overhead_s
         seen = 0.0
         if batch.decode_tokens:
             seen = batch.context_tokens - (float(sum(lens[:count].tolist())) if count else 0.0)
@@ -308,14 +323,23 @@ class RooflineStage:
         return total
 
 
-def _projection(mixer: Mixer, hidden: int, tp: int) -> tuple[str, float, float]:
-    """What the products around a mixer depend on: the part they are of, their parameters, and the elements in and out of a
-    row, all together."""
+def _projection(mixer: Mixer, hidden: int, tp: int) -> tuple[str, float, float, float, int]:
+    """What the products around a mixer depend on: the part they are of, their parameters, the elements in and out of a row,
+    the rows of their weights, all together, and how many they are."""
     parameters = mixer.held_elements(hidden, tp)
-    width: float = 4 * hidden
+    if isinstance(mixer, Latent):
+        # Down to the latents, up to queries, into and out of latents by head, and out.
+        inner, query, rank = mixer.heads * mixer.v_head_dim / tp, mixer.q_lora_rank or 0, mixer.kv_lora_rank
+        width = 2 * hidden + 2 * query + mixer.latent + 2 * (mixer.heads / tp) * (mixer.latent + rank) + inner
+        depth = hidden + query + mixer.qk_nope_head_dim + rank + inner
+        return mixer.part, parameters, width, depth, 5 if query else 4
     if isinstance(mixer, Recurrent):
-        width = 2 * hidden + mixer.projected / tp
-    return mixer.part, parameters, width
+        inner = mixer.inner / tp
+        return mixer.part, parameters, 2 * hidden + mixer.projected / tp, hidden + inner, 2
+    # QKV in, O out.
+    inner = mixer.heads * mixer.value_dim / tp
+    width = 2 * hidden + inner + (parameters - inner * hidden) / hidden
+    return mixer.part, parameters, width, hidden + inner, 2
 
 
 def _counted(each: Iterable[T]) -> dict[T, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from backends.checkpoint.layer_kinds import Attention, Dense, Experts, GatedDelta, Latent, Layer, Mixer
 from backends.checkpoint.precision import DTYPE_BYTES, Held
 from backends.simulated.cost.cost_request import CostRequest
-from backends.simulated.cost.models.layer_times import Rates, times_of
+from backends.simulated.cost.models.layer_times import times_of
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredMixer, MeasuredPrompts, Seen
 from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured, OperatorTables, Provenance
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
@@ -141,7 +141,9 @@ class OperatorReader:
         if found is not None:
             return found
         cost = self._cost(self._model.stack)
-        seconds = [cost.matrix_s(cost.plain, int(n), mlp.router(hidden), hidden + mlp.count) for n in self._counts]
+        seconds = [
+            cost.matrix_s(cost.plain, int(n), mlp.router(hidden), hidden + mlp.count, hidden) for n in self._counts
+        ]
         return {"router": Curve(self._counts, seconds)}
 
     def _shared(self, name: str, mlp: Experts, width: int) -> dict[str, Curve]:
@@ -154,7 +156,7 @@ class OperatorReader:
         """The products to a latent width and back by the roofline."""
         cost, hidden = self._cost(self._model.stack), self._model.hidden
         held, parameters, width = cost.parts["shared_experts"], 2 * hidden * latent, 2 * (hidden + latent)
-        seconds = [cost.matrix_s(held, int(n), parameters, width, products=2) for n in self._counts]
+        seconds = [cost.matrix_s(held, int(n), parameters, width, hidden + latent, products=2) for n in self._counts]
         return {"around_experts": Curve(self._counts, seconds)}
 
     def _mixer(self, mixer: Mixer) -> MeasuredMixer | None:
@@ -173,9 +175,7 @@ class OperatorReader:
             return None
         if prompts is None and decodes is None:
             return None
-        stage = self._roofline([Layer(mixer, None)])
-        shape = times_of(mixer, want.kv_dtype, want.tp, Rates.of(want.gpu))
-        return MeasuredMixer(prompts, decodes, shape, stage.attention_overhead_s, whole)
+        return MeasuredMixer(prompts, decodes, times_of(mixer, want.kv_dtype, want.tp, want.gpu), whole)
 
     def _attention(self, mixer: Attention) -> tuple[MeasuredPrompts | None, MeasuredDecodes | None]:
         tp, seen = self._want.tp, Seen(mixer.window, mixer.chunked)
