@@ -15,6 +15,8 @@ from tests.golden.cases import Case
 from tests.golden.cli import workbench
 
 DECISIONS = "decisions.jsonl"
+EXACT = "exact"
+"""Column of a sweep's results that says whether it was run with --exact, so that it differs between the two."""
 Entry = dict[str, Any]
 """Of golden.json: `command`, `csv` {file: {columns, rows, sha256}} and `decisions` {file: sha256}."""
 
@@ -42,6 +44,7 @@ def entry_of(case: Case, plain: Path) -> Entry:
     tables = {}
     for file in _files(plain, "*.csv"):
         header, rows = _read(plain / file)
+        header = [name for name in header if name != EXACT]
         tables[file] = {"columns": ",".join(header), "rows": len(rows), "sha256": _sha256(plain / file, header)}
     decisions = {file: _bytes_sha256(plain / file) for file in _files(plain, DECISIONS)}
     return {"command": case.command, "csv": tables, "decisions": decisions}
