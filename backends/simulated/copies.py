@@ -25,9 +25,12 @@ class CopyEngine:
         }
         self._free_s = dict.fromkeys(self._page_s, 0.0)
 
-    def before(self, copies: Sequence[KVCopy], at_s: float) -> float:
-        """Find when what a batch reads is there, if its copies may begin at ``at_s``."""
-        return self._make([copy for copy in copies if copy.direction in ("save", "load", "receive")], at_s)
+    def before(self, copies: Sequence[KVCopy], at_s: float, written_s: float = 0.0) -> float:
+        """Find when what a batch reads is there, if its copies may begin at ``at_s``; pages that are saved hold what they
+        are to hold from ``written_s`` on."""
+        saves = [copy for copy in copies if copy.direction == "save"]
+        saved_s = self._make(saves, max(at_s, written_s)) if saves else at_s
+        return max(self._make([copy for copy in copies if copy.direction in ("load", "receive")], at_s), saved_s)
 
     def after(self, copies: Sequence[KVCopy], at_s: float) -> float:
         """Find when what a batch gives away has been copied, if it ends at ``at_s``."""
@@ -35,7 +38,7 @@ class CopyEngine:
 
     def _make(self, copies: Sequence[KVCopy], at_s: float) -> float:
         end_s = at_s
-        for direction, pages in copies:
+        for direction, pages, *_ in copies:
             direction = "store" if direction == "save" else direction  # the same way over the same link
             begin_s = max(self._free_s[direction], at_s)
             self._free_s[direction] = begin_s + len(pages) * self._page_s[direction]

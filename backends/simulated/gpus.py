@@ -76,7 +76,9 @@ class ModelledGPUs:
         """Begin with a batch, which may start at ``ready_s`` and cannot end before its last kernel was issued. Its copies
         begin before it at ``ready_s``, too."""
         batch, cost, scale = forward.batch, self._cost, self._scale
-        at_s = self.copies_of(batch).before(batch.kv_copies, ready_s) if batch.kv_copies else ready_s
+        at_s = ready_s
+        if batch.kv_copies:
+            at_s = self.copies_of(batch).before(batch.kv_copies, ready_s, self.stage_free_s[-1])
         for stage, free_s in enumerate(self.stage_free_s):
             assert free_s < inf, "a batch with masked rows is sampled before the next one is launched"
             start_s = max(free_s, at_s)

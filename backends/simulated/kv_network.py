@@ -25,7 +25,7 @@ class Port:
 @dataclass(slots=True, eq=False)
 class _Piece:
     size_bytes: float
-    done: Callable[[], None]
+    left: Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -67,19 +67,19 @@ class KVNetwork:
         """Return what a message from an instance takes."""
         return self._ports[source].latency_s
 
-    def send(self, key: Hashable, source: int, target: int, size_bytes: float, done: Callable[[], None]) -> None:
-        """Begin to send a piece, behind those of the same key before; ``done`` is called when it has arrived, unless it is
-        stopped before its last byte has left."""
+    def send(self, key: Hashable, source: int, target: int, size_bytes: float, left: Callable[[], None]) -> None:
+        """Begin to send a piece, behind those of the same key before; ``left`` is called when its last byte has gone, unless
+        it is stopped before."""
         self._progress()
         transfer = self._transfers.get(key)
         if transfer is None:
             transfer = self._transfers[key] = _Transfer(source, target)
             transfer.left_bytes = size_bytes
-        transfer.pieces.append(_Piece(size_bytes, done))
+        transfer.pieces.append(_Piece(size_bytes, left))
         self._share()
 
     def stop(self, key: Hashable) -> None:
-        """Send nothing more of a key. Who has something on its way still is told that it has arrived."""
+        """Send nothing more of a key."""
         self._progress()
         if self._transfers.pop(key, None) is not None:
             self._share()
@@ -138,5 +138,5 @@ class KVNetwork:
                 transfer.left_bytes = transfer.pieces[0].size_bytes
             else:
                 del self._transfers[key]
-            self._clock.after(self._ports[transfer.source].latency_s, piece.done)
+            piece.left()
         self._share()

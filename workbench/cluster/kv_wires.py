@@ -112,12 +112,17 @@ class SimulatedWire:
             size_bytes += kv.rest_bytes(order.tokens)
         if order.first:
             self._wires.told.transfer_started(order.request_id)
-        self._wires.network.send(
-            order.room, self._instance, order.to, size_bytes, lambda: self._arrived(order) if order.last else None
-        )
+        self._wires.network.send(order.room, self._instance, order.to, size_bytes, partial(self._left, order))
+
+    def _left(self, order: SendPages) -> None:
+        """The last byte of these pages is on its way."""
+        wires = self._wires
+        wires.clock.after(wires.network.latency_s(self._instance), partial(self._arrived, order))
 
     def _arrived(self, order: SendPages) -> None:
-        """All of a request's KV is there."""
+        """Pages are there; with the last of a request both sides get word."""
+        if not order.last:
+            return
         self._wires.told.transfer_ended(order.request_id)
         self._wires.deliver(order.to, KVArrived(order.room, order.token, order.cached_tokens))
         self._wires.deliver(self._instance, KVSent(order.room))

@@ -58,8 +58,8 @@ class Pairs:
         self._prefilling[number] = place, tokens
         request.attempts += 1
         self._recorder.sent_to_pair(request, prefill, decode)
-        self._inboxes[prefill].put(replace(message, pair=Pair((number, 0), decode)))
-        self._inboxes[decode].put(replace(message, pair=Pair((number, 0), prefill)))
+        self._inboxes[prefill].put(replace(message, pair=Pair((number, 0), decode, prefill)))
+        self._inboxes[decode].put(replace(message, pair=Pair((number, 0), prefill, decode)))
 
     def prefilled(self, req: Req) -> None:
         """A prefill instance is done with a request, however it ended there."""

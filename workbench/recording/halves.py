@@ -112,13 +112,13 @@ class DecodeOutbox(RecordingOutbox):
         at = recorder.now_s() if now is None else now
         if result.joined:
             self._settle()
-        for req, new_token in result.joined:
+        for req, token in result.joined:
             row = recorder.by_id[req.rid]
             row.table_row, row.started_s = req.row, at
             if row.handover is not None and row.handover.decode_admission_s != row.handover.decode_admission_s:
                 row.handover.decode_admission_s = at
             before = row.last_token_s if row.last_token_s == row.last_token_s else row.first_token_s
-            if new_token and req.output_len > 1:
+            if token is not None and req.output_len > 1:
                 recorder.gaps_s.append(at - before)
                 recorder.gap_counts.append(1)
                 before = row.last_token_s = at

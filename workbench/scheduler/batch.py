@@ -38,6 +38,10 @@ class KVCopy(NamedTuple):
     batch, which gives the pages to somebody else."""
     pages: np.ndarray
     """int32[k], ids of KV pages of this instance."""
+    name: str = ""
+    """Of what is kept in the host's memory beyond the batch: the id of its request."""
+    first_page: int = 0
+    """The place of the first of them in what has this name."""
 
 
 class NewRequest(NamedTuple):

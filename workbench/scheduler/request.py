@@ -68,6 +68,8 @@ class Pair(NamedTuple):
     """Names the handover: its number in the cluster, and how often the request went back to a prefill instance since."""
     peer: int
     """Number of the other instance."""
+    here: int
+    """Number of this one."""
 
 
 @dataclass(slots=True, eq=False)

@@ -137,12 +137,12 @@ class DecodeScheduler(Scheduler):
         slot = self.slots[0]
         if slot.full or self.held or not (self.queue.elsewhere or self._again):
             return None
+        slot.full = True  # unless what is done now gives something back
         self._ask_again()
         self._resume()
         if not self.retracted:
             self._preallocate()
         result = self._join()
-        slot.full = True
         self._count()
         return result
 
@@ -181,7 +181,7 @@ class DecodeScheduler(Scheduler):
                 return
             del self.retracted[0]
             if len(taken[1]):
-                self.assembly.copies.append(KVCopy("load", taken[1]))
+                self.assembly.copies.append(KVCopy("load", taken[1], req.rid, req.shared_pages))
             self.arrived.insert(0, _Arrival(req, int(req.tokens[-1]), fresh=False))
 
     def _take_pages(
@@ -216,7 +216,7 @@ class DecodeScheduler(Scheduler):
         if not self.arrived or places <= 0:
             return None
         joining, self.arrived = self.arrived[:places], self.arrived[places:]
-        result = StepResult(None, None, joined=[(one.req, one.fresh and one.token is not None) for one in joining])
+        result = StepResult(None, None, joined=[(one.req, one.token if one.fresh else None) for one in joining])
         runs: list[Req] = []
         for one in joining:
             finish = self._given(one, result)
@@ -258,7 +258,7 @@ class DecodeScheduler(Scheduler):
     def _save(self, req: Req) -> None:
         """Copy the KV of a request that is about to lose it to the host, before the next batch."""
         pages = self.kv.table.pages(req.row, 0, self.kv.pages_for(req.kv_len)).copy()
-        self.assembly.copies.append(KVCopy("save", pages))
+        self.assembly.copies.append(KVCopy("save", pages, req.rid))
 
     def _requeue(self, req: Req) -> None:
         if self._through_host:
@@ -273,9 +273,10 @@ class DecodeScheduler(Scheduler):
             self._again.remove(req)
             assert req.pair is not None
             room = (req.pair.room[0], req.pair.room[1] + 1)
-            req.pair = Pair(room, req.pair.peer)
-            again = Generate(req.rid, req.tokens, req.params, req.arrival_s, req.priority, req.namespace, pair=req.pair)
-            self._orders.append(Letter(req.pair.peer, again))
+            _, peer, here = req.pair
+            req.pair, other = Pair(room, peer, here), Pair(room, here, peer)
+            again = Generate(req.rid, req.tokens, req.params, req.arrival_s, req.priority, req.namespace, pair=other)
+            self._orders.append(Letter(peer, again))
             insort(self.preallocation, req, key=lambda one: (not one.retractions, one.seq))
 
     # -- the end -----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from workbench.scheduler.disaggregated.letters import (
     TransferFailed,
     Withdrawn,
 )
+from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
@@ -63,6 +64,7 @@ class PrefillScheduler(Scheduler):
         self._stuck = False
         """Nothing can be formed before a message comes."""
         self.lifecycle.closed = self._closed
+        self.lifecycle.save = self._start_over
 
     # -- in ----------------------------------------------------------------------------------------------------------
 
@@ -83,6 +85,10 @@ class PrefillScheduler(Scheduler):
                         self._fail(room, Finish("aborted", "decode_gone"))
                 case TimeIsUp():
                     pass
+                case Generate(rid=rid) if (former := self.lifecycle.by_id.get(rid)) is not None and message.pair:
+                    # It was sent once more, and word that this is over is still on its way.
+                    self._cut(former, Finish("aborted", "withdrawn"))
+                    super().receive((message,))
                 case _:
                     super().receive((message,))
         super().receive(())  # timeouts of the queue
@@ -174,6 +180,14 @@ class PrefillScheduler(Scheduler):
                 row.req.cached_tokens,
             )
         )
+
+    def _start_over(self, req: Req) -> None:
+        """A request is about to lose its KV, with its prompt in part: what has been sent of it is sent again."""
+        assert req.pair is not None
+        handover = self._handovers[req.pair.room]
+        if handover.sent > handover.first:
+            handover.sent = handover.first
+            self._orders.append(StopSending(req.pair.room))
 
     def take_orders(self) -> list[Order]:
         """Letters and pages for other instances, since the last call."""
