@@ -12,7 +12,7 @@ from reports.record.meta import RUN_KINDS, HardwareMeta, PoolMeta, RunMeta, Tota
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
 PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
 OWN = {
-    "simulated": {"weights", "kv_budget", "host_model", "cost_notes", "parity", "pools"},
+    "simulated": {"weights", "kv_budget", "host_model", "front_end", "cost_notes", "parity", "pools"},
     "replayed": {"weights"},
     "served": {"weights", "kv_budget", "recorded_at"},
     "observed": {"observed"},
@@ -53,6 +53,8 @@ def check_meta(meta: dict[str, Any], kind: str) -> None:
         own = own | {"cost_notes"}
     if meta["settings"].get("engine") == "workbench":
         own = own - {"parity"}
+    if meta["settings"].get("front_end", "none") == "none":
+        own = own - {"front_end"}
     assert set(meta) == names(RunMeta, always=True) | own
     assert set(meta["trace"]) == names(TraceMeta)
     for pool in meta.get("pools", ()):

@@ -8,14 +8,18 @@ import tomllib
 from pathlib import Path
 
 from backends.simulated.catalogue.gpu_specs import GPU
+from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_windows import KvRule
 from workbench.search.prices import ENTRIES
-from workbench.settings.engines import GRAPH_KEYS, Engine
+from workbench.settings.engines import GPU_KEYS, GRAPH_KEYS, Engine
 from workbench.settings.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / "workbench/settings/engines.toml"
+
+
+TABLES = {"graphs", "host", "kv", "front_end", "gpus", "offers"}
 
 
 def names(kind: type) -> set[str]:
@@ -33,9 +37,10 @@ def comments(path: Path) -> str:
 def test_engines_toml_documents_the_keys_it_may_hold():
     head = ENGINES.read_text().split("\n\n")[0]
     listed = set(re.findall(r"^# (\w+) {2,}\w", head, re.M))
-    own = names(Engine) - {"name", "settings", "graphs", "host", "kv"}
+    own = names(Engine) - {"name", "settings", *TABLES}
     assert listed == {*own, "extends"}
-    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS
+    assert {name for name in TABLES if re.search(rf"^# \[+NAME\.{name}\]+ ", head, re.M)} == TABLES
+    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS | GPU_KEYS
 
 
 def test_engines_toml_holds_only_keys_that_are_read():
@@ -47,6 +52,10 @@ def test_engines_toml_holds_only_keys_that_are_read():
         assert set(preset.get("graphs", {})) <= GRAPH_KEYS
         assert set(preset.get("host", {})) <= names(HostModel)
         assert set(preset.get("kv", {})) <= KV_KEYS
+        assert set(preset.get("front_end", {})) <= names(FrontEndModel)
+        assert set(preset.get("offers", {})) <= names(RunSettings)
+        for case in preset.get("gpus", ()):
+            assert set(case) <= GPU_KEYS | names(RunSettings)
 
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from tests.cost.profiles import batch, linear_profile
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
-from workbench.settings.engines import engine_names, load_engine, short_names
+from workbench.settings.engines import Hardware, engine_names, load_engine, short_names
+from workbench.settings.idle import check_effects
 from workbench.settings.loading import SETTINGS, settings_from
 from workbench.settings.run_settings import RunSettings
 
 
 @pytest.mark.parametrize("name", engine_names())
 def test_every_preset_is_made_of_known_settings_and_phases(name):
-    engine = load_engine(name)
-    settings = settings_from(None, {"engine": name})
+    settings = settings_from(None, {"engine": name, "gpu": "h100"})
+    engine = load_engine(name).on(Hardware("h100", 80 * 2**30))
     for field, value in engine.settings.items():
         assert getattr(settings, field) == SETTINGS[field].meant(value)
     HostModel(**engine.host)
+    FrontEndModel(**engine.front_end)
     assert resolve(settings, settings.loops[0]).scheduler.batching == settings.batching
 
 
@@ -72,8 +75,78 @@ def test_a_short_name_stands_for_one_version_and_the_settings_hold_that():
 
 
 def test_a_preset_has_what_the_one_it_extends_has_but_for_what_it_says():
-    above, below = load_engine("vllm-0.33.0"), load_engine("vllm-0.19.0")
-    assert (
-        below.graphs == above.graphs and below.host == above.host and below.page_entry_bytes == above.page_entry_bytes
-    )
-    assert below.settings.keys() >= above.settings.keys()
+    above, below = load_engine("vllm-0.14.0"), load_engine("vllm-0.12.0")
+    assert below.graphs == above.graphs and below.page_entry_bytes == above.page_entry_bytes
+    assert below.gpus == above.gpus and below.kv == above.kv == {"group_ratio": 1.25}
+    assert below.settings == {**above.settings, "loop": "normal"}
+
+
+def test_vllm_was_synchronous_before_0_14_unless_asked():
+    loops = {name: settings_from(None, {"engine": name}).loops for name in engine_names() if name.startswith("vllm")}
+    assert {name for name, loop in loops.items() if loop == ["normal"]} == {"vllm-0.12.0"}
+    assert settings_from(None, {"engine": "vllm-0.12", "loop": "overlap"}).loops == ["overlap"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "tp", "limits"),
+    [
+        # get_batch_defaults: 70 GiB and more that are no A100; 0.33 knows GPUs of 160 GiB and more, too.
+        ("vllm-0.33", "h100", 1, {"max_batch_tokens": 8192, "max_running": 1024, "graphs": 512}),
+        ("vllm-0.33", "b200", 1, {"max_batch_tokens": 16384, "max_running": 1024, "graphs": 1024}),
+        ("vllm-0.33", "mi300x", 1, {"max_batch_tokens": 16384, "max_running": 1024, "graphs": 512}),
+        ("vllm-0.24", "b200", 1, {"max_batch_tokens": 8192, "max_running": 1024, "graphs": 512}),
+        ("vllm-0.12", "a100", 1, {"max_batch_tokens": 2048, "max_running": 256, "graphs": 512}),
+        ("vllm-0.12", "l40s", 4, {"max_batch_tokens": 2048, "max_running": 256, "graphs": 512}),
+        # The largest decode graph goes by the group, too.
+        ("sglang-0.5.23", "rtx-4090", 1, {"chunk": 4096, "graphs": 48}),
+        ("sglang-0.5.10", "rtx-4090", 1, {"chunk": 2048, "graphs": 24}),
+        ("sglang-0.5.10", "rtx-4090", 4, {"chunk": 2048, "graphs": 80}),
+        ("sglang-0.5.9", "h100", 1, {"chunk": 8192, "graphs": 256}),
+        ("sglang-0.5.6", "h200", 4, {"chunk": 8192, "graphs": 512}),
+        ("sglang-0.5.6", "b200", 8, {"chunk": 16384, "graphs": 512}),
+        ("sglang-0.5.1", "h100", 8, {"chunk": 8192, "graphs": 160}),
+        ("sglang-0.5.1", "h200", 8, {"chunk": 8192, "graphs": 256}),
+        ("sglang-0.4.10", "b200", 8, {"chunk": 16384, "graphs": 512}),
+    ],
+)
+def test_default_limits_go_by_the_version_the_gpu_and_the_group(engine, gpu, tp, limits):
+    settings = settings_from(None, {"engine": engine, "gpu": gpu, "tp": tp, "max_running": 1024, "kv_tokens": 10_000})
+    found = {name: getattr(settings, name) for name in limits if name not in ("graphs", "max_running")}
+    plain = settings_from(None, {"engine": engine, "gpu": gpu, "tp": tp})
+    found |= {name: plain.max_running for name in limits if name == "max_running"}
+    assert {**found, "graphs": resolve(settings, settings.loops[0]).host.graph_max_batch} == limits
+    asked = settings_from(None, {"engine": engine, "gpu": gpu, "tp": tp, "chunk": 77, "max_batch_tokens": 99})
+    assert (asked.chunk, asked.max_batch_tokens) == (77, 99)
+
+
+def test_each_pool_has_the_limits_of_its_own_gpu():
+    pools = settings_from(
+        None,
+        {"engine": "vllm-0.33", "pool": ["a=both:1", "b=both:1,gpu=b200", "c=both:1,gpu=l40s,max_batch_tokens=512"]},
+    ).pools("overlap")
+    assert [pool.settings.max_batch_tokens for pool in pools] == [8192, 16384, 512]
+    assert [pool.settings.max_running for pool in pools] == [1024, 1024, 256]
+
+
+def test_a_preset_asked_for_with_what_its_engine_does_not_have_says_so():
+    def said(**flags: object) -> list[str]:
+        return check_effects(settings_from(None, flags), flags, None)
+
+    assert said(engine="vllm", policy="lpm", chunk_depth=4000) == [
+        "policy: vllm-0.33.0 has no lpm, but fcfs, priority; the run has it all the same",
+        "chunk_depth: vllm-0.33.0 has no such setting; the run has it all the same",
+    ]
+    assert said(engine="sglang-0.5.1", policy="priority", loop="normal,overlap") == [
+        "policy: sglang-0.5.1.post1 has no priority, but lpm, random, fcfs, dfs-weight, lof; the run has it all the same"
+    ]
+    assert said(engine="sglang", policy="priority", max_running=7) == [] == said(policy="edf", chunk_depth=4000)
+    (pool,) = said(pool=["a=both:1,engine=vllm,policy=lof", "b=both:1,policy=lof"])
+    assert pool.startswith("pool a: policy: vllm-0.33.0 has no lof")
+
+
+def test_settings_of_what_engines_have_are_settings():
+    for name in engine_names():
+        for setting, values in load_engine(name).offers.items():
+            assert not SETTINGS[setting].choices or set(values) <= set(SETTINGS[setting].choices), (name, setting)
+            own = load_engine(name).settings.get(setting)
+            assert own is None or not values or own in values or own == 0, (name, setting)

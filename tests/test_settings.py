@@ -130,12 +130,14 @@ def page_of(command: str) -> dict[str, str]:
         (
             "replay",
             {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_load", "exact"}
+            | {"front_end"}
             | set(FACTS)
             | {"machine", "nodes"},
         ),
         (
             "serve",
-            {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"},
+            {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
+            | {"front_end"},
         ),
     ],
 )

@@ -29,6 +29,8 @@ class HostModel:
     prepare_request_s: float = 0.5e-6
     prepare_token_s: float = 0.0
     """Per prompt token."""
+    prepare_rank_s: float = 0.0
+    """Per GPU beside the first: telling its worker of the step, and hearing from it."""
     graph_s: float = 60e-6
     """Second part of launch: replaying a captured graph. The GPU starts after it."""
     eager_s: float = 100e-6
@@ -43,10 +45,14 @@ class HostModel:
     """Decode batches up to this size replay a graph; 0 when graphs are off."""
     layers: int = 32
     """Layers that one worker launches: the stage's."""
+    ranks: int = 1
+    """GPUs that run a step together: the tensor-parallel group's."""
     _eager_s: float = field(init=False, repr=False, default=0.0)
+    _prepare_s: float = field(init=False, repr=False, default=0.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_eager_s", self.eager_s + self.eager_layer_s * self.layers)
+        object.__setattr__(self, "_prepare_s", self.prepare_s + self.prepare_rank_s * (self.ranks - 1))
 
     def receive(self, messages: int) -> float:
         return self.receive_s + self.receive_message_s * messages
@@ -63,7 +69,7 @@ class HostModel:
         """(seconds before the first kernel, seconds that issue kernels, whether a graph is replayed)."""
         requests = len(batch.rows)
         graph = not batch.num_prefill and requests <= self.graph_max_batch
-        prepare_s = self.prepare_s + self.prepare_request_s * requests
+        prepare_s = self._prepare_s + self.prepare_request_s * requests
         prepare_s += self.prepare_token_s * batch.prefill_tokens
         return prepare_s, self.graph_s if graph else self._eager_s, graph
 

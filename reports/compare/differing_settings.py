@@ -17,6 +17,7 @@ _SHOWN = (
     "parity",
     "kv_budget",
     "host_model",
+    "front_end",
     "versions",
     "totals",
     "interrupted",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from reports.record.meta import kind_of
+
 Summaries = Mapping[str, Mapping[str, float | int | None]]
 
 
@@ -165,6 +167,17 @@ def weights_label(meta: Mapping[str, Any]) -> str:
     pools = [pool for pool in meta.get("pools") or () if isinstance(pool, Mapping)]
     each = [(pool.get("name"), pool["weights"]) for pool in pools if isinstance(pool.get("weights"), Mapping)]
     return "; ".join(f"{name}: {_held(weights)}" for name, weights in each)
+
+
+def front_end_label(meta: Mapping[str, Any]) -> str:
+    """Say in one clause whether a simulated run's latencies are its engine's own or what clients see of it; empty where the
+    record does not say."""
+    front_end, settings = meta.get("front_end"), meta.get("settings")
+    if isinstance(front_end, Mapping):
+        return f"as clients see them, behind the front end of {front_end.get('engine', 'an engine')}"
+    if isinstance(settings, Mapping) and settings.get("front_end") == "none" and kind_of(meta) == "simulated":
+        return "the engine's own, with no front end before it"
+    return ""
 
 
 def _held(weights: Mapping[str, Any]) -> str:

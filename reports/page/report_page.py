@@ -19,6 +19,7 @@ from reports.metrics.labels import (
     Unit,
     best_of,
     difference,
+    front_end_label,
     percent,
     shown_metrics,
     values_of,
@@ -227,6 +228,7 @@ def _facts(records: Mapping[str, RunRecord]) -> list[tuple[str, str]]:
         ("Model", [_named(record.meta.get("model")) for record in records.values()]),
         ("Weights", [weights_label(record.meta) for record in records.values()]),
         ("Hardware", [_hardware(record) for record in records.values()]),
+        ("Latencies", [front_end_label(record.meta) for record in records.values()]),
     ):
         texts = list(dict.fromkeys(text for text in found if text))
         if texts:

@@ -92,6 +92,7 @@ class PoolMeta(_Part):
     weights: Mapping[str, Any] | None = None
     kv_budget: Mapping[str, Any] | None = None
     host_model: Mapping[str, Any] | None = None
+    front_end: Mapping[str, Any] | None = None
     cost_notes: Sequence[str] | None = None
     parity: str | None = None
 
@@ -115,6 +116,8 @@ class RunMeta(_Part):
     weights: Mapping[str, Any] | None = None
     kv_budget: Mapping[str, Any] | None = None
     host_model: Mapping[str, Any] | None = None
+    front_end: Mapping[str, Any] | None = None
+    """What was modelled between clients and scheduler: ``engine``, and what things took it. None: nothing."""
     cost_notes: Sequence[str] | None = None
     parity: str | None = None
     """How far the scheduler was seen to decide as the engine of its preset does."""

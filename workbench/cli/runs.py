@@ -178,7 +178,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.compare.differing_settings import notes
     from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
-    from reports.metrics.labels import weights_label
+    from reports.metrics.labels import front_end_label, weights_label
     from reports.metrics.pool_use import pool_lines
     from reports.terminal.full_table import comparison_table
     from reports.verdict.verdict import verdict
@@ -199,6 +199,9 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     for label in dict.fromkeys(weights_label(record.meta) for record in records.values()):
         if label:
             console.print(f"weights: {label}", highlight=False, style="dim")
+    for label in dict.fromkeys(front_end_label(record.meta) for record in records.values()):
+        if label:
+            console.print(f"latencies: {label}", highlight=False, style="dim")
     for note in (*notes(records), *cut_lines(records)):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
@@ -133,6 +133,7 @@ def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
         "kv_budget": recipe.kv_budget,
         "cost_notes": [*recipe.notes, *getattr(recipe.cost, "notes", ())],
         "host_model": host,
+        "front_end": recipe.front_end and {"engine": recipe.front_end.engine, **asdict(recipe.front_end.model)},
         "parity": recipe.parity,
     }
 

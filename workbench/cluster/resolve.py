@@ -17,6 +17,7 @@ from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.copies import CopyEngine
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_layout import lanes
 from backends.simulated.kv_memory import kv_capacity
@@ -30,10 +31,18 @@ from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError, SchedulerConfig, largest_step
 from workbench.scheduler.policy import load_policy
 from workbench.settings.cost_spec import OWN, identity, split
-from workbench.settings.engines import Engine, load_engine
+from workbench.settings.engines import Engine, Hardware, load_engine
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.parity import parity_of
 from workbench.settings.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class FrontEndOf:
+    """A front end, and whose it is."""
+
+    engine: str
+    model: FrontEndModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,8 @@ class SimulatedRecipe(Recipe):
     capture_sizes: list[int]
     mixed_capture_sizes: list[int]
     host: HostModel
+    front_end: FrontEndOf | None
+    """What is between clients and the instance; None: nothing, latencies are the engine's own."""
     cost: CostModel
     lock_step: bool
     """Data-parallel instances share their experts and take every step together."""
@@ -83,7 +94,6 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     model = load_model(settings.model)
     weights = _weights(settings, model)
     kv_dtype, notes = _kv_dtype(settings, model, weights)
-    engine = load_engine(settings.engine)
     tp, pp = settings.layout(loop)
     if loop == "pipeline" and tp < 1:
         raise ConfigError(
@@ -106,6 +116,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     if lock_step and pp > 1:
         raise ConfigError("ep: experts shared between instances need pp 1")
     gpu, of_links = _gpu(settings, tp, pp, lock_step)
+    engine = load_engine(settings.engine).on(Hardware(gpu.name, gpu.memory_bytes, tp))
     max_context = settings.max_context or model.max_context
     load_policy(settings.policy)
     budget: dict[str, Any] = {}
@@ -131,7 +142,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
     phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
-    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp))
+    host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp), ranks=tp)
     want = CostRequest(
         model,
         gpu,
@@ -164,6 +175,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         capture_sizes=sizes,
         mixed_capture_sizes=mixed_sizes,
         host=host,
+        front_end=_front_end(settings),
         cost=cost,
         lock_step=lock_step,
         kv_budget=budget,
@@ -188,6 +200,16 @@ def _gpu(settings: RunSettings, tp: int, pp: int, lock_step: bool) -> tuple[GPU,
     sizes = {"tp": tp, "pp": pp, "dp": settings.dp if lock_step else 1, "ep": settings.ep}
     layout = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
     return gpu, link_notes(gpu, layout, together, said) if together > 1 else []
+
+
+def _front_end(settings: RunSettings) -> FrontEndOf | None:
+    """Return the front end that is asked for: the preset's where it is of that engine, else the newest's. Prefill and decode
+    instances have none."""
+    if settings.front_end == "none" or settings.role != "both":
+        return None
+    own = settings.engine.partition("-")[0] == settings.front_end
+    engine = load_engine(settings.engine if own else settings.front_end)
+    return FrontEndOf(engine.name, FrontEndModel(**engine.front_end))
 
 
 def _measured_host(settings: RunSettings) -> dict[str, float]:

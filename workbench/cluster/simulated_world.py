@@ -13,13 +13,15 @@ import simpy
 
 from backends.simulated.backend import SimulatedBackend, SimulatedInbox
 from backends.simulated.clock import Clock
+from backends.simulated.front_end import FrontEnd
 from backends.simulated.kv_layout import KVOnTheWire, kv_between
 from backends.simulated.lockstep import LockStepBackend, LockStepGroup, LockStepInbox
 from backends.simulated.sampler import ScriptedSampler
 from traces import Trace
 from workbench.clients.messages import ClientRequest, Wording
 from workbench.clients.sessions import Clients
-from workbench.cluster.cluster import Cluster
+from workbench.cluster.behind_front_end import FrontEndInbox, FrontEndOutbox
+from workbench.cluster.cluster import Cluster, Mailbox
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
 from workbench.cluster.kv_wires import SimulatedWires
 from workbench.cluster.pairs import Pairs
@@ -62,6 +64,8 @@ class SimulatedWorld:
         )
         self._notes = HalfNotes(self.recorder)
         self._inboxes: list[SimulatedInbox] = []
+        self._doors: list[Mailbox] = []
+        """The inboxes as clients see them: with what is before them."""
         self._wires = SimulatedWires(self.env, self._inboxes, self._notes)
         self._pool_of = [pool for pool in pools for _ in range(pool.count)]
         """By number of the instance."""
@@ -71,7 +75,7 @@ class SimulatedWorld:
         for pool in pools:
             self._start_pool(pool)
         router = make_router(settings.router, len(self._inboxes))
-        self._cluster = self._pairs or Cluster(router, self.recorder, self._inboxes)
+        self._cluster = self._pairs or Cluster(router, self.recorder, self._doors)
         self._clients = Clients(self.env, self._wording.read(trace), self._deliver, settings.concurrency)
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
@@ -129,10 +133,17 @@ class SimulatedWorld:
             if group is not None:
                 inbox = LockStepInbox(self.env, group, rank, queued)
             self._inboxes.append(inbox)
-            self._start_instance(pool, pool.first + rank, inbox, group)
+            front_end = FrontEnd(recipe.front_end.model) if recipe.front_end is not None else None
+            self._doors.append(inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox))
+            self._start_instance(pool, pool.first + rank, inbox, group, front_end)
 
     def _start_instance(
-        self, pool: SimulatedPool, number: int, inbox: SimulatedInbox, group: LockStepGroup | None
+        self,
+        pool: SimulatedPool,
+        number: int,
+        inbox: SimulatedInbox,
+        group: LockStepGroup | None,
+        front_end: FrontEnd | None,
     ) -> None:
         recipe = pool.recipe
         sampler = ScriptedSampler(self._script, recipe.rows)
@@ -147,7 +158,7 @@ class SimulatedWorld:
             backend = SimulatedBackend(
                 self.env, recipe.cost, recipe.host, sampler, log, number, recipe.stages, recipe.copies()
             )
-        outbox, wire = self._outbox(recipe, number), None
+        outbox, wire = self._outbox(recipe, number, front_end), None
         if recipe.role != "both":
             page = recipe.scheduler.page_size
             wire = self._wires.wire(number, recipe.port, page, partial(self._kv_between, number), backend.now_s)
@@ -160,7 +171,12 @@ class SimulatedWorld:
             skip = ahead.skip
         self.env.run_loop(instance.loop, skip)
 
-    def _outbox(self, recipe: SimulatedRecipe, number: int) -> RecordingOutbox | PrefillOutbox:
+    def _outbox(
+        self, recipe: SimulatedRecipe, number: int, front_end: FrontEnd | None
+    ) -> RecordingOutbox | PrefillOutbox:
+        if front_end is not None:
+            told = self._ended, self._decisions, number, recipe.scheduler.room
+            return FrontEndOutbox(self.env, front_end, self.recorder, recipe.rows, *told)
         if recipe.role == "prefill":
             assert self._pairs is not None
             return PrefillOutbox(self.recorder, self._notes, self._pairs.prefilled, self._decisions, number)

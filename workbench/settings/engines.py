@@ -1,10 +1,11 @@
-"""Engines by name: presets of settings, captured graphs and CPU phases (``engines.toml``)."""
+"""Engines by name: presets of settings, captured graphs, CPU phases and front ends (``engines.toml``)."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ PRESETS = Path(__file__).parent / "engines.toml"
 _SHORT = "short"
 GRAPH_KEYS = frozenset({"most", "mixed"})
 """What `[NAME.graphs]` holds."""
+GPU_KEYS = frozenset({"below_gib", "named", "tp", "graphs"})
+"""What `[[NAME.gpus]]` holds beside settings."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What an engine's defaults go by."""
+
+    gpu: str
+    memory_bytes: float
+    tp: int = 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,21 @@ class Engine:
     """How it reserves KV where layers do not keep every token: fields of the simulator's rule."""
     page_entry_bytes: int = 0
     """Of the page table that the host sends before every step, 0 if it sends none."""
+    front_end: dict[str, float] = field(default_factory=dict)
+    """Fields of the model of its front end; empty: nobody knows."""
+    gpus: tuple[dict[str, Any], ...] = ()
+    """Settings and graphs that go by the GPU, the first of which holds that fits."""
+    offers: dict[str, list[Any]] = field(default_factory=dict)
+    """Of settings that it has not, or has fewer values of, those that it has."""
+
+    def on(self, hardware: Hardware) -> Engine:
+        """The preset as the engine resolves its defaults on this hardware."""
+        for case in self.gpus:
+            if _holds(case, hardware):
+                settings = {name: value for name, value in case.items() if name not in GPU_KEYS}
+                graphs = {**self.graphs, "most": case["graphs"]} if "graphs" in case else self.graphs
+                return replace(self, settings={**self.settings, **settings}, graphs=graphs)
+        return self
 
     def capture_sizes(self, max_running: int) -> list[int] | None:
         """Batches for which decode graphs are captured; None: the default of the cost models."""
@@ -51,16 +78,28 @@ class Engine:
         return _sizes(min(self.graphs["most"], 2 * max_running))
 
 
+_PARTS = frozenset(each.name for each in fields(Engine)) - {"name", "settings"}
+"""What a preset says beside settings."""
+
+
 def load_engine(name: str) -> Engine:
     """A preset by its name or a short one. Raises ConfigError for one that does not exist."""
     exact = exact_name(name)
     values = dict(_presets()[exact])
     above = load_engine(values.pop("extends")) if "extends" in values else Engine(exact)
-    graphs, host = values.pop("graphs", above.graphs), values.pop("host", above.host)
-    kv = values.pop("kv", above.kv)
-    gpu_step_s = values.pop("gpu_step_s", above.gpu_step_s)
-    page_entry_bytes = values.pop("page_entry_bytes", above.page_entry_bytes)
-    return Engine(exact, {**above.settings, **values}, graphs, host, gpu_step_s, kv, page_entry_bytes)
+    own = {part: values.pop(part) for part in _PARTS if part in values}
+    if "gpus" in own:
+        own["gpus"] = tuple(own["gpus"])
+    if "offers" in own:
+        own["offers"] = {**above.offers, **own["offers"]}
+    return replace(above, name=exact, settings={**above.settings, **values}, **own)
+
+
+def _holds(case: dict[str, Any], hardware: Hardware) -> bool:
+    """Tell whether a case of `[[NAME.gpus]]` is of this hardware."""
+    named = "named" not in case or any(name in hardware.gpu for name in case["named"])
+    fits = hardware.memory_bytes < case.get("below_gib", inf) * 2**30
+    return named and fits and hardware.tp >= case.get("tp", 1)
 
 
 def exact_name(name: Any) -> str:

@@ -11,7 +11,7 @@ from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import settings_of
 from workbench.settings.cost_spec import identity
-from workbench.settings.engines import load_engine
+from workbench.settings.engines import Hardware, load_engine
 from workbench.settings.machine import read_machine
 from workbench.settings.pool_spec import PoolSpec, parse_pools
 from workbench.settings.run_settings import RUN_WIDE, RunSettings, pool_value
@@ -38,10 +38,11 @@ def settings_from(
     values = _over(values, _on_machine(meant))
     if like is not None:
         values = _over(_recorded(like), values)
-    preset = _of_engine(values.get("engine", RunSettings.engine))
+    profiled = _profiled(values)
+    preset = _of_engine({**profiled, **values})
     if values.get("pool"):
         values["pool"] = tuple(_filled(pool, values, preset).text for pool in parse_pools(values["pool"]))
-    return RunSettings(**{**(defaults or {}), **preset, **_profiled(values), **values})
+    return RunSettings(**{**(defaults or {}), **preset, **profiled, **values})
 
 
 def _on_machine(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,9 +53,26 @@ def _on_machine(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**read_machine(values["machine"]), **values} if values.get("machine") else dict(values)
 
 
-def _of_engine(name: str) -> dict[str, Any]:
-    """The settings of an engine's preset, with None for a 0 that stands for it. Raises ConfigError."""
-    return {name: SETTINGS[name].meant(value) for name, value in load_engine(name).settings.items()}
+def _of_engine(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the preset of the engine of these, on their GPU, with None for a 0 that stands for it.
+
+    Raises ConfigError.
+    """
+    engine = load_engine(values.get("engine", RunSettings.engine))
+    if engine.gpus and (hardware := _hardware(values)) is not None:
+        engine = engine.on(hardware)
+    return {name: SETTINGS[name].meant(value) for name, value in engine.settings.items()}
+
+
+def _hardware(values: Mapping[str, Any]) -> Hardware | None:
+    """What the run's GPU is to an engine; None for one that cannot be looked up, which is told where it is used."""
+    from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu  # only engines that go by the GPU ask
+
+    try:
+        gpu = load_gpu(values.get("gpu", RunSettings.gpu))
+    except CatalogueError:
+        return None
+    return Hardware(gpu.name, gpu.memory_bytes, values.get("tp", RunSettings.tp))
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +95,13 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
         # Its facts take the place of the file's name, so that a record's pools need no file.
         own = {name: str(value) for name, value in _on_machine(own).items() if name != "machine"}
         if "engine" in own:
-            more |= {name: getattr(RunSettings, name) for name in preset} | _of_engine(own["engine"])
+            more |= {name: getattr(RunSettings, name) for name in preset}
         if "cost" in own:
             more |= _profiled({**values, **own})
+        if {"engine", "gpu", "tp", "cost"} & own.keys():
+            read = {name: pool_value(name, own[name]) for name in own if name in ("engine", "gpu", "tp")}
+            found = _of_engine({**_profiled(values), **values, **more, **read})
+            more |= found if "engine" in own else {k: v for k, v in found.items() if preset.get(k) != v}
     except ValueError as error:  # every error of bad input is one
         raise ConfigError(f"pool {pool.name}: {error}") from error
     for name, value in more.items():
@@ -185,7 +207,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     return recorded_settings(read_meta(folder), str(folder / META_FILE))
 
 
-def _profiled(values: dict[str, Any]) -> dict[str, str]:
+def _profiled(values: Mapping[str, Any]) -> dict[str, str]:
     """The model and GPU that a profile is of, for what is not given."""
     if {"model", "gpu"} <= values.keys():
         return {}

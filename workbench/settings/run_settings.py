@@ -34,6 +34,7 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
 KvWindows = Literal["engine", "exact"]
 ExpertLoad = Literal["balanced", "power-law-1.01", "power-law-1.2"]
+FrontEndKind = Literal["none", "vllm", "sglang", "workbench"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
 
@@ -104,8 +105,9 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         "workbench",
         group=SCHEDULER,
         first=True,
-        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.33.0 | vllm-0.19.0 | vllm-0.14.0 | "
-        "sglang-0.5.23 | sglang-0.5.10.post1 | mini-sglang-20fcd7f; in short: vllm, sglang, mini-sglang. Flags win.",
+        help="Preset of settings, graphs and CPU phases: workbench | vllm-0.33.0 | vllm-0.24.0 | vllm-0.19.0 | "
+        "vllm-0.14.0 | vllm-0.12.0 | sglang-0.5.23 | sglang-0.5.10.post1 | sglang-0.5.9 | sglang-0.5.6.post2 | "
+        "sglang-0.5.1.post1 | sglang-0.4.10.post2 | mini-sglang-20fcd7f; in short: vllm, sglang, mini-sglang. Flags win.",
         read=exact_name,
     )
     overlap: bool = setting(
@@ -187,6 +189,15 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         help="Which decode instance a request goes on at: as router. Default: what router says.",
         needs=PAIRS,
         acts=paired,
+    )
+    front_end: FrontEndKind = setting(
+        "none",
+        group=HARDWARE,
+        help="The process between clients and each instance (simulated), so that latencies are what clients see: {choices}. "
+        "Of the preset's version where it is that engine's; none: the engine's own latencies. Default {default}.",
+        needs="instances of role both",
+        acts=lambda s, loop: not s.disaggregated,
+        idle={"live": "clients and what is before the scheduler are real"},
     )
     dtype: Dtype = setting(
         "auto",
@@ -388,7 +399,19 @@ def check_pairs(pools: Sequence[PoolSettings]) -> None:
 RUN_WIDE = frozenset(
     {
         *settings_of(LoadSettings),
-        *("model", "loop", "exact", "dp", "pool", "router", "decode_router", "ignore_eos", "max_tokens", "first_token"),
+        *(
+            "model",
+            "loop",
+            "exact",
+            "dp",
+            "pool",
+            "router",
+            "decode_router",
+            "front_end",
+            "ignore_eos",
+            "max_tokens",
+            "first_token",
+        ),
     }
 )
 """Settings of a run that its pools cannot have different values of."""

@@ -1,0 +1,193 @@
+"""What nobody could measure without the GPUs: the worker's part of an engine's host, and the way to its front end.
+
+    python benchmarks/host_fit.py [GROUP ...] [--rows FILE] [--every N] [--rounds N]
+
+Fits numbers of ``workbench/settings/engines.toml`` to rows of AIConfigurator's silicon_sample.csv that belong to fitting
+(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones, whose steps the roofline has
+within a few per cent, so that what is left is the host's. For each group it prints the rows that it used by configuration,
+what it began and ended with, and the errors then. Nothing is written: the numbers go into the file by hand, with their
+source.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from backends.simulated.cost.models.least_squares import nonnegative_least_squares
+from benchmarks.board.predict import Predicted, predict, settings_of
+from benchmarks.board.silicon import Row, find_rows, read_rows
+from workbench.settings import engines
+
+DENSE = ("Qwen/Qwen3-32B", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct")
+"""Not their rows in FP8 under vLLM 0.12: up to three quarters of the GPUs' peak go into prompts there, beside decoding, so
+most of the prompts must have been cached."""
+STEP = 0.25
+"""Of a number, to find its derivative."""
+SMALLEST_STEP_S = 20e-6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Numbers of one preset, and the rows that tell them."""
+
+    preset: str
+    table: str
+    """Of the preset: ``host`` or ``front_end``."""
+    names: tuple[str, ...]
+    rows: Callable[[Row], bool]
+    of: str
+    """What is fitted to: ``ttft`` or ``tpot``."""
+
+
+def _dense(row: Row, engine: str, *versions: str) -> bool:
+    cached = row.version == "0.12.0" and row.precision == "fp8"
+    return row.engine == engine and row.model in DENSE and row.version in versions and not cached
+
+
+GROUPS = {
+    # A synchronous engine shows its host in every step.
+    "vllm-host": Group(
+        "vllm-0.12.0",
+        "host",
+        ("prepare_s", "prepare_rank_s", "prepare_request_s"),
+        lambda row: _dense(row, "vllm", "0.12.0"),
+        "tpot",
+    ),
+    "vllm-front-end": Group(
+        "vllm-0.12.0",
+        "front_end",
+        ("latency_s",),
+        lambda row: _dense(row, "vllm", "0.12.0", "") and row.concurrency <= 16,
+        "ttft",
+    ),
+    "sglang-host": Group(
+        "sglang-0.5.1.post1",
+        "host",
+        ("prepare_s", "prepare_rank_s", "prepare_request_s"),
+        lambda row: _dense(row, "sglang", "0.5.1.post1"),
+        "tpot",
+    ),
+    "sglang-chunks": Group(
+        "sglang-0.5.6.post2",
+        "front_end",
+        ("chunk_s",),
+        lambda row: _dense(row, "sglang", "0.5.6.post2") and row.concurrency > 64,
+        "tpot",
+    ),
+    "sglang-front-end": Group(
+        "sglang-0.5.1.post1",
+        "front_end",
+        ("latency_s",),
+        lambda row: _dense(row, "sglang", "0.5.1.post1") and row.concurrency <= 16,
+        "ttft",
+    ),
+}
+
+
+def main(
+    groups: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(GROUPS)}; default: all.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="silicon_sample.csv. Default: the installed package's.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Only every Nth row of a group.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Times to linearise.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+) -> None:
+    """Fit the worker's part of hosts, and the way to front ends, to rows that belong to fitting."""
+    path = rows or find_rows()
+    if path is None:
+        print("error: silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE", file=sys.stderr)
+        raise typer.Exit(2)
+    try:
+        fitting = [row for row in read_rows(path)[0] if not row.scores]
+        chosen = [GROUPS[name] for name in groups or GROUPS]
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyError as error:
+        print(f"error: no group {error}; there are {', '.join(GROUPS)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    for name, group in zip(groups or GROUPS, chosen, strict=True):
+        print(f"{name}: {group.preset}, {group.table}", flush=True)
+        fit(group, [row for row in fitting if group.rows(row) and _can_be_simulated(row)][::every], rounds, jobs)
+
+
+def _can_be_simulated(row: Row) -> bool:
+    try:
+        settings_of(row)
+    except ValueError:
+        return False
+    return True
+
+
+def fit(group: Group, rows: Sequence[Row], rounds: int, jobs: int) -> np.ndarray:
+    """Fit a group's numbers, and print what was used and found. Raises AssertionError for a row that belongs to scoring."""
+    assert not any(row.scores for row in rows), "a row that belongs to scoring"
+    for configuration, count in sorted(Counter(row.configuration.strip("|") for row in rows).items()):
+        print(f"  {count:3} rows of {configuration}")
+    values = np.array([getattr(engines.load_engine(group.preset), group.table).get(name, 0.0) for name in group.names])
+    with ProcessPoolExecutor(jobs) as pool:
+
+        def errors(at: np.ndarray) -> np.ndarray:
+            sizes = dict(zip(group.names, at.tolist(), strict=True))
+            asked = [(row, group.preset, group.table, sizes, group.of) for row in rows]
+            return np.array(list(pool.map(_error, asked, chunksize=2)))
+
+        now = errors(values)
+        _say("begins with", group, values, now)
+        for _ in range(rounds):
+            steps = np.maximum(values * STEP, SMALLEST_STEP_S)
+            slopes = np.stack(
+                [
+                    (errors(values + step * place) - now) / step
+                    for step, place in zip(steps, np.eye(len(steps)), strict=True)
+                ],
+                1,
+            )
+            weights = 1 / np.maximum(np.abs(now), 0.05)  # nearly the least absolute errors: no row decides alone
+            # Scaled, for a matrix of slopes a second is in other units than one.
+            found = (
+                nonnegative_least_squares(slopes * steps * weights[:, None], (slopes @ values - now) * weights) * steps
+            )
+            for share in (1.0, 0.4, 0.15):
+                tried_at = values + share * (found - values)
+                tried = errors(tried_at)
+                if np.abs(tried).mean() < np.abs(now).mean():
+                    break
+            else:
+                break
+            values, now = tried_at, tried
+            _say("then", group, values, now)
+    return values
+
+
+def _error(asked: tuple[Row, str, str, dict[str, float], str]) -> float:
+    """The signed error of a row under these numbers."""
+    row, preset, table, values, of = asked
+    whole = engines._presets()[preset].setdefault(table, dict(getattr(engines.load_engine(preset), table)))
+    whole.update(values)
+    found: Predicted = predict(row, engine=preset, front_end=row.engine)
+    return float(found.ttft_error if of == "ttft" else found.tpot_error)
+
+
+def _say(when: str, group: Group, values: np.ndarray, errors: np.ndarray) -> None:
+    numbers = ", ".join(f"{name} {value * 1e6:.1f} us" for name, value in zip(group.names, values, strict=True))
+    size = np.abs(errors)
+    print(
+        f"  {when}: {numbers}; {group.of} off by {np.median(size):.1%} (median), {size.mean():.1%} (mean), "
+        f"{errors.mean():+.1%} (bias)",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
