@@ -40,6 +40,7 @@ KIND_COLOURS = {
     "bubble": "#45b3a0",
     "none": "#dfe3e8",
     "other": "#aab2bb",
+    "peer": "#b8d4d9",
     "receive": "#c5ccd4",
     "schedule": "#8793a0",
     "launch": "#48545f",

@@ -2,8 +2,9 @@
 
 Every instance of every run is a process. Its threads are the CPU (one bar a phase) and each GPU stage (one bar a batch,
 the batch in its arguments); its requests are asynchronous tracks with queued, prefill, decode and retracted nested in
-them; running, waiting and KV are counters. Times are microseconds of the run's clock, with nanoseconds behind the
-point. Events are in order of time, and of those that begin together the longer comes first, so that bars nest.
+them; KV on its way to another instance is a track of the one that sends it; running, waiting and KV are counters. Times
+are microseconds of the run's clock, with nanoseconds behind the point. Events are in order of time, and of those that
+begin together the longer comes first, so that bars nest.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def trace_events(records: Mapping[str, RunRecord]) -> Iterator[str]:
     for name, record in records.items():
         column = record.iterations
         names = instance_names(record)
-        instances = sorted({*record.requests["instance"].tolist(), *column["instance"].tolist()})
+        senders = record.requests["prefill_instance"]
+        sent = senders[~np.isnan(senders)].astype(np.int64)
+        instances = sorted({*record.requests["instance"].tolist(), *sent.tolist(), *column["instance"].tolist()})
         origin_ns = _origin_ns(record)
         for instance in instances:
             process += 1
@@ -89,6 +92,7 @@ def trace_events(records: Mapping[str, RunRecord]) -> Iterator[str]:
                 events += _cpu(record, instance, process, origin_ns)
                 events += _gpu(record, instance, process, origin_ns)
             events += _requests(record, instance, process, origin_ns)
+            events += _transfers(record, instance, process, origin_ns)
     events.sort(key=lambda event: (event.at_ns, event.order))
     for event in events:
         yield event.text
@@ -200,10 +204,32 @@ def _requests(record: RunRecord, instance: int, process: int, origin_ns: int) ->
         yield _async("e", process, request_id, request_id, end_ns, -4, {})
 
 
+def _transfers(record: RunRecord, instance: int, process: int, origin_ns: int) -> Iterator[_Event]:
+    """KV on its way from an instance: a track a request, beside the instance's threads."""
+    column, names = record.requests, instance_names(record)
+    sent = (column["prefill_instance"] == instance) & ~np.isnan(column["transfer_start_s"])
+    for row in np.flatnonzero(sent & ~np.isnan(column["transfer_end_s"])).tolist():
+        begin_ns, end_ns = (
+            round(float(column[name][row]) * _NS) - origin_ns for name in ("transfer_start_s", "transfer_end_s")
+        )
+        target = int(column["decode_instance"][row])
+        name = f"KV to {names.get(target, f'instance {target}')}"
+        args = {"request": column["request_id"][row], "input_tokens": int(column["input_tokens"][row])}
+        yield _async("b", process, column["request_id"][row], name, begin_ns, -3, args, "kv transfer")
+        yield _async("e", process, column["request_id"][row], name, end_ns, -4, {}, "kv transfer")
+
+
 def _async(
-    phase: str, process: int, request_id: str, name: str, at_ns: int, order: int, args: Mapping[str, Any]
+    phase: str,
+    process: int,
+    request_id: str,
+    name: str,
+    at_ns: int,
+    order: int,
+    args: Mapping[str, Any],
+    category: str = "request",
 ) -> _Event:
-    event = {"ph": phase, "cat": "request", "id": f"{process}/{request_id}", "name": name, "pid": process, "tid": 0}
+    event = {"ph": phase, "cat": category, "id": f"{process}/{request_id}", "name": name, "pid": process, "tid": 0}
     text = json_line(event)[:-1] + f',"ts":{_us(at_ns)},"args":{json_line(args)}}}'
     # Far below any bar's length: ends of what is inside, then of the request, then the request's begin, then its parts'.
     return _Event(at_ns, order - (1 << 60), text)

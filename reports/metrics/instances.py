@@ -23,13 +23,27 @@ class Pool:
     gpus: int
     """Of all its instances."""
     loop: str
+    role: str = "both"
+    """both, prefill or decode."""
+    tp: int = 1
+    """GPUs that are one stage together."""
+    kv_tokens: int = 0
+    max_running: int = 0
+    """Of one instance; both 0 where the record does not say."""
+
+    @property
+    def numbers(self) -> range:
+        """Of its instances."""
+        return range(self.first, self.first + self.count)
 
 
 def pools_of(record: RunRecord) -> list[Pool]:
     """The pools of a run; none where its record does not tell them."""
     found = []
+    of_run = record.meta.get("settings") or {}
     for said in record.meta.get("pools") or ():
         if isinstance(said, Mapping):
+            own = said.get("settings") or {}
             count = _number(said, "count")
             found.append(
                 Pool(
@@ -40,6 +54,10 @@ def pools_of(record: RunRecord) -> list[Pool]:
                     str(said.get("gpu", "")),
                     count * _number(said, "gpus"),
                     str(said.get("loop", "")),
+                    str(said.get("role") or "both"),
+                    _number(said, "tp"),
+                    int(said.get("kv_tokens") or 0),
+                    int(own.get("max_running") or of_run.get("max_running") or 0),
                 )
             )
     return found
@@ -47,6 +65,11 @@ def pools_of(record: RunRecord) -> list[Pool]:
 
 def _number(said: Mapping[str, Any], name: str) -> int:
     return max(int(said.get(name) or 1), 1)
+
+
+def pool_of(record: RunRecord, instance: int) -> Pool | None:
+    """The pool that an instance is of; None where the record does not tell."""
+    return next((pool for pool in pools_of(record) if instance in pool.numbers), None)
 
 
 def stages_each(record: RunRecord) -> tuple[int, ...]:
@@ -61,6 +84,18 @@ def stages_each(record: RunRecord) -> tuple[int, ...]:
     seen = np.array(stages)
     np.maximum.at(seen, column["instance"], column["stage"] + 1)
     return tuple(seen.tolist())
+
+
+def stage_weights(record: RunRecord) -> tuple[int, tuple[float, ...]]:
+    """How many GPUs the smallest stage is made of, and how many times as many a stage of each instance is, by its number:
+    where pools differ in that, a second of one is not a second of another."""
+    settings = record.meta.get("settings") or {}
+    each = [pool.tp for pool in pools_of(record) for _ in pool.numbers]
+    if not each:
+        return max(int(settings.get("tp") or 1), 1), (1.0,) * len(stages_each(record))
+    least = min(each)
+    weights = [tp / least for tp in each]
+    return least, tuple(weights + [1.0] * (len(stages_each(record)) - len(weights)))
 
 
 def instance_names(record: RunRecord) -> dict[int, str]:

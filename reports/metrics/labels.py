@@ -89,6 +89,7 @@ GROUPS: dict[str, list[Metric]] = {
         Metric("idle_cpu_share", "Idle: for CPU", Unit.SHARE, Better.LOWER),
         Metric("idle_kv_share", "Idle: out of KV", Unit.SHARE, Better.LOWER),
         Metric("idle_bubble_share", "Idle: bubble", Unit.SHARE, Better.LOWER),
+        Metric("idle_peer_share", "Idle: other side", Unit.SHARE),
         Metric("idle_none_share", "Idle: no work", Unit.SHARE),
         Metric("idle_other_share", "Idle: other", Unit.SHARE),
         Metric("cpu_hidden_share", "CPU hidden", Unit.SHARE, Better.HIGHER),
@@ -124,6 +125,7 @@ _QUIET_WHEN_ZERO = frozenset(
         "idle_kv_share",
         "idle_bubble_share",
         "idle_other_share",
+        "idle_peer_share",
         "recomputed_tokens",
     }
 )

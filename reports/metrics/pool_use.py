@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from reports.metrics.instances import Pool, pools_of
-from reports.metrics.intervals import length, union
 from reports.metrics.labels import Unit, written
 from reports.metrics.percentiles import spread
-from reports.metrics.summary import run_window
+from reports.metrics.time_use import CAUSES, TimeUse, time_use
 from reports.record.run_record import RunRecord
 from reports.record.schema import FINISHED
 
@@ -21,6 +20,8 @@ COLUMNS = (
     ("input_tokens", "Input tokens", Unit.COUNT),
     ("output_tokens", "Output tokens", Unit.COUNT),
     ("gpu_busy_share", "GPU busy", Unit.SHARE),
+    ("idle_none_share", "No work", Unit.SHARE),
+    ("idle_peer_share", "Other side", Unit.SHARE),
     ("ttft_mean_s", "TTFT mean", Unit.SECONDS),
     ("ttft_p99_s", "TTFT p99", Unit.SECONDS),
     ("tpot_mean_s", "TPOT mean", Unit.SECONDS),
@@ -44,17 +45,28 @@ def pool_lines(name: str, record: RunRecord) -> list[str]:
     lines = []
     for row, each in zip(pool_rows(record), pool_numbers(record), strict=True):
         cells = dict(zip((key for key, _, _ in COLUMNS), row["cells"], strict=True))
+        prefills = each["role"] == "prefill"
+        wrote = f"{cells['input_tokens']} input tokens" if prefills else f"{cells['output_tokens']} output tokens"
+        idle = [
+            f"{what} {cells[key]}"
+            for key, what in (("idle_none_share", "no work"), ("idle_peer_share", "for the other side"))
+            if each["role"] != "both" and each[key]
+        ]
+        latency = [f"TTFT mean {cells['ttft_mean_s']}"] * (each["role"] != "decode")
+        latency += [f"TPOT mean {cells['tpot_mean_s']}"] * (not prefills)
         lines.append(
             f"{name}, pool {row['name']}: {cells['instances']} x {each['gpus'] // each['instances']} {row['gpu']}, "
-            f"{cells['requests']} requests, {cells['output_tokens']} output tokens, GPU busy {cells['gpu_busy_share']}, "
-            f"TTFT mean {cells['ttft_mean_s']}, TPOT mean {cells['tpot_mean_s']}"
+            + ", ".join(
+                [f"{cells['requests']} requests", wrote, f"GPU busy {cells['gpu_busy_share']}", *idle, *latency]
+            )
         )
     return lines
 
 
 def pool_numbers(record: RunRecord) -> list[dict[str, Any]]:
-    """What each pool of a run with several did: requests and tokens it was sent and wrote, the share of the run in which its
-    stages were busy, and the latencies of its finished requests in seconds (None where nothing finished)."""
+    """What each pool of a run with several did: requests and tokens it was sent and wrote, how its GPUs spent their time,
+    and the latencies of its finished requests in seconds (None where nothing finished). Of a shared request both sides
+    have the prompt and the TTFT, and the one that decodes the rest."""
     pools = pools_of(record)
     if len(pools) < 2:
         return []
@@ -63,14 +75,18 @@ def pool_numbers(record: RunRecord) -> list[dict[str, Any]]:
 
 def _numbers(record: RunRecord, pool: Pool) -> dict[str, Any]:
     column = record.requests
-    here = (column["instance"] >= pool.first) & (column["instance"] < pool.first + pool.count)
+    where = column["prefill_instance"] if pool.role == "prefill" else column["instance"]
+    here = (where >= pool.first) & (where < pool.first + pool.count)
     done = here & np.array([status == FINISHED for status in column["status"]], bool)
     ttft_s = (column["first_token_s"] - column["arrival_s"])[done]
-    written = column["output_tokens"][done] - 1
+    gaps = column["output_tokens"][done] - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        tpot_s = np.where(written > 0, (column["finish_s"] - column["first_token_s"])[done] / written, np.nan)
+        tpot_s = np.where(gaps > 0, (column["finish_s"] - column["first_token_s"])[done] / gaps, np.nan)
+    use = time_use(record, pool.numbers)
+    decodes = pool.role != "prefill"
     return {
         "name": pool.name,
+        "role": pool.role,
         "instances": pool.count,
         "gpu": pool.gpu,
         "gpus": pool.gpus,
@@ -78,21 +94,17 @@ def _numbers(record: RunRecord, pool: Pool) -> dict[str, Any]:
         "requests": int(here.sum()),
         "finished": int(done.sum()),
         "input_tokens": int(column["input_tokens"][done].sum()),
-        "output_tokens": int(column["output_tokens"][done].sum()),
-        "gpu_busy_share": _busy_share(record, pool),
+        "output_tokens": int(column["output_tokens"][done].sum()) if decodes else None,
+        **_shares(use),
         **spread("ttft", ttft_s),
-        **spread("tpot", tpot_s),
+        **(spread("tpot", tpot_s) if decodes else spread("tpot", np.empty(0))),
     }
 
 
-def _busy_share(record: RunRecord, pool: Pool) -> float | None:
-    window, column = run_window(record), record.iterations
-    if window is None:
-        return None
-    busy_s = 0.0
-    for instance in range(pool.first, pool.first + pool.count):
-        for stage in range(pool.stages):
-            mine = (column["instance"] == instance) & (column["stage"] == stage)
-            spans = (column[name][mine].clip(window.begin_s, window.end_s) for name in ("start_s", "end_s"))
-            busy_s += length(union(*spans))
-    return busy_s / (window.duration_s * pool.count * pool.stages)
+def _shares(use: TimeUse | None) -> dict[str, float | None]:
+    """The share of the pool's GPU time in which it computed, and of each cause of idling."""
+    names = [f"idle_{cause}_share" for cause in CAUSES]
+    if use is None:
+        return dict.fromkeys(["gpu_busy_share", *names])
+    idle = {f"idle_{cause}_share": seconds / use.gpu_s for cause, seconds in use.idle_s.items()}
+    return {"gpu_busy_share": sum(use.busy_s.values()) / use.gpu_s, **idle}

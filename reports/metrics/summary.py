@@ -6,13 +6,15 @@ to compute the number from.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from reports.metrics.cuts import cut_totals
-from reports.metrics.instances import stages_each
+from reports.metrics.handovers import at_hand, is_shared
+from reports.metrics.instances import stage_weights, stages_each
 from reports.metrics.intervals import length, overlap, union
 from reports.metrics.percentiles import spread
 from reports.record.run_record import RunRecord
@@ -189,24 +191,26 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
     )
     if window is not None and len(seconds):
         busy_s = exposed_s = work_s = stage_work_s = busy_at_work_s = 0.0
-        for instance in range(window.instances):
+        _, weights = stage_weights(record)
+        for instance, weight in enumerate(weights):
             work = work_intervals(record, instance, window.begin_s, window.end_s)
-            work_s += length(work)
-            stage_work_s += length(work) * window.stages_each[instance]
+            work_s += weight * length(work)
+            stage_work_s += weight * length(work) * window.stages_each[instance]
             for stage in range(window.stages_each[instance]):
                 mine = (column["instance"] == instance) & (column["stage"] == stage)
                 busy = union(*(column[name][mine].clip(window.begin_s, window.end_s) for name in ("start_s", "end_s")))
                 both_s = overlap(work, busy)
-                busy_s += length(busy)
-                busy_at_work_s += both_s
+                busy_s += weight * length(busy)
+                busy_at_work_s += weight * both_s
                 if stage == 0:
-                    exposed_s += length(work) - both_s
-        span_s = window.instances * window.duration_s
+                    exposed_s += weight * (length(work) - both_s)
+        span_s = sum(weights) * window.duration_s
+        stages_s = window.duration_s * sum(map(operator.mul, weights, window.stages_each))
         host_s = sum(float(column[phase][first_stage].sum()) for phase in HOST_PHASES)
-        shares["gpu_busy_share"] = busy_s / (window.duration_s * sum(window.stages_each))
+        shares["gpu_busy_share"] = busy_s / stages_s
         shares["cpu_exposed_share"] = exposed_s / span_s
         shares["no_work_share"] = 1 - work_s / span_s
-        shares["host_cpu_share"] = host_s / span_s
+        shares["host_cpu_share"] = host_s / (window.instances * window.duration_s)
         if window.stages > 1 and work_s > 0:
             shares["bubble_share"] = 1 - busy_at_work_s / stage_work_s
     by_mode = np.bincount(column["mode"], weights=seconds, minlength=3)
@@ -217,9 +221,16 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
 def work_intervals(record: RunRecord, instance: int, begin_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:
     """Find when `instance` had at least one request in it, from arrival to finish, between two moments.
 
-    A request without a finish stays to the end if it is unfinished; one that was turned away was never in.
+    A request without a finish stays to the end if it is unfinished; one that was turned away was never in. Of requests that
+    two instances share, each has those that it can work on, and whatever it computes.
     """
     column = record.requests
+    if is_shared(record):
+        begins_s, ends_s = at_hand(record, instance, end_s)
+        rows = record.iterations["instance"] == instance
+        begins_s = np.concatenate((begins_s, record.iterations["start_s"][rows]))
+        ends_s = np.concatenate((ends_s, record.iterations["end_s"][rows]))
+        return union(begins_s.clip(begin_s, end_s), ends_s.clip(begin_s, end_s))
     mine = column["instance"] == instance
     leaves_s = column["finish_s"][mine].copy()
     statuses: list[Any] = [status for status, here in zip(column["status"], mine, strict=True) if here]

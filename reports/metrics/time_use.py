@@ -3,6 +3,7 @@
 A stage that computes is busy, by the mode of its batch. One that does not is idle for the first of these reasons that holds:
 
 * no work: no request is in its instance;
+* peer: all requests in it, which prefills or decodes alone, wait for their other instance, or for KV on its way;
 * CPU: the CPU is at work, and the stage is the first one or no other stage computes, so it is the CPU it waits for;
 * KV: requests queue that the scheduler could not admit although it may run more of them: their KV does not fit;
 * bubble: with several stages, what it could compute is still on another one;
@@ -13,25 +14,29 @@ The reasons are exact: all intervals are cut at all of their ends, and every pie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from reports.metrics.handovers import is_shared, presence
 from reports.metrics.host_lane import first_stage_rows, host_lane_of
+from reports.metrics.instances import pool_of, stage_weights
 from reports.metrics.intervals import length, overlap, union
 from reports.metrics.summary import run_span, run_window, work_intervals
 from reports.record.run_record import RunRecord
 from reports.record.schema import CHUNK, MODES, RETRACTED
 
-CAUSES = ("cpu", "kv", "bubble", "none", "other")
+CAUSES = ("cpu", "kv", "bubble", "none", "other", "peer")
 CAUSE_LABELS = {
     "cpu": "waiting for the CPU",
     "kv": "out of KV",
     "bubble": "pipeline bubble",
     "none": "no work",
     "other": "other",
+    "peer": "for the other side",
 }
-CPU, KV, BUBBLE, NONE, OTHER = range(5)
+CPU, KV, BUBBLE, NONE, OTHER, PEER = range(6)
 BUSY = -1
 _ROUNDING_S = 1e-8
 """Upper bound on what adding up times in floating point leaves."""
@@ -75,15 +80,20 @@ class Pieces:
     cause: list[np.ndarray]
 
 
-def time_use(record: RunRecord) -> TimeUse | None:
-    """Account for the GPU time of a run; None for a record without iterations."""
+def time_use(record: RunRecord, instances: Sequence[int] | None = None) -> TimeUse | None:
+    """Account for the GPU time of a run, or of some of its ``instances``; None for a record without iterations.
+
+    Where pools differ in the GPUs that are one stage, seconds are those of the smallest.
+    """
     window = run_window(record)
     column = record.iterations
     if window is None or not len(column["iteration"]):
         return None
-    settings = record.meta.get("settings") or {}
-    use = TimeUse(sum(window.stages_each) * window.duration_s, int(settings.get("tp") or 1))
-    for instance in range(window.instances):
+    gpus_a_stage, weights = stage_weights(record)
+    chosen = range(window.instances) if instances is None else instances
+    use = TimeUse(sum(weights[i] * window.stages_each[i] for i in chosen) * window.duration_s, gpus_a_stage)
+    for instance in chosen:
+        weight = weights[instance]
         lane = host_lane_of(record, instance)
         cpu = union(lane.begin_s.clip(window.begin_s, window.end_s), lane.end_s.clip(window.begin_s, window.end_s))
         use.host_s += length(cpu)
@@ -97,8 +107,8 @@ def time_use(record: RunRecord) -> TimeUse | None:
         seconds = np.diff(pieces.edges_s)
         for stage, cause in enumerate(pieces.cause):
             for place, name in enumerate(CAUSES):
-                use.idle_s[name] += float(seconds[cause == place].sum())
-            busy_s = float(seconds[cause == BUSY].sum())
+                use.idle_s[name] += weight * float(seconds[cause == place].sum())
+            busy_s = weight * float(seconds[cause == BUSY].sum())
             here = mine & (column["stage"] == stage)
             by_mode = np.bincount(
                 column["mode"][here], weights=(column["end_s"] - column["start_s"])[here], minlength=len(MODES)
@@ -107,7 +117,8 @@ def time_use(record: RunRecord) -> TimeUse | None:
             for mode, name in enumerate(MODES):
                 # On one stream batches do not run side by side; should a record say so, no moment counts twice.
                 use.busy_s[name] += float(by_mode[mode]) * (busy_s / total_s if total_s > 0 else 0.0)
-    use.recomputed_tokens, use.recomputed_s = _recomputed(record)
+    if instances is None:
+        use.recomputed_tokens, use.recomputed_s = _recomputed(record)
     use.idle_s = {cause: seconds if seconds >= _ROUNDING_S else 0.0 for cause, seconds in use.idle_s.items()}
     return use
 
@@ -150,10 +161,12 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
     for stage in range(stages):
         here = mine & (column["stage"] == stage)
         busy.append(within(column["start_s"][here], column["end_s"][here]))
+    there = within(*presence(record, instance, end_s)) if is_shared(record) else (np.empty(0), np.empty(0))
     edges_s = np.unique(
-        np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *(e for each in busy for e in each)])
+        np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *there, *(e for each in busy for e in each)])
     )
     has_work, on_cpu, blocked = _in(work, edges_s), _in(cpu, edges_s), _in(turned_away, edges_s)
+    elsewhere = ~has_work & _in(there, edges_s)
     computes = [_in(each, edges_s) for each in busy]
     any_computes = np.logical_or.reduce(computes) if computes else np.zeros(len(edges_s) - 1, dtype=bool)
     causes = []
@@ -161,9 +174,11 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
         waits_for_cpu = on_cpu & (~any_computes | (stage == 0))
         rest = BUBBLE if stages > 1 else OTHER
         causes.append(
-            np.select([computes[stage], ~has_work, waits_for_cpu, blocked], [BUSY, NONE, CPU, KV], default=rest).astype(
-                np.int8
-            )
+            np.select(
+                [computes[stage], elsewhere, ~has_work, waits_for_cpu, blocked],
+                [BUSY, PEER, NONE, CPU, KV],
+                default=rest,
+            ).astype(np.int8)
         )
     return Pieces(edges_s, causes)
 
@@ -180,8 +195,8 @@ def _not_admitted(record: RunRecord, instance: int, end_s: float) -> tuple[np.nd
     """Find the times from one batch to the next where the first left requests queued though more might have run."""
     column = record.iterations
     rows = first_stage_rows(column, instance)
-    settings = record.meta.get("settings") or {}
-    most = settings.get("max_running") or np.inf
+    pool, settings = pool_of(record, instance), record.meta.get("settings") or {}
+    most = (pool.max_running if pool is not None else settings.get("max_running")) or np.inf
     left = (column["waiting"][rows] > 0) & (column["running"][rows] < most)
     from_s = column["launch_s"][rows]
     return from_s[left], np.append(from_s[1:], end_s)[left] if len(rows) else from_s[left]

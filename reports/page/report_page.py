@@ -13,6 +13,7 @@ from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
+from reports.metrics.handovers import STAGE_LABELS, first_tokens
 from reports.metrics.host_lane import PHASES
 from reports.metrics.instances import pools_of, stages_each
 from reports.metrics.labels import (
@@ -28,7 +29,7 @@ from reports.metrics.labels import (
 )
 from reports.metrics.pool_use import COLUMNS, pool_rows
 from reports.metrics.report_numbers import Report, make_report
-from reports.metrics.time_use import CAUSE_LABELS, CAUSES
+from reports.metrics.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
 from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
 from reports.record.first_arrival import from_first_arrival
@@ -162,8 +163,10 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         caveats=caveats(report.records),
         headlines=headlines(report.summaries, report.baseline),
         outcome=outcome(report.summaries),
-        reasons=reasons(report.summaries, report.uses),
+        reasons=reasons(report.summaries, report.uses, report.records),
         uses=uses,
+        first_tokens=_first_token_rows(report),
+        first_token_stages=STAGE_LABELS,
         comparison=section(comparison) if comparison is not None else None,
         causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
@@ -261,34 +264,75 @@ def _use_rows(report: Report) -> list[dict[str, Any]]:
     for name, use in report.uses.items():
         if use is None:
             continue
-        seconds = {**use.busy_s, **{f"idle-{cause}": use.idle_s[cause] for cause in CAUSES}}
-        parts = [
-            {
-                "kind": kind,
-                "share": value_s / use.gpu_s,
-                "width": f"{value_s / use.gpu_s * 100:.4f}",
-                "percent": percent(value_s / use.gpu_s),
-                "seconds": f"{value_s:.9f}",
-                "text": f"{_kind_label(kind)}: {written([value_s], Unit.SECONDS)[0]}, {percent(value_s / use.gpu_s)}",
-            }
-            for kind, value_s in seconds.items()
-            if value_s > 0
-        ]
-        hidden = use.hidden_s / use.host_s if use.host_s else 0.0
-        rows.append(
-            {
-                "name": name,
-                "parts": parts,
-                "gpu": written([use.gpu_s], Unit.SECONDS)[0]
-                + (f" of {use.gpus_a_stage} GPUs as one" if use.gpus_a_stage > 1 else " of GPU time"),
-                "host": written([use.host_s], Unit.SECONDS)[0],
-                "hidden": percent(hidden),
-                "hidden_width": f"{hidden * 100:.3f}",
-                "host_width": f"{min(use.host_s / use.gpu_s, 1) * 100:.3f}",
-                "recomputed": f"{use.recomputed_tokens:,}" if use.recomputed_tokens else "",
-                "recomputed_s": written([use.recomputed_s], Unit.SECONDS)[0],
-            }
-        )
+        rows.append(_use_row(name, "", use))
+        pools = pools_of(report.records[name])
+        for pool in pools if len(pools) > 1 else []:
+            of_pool = time_use(report.records[name], pool.numbers)
+            if of_pool is not None:
+                rows.append(_use_row(name, pool.name, of_pool))
+    return rows
+
+
+def _use_row(name: str, pool: str, use: TimeUse) -> dict[str, Any]:
+    """The bar of a run, or of a pool of it."""
+    seconds = {**use.busy_s, **{f"idle-{cause}": use.idle_s[cause] for cause in CAUSES}}
+    parts = [
+        {
+            "kind": kind,
+            "share": value_s / use.gpu_s,
+            "width": f"{value_s / use.gpu_s * 100:.4f}",
+            "percent": percent(value_s / use.gpu_s),
+            "seconds": f"{value_s:.9f}",
+            "text": f"{_kind_label(kind)}: {written([value_s], Unit.SECONDS)[0]}, {percent(value_s / use.gpu_s)}",
+        }
+        for kind, value_s in seconds.items()
+        if value_s > 0
+    ]
+    hidden = use.hidden_s / use.host_s if use.host_s else 0.0
+    return {
+        "name": name,
+        "pool": pool,
+        "parts": parts,
+        "gpu": written([use.gpu_s], Unit.SECONDS)[0]
+        + (f" of {use.gpus_a_stage} GPUs as one" if use.gpus_a_stage > 1 else " of GPU time"),
+        "host": written([use.host_s], Unit.SECONDS)[0],
+        "hidden": percent(hidden),
+        "hidden_width": f"{hidden * 100:.3f}",
+        "host_width": f"{min(use.host_s / use.gpu_s, 1) * 100:.3f}",
+        "recomputed": f"{use.recomputed_tokens:,}" if use.recomputed_tokens else "",
+        "recomputed_s": written([use.recomputed_s], Unit.SECONDS)[0],
+    }
+
+
+def _first_token_rows(report: Report) -> list[dict[str, Any]]:
+    """Bars of what first tokens waited for, of runs whose requests two instances share: all of them, and the slowest."""
+    rows = []
+    for name, record in report.records.items():
+        found = first_tokens(record)
+        if found is None:
+            continue
+        for which, parts_s in (("mean of all", found.mean_s()), ("slowest tenth", found.slow_s())):
+            total_s = max(sum(parts_s.values()), 1e-12)
+            texts = dict(zip(parts_s, written(list(parts_s.values()), Unit.SECONDS), strict=True))
+            rows.append(
+                {
+                    "name": name,
+                    "which": which,
+                    "total": written([total_s], Unit.SECONDS)[0],
+                    "parts": [
+                        {
+                            "stage": stage,
+                            "share": part_s / total_s,
+                            "width": f"{part_s / total_s * 100:.4f}",
+                            "percent": percent(part_s / total_s),
+                            "seconds": f"{part_s:.9f}",
+                            "text": f"{STAGE_LABELS[stage]}: {texts[stage]}, {percent(part_s / total_s)}",
+                        }
+                        for stage, part_s in parts_s.items()
+                        if part_s > 0
+                    ],
+                }
+            )
     return rows
 
 

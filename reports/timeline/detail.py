@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from reports.metrics.host_lane import PHASES, first_stage_rows, host_lane_of, process_begins_s
-from reports.metrics.instances import instance_names
+from reports.metrics.instances import instance_names, pools_of
 from reports.metrics.intervals import covered, union
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, NONE, idle_pieces
 from reports.record.run_record import RunRecord
 from reports.record.schema import MODES, RETRACTED
-from reports.timeline.packed import differences, packed, text_of, tick_s_of
+from reports.timeline.packed import differences, packed, packed_text, text_of, tick_s_of
 
 TICKS_S = (1e-9, 1e-7)
 BINS = 2048
@@ -29,6 +29,8 @@ STRETCHES = 24
 LEFT_OUT = 7
 """Cause of a gap that is none: iterations are left out there."""
 MOST_LAG = 9
+MOST_TRANSFERS = 10_000
+TRANSFER_ROWS = 6
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,73 @@ def timeline_detail(record: RunRecord, budget_bytes: int) -> dict[str, Any] | No
     if window is None or not len(record.iterations["iteration"]):
         return None
     numbers = sorted(set(record.iterations["instance"].tolist()))
-    share = budget_bytes // len(numbers)
+    transfers = _transfers(record, window)
+    share = (budget_bytes - (len(transfers["data"]) + len(transfers["ids"]["data"]) if transfers else 0)) // len(
+        numbers
+    )
     names = instance_names(record)
+    pools = {number: pool for pool in pools_of(record) for number in pool.numbers}
     return {
         "begin_s": window.begin_s,
         "end_s": window.end_s,
+        **({"transfers": transfers} if transfers else {}),
         "instances": [
             {
                 "name": names.get(number, f"instance {number}"),
+                **({"pool": pools[number].name, "role": pools[number].role} if number in pools else {}),
                 "stages": window.stages_each[number],
                 **_instance_detail(record, number, window, share),
             }
             for number in numbers
         ],
     }
+
+
+def _transfers(record: RunRecord, window: Any) -> dict[str, Any] | None:
+    """KV on its way between instances, packed: `begin`, `lasts`, `row` (those at the same time lie in different ones),
+    `source`, `target`, `tokens`, and `ids` of the requests; None where there was none. Of very many every so many are
+    kept."""
+    column = record.requests
+    known = ~np.isnan(column["transfer_start_s"]) & ~np.isnan(column["transfer_end_s"])
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        return None
+    rows = rows[np.argsort(column["transfer_start_s"][rows], kind="stable")]
+    kept = rows[:: -(-len(rows) // MOST_TRANSFERS)]
+    tick_s = tick_s_of(max(abs(window.begin_s), abs(window.end_s)), TICKS_S[1])
+    begins, ends = (
+        np.rint(column[name][kept] / tick_s).astype(np.int64) for name in ("transfer_start_s", "transfer_end_s")
+    )
+    table = {
+        "begin": differences(begins),
+        "lasts": ends - begins,
+        "row": _side_by_side(begins.tolist(), ends.tolist()),
+        "source": column["prefill_instance"][kept].astype(np.int64),
+        "target": column["decode_instance"][kept].astype(np.int64),
+        "tokens": column["input_tokens"][kept],
+    }
+    return {
+        "tick_s": tick_s,
+        "of": len(rows),
+        "ids": packed_text([column["request_id"][row] for row in kept.tolist()]),
+    } | packed(table)
+
+
+def _side_by_side(begins: list[int], ends: list[int]) -> np.ndarray:
+    """The first row for each of these stretches, in order of their beginning, that is free by then; at most `TRANSFER_ROWS`,
+    beyond which they lie upon each other."""
+    free: list[int] = []
+    found = []
+    for begin, end in zip(begins, ends, strict=True):
+        place = next((place for place, at in enumerate(free) if at <= begin), len(free))
+        if place == len(free):
+            if len(free) < TRANSFER_ROWS:
+                free.append(end)
+            else:
+                place = min(range(TRANSFER_ROWS), key=free.__getitem__)
+        free[place] = max(free[place], end)
+        found.append(place)
+    return np.array(found, dtype=np.int64)
 
 
 def _instance_detail(record: RunRecord, number: int, window: Any, budget_bytes: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reports.metrics.handovers import is_shared
 from reports.metrics.host_lane import first_stage_rows, results_s
 from reports.metrics.summary import run_span
 from reports.record.run_record import RunRecord
@@ -77,7 +78,11 @@ def _of_run(record: RunRecord, place: Mapping[str, int], tick_s: float) -> dict[
     ticks = {name: _ticks(column[name][rows], tick_s) for name in _MOMENTS}
     statuses = list(dict.fromkeys(column["status"]))
     table: dict[str, np.ndarray] = {"number": differences(number), "arrival_s": differences(ticks["arrival_s"])}
-    for name in _MOMENTS[1:]:
+    moments = list(_MOMENTS[1:])
+    if is_shared(record):
+        moments += _HANDOVER_MOMENTS
+        ticks |= {name: _ticks(column[name][rows], tick_s) for name in _HANDOVER_MOMENTS}
+    for name in moments:
         # -1 stands for a moment that never came.
         table[name] = np.where(np.isnan(column[name][rows]), -1, ticks[name] - ticks["arrival_s"])
     for name in ("input_tokens", "output_tokens", "cached_tokens", "retractions", "instance"):
@@ -92,6 +97,8 @@ def _of_run(record: RunRecord, place: Mapping[str, int], tick_s: float) -> dict[
 
 
 _MOMENTS = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
+_HANDOVER_MOMENTS = ("bootstrap_s", "transfer_end_s", "decode_admission_s")
+"""Of requests that one instance prefills and another decodes."""
 
 
 def _ticks(seconds: np.ndarray, tick_s: float) -> np.ndarray:
@@ -129,7 +136,9 @@ def _events(
 
 
 class Part(NamedTuple):
-    """A stretch of a request's time: `queued`, `prefill`, `waiting` (between chunks), `decode`, `retracted`."""
+    """A stretch of a request's time: `queued`, `prefill`, `waiting` (between chunks), `decode`, `retracted`; of one that two
+    instances share also `bootstrap` (until pages are set aside where it is decoded), `transfer` (its KV is on its way) and
+    `admission` (its KV is there, and it waits for a place)."""
 
     kind: str
     begin_s: float
@@ -169,22 +178,28 @@ def _parts(
     if np.isnan(end_s) or end_s <= arrival_s:
         return []
     parts: list[Part] = []
+    bootstrap_s, arrived_s, admitted_s = (float(column[name][row]) for name in _HANDOVER_MOMENTS)
 
     def add(kind: str, begin_s: float, till_s: float, tokens: int = 0) -> None:
         begin_s, till_s = max(begin_s, arrival_s), min(till_s, end_s)
         if till_s > begin_s:
             parts.append(Part(kind, begin_s, till_s, tokens))
 
+    at_s = arrival_s
+    if bootstrap_s > at_s:
+        add("bootstrap", at_s, bootstrap_s)
+        at_s = bootstrap_s
     if np.isnan(scheduled_s):
-        add("queued", arrival_s, end_s)
+        shared = not np.isnan(column["prefill_instance"][row]) and np.isnan(bootstrap_s)
+        add("bootstrap" if shared else "queued", at_s, end_s)
         return parts
     if not events:
         prefilled_s = end_s if np.isnan(first_s) else first_s
-        add("queued", arrival_s, scheduled_s)
+        add("queued", at_s, scheduled_s)
         add("prefill", scheduled_s, prefilled_s)
         add("decode", prefilled_s, end_s, int(column["output_tokens"][row]))
         return parts
-    at_s, state = arrival_s, "queued"
+    state = "queued"
     for number, (begin_s, lasts_s, tokens, lost) in enumerate(events):
         add(state, at_s, begin_s)
         at_s = max(at_s, begin_s)
@@ -196,5 +211,10 @@ def _parts(
         after = events[number + 1 :]
         # More chunks before anything is lost: the prompt is not complete yet.
         state = "waiting" if after and not after[0][3] else "decode"
+        if state == "decode":
+            for kind, till_s in (("transfer", arrived_s), ("admission", admitted_s)):
+                if till_s > at_s:
+                    add(kind, at_s, till_s)
+                    at_s = till_s
     add(state, at_s, end_s)
     return parts

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reports.metrics.handovers import is_shared
 from reports.metrics.labels import METRICS, Better, Summaries, Unit, difference, percent, values_of, written
 from reports.metrics.time_use import TimeUse
+from reports.record.run_record import RunRecord
+from reports.verdict.pool_verdict import pool_sentences
 
 ALIKE = 0.02
 """Runs whose values differ by less than this are called equal."""
@@ -68,12 +71,16 @@ def headlines(summaries: Summaries, baseline: str | None = None) -> list[Headlin
     return found
 
 
-def verdict(summaries: Summaries, uses: Uses | None = None) -> list[str]:
+Records = Mapping[str, RunRecord]
+
+
+def verdict(summaries: Summaries, uses: Uses | None = None, records: Records | None = None) -> list[str]:
     """Plain sentences: first the outcome, then the reasons. Never empty for at least one run.
 
-    With `uses` (where the time of each run went) the reasons tell the CPU's share from that of bubbles and memory.
+    With `uses` (where the time of each run went) the reasons tell the CPU's share from that of bubbles and memory; with
+    `records` they say which pool is short where some prefill and others decode.
     """
-    return [*outcome(summaries), *reasons(summaries, uses)]
+    return [*outcome(summaries), *reasons(summaries, uses, records)]
 
 
 def outcome(summaries: Summaries) -> list[str]:
@@ -81,11 +88,14 @@ def outcome(summaries: Summaries) -> list[str]:
     return [*_incomplete(summaries), *_winners(summaries)]
 
 
-def reasons(summaries: Summaries, uses: Uses | None = None) -> list[str]:
+def reasons(summaries: Summaries, uses: Uses | None = None, records: Records | None = None) -> list[str]:
     """Explain the outcome by what is in the records."""
+    shared = {run: record for run, record in (records or {}).items() if is_shared(record)}
+    alone = {run: summary for run, summary in summaries.items() if run not in shared}
     known = {run: use for run, use in (uses or {}).items() if use is not None}
     where = _where_time_went(known) if known else [*_cpu(summaries), *_bubbles(summaries)]
-    return [*where, *_cache(summaries), *_retraction(summaries, known), *_queueing(summaries)]
+    pools = pool_sentences(shared)
+    return [*pools, *where, *_cache(summaries), *_retraction(summaries, known), *_queueing(alone)]
 
 
 def _where_time_went(uses: Mapping[str, TimeUse]) -> list[str]:

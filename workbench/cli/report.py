@@ -93,7 +93,7 @@ def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[st
         return
     console = Console()
     console.print(comparison_table(made.numbers) if full else compact_table(made.numbers, made.baseline))
-    for line in verdict(made.summaries, made.uses):
+    for line in verdict(made.summaries, made.uses, made.records):
         console.print(f"- {line}", highlight=False, markup=False)
     for line in caveats(made.records):
         console.print(f"note: {line}", highlight=False, markup=False, style="dim")

@@ -191,7 +191,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
 
     console = Console()
     console.print(comparison_table(made.summaries))
-    for line in verdict(made.summaries, made.uses):
+    for line in verdict(made.summaries, made.uses, made.records):
         console.print(line, highlight=False)
     for name, record in records.items():
         for line in pool_lines(name, record):

@@ -4,8 +4,10 @@ WB.parts.push(async () => {
   const { data, css, runColour, seconds, share, whole, MODES, CAUSES, PHASES, LABELS, element } = WB;
   const holder = document.getElementById("lanes");
   if (!holder) return;
-  const GUTTER = 54, RULER = 18, CPU_HEIGHT = 18, GPU_HEIGHT = 26, GAP = 3, STRIP = 12, BLOCK = 256;
-  const IDLE = 3, LEFT_OUT_CAUSE = 7, LEFT_OUT = 8, KINDS = 9;
+  const ALL = -1, LANES_TOGETHER = 12, KV_ROW = 5;
+  const RULER = 18, CPU_HEIGHT = 18, GPU_HEIGHT = 26, GAP = 3, STRIP = 12, BLOCK = 256;
+  const IDLE = 3, LEFT_OUT_CAUSE = 7, LEFT_OUT = IDLE + CAUSES.length, KINDS = LEFT_OUT + 1;
+  const GPU_ORDER = [1, 0, 2, ...CAUSES.map((_, cause) => IDLE + cause)];
   const SHORTEST_S = 2e-6;
 
   // Data: see reports/timeline/detail.py ------------------------------------------------------------------------------------------
@@ -130,8 +132,8 @@ WB.parts.push(async () => {
       i++;
     }
   }
-  function binSums(run, place, kinds, from, to, found) {
-    const { shares, bins } = run.made;
+  function binSums(run, each, from, to, found) {
+    const { bin: place, kinds } = each, { shares, bins } = each.made;
     const width = (run.end - run.begin) / bins;
     const first = Math.max(0, Math.floor((from - run.begin) / width)), last = Math.min(bins - 1, Math.floor((to - run.begin) / width));
     for (let bin = first; bin <= last; bin++) {
@@ -140,32 +142,73 @@ WB.parts.push(async () => {
     }
   }
 
+  async function unpackTransfers(packed) {
+    const { begin, lasts, row, source, target, tokens } = await WB.integers(packed);
+    WB.summed(begin);
+    for (let i = 0; i < packed.rows; i++) { begin[i] *= packed.tick_s; lasts[i] *= packed.tick_s; }
+    const rows = Math.max(...row) + 1, longest = Math.max(...lasts);
+    return { label: "KV", transfers: true, height: rows * KV_ROW + 2, begin, lasts, row, source, target, tokens, longest, length: packed.rows, of: packed.of, ids: await WB.text(packed.ids) };
+  }
+  // The first transfer that may reach beyond a moment: they are in order of their beginning.
+  function transferAfter({ begin, longest, length }, at) {
+    let low = 0, high = length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (begin[middle] > at - longest) high = middle;
+      else low = middle + 1;
+    }
+    return Math.max(low - 1, 0);
+  }
+
   // Runs ------------------------------------------------------------------------------------------------------------------
   const runs = [];
   for (const [place, name] of data.runs.entries()) {
     const detail = data.timeline[name];
     if (!detail) continue;
     const run = { place, name, begin: detail.begin_s, end: detail.end_s, busiest: data.busiest[name], instances: detail.instances };
-    run.choose = async (number) => {
-      run.made = run.instances[number].made ??= await unpack(run.instances[number], run.instances[number].stages);
-      run.lanes = run.made.lanes ??= [
-        { label: "CPU", cpu: true, height: CPU_HEIGHT, bars: cpuLane(run.made), bin: 0, kinds: 4 },
-        ...run.made.start.map((_, stage) => ({ label: run.made.start.length > 1 ? `GPU ${stage}` : "GPU", height: GPU_HEIGHT, bars: gpuLane(run.made, stage), bin: 4 + stage * 8, kinds: 8, stage })),
-      ];
-      run.holes = [];
-      const gpu = run.lanes[1].bars;
-      if (!run.made.whole) {
-        let from = run.begin;
-        if (gpu.length) run.holes.push([from, gpu.begin[0]]);
-        for (let i = 0; i < gpu.length; i++) if (gpu.kind[i] === LEFT_OUT) run.holes.push([gpu.begin[i], gpu.end[i]]);
-        if (gpu.length) run.holes.push([gpu.end[gpu.length - 1], run.end]);
-      }
+    const lanesOf = async (place) => {
+      const instance = run.instances[place], made = (instance.made ??= await unpack(instance, instance.stages));
+      return (made.lanes ??= [
+        { label: "CPU", cpu: true, height: CPU_HEIGHT, bars: cpuLane(made), bin: 0, kinds: 4, made },
+        ...made.start.map((_, stage) => ({ label: made.start.length > 1 ? `GPU ${stage}` : "GPU", height: GPU_HEIGHT, bars: gpuLane(made, stage), bin: 4 + stage * LEFT_OUT, kinds: LEFT_OUT, stage, made })),
+      ].map((each, place, all) => ({ ...each, holes: holesOf(made, all[1].bars) })));
     };
-    await run.choose(0);
+    const holesOf = (made, gpu) => {
+      const holes = [];
+      if (made.whole) return holes;
+      if (gpu.length) holes.push([run.begin, gpu.begin[0]]);
+      for (let i = 0; i < gpu.length; i++) if (gpu.kind[i] === LEFT_OUT) holes.push([gpu.begin[i], gpu.end[i]]);
+      if (gpu.length) holes.push([gpu.end[gpu.length - 1], run.end]);
+      return holes;
+    };
+    // Instances of every pool, as many as there is room for; between those that prefill and those that decode, KV on its way.
+    run.pools = [...new Set(run.instances.map(({ pool }) => pool))];
+    run.together = run.pools.length > 1 ? run.pools.flatMap((pool) => run.instances.map((instance, place) => ({ ...instance, place })).filter((instance) => instance.pool === pool)
+      .slice(0, Math.max(Math.floor(LANES_TOGETHER / run.pools.length), 1))) : [];
+    run.transfers = detail.transfers ? await unpackTransfers(detail.transfers) : null;
+    run.choose = async (number) => {
+      if (number === ALL) {
+        run.lanes = [];
+        for (const { name, place, role } of run.together) {
+          const [, ...stages] = await lanesOf(place);
+          if (run.transfers && role === "decode" && !run.lanes.includes(run.transfers)) run.lanes.push(run.transfers);
+          run.lanes.push(...stages.map((each) => ({ ...each, label: stages.length > 1 ? `${name}.${each.stage}` : name, of: name })));
+        }
+        run.gpu = run.lanes[run.lanes.length - 1];
+      } else {
+        run.lanes = await lanesOf(number);
+        run.gpu = run.lanes[1];
+      }
+      run.made = run.gpu.made;
+    };
+    run.shown = run.transfers && run.together.length ? ALL : 0;
+    await run.choose(run.shown);
     runs.push(run);
   }
   if (!runs.length) return;
 
+  const wide = Math.max(0, ...runs.flatMap(({ together }) => together.map(({ name, stages }) => name.length + (stages > 1 ? 2 : 0))));
+  const GUTTER = Math.max(54, Math.min(6 + wide * 6, innerWidth < 600 ? 76 : 130));
   const whole_s = Math.max(...runs.map((run) => run.end - run.begin));
   const view = { span: whole_s, begins: runs.map((run) => run.begin), hover: null };
   WB.views = () => data.runs.map((name) => {
@@ -178,7 +221,7 @@ WB.parts.push(async () => {
   function recolour() {
     colours = {
       gpu: [...MODES.map((name) => css(`--${name}`)), ...CAUSES.map((name) => css(`--idle-${name}`))], cpu: PHASES.map((name) => css(`--${name}`)),
-      paper: css("--paper"), ink: css("--ink"), soft: css("--soft"), line: css("--line"), panel: css("--panel"),
+      transfer: css("--transfer"), paper: css("--paper"), ink: css("--ink"), soft: css("--soft"), line: css("--line"), panel: css("--panel"),
     };
   }
   function nice(span, most) {
@@ -214,7 +257,7 @@ WB.parts.push(async () => {
     let top = RULER;
     for (const each of run.lanes) {
       ctx.fillStyle = colours.soft;
-      ctx.fillText(each.label, 0, top + each.height / 2);
+      ctx.fillText(each.label, 0, top + each.height / 2, GUTTER - 5);
       each.top = top;
       ctx.fillStyle = colours.panel;
       ctx.fillRect(GUTTER, top, width, each.height);
@@ -234,12 +277,20 @@ WB.parts.push(async () => {
       ctx.globalAlpha = 0.5;
       ctx.fillRect(Math.round(left), RULER, 1, top - RULER - GAP);
       ctx.globalAlpha = 1;
-      if (view.hover.run === place && view.hover.row != null) outline(ctx, run, view.hover.row, x);
+      if (view.hover.run === place && view.hover.row != null) outline(ctx, run, view.hover.made, view.hover.row, x);
     }
   }
-  const inHole = (run, at) => run.holes.some(([begin, end]) => at >= begin && at < end);
+  const inHole = (each, at) => each.holes.some(([begin, end]) => at >= begin && at < end);
 
+  function paintTransfers(ctx, each, from, to, x) {
+    ctx.fillStyle = colours.transfer;
+    for (let i = transferAfter(each, from); i < each.length && each.begin[i] < to; i++) {
+      const left = Math.max(x(each.begin[i]), GUTTER - 2), right = Math.min(x(each.begin[i] + each.lasts[i]), x(to) + 2);
+      if (right > GUTTER - 2) ctx.fillRect(left, each.top + 1 + each.row[i] * KV_ROW, Math.max(right - left, 0.5), KV_ROW - 1);
+    }
+  }
   function paintLane(ctx, run, each, from, to, x, width) {
+    if (each.transfers) return paintTransfers(ctx, each, from, to, x);
     const { bars } = each, palette = each.cpu ? colours.cpu : colours.gpu;
     const first = after(bars, from), last = after(bars, to);
     const single = last - first < width * 0.6;
@@ -256,20 +307,20 @@ WB.parts.push(async () => {
         if (!idle && right - left > 22) label(ctx, run, each, i, left, right);
       }
     }
-    if (single && !run.holes.length) return;
+    if (single && !each.holes.length) return;
     // Too many to tell apart, or left out: every pixel shows how long it was what.
     const found = new Float64Array(KINDS);
     const seconds = view.span / width;
     for (let pixel = 0; pixel < width; pixel++) {
       const at = from + pixel * seconds;
       if (at >= run.end || at + seconds <= run.begin) continue;
-      const hole = run.holes.length && inHole(run, at + seconds / 2);
+      const hole = each.holes.length && inHole(each, at + seconds / 2);
       if (single && !hole) continue;
       found.fill(0);
-      if (hole || (run.made.shares && seconds > (run.end - run.begin) / run.made.bins)) binSums(run, each.bin, each.kinds, at, at + seconds, found);
+      if (hole || (each.made.shares && seconds > (run.end - run.begin) / each.made.bins)) binSums(run, each, at, at + seconds, found);
       else sums(bars, at, at + seconds, found);
       let bottom = each.top + each.height;
-      const order = each.cpu ? [0, 1, 2, 3] : [1, 0, 2, 3, 4, 5, 6, 7];
+      const order = each.cpu ? [0, 1, 2, 3] : GPU_ORDER;
       for (const kind of order) {
         const high = Math.min(found[kind] / seconds, 1) * each.height;
         if (high < 0.05) continue;
@@ -281,36 +332,36 @@ WB.parts.push(async () => {
   }
   function label(ctx, run, each, i, left, right) {
     const row = each.bars.row[i], kind = each.bars.kind[i];
-    const text = each.cpu ? PHASES[kind] : `${MODES[kind]} ${run.made.requests[row]}`;
+    const text = each.cpu ? PHASES[kind] : `${MODES[kind]} ${each.made.requests[row]}`;
     const room = right - Math.max(left, GUTTER) - 8;
-    const short = each.cpu ? "" : String(run.made.requests[row]);
+    const short = each.cpu ? "" : String(each.made.requests[row]);
     const fits = [text, short].find((words) => words && ctx.measureText(words).width <= room);
     if (!fits) return;
     ctx.fillStyle = each.cpu && kind === 0 ? colours.ink : colours.paper;
     ctx.fillText(fits, Math.max(left, GUTTER) + 4, each.top + each.height / 2 + 0.5);
   }
-  function outline(ctx, run, row, x) {
+  function outline(ctx, run, made, row, x) {
     ctx.strokeStyle = colours.ink;
     ctx.lineWidth = 1.5;
-    const { made } = run;
     const box = (begin, end, each) => {
       const left = Math.max(x(begin), GUTTER), right = Math.min(x(end), run.width);
       if (right > left) ctx.strokeRect(left, each.top + 0.75, right - left, each.height - 1.5);
     };
-    const [cpu, ...stages] = run.lanes;
-    box(made.host[row] + made.receive[row], made.host[row] + made.receive[row] + made.schedule[row] + made.launch[row], cpu);
-    box(made.processed[row], made.processed[row] + made.process[row], cpu);
-    for (const each of stages) box(made.start[each.stage][row], made.end[each.stage][row], each);
+    for (const each of run.lanes.filter((lane) => lane.made === made)) {
+      if (!each.cpu) { box(made.start[each.stage][row], made.end[each.stage][row], each); continue; }
+      box(made.host[row] + made.receive[row], made.host[row] + made.receive[row] + made.schedule[row] + made.launch[row], each);
+      box(made.processed[row], made.processed[row] + made.process[row], each);
+    }
   }
   function paintStrip(ctx, run, top, from, to, width) {
     ctx.fillStyle = colours.soft;
     ctx.fillText("run", 0, top + STRIP / 2);
     if (!run.strip || run.strip.width !== width) {
       run.strip = { width, columns: [] };
-      const gpu = run.lanes[1], step = (run.end - run.begin) / width;
+      const { gpu } = run, step = (run.end - run.begin) / width;
       for (let pixel = 0; pixel < width; pixel++) {
         const found = new Float64Array(KINDS), at = run.begin + pixel * step;
-        if (run.made.shares) binSums(run, gpu.bin, gpu.kinds, at, at + step, found);
+        if (gpu.made.shares) binSums(run, gpu, at, at + step, found);
         else sums(gpu.bars, at, at + step, found);
         run.strip.columns.push(found.map((value) => value / step));
       }
@@ -319,7 +370,7 @@ WB.parts.push(async () => {
     ctx.fillRect(GUTTER, top, width, STRIP);
     run.strip.columns.forEach((found, pixel) => {
       let bottom = top + STRIP;
-      for (const kind of [1, 0, 2, 3, 4, 5, 6, 7]) {
+      for (const kind of GPU_ORDER) {
         const high = found[kind] * STRIP;
         if (high < 0.05) continue;
         ctx.fillStyle = colours.gpu[kind];
@@ -408,13 +459,13 @@ WB.parts.push(async () => {
   // Pointing -------------------------------------------------------------------------------------------------------------
   const live = document.getElementById("batch");
   function describe(run, each, at, pixel_s) {
-    const { made } = run, { bars } = each;
+    const { bars, made } = each;
     const i = after(bars, at);
     const hit = i < bars.length && bars.begin[i] <= at && bars.kind[i] !== LEFT_OUT;
     if (at < run.begin || at > run.end) return null;
-    if (inHole(run, at)) {
-      const found = new Float64Array(KINDS), width = Math.max(pixel_s, (run.end - run.begin) / run.made.bins);
-      binSums(run, each.bin, each.kinds, at, at + width, found);
+    if (inHole(each, at)) {
+      const found = new Float64Array(KINDS), width = Math.max(pixel_s, (run.end - run.begin) / made.bins);
+      binSums(run, each, at, at + width, found);
       return { row: null, lines: [`${each.label} at ${WB.exact(at)}`, mix(each, found, width), "single batches are kept for other moments only"] };
     }
     if (pixel_s > 0 && !hit) return { row: null, lines: [`${each.label} idle at ${WB.exact(at)}`] };
@@ -422,10 +473,9 @@ WB.parts.push(async () => {
     const kind = bars.kind[i], row = bars.row[i];
     const lasts = seconds(bars.end[i] - bars.begin[i]);
     if (!each.cpu && kind >= IDLE) return { row: null, lines: [`${each.label} idle: ${LABELS[CAUSES[kind - IDLE]]}`, lasts, `before batch ${made.iteration[row]}`] };
-    return { row, lines: batch(run, row, each.cpu ? `CPU ${PHASES[kind]}: ${lasts}` : `${each.label} ${MODES[kind]}: ${lasts}`) };
+    return { row, lines: batch(made, row, each.cpu ? `CPU ${PHASES[kind]}: ${lasts}` : `${each.label} ${MODES[kind]}: ${lasts}`) };
   }
-  function batch(run, row, title) {
-    const { made } = run;
+  function batch(made, row, title) {
     const waits = made.start[0][row] - (made.host[row] + made.receive[row] + made.schedule[row] + made.launch[row]);
     return [
       title,
@@ -453,6 +503,7 @@ WB.parts.push(async () => {
       return show();
     }
     const at = view.begins[place] + part * view.span, pixel_s = view.span / plot(run);
+    if (each.transfers) return pointedTransfer(event, run, place, each, at, pixel_s, Math.floor((y - each.top - 1) / KV_ROW), part);
     const { bars } = each;
     const many = after(bars, at + pixel_s) - after(bars, at) > 2;
     let told;
@@ -461,9 +512,20 @@ WB.parts.push(async () => {
       sums(bars, at, at + pixel_s, found);
       told = { row: null, lines: [`${each.label}, ${seconds(pixel_s)} from ${WB.exact(at)}`, mix(each, found, pixel_s), "zoom in for single batches"] };
     } else told = describe(run, each, at, pixel_s);
-    view.hover = { share: part, run: place, row: told?.row ?? null };
+    view.hover = { share: part, run: place, row: told?.row ?? null, made: each.made };
     if (told) WB.tooltip.show(event.clientX, event.clientY, [`${run.name} · ${told.lines[0]}`, ...told.lines.slice(1)]);
     else WB.tooltip.hide();
+    show();
+  }
+  function pointedTransfer(event, run, place, each, at, pixel_s, row, part) {
+    view.hover = { share: part, run: place, row: null };
+    let hit = -1;
+    for (let i = transferAfter(each, at - pixel_s); i < each.length && each.begin[i] < at + pixel_s; i++)
+      if (each.row[i] === row && each.begin[i] + each.lasts[i] > at - pixel_s) hit = i;
+    const name = (number) => run.instances.find(({ instance }) => instance === number)?.name ?? `instance ${number}`;
+    if (hit < 0) WB.tooltip.hide();
+    else WB.tooltip.show(event.clientX, event.clientY, [`${run.name} · KV of ${each.ids[hit]}`, `${name(each.source[hit])} → ${name(each.target[hit])}`,
+      `${seconds(each.lasts[hit])} from ${WB.exact(each.begin[hit])}`, `prompt of ${whole(each.tokens[hit])} tokens`]);
     show();
   }
   // The next or previous batch of a run, from the middle of the view on: how the keyboard points.
@@ -471,7 +533,7 @@ WB.parts.push(async () => {
     const { made } = run, start = made.start[0];
     let row = view.hover?.run === place && view.hover.row != null ? view.hover.row + direction : -1;
     if (row < 0) {
-      const gpu = run.lanes[1].bars;
+      const gpu = run.gpu.bars;
       row = gpu.length ? gpu.row[Math.min(after(gpu, view.begins[place] + view.span / 2), gpu.length - 1)] : 0;
     }
     row = Math.min(Math.max(row, 0), made.rows - 1);
@@ -483,11 +545,11 @@ WB.parts.push(async () => {
       view.begins = view.begins.map((begin) => begin + shift);
       clamp();
     }
-    view.hover = { share: (middle - view.begins[place]) / view.span, run: place, row };
-    const lines = batch(run, row, `${run.name}: ${seconds(lasts)}`).filter(Boolean);
+    view.hover = { share: (middle - view.begins[place]) / view.span, run: place, row, made };
+    const lines = batch(made, row, `${run.name}: ${seconds(lasts)}`).filter(Boolean);
     live.textContent = lines.join(" · ");
     const box = run.canvas.getBoundingClientRect();
-    WB.tooltip.show(box.left + GUTTER + view.hover.share * plot(run), box.top + run.lanes[1].top, lines);
+    WB.tooltip.show(box.left + GUTTER + view.hover.share * plot(run), box.top + run.gpu.top, lines);
     show();
   }
 
@@ -496,7 +558,10 @@ WB.parts.push(async () => {
     run.caption = element("span", { class: "stretch" });
     const head = element("figcaption", {}, element("i", { class: `swatch run-${run.place % 8}` }), element("b", {}, run.name), " ", run.caption);
     if (run.instances.length > 1) {
-      const select = element("select", { "aria-label": `Instance of ${run.name}` }, ...run.instances.map((instance, at) => element("option", { value: at }, instance.name)));
+      const select = element("select", { "aria-label": `Instance of ${run.name}` }, 
+        ...(run.together.length ? [element("option", { value: ALL }, run.transfers ? "both sides" : "all pools")] : []),
+        ...run.instances.map((instance, at) => element("option", { value: at }, instance.name)));
+      select.value = String(run.shown);
       select.addEventListener("change", async () => { await run.choose(Number(select.value)); run.strip = null; show(); });
       head.append(" ", select);
     }

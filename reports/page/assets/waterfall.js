@@ -21,7 +21,7 @@ WB.parts.push(async () => {
       if (!eventsOf.has(number)) eventsOf.set(number, []);
       eventsOf.get(number).push({ begin: event.begin[at] * tick, lasts: event.lasts[at] * tick, tokens: event.tokens[at], retracted: event.retracted[at] === 1 });
     });
-    const known = (name, row) => (column[name][row] < 0 ? null : column[name][row] * tick);
+    const known = (name, row) => (!column[name] || column[name][row] < 0 ? null : column[name][row] * tick);
     const request = (number) => {
       const row = rowOf.get(number);
       if (row === undefined) return null;
@@ -30,6 +30,7 @@ WB.parts.push(async () => {
         id: ids[number], number, arrival: column.arrival_s[row] * tick, queued: known("queued_s", row), scheduled: known("scheduled_s", row), first, finish,
         input: column.input_tokens[row], output: tokens, cached: column.cached_tokens[row], retractions: column.retractions[row],
         status: packed.statuses[column.status[row]], instance: column.instance[row], events: eventsOf.get(number) ?? [],
+        shared: !!column.bootstrap_s, bootstrap: known("bootstrap_s", row), arrived: known("transfer_end_s", row), admitted: known("decode_admission_s", row),
         ttft: first, e2e: finish, queue: known("scheduled_s", row), tpot: first != null && finish != null && tokens > 1 ? (finish - first) / (tokens - 1) : null,
       };
     };
@@ -40,17 +41,22 @@ WB.parts.push(async () => {
   function segments(request) {
     const parts = [], end = request.finish ?? Math.max(request.first ?? 0, request.scheduled ?? 0, ...request.events.map(({ begin, lasts }) => begin + lasts));
     const add = (kind, from, to, text) => { if (to > from) parts.push({ kind, from, to, text: `${text}: ${seconds(to - from)}` }); };
+    let at = 0, state = "queued";
+    if (request.bootstrap > 0) {
+      add("bootstrap", 0, request.bootstrap, "for pages on the decode side");
+      at = request.bootstrap;
+    }
     if (request.scheduled == null) {
-      add("queued", 0, end, "queued");
+      if (request.shared && request.bootstrap == null) add("bootstrap", at, end, "for pages on the decode side");
+      else add("queued", at, end, "queued");
       return { parts, end };
     }
     if (!request.events.length) {
-      add("queued", 0, request.scheduled, "queued");
+      add("queued", at, request.scheduled, "queued");
       add("prefill", request.scheduled, request.first ?? end, "prefill (its chunks are not recorded)");
       if (request.first != null) add("decode", request.first, end, `decode, ${whole(request.output)} tokens`);
       return { parts, end };
     }
-    let at = 0, state = "queued";
     const names = { queued: "queued", waiting: "between chunks", decode: "decode", retracted: "retracted, queued again" };
     request.events.forEach((event, place) => {
       add(state, at, event.begin, names[state]);
@@ -62,6 +68,10 @@ WB.parts.push(async () => {
       const lost = request.events.slice(place + 1).find(({ retracted }) => retracted);
       // More chunks before anything is lost: the prompt is not complete yet.
       state = next && (!lost || next.begin < lost.begin) ? "waiting" : "decode";
+      if (state !== "decode") return;
+      for (const [kind, till, text] of [["transfer", request.arrived, "KV on its way"], ["admission", request.admitted, "for a place to decode"]]) {
+        if (till > at) { add(kind, at, till, text); at = till; }
+      }
     });
     add(state, at, end, state === "decode" ? `decode, ${whole(request.output)} tokens` : names[state]);
     return { parts, end };
