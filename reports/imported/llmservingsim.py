@@ -2,7 +2,8 @@
 
 It holds ``requests.jsonl`` (one request a line, with the engine's own clock: ``queued_ts``, ``scheduled_ts``,
 ``first_token_ts``, ``last_token_ts``, in seconds, and the client's ``arrival_time`` on another clock) and ``meta.json``
-(``model``, ``engine_kwargs``, versions).
+(``model``, ``engine_kwargs``, versions). Where there is a ``config.json``, it is the cluster that the publisher's simulator was given,
+whose link between GPUs (``link_bw`` in GB/s, ``link_latency`` in ns) is kept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from reports.record.schema import FINISHED, ITERATION_COLUMNS
 
 FILES = ("requests.jsonl", "meta.json")
 """What makes a folder one of these."""
+CLUSTER = "config.json"
 TIMES = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 TOKENS = ("input_toks", "output_toks")
 MAYBE = ("arrival_time", "instance")
@@ -73,7 +75,7 @@ def read_measured(folder: Path, name: str | None = None, command: str = "") -> R
         ),
         model=str(meta.get("model", "unknown")),
         hardware=HardwareMeta(str(meta.get("hardware", "unknown")), gpus, simulated=False),
-        settings={**settings, "engine_kwargs": kwargs},
+        settings={**settings, **(_link(folder / CLUSTER) if gpus > 1 else {}), "engine_kwargs": kwargs},
         versions={"vllm": version} if version else {},
         totals=Totals(requests=len(rows), ended=len(rows), iterations=0),
         interrupted=False,
@@ -150,6 +152,22 @@ def _kv_cache(meta: dict[str, Any]) -> dict[str, Any]:
         found["page_size"] = size
         if isinstance(blocks, int) and blocks > 0:
             found["kv_tokens"] = blocks * size
+    return found
+
+
+def _link(path: Path) -> dict[str, str]:
+    """The link between the GPUs of a run, as settings say it; nothing where no file tells. Raises RecordError."""
+    if not path.is_file():
+        return {}
+    values = read_json(path, RecordError)
+    found = {}
+    for field, name, unit in (("link_bw", "link", "GB/s"), ("link_latency", "link_latency", "ns")):
+        value = values.get(field)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise RecordError(f"{path}: {field}: {value!r} is not a number above 0")
+        found[name] = f"{value:g}{unit}"
     return found
 
 

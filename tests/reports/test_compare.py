@@ -20,6 +20,7 @@ from tests.cost.test_profile import ROOT, workbench
 from tests.meta_form import check_meta
 from tests.reports.records import record_of, request_row
 from workbench.cli.app import app
+from workbench.settings.loading import recorded_settings
 
 SAMPLE = ROOT / "traces" / "samples" / "sample.jsonl"
 
@@ -292,6 +293,22 @@ def test_engine_arguments_that_cannot_be_reckoned_with_are_named(tmp_path, argum
     with pytest.raises(RecordError) as refused:
         read_measured(folder)
     assert str(refused.value).startswith(f"{folder / 'meta.json'}: {said}")
+
+
+def test_the_link_that_a_publisher_names_for_several_gpus_is_kept(tmp_path):
+    folder = measured(tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps({"link_bw": 16, "link_latency": 20000}))
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "engine_kwargs": {"tensor_parallel_size": 1}}))
+    assert "link" not in read_measured(folder).meta["settings"], "one GPU has none"
+    (folder / "meta.json").write_text(json.dumps({**meta, "engine_kwargs": {"tensor_parallel_size": 2}}))
+    found = read_measured(folder).meta
+    assert (found["settings"]["link"], found["settings"]["link_latency"]) == ("16GB/s", "20000ns")
+    assert recorded_settings(found, "measured")["link"] == "16GB/s"
+    for bad in ({"link_bw": "16"}, {"link_bw": 0}, {"link_latency": True}):
+        (folder / "config.json").write_text(json.dumps(bad))
+        with pytest.raises(RecordError, match=r"config.json: link_\w+: .* is not a number above 0"):
+            read_measured(folder)
 
 
 def test_a_row_without_its_arrival_makes_all_arrive_when_they_were_queued_and_a_note_says_so(tmp_path):
