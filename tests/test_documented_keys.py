@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 from backends.simulated.catalogue.gpu_specs import GPU
+from backends.simulated.cost.models.exchange import ExchangeRule
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_windows import KvRule
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / "workbench/settings/engines.toml"
 
 
-TABLES = {"graphs", "host", "kv", "front_end", "gpus", "offers"}
+TABLES = {"exchange", "graphs", "host", "kv", "front_end", "gpus", "offers"}
 
 
 def names(kind: type) -> set[str]:
@@ -40,7 +41,7 @@ def test_engines_toml_documents_the_keys_it_may_hold():
     own = names(Engine) - {"name", "settings", *TABLES}
     assert listed == {*own, "extends"}
     assert {name for name in TABLES if re.search(rf"^# \[+NAME\.{name}\]+ ", head, re.M)} == TABLES
-    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS | GPU_KEYS
+    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS | GPU_KEYS | names(ExchangeRule)
 
 
 def test_engines_toml_holds_only_keys_that_are_read():
@@ -56,6 +57,7 @@ def test_engines_toml_holds_only_keys_that_are_read():
         assert set(preset.get("offers", {})) <= names(RunSettings)
         for case in preset.get("gpus", ()):
             assert set(case) <= GPU_KEYS | names(RunSettings)
+        assert set(preset.get("exchange", {})) <= names(ExchangeRule)
 
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():

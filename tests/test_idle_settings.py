@@ -108,6 +108,7 @@ VALUES: dict[str, Any] = {
     "kv_link_latency": "5us",
     "kv_link_per": "instance",
     "decode_router": "least_tokens",
+    "expert_exchange": "naive",
 }
 """A value of every setting that acts only beside others."""
 HANDOVER = (
@@ -180,6 +181,7 @@ SPOILED: dict[str, list[dict[str, Any]]] = {
     "in_flight_token": [{"loop": "normal"}],
     "give_back": [{"loop": "normal"}],
     **{name: [{"tp": 1}, {"tp": 1, "dp": 2}] for name in LINKS},
+    "expert_exchange": [{"ep": 1}, {"ep": 1, "tp": 2}],
 }
 """Choices beside which each of them does nothing."""
 HEEDED: dict[str, dict[str, Any]] = {
@@ -248,6 +250,7 @@ HEEDED: dict[str, dict[str, Any]] = {
     "in_flight_token": {"loop": "overlap"},
     "give_back": {"loop": "overlap"},
     **{name: {"tp": 2} for name in LINKS},
+    "expert_exchange": {"ep": 2, "tp": 2, "model": "Qwen/Qwen3-30B-A3B"},
 }
 ALWAYS: dict[str, set[str]] = {
     "what is run": {"engine", "model", "gpu", "machine", "dtype", "cost", "seed"},

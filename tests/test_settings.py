@@ -132,7 +132,7 @@ def page_of(command: str) -> dict[str, str]:
             {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_load", "exact"}
             | {"front_end"}
             | set(FACTS)
-            | {"machine", "nodes"},
+            | {"machine", "nodes", "expert_exchange"},
         ),
         (
             "serve",

@@ -24,6 +24,8 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
             pp=want.pp,
             ep=want.ep,
             capture_sizes=want.capture_sizes,
+            mixed_capture_sizes=want.mixed_capture_sizes,
+            exchange=want.exchange,
         )
     if kind == "fitted":
         assert path is not None
@@ -41,6 +43,9 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
 
         assert path is not None
         tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype, want.kv_dtype, want.ep)
+    if want.links_said and (tables.all_reduce or tables.gather or tables.scatter):
+        tables.all_reduce = tables.gather = tables.scatter = None
+        tables.notes.append("links: as they were said, in place of the measured collectives of another machine")
     return ProfileCost(
         tables,
         want.model,
@@ -54,4 +59,5 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
         mixed_capture_sizes=want.mixed_capture_sizes,
         step_s=want.step_s,
         request_s=want.request_s,
+        exchange=want.exchange,
     )

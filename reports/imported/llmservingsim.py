@@ -2,8 +2,8 @@
 
 It holds ``requests.jsonl`` (one request a line, with the engine's own clock: ``queued_ts``, ``scheduled_ts``,
 ``first_token_ts``, ``last_token_ts``, in seconds, and the client's ``arrival_time`` on another clock) and ``meta.json``
-(``model``, ``engine_kwargs``, versions). Where there is a ``config.json``, it is the cluster that the publisher's simulator was given,
-whose link between GPUs (``link_bw`` in GB/s, ``link_latency`` in ns) is kept.
+(``model``, ``engine_kwargs``, versions). A ``config.json`` beside them is the cluster that the publisher's simulator was
+given; its link between GPUs (``link_bw`` in GB/s, ``link_latency`` in ns) is kept.
 """
 
 from __future__ import annotations

@@ -262,8 +262,8 @@ def test_instances_that_share_experts_take_their_steps_together(package):
     assert cost.experts_s(1024) == pytest.approx(experts_ms(1024) * 1e-3)
     assert both - one > 48 * (experts_ms(1024) - experts_ms(513)) * 1e-3 * 0.99
     assert one > cost.linear_s(512) + 48 * experts_ms(513) * 1e-3
-    # Their hidden states and router logits of 4 bytes there, the hidden states back.
-    there, back = (1024 * (2048 * 2 + 128 * 4) / 2, 1024 * 2048)
+    # Their hidden states, and index and weight of 8 experts there, the hidden states back.
+    there, back = (1024 * (2048 * 2 + 8 * 8) / 2, 1024 * 2048)
     assert cost.exchange_s([512, 512]) == pytest.approx((gather_ms(there) + gather_ms(back)) * 1e-3)
     assert "h100_sxm with NCCL 2.27.3 " in cost.notes[1] and cost.notes[1].endswith(": all-gathers, reduce-scatters")
 

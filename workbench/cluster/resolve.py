@@ -17,6 +17,7 @@ from backends.simulated.catalogue.model_specs import ModelSpec, load_model
 from backends.simulated.copies import CopyEngine
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_layout import lanes
@@ -157,6 +158,18 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
         engine.name,
         settings.expert_load,
+    )
+    experts = weights.of("experts")
+    want = dataclasses.replace(
+        want,
+        exchange=Exchange(
+            settings.expert_exchange,
+            ExchangeRule(**engine.exchange),
+            gpu,
+            tp,
+            gpu.fp8_flops > 0 and all(held.computes == "fp8" for _, held in experts),
+        ),
+        links_said=settings.link is not None or settings.link_latency is not None,
     )
     kind, path = split(settings.cost)
     cost = own_cost(settings.cost, want) if kind == OWN else build_cost(kind, path, want)

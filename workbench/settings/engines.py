@@ -41,6 +41,8 @@ class Engine:
     """Fields of the host model."""
     gpu_step_s: float = 0.0
     """GPU time of a step beside the model."""
+    exchange: dict[str, Any] = field(default_factory=dict)
+    """What is its own in how tokens reach experts on other GPUs: fields of the simulator's rule."""
     kv: dict[str, Any] = field(default_factory=dict)
     """How it reserves KV where layers do not keep every token: fields of the simulator's rule."""
     page_entry_bytes: int = 0

@@ -33,6 +33,9 @@ RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_awa
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
 KvWindows = Literal["engine", "exact"]
+ExpertExchange = Literal[
+    "all-to-all", "allgather-reducescatter", "naive", "sum-or-max", "deepep-normal", "deepep-low-latency", "deepep"
+]
 ExpertLoad = Literal["balanced", "power-law-1.01", "power-law-1.2"]
 FrontEndKind = Literal["none", "vllm", "sglang", "workbench"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
@@ -242,6 +245,15 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         group=HARDWARE,
         help="Cost model: roofline | measured | profile:PATH | fitted:PATH | module:Class. Default {default}.",
         idle={"real": "times are measured"},
+    )
+    expert_exchange: ExpertExchange = setting(
+        "all-to-all",
+        group=HARDWARE,
+        help="How tokens reach experts on other GPUs (simulated): {choices}. deepep: normal for steps with prompts, else "
+        "low-latency. Default {default}, or the engine's.",
+        needs="ep of 2 or more, and costs that are not fitted",
+        acts=lambda s, loop: s.ep > 1 and split(s.cost)[0] != "fitted",
+        idle={"real": "the runner has a way of its own"},
     )
     expert_load: ExpertLoad = setting(
         "power-law-1.01",

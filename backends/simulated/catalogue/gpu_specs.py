@@ -253,6 +253,16 @@ class GPU:
         """What a collective between GPUs of several nodes achieves."""
         return Link(self.node_link_bandwidth, self.node_link_latency_s)
 
+    @property
+    def shares_directions(self) -> bool:
+        """Whether what GPUs of a node send each other goes through the host, where both directions share the way.
+
+        Peers over PCIe have 55 GB/s one way and 111 both ways (RTX PRO 6000, github.com/voipmonitor/rtx6kpro); without peer
+        access it is 22 one way and 30 both ways together (PCIe 4.0, github.com/NVIDIA/nccl/issues/814). A link over PCIe
+        that achieves less than half of its bandwidth is taken for one of that sort.
+        """
+        return self.pcie_link and self.link.bandwidth < self.host_bandwidth / 2
+
     def with_links(
         self,
         link: float | None = None,

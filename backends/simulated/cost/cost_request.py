@@ -9,6 +9,7 @@ from pathlib import Path
 from backends.checkpoint.precision import Precision, named
 from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec, same_model
+from backends.simulated.cost.models.exchange import Exchange
 from ground.errors import InputError
 
 
@@ -37,6 +38,10 @@ class CostRequest:
     """Preset of the engine whose kernels run, with its version."""
     expert_load: str = "power-law-1.01"
     """How tokens are distributed over experts where these were measured."""
+    exchange: Exchange | None = None
+    """How tokens reach experts on other GPUs; None: as the cost model has it."""
+    links_said: bool = False
+    """Whether somebody said what links achieve: that then stands, and not what was measured on another machine."""
 
     @property
     def dtype(self) -> str:

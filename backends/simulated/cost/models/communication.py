@@ -7,6 +7,8 @@ node, and each GPU exchanges its part of it with its peers on the other nodes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from backends.simulated.catalogue.gpu_specs import GPU
 
 ACTIVATION_BYTES = 2
@@ -43,6 +45,22 @@ def all_gather_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     if inside > 1:
         seconds += gpu.link.seconds((inside - 1) / inside * message_bytes)
     return seconds
+
+
+def uneven_all_gather_s(parts_bytes: Sequence[float], gpu: GPU) -> float:
+    """Seconds of an all-gather of parts of these sizes, one a GPU, or of a reduce-scatter into them.
+
+    Each GPU takes in what the others have, and the one with the least takes longest. Where directions share the way
+    (:attr:`GPU.shares_directions`), a link's bandwidth is what each GPU has while all send: the time is then that of the
+    traffic of all over the links of all.
+    """
+    gpus, whole = len(parts_bytes), sum(parts_bytes)
+    if gpus == 1:
+        return 0.0
+    if gpus > gpu.gpus_per_node:
+        return all_gather_s(max(parts_bytes) * gpus, gpus, gpu)
+    share = whole / gpus if gpu.shares_directions else min(parts_bytes)
+    return gpu.link.seconds(whole - share)
 
 
 def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:

@@ -26,14 +26,14 @@ from backends.checkpoint.layer_kinds import Layer
 from backends.checkpoint.precision import Precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
+from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, next_stage_s
+from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
+from backends.simulated.cost.models.group_tokens import group_tokens
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
 from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from workbench.scheduler.batch import ModelWorkerBatch
 
-ROUTER_BYTES = 4
-"""Bytes of a router logit, which travels with a token to the experts of other GPUs."""
 DENSE_ONLY = ("gate_up_proj", "act_fn", "down_proj")
 """Operators that a layer with experts does not have."""
 FIRST_ONLY = ("embedding",)
@@ -66,11 +66,14 @@ class ProfileCost:
         mixed_capture_sizes: Sequence[int] = (),
         step_s: float = 0.0,
         request_s: float = 0.0,
+        exchange: Exchange | None = None,
     ) -> None:
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._expert_parts = max(tp, ep) / tables.experts_over
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
+        self.exchange = exchange or Exchange("allgather-reducescatter", ExchangeRule(), gpu, tp)
+        self.exchange.gather, self.exchange.scatter = tables.gather, tables.scatter
         self._attention = tables.attention
         splits = tables.provenance.engine.startswith("vLLM") and gpu.multiprocessors  # whose kernel follows that rule
         if self._attention is not None and splits:
@@ -143,10 +146,8 @@ class ProfileCost:
         Every layer waits for the slowest rank before its experts, which then see the tokens of all.
         """
         at = self._stages[0]
-        own, tokens = 0.0, [1 if batch is None else self._computed(batch) for batch in batches]
-        if all(batch is None or not batch.num_prefill for batch in batches):
-            # Ranks that replay graphs replay the same one.
-            tokens = [self._pad(max(tokens), self._capture)] * len(tokens)
+        own, tokens = 0.0, group_tokens(batches, self._capture, self._mixed_capture, self.exchange.rule.pads)
+        prompts = any(batch is not None and batch.num_prefill for batch in batches)
         for batch, count in zip(batches, tokens, strict=True):
             seconds = self.linear_s(count)
             if batch is None:
@@ -157,10 +158,10 @@ class ProfileCost:
                 seconds += self._all_attention_s(batch, at)
                 seconds += self.head_s(len(batch.rows))
             if self.tp > 1:
-                seconds += self.reduce_s(count)
+                seconds += self._one_reduce_s(count) * (at.halves - at.moe + 1)
             own = max(own, seconds)
         whole = max(self.beside_s(batch) for batch in batches if batch is not None)
-        return whole + own + self._all_experts_s(sum(tokens), at) + at.moe * self.exchange_s(tokens)
+        return whole + own + self._all_experts_s(sum(tokens), at) + at.moe * self.exchange_s(tokens, prompts)
 
     # -- its parts ---------------------------------------------------------------------------------------------------
 
@@ -302,6 +303,10 @@ class ProfileCost:
     def reduce_s(self, tokens: int, stage: int = 0) -> float:
         """All-reduces of a stage over the tensor-parallel group: one for each mixer and MLP, and one for the embedding.
         (Gathering the logits is small beside them.)"""
+        at = self._stages[stage]
+        return self._one_reduce_s(tokens) * (at.halves + (stage == 0))
+
+    def _one_reduce_s(self, tokens: int) -> float:
         each = self._reduce_each.get(tokens)
         if each is None:
             message = tokens * self.model.hidden * ACTIVATION_BYTES
@@ -311,26 +316,12 @@ class ProfileCost:
             else:
                 each = measured.at(message) * max(message / measured.ends[0], 1.0)
             self._reduce_each[tokens] = each
-        at = self._stages[stage]
-        return each * (at.halves + (stage == 0))
+        return each
 
-    def exchange_s(self, tokens: Sequence[int]) -> float:
-        """Sending a layer's tokens to every rank's experts, with their router logits, and the results back: an
-        all-gather and a reduce-scatter, in which each GPU takes in the tokens of all others."""
-        others = sum(tokens) - min(tokens)
-        ranks = len(tokens)
-        width = self.model.hidden * ACTIVATION_BYTES
-        whole = others * ranks / (ranks - 1)
-        there, back = whole * (width + self.model.experts * ROUTER_BYTES), whole * width
-        return self._collective_s(self.tables.gather, there, ranks) + self._collective_s(
-            self.tables.scatter, back, ranks
-        )
-
-    def _collective_s(self, measured: Grid | None, message_bytes: float, ranks: int) -> float:
-        """An all-gather or reduce-scatter of a message over all ranks."""
-        if measured is None:
-            return all_to_all_s(message_bytes, ranks, self.gpu)
-        return measured.at(message_bytes) * max(message_bytes / measured.ends[0], 1.0)
+    def exchange_s(self, tokens: Sequence[int], prompts: bool = False) -> float:
+        """Sending a layer's tokens to experts of other ranks, and the results back; ``prompts``: whether any has some."""
+        assert self.model.routed is not None
+        return self.exchange.seconds(self.model.routed, self.model.hidden, tokens, prompts)
 
     def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
         """Look up what uneven decodes cost beside the measured prompt nearest to this one.

@@ -19,6 +19,8 @@ from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
+from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
+from backends.simulated.cost.models.group_tokens import group_tokens
 from backends.simulated.cost.models.layer_times import AttentionTimes, times_of
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -47,10 +49,14 @@ class RooflineCost:
         pp: int = 1,
         ep: int = 1,
         capture_sizes: Sequence[int] | None = None,
+        mixed_capture_sizes: Sequence[int] = (),
+        exchange: Exchange | None = None,
     ) -> None:
         self.model, self.gpu = model, gpu
         self.tp, self.pp, self.ep = tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
+        self._mixed_capture = list(mixed_capture_sizes)
+        self.exchange = exchange or Exchange("all-to-all", ExchangeRule(), gpu, tp)
         weights = as_precision(dtype)
         self.notes: list[str] = []
         if not gpu.fp4_flops and any(how.computes == "fp4" for part in PARTS for _, how in weights.of(part)):
@@ -103,19 +109,15 @@ class RooflineCost:
         """Seconds of a step that data-parallel ranks take together because they share their experts; None is a rank with
         nothing to run, which takes part with one token. Every layer waits for the slowest rank."""
         at = self._stages[0]
-        own, tokens = 0.0, 0
-        for batch in batches:
-            if batch is None:
-                parts = dict(at.linear(self._padded(1), 0))
-                count = 1
-            else:
-                parts = self.explain(batch)
-                count = batch.prefill_tokens + batch.decode_tokens
-            exchange_s = parts.pop("all_to_all", 0.0)
-            parts.pop("experts", None)
-            own = max(own, sum(parts.values()) + exchange_s)
-            tokens += self._padded(count)
-        return own + at.all_experts_s(tokens)
+        tokens = group_tokens(batches, self._capture, self._mixed_capture, self.exchange.rule.pads)
+        own = 0.0
+        for batch, count in zip(batches, tokens, strict=True):
+            samples = 0 if batch is None else batch.num_samples if batch.num_prefill else count
+            parts = dict(at.linear(count, samples))
+            parts["attention"] = 0.0 if batch is None else at.attention_s(batch)
+            own = max(own, sum(seconds for part, seconds in parts.items() if part not in ("experts", "all_to_all")))
+        prompts = any(batch is not None and batch.num_prefill for batch in batches)
+        return own + at.all_experts_s(sum(tokens)) + at.exchange_s(tokens, prompts)
 
     def stage(self, stage: int) -> RooflineStage:
         """One stage's operators, for models that borrow the roofline's shape."""
@@ -250,13 +252,10 @@ class RooflineStage:
         )
         message = tokens * hidden * ACTIVATION_BYTES
         dense, moe = sum(self._mlps.values()), sum(self._experts.values())
-        reduced = sum(self._projections.values()) + (dense if ep > 1 else dense + moe)
-        parts["all_reduce"] = reduced * all_reduce_s(message, tp, gpu)
-        if moe and ep > 1:
-            parts["all_to_all"] = sum(
-                count * 2 * all_to_all_s(tokens * each.per_token * hidden * ACTIVATION_BYTES / ep, ep, gpu)
-                for each, count in self._experts.items()
-            )
+        added_up = dense + moe if ep == 1 or (ep == tp and cost.exchange.reduces_inside) else dense
+        parts["all_reduce"] = (sum(self._projections.values()) + added_up) * all_reduce_s(message, tp, gpu)
+        if moe and ep > 1 and added_up == dense:
+            parts["all_to_all"] = self.exchange_s([tokens], samples < tokens)
         if self._first:
             parts["embedding"] = cost.traffic_s(2 * message)
         if self._last and samples:
@@ -267,6 +266,12 @@ class RooflineStage:
             if tp > 1:
                 parts["all_reduce"] += all_to_all_s(4 * samples * model.vocab / tp, tp, gpu)
         return parts
+
+    def exchange_s(self, tokens: Sequence[int], prompts: bool) -> float:
+        """Sending the ``tokens`` of each rank to experts on other GPUs, and the results back, of all layers. ``prompts``:
+        whether any of the ranks has some."""
+        exchange, hidden = self._cost.exchange, self._cost.model.hidden
+        return sum(count * exchange.seconds(each, hidden, tokens, prompts) for each, count in self._experts.items())
 
     def all_experts_s(self, tokens: int) -> float:
         """The experts of all layers."""

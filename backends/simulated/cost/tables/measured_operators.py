@@ -272,12 +272,12 @@ class OperatorReader:
 
     def _exchange(self) -> tuple[Grid | None, Grid | None]:
         """Sending tokens to the experts of all instances and back."""
-        ranks = self._want.ep // self._want.tp
+        ranks = self._want.ep
         both = []
         for operator in ("all_gather", "reduce_scatter"):
             found = self._first("nccl", lambda tables: collective_grid(tables, operator, ranks))  # noqa: B023, now
             what = operator.replace("_", "-")
-            self._note(found, f"{what}s", f"{what}s over {ranks} instances")
+            self._note(found, f"{what}s", f"{what}s over {ranks} GPUs")
             both.append(None if found is None else found[0])
         return both[0], both[1]
 
