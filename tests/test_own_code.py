@@ -291,7 +291,7 @@ def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):
         (
             "router",
             "sticky",
-            "'sticky' is not one of round_robin, least_requests, least_tokens, cache_aware, nor module",
+            "'sticky' is not one of round_robin, least_requests, least_tokens, cache_aware, expected_ttft, nor module",
         ),
         ("router", f"{HERE}:NoRouter", f"'{HERE}:NoRouter' has no choose(prompt, namespace)"),
         ("router", f"{HERE}:Elsewhere", f"{HERE}:Elsewhere.choose returned 2, which is none of the instances 0 to 1"),

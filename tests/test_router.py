@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ def test_idle_instances_take_turns(kind, instances, rounds, lengths):
     for number in range(instances * rounds):  # each request ends before the next one comes
         prompt = prompt_of(number, lengths[number % len(lengths)])
         chosen.append(router.choose(prompt))
+        router.answered(chosen[-1], len(prompt))
         router.ended(chosen[-1], len(prompt))
     assert Counter(chosen) == {instance: rounds for instance in range(instances)}
 
@@ -78,3 +80,36 @@ def test_cache_aware_leaves_the_cache_when_load_is_uneven():
 def test_a_prompt_seen_in_another_namespace_is_new():
     router = Router("cache_aware", 2)
     assert [router.choose(prompt_of(1), name) for name in ("a", "b", "a", "b")] == [0, 1, 0, 1]
+
+
+def test_the_soonest_first_token_is_expected_where_prompts_have_come_back_fastest_and_least_waits():
+    now = [0.0]
+    router = Router("expected_ttft", 2, lambda: now[0])
+    # The first two take turns. The second instance answers twice as fast.
+    assert [router.choose(prompt_of(number)) for number in range(2)] == [0, 1]
+    now[0] = 1.0
+    router.answered(1, 1000)
+    now[0] = 2.0
+    router.answered(0, 1000)
+    # 1000 tokens: in 2 s there, in 1 s here, and 2 s behind the first: then it makes no difference, and they take turns.
+    assert [router.choose(prompt_of(number)) for number in (2, 3)] == [1, 0]
+    # 1000 wait on either; another 1000 take 4 s or 2.
+    assert router.choose(prompt_of(4)) == 1
+
+
+def test_an_instance_that_has_seen_a_prompt_is_expected_to_answer_it_sooner():
+    ticks = count()
+    router = Router("expected_ttft", 2, lambda: float(next(ticks)))
+    first = router.choose(prompt_of(1))
+    router.answered(first, 1000)
+    other = router.choose(prompt_of(2))
+    router.answered(other, 1000)
+    assert other != first
+    assert router.choose(prompt_of(2)) == other and router.choose(prompt_of(1)) == first
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_an_instance_that_is_closed_gets_nothing_new(kind):
+    router = Router(kind, 3)
+    router.closed = {1}
+    assert {router.choose(prompt_of(number % 2)) for number in range(12)} == {0, 2}

@@ -84,6 +84,13 @@ class KVNetwork:
         if self._transfers.pop(key, None) is not None:
             self._share()
 
+    def stop_all(self, instance: int) -> None:
+        """Send nothing more from or to an instance."""
+        self._progress()
+        for key in [key for key, one in self._transfers.items() if instance in (one.source, one.target)]:
+            del self._transfers[key]
+        self._share()
+
     def _progress(self) -> None:
         """Bring what is left of every transfer up to now."""
         now_s = self._clock.now_s()

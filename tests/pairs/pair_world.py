@@ -6,7 +6,7 @@ wire, or to the host's memory and back, is copied from page to page, and whoever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -24,7 +24,7 @@ from tests.world import Job, LinearCost, Rows
 from traces import TraceRequest
 from workbench.clients.messages import END_OF_SEQUENCE, ClientRequest
 from workbench.cluster.kv_wires import SimulatedWire, SimulatedWires
-from workbench.cluster.pairs import Pairs
+from workbench.cluster.pairs import Pairs, Side
 from workbench.cluster.router import Router
 from workbench.cluster.skip_ahead import SkipAhead
 from workbench.instance import LoopSpec, Recipe, start
@@ -50,6 +50,7 @@ class Half:
 
     number: int
     scheduler: Scheduler
+    loop: Generator[object, None, None]
     memory: Memory | None
     rows: Rows = field(default_factory=Rows)
     batches: list[ScheduleBatch] = field(default_factory=list)
@@ -194,10 +195,11 @@ class PairWorld:
         numbers = list(range(prefill.count + decode.count))
         first, others = numbers[: prefill.count], numbers[prefill.count :]
         self.pairs = Pairs(
-            (first, Router("round_robin", len(first))),
-            (others, Router("round_robin", len(others))),
+            Side(first, Router("round_robin", len(first))),
+            Side(others, Router("round_robin", len(others))),
             self.recorder,
             self.inboxes,
+            lambda request: None,
         )
         for number in numbers:
             kinds, role = (prefill, "prefill") if number in first else (decode, "decode")
@@ -237,7 +239,7 @@ class PairWorld:
             wire.world = self
         outbox = _Watched(self, number, self._outbox(role, config, number))
         instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s, wire)
-        half = Half(number, instance.scheduler, memory, rows)
+        half = Half(number, instance.scheduler, instance.loop, memory, rows)
         self.halves.append(half)
         skip = None
         if self.skip and role == "decode":
@@ -248,7 +250,7 @@ class PairWorld:
         if role == "prefill":
             return PrefillOutbox(self.recorder, self.notes, self.pairs.prefilled, None, number)
         outbox = DecodeOutbox(self.recorder, config.rows, self.pairs.ended, None, number)
-        outbox.retries = self.pairs.retries
+        outbox.retries, outbox.on_first = self.pairs.retries, self.pairs.answered
         return outbox
 
     def _script(self, rid: str) -> tuple[int, np.ndarray]:
@@ -296,6 +298,15 @@ class PairWorld:
             if req is not None and req.pair is not None:
                 self.wires.network.stop(req.pair.room)
                 self.inboxes[half.number].put(TransferFailed(req.pair.room))
+
+    def kill(self, number: int) -> None:
+        """An instance is gone for good, unless it is the last one of its role."""
+        half, side = self.halves[number], self.pairs.prefill if number < len(self.prefill) else self.pairs.decode
+        if number in self.wires.gone or len(side.open) == 1:
+            return
+        half.loop.close()
+        self.wires.cut(number)
+        self.pairs.gone(number, lambda rid: len(self.outputs.get(rid, ())))
 
 
 class _Watched:

@@ -57,16 +57,19 @@ def some_kinds(draw: st.DrawFn, role: str, loop: str) -> Kinds:
             "decode_cache": draw(st.booleans()),
             "decode_retraction": draw(st.sampled_from(["host", "prefill"])),
         }
-    return Kinds(draw(st.sampled_from([1, 1, 2])), loop, host=draw(st.sampled_from(HOSTS)), settings=settings)
+    return Kinds(draw(st.sampled_from([1, 2, 2])), loop, host=draw(st.sampled_from(HOSTS)), settings=settings)
 
 
 @st.composite
 def some_trouble(draw: st.DrawFn, jobs: list[Job]) -> Trouble:
-    """Requests that are aborted, and transfers that are lost, at any moment."""
+    """Requests that are aborted, transfers that are lost and instances that die, at any moment."""
     count = draw(st.integers(0, 4))
     moments = st.floats(0.0, 0.4, allow_nan=False)
-    kinds, ids = st.sampled_from(["abort", "abort", "lose"]), st.sampled_from([job.rid for job in jobs])
-    return [(draw(moments), draw(kinds), draw(ids)) for _ in range(count)]
+    ids = st.sampled_from([job.rid for job in jobs])
+    found: Trouble = [
+        (draw(moments), draw(st.sampled_from(["abort", "abort", "lose"])), draw(ids)) for _ in range(count)
+    ]
+    return found + [(draw(moments), "kill", str(draw(st.integers(0, 3)))) for _ in range(draw(st.integers(0, 2)))]
 
 
 @st.composite
@@ -91,14 +94,20 @@ def some_worlds(draw: st.DrawFn, loop: str, jobs: list[Job], **more: object) -> 
 
 
 def events_of(world: PairWorld, trouble: Trouble) -> list[tuple[float, Callable[[], None]]]:
-    acts = {"abort": world.abort, "lose": world.lose}
-    return [(at_s, lambda kind=kind, rid=rid: acts[kind](rid)) for at_s, kind, rid in trouble]
+    acts = {
+        "abort": world.abort,
+        "lose": world.lose,
+        "kill": lambda number: world.kill(int(number) % len(world.halves)),
+    }
+    return [(at_s, lambda kind=kind, of=of: acts[kind](of)) for at_s, kind, of in trouble]
 
 
 def check_the_end(world: PairWorld) -> None:
     """Everything that must hold once nothing is left to do."""
     assert not world.recorder.by_id, "a request never ended"
     for half in world.halves:
+        if half.number in world.wires.gone:
+            continue
         scheduler = half.scheduler
         kv = scheduler.kv
         assert kv.available_pages == kv.pool.total and kv.table.free_rows == kv.table.rows

@@ -36,6 +36,8 @@ class ClientRequest:
     """Where it was sent; of a pair that shares it, the one that decodes."""
     attempts: int = 0
     """How often it was sent to a pair."""
+    answered: bool = False
+    """Its first token has come back from where it was sent last, or it has ended without one."""
     number: int = 0
     """How many of the run came before it."""
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from workbench.backend import Wait
 from workbench.clients.messages import ClientRequest
-from workbench.cluster.router import Routes
+from workbench.cluster.router import Routes, told_of_answers
 from workbench.recording.recorder import Recorder
 
 
@@ -28,6 +28,7 @@ class Cluster:
 
     def __init__(self, router: Routes, recorder: Recorder, inboxes: Sequence[Mailbox]) -> None:
         self._router = router
+        self._told = told_of_answers(router)
         self._recorder = recorder
         self._inboxes = inboxes
 
@@ -39,7 +40,20 @@ class Cluster:
         self._recorder.arrived(request)
         self._inboxes[request.instance].put(message)
 
+    @property
+    def wants_answers(self) -> bool:
+        """Whether it is to be told of first tokens."""
+        return self._told is not None
+
+    def answered(self, request: ClientRequest) -> None:
+        """The first token of a request has come back."""
+        if self._told is not None and not request.answered:
+            assert request.message is not None
+            request.answered = True
+            self._told.answered(request.instance, len(request.message.prompt))
+
     def ended(self, request: ClientRequest) -> None:
         """A request has ended where it was sent."""
         assert request.message is not None
+        self.answered(request)
         self._router.ended(request.instance, len(request.message.prompt))

@@ -17,6 +17,7 @@ from workbench.scheduler.disaggregated.letters import (
     KVSent,
     Letter,
     Order,
+    PeerGone,
     SendPages,
     Shake,
     StopSending,
@@ -53,6 +54,15 @@ class SimulatedWires:
         """The wire of an instance. ``kv_to`` says what its KV is for another one; ``now_s`` is its CPU's clock."""
         self.network.connect(instance, port)
         return SimulatedWire(self, instance, page_size, kv_to, now_s)
+
+    def cut(self, instance: int) -> None:
+        """An instance is gone: nothing comes from it or gets there any more, and the others get word once all that has left
+        it has arrived."""
+        self.gone.add(instance)
+        self.network.stop_all(instance)
+        for other in range(len(self.inboxes)):
+            if other != instance:
+                self.clock.after(self.network.latency_s(instance), partial(self.deliver, other, PeerGone(instance)))
 
     def deliver(self, to: int, message: object) -> None:
         """Put a message into an inbox now."""
@@ -106,6 +116,8 @@ class SimulatedWire:
             self._alarm = clock.after(delay_s, lambda: self._wires.deliver(self._instance, TimeIsUp()))
 
     def _send(self, order: SendPages) -> None:
+        if self._wires.gone & {self._instance, order.to}:
+            return
         kv = self._kv_to(order.to)
         size_bytes = kv.pages_bytes(len(order.pages), self._page_size)
         if order.last:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from workbench.clients.messages import ClientRequest
 from workbench.cluster.cluster import Mailbox
-from workbench.cluster.router import Routes
+from workbench.cluster.router import Routes, told_of_answers
 from workbench.recording.recorder import Recorder
 from workbench.scheduler.request import Finish, Pair, Req
 
@@ -16,72 +16,155 @@ RETRIED = frozenset({"transfer_failed", "transfer_timeout", "prefill_gone", "dec
 """Why a request that was lost on its way is sent once more, to another pair."""
 
 
+@dataclass
+class Side:
+    """Instances of one role, by their ``numbers`` in the cluster, and the router among them, which counts from 0."""
+
+    numbers: list[int]
+    router: Routes
+    gone: set[int] = field(default_factory=set)
+    """Numbers of those that take nothing."""
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the instances that take requests."""
+        return [number for number in self.numbers if number not in self.gone]
+
+    def choose(self, request: ClientRequest, but: int | None = None) -> int:
+        """The number of an instance for a request; another one than ``but``, if there is another."""
+        assert request.message is not None
+        shut = {but} if but is not None and len(self.open) > 1 else set()
+        self.router.closed = {self.numbers.index(number) for number in self.gone | shut}
+        return self.numbers[self.router.choose(request.message.prompt, request.message.namespace)]
+
+    def answered(self, number: int, tokens: int) -> None:
+        """A request with so long a prompt has been answered for the first time."""
+        if (told := told_of_answers(self.router)) is not None:
+            told.answered(self.numbers.index(number), tokens)
+
+    def left(self, number: int, tokens: int) -> None:
+        """A request with so long a prompt has left an instance."""
+        self.router.ended(self.numbers.index(number), tokens)
+
+
 class Pairs:
-    """Prefill and decode instances by number, through the ``inboxes`` of all. A router of each role chooses among its own,
-    the first of which have the numbers ``first_prefill`` and ``first_decode``."""
+    """Prefill and decode instances by number, through the ``inboxes`` of all."""
+
+    wants_answers = True
 
     def __init__(
         self,
-        prefill: tuple[list[int], Routes],
-        decode: tuple[list[int], Routes],
+        prefill: Side,
+        decode: Side,
         recorder: Recorder,
         inboxes: Sequence[Mailbox],
+        on_end: Callable[[ClientRequest], None],
     ) -> None:
-        """``prefill`` and ``decode``: the numbers of the instances of a role, and the router among them."""
-        self._prefill, self._prefill_router = prefill
-        self._decode, self._decode_router = decode
+        """``on_end`` is told of requests that end here: no instance would say so."""
+        self.prefill, self.decode = prefill, decode
         self._recorder = recorder
         self._inboxes = inboxes
+        self._on_end = on_end
         self._numbers = count()
         self._prefilling: dict[int, tuple[int, int]] = {}
-        """By number of the handover: place of the prefill instance among its own, and tokens of the prompt."""
+        """By number of the handover: the prefill instance, and tokens of the prompt."""
+        self._open: dict[str, ClientRequest] = {}
+        """Requests that have not ended."""
 
     def send(self, request: ClientRequest) -> None:
         """A request has come, in the words of its message."""
-        decode = self._choose(request)
-        request.instance = self._decode[decode]
         self._recorder.arrived(request)
-        self._deliver(request)
+        self._open[request.trace.request_id] = request
+        if self.prefill.open and self.decode.open:
+            request.instance = self.decode.choose(request)
+            self._deliver(request, None)
+        else:
+            self._end(request, "aborted:no_instance", 0)
 
-    def _choose(self, request: ClientRequest) -> int:
-        message = request.message
+    def _deliver(self, request: ClientRequest, but: int | None) -> None:
+        """Send a request to both its instances; ``but``: not to this prefill instance, if there is another."""
+        message, decode = request.message, request.instance
         assert message is not None
-        return self._decode_router.choose(message.prompt, message.namespace)
-
-    def _deliver(self, request: ClientRequest) -> None:
-        message = request.message
-        assert message is not None
-        tokens = len(message.prompt)
-        place = self._prefill_router.choose(message.prompt, message.namespace)
-        prefill, decode = self._prefill[place], request.instance
+        prefill = self.prefill.choose(request, but)
         number = next(self._numbers)
-        self._prefilling[number] = place, tokens
+        self._prefilling[number] = prefill, len(message.prompt)
         request.attempts += 1
+        request.answered = False
         self._recorder.sent_to_pair(request, prefill, decode)
         self._inboxes[prefill].put(replace(message, pair=Pair((number, 0), decode, prefill)))
         self._inboxes[decode].put(replace(message, pair=Pair((number, 0), prefill, decode)))
 
+    # -- what comes back -------------------------------------------------------------------------------------------------
+
     def prefilled(self, req: Req) -> None:
         """A prefill instance is done with a request, however it ended there."""
         assert req.pair is not None
-        place, tokens = self._prefilling.pop(req.pair.room[0], (-1, 0))
-        if place >= 0:
-            self._prefill_router.ended(place, tokens)
+        self._left_prefill(req.pair.room[0])
+
+    def _left_prefill(self, number: int) -> None:
+        prefill, tokens = self._prefilling.pop(number, (-1, 0))
+        if prefill >= 0:
+            self.prefill.answered(prefill, tokens)
+            self.prefill.left(prefill, tokens)
+
+    def answered(self, request: ClientRequest) -> None:
+        """The first token of a request has come back from its decode instance."""
+        if not request.answered:
+            assert request.message is not None
+            request.answered = True
+            self.decode.answered(request.instance, len(request.message.prompt))
+
+    def ended(self, request: ClientRequest) -> None:
+        """A request has ended on its decode instance."""
+        del self._open[request.trace.request_id]
+        self._leave(request)
+
+    def _leave(self, request: ClientRequest) -> None:
+        assert request.message is not None
+        self.answered(request)
+        self.decode.left(request.instance, len(request.message.prompt))
+
+    # -- failures --------------------------------------------------------------------------------------------------------
 
     def retries(self, request: ClientRequest, finish: Finish, sent_tokens: bool) -> bool:
         """A request was lost before it ended. Sends it to another pair, if it may be sent once more, and tells whether."""
         if sent_tokens or finish.detail not in RETRIED or request.attempts > 1:
             return False
-        self._leave_decode(request)
-        decode = self._choose(request)
-        request.instance = self._decode[decode]
-        self._deliver(request)
+        if not (self.prefill.open and self.decode.open):
+            return False
+        row = self._recorder.by_id[request.trace.request_id]
+        assert row.handover is not None
+        prefill, decode = row.handover.prefill_instance, row.handover.decode_instance
+        self._leave(request)
+        # Another pair: the decode instance is another, or if there is no other, the prefill instance.
+        request.instance = self.decode.choose(request, decode)
+        self._deliver(request, prefill if request.instance == decode else None)
         return True
 
-    def ended(self, request: ClientRequest) -> None:
-        """A request has ended."""
-        self._leave_decode(request)
+    def gone(self, number: int, written: Callable[[str], int]) -> None:
+        """An instance is gone, with all it held. Requests that it decoded are sent once more, to another pair, if none of
+        their output had been sent; others end. ``written`` says how much an open request had written there.
 
-    def _leave_decode(self, request: ClientRequest) -> None:
-        assert request.message is not None
-        self._decode_router.ended(self._decode.index(request.instance), len(request.message.prompt))
+        Those that it prefilled are found lost by their decode instances, which get word of it (``PeerGone``).
+        """
+        for side in (self.prefill, self.decode):
+            if number in side.numbers:
+                side.gone.add(number)
+        for handover in [handover for handover, (prefill, _) in self._prefilling.items() if prefill == number]:
+            self._left_prefill(handover)
+        for request in [request for request in self._open.values() if request.instance == number]:
+            row = self._recorder.by_id[request.trace.request_id]
+            finish = Finish("aborted", "decode_gone")
+            if not self.retries(request, finish, row.first_token_s == row.first_token_s):
+                self._leave(request)
+                self._end(request, finish.status, written(request.trace.request_id))
+
+    def back(self, number: int) -> None:
+        """An instance takes requests again."""
+        for side in (self.prefill, self.decode):
+            side.gone.discard(number)
+
+    def _end(self, request: ClientRequest, status: str, output_tokens: int) -> None:
+        del self._open[request.trace.request_id]
+        self._recorder.lost(request, status, output_tokens)
+        self._on_end(request)

@@ -24,7 +24,7 @@ from workbench.cluster.behind_front_end import FrontEndInbox, FrontEndOutbox
 from workbench.cluster.cluster import Cluster, Mailbox
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
 from workbench.cluster.kv_wires import SimulatedWires
-from workbench.cluster.pairs import Pairs
+from workbench.cluster.pairs import Pairs, Side
 from workbench.cluster.pools import SimulatedPool
 from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.resolve import SimulatedRecipe
@@ -72,10 +72,10 @@ class SimulatedWorld:
         self._pairs: Pairs | None = None
         if settings.disaggregated:
             self._pairs = self._make_pairs(settings)
+        router = make_router(settings.router, len(self._pool_of), self.env.now_s)
+        self._cluster = self._pairs or Cluster(router, self.recorder, self._doors)
         for pool in pools:
             self._start_pool(pool)
-        router = make_router(settings.router, len(self._inboxes))
-        self._cluster = self._pairs or Cluster(router, self.recorder, self._doors)
         self._clients = Clients(self.env, self._wording.read(trace), self._deliver, settings.concurrency)
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
@@ -114,11 +114,13 @@ class SimulatedWorld:
         for number, pool in enumerate(self._pool_of):
             of_role[pool.recipe.role].append(number)
         prefill, decode = of_role["prefill"], of_role["decode"]
+        of_decode = settings.decode_router or settings.router
         return Pairs(
-            (prefill, make_router(settings.router, len(prefill))),
-            (decode, make_router(settings.decode_router or settings.router, len(decode))),
+            Side(prefill, make_router(settings.router, len(prefill), self.env.now_s)),
+            Side(decode, make_router(of_decode, len(decode), self.env.now_s)),
             self.recorder,
-            self._inboxes,
+            self._doors,
+            lambda request: self._clients.ended(request),
         )
 
     def _start_pool(self, pool: SimulatedPool) -> None:
@@ -182,6 +184,8 @@ class SimulatedWorld:
             return PrefillOutbox(self.recorder, self._notes, self._pairs.prefilled, self._decisions, number)
         kind = RecordingOutbox if recipe.role == "both" else DecodeOutbox
         outbox = kind(self.recorder, recipe.rows, self._ended, self._decisions, number, recipe.scheduler.room)
+        if self._cluster.wants_answers:
+            outbox.on_first = self._cluster.answered
         if isinstance(outbox, DecodeOutbox):
             assert self._pairs is not None
             outbox.retries = self._pairs.retries

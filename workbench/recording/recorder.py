@@ -120,6 +120,12 @@ class Recorder:
         row.instance = decode
         row.handover = HandoverTimes(prefill, decode)
 
+    def lost(self, request: ClientRequest, status: str, output_tokens: int) -> None:
+        """An open request has ended with its instance, and nobody else will say so. So much of its output had come."""
+        row = self.by_id.pop(request.trace.request_id)
+        row.finish_s, row.status, row.output_tokens, row.request = self.now_s(), status, output_tokens, None
+        self.done += 1
+
     def output_length(self, request_id: str) -> int:
         """Return what the trace says that an open request writes."""
         request = self.by_id[request_id].request
@@ -232,6 +238,8 @@ class RecordingOutbox:
         self._on_end = on_end
         self._decisions = decisions
         self._instance = instance
+        self.on_first: Callable[[ClientRequest], None] | None = None
+        """Is told of every request that gets its first token."""
         self._last_token_s = np.full(table_rows, NAN)
         self._steady: dict[int, tuple[int, np.ndarray, float]] = {}
         """By slot, the epoch and rows of the last batch and when its tokens went out, where all of its rows had one."""
@@ -293,6 +301,10 @@ class RecordingOutbox:
                 self._gaps(batch, now)
         for req in result.first:
             recorder.by_id[req.rid].first_token_s = now
+        if self.on_first is not None:
+            for req in result.first:
+                if (request := recorder.by_id[req.rid].request) is not None:
+                    self.on_first(request)
         for req in result.ended:
             assert req.finish is not None
             row = recorder.by_id.pop(req.rid)

@@ -29,7 +29,7 @@ from workbench.settings.pool_spec import parse_pools, read_pools
 LOOP_NAMES = ("normal", "overlap", "pipeline")
 MOST_INSTANCES = 10_000
 """Each has a KV pool of its own, so that a slip of the finger would fill the memory."""
-RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware"]
+RouterKind = Literal["round_robin", "least_requests", "least_tokens", "cache_aware", "expected_ttft"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8", "int4", "nvfp4"]
 KvDtype = Literal["bf16", "fp16", "fp32", "fp8", "auto"]
 KvWindows = Literal["engine", "exact"]
