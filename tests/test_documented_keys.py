@@ -13,14 +13,14 @@ from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_windows import KvRule
 from workbench.search.prices import ENTRIES
-from workbench.settings.engines import GPU_KEYS, GRAPH_KEYS, Engine
+from workbench.settings.engines import GPU_KEYS, GRAPH_KEYS, SHARED_KEY, Engine
 from workbench.settings.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[1]
 ENGINES = ROOT / "workbench/settings/engines.toml"
 
 
-TABLES = {"exchange", "graphs", "host", "kv", "front_end", "gpus", "offers"}
+TABLES = {"exchange", "shared", "graphs", "host", "kv", "front_end", "gpus", "offers"}
 
 
 def names(kind: type) -> set[str]:
@@ -41,7 +41,7 @@ def test_engines_toml_documents_the_keys_it_may_hold():
     own = names(Engine) - {"name", "settings", *TABLES}
     assert listed == {*own, "extends"}
     assert {name for name in TABLES if re.search(rf"^# \[+NAME\.{name}\]+ ", head, re.M)} == TABLES
-    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS | GPU_KEYS | names(ExchangeRule)
+    assert set(re.findall(r"`(\w+)`", head)) == GRAPH_KEYS | KV_KEYS | GPU_KEYS | names(ExchangeRule) | {SHARED_KEY}
 
 
 def test_engines_toml_holds_only_keys_that_are_read():
@@ -58,6 +58,7 @@ def test_engines_toml_holds_only_keys_that_are_read():
         for case in preset.get("gpus", ()):
             assert set(case) <= GPU_KEYS | names(RunSettings)
         assert set(preset.get("exchange", {})) <= names(ExchangeRule)
+        assert set(preset.get("shared", {})) <= names(RunSettings) | {SHARED_KEY}
 
 
 def test_gpus_toml_documents_and_holds_only_fields_of_a_gpu():

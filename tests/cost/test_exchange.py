@@ -182,12 +182,24 @@ def exchange_of(**flags):
         ("vllm-0.33.0", "allgather-reducescatter", ExchangeRule("graphs", "choices", True)),
         ("sglang-0.5.23", "sum-or-max", ExchangeRule()),
         ("sglang-0.5.10.post1", "sum-or-max", ExchangeRule()),
+        ("sglang-0.4.10.post2", "sum-or-max", ExchangeRule(prompts_summed=False)),
     ],
 )
 def test_each_engine_exchanges_in_its_own_way(engine, kind, rule):
     found = exchange_of(engine=engine)
     assert (found.kind, found.rule) == (kind, rule)
     assert exchange_of(engine=engine, expert_exchange="deepep").kind == "deepep"
+
+
+def test_sglangs_instances_that_share_experts_share_a_chunk_and_are_less_conservative():
+    alone = settings_from(None, {"engine": "sglang-0.5.23", "dp": 4})
+    shared = settings_from(None, {"engine": "sglang-0.5.23", "dp": 4, "ep": 4, "model": "Qwen/Qwen3-30B-A3B"})
+    assert (alone.chunk, shared.chunk) == (8192, 2048)
+    assert shared.conservativeness == pytest.approx(0.3 * alone.conservativeness)
+    asked = {"engine": "sglang-0.5.23", "dp": 4, "ep": 4, "model": "Qwen/Qwen3-30B-A3B", "chunk": 4096}
+    assert settings_from(None, asked).chunk == 4096
+    vllm = {"engine": "vllm-0.33.0", "dp": 4, "model": "Qwen/Qwen3-30B-A3B"}
+    assert settings_from(None, vllm).max_batch_tokens == settings_from(None, {**vllm, "ep": 4}).max_batch_tokens
 
 
 def test_experts_that_gpus_of_one_instance_share_are_added_up_by_engines():

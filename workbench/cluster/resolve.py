@@ -117,7 +117,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     if lock_step and pp > 1:
         raise ConfigError("ep: experts shared between instances need pp 1")
     gpu, of_links = _gpu(settings, tp, pp, lock_step)
-    engine = load_engine(settings.engine).on(Hardware(gpu.name, gpu.memory_bytes, tp))
+    engine = load_engine(settings.engine).on(Hardware(gpu.name, gpu.memory_bytes, tp, settings.ep))
     max_context = settings.max_context or model.max_context
     load_policy(settings.policy)
     budget: dict[str, Any] = {}

@@ -19,6 +19,9 @@ GRAPH_KEYS = frozenset({"most", "mixed"})
 GPU_KEYS = frozenset({"below_gib", "named", "tp", "graphs"})
 """What `[[NAME.gpus]]` holds beside settings."""
 
+SHARED_KEY = "divides"
+"""What `[NAME.shared]` holds beside settings."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -27,6 +30,7 @@ class Hardware:
     gpu: str
     memory_bytes: float
     tp: int = 1
+    ep: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Engine:
     """GPU time of a step beside the model."""
     exchange: dict[str, Any] = field(default_factory=dict)
     """What is its own in how tokens reach experts on other GPUs: fields of the simulator's rule."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Settings of instances that share their experts (DP attention); `divides` names those that all have together."""
     kv: dict[str, Any] = field(default_factory=dict)
     """How it reserves KV where layers do not keep every token: fields of the simulator's rule."""
     page_entry_bytes: int = 0
@@ -56,12 +62,19 @@ class Engine:
 
     def on(self, hardware: Hardware) -> Engine:
         """The preset as the engine resolves its defaults on this hardware."""
+        instances = hardware.ep // hardware.tp if self.shared and hardware.ep > hardware.tp else 1
+        found = self
         for case in self.gpus:
-            if _holds(case, hardware):
+            if _holds(case, replace(hardware, tp=hardware.tp * instances)):
                 settings = {name: value for name, value in case.items() if name not in GPU_KEYS}
                 graphs = {**self.graphs, "most": case["graphs"]} if "graphs" in case else self.graphs
-                return replace(self, settings={**self.settings, **settings}, graphs=graphs)
-        return self
+                found = replace(self, settings={**self.settings, **settings}, graphs=graphs)
+                break
+        if instances == 1:
+            return found
+        others = {name: value for name, value in self.shared.items() if name != SHARED_KEY}
+        divided = {name: found.settings[name] // instances for name in self.shared.get(SHARED_KEY, ())}
+        return replace(found, settings={**found.settings, **divided, **others})
 
     def capture_sizes(self, max_running: int) -> list[int] | None:
         """Batches for which decode graphs are captured; None: the default of the cost models."""

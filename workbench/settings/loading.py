@@ -72,7 +72,8 @@ def _hardware(values: Mapping[str, Any]) -> Hardware | None:
         gpu = load_gpu(values.get("gpu", RunSettings.gpu))
     except CatalogueError:
         return None
-    return Hardware(gpu.name, gpu.memory_bytes, values.get("tp", RunSettings.tp))
+    tp, ep = values.get("tp", RunSettings.tp), values.get("ep", RunSettings.ep)
+    return Hardware(gpu.name, gpu.memory_bytes, tp, ep)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +99,8 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
             more |= {name: getattr(RunSettings, name) for name in preset}
         if "cost" in own:
             more |= _profiled({**values, **own})
-        if {"engine", "gpu", "tp", "cost"} & own.keys():
-            read = {name: pool_value(name, own[name]) for name in own if name in ("engine", "gpu", "tp")}
+        if {"engine", "gpu", "tp", "ep", "cost"} & own.keys():
+            read = {name: pool_value(name, own[name]) for name in own if name in ("engine", "gpu", "tp", "ep")}
             found = _of_engine({**_profiled(values), **values, **more, **read})
             more |= found if "engine" in own else {k: v for k, v in found.items() if preset.get(k) != v}
     except ValueError as error:  # every error of bad input is one

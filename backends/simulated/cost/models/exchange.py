@@ -42,6 +42,8 @@ class ExchangeRule:
     """What travels with a token: the router's logits, or the experts chosen and their weights."""
     quantised: bool = False
     """Where experts compute in 8 bits, hidden states travel in as many, with the experts chosen."""
+    prompts_summed: bool = True
+    """``sum-or-max``: whether a rank's prompts decide for the sum, or only what would be moved."""
 
 
 class Exchange:
@@ -110,7 +112,7 @@ class Exchange:
         """SGLang without an all-to-all of its own (DpPaddingMode): where a rank has prompts, or padding would move more, two
         all-reduces over the tokens of all; else an all-gather and a reduce-scatter padded to the largest rank."""
         row, gpus = width * ACTIVATION_BYTES, self._gpus(tokens)
-        if prompts or 2 * sum(tokens) < max(tokens) * len(tokens):
+        if (prompts and self.rule.prompts_summed) or 2 * sum(tokens) < max(tokens) * len(tokens):
             return 2 * all_reduce_s(sum(tokens) * row, gpus, self._gpu)
         padded = [max(tokens)] * len(tokens)
         seconds = self._gather_s(self.gather, padded, row) + self._gather_s(self.scatter, padded, row)
