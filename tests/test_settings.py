@@ -129,7 +129,7 @@ def page_of(command: str) -> dict[str, str]:
         ("plan", {"rate"}),  # its own: the rate to carry
         (
             "replay",
-            {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_load", "exact"}
+            {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_skew", "exact"}
             | {"front_end"}
             | set(FACTS)
             | {"machine", "nodes", "expert_exchange"},

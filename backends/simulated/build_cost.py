@@ -26,6 +26,7 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
             capture_sizes=want.capture_sizes,
             mixed_capture_sizes=want.mixed_capture_sizes,
             exchange=want.exchange,
+            expert_skew=want.expert_skew or 0.0,
         )
     if kind == "fitted":
         assert path is not None
@@ -60,4 +61,6 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
         step_s=want.step_s,
         request_s=want.request_s,
         exchange=want.exchange,
+        # Tables of experts by load were measured on the most loaded GPU.
+        expert_skew=(want.expert_skew or 0.0) if kind != "measured" else 0.0,
     )

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
+from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredPrompts, Seen
 from backends.simulated.cost.models.operator_tables import Grid, ProfileError
 from backends.simulated.cost.models.profile import ProfileCost
@@ -244,14 +245,18 @@ def test_beyond_the_measured_range_times_go_on_in_proportion_with_a_note(package
 
 def test_the_distribution_of_tokens_over_experts_is_what_was_asked_for(package):
     name, step = "Qwen/Qwen3-30B-A3B", batch([1024] * 64)
-    for load, factor in (("power-law-1.01", 1), ("balanced", 0.5)):
-        cost = measured(name, expert_load=load)
+    for skew, load, factor in ((None, "power law 1.01", 1), (1.01, "power law 1.01", 1), (0.0, "balanced", 0.5)):
+        cost = measured(name, expert_skew=skew)
         assert cost.explain(step)["experts"] == pytest.approx(48 * experts_ms(64) * factor * 1e-3)
-        assert f"routed experts ({load.replace('-', ' ')} load)" in cost.notes[0]
+        assert f"routed experts ({load} load)" in cost.notes[0]
     # Not in these tables: nothing else stands in for it unsaid.
-    cost = measured(name, expert_load="power-law-1.2")
+    cost = measured(name, expert_skew=1.2)
     assert cost.explain(step)["experts"] == pytest.approx(roofline(name).explain(step)["experts"])
     assert "8 of 128 experts" in cost.notes[-1]
+    with pytest.raises(
+        CostError, match=r"cost: measured: experts were measured at an expert_skew of 0, 1.01, 1.2, not 0.5"
+    ):
+        measured(name, expert_skew=0.5)
 
 
 def test_an_operator_that_the_nearest_version_lacks_is_of_the_next_and_the_note_says_which(package):

@@ -106,8 +106,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         raise ConfigError(f"tp: {tp} does not divide the {unsplit} of {model.name}")
     if settings.ep > 1 and (not model.experts or model.experts % settings.ep):
         raise ConfigError(f"ep: {settings.ep} does not divide the {model.experts} experts of {model.name}")
-    if not model.experts and settings.expert_load != RunSettings.expert_load:
-        raise ConfigError(f"expert_load: {model.name} has no experts")
+    if not model.experts and settings.expert_skew is not None:
+        raise ConfigError(f"expert_skew: {model.name} has no experts")
     lock_step = settings.ep > tp
     if settings.ep > 1 and settings.ep not in (tp, tp * settings.dp):
         raise ConfigError(
@@ -157,7 +157,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         engine.gpu_step_s,
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
         engine.name,
-        settings.expert_load,
+        settings.expert_skew,
     )
     experts = weights.of("experts")
     want = dataclasses.replace(
@@ -168,6 +168,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             gpu,
             tp,
             gpu.fp8_flops > 0 and all(held.computes == "fp8" for _, held in experts),
+            settings.expert_skew or 0.0,
         ),
         links_said=settings.link is not None or settings.link_latency is not None,
     )

@@ -36,7 +36,6 @@ KvWindows = Literal["engine", "exact"]
 ExpertExchange = Literal[
     "all-to-all", "allgather-reducescatter", "naive", "sum-or-max", "deepep-normal", "deepep-low-latency", "deepep"
 ]
-ExpertLoad = Literal["balanced", "power-law-1.01", "power-law-1.2"]
 FrontEndKind = Literal["none", "vllm", "sglang", "workbench"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
@@ -255,12 +254,14 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         acts=lambda s, loop: s.ep > 1 and split(s.cost)[0] != "fitted",
         idle={"real": "the runner has a way of its own"},
     )
-    expert_load: ExpertLoad = setting(
-        "power-law-1.01",
+    expert_skew: float | None = setting(
+        None,
+        least=0,
         group=HARDWARE,
-        help="How tokens are distributed over the experts of measured tables (simulated): {choices}. Default {default}.",
-        needs="cost measured",
-        acts=lambda s, loop: split(s.cost)[0] == "measured",
+        help="How unevenly tokens fall on experts (simulated): exponent of a power law, 0 for not at all. "
+        "Default: 0, and for cost measured 1.01, of what its tables have: 0, 1.01 and 1.2.",
+        needs="costs that are not fitted",
+        acts=lambda s, loop: split(s.cost)[0] != "fitted",
         idle={"real": "routers choose"},
     )
     ignore_eos: bool = setting(False, group=TRACE, help="Output lengths are known to the scheduler.")

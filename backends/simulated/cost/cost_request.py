@@ -36,8 +36,8 @@ class CostRequest:
     """GPU time of a step beside the model for each request in it."""
     engine: str = ""
     """Preset of the engine whose kernels run, with its version."""
-    expert_load: str = "power-law-1.01"
-    """How tokens are distributed over experts where these were measured."""
+    expert_skew: float | None = None
+    """How unevenly tokens fall on experts: the exponent of a power law; None: as the tables have it, else evenly."""
     exchange: Exchange | None = None
     """How tokens reach experts on other GPUs; None: as the cost model has it."""
     links_said: bool = False

@@ -19,6 +19,7 @@ from backends.simulated.cost.models.communication import (
     all_to_all_s,
     uneven_all_gather_s,
 )
+from backends.simulated.cost.models.expert_loads import imbalance
 from backends.simulated.cost.models.operator_tables import Grid
 
 Kind = Literal[
@@ -49,11 +50,14 @@ class ExchangeRule:
 class Exchange:
     """Seconds that the exchange of one layer of experts takes."""
 
-    def __init__(self, kind: Kind, rule: ExchangeRule, gpu: GPU, tp: int, eight_bits: bool = False) -> None:
-        """``eight_bits``: whether experts compute in as many."""
+    def __init__(
+        self, kind: Kind, rule: ExchangeRule, gpu: GPU, tp: int, eight_bits: bool = False, skew: float = 0.0
+    ) -> None:
+        """``eight_bits``: whether experts compute in as many; ``skew``: how unevenly tokens fall on them."""
         self.kind, self.rule = kind, rule
         self._gpu, self._tp = gpu, tp
         self._eight_bits = eight_bits
+        self.skew = skew
         self.gather: Grid | None = None
         """Measured all-gathers over all GPUs by (bytes of the whole message,), in place of what the links say."""
         self.scatter: Grid | None = None
@@ -85,7 +89,9 @@ class Exchange:
     def _all_to_all(self, experts: Experts, width: int, tokens: Sequence[int], prompts: bool) -> float:
         """Every token to each of its experts, and each result back, evenly."""
         row = experts.per_token * width * ACTIVATION_BYTES
-        return 2 * all_to_all_s(max(tokens) * row / self._tp, self._gpus(tokens), self._gpu)
+        return 2 * all_to_all_s(
+            self._most(experts, tokens) * max(tokens) * row / self._tp, self._gpus(tokens), self._gpu
+        )
 
     def _gathered(self, experts: Experts, width: int, tokens: Sequence[int], prompts: bool) -> float:
         """An all-gather of all tokens and a reduce-scatter of what each GPU's experts made of them. Ranks of several GPUs
@@ -133,12 +139,16 @@ class Exchange:
         gpus = self._gpus(tokens)
         inside = min(gpus, self._gpu.gpus_per_node)
         there, back = self._row_bytes(experts, width, always=True), width * ACTIVATION_BYTES
-        each = max(tokens) / self._tp * experts.per_token
+        each = self._most(experts, tokens) * max(tokens) / self._tp * experts.per_token
         near, far = each * (inside - 1) / gpus, each * (gpus - inside) / gpus
         again = 2 * (-(-max(tokens) // LOW_LATENCY_TOKENS) - 1) * self._sent_s(0, far)
         return sum(self._sent_s(near * row, far * row) for row in (there, back)) + max(again, 0.0)
 
     # -- their parts -------------------------------------------------------------------------------------------------
+
+    def _most(self, experts: Experts, tokens: Sequence[int]) -> float:
+        """By how much more than its even share the GPU with the most loaded experts takes in."""
+        return imbalance(experts.count, experts.per_token, sum(tokens), self.skew, self._gpus(tokens))
 
     def _gpus(self, tokens: Sequence[int]) -> int:
         return len(tokens) * self._tp

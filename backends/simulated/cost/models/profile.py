@@ -28,6 +28,7 @@ from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, next_stage_s
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
+from backends.simulated.cost.models.expert_loads import distinct_experts, imbalance
 from backends.simulated.cost.models.group_tokens import group_tokens
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
 from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
@@ -67,11 +68,13 @@ class ProfileCost:
         step_s: float = 0.0,
         request_s: float = 0.0,
         exchange: Exchange | None = None,
+        expert_skew: float = 0.0,
     ) -> None:
         self.tables, self.model, self.gpu = tables, model, gpu
         self.tp, self.ep = tp, ep
         self._expert_parts = max(tp, ep) / tables.experts_over
         self._capture, self._mixed_capture = list(capture_sizes), list(mixed_capture_sizes)
+        self._expert_skew = expert_skew
         self.exchange = exchange or Exchange("allgather-reducescatter", ExchangeRule(), gpu, tp)
         self.exchange.gather, self.exchange.scatter = tables.gather, tables.scatter
         self._attention = tables.attention
@@ -292,9 +295,9 @@ class ProfileCost:
         """
         grid, model = self.tables.experts, self.model
         assert grid is not None
-        chosen = 1 - (1 - model.experts_per_token / model.experts) ** tokens
-        rows, most = tokens / self._expert_parts, grid.ends[0]
-        seconds = grid.at(rows, model.experts / self._expert_parts * chosen)
+        of = (model.experts, model.experts_per_token, tokens, self._expert_skew)
+        rows, most = tokens / self._expert_parts * imbalance(*of, self.ep), grid.ends[0]
+        seconds = grid.at(rows, distinct_experts(*of) / self._expert_parts)
         if rows > most:
             self._note("tokens of a GPU's experts", int(rows), int(most))
             seconds *= self._shape.experts_s(int(rows)) / self._shape.experts_s(int(most))

@@ -20,6 +20,7 @@ from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
+from backends.simulated.cost.models.expert_loads import distinct_experts, imbalance
 from backends.simulated.cost.models.group_tokens import group_tokens
 from backends.simulated.cost.models.layer_times import AttentionTimes, times_of
 from workbench.scheduler.batch import ModelWorkerBatch
@@ -51,11 +52,13 @@ class RooflineCost:
         capture_sizes: Sequence[int] | None = None,
         mixed_capture_sizes: Sequence[int] = (),
         exchange: Exchange | None = None,
+        expert_skew: float = 0.0,
     ) -> None:
         self.model, self.gpu = model, gpu
         self.tp, self.pp, self.ep = tp, pp, ep
         self._capture = list(default_capture_sizes() if capture_sizes is None else capture_sizes)
         self._mixed_capture = list(mixed_capture_sizes)
+        self.expert_skew = expert_skew
         self.exchange = exchange or Exchange("all-to-all", ExchangeRule(), gpu, tp)
         weights = as_precision(dtype)
         self.notes: list[str] = []
@@ -278,21 +281,21 @@ class RooflineStage:
         return sum(count * self.experts_s(tokens, each) for each, count in self._experts.items())
 
     def experts_s(self, tokens: int, experts: Experts | None = None) -> float:
-        """Router, the experts that ``tokens`` draws touch, and shared experts, of one layer; load is taken as even over
-        ranks. ``experts`` are the model's first where none are named."""
+        """Router, the experts that ``tokens`` draws touch, and shared experts, of one layer, on the most loaded rank.
+        ``experts`` are the model's first where none are named."""
         cost, model = self._cost, self._cost.model
         experts = experts or model.routed
         assert experts is not None
         per_token, held, hidden = experts.per_token, cost.parts["experts"], model.hidden
-        # Expected distinct experts when every token picks `per_token` of them at random.
-        touched = experts.count * (1 - (1 - per_token / experts.count) ** tokens)
+        touched = distinct_experts(experts.count, per_token, tokens, cost.expert_skew)
+        most = imbalance(experts.count, per_token, tokens, cost.expert_skew, cost.ep)
         ranks = max(cost.tp, cost.ep)
         parameters, gate = experts.expert(hidden) / ranks, 3 if experts.gated else 2
         # A rank has the draws of its experts under EP, and its part of the width of all under TP.
-        draws, width = tokens * per_token / cost.ep, experts.width * cost.ep / ranks
+        draws, width = most * tokens * per_token / cost.ep, experts.width * cost.ep / ranks
         depth = experts.latent or hidden
         seconds = (
-            2 * tokens * per_token * parameters * held.expert_flop_s
+            2 * tokens * per_token * parameters * most * held.expert_flop_s
             + touched * parameters * held.expert_weight_s
             + draws * (2 * depth + gate * width) * held.expert_activation_s
             + held.expert_overhead_s

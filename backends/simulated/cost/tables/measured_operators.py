@@ -14,7 +14,7 @@ import numpy as np
 
 from backends.checkpoint.layer_kinds import Attention, Dense, Experts, GatedDelta, Latent, Layer, Mixer
 from backends.checkpoint.precision import DTYPE_BYTES, Held
-from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.cost.cost_request import CostError, CostRequest
 from backends.simulated.cost.models.layer_times import times_of
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredMixer, MeasuredPrompts, Seen
 from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured, OperatorTables, Provenance
@@ -39,8 +39,10 @@ ALWAYS = ["norms, rotary and activations", "embedding", "sampler"]
 """Operators that no table is read for."""
 BY_ROOFLINE = "cost: by the roofline, no table was read for them: "
 """Beginning of the note that names what was not found, parted by semicolons."""
-LOADS = {"balanced": "balanced", "power-law-1.01": "power_law_1.01", "power-law-1.2": "power_law_1.2"}
-"""Distributions of tokens over experts, and what the tables call them."""
+LOADS = {0.0: "balanced", 1.01: "power_law_1.01", 1.2: "power_law_1.2"}
+"""Distributions of tokens over experts by their skew, and what the tables call them."""
+MEASURED_SKEW = 1.01
+"""That of the tables of most models, unless another is asked for."""
 
 Found = TypeVar("Found")
 
@@ -61,6 +63,10 @@ class OperatorReader:
 
     def __init__(self, want: CostRequest, tables: Tables) -> None:
         self._want, self._model, self._tables = want, want.model, tables
+        self._skew = MEASURED_SKEW if want.expert_skew is None else want.expert_skew
+        if self._skew not in LOADS:
+            have = ", ".join(f"{skew:g}" for skew in LOADS)
+            raise CostError(f"cost: measured: experts were measured at an expert_skew of {have}, not {self._skew:g}")
         self._measured: dict[tuple[str, str], None] = {}
         """Operators that were found, and what they were measured under, in order."""
         self.lacking: list[str] = []
@@ -246,7 +252,7 @@ class OperatorReader:
         tp, ep = (1, want.ep) if want.ep > 1 else (want.tp, 1)
         found = None
         if len(kinds) == 1 and dtype is not None:
-            load, hidden = LOADS[want.expert_load], self._model.hidden
+            load, hidden = LOADS[self._skew], self._model.hidden
 
             def read(tables: Tables) -> Grid:
                 try:
@@ -262,7 +268,7 @@ class OperatorReader:
                 layout = f"tp {want.tp}" if want.ep == 1 else f"tp {want.tp}, ep {want.ep}"
                 self._lack(f"{one} ({layout}, {want.dtype}) with router and shared experts")
             return None
-        self._find(f"routed experts ({want.expert_load.replace('-', ' ')} load)", found[1])
+        self._find(f"routed experts ({LOADS[self._skew].replace('_', ' ')} load)", found[1])
         return found[0]
 
     def _all_reduce(self) -> Grid | None:
