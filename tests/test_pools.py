@@ -222,6 +222,18 @@ REFUSED = {
     "pool decode: kv_dtype: fp8, but bf16 in pool prefill": ("prefill:1", "decode:1,kv-dtype=fp8"),
     "pool decode: model: is of the whole run": ("prefill:1", "decode:1,model=Qwen/Qwen3-8B"),
     "pool prefill: kv_link: '50' has no unit": ("prefill:1,kv-link=50", "decode:1"),
+    "pool decode: chunk: has no effect there: it needs a pool of role both or prefill": (
+        "prefill:1",
+        "decode:1,chunk=512",
+    ),
+    "pool prefill: spare_rows: has no effect there: it needs a pool of role decode": (
+        "prefill:1,spare-rows=3",
+        "decode:1",
+    ),
+    "pool prefill: request_timeout: has no effect there: it needs a pool of role both or decode": (
+        "prefill:1,request-timeout=3",
+        "decode:1",
+    ),
     "pool bth: role: 'bth' is not one of both, prefill, decode": ("bth:1",),
     "pool both: 0 instances": ("both:0",),
     "pool both: gpux: no such setting; nearest: gpu": ("both:1,gpux=h100",),
@@ -259,6 +271,11 @@ def test_what_pools_leave_without_effect_is_refused(tmp_path):
     assert ran.stderr == "error: chunk: has no effect here: it needs a pool that does not say it itself\n"
     ran = workbench("simulate", SAMPLE, "--dp", 2, *every, "--out", tmp_path / "o")
     assert ran.exit_code == 2 and ran.stderr.startswith("error: dp: is short for --pool both:N")
+    pairs = ("--pool", "prefill:1", "--pool", "decode:1")
+    ran = workbench("simulate", SAMPLE, "--mixed-chunk", *pairs, "--out", tmp_path / "o")
+    assert ran.stderr == "error: mixed_chunk: has no effect here: it needs a pool of role both\n"
+    ran = workbench("simulate", SAMPLE, "--first-token", "prefill", "--pool", "both:2", "--out", tmp_path / "o")
+    assert ran.stderr.startswith("error: first_token: has no effect here: it needs pools of role prefill and decode")
     ran = workbench("simulate", SAMPLE, "--router", "least_tokens", "--pool", "both:1", "--out", tmp_path / "o")
     assert ran.exit_code == 2 and ran.stderr.startswith("error: router: has no effect here")
 

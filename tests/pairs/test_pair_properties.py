@@ -42,6 +42,17 @@ def some_kinds(draw: st.DrawFn, role: str, loop: str) -> Kinds:
         "batching": draw(st.sampled_from(["prefill-first", "prefill-first", "mixed"])),
         "cache": draw(st.sampled_from(["radix", "radix", "none", "blocks"])),
     }
+    if draw(st.booleans()):  # as presets of engines have it
+        settings |= {
+            "stops_known": draw(st.sampled_from(["launch", "result"])),
+            "leaves": draw(st.sampled_from(["ended", "decode"])),
+            "give_back": draw(st.sampled_from(["landed", "ended", "at_once"])),
+            "abort_running": draw(st.sampled_from(["now", "result"])),
+            "share_prompts": draw(st.sampled_from(["launch", "result"])),
+            "share_chunks": draw(st.booleans()),
+            "charge": draw(st.sampled_from(["tokens", "pages"])),
+            "in_flight_token": draw(st.sampled_from(["keep", "lose"])),
+        }
     if role == "prefill":
         settings |= {
             "chunk": draw(st.sampled_from([16, 32, None, 8192])),

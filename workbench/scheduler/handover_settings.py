@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,27 @@ from workbench.scheduler.settings import setting
 
 PAIRS = "pools of role prefill and decode"
 DECODE_POOL = "a pool of role decode"
+
+
+IDLE_IN_ROLE: Mapping[str, frozenset[str]] = {
+    "prefill": frozenset(
+        {
+            *("max_prefill_streak", "mixed_chunk", "mixed_join", "preempt_threshold", "preempt_for", "request_timeout"),
+            *("stops_known", "leaves", "share_chunks", "conservativeness", "reserve", "reserve_ignore_eos"),
+            *("round_reserve", "outputs_counted", "page_rest", "retract_ahead", "retract_ties", "retract_while_ending"),
+        }
+    ),
+    "decode": frozenset(
+        {
+            *("chunk", "chunk_depth", "max_prefill_tokens", "max_prefill_streak", "mixed_chunk", "mixed_join"),
+            *("policy", "max_passed_over", "preempt_threshold", "preempt_for", "queue_timeout", "queue_order"),
+            *("share_in_batch_tokens", "share_prompts", "share_chunks", "leaves", "conservativeness", "reserve"),
+            *("kv_margin", "chunk_cut", "charge", "page_beside", "prompt_budget", "rows_first", "full_when"),
+            *("overlap_prefills", "look_touches", "defer_shared_tokens", "refresh_waiting", "long_prefill_tokens"),
+        }
+    ),
+}
+"""By role, settings that do nothing on instances of it, whatever stands beside them."""
 
 
 def paired(settings: Any, loop: str) -> bool:

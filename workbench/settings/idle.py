@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.roles import ROLES
 from workbench.scheduler.config import ConfigError, SchedulerConfig
+from workbench.scheduler.handover_settings import IDLE_IN_ROLE
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in
 from workbench.settings.offers import not_offered
 from workbench.settings.pool_spec import parse_pools
-from workbench.settings.run_settings import RUN_WIDE, RunSettings
+from workbench.settings.run_settings import RUN_WIDE, PoolSettings, RunSettings
 
 _DECLARED = {**settings_of(SchedulerConfig), **SETTINGS}
 
@@ -31,9 +33,23 @@ def acts(settings: RunSettings, loop: str, name: str) -> bool:
         return True
     if not settings.pool or name in RUN_WIDE:
         return _DECLARED[name].acts(settings, loop)
-    return any(
-        name not in pool.given and _DECLARED[name].acts(pool.settings, pool.loop) for pool in settings.pools(loop)
-    )
+    return any(name not in pool.given and _acts_in(pool, name) for pool in settings.pools(loop))
+
+
+def _acts_in(pool: PoolSettings, name: str) -> bool:
+    """Tell whether a setting has an effect on the instances of a pool."""
+    idle = IDLE_IN_ROLE.get(pool.role, frozenset())
+    return name not in idle and _DECLARED[name].acts(pool.settings, pool.loop)
+
+
+def _roles_for(pools: Iterable[PoolSettings], name: str) -> str | None:
+    """What a setting takes to act, where it is the role of these pools that it does nothing in."""
+    if any(
+        name in IDLE_IN_ROLE.get(pool.role, ()) and _DECLARED[name].acts(pool.settings, pool.loop) for pool in pools
+    ):
+        roles = [role for role in ROLES if name not in IDLE_IN_ROLE.get(role, ())]
+        return f"a pool of role {' or '.join(roles)}"
+    return None
 
 
 def _own_everywhere(settings: RunSettings, loop: str, name: str) -> bool:
@@ -53,7 +69,9 @@ def idle_in(
         without = [loop for settings, loop in runs if not acts(settings, loop, name)]
         if runs and len(without) == len(runs):
             own = all(_own_everywhere(settings, loop, name) for settings, loop in runs)
-            never[name] = (None if own else needs(name)) or "a pool that does not say it itself"
+            pools = [pool for settings, loop in runs if settings.pool for pool in settings.pools(loop)]
+            missing = None if own or name in RUN_WIDE else _roles_for(pools, name) or needs(name)
+            never[name] = missing or (needs(name) if name in RUN_WIDE else None) or "a pool that does not say it itself"
         elif without:
             partly[name] = list(dict.fromkeys(without))
     return never, partly
@@ -92,5 +110,6 @@ def _idle_in_pools(settings: RunSettings, said: Sequence[str] | None) -> Iterato
     for number, spec in enumerate(parse_pools(said)):
         pools = [settings.pools(loop)[number] for loop in settings.loops]
         for name, _ in spec.given:
-            if not any(_DECLARED[name].acts(pool.settings, pool.loop) for pool in pools):
-                yield f"pool {spec.name}: {name}: has no effect there: it needs {needs(name)}"
+            if not any(_acts_in(pool, name) for pool in pools):
+                missing = _roles_for(pools, name) or needs(name)
+                yield f"pool {spec.name}: {name}: has no effect there: it needs {missing}"
