@@ -165,3 +165,32 @@ def test_the_prefill_side_sends_the_first_token_where_it_is_asked_to():
         (35, 1),
         (56, 1),
     ]
+
+
+def test_chunks_that_ride_through_two_stages_are_sent_as_they_come_out_of_the_last():
+    prefill = Kinds(loop="pipeline", host=FREE_HOST, cost=COST, stages=2)
+    decode = Kinds(loop="normal", host=FREE_HOST, cost=COST)
+    run = PairWorld([job("a", B_PROMPT, 2)], prefill, decode, link_bytes_s=5e6, chunk=100).run()
+    stages = [(row.stage, us(row.start_s) / 1000, us(row.end_s) / 1000) for row in run.prefill[0].rows]
+    # The second chunk follows the first, which is out at 60 and on the wire 60-80; the second at 90, on the wire 90-110.
+    assert sorted(stages) == [(0, 0, 30), (0, 30, 60), (1, 30, 60), (1, 60, 90)]
+    a = moments(run, "a")
+    assert (a["transfer"], a["prefilled"], a["arrived"], a["first"], a["end"]) == (60, 90, 110, 110, 130)
+
+
+@pytest.mark.parametrize(("way", "ends"), [("host", {"a": 534, "b": 272}), ("prefill", {"a": 470, "b": 240})])
+def test_a_retracted_request_comes_back_through_the_host_or_through_a_prefill_instance(way, ends):
+    def free(**settings: object) -> Kinds:
+        return Kinds(host=FREE_HOST, cost=LinearCost(0.010, 0.0), settings=settings)
+
+    jobs = [Job("a", list(range(16)), 40, eos=False), Job("b", list(range(50, 66)), 24, eos=False)]
+    decode = free(kv_tokens=80, reserved_decode_tokens=0, decode_retraction=way)
+    run = PairWorld(jobs, free(), decode, page_size=16).run()
+    # Five pages. Both are admitted at 10, and 16 steps later, at 170, each wants a third one: a loses its two. A page is
+    # copied in 16, so b goes on at 202, and after the other 7 of its 23 steps ends at 272. a's pages are back at 304: 23
+    # more. Through a prefill instance b goes on at once. When it ends, at 240, a's 33 tokens are prefilled in 10, which
+    # brings it a token; 22 are left from 250 on.
+    assert [run.row(rid).retractions for rid in "ab"] == [1, 0]
+    assert {rid: moments(run, rid)["end"] for rid in "ab"} == ends
+    copies = [(copy.direction, len(copy.pages)) for batch in run.decode[0].batches for copy in batch.worker.kv_copies]
+    assert copies == ([("save", 2), ("load", 2)] if way == "host" else [])
