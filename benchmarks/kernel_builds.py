@@ -121,19 +121,28 @@ def attention(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
     types |= {"partial": "*fp32", "partial_lse": "*fp32", "page_table": "*i32", "rows": "*i64", "seq_lens": "*i32"}
     types |= {"q_starts": "*i32", "score_scale": "fp32"}
     shapes = [(128, 32, 8, 16, 0), (256, 16, 8, 16, 4096)]
-    if arch == MAIN:
-        shapes += [(64, 14, 2, 1, 0), (80, 7, 1, 16, 512)]
+    everything = arch == MAIN and dtype != "fp32"
+    if everything:
+        shapes += [(128, 16, 8, 1, 0), (128, 40, 8, 64, 0), (64, 14, 2, 1, 0), (80, 7, 1, 16, 512)]
     for width, heads, kv_heads, page, window in shapes:
         tag = f"{width}/{heads}:{kv_heads}/page{page}/window{window}"
         shape = {"HEADS": heads, "KV_HEADS": kv_heads, "WIDTH": width, "WINDOW": window}
         block_d = decode.next_power_of_2(width)
-        d = decode.decode_config(arch, width, itemsize)
-        common = shape | {"PROGRAMS": 264, "LEAST": 2, "BATCH": 256, "BLOCK_N": d.block_n, "BLOCK_D": block_d}
-        constants = common | {"PAGE": page, "BLOCK_H": 16, "STAGES": d.stages}
-        yield Variant(f"decode/{tag}", decode.decode_kernel, types, constants, d.warps)
-        if width == 128:
-            yield Variant(f"merge/{tag}", decode.merge_kernel, types, common | {"PIECES": 16}, 4)
-        for rows in (16, 64, 8192) if width == 128 and arch == MAIN else (8192,):
+        # Pools of more than 2^31 elements, and several queries a request, are variants of their own.
+        more = [("/large", True, 1), ("/queries4", False, 4)] if (width, page) == (128, 16) and everything else []
+        for name, large, queries in [("", False, 1), *more]:
+            d = decode.decode_config(arch, width, itemsize, heads // kv_heads, kv_heads, queries)
+            common = decode.shape_of(heads, kv_heads, width, window, queries, 264, 256, d)
+            tile = d.bundle * heads // kv_heads * queries
+            rows = max(16, decode.next_power_of_2(tile))
+            constants = common | {"PAGE": page, "LARGE": large, "BLOCK_H": rows, "STAGES": d.stages}
+            yield Variant(f"decode/{tag}{name}", decode.decode_kernel, types, constants, d.warps)
+            if (width, page) == (128, 16) and not large:
+                tiles = decode.merge_tiles(tile)
+                yield Variant(f"merge/{tag}{name}", decode.merge_kernel, types, common | tiles, 4)
+        if width == 128 and page != 16:
+            continue
+        for rows in (16, 64, 8192) if width == 128 and everything else (8192,):
             p = prefill.prefill_config(arch, width, itemsize, rows)
             constants = shape | {
                 "PAGE": page,
@@ -209,7 +218,8 @@ def experts(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
     yield Variant("count", moe.count_kernel, types, {"BLOCK": 2048}, 4)
     constants = {"EXPERTS": 128, "BLOCK_E": 128, "BLOCK_M": 64, "BLOCK": 2048}
     yield Variant("place", moe.place_kernel, types, constants, 4)
-    for mean in (1, 100, 1000) if arch == MAIN else (1, 1000):
+    everything = arch == MAIN and dtype != "fp32"
+    for mean in (1, 100, 1000) if everything else (1,) if dtype == "fp32" else (1, 1000):
         for gated in (True, False) if arch == MAIN else (mean == 1,):
             c = moe.moe_config(arch, 4 if dtype == "fp32" else 2, 128 * mean, 128, gated)
             constants = {
@@ -224,7 +234,7 @@ def experts(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
             }
             name = f"grouped/{'gated' if gated else 'plain'}/mean{mean}"
             yield Variant(name, moe.grouped_kernel, types, constants, c.warps)
-    if arch == MAIN:
+    if everything:
         yield Variant("grouped/uneven", moe.grouped_kernel, types, constants | {"EVEN": False}, c.warps)
     yield Variant("combine", moe.combine_kernel, types, {"TOP_K": 8, "BLOCK": 2048}, 8)
 
@@ -233,7 +243,7 @@ def eight_bits(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
     """Products with FP8 weights: decodes and prompts, one scale a row and one for 128 columns."""
     types = {"x": f"*{dtype}", "weight": "*u8", "scales": "*fp32", "out": f"*{dtype}"}
     types |= {n: "i32" for n in ("rows", "columns", "depth", "x_row", "weight_row", "scale_row")}
-    for rows in (16, 64, 8192) if arch == MAIN else (16, 8192):
+    for rows in (64,) if dtype == "fp32" else (16, 64, 8192) if arch == MAIN else (16, 8192):
         for shared in (0, 128) if arch == MAIN else (128,):
             c = fp8_linear.fp8_config(arch, rows, 4 if dtype == "fp32" else 2, shared)
             constants = {
@@ -297,12 +307,9 @@ def variants(arch: int) -> Iterator[Variant]:
     greedy tokens run in: on the ordinary units, where tiles that are too large spill."""
     for group in (attention, elementwise, experts, eight_bits, choosing):
         yield from group(arch)
-    seen: set[str] = set()
     for group in (attention, experts, eight_bits) if arch == MAIN else ():
         for variant in group(arch, "fp32"):
-            build = f"{variant.fn}{variant.constants}"
-            if variant.name.startswith(("decode", "prefill", "grouped", "fp8_linear")) and build not in seen:
-                seen.add(build)
+            if variant.name.startswith(("decode", "prefill", "grouped", "fp8_linear")):
                 yield variant._replace(name=f"fp32/{variant.name}")
 
 

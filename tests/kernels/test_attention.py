@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backends.torch.kernels import decode_attention as decode
 from backends.torch.kernels import prefill_attention as prefill
+from backends.torch.kernels.common import arch
 from backends.torch.ops import reference
 from backends.torch.ops import triton as ops
 
@@ -73,13 +74,22 @@ def check_decode(
     device=None,
     programs=5,
     block_n=16,
+    bundle=None,
+    queries=1,
     seed=0,
 ):
     cache = paged(lengths, page, kv_heads, width, dtype, device, seed)
-    q = randn((len(lengths), heads, width), dtype, device, seed + 1)
+    q = randn((len(lengths) * queries, heads, width), dtype, device, seed + 1)
     options = {"page_size": page, "scale": width**-0.5, "window": window}
-    result = decode.decode_attention(q, *cache.arguments(), **options, programs=programs, block_n=block_n)
-    close(result, reference.decode_attention(q, *cache.without_nan().arguments(), **options))
+    config = decode.decode_config(arch(q.device), width, q.element_size(), heads // kv_heads, kv_heads, queries)
+    config = config._replace(block_n=block_n, bundle=bundle or config.bundle)
+    result = decode.decode_attention(
+        q, *cache.arguments(), **options, queries=queries, programs=programs, config=config
+    )
+    starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device=device) * queries
+    clean = cache.without_nan().arguments()
+    expected = reference.prefill_attention(q, *clean[:4], starts, clean[4], **options, max_extend=queries)
+    close(result, expected)
 
 
 def check_prefill(
@@ -112,9 +122,29 @@ def check_prefill(
 LENGTHS = [1, 15, 16, 17, 33, 64, 100]
 
 
-@pytest.mark.parametrize("page", [1, 3, 16, 64])
+@pytest.mark.parametrize("page", [1, 3, 4, 8, 16, 64])
 def test_decode_agrees_at_any_page_size_and_over_uneven_lengths(page, dtype, device):
     check_decode(LENGTHS, page=page, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize("page, block_n", [(4, 32), (16, 64), (12, 32)])
+def test_decode_agrees_where_a_block_holds_several_pages(page, block_n, device):
+    check_decode(LENGTHS, page=page, block_n=block_n, window=37, device=device)
+
+
+@pytest.mark.parametrize("heads, kv_heads, width", [(2, 2, 16), (8, 4, 16), (12, 4, 32), (16, 2, 64)])
+def test_decode_agrees_when_two_kv_heads_share_a_tile(heads, kv_heads, width, dtype, device):
+    check_decode([5, 48, 31, 200], heads=heads, kv_heads=kv_heads, width=width, bundle=2, dtype=dtype, device=device)
+
+
+@pytest.mark.parametrize(
+    "queries, heads, kv_heads, bundle, window",
+    [(2, 2, 1, 1, None), (4, 4, 2, 2, None), (4, 4, 2, 2, 3), (5, 3, 3, 1, 20), (7, 4, 2, 1, 3)],
+)
+def test_a_request_may_have_several_queries(queries, heads, kv_heads, bundle, window, device):
+    shape = {"heads": heads, "kv_heads": kv_heads, "bundle": bundle, "window": window, "device": device}
+    check_decode([7, 33, 130], queries=queries, **shape)
+    check_decode([17, 16 + queries, 64], queries=queries, programs=40, **shape)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(1, 1), (3, 3), (4, 1), (8, 2), (7, 1), (14, 2), (8, 1), (32, 1)])
@@ -134,6 +164,14 @@ def test_decode_agrees_however_many_programs_share_the_work(programs, device):
 
 def test_one_long_request_among_short_ones_is_cut_into_many_pieces(device):
     check_decode([2, 700, 5, 1], programs=12, page=1, device=device)
+    check_decode([700], programs=12, heads=4, kv_heads=2, device=device)
+
+
+@pytest.mark.parametrize("programs", [2, 3, 6])
+def test_a_border_that_falls_between_two_requests_cuts_neither(programs, device):
+    # Twelve units of four requests and a bundle: borders fall between pairs, inside them, or both.
+    check_decode([48] * 4, programs=programs, device=device)
+    check_decode([16, 80, 16, 80], programs=programs, device=device)
 
 
 @pytest.mark.parametrize("window", [1, 3, 16, 17, 40, 1000])

@@ -70,16 +70,14 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
     assert [(n, s) for n, k in kernels.items() if (s := of_a_batch & set(k["specialised"]))] == []
 
     # What streams from memory is fetched ahead of its use.
-    streaming = [
-        n for n in kernels if n.split("/")[0] in ("decode", "prefill", "grouped", "fp8_linear", "sample", "logprobs")
-    ]
+    prefetch = ("decode", "merge", "prefill", "grouped", "fp8_linear", "sample", "logprobs")
+    streaming = [n for n in kernels if n.split("/")[0] in prefetch]
     assert [n for n in streaming if not kernels[n]["cp.async"]] == []
     # What does not is loaded sixteen bytes at a time.
     direct = [
         n
         for n in kernels
-        if n.split("/")[0]
-        in ("merge", "rms_norm", "add_rms_norm", "attention_inputs", "silu_and_mul", "count", "combine", "penalize")
+        if n.split("/")[0] in ("rms_norm", "add_rms_norm", "attention_inputs", "silu_and_mul", "combine", "penalize")
     ]
     assert [n for n in direct if not kernels[n]["wide_loads"]] == []
 
