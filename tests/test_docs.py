@@ -30,6 +30,7 @@ NOT_RUN = {
     "workbench simulate runs/monday/trace.jsonl --loop normal,overlap": "tests/serving/test_record.py",
     "workbench serve MODEL-FP8": "a checkpoint in FP8: tests/torch/test_fp8.py",
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
+    "workbench calibrate --links --backend cpu|cuda --out here.toml [--ranks N]": "tests/live/test_calibrate_links.py",
     "workbench calibrate MODEL --backend cpu|cuda --out FOLDER": "minutes: tests/live/test_calibrate.py",
     "workbench calibrate MODEL --backend cpu|cuda --out costs.json [--tp N]": "minutes: tests/live/test_calibrate.py",
     "workbench replay trace.jsonl --model FOLDER --backend cpu --loop normal,overlap "

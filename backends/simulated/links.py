@@ -58,7 +58,7 @@ def link_notes(gpu: GPU, layout: str, together: int, said: Mapping[str, str | No
         notes.append(
             f"links: {gpu.name}s are taken to reach each other over PCIe, without NVLink, at {assumed}, which every step of "
             f"{layout} waits for; machines with the same card differ by three times: --link and --link-latency say yours, "
-            "workbench calibrate --links measures it"
+            "calibrate --links measures it"
         )
     if nodes > 1 and (assumed := _assumed(gpu.node_link, "node_link", said)):
         notes.append(

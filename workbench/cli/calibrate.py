@@ -49,19 +49,89 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    links: Annotated[
+        bool,
+        typer.Option(
+            "--links", help="Instead: measure the link between ranks on this machine; OUT is a file for --machine."
+        ),
+    ] = False,
+    ranks: Annotated[
+        Optional[int],
+        typer.Option(
+            "--ranks", min=2, help="With --links: how many. Default: 2 on a CPU, else all GPUs.", show_default=False
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     backend: options.Backend = "auto",
 ) -> None:
     """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
-    whole steps, which need fewer measurements and can be had from any run record.
+    whole steps, which need fewer measurements and can be had from any run record; or, with --links, the link between ranks.
 
     Measuring can be stopped and started again: what is there, in OUT.points, is not measured twice.
     """
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _calibrate(record, out, force, as_json, backend, load_format(ctx), {**given(ctx, "settings"), "model": model})
+        settings = {**given(ctx, "settings"), "model": model}
+        if links or ranks is not None:
+            _check_links(links, record, settings)
+            _links(out, force, as_json, backend, ranks)
+        else:
+            _calibrate(record, out, force, as_json, backend, load_format(ctx), settings)
+
+
+def _check_links(links: bool, record: Path | None, settings: dict[str, Any]) -> None:
+    """Raise ConfigError for what does not go together."""
+    from workbench.scheduler.config import ConfigError
+
+    if not links:
+        raise ConfigError("ranks: only --links measures them")
+    if record is not None or any(value is not None for value in settings.values()):
+        raise ConfigError("links: are measured alone, without a model, its settings or --from")
+
+
+def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | None) -> None:
+    from ground.json_file import json_text
+    from workbench.scheduler.config import ConfigError
+
+    if out.suffix != ".toml":
+        raise ConfigError(f"out: {out}: the link is kept in a machine's file; --out NAME.toml")
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: exists; --force replaces it")
+    try:
+        import torch
+
+        from backends.torch.link_times import all_reduce_times
+        from workbench.calibrate.links import fit_link, write_machine
+        from workbench.cluster.device import choose_device
+
+        device = choose_device(backend)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"measuring needs the package {error.name!r}: pip install 'llm-workbench[live]'") from error
+    there = torch.cuda.device_count() if device == "cuda" else None
+    count = ranks or there or 2
+    if there is not None and not 2 <= count <= there:
+        raise ConfigError(f"ranks: {count} on a machine with {there} GPUs; there must be at least two")
+    try:
+        fit = fit_link(count, all_reduce_times(count, device))
+    except RuntimeError as error:
+        raise ConfigError(f"links: {error}") from error
+    write_machine(out, fit, count, device)
+    if as_json:
+        found = {"bandwidth_bytes_per_s": fit.link.bandwidth, "latency_s": fit.link.latency_s, "ranks": count}
+        times = [{"bytes": size, "seconds": seconds} for size, seconds in fit.measured]
+        print(json_text({**found, "device": device, "mean_error": fit.mean_error, "all_reduces": times}))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(
+        f"{count} ranks on {device}: {fit.link}, off by {fit.mean_error:.1%} on average over "
+        f"{fit.measured[0][0]:,} to {fit.measured[-1][0]:,} bytes",
+        soft_wrap=True,
+    )
+    console.print(f"simulate with: --machine {out}", soft_wrap=True)
 
 
 def _calibrate(
