@@ -59,21 +59,28 @@ class FirstTokens:
         return dict(zip(STAGES, self.parts_s[:, chosen].mean(axis=1).tolist(), strict=True))
 
 
-def first_tokens(record: RunRecord) -> FirstTokens | None:
-    """What the first tokens of a run waited for; None where no request that finished was shared.
+def first_tokens(record: RunRecord, chosen: np.ndarray | None = None, now_s: float = np.nan) -> FirstTokens | None:
+    """What the first tokens of a run waited for; None where no request that finished was shared. With ``chosen``, bool[n],
+    it is of those requests, which still wait at ``now_s`` where they have none.
 
     What comes after the first token, where the prefill side sends it, is no part of the TTFT. A request that was sent to
     another pair once more waited for its first one in the first of the stages.
     """
     column = record.requests
-    done = np.array([status == FINISHED for status in column["status"]], bool)
-    chosen = done & ~np.isnan(_column(record, "prefill_instance")) & ~np.isnan(column["first_token_s"])
+    if chosen is None:
+        chosen = np.array([status == FINISHED for status in column["status"]], bool)
+    first_s = np.where(np.isnan(column["first_token_s"]), now_s, column["first_token_s"])
+    chosen = chosen & ~np.isnan(_column(record, "prefill_instance")) & ~np.isnan(first_s)
     if not chosen.any():
         return None
     names = ("bootstrap_s", "prefill_start_s", "prefill_end_s", "transfer_end_s")
-    moments = [column["arrival_s"], *(_column(record, name) for name in names), column["first_token_s"]]
+    moments = [column["arrival_s"], *(_column(record, name) for name in names), first_s]
     table = np.array([moment[chosen] for moment in moments])
     last = table[-1]
+    if not np.isnan(now_s):
+        # Who waits still has not got beyond the stage that it is in.
+        waits = np.isnan(column["first_token_s"][chosen])
+        table[1:-1, waits] = np.where(np.isnan(table[1:-1, waits]), now_s, table[1:-1, waits])
     # A stage that was never reached took no time; nothing counts beyond the first token.
     for place in range(1, len(table) - 1):
         table[place] = np.fmin(np.fmax(table[place], table[place - 1]), last)

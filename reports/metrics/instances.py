@@ -86,6 +86,13 @@ def stages_each(record: RunRecord) -> tuple[int, ...]:
     return tuple(seen.tolist())
 
 
+def capacity_of(record: RunRecord, name: str) -> np.ndarray:
+    """`kv_tokens` or `max_running` of every instance by its number: as the pools say, else as the settings do."""
+    said = (record.meta.get("settings") or {}).get(name) or 0
+    values = [getattr(pool, name) or said for pool in pools_of(record) for _ in pool.numbers]
+    return np.array((values + [said] * len(stages_each(record)))[: max(len(stages_each(record)), 1)])
+
+
 def stage_weights(record: RunRecord) -> tuple[int, tuple[float, ...]]:
     """How many GPUs the smallest stage is made of, and how many times as many a stage of each instance is, by its number:
     where pools differ in that, a second of one is not a second of another."""

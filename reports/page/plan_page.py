@@ -15,7 +15,10 @@ from reports.record.errors import RecordError
 
 
 def write_plan_page(found: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
-    """Write the page of a plan, as plan.json holds it; `names` are the settings that were varied. Raises RecordError."""
+    """Write the page of a plan, as plan.json holds it; `names` are the settings that were varied, or `pools`.
+
+    Raises RecordError.
+    """
     write_whole(path, plan_page_html(found, names), RecordError)
 
 
@@ -47,7 +50,7 @@ def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:
         rows=[_row(candidate, names, slo, top) for candidate in searched],
         others=[
             {
-                "settings": [said(candidate["settings"][name]) for name in names],
+                "settings": _said(candidate, names),
                 "status": candidate["status"],
                 "reason": candidate["reason"],
             }
@@ -67,7 +70,7 @@ def _row(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str, f
     per_million = cost / 3600 / rate * 1e6 if cost is not None and rate else None
     return {
         "name": _named(candidate, names),
-        "settings": [said(candidate["settings"][name]) for name in names],
+        "settings": _said(candidate, names),
         "gpus": candidate["gpus"],
         "gpu": candidate["gpu"],
         "cost": "-" if cost is None else f"{cost:,.2f}",
@@ -131,4 +134,10 @@ def _search(candidate: Mapping[str, Any], names: Sequence[str], slo: Mapping[str
 
 
 def _named(candidate: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {said(candidate['settings'][name])}" for name in names) or "the configuration"
+    texts = zip(names, _said(candidate, names), strict=True)
+    return ", ".join(text if name == "pools" else f"{name} {text}" for name, text in texts) or "the configuration"
+
+
+def _said(candidate: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The settings of a candidate as texts; `pools` stands for all that is said of them."""
+    return [" + ".join(candidate["pools"]) if name == "pools" else said(candidate["settings"][name]) for name in names]

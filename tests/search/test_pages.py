@@ -177,7 +177,7 @@ def test_the_commands_of_the_document_run(tmp_path):
     root = SAMPLE.parent.parent.parent
     text = (root / "docs" / "sweep-and-plan.md").read_text()
     commands = [line.strip() for line in text.splitlines() if line.startswith("    workbench ")]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         words = [
             word.replace("traces/samples", str(SAMPLE.parent)).replace("docs/", f"{root}/docs/")

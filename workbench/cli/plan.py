@@ -48,6 +48,13 @@ def plan(
     rate: Annotated[
         Optional[float], _option("--rate", help="Arrivals/s to carry. Default: the trace's own rate.")
     ] = None,
+    both_in_one: Annotated[
+        bool,
+        _option(
+            "--both-in-one/--no-both-in-one",
+            help="Beside pools that prefill and decode, search instances that do both, of the same kinds. Default: yes.",
+        ),
+    ] = True,
     jobs: Annotated[
         Optional[int], _option("--jobs", help="Configurations at a time. Default: the CPUs there are.", panel=_RUN)
     ] = None,
@@ -80,6 +87,7 @@ def plan(
             vary or [],
             prices,
             rate,
+            both_in_one,
             jobs,
             executor,
             time_limit,
@@ -98,6 +106,7 @@ def _run(
     vary: list[str],
     prices_file: Path | None,
     rate: float | None,
+    both_in_one: bool,
     jobs: int | None,
     executor: str,
     time_limit_s: float | None,
@@ -111,8 +120,9 @@ def _run(
     from traces.in_memory import in_memory
     from workbench.cli.runs import say
     from workbench.clients.trace_input import open_as
+    from workbench.search.both_in_one import both_points
     from workbench.search.executor import check_executor
-    from workbench.search.plan import measure_load, prepare_plan_folder, run_plan
+    from workbench.search.plan import measure_load, own_name, prepare_plan_folder, run_plan
     from workbench.search.point import Base, Shared
     from workbench.search.prices import read_prices
     from workbench.search.slo import parse_slo
@@ -135,6 +145,8 @@ def _run(
     check_any(Shared(base, opened, "", prices), points)
     shared = Shared(base, (held := in_memory(opened)), held.sha256(), prices, trace_flags=words_of(reading))
     load = measure_load(shared, points, rate)
+    if both_in_one:
+        points += both_points(shared, points)
     if out is not None:
         prepare_plan_folder(out, force)
     try:
@@ -145,7 +157,10 @@ def _run(
     except KeyboardInterrupt:
         typer.echo("interrupted: nothing was written", err=True)
         raise typer.Exit(130) from None
-    _report(candidates, limits, load, shared, [dimension.name for dimension in space], out, as_json)
+    names = [dimension.name for dimension in space]
+    if any(candidate.pools for candidate in candidates):
+        names = ["pools", *filter(own_name, names)]
+    _report(candidates, limits, load, shared, names, out, as_json)
     _warn(candidates)
 
 
@@ -246,7 +261,8 @@ def _table(candidates: list[Candidate], limits: list[Limit], load: Load, names: 
     for limit in limits:
         table.add_column(limit.name, justify="right", overflow="fold")
     for candidate in candidates:
-        cells = ["none" if candidate.point[name] is None else str(candidate.point[name]) for name in names]
+        point = {**candidate.point, "pools": " ".join(candidate.pools)}
+        cells = ["none" if point[name] is None else str(point[name]) for name in names]
         found = candidate.found
         if found is None:
             table.add_row(*cells, "-", *(["-"] if priced else []), candidate.status, style="dim")

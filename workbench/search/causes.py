@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from reports.metrics.handovers import STAGE_LABELS, first_tokens, is_shared
+from reports.metrics.instances import capacity_of, pools_of, stages_each
 from reports.metrics.labels import Unit, percent, written
 from reports.record.run_record import RunRecord
 from reports.record.schema import ABORTED, DECODE
@@ -55,6 +59,8 @@ def _waiting(record: RunRecord, limit: Limit) -> str | None:
         return None
     total_s = (end_s - arrival_s)[over].sum()
     queued_s = (turn_s - arrival_s)[over].sum()
+    if is_shared(record) and (found := first_tokens(record, over, now_s)) is not None and limit.latency != "e2e":
+        return _side(limit, found.mean_s())
     share = queued_s / max(total_s, 1e-12)
     if share > DOMINANT:
         return (
@@ -69,6 +75,23 @@ def _waiting(record: RunRecord, limit: Limit) -> str | None:
     )
 
 
+_SIDES = {
+    "bootstrap": "the decode pool",
+    "wait": "the prefill pool",
+    "prefill": "prefill",
+    "transfer": "the KV link",
+    "admission": "the decode pool",
+}
+
+
+def _side(limit: Limit, parts_s: dict[str, float]) -> str:
+    """Name what requests that two instances share waited for most."""
+    worst = max(parts_s, key=lambda stage: parts_s[stage])
+    share = parts_s[worst] / max(sum(parts_s.values()), 1e-12)
+    what = STAGE_LABELS[worst] if worst != "prefill" else "for their prompt to be computed"
+    return f"{limit.name}: requests over the limit spend {percent(share)} of the time waiting {what} ({_SIDES[worst]})"
+
+
 def _why_queued(record: RunRecord) -> str:
     """Say what kept requests out while some were waiting."""
     column = record.iterations
@@ -76,26 +99,29 @@ def _why_queued(record: RunRecord) -> str:
     held_up = column["waiting"] > 0
     if not held_up.any():
         return "because each step is long compared with the limit"
-    kv = float(column["kv_used_tokens"][held_up].mean() / max(settings["kv_tokens"], 1))
-    running = column["running"][held_up].mean() / max(settings["max_running"], 1)
+    kv_tokens, max_running = (capacity_of(record, name)[column["instance"]] for name in ("kv_tokens", "max_running"))
+    kv = float((column["kv_used_tokens"] / np.maximum(kv_tokens, 1))[held_up].mean())
+    running = float((column["running"] / np.maximum(max_running, 1))[held_up].mean())
+    most, tokens = (f"{int(values[held_up].max()):,}" for values in (max_running, kv_tokens))
     if running >= FULL:
-        return f"because {settings['max_running']} requests run already (max_running)"
+        return f"because {most.replace(',', '')} requests run already (max_running)"
     if kv >= FULL or _sum(record, "retractions"):
-        return f"because the KV cache is full ({percent(min(kv, 1.0))} of {settings['kv_tokens']:,} tokens)"
+        return f"because the KV cache is full ({percent(min(kv, 1.0))} of {tokens} tokens)"
     # Prompts go before decodes: a decode step while somebody waits means that nobody could be let in.
     busy_s = column["end_s"] - column["start_s"]
     refused = busy_s[held_up & (column["mode"] == DECODE)].sum() / max(busy_s[held_up].sum(), 1e-12)
     if settings["batching"] == "prefill-first" and refused > DOMINANT:
         return (
             f"because the KV cache has no room for them and what the running requests may still write ({percent(kv)} of "
-            f"{settings['kv_tokens']:,} tokens used)"
+            f"{tokens} tokens used)"
         )
-    return f"because {'the GPUs are' if int(settings.get('dp') or 1) > 1 else 'the GPU is'} busy with other requests"
+    several = len(stages_each(record)) > 1
+    return f"because {'the GPUs are' if several else 'the GPU is'} busy with other requests"
 
 
 def _decoding(record: RunRecord, limit: Limit, idle: bool) -> str:
     """Say what stretched the time between tokens."""
-    column = record.iterations
+    column = _where_decoded(record)
     busy_s = column["end_s"] - column["start_s"]
     decodes = column["mode"] == DECODE
     if not decodes.any():
@@ -120,6 +146,13 @@ def _decoding(record: RunRecord, limit: Limit, idle: bool) -> str:
             f"{step} (prefill interference)"
         )
     return f"{limit.name}: {step}; prompts take {percent(share)} of the GPU time (decode batch)"
+
+
+def _where_decoded(record: RunRecord) -> Mapping[str, np.ndarray]:
+    """Rows of iterations.csv without those of instances that prefill alone."""
+    alone = [number for pool in pools_of(record) if pool.role == "prefill" for number in pool.numbers]
+    rows = ~np.isin(record.iterations["instance"], alone)
+    return {name: values[rows] for name, values in record.iterations.items()} if alone else record.iterations
 
 
 def _sum(record: RunRecord, name: str) -> int:

@@ -14,11 +14,14 @@ from ground.errors import InputError
 from ground.json_file import json_text, read_json
 from ground.whole_file import write_whole
 from reports.metrics.cuts import cut_text
+from reports.metrics.labels import percent
 from reports.page.plan_page import write_plan_page
 from traces.reshape import reshape
 from workbench.cluster.pools import gpus_in_words, gpus_of, resolve_pools
+from workbench.search.both_in_one import Offer, Span, cheaper_spans, layout
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
+from workbench.search.pool_space import split_name
 from workbench.search.rate import HighestRate, highest_rate, simulator
 from workbench.search.slo import Limit
 from workbench.search.space import Point, SpaceError
@@ -59,6 +62,10 @@ class Candidate:
     cost_per_hour: float | None = None
     found: HighestRate | None = None
     command: str = ""
+    pools: tuple[str, ...] = ()
+    """As ``--pool`` takes them."""
+    shared_requests: bool = False
+    """Whether some of its instances prefill and others decode."""
 
     @property
     def carries(self) -> bool:
@@ -106,6 +113,7 @@ def _any_settings(shared: Shared, points: list[Point]) -> RunSettings:
 
 def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) -> Candidate:
     """Search the highest rate of one configuration."""
+    pools = layout(shared, point)
     try:
         settings, loop = shared.base.settings(point)
         by_name = gpus_of(resolve_pools(settings, loop))
@@ -115,13 +123,14 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
         simulate = simulator(settings, loop, trace, shared.trace_sha256, shared.command)
         found = highest_rate(simulate, limits, load.arrivals, load.requests, load.target)
     except ValueError as error:
-        return Candidate(point, INVALID, str(error))
+        return Candidate(point, INVALID, str(error), pools=pools)
+    pairs = settings.disaggregated
     if found.refused is not None and found.refused.everything:
-        return Candidate(point, INCOMPLETE, found.refused.sentence, gpu, gpus, cost)
+        return Candidate(point, INCOMPLETE, found.refused.sentence, gpu, gpus, cost, pools=pools, shared_requests=pairs)
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
-    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command)
+    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command, pools, pairs)
 
 
 def run_plan(
@@ -187,7 +196,7 @@ def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
     equally cheap ones that with the most margin. Then those that fall short, the closest first; then the rest."""
 
     def order(candidate: Candidate) -> tuple[Any, ...]:
-        cost = candidate.cost_per_hour if candidate.cost_per_hour is not None else float(candidate.gpus)
+        cost = _price(candidate)
         if candidate.carries:
             return 0, cost, -candidate.margin(target), str(candidate.point)
         return (1 if candidate.found is not None else 2), -candidate.margin(target), cost, str(candidate.point)
@@ -197,7 +206,76 @@ def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
 
 def answer(candidates: list[Candidate], limits: list[Limit], load: Load, currency: str = "") -> list[str]:
     """The plan in sentences: the choice, its margin, the next best, what breaks first, and what load it leaves out."""
-    return [*_choice(candidates, limits, load, currency), *_lighter(candidates)]
+    return [
+        *_choice(candidates, limits, load, currency),
+        *_both_or_pairs(candidates, load, currency),
+        *_lighter(candidates),
+    ]
+
+
+def _both_or_pairs(candidates: list[Candidate], load: Load, currency: str) -> list[str]:
+    """Say whether serving both in one is cheaper than pools that prefill and pools that decode, and from which load on."""
+    pairs, both = _ways(candidates)
+    if not pairs or not both:
+        return []
+    lines = []
+    carrying = [next((one for one in way if one.carries), None) for way in (pairs, both)]
+    one, other = carrying
+    if one is not None and other is not None:
+        lines.append(_against(one, other, load, currency))
+    elif one is not None:
+        lines.append(
+            f"Nothing searched that serves both in one carries it: {_highest(both[0], load, brief=True)} ({_name(both[0])})."
+        )
+    elif other is not None:
+        lines.append(
+            f"Nothing searched that is disaggregated carries it: {_highest(pairs[0], load, brief=True)} ({_name(pairs[0])})."
+        )
+    spans = _disaggregated_cheaper(candidates)
+    if not any(candidate.found is not None and candidate.found.rate for candidate in (*pairs, *both)):
+        return lines
+    if not spans:
+        lines.append("At no load that was searched is it cheaper to prefill and decode in different pools.")
+    else:
+        listed = ", ".join(map(_span, spans))
+        lines.append(f"To prefill and decode in different pools is the cheaper of the two {listed}.")
+    return lines
+
+
+def _span(span: Span) -> str:
+    if not span.over:
+        return f"up to {span.upto:.4g} arrivals/s" if math.isfinite(span.upto) else "at any load"
+    return f"above {span.over:.4g} arrivals/s" + (f" and up to {span.upto:.4g}" if math.isfinite(span.upto) else "")
+
+
+def _against(one: Candidate, other: Candidate, load: Load, currency: str) -> str:
+    """Compare the cheapest that is disaggregated with the cheapest that serves both in one."""
+    ours, theirs = (f"{_name(candidate)}{_cost(candidate, currency)}" for candidate in (one, other))
+    cost, against = _price(one), _price(other)
+    if cost == against:
+        said = "costs as much as"
+    elif one.cost_per_hour is None:
+        said = f"takes {'more' if cost > against else 'fewer'} GPUs than"
+    else:
+        share = percent(abs(cost / against - 1)) if against else "infinitely"
+        said = f"is {share} {'dearer' if cost > against else 'cheaper'} than"
+    return f"Disaggregated: {ours} {said} serving both in one: {theirs}, at {load.target:.4g} arrivals/s."
+
+
+def _ways(candidates: list[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """The searched candidates that are disaggregated, and those that serve both in one."""
+    searched = [candidate for candidate in candidates if candidate.status == FINISHED and candidate.pools]
+    return [c for c in searched if c.shared_requests], [c for c in searched if not c.shared_requests]
+
+
+def _disaggregated_cheaper(candidates: list[Candidate]) -> list[Span]:
+    pairs, both = ([Offer(_price(c), c.found.rate if c.found else 0.0) for c in way] for way in _ways(candidates))
+    return cheaper_spans(pairs, both)
+
+
+def _price(candidate: Candidate) -> float:
+    """An hour's cost; without prices, the number of GPUs."""
+    return candidate.cost_per_hour if candidate.cost_per_hour is not None else float(candidate.gpus)
 
 
 def _lighter(candidates: list[Candidate]) -> list[str]:
@@ -281,8 +359,17 @@ def _where(rate: float) -> str:
 
 
 def _name(candidate: Candidate) -> str:
-    settings = ", ".join(f"{name} {'none' if value is None else value}" for name, value in candidate.point.items())
+    pools = " + ".join(candidate.pools)
+    rest = {name: value for name, value in candidate.point.items() if not pools or own_name(name)}
+    settings = ", ".join(
+        [*[pools] * bool(pools), *(f"{name} {'none' if v is None else v}" for name, v in rest.items())]
+    )
     return settings or "this configuration"
+
+
+def own_name(name: str) -> bool:
+    """Tell whether a varied setting is of the run, not part of its pools."""
+    return name != "pool" and split_name(name) is None
 
 
 def _cost(candidate: Candidate, currency: str) -> str:
@@ -321,8 +408,13 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         "currency": prices.currency if prices is not None else "",
         "command": shared.command,
         "notes": notes,
+        **({"disaggregated_cheaper": _spans(candidates)} if all(_ways(candidates)) else {}),
         "candidates": [to_dict(candidate, load.target) for candidate in candidates],
     }
+
+
+def _spans(candidates: list[Candidate]) -> list[dict[str, float | None]]:
+    return [{"over_rate": span.over, "up_to_rate": _finite(span.upto)} for span in _disaggregated_cheaper(candidates)]
 
 
 def _above_burst(found: HighestRate, load: Load) -> bool:
@@ -365,6 +457,7 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
         "gpu": candidate.gpu,
         "gpus": candidate.gpus,
         "cost_per_hour": candidate.cost_per_hour,
+        **({"pools": list(candidate.pools), "disaggregated": candidate.shared_requests} if candidate.pools else {}),
         "carries_target": candidate.carries,
     }
     if found is None:

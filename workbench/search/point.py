@@ -18,6 +18,7 @@ from traces import Trace
 from workbench.clients.trace_input import reshaped
 from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
 from workbench.cluster.simulate import simulate_loop
+from workbench.search.pool_space import check_names, pools_at, split_name
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError, renamed_in_vary
 from workbench.settings.idle import acts
@@ -52,6 +53,7 @@ class Base:
                 for loop in loops:
                     check_loop_name(loop)
         base = cls(config, {name: value for name, value in flags.items() if value is not None}, loops)
+        check_names([dimension.name for dimension in space], base.given().get("pool") or ())
         named = str(base.given().get("loop", ""))
         if "," in named:
             raise SpaceError(f"loop: {named!r} names several; vary them with --vary loop={named}")
@@ -59,7 +61,12 @@ class Base:
 
     def values_of(self, name: str, space: list[Dimension]) -> list[Any]:
         """List the values of a setting over all points: those that vary, else the one that is set, if any."""
-        varied = [value for dimension in space if dimension.name == name for value in dimension.values]
+        varied = [
+            value
+            for dimension in space
+            if (split_name(dimension.name) or ("", dimension.name))[1] == name
+            for value in dimension.values
+        ]
         return varied or [value for value in [self.given().get(name)] if value is not None]
 
     def renamed(self, vary: list[str], space: list[Dimension]) -> list[str]:
@@ -81,12 +88,19 @@ class Base:
             values = read_settings_file(self.config)
         return values | self.flags
 
+    def said(self, point: Point) -> dict[str, Any]:
+        """What a point says of the settings of a run: what it says of a pool is in the pools. Raises ConfigError for a bad
+        settings file."""
+        own = {name: value for name, value in point.items() if split_name(name) is not None}
+        rest = {name: value for name, value in point.items() if name not in own}
+        return {**rest, "pool": pools_at(rest.get("pool") or self.given()["pool"], own)} if own else rest
+
     def settings(self, point: Point) -> tuple[RunSettings, str]:
         """(settings of a run, its loop). Raises ConfigError for a combination that cannot be."""
-        given = {**self.flags, **point}
+        given = {**self.flags, **self.said(point)}
         if self.loops:
             given["loop"] = ",".join(self.loops)
-        unset: dict[str, Any] = {name: None for name, value in point.items() if value is None}
+        unset: dict[str, Any] = {name: None for name in point if point[name] is None and split_name(name) is None}
         settings = settings_from(self.config, {name: value for name, value in given.items() if value is not None})
         if unset:
             settings = dataclasses.replace(settings, **unset)
@@ -122,7 +136,7 @@ class Shared:
         """
         settings, loop = self.base.settings(point)
         tp, pp = settings.layout(loop)
-        given = {**self.base.flags, **point, "loop": loop}
+        given = {**self.base.flags, **self.base.said(point), "loop": loop}
         # What does nothing at this point was given for others.
         given = {name: value for name, value in given.items() if acts(settings, loop, name)}
         if (tp, pp) != (settings.tp, settings.pp):

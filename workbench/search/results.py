@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import json
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from ground.whole_file import PARTIAL, write_whole
 from reports.metrics.sweep_metrics import SWEEP_METRICS
 from reports.record.out_folder import PAGE_MARK
 from workbench.search.point import STATUSES, Outcome
+from workbench.search.pool_space import declared, split_name
 from workbench.search.space import Point
 from workbench.settings.loading import SETTINGS
 
@@ -43,9 +45,9 @@ Row = dict[str, Any]
 """A line of results.csv: `point`, `status`, `reason`, all settings and all metrics. None where there is no value."""
 
 
-def columns() -> list[str]:
-    """List the columns of results.csv, in order."""
-    return ["point", "status", "reason", *SETTINGS, *SWEEP_METRICS]
+def columns(varied: Sequence[str] = ()) -> list[str]:
+    """List the columns of results.csv, in order; settings of pools that are ``varied`` have columns of their own."""
+    return ["point", "status", "reason", *SETTINGS, *(name for name in varied if split_name(name)), *SWEEP_METRICS]
 
 
 def key_of(point: Point) -> str:
@@ -74,9 +76,10 @@ class Results:
         if not _locked(self._file.fileno()):
             self._file.close()
             raise ResultsError(f"{folder}: another sweep is writing there")
-        self.rows = _kept(folder / RESULTS, self._file.fileno())
+        self.columns = columns(self._varied)
+        self.rows = _kept(folder / RESULTS, self._file.fileno(), self.columns)
         if not os.fstat(self._file.fileno()).st_size:
-            self._write([columns()])
+            self._write([self.columns])
 
     def __enter__(self) -> Results:
         return self
@@ -92,15 +95,15 @@ class Results:
         """Keep what became of a point, for good."""
         row: Row = {**outcome.settings, **point, **outcome.metrics}
         row |= {"point": number, "status": outcome.status, "reason": outcome.reason}
-        self._write([[_text(row.get(name)) for name in columns()]])
-        self.rows.append({name: row.get(name) for name in columns()})
+        self._write([[_text(row.get(name)) for name in self.columns]])
+        self.rows.append({name: row.get(name) for name in self.columns})
         return self.rows[-1]
 
     def sort(self) -> None:
         """Bring the file into the order of its points, now that all are there: the order in which they finished says
         nothing, and would make the same sweep two different files."""
         self.rows.sort(key=lambda row: row["point"])
-        lines = _csv([columns(), *([_text(row[name]) for name in columns()] for row in self.rows)])
+        lines = _csv([self.columns, *([_text(row[name]) for name in self.columns] for row in self.rows)])
         write_whole(self.folder / RESULTS, lines, ResultsError)
 
     def _write(self, lines: Sequence[Sequence[str]]) -> None:
@@ -123,7 +126,9 @@ def _locked(descriptor: int) -> bool:
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[Row]]:
     """(manifest, rows) of a sweep's folder, running or finished. Raises ResultsError if it holds none."""
-    return _manifest(folder), _parse(folder / RESULTS, (folder / RESULTS).read_bytes())
+    manifest = _manifest(folder)
+    names = columns([dimension["name"] for dimension in manifest["space"]])
+    return manifest, _parse(folder / RESULTS, (folder / RESULTS).read_bytes(), names)
 
 
 def _prepare(folder: Path, resume: bool, force: bool) -> bool:
@@ -191,21 +196,21 @@ def _said(value: Any) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _kept(path: Path, descriptor: int) -> list[Row]:
+def _kept(path: Path, descriptor: int, names: list[str]) -> list[Row]:
     """The whole lines of the journal; what a kill left of another one is cut off."""
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    rows = _parse(path, whole)
+    rows = _parse(path, whole, names)
     if len(whole) < len(data):
         os.ftruncate(descriptor, len(whole))
     return rows
 
 
-def _parse(path: Path, data: bytes) -> list[Row]:
+def _parse(path: Path, data: bytes, names: list[str]) -> list[Row]:
     lines = list(csv.reader(io.StringIO(data.decode(errors="replace"))))
     if not lines:
         return []
-    if lines[0] != columns():
+    if lines[0] != names:
         raise ResultsError(f"{path}: its columns are not those of this version")
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -225,8 +230,10 @@ def _value(name: str, text: str) -> Any:
         return text
     if not text:
         return None
-    if name in SETTINGS:
-        return SETTINGS[name].parse(text)
+    if name in SETTINGS and text.startswith("["):
+        return SETTINGS[name].meant(json.loads(text))
+    if name in SETTINGS or split_name(name):
+        return declared(name).parse(text)
     number = float(text)
     return int(text) if text.lstrip("-").isdigit() else number
 
@@ -236,6 +243,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return json_phrase(list(value))
     return repr(value) if isinstance(value, float) else " ".join(str(value).split("\n"))
 
 

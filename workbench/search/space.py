@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ground.errors import InputError
+from workbench.search.pool_space import declared, split_name
 from workbench.settings.loading import FORMER, SETTINGS, renamed
 
 Point = dict[str, Any]
@@ -21,7 +22,7 @@ Point = dict[str, Any]
 
 _RANGE = re.compile(r"(?P<low>[^,:/]+?)\.\.(?P<high>[^,:/]+)(/(?P<count>\d+))?(?P<log>:log)?")
 NOT_VARIED = {
-    "pool": "commas join its settings; vary those that its instances do not have of their own",
+    "pool": "vary the settings of one, as in NAME.gpu=h100,h200 or NAME.instances=1..4",
     "slo_ttft": "it changes how runs are judged, not the runs",
     "slo_tpot": "it changes how runs are judged, not the runs",
 }
@@ -116,13 +117,19 @@ def renamed_in_vary(texts: list[str]) -> list[str]:
 
 
 def _name(key: str) -> str:
-    return key.strip().removeprefix("--").replace("-", "_")
+    """The name of a setting as settings have it: of a pool's, the pool's own name is left as it is."""
+    pool, dot, own = key.strip().removeprefix("--").rpartition(".")
+    name = own.replace("-", "_")
+    return f"{pool}{dot}{FORMER.get(name, name)}" if dot else name
 
 
 def _parse(text: str) -> Dimension:
     key, equals, rest = text.partition("=")
     name = FORMER.get(_name(key), _name(key))
-    if name not in SETTINGS:
+    of_pool = split_name(name)
+    if of_pool is not None:
+        _said(declared, name, of_pool[0])
+    elif name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 3)
         hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(SETTINGS))}"
         raise SpaceError(f"{key.strip() or text}: no such setting{hint}")
@@ -132,18 +139,24 @@ def _parse(text: str) -> Dimension:
         raise SpaceError(f"{name}: no values; write {name}=v1,v2 or, for numbers, {name}=low..high")
     if found := _RANGE.fullmatch(rest.strip()):
         return _range(name, found)
-    values = tuple(_said(SETTINGS[name].parse, part.strip()) for part in rest.split(","))
+    setting = declared(name)
+    values = tuple(_said(setting.parse, part.strip(), of_pool and of_pool[0]) for part in rest.split(","))
     for value in values:
+        if of_pool is not None:
+            _said(setting.check, value, of_pool[0])
         if values.count(value) > 1:
             raise SpaceError(f"{name}: {value} is given twice")
     return Dimension(name, values)
 
 
 def _range(name: str, found: re.Match[str]) -> Dimension:
-    kind = SETTINGS[name].kind
+    setting, of_pool = declared(name), split_name(name)
+    kind, pool = setting.kind, of_pool and of_pool[0]
     if kind not in (int, float):
         raise SpaceError(f"{name}: {found[0]!r}: a range needs a setting that is a number")
-    low, high = (_said(SETTINGS[name].parse_plain, found[end].strip()) for end in ("low", "high"))
+    low, high = (_said(setting.parse_plain, found[end].strip(), pool) for end in ("low", "high"))
+    if pool is not None:
+        _said(setting.check, low, pool)
     if not low < high:
         raise SpaceError(f"{name}: {found[0]!r}: the range does not rise")
     log = found["log"] is not None
@@ -155,12 +168,13 @@ def _range(name: str, found: re.Match[str]) -> Dimension:
     return Dimension(name, (), low, high, count, log, kind is int)
 
 
-def _said(parse: Callable[[str], Any], text: str) -> Any:
-    """The value that `text` stands for in a setting. Raises SpaceError when it is not of its kind."""
+def _said(parse: Callable[[Any], Any], text: Any, pool: str | None = None) -> Any:
+    """The value that `text` stands for in a setting, of a `pool` if that is given. Raises SpaceError when it is not of its
+    kind."""
     try:
         return parse(text)
     except ValueError as error:  # in one line that names the setting
-        raise SpaceError(str(error)) from None
+        raise SpaceError(f"{pool}.{error}" if pool else str(error)) from None
 
 
 def grid_points(space: list[Dimension]) -> Iterator[Point]:

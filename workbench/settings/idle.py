@@ -23,12 +23,20 @@ _DECLARED = {**settings_of(SchedulerConfig), **SETTINGS}
 
 
 def needs(name: str) -> str | None:
-    """What a setting takes to act, None if it always does, beside pools that do not say it themselves."""
+    """What a setting, or ``POOL.setting``, takes to act, None if it always does, beside pools that do not say it
+    themselves."""
+    name = name.rpartition(".")[2]
     return _DECLARED[name].needs or None if name in _DECLARED else None
 
 
 def acts(settings: RunSettings, loop: str, name: str) -> bool:
-    """Whether a setting has an effect on a run under ``loop``: of pools, on one that does not say it itself."""
+    """Whether a setting has an effect on a run under ``loop``: of pools, on one that does not say it itself;
+    ``POOL.setting`` on that pool."""
+    of_pool, _, key = name.rpartition(".")
+    if of_pool and key in _DECLARED:
+        return any(
+            _DECLARED[key].acts(pool.settings, pool.loop) for pool in settings.pools(loop) if pool.name == of_pool
+        )
     if name not in _DECLARED:
         return True
     if not settings.pool or name in RUN_WIDE:
@@ -54,7 +62,12 @@ def _roles_for(pools: Iterable[PoolSettings], name: str) -> str | None:
 
 def _own_everywhere(settings: RunSettings, loop: str, name: str) -> bool:
     """Tell whether every pool says the setting itself."""
-    return bool(settings.pool) and name not in RUN_WIDE and all(name in pool.given for pool in settings.pools(loop))
+    return (
+        bool(settings.pool)
+        and name not in RUN_WIDE
+        and "." not in name
+        and all(name in pool.given for pool in settings.pools(loop))
+    )
 
 
 def idle_in(

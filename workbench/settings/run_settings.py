@@ -430,17 +430,22 @@ RUN_WIDE = frozenset(
 """Settings of a run that its pools cannot have different values of."""
 
 
-def pool_value(name: str, text: str) -> Any:
-    """Read what a pool says of a setting. Raises ConfigError."""
-    declared = settings_of(RunSettings)
-    own = sorted(declared.keys() - RUN_WIDE)
+def check_of_pool(name: str) -> None:
+    """Raise ConfigError for a setting that no pool can have of its own."""
     if name in RUN_WIDE:
         raise ConfigError(f"{name}: is of the whole run, not of a pool")
-    if name not in declared:
+    if name not in (declared := settings_of(RunSettings)):
+        own = sorted(declared.keys() - RUN_WIDE)
         near = get_close_matches(name, own, 3)
         raise ConfigError(
             f"{name}: no such setting; " + (f"nearest: {', '.join(near)}" if near else f"there are {', '.join(own)}")
         )
-    value = declared[name].parse(text)
-    declared[name].check(value)
+
+
+def pool_value(name: str, text: str) -> Any:
+    """Read what a pool says of a setting. Raises ConfigError."""
+    check_of_pool(name)
+    declared = settings_of(RunSettings)[name]
+    value = declared.parse(text)
+    declared.check(value)
     return value
