@@ -56,12 +56,19 @@ def _dense(row: Row, engine: str, *versions: str) -> bool:
 
 
 GROUPS = {
-    # A synchronous engine shows its host in every step.
+    # A synchronous engine shows its host in every step, one that overlaps what does not.
     "vllm-host": Group(
         "vllm-0.12.0",
         "host",
         ("prepare_s", "prepare_rank_s", "prepare_request_s"),
         lambda row: _dense(row, "vllm", "0.12.0"),
+        "tpot",
+    ),
+    "vllm-overlapped": Group(
+        "vllm-0.14.0",
+        "host",
+        ("gap_rank_s",),
+        lambda row: _dense(row, "vllm", ""),
         "tpot",
     ),
     "vllm-front-end": Group(
@@ -71,18 +78,26 @@ GROUPS = {
         lambda row: _dense(row, "vllm", "0.12.0", "") and row.concurrency <= 16,
         "ttft",
     ),
-    "sglang-host": Group(
+    "sglang-0.5.1-host": Group(
         "sglang-0.5.1.post1",
         "host",
-        ("prepare_s", "prepare_rank_s", "prepare_request_s"),
+        ("gap_s", "gap_request_s"),
         lambda row: _dense(row, "sglang", "0.5.1.post1"),
+        "tpot",
+    ),
+    # There are no dense ones of later versions.
+    "sglang-0.5.9-host": Group(
+        "sglang-0.5.9",
+        "host",
+        ("gap_s", "gap_request_s"),
+        lambda row: row.engine == "sglang" and row.version == "0.5.9" and row.concurrency <= 64,
         "tpot",
     ),
     "sglang-chunks": Group(
         "sglang-0.5.6.post2",
         "front_end",
         ("chunk_s",),
-        lambda row: _dense(row, "sglang", "0.5.6.post2") and row.concurrency > 64,
+        lambda row: _dense(row, "sglang", "0.5.6.post2") and row.concurrency > 256,
         "tpot",
     ),
     "sglang-front-end": Group(

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
+GAPS = ("gap_s", "gap_request_s", "gap_rank_s")
+
 
 @dataclass(frozen=True)
 class HostModel:
@@ -41,6 +43,11 @@ class HostModel:
     """Per sampled token: appending, checking, handing it on."""
     process_ended_s: float = 30e-6
     """Per request that ends: cache insertion and release."""
+    gap_s: float = 0.0
+    """Between two steps of the GPU, whatever overlaps: preparing one that waits for the other (cost/step_gaps.py)."""
+    gap_request_s: float = 0.0
+    gap_rank_s: float = 0.0
+    """Per GPU beside the first."""
     graph_max_batch: int = 256
     """Decode batches up to this size replay a graph; 0 when graphs are off."""
     layers: int = 32

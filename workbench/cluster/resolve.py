@@ -18,8 +18,9 @@ from backends.simulated.copies import CopyEngine
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
+from backends.simulated.cost.step_gaps import with_gaps
 from backends.simulated.front_end import FrontEndModel
-from backends.simulated.host import HostModel
+from backends.simulated.host import GAPS, HostModel
 from backends.simulated.kv_layout import lanes
 from backends.simulated.kv_memory import kv_capacity
 from backends.simulated.kv_network import Port
@@ -142,7 +143,9 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         kv_tokens = found.kv_tokens
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
-    phases: dict[str, Any] = {**engine.host, **_measured_host(settings)}
+    measured = _measured_host(settings)
+    # Steps that were measured hold what the GPU waited between them.
+    phases: dict[str, Any] = {**engine.host, **(dict.fromkeys(GAPS, 0.0) if measured else {}), **measured}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp), ranks=tp)
     want = CostRequest(
         model,
@@ -178,6 +181,10 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         raise ConfigError(
             f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"
         )
+    # Costs made of operator tables have what a step runs beside the model already.
+    beside_s = engine.gpu_step_s if kind in ("profile", "measured") else 0.0
+    gap_s = max(host.gap_s - beside_s, 0.0) + host.gap_rank_s * (tp - 1)
+    cost = with_gaps(cost, gap_s, host.gap_request_s)
     return SimulatedRecipe(
         loop=loop_spec(settings, loop),
         scheduler=scheduler,
