@@ -1,0 +1,77 @@
+"""What a GPU waits between steps whatever overlaps: fixed, per request, per GPU of the group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import workbench
+from tests.cost.profiles import batch, linear_profile
+from traces import TraceRequest
+from workbench.cluster.resolve import resolve
+from workbench.settings import engines
+from workbench.settings.engines import load_engine
+from workbench.settings.loading import settings_from
+
+
+@pytest.fixture
+def gaps(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives the host of a preset these gaps, and no others."""
+
+    def given(engine: str, **numbers: float) -> None:
+        presets = {**engines._presets()}
+        host = {name: value for name, value in load_engine(engine).host.items() if not name.startswith("gap_")}
+        presets[engine] = {**presets[engine], "host": {**host, **numbers}}
+        monkeypatch.setattr(engines, "_presets", lambda: presets)
+
+    return given
+
+
+def cost(engine: str, **flags: object) -> Any:
+    return resolve(settings_from(None, {"engine": engine, "kv_tokens": 10_000, **flags}), "overlap").cost
+
+
+def test_a_step_is_longer_by_the_gap_of_its_requests_and_of_the_group(gaps):
+    numbers = {"gap_s": 1e-3, "gap_request_s": 2e-5, "gap_rank_s": 3e-4}
+    for tp in (1, 4):
+        gaps("sglang-0.5.23")
+        before = cost("sglang-0.5.23", tp=tp)
+        gaps("sglang-0.5.23", **numbers)
+        behind = cost("sglang-0.5.23", tp=tp)
+        step = batch([100] * 7)
+        assert behind.forward(step) - before.forward(step) == pytest.approx(1e-3 + 7 * 2e-5 + (tp - 1) * 3e-4)
+        assert behind.decodes(step, 5)[0] == behind.forward(step)
+        assert behind.transfer_s(step) == before.transfer_s(step)
+
+
+def test_costs_made_of_operator_tables_have_what_runs_beside_the_model_already(gaps, tmp_path):
+    folder = linear_profile(tmp_path / "p")
+    beside_s = load_engine("sglang-0.5.23").gpu_step_s
+    step = batch([100] * 7)
+    took = {}
+    for gap_s in (0.0, beside_s, 3 * beside_s):
+        gaps("sglang-0.5.23", gap_s=gap_s)
+        took[gap_s] = cost("sglang-0.5.23", cost=f"profile:{folder}").forward(step)
+    assert took[beside_s] == took[0.0]
+    assert took[3 * beside_s] - took[0.0] == pytest.approx(2 * beside_s)
+
+
+def test_a_gap_shows_in_every_gap_between_tokens_and_skipping_steps_leaves_the_same(gaps):
+    def run(**flags: object) -> Any:
+        requests = [TraceRequest(f"r{n}", 0.0, 64, 60 + n) for n in range(4)]
+        return workbench.simulate(requests, engine="sglang-0.5.23", ignore_eos=True, max_context=2048, **flags)
+
+    def tpot_s(record: Any) -> float:
+        frame = record.requests
+        return float((frame["finish_s"][0] - frame["first_token_s"][0]) / 59)
+
+    gaps("sglang-0.5.23")
+    without = tpot_s(run())
+    gaps("sglang-0.5.23", gap_s=2e-3)
+    plain, exact = run(), run(exact=True)
+    assert tpot_s(plain) - without == pytest.approx(2e-3, rel=0.02)
+    for table in ("requests", "iterations"):
+        for name, column in getattr(plain, table).items():
+            np.testing.assert_array_equal(column, getattr(exact, table)[name], err_msg=f"{table}: {name}")
