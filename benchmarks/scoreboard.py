@@ -55,6 +55,7 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     results: Annotated[Path | None, typer.Option(help="Keep predictions in this folder, and go on from them.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Keep tables and errors; with --every errors alone.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="With --write and --every, tables of the page, too.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when an error has grown by a tenth.")] = False,
 ) -> None:
     """Score predictions against published measurements."""
@@ -85,7 +86,7 @@ def main(
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
-        if every > 1 or len(scored) < len(COSTS):
+        if (every > 1 and not page) or len(scored) < len(COSTS):
             sections["rows"] = ""  # the page's tables are of all rows by both
         PAGE.write_text(between_markers(PAGE, {name: text for name, text in sections.items() if text}))
     if check:

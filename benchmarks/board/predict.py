@@ -5,14 +5,19 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 import workbench
 from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
+from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.cost.models.operator_tables import OperatorTables
+from backends.simulated.cost.tables import measured_operators
 from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.silicon import Row
@@ -108,7 +113,7 @@ def predict(row: Row, **more: Any) -> Predicted:
     inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)
     requests = [TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number]) for number in range(count)]
     settings = {**settings_of(row), **more}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _tables_read_once():
         warnings.simplefilter("ignore")
         try:
             record = workbench.simulate(requests, **settings)
@@ -124,6 +129,24 @@ def predict(row: Row, **more: Any) -> Predicted:
     last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
     tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
     return Predicted(row, float(ttft.mean()), float(tpot.mean()), _lacking(record.meta.get("cost_notes", ())))
+
+
+@contextmanager
+def _tables_read_once() -> Iterator[None]:
+    """Let neighbouring rows, which are of the same model on the same GPU, share what is read of tables."""
+    usual = measured_operators.read_measured
+
+    def shared(want: CostRequest) -> OperatorTables:
+        return _read(replace(want, capture_sizes=(), mixed_capture_sizes=(), step_s=0.0, request_s=0.0))
+
+    measured_operators.read_measured = shared  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        measured_operators.read_measured = usual
+
+
+_read = lru_cache(maxsize=4)(measured_operators.read_measured)
 
 
 def _lacking(notes: Iterable[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -48,8 +49,13 @@ class Curve:
             upper = np.searchsorted(self.counts, whole)
             gap = np.diff(self.counts, prepend=self.counts[0])[upper]
             values = np.where(gap <= TILE_TOKENS, self.seconds[upper], values)
-        self.table: list[float] = values.tolist()
-        """Seconds for every count up to ``most``."""
+        self._values: np.ndarray = values
+
+    @cached_property
+    def table(self) -> list[float]:
+        """Seconds for every count up to ``most``: a list, whose elements are quickly had. Few curves are ever looked up."""
+        found: list[float] = self._values.tolist()
+        return found
 
     def __add__(self, other: Curve) -> Curve:
         most = min(self.most, other.most)
@@ -57,15 +63,15 @@ class Curve:
         total.counts = np.union1d(self.counts, other.counts)
         total.counts = total.counts[total.counts <= most]
         total.most = most
-        total.table = [a + b for a, b in zip(self.table[: most + 1], other.table[: most + 1], strict=True)]
-        total.seconds = np.array(total.table)[total.counts.astype(int)]
+        total._values = self._values[: most + 1] + other._values[: most + 1]
+        total.seconds = total._values[total.counts.astype(int)]
         return total
 
     def times(self, factor: float) -> Curve:
         """Scale the curve to ``factor`` times the seconds."""
         scaled = Curve.__new__(Curve)
         scaled.counts, scaled.seconds, scaled.most = self.counts, self.seconds * factor, self.most
-        scaled.table = [value * factor for value in self.table]
+        scaled._values = self._values * factor
         return scaled
 
     def at(self, count: float) -> float:
