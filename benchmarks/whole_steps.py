@@ -4,7 +4,7 @@
 
 The operators are those of the package aiconfigurator-core (the extra ``profiles``), of every GPU of the catalogue that it
 has; what a step is, and which ones score, stands in benchmarks/board/steps.py. --list prints every step instead of
-tables. --write puts the tables into docs/cost-model.md; then nothing may be left out.
+tables. --write puts the tables into docs/cost-model.md, of the GPUs that are asked for.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def main(
     if not asked:
         print("error: there are no tables of these; they are in aiconfigurator-core", file=sys.stderr)
         raise typer.Exit(2)
-    if write and (gpu or engine or model):
-        print("error: --write: the page is of everything", file=sys.stderr)
+    if write and (engine or model):
+        print("error: --write: the page is of all engines and models", file=sys.stderr)
         raise typer.Exit(2)
     with ProcessPoolExecutor(jobs) as pool:
         found = list(track(pool.map(steps_of, asked, chunksize=17), "cases", len(asked), transient=True))
@@ -66,7 +66,8 @@ def main(
 def tables(steps: Sequence[Step]) -> Iterable[str]:
     """What is said of the steps that score, as Markdown."""
     models = len({step.case.model for step in steps})
-    yield f"{len(steps):,} steps of {models} models out of {described()}."
+    gpus = ", ".join(dict.fromkeys(step.case.gpu for step in steps))
+    yield f"{len(steps):,} steps of {models} models on {gpus}, out of {described()}."
     decodes, prompts = ([step for step in steps if step.prompt is prompt] for prompt in (False, True))
     kinds: dict[str, Callable[[Step], str]] = {
         "kind of model": lambda step: step.kind,

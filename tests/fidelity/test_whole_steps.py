@@ -148,7 +148,7 @@ def test_a_part_does_not_take_the_place_of_everything_on_the_page(package):
     app = typer.Typer()
     app.command()(whole_steps.main)
     ran = CliRunner().invoke(app, ["--model", "Qwen3-0.6B", "--write"])
-    assert ran.exit_code == 2 and "--write: the page is of everything" in ran.stderr
+    assert ran.exit_code == 2 and "--write: the page is of all engines and models" in ran.stderr
     ran = CliRunner().invoke(app, ["--gpu", "a100"])
     assert ran.exit_code == 2 and "no tables" in ran.stderr
 
