@@ -9,6 +9,9 @@ from backends.simulated.catalogue.gpu_specs import GPU
 from ground.errors import InputError
 from ground.link import Link, parse_rate, parse_time, written_rate, written_time
 
+LINKS = "links: "
+"""How notes about them begin."""
+
 
 class LinkError(InputError):
     """GPUs that cannot be spread over machines as asked, in one line."""
@@ -56,13 +59,13 @@ def link_notes(gpu: GPU, layout: str, together: int, said: Mapping[str, str | No
     nodes = -(-together // gpu.gpus_per_node)
     if gpu.pcie_link and gpu.gpus_per_node > 1 and (assumed := _assumed(gpu.link, "link", said)):
         notes.append(
-            f"links: {gpu.name}s are taken to reach each other over PCIe, without NVLink, at {assumed}, which every step of "
+            f"{LINKS}{gpu.name}s are taken to reach each other over PCIe, without NVLink, at {assumed}, which every step of "
             f"{layout} waits for; machines with the same card differ by three times: --link and --link-latency say yours, "
             "calibrate --links measures it"
         )
     if nodes > 1 and (assumed := _assumed(gpu.node_link, "node_link", said)):
         notes.append(
-            f"links: {layout} spreads over {nodes} nodes of {gpu.gpus_per_node} GPUs, which are taken to reach those of "
+            f"{LINKS}{layout} spreads over {nodes} nodes of {gpu.gpus_per_node} GPUs, which are taken to reach those of "
             f"other nodes at {assumed} each; every step waits for it: --node-link and --node-link-latency say yours"
         )
     return notes

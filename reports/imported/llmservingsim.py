@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ground.json_file import read_json, read_json_lines
+from ground.link import written_rate, written_time
 from reports.imported.engine_settings import VLLM_PRESET, settings_of
 from reports.imported.place import LARGEST, Place
 from reports.record.errors import RecordError
@@ -161,13 +162,16 @@ def _link(path: Path) -> dict[str, str]:
         return {}
     values = read_json(path, RecordError)
     found = {}
-    for field, name, unit in (("link_bw", "link", "GB/s"), ("link_latency", "link_latency", "ns")):
+    for field, name, written in (
+        ("link_bw", "link", lambda value: written_rate(value * 1e9)),
+        ("link_latency", "link_latency", lambda value: written_time(value / 1e9)),
+    ):
         value = values.get(field)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise RecordError(f"{path}: {field}: {value!r} is not a number above 0")
-        found[name] = f"{value:g}{unit}"
+        found[name] = written(value)
     return found
 
 

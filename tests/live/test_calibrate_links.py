@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.cost.models.communication import all_reduce_s
 from ground.errors import InputError
-from workbench.calibrate.links import fit_link, write_machine
+from workbench.calibrate.link_fit import fit_link, write_machine
 from workbench.cli.app import app
 from workbench.cluster.pools import resolve_pools
 from workbench.settings.loading import settings_from

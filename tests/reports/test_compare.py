@@ -143,6 +143,59 @@ def test_the_command_prints_a_table_json_and_an_error_budget(tmp_path):
     assert total == pytest.approx(found["latencies"]["tpot"]["mean"], abs=1e-9)
 
 
+@pytest.fixture(scope="module")
+def runs_of_two_gpus(tmp_path_factory):
+    """The same under a link that is said and under the one that is assumed."""
+    folder = tmp_path_factory.mktemp("links")
+    for name, more in (
+        ("said", ("--link", "5GB/s", "--link-latency", "40us")),
+        ("assumed", ()),
+        ("one", ("--tp", "1", "--model", "Qwen/Qwen3-8B")),
+    ):
+        flags = ("--gpu", "l40s", "--tp", "2", "--requests", "12", "--ignore-eos", *more)
+        done = CliRunner().invoke(app, ["simulate", str(SAMPLE), *map(str, flags), "--out", str(folder / name)])
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+def compared(a, b, *more):
+    done = CliRunner().invoke(app, ["compare", str(a / "overlap"), str(b / "overlap"), *map(str, more)])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.stdout.split()) if "--json" not in more else json.loads(done.stdout)
+
+
+def test_the_link_is_named_as_a_cause_where_the_reference_says_another(runs_of_two_gpus):
+    a, b = runs_of_two_gpus / "said", runs_of_two_gpus / "assumed"
+    said = compared(a, b, "--trace", SAMPLE)
+    assert (
+        "link between GPUs: 27.2GB/s and 15us here, 5GB/s and 40us in A; with A's the errors of the means are" in said
+    )
+    found = compared(a, b, "--trace", SAMPLE, "--json")
+    assert found["latencies"]["tpot"]["mean"] < -0.05
+    assert found["budget"]["links"]["with_reference"]["tpot"] == pytest.approx(0, abs=1e-6)
+    assert "link" not in compared(a, b).split("error budget")[-1], "without the trace nothing is run again"
+
+
+def test_without_a_link_of_the_reference_its_weight_is_told(runs_of_two_gpus, tmp_path):
+    b = runs_of_two_gpus / "assumed"
+    a = tmp_path / "unknown" / "overlap"
+    record = read_record(runs_of_two_gpus / "said/overlap")
+    for name in ("link", "link_latency"):
+        record.meta["settings"].pop(name)
+    write_record(record, a)
+    found = compared(a.parent, b, "--trace", SAMPLE, "--json")
+    links = found["budget"]["links"]
+    assert links["assumed"] and links["twice_as_slow"]["tpot"] > found["latencies"]["tpot"]["mean"]
+    assert links["twice_as_fast"]["tpot"] < found["latencies"]["tpot"]["mean"]
+    said = compared(a.parent, b, "--trace", SAMPLE)
+    assert "link between GPUs: 27.2GB/s and 15us assumed; twice as slow the errors of the means would be TTFT" in said
+
+
+def test_one_gpu_has_no_link_to_name(runs_of_two_gpus):
+    one = runs_of_two_gpus / "one"
+    assert "links" not in compared(one, one, "--trace", SAMPLE, "--json")["budget"]
+
+
 def test_two_runs_called_alike_are_told_apart_in_every_line(tmp_path):
     for folder in ("vllm", "sglang"):
         write_record(run(), tmp_path / folder / "overlap")
@@ -303,7 +356,7 @@ def test_the_link_that_a_publisher_names_for_several_gpus_is_kept(tmp_path):
     assert "link" not in read_measured(folder).meta["settings"], "one GPU has none"
     (folder / "meta.json").write_text(json.dumps({**meta, "engine_kwargs": {"tensor_parallel_size": 2}}))
     found = read_measured(folder).meta
-    assert (found["settings"]["link"], found["settings"]["link_latency"]) == ("16GB/s", "20000ns")
+    assert (found["settings"]["link"], found["settings"]["link_latency"]) == ("16GB/s", "20us")
     assert recorded_settings(found, "measured")["link"] == "16GB/s"
     for bad in ({"link_bw": "16"}, {"link_bw": 0}, {"link_latency": True}):
         (folder / "config.json").write_text(json.dumps(bad))

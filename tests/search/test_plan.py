@@ -225,3 +225,14 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     for flags in ([], ["--force"]):
         said = line("plan", SAMPLE, "--requests", 5, "--slo", "ttft_p99=1s", "--out", tmp_path, *flags)
         assert said.endswith("exists and holds mine.txt, which no plan wrote")
+
+
+def test_a_plan_says_what_it_assumes_of_links_that_a_choice_waits_for(tmp_path):
+    flags = ("--requests", 8, "--slo", "tpot_p99=1s", "--gpu", "l40s", "--model", "Qwen/Qwen3-8B", "--vary", "tp=1,2")
+    done = workbench("plan", SAMPLE, *flags, "--out", tmp_path / "p")
+    assert done.returncode == 0, done.stderr
+    said = "without NVLink, at 27.2GB/s and 15us, which every step of tp 2 waits for"
+    assert said in " ".join(done.stdout.split())
+    assert said in " ".join(next((tmp_path / "p").glob("*.html")).read_text().split())
+    done = workbench("plan", SAMPLE, *flags, "--link", "16GB/s", "--link-latency", "20us", "--out", tmp_path / "q")
+    assert done.returncode == 0 and "NVLink" not in done.stdout

@@ -3,12 +3,13 @@
 Run B is simulated again, first with A's step times, then with A's CPU phases too, then with A's KV capacity too. What
 each of them takes off the difference is its share; what is left is scheduling, and whatever neither record holds. A
 record without iterations (most measured ones) has no step times to lend, and then this says what cannot be told apart
-instead.
+instead. Either way, where GPUs work together, B is simulated with another link between them (link_effect.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from backends.simulated.cost.models.fitted import FittedCost
 from backends.simulated.host_fit import fit_host
 from reports.compare.comparison import compare
 from reports.record.run_record import RunRecord
+from traces import Trace
 from workbench.calibrate.fit import fit_stages, host_columns
+from workbench.calibrate.link_effect import METRICS, link_effect
 from workbench.clients.trace_input import open_as, reshaped
-from workbench.cluster.pools import resolve_pools
+from workbench.cluster.pools import SimulatedPool, resolve_pools
 from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.settings.loading import recorded_settings
 from workbench.settings.run_settings import RunSettings
-
-METRICS = ("ttft", "tpot", "e2e")
 
 
 class ReplayedCost:
@@ -62,21 +63,52 @@ class ReplayedCost:
 def error_budget(
     a: RunRecord, b: RunRecord, origin: str, trace_path: Path | None, reading: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Shares of the difference, as errors of the mean latencies before and after each replacement, and as sentences.
+    """Shares of the difference, as errors of the mean latencies before and after each replacement, and as sentences; under
+    ``links`` what they would be with another link, where GPUs of B work together.
 
     `reading` says how the trace is to be read: fields of :class:`traces.trace.ReadAs`.
     """
-    reason = _cannot(a, b, trace_path)
-    if reason is not None:
-        return {"separable": False, "lines": [f"error budget: {reason}", *_what_is_known(a, b, origin)]}
-    assert trace_path is not None
-    from workbench.cluster.simulate import simulate_loop
+    again = None
+    if trace_path is not None and (b.meta.get("hardware") or {}).get("simulated"):
+        again = _Again.of(b, trace_path, reading or {})
+    found = _budget(a, b, origin, again)
+    if again is not None:
+        now = _errors(a, b, origin)
+        links = link_effect(a, again.settings, again.pool, now, lambda other: _errors(a, again.simulate(other), origin))
+        if links:
+            found = {**found, "links": links, "lines": [*found["lines"], *links["lines"]]}
+    return found
 
-    settings = RunSettings(**recorded_settings(b.meta, f"the record of {b.name}"))
-    loop = settings.loops[0]
-    opened = open_as(trace_path, reading or {}, ordered=settings.concurrency is None, seed=settings.seed)
-    trace = reshaped(opened, settings)
-    pool = resolve_pools(settings, loop)[0]
+
+@dataclass(frozen=True)
+class _Again:
+    """What it takes to simulate a run again."""
+
+    settings: RunSettings
+    trace: Trace
+    pool: SimulatedPool
+    """The first of its pools."""
+
+    @classmethod
+    def of(cls, record: RunRecord, trace_path: Path, reading: dict[str, Any]) -> _Again:
+        """The settings of a record, and its trace read anew."""
+        settings = RunSettings(**recorded_settings(record.meta, f"the record of {record.name}"))
+        opened = open_as(trace_path, reading, ordered=settings.concurrency is None, seed=settings.seed)
+        return cls(settings, reshaped(opened, settings), resolve_pools(settings, settings.loops[0])[0])
+
+    def simulate(self, settings: RunSettings, pools: list[SimulatedPool] | None = None) -> RunRecord:
+        """Run it with these settings, and on these pools where they are given."""
+        from workbench.cluster.simulate import simulate_loop
+
+        return simulate_loop(settings, settings.loops[0], self.trace, trace_sha256="", command="", pools=pools)
+
+
+def _budget(a: RunRecord, b: RunRecord, origin: str, again: _Again | None) -> dict[str, Any]:
+    """The shares themselves."""
+    reason = _cannot(a, b, again is not None)
+    if reason is not None or again is None:
+        return {"separable": False, "lines": [f"error budget: {reason}", *_what_is_known(a, b, origin)]}
+    settings, pool = again.settings, again.pool
     built = pool.recipe
     if built.lock_step:
         said = "error budget: ranks that step together cannot be run again with step times measured one by one"
@@ -106,7 +138,7 @@ def error_budget(
             )
             instance = dataclasses.replace(instance, scheduler=scheduler)
         changed_pool = dataclasses.replace(pool, recipe=instance)
-        record = simulate_loop(settings, loop, trace, trace_sha256="", command="", pools=[changed_pool])
+        record = again.simulate(settings, [changed_pool])
         errors.append(_errors(a, record, origin))
         parts.append({"part": name, **{metric: _less(errors[-2][metric], errors[-1][metric]) for metric in METRICS}})
     parts.append({"part": "scheduling and the rest", **errors[-1]})
@@ -120,7 +152,7 @@ def error_budget(
     return {"separable": True, "parts": parts, "replayed_share": share, "lines": lines}
 
 
-def _cannot(a: RunRecord, b: RunRecord, trace_path: Path | None) -> str | None:
+def _cannot(a: RunRecord, b: RunRecord, traced: bool) -> str | None:
     if not len(a.iterations["start_s"]):
         return "A has no iterations, so step time, CPU phases and scheduling cannot be told apart"
     if not (b.meta.get("hardware") or {}).get("simulated"):
@@ -128,7 +160,7 @@ def _cannot(a: RunRecord, b: RunRecord, trace_path: Path | None) -> str | None:
     for name, record in (("A", a), ("B", b)):
         if len(record.meta.get("pools") or ()) > 1:
             return f"{name} has several pools, whose step times are not those of one kind of instance"
-    if trace_path is None:
+    if not traced:
         return "give --trace to simulate B again with the step times of A"
     return None
 

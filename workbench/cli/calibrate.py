@@ -103,7 +103,7 @@ def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | Non
         import torch
 
         from backends.torch.link_times import all_reduce_times
-        from workbench.calibrate.links import fit_link, write_machine
+        from workbench.calibrate.link_fit import fit_link, write_machine
         from workbench.cluster.device import choose_device
 
         device = choose_device(backend)

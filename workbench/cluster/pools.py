@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
+from backends.simulated.links import LINKS
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.scheduler.config import ConfigError
@@ -86,6 +87,11 @@ def gpus_of(pools: Sequence[SimulatedPool]) -> dict[str, int]:
         name = pool.recipe.gpu.name
         found[name] = found.get(name, 0) + pool.gpus
     return found
+
+
+def assumed_links(pools: Sequence[SimulatedPool]) -> tuple[str, ...]:
+    """Notes on what is assumed of the links between GPUs of a cluster, each once."""
+    return tuple(dict.fromkeys(note for pool in pools for note in pool.recipe.notes if note.startswith(LINKS)))
 
 
 def gpus_in_words(gpus: Mapping[str, int]) -> str:

@@ -17,7 +17,7 @@ from reports.metrics.cuts import cut_text
 from reports.metrics.labels import percent
 from reports.page.plan_page import write_plan_page
 from traces.reshape import reshape
-from workbench.cluster.pools import gpus_in_words, gpus_of, resolve_pools
+from workbench.cluster.pools import assumed_links, gpus_in_words, gpus_of, resolve_pools
 from workbench.search.both_in_one import Offer, Span, cheaper_spans, layout
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
@@ -66,6 +66,8 @@ class Candidate:
     """As ``--pool`` takes them."""
     shared_requests: bool = False
     """Whether some of its instances prefill and others decode."""
+    links: tuple[str, ...] = ()
+    """What is assumed of links that its GPUs wait for."""
 
     @property
     def carries(self) -> bool:
@@ -116,7 +118,8 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     pools = layout(shared, point)
     try:
         settings, loop = shared.base.settings(point)
-        by_name = gpus_of(resolve_pools(settings, loop))
+        resolved = resolve_pools(settings, loop)
+        by_name, links = gpus_of(resolved), assumed_links(resolved)
         gpus, gpu = sum(by_name.values()), gpus_in_words(by_name)
         cost = shared.prices.an_hour(by_name) if shared.prices is not None else None
         trace = reshape(shared.trace, None, settings.speedup, settings.requests)
@@ -130,7 +133,7 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
-    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command, pools, pairs)
+    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command, pools, pairs, links)
 
 
 def run_plan(
@@ -387,6 +390,7 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         notes.append("different GPUs are ranked by their number alone; --prices ranks them by cost")
     if prices is not None:
         notes.append(f"prices from {prices.path}" + (f": {prices.source}" if prices.source else ""))
+    notes += dict.fromkeys(note for candidate in candidates for note in candidate.links)
     if any(_above_burst(candidate.found, load) for candidate in candidates if candidate.found is not None):
         notes.append(
             "a highest rate above what is finished when all requests come at once may owe to the trace's end: with more "
