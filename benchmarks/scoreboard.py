@@ -131,8 +131,8 @@ def row_tables(scored: Mapping[str, tuple[Sequence[Predicted], Counter[str]]], e
     for predicted, left_out in scored.values():
         if not predicted:
             continue
-        total = len(predicted) + sum(left_out.values())
-        yield f"{len(predicted):,} of {total:,} rows predicted" + (f" (every {every}th)" if every > 1 else "") + "."
+        total = f" of {len(predicted) + sum(left_out.values()):,}" if every == 1 else ""
+        yield f"{len(predicted):,}{total} rows predicted" + (f" (every {every}th)" if every > 1 else "") + "."
         break
     else:
         return
