@@ -7,6 +7,7 @@ from pathlib import Path
 from backends.simulated.cost import CostModel
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.links import LINKS
 
 
 def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
@@ -44,9 +45,11 @@ def build_cost(kind: str, path: Path | None, want: CostRequest) -> CostModel:
 
         assert path is not None
         tables = read_profile(path, want.tp, want.model, want.gpu, want.dtype, want.kv_dtype, want.ep)
-    if want.links_said and (tables.all_reduce or tables.gather or tables.scatter):
+    apart = max(want.tp, want.ep) > want.gpu.gpus_per_node
+    if (want.links_said or apart) and (tables.all_reduce or tables.gather or tables.scatter):
         tables.all_reduce = tables.gather = tables.scatter = None
-        tables.notes.append("links: as they were said, in place of the measured collectives of another machine")
+        why = "as they were said" if want.links_said else "those between nodes, too"
+        tables.notes.append(f"{LINKS}{why}, in place of the measured collectives of another machine")
     return ProfileCost(
         tables,
         want.model,

@@ -222,3 +222,11 @@ def test_a_step_taken_together_waits_for_the_exchange_of_the_largest_rank():
     assert both > alone + 48 * (exchange.seconds(model.routed, model.hidden, [16, 1016], True) - 2e-4)
     slow = RooflineCost(model, gpu.with_links(link=10e9), ep=2, exchange=Exchange("naive", ExchangeRule(), gpu, 1))
     assert slow.group_forward([some, more]) > both
+
+
+def test_deepeps_normal_kernels_are_captured_in_no_graph():
+    made = settings_from(None, {"model": "Qwen/Qwen3-30B-A3B", "dp": 2, "ep": 2, "expert_exchange": "deepep-normal"})
+    recipe = resolve_pools(made, "overlap")[0].recipe
+    assert recipe.capture_sizes == recipe.mixed_capture_sizes == [] and recipe.host.graph_max_batch == 0
+    assert "graphs: none are replayed, for DeepEP's normal kernels cannot be captured" in recipe.notes
+    assert resolve_pools(dataclasses.replace(made, expert_exchange="deepep"), "overlap")[0].recipe.capture_sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from backends.simulated.build_cost import build_cost
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.cost_request import CostRequest
+from backends.simulated.cost.models.communication import all_reduce_s
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.cost.tables import published_package
@@ -192,6 +194,22 @@ def test_what_is_never_quantised_is_named_in_its_own_precision(package):
     write_table(package, "gemm", gemm_dtype="fp8")
     note = measured(dtype="fp8").notes[-1]
     assert "output head in bf16" in note and "in fp8" not in note, "there are products in fp8"
+
+
+def test_a_link_that_is_said_takes_the_place_of_measured_collectives_and_so_do_nodes(package):
+    write_table(package, "custom_allreduce")
+    both = settings_from(None, {"cost": "measured", "model": SMALL, "engine": "vllm", "gpu": "h100", "tp": 2})
+    known = resolve(both, "overlap").cost
+    assert known.collectives_measured
+    for flags, why in (
+        ({"link": "16GB/s", "link_latency": "20us"}, "as they were said"),
+        ({"nodes": 2}, "those between nodes, too"),
+    ):
+        recipe = resolve(dataclasses.replace(both, **flags), "overlap")
+        assert not recipe.cost.collectives_measured
+        assert f"links: {why}, in place of the measured collectives of another machine" in recipe.cost.notes
+        assert recipe.cost.reduce_s(64) == pytest.approx(57 * all_reduce_s(64 * 1024 * 2, 2, recipe.gpu))
+    assert known.reduce_s(64) == pytest.approx(57 * reduce_ms(64 * 1024) * 1e-3)
 
 
 def test_without_a_table_of_all_reduces_or_experts_the_roofline_stands_in_for_these_alone(package):

@@ -143,6 +143,10 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         kv_tokens = found.kv_tokens
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)
     sizes, mixed_sizes = _captured(settings, engine, scheduler)
+    if settings.expert_exchange == "deepep-normal" and settings.ep > 1 and sizes:
+        # Its CPU waits for the sizes; vLLM (compilation.py) and SGLang (server_args.py) turn graphs off as well.
+        sizes, mixed_sizes = [], []
+        notes = (*notes, "graphs: none are replayed, for DeepEP's normal kernels cannot be captured")
     measured = _measured_host(settings)
     # Steps that were measured hold what the GPU waited between them.
     phases: dict[str, Any] = {**engine.host, **(dict.fromkeys(GAPS, 0.0) if measured else {}), **measured}
@@ -177,6 +181,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     )
     kind, path = split(settings.cost)
     cost = own_cost(settings.cost, want) if kind == OWN else build_cost(kind, path, want)
+    if getattr(cost, "collectives_measured", False) or (kind == "fitted" and pp == 1):
+        of_links = []  # times hold them
     if lock_step and not hasattr(cost, "group_forward"):
         raise ConfigError(
             f"cost: {settings.cost!r} has no times of steps that instances take together (ep {settings.ep})"

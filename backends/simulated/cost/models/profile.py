@@ -101,6 +101,13 @@ class ProfileCost:
         for kind in tables.mixers.values():
             kind.tell(partial(self._note, how="in proportion"))
 
+    @property
+    def collectives_measured(self) -> bool:
+        """Whether every collective between its GPUs was measured, so that no link is assumed."""
+        tables = self.tables
+        exchanged = self.ep <= self.tp or (tables.gather is not None and tables.scatter is not None)
+        return len(self._stages) == 1 and (self.tp == 1 or tables.all_reduce is not None) and exchanged
+
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def forward(self, batch: ModelWorkerBatch, stage: int = 0) -> float:
