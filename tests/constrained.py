@@ -1,17 +1,16 @@
-"""A scheduler whose requests are constrained, for tests: ours constrains none yet."""
+"""Constrained requests, for tests: by a rule that a reader can check."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
-from workbench.scheduler.batch import StepOutput
-from workbench.scheduler.request import Req
+from workbench.scheduler.messages import Generate
 from workbench.scheduler.schedule_batch import ScheduleBatch
-from workbench.scheduler.scheduler import Scheduler, StepResult
+from workbench.scheduler.scheduler import Scheduler
 
 CYCLE = 7
 
@@ -31,41 +30,43 @@ class Constrained:
     asked: list[tuple[int, list[int]]] = field(default_factory=list)
     """(step whose masks were asked for, steps launched and not processed then)."""
 
-    def allowed(self, req: Req) -> np.ndarray:
-        """bool[vocab], what a request may write next. Wrong if its last token has not been processed."""
-        before = [*req.prompt.tolist(), *self.written.get(req.rid, [])][-1]
-        return np.arange(self.vocab) % CYCLE == (before + 1) % CYCLE
+
+class Cyclic:
+    """A grammar of the rule. It takes whatever comes, for samplers by script look at no mask."""
+
+    complete = False
+
+    def __init__(self, found: Constrained, rid: str, prompt: np.ndarray) -> None:
+        self._found, self._rid, self._last = found, rid, int(prompt[-1])
+        self.words = -(-found.vocab // 32)
+
+    def accept(self, token: int) -> bool:
+        self._found.written.setdefault(self._rid, []).append(token)
+        self._last = token
+        return True
+
+    def fill(self, grammars: Sequence[tuple[Cyclic, int]], masks: np.ndarray) -> None:
+        for grammar, row in grammars:
+            allowed = np.arange(self._found.vocab) % CYCLE == (grammar._last + 1) % CYCLE
+            masks[row] = packed(allowed[None])[0]
 
 
 def constrain(monkeypatch: pytest.MonkeyPatch, rids: Collection[str], vocab: int) -> Constrained:
     """Have every scheduler constrain these requests until the end of the test."""
     found = Constrained(rids, vocab)
-    form, process = Scheduler.next_batch, Scheduler.process
-    in_flight: list[ScheduleBatch] = []
+    receive, masks = Scheduler.receive, Scheduler.masks
 
-    def next_batch(self: Scheduler, slot: int = 0) -> ScheduleBatch | None:
-        batch = form(self, slot)
-        if batch is not None:
-            unsampled = set(() if batch.worker.unsampled is None else batch.worker.unsampled.tolist())
-            masked = [i for i, req in enumerate(batch.reqs) if req.rid in rids and i not in unsampled]
-            if masked:
-                batch.worker = batch.worker._replace(masked=np.array(masked))
-            in_flight.append(batch)
-        return batch
+    def constrained(message: object) -> object:
+        if isinstance(message, Generate) and message.rid in rids:
+            return replace(message, grammar=Cyclic(found, message.rid, message.prompt))
+        return message
 
-    def masks(self: Scheduler, batch: ScheduleBatch) -> np.ndarray:
-        found.asked.append((batch.worker.step, [one.worker.step for one in in_flight if one.slot == batch.slot]))
-        return packed(np.array([found.allowed(batch.reqs[i]) for i in batch.worker.masked]))
+    def noted(self: Scheduler, batch: ScheduleBatch) -> np.ndarray | None:
+        found.asked.append((batch.worker.step, [one.worker.step for one in self.flights if one.slot == batch.slot]))
+        return masks(self, batch)
 
-    def processed(self: Scheduler, batch: ScheduleBatch, output: StepOutput) -> StepResult:
-        in_flight.remove(batch)
-        for i in () if batch.worker.masked is None else batch.worker.masked.tolist():
-            if not batch.dropped or i not in batch.dropped:
-                found.written.setdefault(batch.reqs[i].rid, []).append(int(output.tokens[i]))
-        return process(self, batch, output)
-
-    for name, method in (("next_batch", next_batch), ("masks", masks), ("process", processed)):
-        monkeypatch.setattr(Scheduler, name, method)
+    monkeypatch.setattr(Scheduler, "receive", lambda self, inbox: receive(self, [constrained(one) for one in inbox]))
+    monkeypatch.setattr(Scheduler, "masks", noted)
     return found
 
 

@@ -17,10 +17,24 @@ from backends.simulated.gpus import ModelledForward, ModelledGPUs
 from backends.simulated.synthetic import SyntheticSampler
 from workbench.backend import Phase, Wait
 from workbench.phase_log import LogIteration, MeasuredPhases
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 
 if TYPE_CHECKING:
     from backends.simulated.cost import CostModel
+
+
+class RealtimeForward(ModelledForward):
+    """A batch on its way whose sampler looks at masks."""
+
+    __slots__ = ("masks",)
+
+    masks: np.ndarray | None
+
+    def output(self) -> StepOutput:
+        output = super().output()
+        if self.batch.masked is not None and self.masks is not None:
+            self._sampler.constrain(self.batch, output.tokens, self.masks)  # type: ignore[attr-defined]
+        return output
 
 
 class RealtimeBackend:
@@ -53,12 +67,14 @@ class RealtimeBackend:
         if batch.new_requests:
             self._sampler.load(batch)
         at = self._now_s()
-        forward = ModelledForward(batch, self._sampler, at, [], [])
+        forward = RealtimeForward(batch, self._sampler, at, [], [])
         self.gpus.run(forward, at, at)
         self._busy_with = self.phases.launching = forward
         return forward
 
     def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
+        assert isinstance(forward, RealtimeForward)
+        forward.masks = masks
         self.gpus.sample(forward, self._now_s())
         self.phases.rested()  # what it took to make the masks is no phase of an iteration
 

@@ -32,6 +32,12 @@ def synthetic_output(key: int, start: int, stop: int, vocabulary: np.ndarray) ->
 
 
 def _draw(keys: np.ndarray, positions: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
+    state = _states(keys, positions)
+    return vocabulary[((state >> np.uint64(32)) * np.uint64(len(vocabulary)) >> np.uint64(32)).astype(np.int64)]
+
+
+def _states(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """uint64[n], the draw of each (key, position)."""
     state = keys + (positions.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     # The splitmix64 finaliser.
     state ^= state >> np.uint64(30)
@@ -39,7 +45,7 @@ def _draw(keys: np.ndarray, positions: np.ndarray, vocabulary: np.ndarray) -> np
     state ^= state >> np.uint64(27)
     state *= np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    return vocabulary[((state >> np.uint64(32)) * np.uint64(len(vocabulary)) >> np.uint64(32)).astype(np.int64)]
+    return state
 
 
 class SyntheticSampler:
@@ -55,10 +61,13 @@ class SyntheticSampler:
         eos_token_id: int,
         rows: int,
         output_length: Callable[[int], int | None] = lambda key: None,
+        closing: Sequence[int] | np.ndarray = (),
     ) -> None:
+        """``closing``: tokens that end a part of an answer whose form is constrained, such as a quotation mark."""
         self._vocabulary = np.asarray([i for i in vocabulary if i != eos_token_id], np.int32)
         if not len(self._vocabulary):
             raise InputError("the tokenizer has no token to write with")
+        self._closing = np.asarray(closing, np.int64)
         self._eos = eos_token_id
         self._output_length = output_length
         self._keys = np.zeros(rows, np.uint64)
@@ -95,6 +104,28 @@ class SyntheticSampler:
                 if positions[i] < least and int(tokens[i]) in stops:
                     tokens[i] = instead
         return StepOutput(tokens)
+
+    def constrain(self, batch: ModelWorkerBatch, tokens: np.ndarray, masks: np.ndarray) -> None:
+        """Put tokens that ``masks`` (``Backend.sample``) allow into int32[n] ``tokens`` of the masked rows, in place.
+
+        An answer ends as soon as it may. Until then one token in four, by the draw, is one that brings the end nearer, if
+        any such is allowed; the others are drawn like any answer's, from the whole vocabulary where that has none to offer.
+        """
+        assert batch.masked is not None
+        rows = batch.rows[batch.masked]
+        positions = np.maximum(batch.seq_lens[batch.masked] - self._prompt_lens[rows], 0)
+        draws = _states(self._keys[rows], positions) >> np.uint64(32)
+        for place, mask, draw in zip(batch.masked.tolist(), masks, draws.tolist(), strict=True):
+            allowed = np.unpackbits(mask.view(np.uint8), bitorder="little").view(bool)
+            if allowed[self._eos]:
+                tokens[place] = self._eos
+                continue
+            found = self._closing[allowed[self._closing]]
+            if not len(found) or draw % 4:
+                usual = self._vocabulary[allowed[self._vocabulary]]
+                found = usual if len(usual) else allowed.nonzero()[0]
+            if len(found):
+                tokens[place] = found[(draw >> 2) % len(found)]
 
     def _end(self, key: int, request: NewRequest) -> int:
         if request.params.ignore_eos:

@@ -18,9 +18,7 @@ from tests.constrained import constrain
 from tests.world import Job, LinearCost, simulate
 from workbench.phase_log import IterationRow
 from workbench.scheduler.batch import KVCopy, ModelWorkerBatch, NewRequest, StepOutput
-from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.request import SamplingParams
-from workbench.scheduler.scheduler import Scheduler
 
 LOOPS = ["normal", "overlap", "pipeline"]
 
@@ -111,11 +109,6 @@ def test_steps_that_wait_for_a_mask_are_not_skipped(monkeypatch, loop):
     run = simulate(alone, loop, skip=True)
     assert not run.skipped_s and len(found.asked) == len(run.rows)
     assert run.rows == plain.rows and run.end_s == plain.end_s
-
-
-def test_the_scheduler_refuses_to_make_masks_as_it_constrains_nothing():
-    with pytest.raises(NotImplementedError, match="no batch of this scheduler has masked rows"):
-        Scheduler(SchedulerConfig(kv_tokens=100, max_context=50)).masks(None)  # type: ignore[arg-type]
 
 
 # -- batches by hand ---------------------------------------------------------------------------------------------------

@@ -335,7 +335,6 @@ def test_sglangs_names_are_streamed_as_sglang_does(server):
         ({"return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
         ({"return_logprob": True, "top_logprobs_num": 2, "sampling_params": {"logprobs": 1}}, "logprobs"),
         ({"top_logprobs_num": 2}, "top_logprobs_num"),
-        ({"sampling_params": {"regex": "a+"}}, "sampling_params.regex"),
         ({"lora_path": "x"}, "lora_path"),
         ({"return_logprob": True, "logprob_start_len": 0}, "logprob_start_len"),
         ({"rid": "a", "request_id": "b"}, "rid"),

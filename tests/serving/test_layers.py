@@ -28,6 +28,7 @@ def test_http_reaches_the_engine_through_the_service_only():
     own = {
         f"{SERVING}.{name}" for name in ("service", "requests", "chunks", "refusals", "sampling_params", "open_request")
     }
+    own |= {f"{SERVING}.structured.{name}" for name in ("formats", "compiler")}
     own |= {f"{SERVING}.metrics", f"{SERVING}.serve_settings", "workbench.scheduler.config"}
     assert [
         f"{i.importer} -> {i.target}"
@@ -97,6 +98,6 @@ def test_only_the_inbox_makes_messages_of_the_scheduler():
 
 def test_no_process_of_a_server_but_the_scheduler_works_out_what_ends_a_sequence():
     asked = {name for name, path in modules().items() if under(name, SERVING) and "eos_token_ids" in path.read_text()}
-    assert asked == {f"{SERVING}.backends.modelled_backend", f"{SERVING}.backends.real_backend"}, (
-        "they say which there are"
-    )
+    says = {f"{SERVING}.backends.modelled_backend", f"{SERVING}.backends.real_backend"}
+    ends_grammars = {f"{SERVING}.engine.scheduler_process", f"{SERVING}.engine.matchers"}  # of the scheduler's process
+    assert asked == says | ends_grammars

@@ -124,7 +124,7 @@ class ModelWorkerBatch(NamedTuple):
     saves and loads."""
     masked: np.ndarray | None = None
     """int64[k], indices of rows that may sample only what a mask allows: the batch samples in a second phase, when the
-    masks are there (``Backend.sample``). None: it samples by itself. No scheduler sets it yet."""
+    masks are there (``Backend.sample``). None: it samples by itself."""
 
     @property
     def decodes(self) -> int:

@@ -21,6 +21,8 @@ class Lifecycle:
     ) -> None:
         self.by_id: dict[str, Req] = {}
         """Those that have not ended."""
+        self.constrained = 0
+        """How many of them have a grammar."""
         self.sessions = Sessions()
         self.ended: list[Req] = []
         """Ended outside the processing of a batch, to be reported with the next result."""
@@ -49,6 +51,7 @@ class Lifecycle:
         if req.session is not None:
             req.session.busy = True
         self.by_id[req.rid] = req
+        self.constrained += req.grammar is not None
 
     def reject(self, req: Req, reason: str) -> None:
         """Refuse a request, which was never known."""
@@ -116,6 +119,7 @@ class Lifecycle:
         """Mark a request as ended, whatever it holds."""
         req.finish = finish
         del self.by_id[req.rid]
+        self.constrained -= req.grammar is not None
         if req.session is not None:
             self.sessions.ended(req, self._kv.table)
         if self.closed is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.scheduler.grammar import Grammar
 from workbench.scheduler.request import Pair, SamplingParams
 
 
@@ -27,6 +28,10 @@ class Generate:
     """The open session it continues: the session's tokens come before ``prompt``."""
     bos_tokens: int = 0
     """Leading tokens of ``prompt`` that begin a text (BOS): left out where the session has tokens."""
+    grammar: Grammar | None = None
+    """What it may write; None: anything."""
+    refused: str = ""
+    """Why it cannot be served, as whoever sends it has found out; empty: nothing is known against it."""
     pair: Pair | None = None
     """The instance that does the other half of it, where instances prefill or decode alone."""
 

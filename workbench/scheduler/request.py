@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS
+from workbench.scheduler.grammar import Grammar
 from workbench.scheduler.prefix_node import Node
 
 FinishKind = Literal["length", "stop", "aborted", "rejected", "handed_over"]
@@ -150,6 +151,8 @@ class Req:
     """Retracted while a batch in flight still samples for it."""
     session: Session | None = None
     """The session it is a turn of; ``prompt`` has the session's tokens."""
+    grammar: Grammar | None = None
+    """What it may write, and how far it has got; None: anything."""
     pair: Pair | None = None
     """Where its other half is, on instances that prefill or decode alone."""
     given_back: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatchmethod
 from operator import itemgetter
@@ -17,6 +17,7 @@ from workbench.scheduler.batches.assembly import Assembly
 from workbench.scheduler.batches.batching import BATCHINGS
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.config import CHANGEABLE, ConfigError, SchedulerConfig
+from workbench.scheduler.constrained import ends_by_grammar, masked_rows, masks_of
 from workbench.scheduler.parts import parts_for
 from workbench.scheduler.policy import POLICIES
 from workbench.scheduler.ragged import take_runs
@@ -24,6 +25,8 @@ from workbench.scheduler.request import Finish, Req
 from workbench.scheduler.running import place_of
 from workbench.scheduler.schedule_batch import PrefillRow, ScheduleBatch
 from workbench.scheduler.stops import stopped
+
+_NONE: Mapping[int, Finish] = {}
 
 
 @dataclass(slots=True)
@@ -127,18 +130,21 @@ class Scheduler:
             prompt,
             session=session,
             overrun=self._overrun if max_new else 0,
+            grammar=message.grammar,
             pair=message.pair,
         )
         self._seq += 1
         reason = None
-        if fault is not None:
-            reason = fault
+        if message.refused or fault is not None:
+            reason = message.refused or fault
         elif message.rid in self.lifecycle.by_id:
             reason = "duplicate_id"
         elif not len(prompt):
             reason = "empty_prompt"
         elif params.max_new_tokens < 0:
             reason = "output_bound_below_zero"
+        elif message.grammar is not None and self._ragged:
+            reason = "grammar_with_drafts"
         else:
             reason = self.capacity.rejection(len(prompt), params.max_new_tokens)
         if reason is not None:
@@ -283,6 +289,8 @@ class Scheduler:
         if flights.computed:
             flights.share_computed()
         batch = self.batching.form(self.slots[slot])
+        if batch is not None and self.lifecycle.constrained:
+            batch.worker = batch.worker._replace(masked=masked_rows(batch))
         if batch is not None or flights or self.idle:
             self._fruitless = 0
         else:
@@ -311,17 +319,14 @@ class Scheduler:
 
     def masks(self, batch: ScheduleBatch) -> np.ndarray | None:
         """Return what each of ``batch.worker.masked`` may sample, as ``Backend.sample`` takes it: asked once what decides
-        it has been processed.
-
-        Raises NotImplementedError: no request of this scheduler is constrained, so none of its batches has masked rows.
-        """
-        raise NotImplementedError("no batch of this scheduler has masked rows")
+        it has been processed."""
+        return masks_of(batch)
 
     def process(self, batch: ScheduleBatch, output: StepOutput) -> StepResult:
         """Take the output of the oldest batch in flight: one token a row, or where tokens are drafted a run of them.
 
-        Order of the checks, as everywhere: abort, length, stop ids. What ends gives back its KV once no other batch in
-        flight reads it.
+        Order of the checks, as everywhere: abort, length, grammar, stop ids. What ends gives back its KV once no other
+        batch in flight reads it.
         """
         oldest = self.flights.popleft()
         assert oldest is batch, "batches are processed in the order in which they were formed"
@@ -348,8 +353,9 @@ class Scheduler:
                 if row.samples and req.output_len == 0 and req.finish is None and i not in lost:
                     req.output_len = 1
                     result.first = [*result.first, req]
-        if length_stops or hits or self._at_result:
-            self._finish(result, batch, length_stops, hits, valid)
+        ends = _NONE if batch.worker.masked is None else ends_by_grammar(batch, output.tokens)
+        if length_stops or hits or ends or self._at_result:
+            self._finish(result, batch, length_stops, ends, hits, valid)
         if batch.release or batch.release_rows:
             self.flights.give_back(batch)
         if self.lifecycle.ended:
@@ -361,6 +367,7 @@ class Scheduler:
         result: StepResult,
         batch: ScheduleBatch,
         length_stops: Sequence[int],
+        grammar_ends: Mapping[int, Finish],
         hits: Sequence[int],
         valid_tokens: np.ndarray,
     ) -> None:
@@ -374,7 +381,7 @@ class Scheduler:
                 for i, (req, tokens) in enumerate(zip(batch.reqs, valid_tokens.tolist(), strict=True))
                 if tokens == req.end_len - req.overrun and (batch.coming(i) or not req.overrun)
             ]
-        ending: dict[int, Finish] = {i: Finish("length") for i in length_stops}
+        ending: dict[int, Finish] = {**grammar_ends, **{i: Finish("length") for i in length_stops}}
         for i in hits:
             ending.setdefault(i, Finish("stop"))
         if self.aborting:

@@ -101,6 +101,10 @@ class _Scheduler(Collector):
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", beat.cached_prompt_tokens),
             ("num_preemptions", "Sequences that lost their KV and were put back into the queue.", beat.retractions),
             ("iterations", "Batches run.", beat.iterations),
+            ("grammar_tokens", "Tokens sampled under a grammar.", beat.grammar_tokens),
+            ("grammar_seconds", "Time of the loop that masks of grammars took.", beat.grammar_s),
+            ("grammars_compiled", "Grammars compiled.", beat.grammars_compiled),
+            ("grammar_compile_seconds", "Time of the thread that compiles grammars.", beat.grammar_compile_s),
         ):
             counter = CounterMetricFamily(f"workbench:{name}", text, labels=["model_name"])
             counter.add_metric([self._model], value)

@@ -21,9 +21,12 @@ Kind = Literal[
     "output_bound_below_zero",
     "prompt_exceeds_context",
     "prompt_exceeds_kv",
+    "grammar_too_complex",
+    "grammar_with_drafts",
     "session_busy",
     "unknown_session",
     # What it gives up.
+    "grammar_dead_end",
     "kv_exhausted",
     "queue_timeout",
     "request_timeout",
@@ -58,10 +61,13 @@ def bad_value(parameter: str, what: str, kind: Kind = "invalid_value") -> Refusa
 
 
 _REJECTED: dict[str, str] = {
+    "grammar_too_complex": "the grammar of the output is too complex to be followed",
+    "grammar_with_drafts": "drafted tokens are not verified against the grammar of an output",
     "unknown_session": "session_id: no session of this name is open",
     "session_busy": "session_id: a request of this session has not ended yet",
 }
 _GIVEN_UP: dict[str, str] = {
+    "grammar_dead_end": "the grammar of the output allows no further token, and is not complete",
     "kv_exhausted": "the KV cache is too small for this sequence to go on",
     "queue_timeout": "the request waited too long (--queue-timeout)",
     "request_timeout": "the request took too long (--request-timeout)",
@@ -74,7 +80,7 @@ def refusal_of(end: str, detail: str, prompt_parameter: str) -> Refusal | None:
     ``prompt_parameter`` is what the client calls the prompt.
     """
     if end == "rejected" and detail in _REJECTED:
-        return Refusal(_known(detail), _REJECTED[detail], "session_id")
+        return Refusal(_known(detail), _REJECTED[detail], None if detail.startswith("grammar") else "session_id")
     if end == "rejected":
         return Refusal(_known(detail), f"the prompt cannot be served: {detail.replace('_', ' ')}", prompt_parameter)
     if end == "aborted" and detail in _GIVEN_UP:

@@ -65,6 +65,10 @@ class ServiceRequest:
     """Its own objectives."""
     prompt_parameter: str = "prompt"
     """What the client calls the prompt."""
+    grammar: str = ""
+    """What the output may be (:meth:`Service.grammar`); empty: anything."""
+    include_stop: bool = False
+    """The stop string or stop token that ends the output is part of its text."""
 
     def check(self, limits: Limits) -> None:
         """Raise Refusal for what can never be served."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.open_request import OpenRequest
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.requests import ControlAction, Limits, ServiceRequest, check_session, new_session
 from workbench.serving.serve_settings import ServeSettings
+from workbench.serving.structured.compiler import GrammarCompiler
+from workbench.serving.structured.formats import OutputFormat
 from workbench.serving.text.chat_templates import Bounds, ChatTemplates
 from workbench.serving.text.prompts import Prompts
 from workbench.serving.text.tokenizer import Tokenizer
@@ -34,6 +37,8 @@ class Service:
             ready.capacity, ready.vocab, ready.logprobs, ready.backend, settings.max_tokens, settings.run.ignore_eos
         )
         self.bos_tokens = tokenizer.bos_tokens
+        engine.serialised = tokenizer.serialised()
+        self._grammars = GrammarCompiler()
         """Leading tokens that the text of a prompt gets: its :attr:`ServiceRequest.bos_tokens`."""
         self.prompts = Prompts(tokenizer, self.limits)
         self.chats = ChatTemplates(
@@ -54,6 +59,19 @@ class Service:
     ) -> list[int]:
         """Return the token ids of a conversation that the assistant is to continue."""
         return await self.prompts.chat(await self.chats.text(messages, template_variables), max_new_tokens)
+
+    async def grammar(self, asked: OutputFormat | None, params: SamplingParams) -> str:
+        """Return the grammar of an output, which is compiled beside the event loop; none for any output.
+
+        Raises Refusal that says where it is wrong, or what of the sampling does not go with it.
+        """
+        if asked is None:
+            return ""
+        if self._ready.no_grammars:
+            raise bad_value(asked.parameter, self._ready.no_grammars, "unsupported_parameter")
+        if params.min_new_tokens:
+            raise bad_value("min_tokens", f"does not go with {asked.parameter}, which says where an output ends")
+        return await self._grammars.grammar(asked)
 
     def submit(self, asked: ServiceRequest, prefix: str) -> OpenRequest:
         """Begin to answer a request, whose id begins with ``prefix`` if it brings none."""

@@ -31,7 +31,7 @@ from workbench.serving.refusals import Refusal
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
 from workbench.serving.text.detokenizer import run_detokenizer
-from workbench.serving.text.tokenizer import Tokenizer, load_tokenizer
+from workbench.serving.text.tokenizer import Tokenizer, closing_ids, load_tokenizer
 from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.serving.wire import Addresses, Ready
 from workbench.settings.run_settings import RunSettings
@@ -182,7 +182,8 @@ class _Supervisor:
             named = spec.tokenizer(self._settings.run.model)
         self._tokenizer = await in_thread(load_tokenizer, named)
         if spec.needs_text:
-            start_scheduler(SyntheticText(self._tokenizer.writable_ids(), self._tokenizer.eos_token_id))
+            written = self._tokenizer
+            start_scheduler(SyntheticText(written.writable_ids(), written.eos_token_id, closing_ids(written)))
         start(
             spawn.Process(
                 target=run_detokenizer, args=(self._addresses, self._tokenizer.serialised()), name="detokenizer"

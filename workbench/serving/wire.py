@@ -45,6 +45,22 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
     """The request's own objectives. Nothing is scheduled by the second; the record and its report have it."""
+    grammar: str = ""
+    """What it may write, as :mod:`workbench.serving.structured` has made it; empty: anything."""
+    include_stop: bool = False
+    """The stop string or stop token that ends it is part of its text."""
+
+
+class Vocabulary(msgspec.Struct, tag="vocabulary", array_like=True):
+    """The tokenizer, as ``Tokenizer.serialised`` has it: sent once, before the first sequence that has a grammar."""
+
+    serialised: str | None
+
+
+class Compiled(msgspec.Struct, tag="compiled", array_like=True):
+    """Word of the scheduler process to itself: the grammar that a sequence waits for is there."""
+
+    sequence_id: str
 
 
 class Cancel(msgspec.Struct, tag="cancel", array_like=True):
@@ -118,6 +134,8 @@ class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
 
 ToScheduler = (
     Submit
+    | Vocabulary
+    | Compiled
     | Cancel
     | Control
     | Ask
@@ -139,6 +157,7 @@ class Opened(msgspec.Struct, tag="opened", array_like=True):
     stop: tuple[str, ...]
     min_new_tokens: int
     skip_special_tokens: bool
+    include_stop: bool = False
 
 
 class TokenLogprob(msgspec.Struct, array_like=True):
@@ -220,6 +239,13 @@ class Beat(msgspec.Struct, tag="beat", array_like=True):
     retractions: int
     phase_s: tuple[float, float, float, float]
     """CPU seconds of receive, schedule, launch and process."""
+    grammar_tokens: int = 0
+    """Masks made."""
+    grammar_s: float = 0.0
+    """Seconds that the loop spent on them."""
+    grammars_compiled: int = 0
+    grammar_compile_s: float = 0.0
+    """Seconds of the thread that compiles."""
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True):
@@ -239,6 +265,8 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
     loop: str
     beat: Beat
     """How it stands at the start, so that a scheduler which is never heard of again is seen to be stuck."""
+    no_grammars: str = ""
+    """Why nobody's output can be constrained, in one line; empty: it can."""
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):

@@ -22,6 +22,8 @@ class SyntheticText:
 
     writable_ids: np.ndarray
     eos_token_id: int
+    closing_ids: np.ndarray
+    """Tokens that end a part of a JSON document."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,11 @@ class ModelledBackendSpec:
         assert text is not None, "it has nothing else to write"
         recipe = resolve(run, loop)
         sampler = SyntheticSampler(
-            text.writable_ids, text.eos_token_id, recipe.rows, output_lengths(self.output_tokens, run.seed)
+            text.writable_ids,
+            text.eos_token_id,
+            recipe.rows,
+            output_lengths(self.output_tokens, run.seed),
+            text.closing_ids,
         )
         backend = RealtimeBackend(
             recipe.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, self.time_scale, recipe.stages

@@ -38,6 +38,7 @@ from workbench.serving.wire import (
     StartProfile,
     StopProfile,
     Submit,
+    Vocabulary,
     decode_to_http,
     encode,
     pull_socket,
@@ -69,6 +70,9 @@ class EngineClient:
         self._requests: dict[str, OpenRequest] = {}
         self._controls: dict[int, asyncio.Future[Done]] = {}
         self._without_token = 0
+        self.serialised: str | None = None
+        """The tokenizer, as ``Tokenizer.serialised`` has it: grammars are over its tokens."""
+        self._vocabulary_sent = False
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         """Every process an answer passes is there."""
         self.idle = asyncio.Event()
@@ -146,8 +150,13 @@ class EngineClient:
                 asked.cache_salt or "",
                 asked.slo_ttft_s,
                 asked.slo_tpot_s,
+                asked.grammar,
+                asked.include_stop,
             )
             submits.append((OpenSequence(request, index, number, sequence_id), encode(submit)))
+        if asked.grammar and not self._vocabulary_sent:
+            self._vocabulary_sent = True
+            self._scheduler.send(encode(Vocabulary(self.serialised)))
         # Nothing is noted before all of it can be sent: what is never sent never ends.
         self._requests[request_id] = request
         self.idle.clear()

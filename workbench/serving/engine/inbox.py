@@ -24,12 +24,14 @@ from workbench.scheduler.messages import (
     UpdateWeights,
 )
 from workbench.serving.backends.backend_control import BackendControl
+from workbench.serving.engine.matchers import Matcher, Matchers
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals
 from workbench.serving.wire import (
     Ask,
     Cancel,
     Change,
+    Compiled,
     Control,
     Done,
     LoadWeights,
@@ -39,6 +41,7 @@ from workbench.serving.wire import (
     StopFound,
     StopProfile,
     Submit,
+    Vocabulary,
     decode_to_scheduler,
     encode,
 )
@@ -69,9 +72,10 @@ class LiveInbox:
         control: BackendControl,
         epoch_s: float,
         slo_ttft_s: float | None = None,
+        matchers: Matchers | None = None,
     ) -> None:
         """Times of the scheduler count from ``epoch_s`` of the monotonic clock. ``slo_ttft_s`` is the objective of requests
-        that have none of their own."""
+        that have none of their own. ``matchers`` are needed where a request has a grammar."""
         self._socket = socket
         self._outbox = outbox
         self._http = http
@@ -80,6 +84,9 @@ class LiveInbox:
         self._epoch_s = epoch_s
         self._slo_ttft_s = slo_ttft_s
         self._done: list[Done] = []
+        self._matchers = matchers
+        self._compiling: dict[str, tuple[Submit, list[object]]] = {}
+        """Sequences whose grammars are not there yet, and what has come for them since."""
 
     def drain(self) -> list[object]:
         """Everything that has come. Raises :class:`Ending` when that includes a :class:`Shutdown`."""
@@ -93,9 +100,23 @@ class LiveInbox:
                 return found
             message = decode_to_scheduler(data)
             if isinstance(message, Submit):
-                found.append(self._submit(message))
+                if not message.grammar:
+                    found.append(self._submit(message))
+                elif self._matchers_for(message).begin(message.grammar, message.sequence_id):
+                    found.append(self._constrained(message))
+                else:
+                    self._compiling[message.sequence_id] = message, []
             elif isinstance(message, Cancel):
-                found.append(Abort(message.sequence_id, message.why))
+                abort = Abort(message.sequence_id, message.why)
+                (self._compiling[message.sequence_id][1] if message.sequence_id in self._compiling else found).append(
+                    abort
+                )
+            elif isinstance(message, Compiled):
+                submit, since = self._compiling.pop(message.sequence_id)
+                found += [self._constrained(submit), *since]
+            elif isinstance(message, Vocabulary):
+                assert self._matchers is not None
+                self._matchers.use(message.serialised)
             elif isinstance(message, StopFound):
                 # First, for it may have come first: the socket takes turns among its senders, and the client that was
                 # told of this end may have sent its session's next turn.
@@ -117,7 +138,16 @@ class LiveInbox:
                 assert isinstance(message, Shutdown)
                 raise Ending(found)
 
-    def _submit(self, message: Submit) -> Generate:
+    def _matchers_for(self, message: Submit) -> Matchers:
+        assert self._matchers is not None, f"{message.sequence_id} has a grammar"
+        return self._matchers
+
+    def _constrained(self, message: Submit) -> Generate:
+        """A request whose grammar is there. One that cannot be followed is a request that can never be served."""
+        grammar = self._matchers_for(message).take(message.grammar)
+        return self._submit(message, grammar)
+
+    def _submit(self, message: Submit, grammar: Matcher | str | None = None) -> Generate:
         generate = Generate(
             message.sequence_id,
             np.frombuffer(message.prompt, np.int32),
@@ -128,6 +158,8 @@ class LiveInbox:
             self._slo_ttft_s if message.slo_ttft_s is None else message.slo_ttft_s,
             session=message.session,
             bos_tokens=message.bos_tokens,
+            grammar=None if isinstance(grammar, str) else grammar,
+            refused="grammar_too_complex" if isinstance(grammar, str) else "",
         )
         self._outbox.opened(message, generate)
         return generate

@@ -55,6 +55,7 @@ class LiveOutbox:
                     message.stop,
                     message.params.min_new_tokens,
                     message.skip_special_tokens,
+                    message.include_stop,
                 )
             )
         )

@@ -11,6 +11,7 @@ import zmq
 
 from reports.record.run_record import RecordError
 from workbench.instance import start
+from workbench.loops import LOOPS
 from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
 from workbench.phase_log import IterationRow
@@ -20,6 +21,7 @@ from workbench.serving.backends.live_backend import LiveBackend, SyntheticText
 from workbench.serving.child import begin_child
 from workbench.serving.engine.inbox import Ending, LiveInbox
 from workbench.serving.engine.live_record import LiveRecord
+from workbench.serving.engine.matchers import Matchers, teller
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals, heartbeat
 from workbench.serving.serve_settings import ServeSettings
@@ -76,7 +78,9 @@ def _serve(
         log.vitals, log.record = vitals, record
         outbox = LiveOutbox(scheduler, detokenizer, vitals, record)
         socket = pull_socket(context, addresses.scheduler)
-        return LiveInbox(socket, outbox, http, vitals, built.control, epoch_s, settings.run.slo_ttft), outbox
+        matchers = Matchers(built.vocab, built.recipe.eos_token_ids, teller(context, addresses), vitals.grammars)
+        slo_ttft_s = settings.run.slo_ttft
+        return LiveInbox(socket, outbox, http, vitals, built.control, epoch_s, slo_ttft_s, matchers), outbox
 
     detokenizer = push_socket(context, addresses.detokenizer)
     instance = start(built.recipe, built.backend, mailboxes, now_s)
@@ -122,7 +126,15 @@ def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready
         built.device,
         settings.loop,
         vitals.beat(),
+        _no_grammars(built, settings.loop),
     )
+
+
+def _no_grammars(built: LiveBackend, loop: str) -> str:
+    """Return why no output can be constrained, or nothing."""
+    if built.recipe.scheduler.draft_tokens:
+        return "drafted tokens are not verified against a grammar"
+    return "" if loop in LOOPS else f"the loop {loop} need not wait for masks"
 
 
 class _IterationTee:

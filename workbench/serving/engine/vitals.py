@@ -12,6 +12,7 @@ import zmq
 
 from workbench.phase_log import IterationRow
 from workbench.scheduler.scheduler import Scheduler
+from workbench.serving.engine.grammar_costs import Spent
 from workbench.serving.wire import Addresses, Beat, Pulse, encode, push_socket
 
 BEAT_EVERY_S = 0.1
@@ -42,6 +43,7 @@ class Vitals:
         self.generated_tokens = 0
         self.retractions = 0
         self._phase_s = [0.0, 0.0, 0.0, 0.0]
+        self.grammars = Spent()
 
     def moved(self) -> None:
         """Note that the loop has come to a new iteration."""
@@ -85,6 +87,10 @@ class Vitals:
             self.generated_tokens,
             self.retractions,
             (receive, schedule, launch, process),
+            self.grammars.tokens,
+            self.grammars.mask_s,
+            self.grammars.compiled,
+            self.grammars.compile_s,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from workbench.serving.http.fields import Unsupported, without_neutral
+from workbench.serving.http.output_format import ResponseFormat, StructuredOutputs
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.sampling_params import Count, Counts, Sampling, count
 
@@ -39,6 +40,19 @@ class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     cache_salt: str | None = None
     slo_ttft_s: float | None = None
     slo_tpot_s: float | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
+    include_stop_str_in_output: bool | None = None
+    no_stop_trim: bool | None = None
+    return_token_ids: bool | None = None
 
 
 class CompletionRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
@@ -107,8 +121,11 @@ class StartProfileRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     num_steps: int | None = None
 
 
-_FREE_FORM = ("messages", "chat_template_kwargs")
-"""Fields whose values are for the chat template, which may tell 1.0 from 1."""
+_FREE_FORM = (
+    *("messages", "chat_template_kwargs"),
+    *("response_format", "guided_json", "json_schema", "structured_outputs", "tools", "input", "text"),
+)
+"""Fields whose values are for the chat template or for a grammar, which may tell 1.0 from 1."""
 
 
 def parse(body: bytes, kind: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -20,6 +21,7 @@ from workbench.serving.http.errors import ApiError, api_error, error_response, j
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.http.openai_api import ChatShape, CompletionShape, Shape, error_event
+from workbench.serving.http.output_format import output_format
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id
 from workbench.serving.open_request import ClientGone, OpenRequest
@@ -28,6 +30,7 @@ from workbench.serving.requests import ControlAction, ServiceRequest, check_choi
 from workbench.serving.sampling_params import Counts, Sampling, count, sampling_params, stop_strings
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
+from workbench.serving.structured.formats import OutputFormat
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 T = TypeVar("T")
@@ -145,7 +148,8 @@ class Api:
         check_choices(n, len(given))
         prompts = await self._while_wanted(request, self._service.prompts.encoded(given, most, "prompt"))
         bos_tokens = self._service.bos_tokens if isinstance(given[0], str) else 0
-        wanted = self._wanted(request, asked, asked, counts, prompts, n, "prompt", bos_tokens)
+        form = output_format(asked)
+        wanted = await self._wanted(request, asked, asked, counts, prompts, n, "prompt", form, bos_tokens)
         return self._answer(asked, wanted, CompletionShape, "cmpl-")
 
     async def chat(self, request: Request) -> Answer:
@@ -163,7 +167,8 @@ class Api:
             request,
             self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens),
         )
-        wanted = self._wanted(request, asked, asked, counts, [prompt], _choices(asked), "messages")
+        form = output_format(asked)
+        wanted = await self._wanted(request, asked, asked, counts, [prompt], _choices(asked), "messages", form)
         return self._answer(asked, wanted, ChatShape, "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
@@ -179,11 +184,12 @@ class Api:
             request, self._service.prompts.encoded([given], counts.max_tokens.tokens, parameter)
         )
         bos_tokens = self._service.bos_tokens if asked.text is not None else 0
-        wanted = self._wanted(request, asked, sampling, counts, [prompt], 1, parameter, bos_tokens)
+        form = output_format(sampling, "sampling_params.")
+        wanted = await self._wanted(request, asked, sampling, counts, [prompt], 1, parameter, form, bos_tokens)
         opened = self._service.submit(wanted, "gen-")
         return Answer(GenerateShape(opened, self._service.model_name, asked), bool(asked.stream), self._page)
 
-    def _wanted(
+    async def _wanted(
         self,
         request: Request,
         asked: bodies.Asked,
@@ -192,12 +198,21 @@ class Api:
         prompts: list[list[int]],
         n: int,
         prompt_parameter: str,
+        form: OutputFormat | None,
         bos_tokens: int = 0,
     ) -> ServiceRequest:
-        """Return what the service is asked for. ``bos_tokens`` of the prompt are left out where it continues a session."""
+        """Return what the service is asked for. ``bos_tokens`` of the prompt are left out where it continues a session;
+        ``form`` is that of the output, None: any."""
+        params = sampling_params(sampling, counts, self._service.limits)
+        grammar = ""
+        if form is not None:
+            if sampling.ignore_eos:
+                raise bad_value("ignore_eos", f"does not go with {form.parameter}, which says where an output ends")
+            params = dataclasses.replace(params, ignore_eos=False)
+            grammar = await self._while_wanted(request, self._service.grammar(form, params))
         return ServiceRequest(
             prompts,
-            sampling_params(sampling, counts, self._service.limits),
+            params,
             stop_strings(sampling.stop),
             n,
             asked.priority or 0,
@@ -210,6 +225,8 @@ class Api:
             objective_of("slo_ttft_s", asked, request.headers),
             objective_of("slo_tpot_s", asked, request.headers),
             prompt_parameter,
+            grammar,
+            bool(getattr(sampling, "include_stop_str_in_output", None) or getattr(sampling, "no_stop_trim", None)),
         )
 
     def _answer(self, asked: bodies.OpenAISampling, wanted: ServiceRequest, shape: type[Shape], prefix: str) -> Answer:
@@ -223,6 +240,7 @@ class Api:
             continuous_usage=bool(options.continuous_usage_stats),
             tokens_as_ids=bool(asked.return_tokens_as_token_ids),
             logprobs=wanted.params.logprobs is not None,
+            prompt_ids=wanted.prompts if asked.return_token_ids else None,
         )
         return Answer(made, bool(asked.stream), self._page)
 

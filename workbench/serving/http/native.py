@@ -25,6 +25,10 @@ class GenerateSampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     logprobs: int | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
+    json_schema: Any = None
+    regex: str | None = None
+    ebnf: str | None = None
+    no_stop_trim: bool | None = None
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

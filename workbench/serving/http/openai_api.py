@@ -55,14 +55,17 @@ class Shape:
         continuous_usage: bool = False,
         tokens_as_ids: bool = False,
         logprobs: bool = False,
+        prompt_ids: list[list[int]] | None = None,
     ) -> None:
-        """``logprobs``: they were asked for, and an answer without a token has an empty list of them."""
+        """``logprobs``: they were asked for, and an answer without a token has an empty list of them; ``prompt_ids``: token
+        ids were, and these are the prompts'."""
         self.request = request
         self.model = model
         self.include_usage = include_usage
         self.continuous_usage = continuous_usage
         self.tokens_as_ids = tokens_as_ids
         self.logprobs = logprobs
+        self.prompt_ids = prompt_ids
         self.usage = Usage()
         self.choices = request.prompts * request.n
         self._written = [0] * self.choices
@@ -111,6 +114,10 @@ class Shape:
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         raise NotImplementedError
 
+    def _ids(self, tokens: list[int]) -> dict[str, Any]:
+        """Return the field of a choice that has these tokens, if it was asked for."""
+        return {} if self.prompt_ids is None else {"token_ids": tokens}
+
     def _with_usage(
         self, piece: dict[str, Any], index: int, chunk: Chunk, written: int | None = None
     ) -> dict[str, Any]:
@@ -133,26 +140,36 @@ class CompletionShape(Shape):
         }
 
     def _choice(
-        self, index: int, text: str, logprobs: list[LogprobText], end: Chunk, whole: bool = False
+        self,
+        index: int,
+        text: str,
+        tokens: list[int],
+        logprobs: list[LogprobText],
+        end: Chunk,
+        whole: bool = False,
     ) -> dict[str, Any]:
+        begins = whole or self._written[index] == len(tokens)
+        prompt = {"prompt_token_ids": self.prompt_ids[index // self.request.n]} if self.prompt_ids and begins else {}
         return {
             "index": index,
             "text": text,
             "logprobs": self._logprobs(logprobs) if logprobs or (whole and self.logprobs) else None,
             "finish_reason": finish_reason(end),
             "stop_reason": end.stop_reason,
+            **self._ids(tokens),
+            **prompt,
         }
 
     def _whole(
         self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
     ) -> dict[str, Any]:
-        choices = [self._choice(i, text, logprobs[i], ends[i], whole=True) for i, text in enumerate(texts)]
+        choices = [self._choice(i, text, tokens[i], logprobs[i], ends[i], whole=True) for i, text in enumerate(texts)]
         return {**self._head(), "choices": choices, "usage": self.usage.as_json()}
 
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        if not (chunk.text or chunk.kind or chunk.logprobs):
+        if not (chunk.text or chunk.kind or chunk.logprobs or self.prompt_ids):
             return []
-        choice = self._choice(index, chunk.text, chunk.logprobs or [], chunk)
+        choice = self._choice(index, chunk.text, chunk.token_ids, chunk.logprobs or [], chunk)
         return [self._with_usage({**self._head(), "choices": [choice]}, index, chunk)]
 
     def _logprobs(self, found: list[LogprobText]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class _Sequence:
     def __init__(self, opened: Opened, decoder: Decoder) -> None:
         self.opened = opened
         self.text = decoder.stream(opened.skip_special_tokens)
-        self.matcher = StopMatcher(opened.stop)
+        self.matcher = StopMatcher(opened.stop, opened.include_stop)
         self.tokens = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -97,7 +97,7 @@ class Detokenizer:
     def _take(self, sequence: _Sequence, token: int, end: Ended | None) -> Chunk:
         opened = sequence.opened
         sequence.tokens += 1
-        if end is not None and end.kind == "stop" and token in end.stop_ids:
+        if end is not None and end.kind == "stop" and token in end.stop_ids and not opened.include_stop:
             return self._end(sequence, end, "", [token])
         text = sequence.text.push((token,))
         if end is not None:
@@ -118,7 +118,7 @@ class Detokenizer:
         if stop is not None:
             return Chunk(opened.sequence, text, tokens, "stop", "", stop, *counts)
         text += sequence.matcher.finish()
-        reason = tokens[-1] if end.kind == "stop" and tokens else None
+        reason = tokens[-1] if end.kind == "stop" and tokens and tokens[-1] in end.stop_ids else None
         return Chunk(opened.sequence, text, tokens, end.kind, end.detail, reason, *counts)
 
     def _spell(self, token: int, logprob: TokenLogprob, offset: int) -> LogprobText:

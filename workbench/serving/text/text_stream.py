@@ -139,8 +139,10 @@ class StopMatcher:
     longest, so the result does not depend on where the pieces are cut.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        """``include``: the stop string belongs to the text."""
         self._stops = tuple(stops)
+        self._include = include
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
@@ -156,7 +158,7 @@ class StopMatcher:
                 best = found if best is None else min(best, found)
         if best is not None:
             self._held = ""
-            return held[: best[1]], best[2]
+            return held[: best[0] if self._include else best[1]], best[2]
         keep = max(_overlap(held, stop) for stop in self._stops)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep], None

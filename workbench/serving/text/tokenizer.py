@@ -266,6 +266,16 @@ def _byte_level_alphabet() -> list[str]:
     return alphabet
 
 
+def closing_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """int32: single tokens that end a part of a JSON document, of those that the tokenizer has."""
+    decoder = load_decoder(tokenizer.serialised())
+    found = []
+    for text in ('"', "}", "]", ","):
+        ids = tokenizer.encode(text)[tokenizer.bos_tokens :]
+        found += ids if len(ids) == 1 and decoder.token(ids[0])[1] == text.encode() else []
+    return np.array(found, np.int32)
+
+
 def load_tokenizer(path: str | None) -> Tokenizer:
     """The tokenizer of a folder, Hugging Face id or GGUF file; None: the built-in one. Raises TokenizerError."""
     return ByteTokenizer() if path is None else ModelTokenizer(path)

@@ -1,0 +1,204 @@
+"""Outputs that have a form: asked for by every name there is for it, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, Literal
+
+import jsonschema
+import pydantic
+import pytest
+
+from tests.event_loop import in_a_loop
+from tests.serving.server import Server
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
+GBNF = 'root ::= "x" [a-c]+ "y"'
+LARK = 'start: "x" /[a-c]+/ "y"'
+
+
+@pytest.fixture(scope="module")
+def server():
+    found = Server("--loop", "overlap")
+    yield found
+    found.kill()
+
+
+def written(server: Server, path: str = "/v1/completions", **body: Any) -> str:
+    """The text of an answer that came to its end by itself."""
+    prompt = {"messages": [{"role": "user", "content": "go"}]} if "chat" in path else {"prompt": "go"}
+    answer = server.http.post(path, json={**prompt, "max_tokens": 200, **body})
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    return choice["message"]["content"] if "chat" in path else choice["text"]
+
+
+def response_format(schema: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, **more}}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"guided_json": SCHEMA},
+        {"guided_json": json.dumps(SCHEMA)},
+        {"json_schema": json.dumps(SCHEMA)},
+        {"response_format": response_format(SCHEMA, strict=True, description="what it is")},
+        {"structured_outputs": {"json": SCHEMA}},
+    ],
+    ids=lambda asked: next(iter(asked)),
+)
+def test_a_schema_holds_by_every_name_and_at_every_endpoint(server, path, asked):
+    jsonschema.validate(json.loads(written(server, path, **asked)), SCHEMA)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "asked, form",
+    [
+        ({"guided_regex": "[ab]{2,5}c"}, "[ab]{2,5}c"),
+        ({"regex": "[ab]{2,5}c"}, "[ab]{2,5}c"),
+        ({"structured_outputs": {"regex": "é{3}|日本"}}, "é{3}|日本"),
+        ({"guided_choice": ["yes", 'a "quoted" one', "日本\n"]}, 'yes|a "quoted" one|日本\n'),
+        ({"guided_grammar": LARK}, "x[a-c]+y"),
+        ({"ebnf": GBNF}, "x[a-c]+y"),
+        ({"guided_json": {"const": 5}, "guided_whitespace_pattern": ""}, "5"),
+    ],
+    ids=lambda asked: next(iter(asked)) if isinstance(asked, dict) else "",
+)
+def test_other_forms_hold(server, asked, form):
+    for seed in range(3):
+        assert re.fullmatch(form, written(server, seed=seed, **asked))
+
+
+@pytest.mark.server
+def test_an_object_of_any_form_is_one(server):
+    assert isinstance(
+        json.loads(written(server, "/v1/chat/completions", response_format={"type": "json_object"})), dict
+    )
+
+
+@pytest.mark.server
+def test_generate_takes_sglangs_names(server):
+    for name, value, form in (("regex", "[ab]{3}", "[ab]{3}"), ("ebnf", GBNF, "x[a-c]+y"), ("json_schema", "{}", ".*")):
+        params = {"max_new_tokens": 200, name: value}
+        answer = server.http.post("/generate", json={"text": "go", "sampling_params": params}).json()
+        assert re.fullmatch(form, answer["text"]), answer
+        assert answer["meta_info"]["finish_reason"]["type"] == "stop"
+
+
+class Step(pydantic.BaseModel):
+    kind: Literal["think", "act"]
+    size: int = pydantic.Field(ge=0, le=99)
+
+
+class Plan(pydantic.BaseModel):
+    steps: list[Step] = pydantic.Field(min_length=1, max_length=2)
+
+
+@pytest.mark.server
+def test_the_openai_client_parses_what_it_asked_for(server):
+    messages = [{"role": "user", "content": "plan"}]
+    answer = server.openai().chat.completions.parse(
+        model="llama-3.1-8b", messages=messages, response_format=Plan, max_tokens=300
+    )
+    plan = answer.choices[0].message.parsed
+    assert isinstance(plan, Plan) and 1 <= len(plan.steps) <= 2
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "path, asked, param, words",
+    [
+        ("", {"guided_json": {"type": "strng"}}, "guided_json", "guided_json.type: 'strng'"),
+        (
+            "",
+            {"response_format": response_format({"properties": {"a": {"items": {"not": {}}}}})},
+            "response_format.json_schema.schema",
+            'response_format.json_schema.schema.properties.a.items: Unimplemented keys: ["not"]',
+        ),
+        ("", {"guided_json": "{"}, "guided_json", "is not JSON"),
+        ("", {"guided_json": [1]}, "guided_json", "a JSON schema is an object"),
+        ("", {"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "'/$defs/none' does not exist"),
+        ("", {"guided_json": {"$ref": "https://example.org/x"}}, "guided_json", "does not fetch"),
+        ("", {"guided_json": {"description": "x" * 300_000}}, "guided_json", "are more than 262144"),
+        ("", {"guided_regex": "(a"}, "guided_regex", "unclosed group"),
+        ("", {"guided_regex": ""}, "guided_regex", "is empty"),
+        ("", {"guided_regex": 5}, "guided_regex", "expected `str | null`"),
+        ("", {"guided_choice": []}, "guided_choice", "is empty"),
+        ("", {"guided_choice": ["a", ""]}, "guided_choice", "an empty text is no choice"),
+        ("", {"guided_grammar": "start: nothing"}, "guided_grammar", 'unknown name: "nothing"'),
+        ("", {"ebnf": "root ::= ["}, "ebnf", "no grammar in GBNF"),
+        ("", {"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "guided_regex asks for another"),
+        ("", {"response_format": {"type": "xml"}}, "response_format.type", "'xml' is not one of"),
+        ("", {"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is required"),
+        ("", {"structured_outputs": {}}, "structured_outputs", "give one of"),
+        ("", {"guided_regex": "a", "min_tokens": 3}, "min_tokens", "does not go with guided_regex"),
+        ("", {"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "does not go with guided_regex"),
+        ("/generate", {"regex": "(a"}, "sampling_params.regex", "unclosed group"),
+    ],
+)
+def test_what_is_no_form_is_refused_and_where_it_is_wrong_is_said(server, path, asked, param, words):
+    if path:
+        body = {"text": "go", "sampling_params": asked}
+    else:
+        path, body = "/v1/chat/completions", {"messages": [{"role": "user", "content": "go"}], **asked}
+    answer = server.http.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), error
+    assert words in error["message"] and "\n" not in error["message"]
+
+
+@pytest.mark.server
+def test_many_streams_with_forms_and_without_some_given_up_leave_nothing_and_cross_nothing(server):
+    before = server.metric("grammar_tokens_total")
+    forms = [None, {"guided_json": SCHEMA}, {"guided_regex": "[ab]{5}"}, {"guided_choice": ["one", "three"]}]
+
+    async def one(client: Any, i: int) -> None:
+        form = forms[i % 4]
+        stream = await client.completions.create(
+            model="llama-3.1-8b", prompt=f"prompt {i}", max_tokens=120, stream=True, extra_body=form or {}
+        )
+        text = ""
+        async for piece in stream:
+            text += piece.choices[0].text
+            if i % 5 == 0:
+                await stream.close()
+                return
+        if form is None:
+            assert len(text) == 120
+        elif "guided_json" in form:
+            jsonschema.validate(json.loads(text), SCHEMA)
+        else:
+            assert re.fullmatch(form.get("guided_regex", "one|three"), text)
+
+    async def all_of_them() -> None:
+        client = server.async_openai()
+        await asyncio.gather(*(one(client, i) for i in range(200)))
+        await client.close()
+
+    in_a_loop(all_of_them())
+    server.await_rest()
+    assert server.metric("grammar_tokens_total") > before
+    assert server.metric("grammar_seconds_total") > 0
+    assert server.metric("grammars_compiled_total") > 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("loop", ["normal", "pipeline"])
+def test_forms_hold_in_the_other_loops(loop):
+    found = Server("--loop", loop, *(["--pp", "2"] if loop == "pipeline" else []))
+    try:
+        jsonschema.validate(json.loads(written(found, guided_json=SCHEMA)), SCHEMA)
+    finally:
+        found.kill()

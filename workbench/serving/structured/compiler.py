@@ -1,0 +1,147 @@
+"""Grammars of outputs: checked beside the event loop, kept, and refused where they are wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import llguidance
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
+
+from workbench.serving.refusals import Refusal, bad_value
+from workbench.serving.structured.byte_vocabulary import ByteVocabulary
+from workbench.serving.structured.formats import OutputFormat, grammar_of, one_line
+from workbench.serving.threads import in_thread
+
+MOST_KEPT = 1024
+COMPILE_S = 10.0
+"""How long a schema may take to be compiled."""
+AT_ONCE = 2
+"""Schemas that are compiled at a time: each takes a core."""
+MOST_LOOKS = 200
+"""Parts of a schema that are tried to find which of them is wrong."""
+
+
+class GrammarCompiler:
+    """Maker of the grammars of a server's requests. The model's tokens play no part yet: those the scheduler process has."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, str | Refusal] = OrderedDict()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def grammar(self, asked: OutputFormat) -> str:
+        """Return the grammar of an output. Raises Refusal that says where it is wrong, or that it takes too long."""
+        key = repr((asked.kind, asked.parameter, asked.whitespace, asked.value))
+        found = self._kept.get(key)
+        if found is None:
+            found = await self._made(asked)
+            self._kept[key] = found
+            while len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        if isinstance(found, Refusal):
+            raise Refusal(found.kind, str(found), found.parameter)
+        return found
+
+    async def _made(self, asked: OutputFormat) -> str | Refusal:
+        async with self._turns:
+            try:
+                return await asyncio.wait_for(in_thread(checked_grammar, asked), COMPILE_S)
+            except Refusal as refusal:
+                return refusal
+            except TimeoutError:
+                return bad_value(asked.parameter, f"takes more than {COMPILE_S:g} s to compile")
+
+
+def checked_grammar(asked: OutputFormat) -> str:
+    """Return the grammar of an output. Raises Refusal that says where it is wrong."""
+    if asked.kind == "json" and isinstance(asked.value, dict):
+        _check_schema(asked)
+    grammar = grammar_of(asked)
+    fault = _fault(grammar)
+    if fault:
+        where = asked.parameter
+        if asked.kind == "json" and isinstance(asked.value, dict):
+            where += _place(_path_of(asked, fault))
+        raise Refusal("invalid_value", f"{where}: {one_line(fault)}", asked.parameter)
+    return grammar
+
+
+def _check_schema(asked: OutputFormat) -> None:
+    kind = validator_for(asked.value, default=Draft202012Validator)
+    try:
+        error = best_match(kind(kind.META_SCHEMA).iter_errors(asked.value))
+    except RecursionError:
+        raise bad_value(asked.parameter, "is nested too deeply") from None
+    if error is not None:
+        where = asked.parameter + _place(list(error.absolute_path))
+        raise Refusal("invalid_value", f"{where}: {one_line(error.message)}", asked.parameter)
+
+
+def _fault(grammar: str) -> str:
+    """Return what is wrong with a grammar, nothing where it is right."""
+    matcher = llguidance.LLMatcher(_bytes(), grammar, log_level=0)
+    return matcher.get_error() or ("" if not matcher.is_error() else "is no grammar")
+
+
+@cache
+def _bytes() -> Any:
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(ByteVocabulary()))
+
+
+def _path_of(asked: OutputFormat, fault: str) -> list[str | int]:
+    """Return the path of the smallest part of a schema that is wrong by itself, in the same way."""
+    root = asked.value
+    shared = {name: root[name] for name in ("$schema", "$defs", "definitions") if name in root}
+    path: list[str | int] = []
+    part: Any = root
+    looks = 0
+    while True:
+        for step, child in _parts(part):
+            looks += 1
+            if looks > MOST_LOOKS:
+                return path
+            alone = OutputFormat(
+                "json", {**child, **(shared if path or step[0] not in shared else {})}, asked.parameter
+            )
+            if _fault(grammar_of(alone)) == fault:
+                path, part = [*path, *step], child
+                break
+        else:
+            return path
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
+    """Yield the schemas inside a schema, and where each is."""
+    for name, value in schema.items():
+        if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+            for key, each in value.items():
+                if isinstance(each, dict):
+                    yield [name, key], each
+        elif name in ("items", "additionalProperties") and isinstance(value, dict):
+            yield [name], value
+        elif name in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
+            for i, each in enumerate(value):
+                if isinstance(each, dict):
+                    yield [name, i], each
+
+
+def _place(path: list[Any]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
+def as_text(value: Any, parameter: str) -> Any:
+    """Return a schema that may come as JSON text. Raises Refusal for text that is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise bad_value(parameter, f"is not JSON: {one_line(error)}") from error
