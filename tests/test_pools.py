@@ -274,6 +274,10 @@ def test_what_pools_leave_without_effect_is_refused(tmp_path):
     pairs = ("--pool", "prefill:1", "--pool", "decode:1")
     ran = workbench("simulate", SAMPLE, "--mixed-chunk", *pairs, "--out", tmp_path / "o")
     assert ran.stderr == "error: mixed_chunk: has no effect here: it needs a pool of role both\n"
+    ran = workbench("simulate", SAMPLE, "--loop", "normal,pipeline", *pairs, "--out", tmp_path / "o")
+    assert ran.stderr.startswith("error: pool decode: loop: pipeline runs stages, and a decode instance has one")
+    ran = workbench("simulate", SAMPLE, "--loop", "examples.loop:loop", *pairs, "--out", tmp_path / "o")
+    assert ran.stderr.startswith("error: pool prefill: loop: 'examples.loop:loop' is no loop of role prefill")
     ran = workbench("simulate", SAMPLE, "--first-token", "prefill", "--pool", "both:2", "--out", tmp_path / "o")
     assert ran.stderr.startswith("error: first_token: has no effect here: it needs pools of role prefill and decode")
     ran = workbench("simulate", SAMPLE, "--router", "least_tokens", "--pool", "both:1", "--out", tmp_path / "o")

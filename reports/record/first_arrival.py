@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from reports.record.run_record import RunRecord
+from reports.record.schema import REQUEST_COLUMNS, Kind
 
-_REQUEST_MOMENTS = ("arrival_s", "queued_s", "scheduled_s", "first_token_s", "finish_s")
+_DURATIONS = ("slo_ttft_s", "slo_tpot_s")
+_REQUEST_MOMENTS = [name for name, kind in REQUEST_COLUMNS.items() if kind is Kind.TIME and name not in _DURATIONS]
 _ITERATION_MOMENTS = ("launch_s", "start_s", "end_s")
 
 

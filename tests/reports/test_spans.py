@@ -17,7 +17,7 @@ from reports.metrics.summary import summarise
 from reports.page.report_page import page_html
 from reports.record.first_arrival import from_first_arrival
 from reports.record.run_record import RunRecord, read_record, write_record
-from reports.record.schema import DECODE, PREFILL
+from reports.record.schema import DECODE, PREFILL, REQUEST_COLUMNS, Kind
 from reports.timeline.packed import MOST, packed, tick_s_of
 from tests.reports.records import iteration_row, record_of, request_row
 
@@ -131,6 +131,10 @@ def test_a_page_counts_from_the_first_arrival_and_says_so():
     shown = from_first_arrival(late)
     assert shown.requests["arrival_s"].tolist() == [0, 1] and shown.iterations["start_s"][0] == 0
     assert from_first_arrival(shown) is shown
+    moments = [name for name, kind in REQUEST_COLUMNS.items() if kind is Kind.TIME and not name.startswith("slo_")]
+    every = from_first_arrival(record_of([request_row(**dict.fromkeys(moments, 7.0), slo_ttft_s=7.0)]))
+    assert {name: every.requests[name][0] for name in moments} == dict.fromkeys(moments, 0.0)
+    assert every.requests["slo_ttft_s"][0] == 7
     text = page_html(make_report({"late": late}), "title")
     assert "clock stood at 140,738.0 s when its first request came: times here count from there." in text
 

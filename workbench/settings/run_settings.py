@@ -349,6 +349,8 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         pp = given.get("pp", self.pp)
         if role == "decode" and pp > 1:
             raise ConfigError(f"pp: {pp} stages; a decode instance has one")
+        if role == "decode" and self.loop is not None and "pipeline" in self.loops:
+            raise ConfigError("loop: pipeline runs stages, and a decode instance has one; normal and overlap run there")
         return {"role": role, **({"loop": None} if pp > 1 else {})}
 
     @property
