@@ -107,6 +107,7 @@ class Variant(NamedTuple):
             "cp.async": "cp.async" in ptx,
             "tcgen05": "tcgen05" in ptx,
             "mma": "mma.sync" in ptx,
+            "converts_through_shared": "st.shared" in ptx,
             "wide_loads": len(re.findall(r"ld\.global\S*\.v4", ptx)),
         }
 
@@ -249,6 +250,7 @@ def eight_bits(arch: int, dtype: str = "bf16") -> Iterator[Variant]:
             constants = {
                 "SCALE_COLUMNS": shared,
                 "EVEN": True,
+                "SWAP": c.swap,
                 "GROUP": 8,
                 "BLOCK_M": c.block_m,
                 "BLOCK_N": c.block_n,

@@ -85,6 +85,10 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
     tall = {80: "mma", 90: "wgmma", 100: "tcgen05"}[arch]
     tiles = [n for n in kernels if n.endswith(("rows8192", "rows64", "mean100", "mean1000", "uneven"))]
     assert [n for n in tiles if not kernels[n][tall]] == []
+    # Converted weights go to it straight from registers.
+    if arch != 80:
+        eight_bits = [n for n in tiles if n.startswith("fp8_linear")]
+        assert eight_bits and [n for n in eight_bits if kernels[n]["converts_through_shared"]] == []
     short = [n for n in kernels if n.startswith("decode") or n.endswith(("rows16", "mean1"))]
     assert [n for n in short if not kernels[n]["mma"]] == []
     assert tiles and short

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from backends.torch import fp8
+from backends.torch.kernels import fp8_linear
 from backends.torch.ops import reference
 from backends.torch.ops import triton as ops
 
@@ -38,6 +39,16 @@ def test_a_product_with_an_fp8_weight_agrees(rows, columns, depth, block, dtype,
     x = randn((rows, depth), dtype, device, seed=1)
     weight = held(columns, depth, block, device)
     close(ops.fp8_linear(x, *weight), reference.fp8_linear(x, *weight))
+
+
+@pytest.mark.parametrize(
+    "rows, columns, depth, block", [(5, 40, 64, None), (17, 33, 72, (16, 16)), (40, 70, 96, (32, 32))]
+)
+def test_a_product_agrees_with_the_weight_on_either_side(rows, columns, depth, block, dtype, device):
+    x = randn((rows, depth), dtype, device, seed=1)
+    weight = held(columns, depth, block, device)
+    config = fp8_linear.Fp8Config(16, 32, 16, 4, 1, swap=True)
+    close(fp8_linear.fp8_linear(x, *weight, config=config), reference.fp8_linear(x, *weight))
 
 
 def test_every_number_of_e4m3_is_read_exactly(device):

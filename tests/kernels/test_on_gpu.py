@@ -12,6 +12,7 @@ from backends.torch.ops import triton as ops
 from .conftest import INTERPRETED
 from .tensors import close, randn
 from .test_attention import paged
+from .test_fp8_linear import held
 from .test_moe import layer
 from .test_sampling import batch
 
@@ -92,6 +93,14 @@ def test_experts_agree_at_real_sizes(tokens, dtype, device):
     arguments = layer(tokens, 32, 1024, 768, dtype, device)
     options = {"top_k": 4, "renormalize": True}
     close(ops.moe(*arguments, **options), reference.moe(*arguments, **options))
+
+
+@pytest.mark.parametrize("block", [None, (128, 128)])
+@pytest.mark.parametrize("tokens", [1, 48, 100, 1000])
+def test_products_with_fp8_weights_agree_at_real_sizes(tokens, block, dtype, device):
+    weight = held(1000, 2048, block, device)
+    x = randn((tokens, 2048), dtype, device, 7)
+    close(ops.fp8_linear(x, *weight), reference.fp8_linear(x, *weight))
 
 
 def test_log_probabilities_agree_at_real_sizes(device):
