@@ -267,6 +267,7 @@ ALWAYS: dict[str, set[str]] = {
         "request_timeout",
     },
     "which requests come, and when": {"requests", "rate", "speedup", "concurrency"},
+    "which instances are there, and when": {"fail", "autoscale"},
     "what is counted": {"slo_ttft", "slo_tpot"},
     "how a simulation goes": {"exact"},
 }

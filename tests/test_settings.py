@@ -130,14 +130,14 @@ def page_of(command: str) -> dict[str, str]:
         (
             "replay",
             {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_skew", "exact"}
-            | {"front_end"}
+            | {"front_end", "fail", "autoscale"}
             | set(FACTS)
             | {"machine", "nodes", "expert_exchange"},
         ),
         (
             "serve",
             {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
-            | {"front_end"},
+            | {"front_end", "fail", "autoscale"},
         ),
     ],
 )
@@ -209,6 +209,8 @@ OTHER: dict[str, Any] = {
     "node_link": "400Gbit/s",
     "node_link_latency": "1.5ms",
     "pool": ("both:2",),
+    "fail": ("both.0:at=3s",),
+    "autoscale": ("both:max=3",),
     "kv_link": "16GB/s",
     "kv_link_latency": "5us",
 }

@@ -158,6 +158,11 @@ class SimulatedInbox:
             self._waiting.succeed()
             self._waiting = None
 
+    @property
+    def waiting(self) -> int:
+        """How many messages nobody has taken yet."""
+        return len(self._messages)
+
     def drain(self) -> list[object]:
         messages = self._messages
         if messages:

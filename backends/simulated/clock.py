@@ -30,6 +30,11 @@ class Clock(simpy.Environment):
         """Seconds since the simulation began."""
         return self._now
 
+    @property
+    def events(self) -> int:
+        """How many events have not happened yet."""
+        return len(self._queue)
+
     def at(self, moment_s: float) -> simpy.Event:
         """An event at an absolute time (a SimPy timeout adds a delay to now, and rounds)."""
         event = simpy.Event(self)

@@ -69,6 +69,17 @@ class Totals(_Part):
     late_max_s: float | None = None
 
 
+@dataclass(frozen=True)
+class FleetSpan(_Part):
+    """What an instance was from one moment of the run to another."""
+
+    instance: int
+    state: str
+    """``starting``, ``up``, ``draining`` (it takes nothing new) or ``down`` (lost)."""
+    begin_s: float
+    end_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolMeta(_Part):
     """Instances of one kind. What is the same in all pools of a run, ``RunMeta`` says."""
@@ -122,6 +133,8 @@ class RunMeta(_Part):
     parity: str | None = None
     """How far the scheduler was seen to decide as the engine of its preset does."""
     pools: Sequence[PoolMeta] | None = None
+    fleet: Sequence[FleetSpan] | None = None
+    """Of a run whose instances come and go: what is not in it was not there."""
     latency_from: str | None = None
     recorded_at: str | None = None
     observed: bool | None = field(default=None, init=False)

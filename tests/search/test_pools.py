@@ -9,8 +9,8 @@ import pytest
 
 from tests.search.run import SAMPLE, line, sweep, workbench
 from workbench.search.both_in_one import Offer, Span, cheaper_spans
-from workbench.search.pool_space import pools_at
 from workbench.search.results import read_results
+from workbench.settings.pool_keys import pools_at
 
 PAIR = ("--pool", "prefill:1", "--pool", "decode:1")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from workbench.backend import Wait
@@ -26,18 +26,40 @@ class Mailbox(Protocol):
 class Cluster:
     """Instances by number, through their ``inboxes``, and a note of where each request went."""
 
-    def __init__(self, router: Routes, recorder: Recorder, inboxes: Sequence[Mailbox]) -> None:
+    def __init__(
+        self,
+        router: Routes,
+        recorder: Recorder,
+        inboxes: Sequence[Mailbox],
+        on_end: Callable[[ClientRequest], None] = lambda request: None,
+    ) -> None:
+        """``on_end`` is told of requests that end here: no instance would say so."""
         self._router = router
+        self._on_end = on_end
+        self._open: dict[str, ClientRequest] = {}
+        """Requests that have not ended."""
+        self._shut: set[int] = set()
+        """Numbers of instances that take nothing new."""
         self._told = told_of_answers(router)
         self._recorder = recorder
         self._inboxes = inboxes
 
     def send(self, request: ClientRequest) -> None:
         """A request has come, in the words of its message."""
+        self._recorder.arrived(request)
+        self._open[request.trace.request_id] = request
+        if len(self._shut) < len(self._inboxes):
+            self._deliver(request)
+        else:
+            self._end(request, "aborted:no_instance", 0)
+
+    def _deliver(self, request: ClientRequest) -> None:
         message = request.message
         assert message is not None
         request.instance = self._router.choose(message.prompt, message.namespace)
-        self._recorder.arrived(request)
+        request.attempts += 1
+        request.answered = False
+        self._recorder.by_id[request.trace.request_id].instance = request.instance
         self._inboxes[request.instance].put(message)
 
     @property
@@ -54,6 +76,47 @@ class Cluster:
 
     def ended(self, request: ClientRequest) -> None:
         """A request has ended where it was sent."""
+        del self._open[request.trace.request_id]
+        self._leave(request)
+
+    def _leave(self, request: ClientRequest) -> None:
         assert request.message is not None
         self.answered(request)
         self._router.ended(request.instance, len(request.message.prompt))
+
+    # -- instances that come and go --------------------------------------------------------------------------------------
+
+    def shut(self, number: int) -> None:
+        """Send nothing new to an instance."""
+        self._shut.add(number)
+        self._router.closed = set(self._shut)
+
+    def back(self, number: int) -> None:
+        """Send requests to an instance again."""
+        self._shut.discard(number)
+        self._router.closed = set(self._shut)
+
+    def gone(self, number: int, written: Callable[[str], int]) -> None:
+        """An instance is gone, with all it held. A request is sent once more, to another one, if none of its output had been
+        sent; others end. ``written`` says how much an open request had written there."""
+        self.shut(number)
+        by_id = self._recorder.by_id
+        for request in [request for request in self._open.values() if request.instance == number]:
+            row = by_id.get(request.trace.request_id)
+            if row is None:
+                continue  # its end is on its way to the client
+            self._leave(request)
+            nothing_sent = row.first_token_s != row.first_token_s
+            if nothing_sent and request.attempts < 2 and len(self._shut) < len(self._inboxes):
+                self._deliver(request)
+            else:
+                self._end(request, "aborted:instance_gone", written(request.trace.request_id))
+
+    def load(self, number: int) -> int:
+        """Count the requests that an instance is not done with."""
+        return sum(request.instance == number for request in self._open.values())
+
+    def _end(self, request: ClientRequest, status: str, output_tokens: int) -> None:
+        del self._open[request.trace.request_id]
+        self._recorder.lost(request, status, output_tokens)
+        self._on_end(request)

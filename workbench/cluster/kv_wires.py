@@ -64,6 +64,10 @@ class SimulatedWires:
             if other != instance:
                 self.clock.after(self.network.latency_s(instance), partial(self.deliver, other, PeerGone(instance)))
 
+    def mend(self, instance: int) -> None:
+        """An instance is there again, and knows nothing of what was."""
+        self.gone.discard(instance)
+
     def deliver(self, to: int, message: object) -> None:
         """Put a message into an inbox now."""
         if to not in self.gone:

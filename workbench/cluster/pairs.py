@@ -51,6 +51,8 @@ class Pairs:
     """Prefill and decode instances by number, through the ``inboxes`` of all."""
 
     wants_answers = True
+    comes_back = False
+    """Whether a request that loses its KV where it is decoded goes through its prefill instance again."""
 
     def __init__(
         self,
@@ -147,9 +149,7 @@ class Pairs:
 
         Those that it prefilled are found lost by their decode instances, which get word of it (``PeerGone``).
         """
-        for side in (self.prefill, self.decode):
-            if number in side.numbers:
-                side.gone.add(number)
+        self.shut(number)
         for handover in [handover for handover, (prefill, _) in self._prefilling.items() if prefill == number]:
             self._left_prefill(handover)
         for request in [request for request in self._open.values() if request.instance == number]:
@@ -158,6 +158,24 @@ class Pairs:
             if not self.retries(request, finish, row.first_token_s == row.first_token_s):
                 self._leave(request)
                 self._end(request, finish.status, written(request.trace.request_id))
+
+    def shut(self, number: int) -> None:
+        """Send nothing new to an instance."""
+        for side in (self.prefill, self.decode):
+            if number in side.numbers:
+                side.gone.add(number)
+
+    def load(self, number: int) -> int:
+        """Count the requests that an instance is not done with: of one that prefills also those that may have to come
+        back."""
+        if number in self.decode.numbers:
+            return sum(request.instance == number for request in self._open.values())
+        if self.comes_back:
+            rows = (self._recorder.by_id.get(rid) for rid in self._open)
+            return sum(
+                row is not None and row.handover is not None and row.handover.prefill_instance == number for row in rows
+            )
+        return sum(prefill == number for prefill, _ in self._prefilling.values())
 
     def back(self, number: int) -> None:
         """An instance takes requests again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
@@ -11,6 +11,7 @@ from backends.simulated.links import LINKS
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.scheduler.config import ConfigError
+from workbench.settings.fleet_spec import Scaling
 from workbench.settings.run_settings import RunSettings
 
 
@@ -25,6 +26,14 @@ class SimulatedPool:
     """Number of its first instance in the cluster."""
     given: dict[str, Any] = field(default_factory=dict)
     """Settings that are its own."""
+    begins: int = 0
+    """How many there are at the beginning, if not all of them."""
+    scaling: Scaling | None = None
+
+    @property
+    def numbers(self) -> range:
+        """Of its instances."""
+        return range(self.first, self.first + self.count)
 
     @property
     def gpus(self) -> int:
@@ -54,8 +63,10 @@ def renamed_in_gpus(gpus: Iterable[str]) -> list[str]:
 def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
     """Resolve the pools of a run's cluster. Raises what :func:`~workbench.cluster.resolve.resolve` raises; for one of
     several pools a ConfigError that names it."""
+    scalings = settings.scalings
     if not settings.pool:
-        return [SimulatedPool("both", settings.dp, resolve(settings, loop))]
+        recipe = resolve(settings, loop)
+        return [_scaled(SimulatedPool("both", settings.dp, recipe), scalings.get("both"), settings)]
     pools: list[SimulatedPool] = []
     first = 0
     for pool in settings.pools(loop):
@@ -63,10 +74,23 @@ def resolve_pools(settings: RunSettings, loop: str) -> list[SimulatedPool]:
             recipe = resolve(pool.settings, pool.loop)
         except ValueError as error:  # every error of bad input is one
             raise ConfigError(f"pool {pool.name}: {error}") from error
-        pools.append(SimulatedPool(pool.name, pool.count, recipe, first, dict(pool.given)))
-        first += pool.count
+        found = SimulatedPool(pool.name, pool.count, recipe, first, dict(pool.given))
+        pools.append(_scaled(found, scalings.get(pool.name), settings))
+        first += pools[-1].count
     _check_kv(pools)
     return pools
+
+
+def _scaled(pool: SimulatedPool, scaling: Scaling | None, settings: RunSettings) -> SimulatedPool:
+    """The pool with as many instances as it may ever have. Raises ConfigError for one whose instances step together and come
+    and go."""
+    losing = any(failure.pool == pool.name for failure in settings.failures)
+    if pool.recipe.lock_step and (scaling is not None or losing):
+        name = "fail" if losing else "autoscale"
+        raise ConfigError(f"{name}: {pool.name}: its instances share experts (ep) and step together: none can go alone")
+    if scaling is None:
+        return pool
+    return replace(pool, count=scaling.most, begins=pool.count, scaling=scaling)
 
 
 def _check_kv(pools: Sequence[SimulatedPool]) -> None:

@@ -44,11 +44,15 @@ def simulate_loop(
     if finished and recorder.by_id:
         raise AssertionError(f"{len(recorder.by_id)} requests never ended: {list(recorder.by_id)[:3]}")
     of_all, of_each = modelled(pools)
+    notes, fleet, over_s = trace_notes(settings, recorder.rows), None, world.env.now
+    if world.fleet is not None:
+        over_s = recorder.over_s if finished else over_s
+        notes, fleet = [*notes, *world.fleet.notes], world.fleet.spans(over_s)
     meta = RunMeta(
         kind="simulated",
         name=loop,
         command=command,
-        trace=trace_meta(trace, trace_sha256, trace_notes(settings, recorder.rows)),
+        trace=trace_meta(trace, trace_sha256, notes),
         model=pools[0].recipe.model.name,
         hardware=HardwareMeta(gpus_in_words(gpus_of(pools)), sum(pool.gpus for pool in pools), simulated=True),
         settings=settings_used(settings, **settings_found(pools)),
@@ -59,8 +63,9 @@ def simulate_loop(
             ended=recorder.done,
             iterations=len(recorder.iterations),
             cut=counted(recorder.cuts),
-            simulated_s=round(world.env.now, 9),
+            simulated_s=round(over_s, 9),
         ),
+        fleet=fleet,
         pools=[pool.described(more) for pool, more in zip(pools, of_each, strict=True)],
         **of_all,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO, Protocol
 
@@ -22,6 +22,7 @@ from workbench.clients.messages import ClientRequest, Wording
 from workbench.clients.sessions import Clients
 from workbench.cluster.behind_front_end import FrontEndInbox, FrontEndOutbox
 from workbench.cluster.cluster import Cluster, Mailbox
+from workbench.cluster.fleet import Fleet, FleetPool
 from workbench.cluster.interrupts import Interrupt, noted_interrupts
 from workbench.cluster.kv_wires import SimulatedWires
 from workbench.cluster.pairs import Pairs, Side
@@ -30,7 +31,7 @@ from workbench.cluster.progress import PROGRESS_EVERY_S, Progress
 from workbench.cluster.resolve import SimulatedRecipe
 from workbench.cluster.router import make_router
 from workbench.cluster.skip_ahead import SkipAhead, can_skip
-from workbench.instance import start
+from workbench.instance import Instance, start
 from workbench.recording.halves import DecodeOutbox, HalfNotes, PrefillOutbox
 from workbench.recording.recorder import Recorder, RecordingOutbox, RequestRow
 from workbench.scheduler.config import Role
@@ -73,9 +74,13 @@ class SimulatedWorld:
         if settings.disaggregated:
             self._pairs = self._make_pairs(settings)
         router = make_router(settings.router, len(self._pool_of), self.env.now_s)
-        self._cluster = self._pairs or Cluster(router, self.recorder, self._doors)
+        self._cluster = self._pairs or Cluster(router, self.recorder, self._doors, self._lost)
+        self._instances: dict[int, Instance] = {}
         for pool in pools:
             self._start_pool(pool)
+        self.fleet: Fleet | None = None
+        if settings.fail or settings.autoscale:
+            self.fleet = self._make_fleet(settings, pools)
         self._clients = Clients(self.env, self._wording.read(trace), self._deliver, settings.concurrency)
 
     def run(self, progress: Progress | None = None, watch: Watch | None = None) -> bool:
@@ -120,24 +125,78 @@ class SimulatedWorld:
             Side(decode, make_router(of_decode, len(decode), self.env.now_s)),
             self.recorder,
             self._doors,
-            lambda request: self._clients.ended(request),
+            self._lost,
         )
+
+    def _make_fleet(self, settings: RunSettings, pools: Sequence[SimulatedPool]) -> Fleet:
+        members = [
+            FleetPool(
+                pool.name,
+                pool.recipe.role,
+                pool.numbers,
+                pool.begins or pool.count,
+                settings.slo_tpot if pool.recipe.role == "decode" else settings.slo_ttft,
+                pool.scaling,
+            )
+            for pool in pools
+        ]
+        if self._pairs is not None:
+            self._pairs.comes_back = any(pool.recipe.scheduler.decode_retraction == "prefill" for pool in pools)
+        return Fleet(self.env, members, settings.failures, self._cluster, self, self.recorder)
+
+    # -- instances that come and go (Machines) -----------------------------------------------------------------------------
+
+    def begin(self, number: int) -> None:
+        """Start an instance that was ended, with nothing in its memory."""
+        self._wires.mend(number)
+        pool = self._pool_of[number]
+        inbox, front_end = self._mailboxes(pool)
+        self._inboxes[number] = inbox
+        self._doors[number] = inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox)
+        step = self._instances[number].scheduler.assembly.step
+        self._start_instance(pool, number, inbox, None, front_end)
+        self._instances[number].scheduler.assembly.step = step  # forward passes of an instance are counted on
+
+    def end(self, number: int) -> Callable[[str], int]:
+        """End an instance, whatever it is at; returns what says how much an open request had written there."""
+        instance = self._instances[number]
+        instance.loop.close()
+        if instance.recipe.role != "both":
+            self._wires.cut(number)
+        return instance.scheduler.lifecycle.written
+
+    def waiting(self, number: int) -> int:
+        """Count the requests that wait on an instance, in its inbox or its queues."""
+        queue = self._instances[number].scheduler.queue
+        return len(queue) + queue.elsewhere + self._inboxes[number].waiting
+
+    def kv_share(self, number: int) -> float:
+        """The share of its KV that requests hold."""
+        scheduler = self._instances[number].scheduler
+        return scheduler.kv.used_tokens / max(scheduler.capacity.kv_tokens, 1)
 
     def _start_pool(self, pool: SimulatedPool) -> None:
         """Start the instances of a pool."""
         recipe = pool.recipe
-        queued = {"both": self.recorder.queued, "prefill": self._notes.prefill_drained, "decode": None}[recipe.role]
         group = None
         if recipe.lock_step:
             group = LockStepGroup(self.env, recipe.cost, pool.count)  # type: ignore[arg-type]
         for rank in range(pool.count):
-            inbox = SimulatedInbox(self.env, queued)
+            inbox, front_end = self._mailboxes(pool)
             if group is not None:
-                inbox = LockStepInbox(self.env, group, rank, queued)
+                inbox = LockStepInbox(self.env, group, rank, self._on_drain(recipe))
             self._inboxes.append(inbox)
-            front_end = FrontEnd(recipe.front_end.model) if recipe.front_end is not None else None
             self._doors.append(inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox))
             self._start_instance(pool, pool.first + rank, inbox, group, front_end)
+
+    def _mailboxes(self, pool: SimulatedPool) -> tuple[SimulatedInbox, FrontEnd | None]:
+        """An inbox for an instance of a pool, and what stands before it."""
+        front_end = pool.recipe.front_end
+        inbox = SimulatedInbox(self.env, self._on_drain(pool.recipe))
+        return inbox, FrontEnd(front_end.model) if front_end is not None else None
+
+    def _on_drain(self, recipe: SimulatedRecipe) -> Callable[[list[object]], None] | None:
+        return {"both": self.recorder.queued, "prefill": self._notes.prefill_drained, "decode": None}[recipe.role]
 
     def _start_instance(
         self,
@@ -165,6 +224,7 @@ class SimulatedWorld:
             page = recipe.scheduler.page_size
             wire = self._wires.wire(number, recipe.port, page, partial(self._kv_between, number), backend.now_s)
         instance = start(recipe, backend, lambda scheduler: (inbox, outbox), backend.now_s, wire)
+        self._instances[number] = instance
         skip = None
         if can_skip(recipe, backend) and not self._exact:
             assert isinstance(outbox, RecordingOutbox)
@@ -212,4 +272,10 @@ class SimulatedWorld:
 
     def _ended(self, request: ClientRequest) -> None:
         self._cluster.ended(request)
+        self._lost(request)
+
+    def _lost(self, request: ClientRequest) -> None:
+        """A request has ended, and no instance has it any more."""
+        if self.fleet is not None:
+            self.fleet.ended()
         self._clients.ended(request)

@@ -126,6 +126,11 @@ class Recorder:
         row.finish_s, row.status, row.output_tokens, row.request = self.now_s(), status, output_tokens, None
         self.done += 1
 
+    @property
+    def over_s(self) -> float:
+        """When the last request ended."""
+        return max((row.finish_s for row in self.rows if row.finish_s == row.finish_s), default=0.0)
+
     def output_length(self, request_id: str) -> int:
         """Return what the trace says that an open request writes."""
         request = self.by_id[request_id].request

@@ -144,6 +144,18 @@ class Lifecycle:
             self.end(req, finish, valid, req.kv_len + req.spare_tokens)
         self.ended.append(req)
 
+    def written(self, rid: str) -> int:
+        """Count the output tokens that a request has been given, 0 for one that is not known."""
+        req = self.by_id.get(rid)
+        if req is None:
+            return 0
+        for slot in self._slots:
+            index = place_of(req, slot.running.reqs)
+            if index is not None:
+                kv_len = int(slot.running.lens[index])
+                return max(req.output_at(kv_len) - self._flights.coming(req), 0)
+        return req.output_len
+
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def take_ended(self) -> list[Req]:

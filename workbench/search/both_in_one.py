@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from math import inf
 
 from workbench.cluster.pools import resolve_pools
-from workbench.scheduler.handover_settings import DECODE_POOL, PAIRS
 from workbench.search.point import Shared
-from workbench.search.pool_space import split_name
 from workbench.search.space import Point
-from workbench.settings.loading import SETTINGS
+from workbench.settings.pool_keys import is_of_pairs, split_name
 from workbench.settings.pool_spec import PoolSpec, parse_pools
 from workbench.settings.run_settings import RunSettings, pool_value
 
@@ -51,11 +49,10 @@ def layout(shared: Shared, point: Point) -> tuple[str, ...]:
 
 def _kind(pool: PoolSpec, of_run: RunSettings) -> tuple[tuple[str, str], ...]:
     """Settings of a pool that an instance for whole requests may have, and that the run does not say as well."""
-    of_pairs = {PAIRS, DECODE_POOL}
     return tuple(
         (name, value)
         for name, value in pool.given
-        if SETTINGS[name].needs not in of_pairs and pool_value(name, value) != getattr(of_run, name)
+        if not is_of_pairs(name) and pool_value(name, value) != getattr(of_run, name)
     )
 
 

@@ -21,10 +21,10 @@ from workbench.cluster.pools import assumed_links, gpus_in_words, gpus_of, resol
 from workbench.search.both_in_one import Offer, Span, cheaper_spans, layout
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
-from workbench.search.pool_space import split_name
 from workbench.search.rate import HighestRate, highest_rate, simulator
 from workbench.search.slo import Limit
 from workbench.search.space import Point, SpaceError
+from workbench.settings.pool_keys import split_name
 from workbench.settings.run_settings import RunSettings
 
 TICK_S = 0.25

@@ -18,11 +18,11 @@ from traces import Trace
 from workbench.clients.trace_input import reshaped
 from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
 from workbench.cluster.simulate import simulate_loop
-from workbench.search.pool_space import check_names, pools_at, split_name
 from workbench.search.prices import Prices
 from workbench.search.space import Dimension, Point, SpaceError, renamed_in_vary
 from workbench.settings.idle import acts
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in, settings_from
+from workbench.settings.pool_keys import check_names, pools_at, split_name
 from workbench.settings.pool_spec import parse_pools
 from workbench.settings.run_settings import RunSettings, check_loop_name
 

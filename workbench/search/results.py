@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
-import json
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_origin
 
 from ground.errors import InputError
 from ground.json_file import as_read_back, json_phrase, json_text, read_json
@@ -24,15 +23,17 @@ from ground.whole_file import PARTIAL, write_whole
 from reports.metrics.sweep_metrics import SWEEP_METRICS
 from reports.record.out_folder import PAGE_MARK
 from workbench.search.point import STATUSES, Outcome
-from workbench.search.pool_space import declared, split_name
 from workbench.search.space import Point
 from workbench.settings.loading import SETTINGS
+from workbench.settings.pool_keys import declared, split_name
 
 FORMAT, FORMAT_VERSION = "workbench sweep", 1
 LOCK_PATIENCE_S = 2.0
 MANIFEST, RESULTS, PAGE, RECORDS = "sweep.json", "results.csv", "sweep.html", "records"
 
 
+_BETWEEN = "; "
+"""Between the values of a setting that is a list of them."""
 _MAY_CHANGE = frozenset({"trace.path", "trace.name", "command"})
 """Parts of a manifest that say where things are, not what."""
 
@@ -230,8 +231,8 @@ def _value(name: str, text: str) -> Any:
         return text
     if not text:
         return None
-    if name in SETTINGS and text.startswith("["):
-        return SETTINGS[name].meant(json.loads(text))
+    if name in SETTINGS and get_origin(SETTINGS[name].kind) is tuple:
+        return SETTINGS[name].meant(text.split(_BETWEEN))
     if name in SETTINGS or split_name(name):
         return declared(name).parse(text)
     number = float(text)
@@ -244,7 +245,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return json_phrase(list(value))
+        return _BETWEEN.join(map(str, value))
     return repr(value) if isinstance(value, float) else " ".join(str(value).split("\n"))
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ground.errors import InputError
-from workbench.search.pool_space import declared, split_name
 from workbench.settings.loading import FORMER, SETTINGS, renamed
+from workbench.settings.pool_keys import declared, split_name
 
 Point = dict[str, Any]
 """One value for every varied setting."""
@@ -23,6 +23,8 @@ Point = dict[str, Any]
 _RANGE = re.compile(r"(?P<low>[^,:/]+?)\.\.(?P<high>[^,:/]+)(/(?P<count>\d+))?(?P<log>:log)?")
 NOT_VARIED = {
     "pool": "vary the settings of one, as in NAME.gpu=h100,h200 or NAME.instances=1..4",
+    "fail": "commas join what it says of an instance",
+    "autoscale": "commas join what it says of a pool",
     "slo_ttft": "it changes how runs are judged, not the runs",
     "slo_tpot": "it changes how runs are judged, not the runs",
 }

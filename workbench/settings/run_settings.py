@@ -22,9 +22,11 @@ from workbench.scheduler.settings import (
 )
 from workbench.settings.cost_spec import split
 from workbench.settings.engines import exact_name
+from workbench.settings.fleet_settings import FleetSettings
+from workbench.settings.fleet_spec import check_fleet
 from workbench.settings.kv_links import KvLinkSettings
 from workbench.settings.machine import MachineSettings
-from workbench.settings.pool_spec import parse_pools, read_pools
+from workbench.settings.pool_spec import PoolSpec, parse_pools, read_pools
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
 MOST_INSTANCES = 10_000
@@ -96,7 +98,7 @@ class RunnerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettings):
+class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettings, FleetSettings):
     """Every setting of a run, under the names of the flags: the scheduler's, and those of what it schedules for. None means:
     found from the others.
 
@@ -279,6 +281,8 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
     def __post_init__(self) -> None:
         super().__post_init__()
         split(self.cost)
+        if self.fail or self.autoscale:
+            self._check_fleet()
         if self.pool:
             self._check_pools()
             return
@@ -304,6 +308,13 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
                     "(max_running)"
                 )
 
+    def _check_fleet(self) -> None:
+        specs = parse_pools(self.pool) if self.pool else [PoolSpec("both", "both", self.dp)]
+        slo = {spec.name: self.slo_tpot if spec.role == "decode" else self.slo_ttft for spec in specs}
+        counts = {spec.name: spec.count for spec in specs}
+        scalings = list(self.scalings.values())
+        check_fleet(self.failures, scalings, counts, {name: limit is not None for name, limit in slo.items()})
+
     def _check_pools(self) -> None:
         if self.dp > 1:
             raise ConfigError("dp: is short for --pool both:N, so beside pools there is none; give the pool its number")
@@ -322,8 +333,10 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
 
     @property
     def instances(self) -> int:
-        """How many instances there are, of all kinds."""
-        return sum(pool.count for pool in parse_pools(self.pool)) if self.pool else self.dp
+        """How many instances there are at most, of all kinds."""
+        counts = {pool.name: pool.count for pool in parse_pools(self.pool)} if self.pool else {"both": self.dp}
+        scalings = self.scalings if self.autoscale else {}
+        return sum(scalings[name].most if name in scalings else count for name, count in counts.items())
 
     def pools(self, loop: str) -> list[PoolSettings]:
         """The pools of the cluster, each with its settings, when ``loop`` is run. All have the loop that is named; where
@@ -334,7 +347,9 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         for spec in parse_pools(self.pool):
             try:
                 given = {name: pool_value(name, text) for name, text in spec.given}
-                own = replace(self, **{**given, "pool": None, "dp": spec.count, **self._of_role(spec.role, given)})
+                own = replace(
+                    self, **{**given, **_OF_FLEET, "pool": None, "dp": spec.count, **self._of_role(spec.role, given)}
+                )
             except ConfigError as error:
                 raise ConfigError(f"pool {spec.name}: {error}") from None
             runs = loop if own.loop is not None else own.loops[0]
@@ -411,9 +426,11 @@ def check_pairs(pools: Sequence[PoolSettings]) -> None:
             )
 
 
+_OF_FLEET = {"fail": None, "autoscale": None}
 RUN_WIDE = frozenset(
     {
         *settings_of(LoadSettings),
+        *settings_of(FleetSettings),
         *(
             "model",
             "loop",

@@ -270,8 +270,11 @@ class DecodeScheduler(Scheduler):
     def _ask_again(self) -> None:
         """Have requests prefilled again that were retracted, once their last token is known."""
         for req in [req for req in self._again if not req.pending_token]:
-            self._again.remove(req)
             assert req.pair is not None
+            if req.pair.peer not in self._shaken:  # gone since, with nobody to prefill it
+                self._cut(req, Finish("aborted", "prefill_gone"))
+                continue
+            self._again.remove(req)
             room = (req.pair.room[0], req.pair.room[1] + 1)
             _, peer, here = req.pair
             req.pair, other = Pair(room, peer, here), Pair(room, here, peer)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.scheduler.config import ConfigError
-from workbench.scheduler.settings import Setting
+from workbench.scheduler.handover_settings import DECODE_POOL, PAIRS
+from workbench.scheduler.settings import ConfigError, Setting
 from workbench.settings.loading import SETTINGS
 from workbench.settings.pool_spec import PoolSpec, parse_pools
 from workbench.settings.run_settings import check_of_pool
@@ -33,6 +33,11 @@ def declared(name: str) -> Setting:
         return _COUNT
     check_of_pool(key)
     return SETTINGS[key]
+
+
+def is_of_pairs(name: str) -> bool:
+    """Tell whether a setting is for pools that prefill or decode alone."""
+    return SETTINGS[name].needs in (PAIRS, DECODE_POOL)
 
 
 def check_names(names: Sequence[str], pools: Sequence[str]) -> None:
