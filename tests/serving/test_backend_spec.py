@@ -68,3 +68,14 @@ def test_a_gpu_file_that_says_a_former_key_is_noted_by_a_modelled_server(tmp_pat
     spec = backend_spec("simulated")
     assert spec.check_flags({"gpu": str(mine)}, None) == spec.check_flags({}, config) == [note]
     assert spec.check_flags({"gpu": "h100"}, config) == []
+
+
+def test_a_modelled_server_says_what_it_assumes_of_links():
+    spec = backend_spec("simulated")
+    (said,) = spec.check(RunSettings(gpu="l40s", tp=2), "overlap")
+    assert said.startswith(
+        "links: l40s GPUs are taken to reach each other over PCIe, without NVLink, at 27.2GB/s and 15us"
+    )
+    assert spec.check(RunSettings(gpu="l40s", tp=2, link="16GB/s", link_latency="20us"), "overlap") == []
+    with pytest.raises(ConfigError, match="tp: 3 does not divide"):
+        spec.check(RunSettings(tp=3), "overlap")

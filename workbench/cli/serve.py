@@ -63,5 +63,5 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     run = settings_from(config, flags, defaults=backend.defaults())
     say(check_effects(run, flags, config))
     settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
-    backend.check(settings.run, settings.loop)  # before anything is loaded
+    say(backend.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)

@@ -96,8 +96,9 @@ class BackendSpec(Protocol):
         otherwise now. Raises ConfigError for a flag that does nothing."""
         ...
 
-    def check(self, run: RunSettings, loop: str) -> None:
-        """Raise ConfigError for settings that it cannot run with, before anything is loaded."""
+    def check(self, run: RunSettings, loop: str) -> list[str]:
+        """Return notes on what it assumes of settings, before anything is loaded. Raises ValueError, in one line, for those
+        that it cannot run with."""
         ...
 
     def tokenizer(self, model: str) -> str | None:

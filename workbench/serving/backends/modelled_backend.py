@@ -48,8 +48,11 @@ class ModelledBackendSpec:
 
         return renamed_in_gpu(settings_from(config, flags).gpu)
 
-    def check(self, run: RunSettings, loop: str) -> None:
-        """Raise nothing: what does not go together is found when it is built, which takes no time."""
+    def check(self, run: RunSettings, loop: str) -> list[str]:
+        """Return notes on links that are assumed. Raises ValueError, in one line, for settings that do not go together."""
+        from workbench.cluster.pools import assumed_links, resolve_pools
+
+        return [*assumed_links(resolve_pools(run, loop))]
 
     def tokenizer(self, model: str) -> str | None:
         """Return the model's own, if it has one."""

@@ -40,9 +40,10 @@ class RealBackendSpec:
         """Return notes on settings of the file ``config`` that do nothing here. Raises ConfigError for such a flag."""
         return check_device_effects(flags, config, self.name)
 
-    def check(self, run: RunSettings, loop: str) -> None:
-        """Raise ConfigError for what the runner does not do, before anything is loaded."""
+    def check(self, run: RunSettings, loop: str) -> list[str]:
+        """Raise ConfigError for what the runner does not do, before anything is loaded. It assumes nothing."""
         runner_options(run, loop, self.name, self.load_format)
+        return []
 
     def tokenizer(self, model: str) -> str | None:
         """Return the model's: only one without weights need not have one."""
