@@ -59,9 +59,9 @@ def link_notes(gpu: GPU, layout: str, together: int, said: Mapping[str, str | No
     nodes = -(-together // gpu.gpus_per_node)
     if gpu.pcie_link and gpu.gpus_per_node > 1 and (assumed := _assumed(gpu.link, "link", said)):
         notes.append(
-            f"{LINKS}{gpu.name} GPUs are taken to reach each other over PCIe, without NVLink, at {assumed}, which every step "
-            f"of {layout} waits for; machines with the same card differ by three times: --link and --link-latency say yours, "
-            "calibrate --links measures it"
+            f"{LINKS}{gpu.name} GPUs are taken to reach each other over PCIe, without NVLink, at {assumed}, which every "
+            f"step of {layout} waits for; machines with the same card differ by three times: --link and --link-latency say "
+            "yours, calibrate --links measures it"
         )
     if nodes > 1 and (assumed := _assumed(gpu.node_link, "node_link", said)):
         notes.append(
