@@ -306,7 +306,14 @@ class PairWorld:
             return
         half.loop.close()
         self.wires.cut(number)
-        self.pairs.gone(number, lambda rid: len(self.outputs.get(rid, ())))
+        self.pairs.gone(number, lambda rid: self._written(half, rid))
+
+    def _written(self, half: Half, rid: str) -> int:
+        """How much a request had written where it was decoded."""
+        assert isinstance(half.scheduler, DecodeScheduler)
+        written = half.scheduler.written(rid)
+        assert self.skip is not None or written == len(self.outputs.get(rid, ()))
+        return written
 
 
 class _Watched:

@@ -13,6 +13,7 @@ from workbench.scheduler.batch import KVCopy, NewRequest
 from workbench.scheduler.disaggregated.deadlines import Deadlines
 from workbench.scheduler.disaggregated.decode_room import DecodeRoom
 from workbench.scheduler.disaggregated.letters import (
+    NOT_SHARED,
     HandoverEnded,
     HandsShaken,
     KVArrived,
@@ -27,6 +28,7 @@ from workbench.scheduler.disaggregated.letters import (
 )
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Finish, Pair, Req
+from workbench.scheduler.running import place_of
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.stops import stop_ids_of
 
@@ -102,6 +104,9 @@ class DecodeScheduler(Scheduler):
 
     def _accept(self, req: Req) -> None:
         assert req.pair is not None, "a decode instance is told where a request is prefilled"
+        if req.grammar is not None or req.session is not None:
+            self._reject(req, NOT_SHARED)
+            return
         self.lifecycle.know(req)
         self.queue.watch(req)
         self.preallocation.append(req)
@@ -370,6 +375,18 @@ class DecodeScheduler(Scheduler):
     def rest(self) -> None:
         if not (self.transfer or self.arrived or self.draining):
             super().rest()
+
+    def written(self, rid: str) -> int:
+        """Count the tokens that an open request has been given."""
+        req = self.lifecycle.by_id.get(rid)
+        if req is None:
+            return 0
+        running = self.slots[req.slot].running
+        index = place_of(req, running.reqs)
+        if index is not None:
+            return req.output_at(int(running.lens[index])) - self.flights.coming(req)
+        ending = self.flights.of(req)  # with its last step, it has left the running set already
+        return req.max_new - len(ending) if ending and req.row >= 0 else req.output_len
 
     def take_orders(self) -> list[Order]:
         """Letters to other instances, since the last call."""

@@ -17,6 +17,10 @@ Room = tuple[int, int]
 """The name of a handover: its number in the cluster, and how often the request went back to a prefill instance since."""
 
 
+NOT_SHARED = "grammar_or_session_of_a_pair"
+"""Why a request is refused whose state instances of a pair do not hand over yet."""
+
+
 # -- messages ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from workbench.scheduler.batch import StepOutput
 from workbench.scheduler.disaggregated.deadlines import Deadlines
 from workbench.scheduler.disaggregated.letters import (
+    NOT_SHARED,
     HandoverEnded,
     KVSent,
     Letter,
@@ -97,6 +98,9 @@ class PrefillScheduler(Scheduler):
 
     def _accept(self, req: Req) -> None:
         assert req.pair is not None, "a prefill instance is told where a request goes on"
+        if req.grammar is not None or req.session is not None:
+            self._reject(req, NOT_SHARED)
+            return
         req.max_new = min(req.max_new, 1)
         req.stop_ids = ()  # what ends it is seen where it is decoded
         self.lifecycle.know(req)
