@@ -29,6 +29,7 @@ def test_http_reaches_the_engine_through_the_service_only():
         f"{SERVING}.{name}" for name in ("service", "requests", "chunks", "refusals", "sampling_params", "open_request")
     }
     own |= {f"{SERVING}.structured.{name}" for name in ("formats", "compiler")}
+    own |= {f"{SERVING}.outputs.{name}" for name in ("parser", "pieces", "tools")}
     own |= {f"{SERVING}.metrics", f"{SERVING}.serve_settings", "workbench.scheduler.config"}
     assert [
         f"{i.importer} -> {i.target}"

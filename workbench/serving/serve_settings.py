@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import RUN, check_settings, setting
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
+from workbench.serving.outputs.reasoning import REASONING
+from workbench.serving.outputs.tool_formats import AUTO, FORMATS, NONE
 from workbench.settings.run_settings import RunnerSettings, RunSettings
 
 if TYPE_CHECKING:
@@ -68,6 +70,19 @@ class ServeSettings(RunnerSettings):
         None,
         group=SERVER,
         help="Folder or id of the tokenizer. Default: the model's; a simulated model without one writes bytes.",
+    )
+    tool_parser: str = setting(
+        AUTO,
+        group=SERVER,
+        choices=(AUTO, NONE, *FORMATS),
+        help="How the model writes calls of tools: {choices}. Default {default}: as its chat template shows.",
+    )
+    reasoning_parser: str = setting(
+        NONE,
+        group=SERVER,
+        choices=(NONE, *REASONING),
+        help="How the model writes what it thinks before it answers, which is then apart from the answer: {choices}. "
+        "Default {default}: it is part of the answer.",
     )
     max_queue: int = setting(
         1000,

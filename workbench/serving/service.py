@@ -12,6 +12,8 @@ from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.open_request import OpenRequest
+from workbench.serving.outputs.tools import ToolUse
+from workbench.serving.outputs.writing import Writing
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.requests import ControlAction, Limits, ServiceRequest, check_session, new_session
 from workbench.serving.serve_settings import ServeSettings
@@ -21,6 +23,8 @@ from workbench.serving.text.chat_templates import Bounds, ChatTemplates
 from workbench.serving.text.prompts import Prompts
 from workbench.serving.text.tokenizer import Tokenizer
 
+PROMPT_END = 100
+"""Characters of a conversation that tell whether its answer goes on with reasoning."""
 MIN_CHAT_CHARACTERS = 1 << 20
 """A chat may become as long a text as a body may be, and this long at least, for templates add to it."""
 
@@ -39,6 +43,7 @@ class Service:
         self.bos_tokens = tokenizer.bos_tokens
         engine.serialised = tokenizer.serialised()
         self._grammars = GrammarCompiler()
+        self.writing = Writing.of(settings.tool_parser, settings.reasoning_parser, tokenizer.chat_template)
         """Leading tokens that the text of a prompt gets: its :attr:`ServiceRequest.bos_tokens`."""
         self.prompts = Prompts(tokenizer, self.limits)
         self.chats = ChatTemplates(
@@ -55,10 +60,22 @@ class Service:
             )
 
     async def chat_prompt(
-        self, messages: list[dict[str, Any]], template_variables: dict[str, Any], max_new_tokens: int
-    ) -> list[int]:
-        """Return the token ids of a conversation that the assistant is to continue."""
-        return await self.prompts.chat(await self.chats.text(messages, template_variables), max_new_tokens)
+        self,
+        messages: list[dict[str, Any]],
+        template_variables: dict[str, Any],
+        max_new_tokens: int,
+        use: ToolUse | None = None,
+    ) -> tuple[list[int], str]:
+        """Return a conversation that the assistant is to continue: its token ids, and the end of its text."""
+        if use is not None and use.choice == "auto" and self.writing.tools is None:
+            raise bad_value(
+                "tools",
+                "the chat template does not show how the model writes calls; --tool-parser, at the start, says so",
+                "unsupported_parameter",
+            )
+        tools = None if use is None else [tool.definition for tool in use.tools]
+        text = await self.chats.text(messages, template_variables, tools)
+        return await self.prompts.chat(text, max_new_tokens), text[-PROMPT_END:]
 
     async def grammar(self, asked: OutputFormat | None, params: SamplingParams) -> str:
         """Return the grammar of an output, which is compiled beside the event loop; none for any output.

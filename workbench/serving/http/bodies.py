@@ -72,6 +72,11 @@ class ChatRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -230,36 +235,3 @@ def chat_logprob_count(asked: ChatRequest) -> Count | None:
     if asked.top_logprobs:
         raise bad_value("top_logprobs", "needs logprobs to be true")
     return None
-
-
-def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages with their content as plain text, for a chat template."""
-    if not messages:
-        raise bad_value("messages", "is empty")
-    plain = []
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        for name, value in message.items():
-            if name not in ("role", "content", "name") and value not in (None, []):
-                param = f"{where}.{name}"
-                if name in ("tool_calls", "tool_call_id", "function_call", "audio", "refusal", "annotations"):
-                    raise bad_value(param, "not supported by this server", "unsupported_parameter")
-                raise bad_value(param, "unknown field", "unknown_parameter")
-        role = message.get("role")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise bad_value(f"{where}.role", f"{role!r} is not one of system, developer, user, assistant")
-        plain.append({"role": role, "content": _content(message.get("content"), f"{where}.content")})
-    return plain
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content:
-        texts = []
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise bad_value(where, "only parts of type text are supported")
-            texts.append(part["text"])
-        return "\n".join(texts)
-    raise bad_value(where, "must be text or a list of text parts")

@@ -7,6 +7,7 @@ import dataclasses
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -17,10 +18,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from workbench.serving.http import bodies
+from workbench.serving.http.chats import chat_messages, tool_use
 from workbench.serving.http.errors import ApiError, api_error, error_response, json_response
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
-from workbench.serving.http.openai_api import ChatShape, CompletionShape, Shape, error_event
+from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Shape, error_event
 from workbench.serving.http.output_format import output_format
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id
@@ -161,15 +163,28 @@ class Api:
                 "a chat has its whole conversation in messages; /v1/completions and /generate continue sessions",
                 "unsupported_parameter",
             )
-        messages = bodies.chat_messages(asked.messages)
+        messages = chat_messages(asked.messages)
+        use, form = tool_use(asked.tools, asked.tool_choice, asked.parallel_tool_calls), output_format(asked)
+        if use is not None and form is not None:
+            raise bad_value("tools", f"do not go with {form.parameter}: an answer of that form calls none of them")
         counts = bodies.openai_counts(asked, self._service.limits.default_max_tokens, bodies.chat_logprob_count(asked))
-        prompt = await self._while_wanted(
+        prompt, end = await self._while_wanted(
             request,
-            self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens),
+            self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens, use),
         )
-        form = output_format(asked)
-        wanted = await self._wanted(request, asked, asked, counts, [prompt], _choices(asked), "messages", form)
-        return self._answer(asked, wanted, ChatShape, "chatcmpl-")
+        writing = self._service.writing
+        reads = writing.reads(use, asked.separate_reasoning is not False, form is not None)
+        form = form or (use.forced() if use is not None else None)
+        n = _choices(asked)
+        wanted = await self._wanted(request, asked, asked, counts, [prompt], n, "messages", form)
+        apart = None
+        if reads.parser is not None:
+            called = "stop" if use is not None and use.choice == "named" else "tool_calls"
+            parsers = [reads.parser_for(use, end) for _ in range(n)]
+            apart = Apart(parsers, writing.id_characters, asked.include_reasoning is not False, called)
+            if reads.special:
+                wanted = dataclasses.replace(wanted, skip_special_tokens=False)
+        return self._answer(asked, wanted, partial(ChatShape, apart=apart), "chatcmpl-")
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)
@@ -229,7 +244,9 @@ class Api:
             bool(getattr(sampling, "include_stop_str_in_output", None) or getattr(sampling, "no_stop_trim", None)),
         )
 
-    def _answer(self, asked: bodies.OpenAISampling, wanted: ServiceRequest, shape: type[Shape], prefix: str) -> Answer:
+    def _answer(
+        self, asked: bodies.OpenAISampling, wanted: ServiceRequest, shape: Callable[..., Shape], prefix: str
+    ) -> Answer:
         if asked.stream_options is not None and not asked.stream:
             raise bad_value("stream_options", "only with stream set to true")
         options = asked.stream_options or bodies.StreamOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import msgspec
 from workbench.serving.chunks import FINISH_WORDS, Chunk, LogprobText
 from workbench.serving.http.errors import ApiError
 from workbench.serving.open_request import OpenRequest
+from workbench.serving.outputs.parser import OutputParser
+from workbench.serving.outputs.pieces import CallBegun, Content, Part, Reasoning
 
 _encode = msgspec.json.Encoder().encode
 
@@ -114,7 +117,7 @@ class Shape:
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def _ids(self, tokens: list[int]) -> dict[str, Any]:
+    def _id_field(self, tokens: list[int]) -> dict[str, Any]:
         """Return the field of a choice that has these tokens, if it was asked for."""
         return {} if self.prompt_ids is None else {"token_ids": tokens}
 
@@ -156,7 +159,7 @@ class CompletionShape(Shape):
             "logprobs": self._logprobs(logprobs) if logprobs or (whole and self.logprobs) else None,
             "finish_reason": finish_reason(end),
             "stop_reason": end.stop_reason,
-            **self._ids(tokens),
+            **self._id_field(tokens),
             **prompt,
         }
 
@@ -205,11 +208,26 @@ class CompletionShape(Shape):
         return token
 
 
+@dataclass(frozen=True)
+class Apart:
+    """What is told apart in the outputs of a chat."""
+
+    parsers: list[OutputParser | None]
+    """One for each choice; None: all of it is content."""
+    id_characters: int = 24
+    """Of the ids of calls."""
+    reasoning: bool = True
+    """Reasoning is part of the answer."""
+    called: str = "tool_calls"
+    """Finish reason of an answer that calls tools and ended by itself."""
+
+
 class ChatShape(Shape):
     """/v1/chat/completions."""
 
-    def __init__(self, *given: Any, **options: Any) -> None:
+    def __init__(self, *given: Any, apart: Apart | None = None, **options: Any) -> None:
         super().__init__(*given, **options)
+        self._apart = apart or Apart([None] * self.choices)
         self._begun = [False] * self.choices
         self._object = "chat.completion.chunk"
 
@@ -223,26 +241,78 @@ class ChatShape(Shape):
         choices = [
             {
                 "index": i,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "message": self._message(i, text),
                 "logprobs": self._logprobs(logprobs[i], whole=True),
-                "finish_reason": finish_reason(ends[i]),
+                "finish_reason": self._finish_reason(i, ends[i]),
                 "stop_reason": ends[i].stop_reason,
+                **self._id_field(tokens[i]),
             }
             for i, text in enumerate(texts)
         ]
-        return {**self._head(), "choices": choices, "usage": self.usage.as_json()}
+        return {**self._head(), **self._prompt_ids(), "choices": choices, "usage": self.usage.as_json()}
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self.prompt_ids[0]} if self.prompt_ids else {}
+
+    def _finish_reason(self, index: int, end: Chunk) -> str | None:
+        parser, reason = self._apart.parsers[index], finish_reason(end)
+        return self._apart.called if reason == "stop" and parser is not None and parser.calls else reason
+
+    def _message(self, index: int, text: str) -> dict[str, Any]:
+        """Return a whole answer."""
+        parser = self._apart.parsers[index]
+        if parser is None:
+            return {"role": "assistant", "content": text, "refusal": None}
+        content, reasoning, calls = told_apart([*parser.push(text), *parser.finish()])
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning and self._apart.reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["content"] = content if content.strip() else None
+            message["tool_calls"] = [self._call(name, arguments) for name, arguments in calls]
+        return message
+
+    def _call(self, name: str, arguments: str) -> dict[str, Any]:
+        function = {"name": name, "arguments": arguments}
+        return {"id": call_id(self._apart.id_characters), "type": "function", "function": function}
+
+    def _deltas(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
+        """Return what is new in a choice, of which the last tells its end."""
+        parser = self._apart.parsers[index]
+        if parser is None:
+            return [{"content": chunk.text}] if chunk.text or chunk.logprobs else [{}]
+        parts = parser.push(chunk.text)
+        if chunk.kind:
+            parts += parser.finish()
+        deltas: list[dict[str, Any]] = []
+        for part in parts:
+            if isinstance(part, Content):
+                deltas.append({"content": part.text})
+            elif isinstance(part, Reasoning):
+                deltas += [{"reasoning_content": part.text}] if self._apart.reasoning else []
+            elif isinstance(part, CallBegun):
+                deltas.append({"tool_calls": [{"index": part.index, **self._call(part.name, "")}]})
+            else:
+                deltas.append({"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]})
+        return deltas or ([{}] if chunk.kind or chunk.logprobs or self.prompt_ids else [])
 
     def _pieces(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         pieces = []
         if not self._begun[index]:
             self._begun[index] = True
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}, chunk, begin=True))
-        if chunk.text or chunk.kind or chunk.logprobs:
-            delta = {"content": chunk.text} if chunk.text or chunk.logprobs else {}
-            pieces.append(self._piece(index, delta, chunk))
+            pieces[0].update(self._prompt_ids())
+        if chunk.text or chunk.kind or chunk.logprobs or self.prompt_ids:
+            deltas = self._deltas(index, chunk)
+            for delta in deltas[:-1]:
+                pieces.append(self._piece(index, delta, chunk, inside=True))
+            pieces += [self._piece(index, delta, chunk) for delta in deltas[-1:]]
         return pieces
 
-    def _piece(self, index: int, delta: dict[str, Any], chunk: Chunk, begin: bool = False) -> dict[str, Any]:
+    def _piece(
+        self, index: int, delta: dict[str, Any], chunk: Chunk, begin: bool = False, inside: bool = False
+    ) -> dict[str, Any]:
+        """``begin``: before the first token; ``inside``: another piece of the same chunk follows."""
         choice: dict[str, Any] = {
             "index": index,
             "delta": delta,
@@ -250,15 +320,39 @@ class ChatShape(Shape):
             "finish_reason": None,
             "stop_reason": None,
         }
-        if not begin:
+        if not begin and not inside:
             choice["logprobs"] = self._logprobs(chunk.logprobs or [])
-            choice["finish_reason"], choice["stop_reason"] = finish_reason(chunk), chunk.stop_reason
+            choice["finish_reason"], choice["stop_reason"] = self._finish_reason(index, chunk), chunk.stop_reason
+            choice.update(self._id_field(chunk.token_ids))
         return self._with_usage({**self._head(), "choices": [choice]}, index, chunk, 0 if begin else None)
 
     def _logprobs(self, found: list[LogprobText], whole: bool = False) -> dict[str, Any] | None:
         if not found and not (whole and self.logprobs):
             return None
         return chat_logprobs(found, self.tokens_as_ids)
+
+
+def told_apart(parts: list[Part]) -> tuple[str, str, list[tuple[str, str]]]:
+    """Return an output's content, its reasoning, and the names and arguments of its calls."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    calls: list[tuple[str, list[str]]] = []
+    for part in parts:
+        if isinstance(part, Content):
+            content.append(part.text)
+        elif isinstance(part, Reasoning):
+            reasoning.append(part.text)
+        elif isinstance(part, CallBegun):
+            calls.append((part.name, []))
+        else:
+            calls[part.index][1].append(part.text)
+    return "".join(content), "".join(reasoning), [(name, "".join(texts)) for name, texts in calls]
+
+
+def call_id(characters: int) -> str:
+    """Return the id of a call: letters and digits alone where a model's template wants so few."""
+    made = uuid.uuid4().hex[:characters]
+    return made if characters < 24 else f"call_{made}"
 
 
 def chat_logprobs(found: list[LogprobText], tokens_as_ids: bool = False) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llguidance import LLMatcher
-
 from workbench.serving.refusals import bad_value
 
 Kind = Literal["json", "regex", "choice", "grammar"]
@@ -41,6 +39,8 @@ def grammar_of(asked: OutputFormat) -> str:
 
     Raises Refusal for what is too large, or of another shape.
     """
+    from llguidance import LLMatcher, grammar_from
+
     value = asked.value
     if asked.kind == "json":
         return _json_grammar(asked)
@@ -51,8 +51,6 @@ def grammar_of(asked: OutputFormat) -> str:
         raise bad_value(asked.parameter, "is empty")
     if asked.kind == "regex":
         return LLMatcher.grammar_from_regex(value)
-    from llguidance import grammar_from
-
     try:
         return grammar_from("ebnf", value)
     except Exception as error:  # whatever its reader of GBNF finds
@@ -72,6 +70,8 @@ def _choices(asked: OutputFormat) -> list[str]:
 
 
 def _json_grammar(asked: OutputFormat) -> str:
+    from llguidance import LLMatcher
+
     schema = asked.value
     if schema is True:
         schema = {}

@@ -76,8 +76,10 @@ class ChatTemplates:
         """Renderings that take long and have not ended."""
         return self._slow.waiting
 
-    async def text(self, messages: list[dict[str, Any]], given: dict[str, Any]) -> str:
-        """The text that the assistant is to continue. ``given``: chat_template_kwargs.
+    async def text(
+        self, messages: list[dict[str, Any]], given: dict[str, Any], tools: list[dict[str, Any]] | None = None
+    ) -> str:
+        """The text that the assistant is to continue. ``given``: chat_template_kwargs; ``tools``: those it may call.
 
         Raises Refusal for names that are not for clients to set, and for what cannot be rendered. When it is cancelled the
         rendering ends.
@@ -86,7 +88,7 @@ class ChatTemplates:
         own = await self._own_template(variables)
         template = self._tokenizer.chat_template if own is None else own
         if template is None:
-            text = self._tokenizer.plain_chat(messages)
+            text = self._tokenizer.plain_chat(messages, tools)
             if text is None:
                 raise bad_value(
                     "messages",
@@ -94,11 +96,13 @@ class ChatTemplates:
                     "chat_template",
                 )
             return text
+        if tools and "tools" not in template:
+            raise bad_value("tools", "the chat template has no place for them", "unsupported_parameter")
         whose, param = ("the model's chat template", "messages")
         if own is not None:
             whose, param = ("the chat template", "chat_template_kwargs.chat_template")
         try:
-            return await self._render(template, messages, variables)
+            return await self._render(template, messages, variables, tools)
         except TemplateRefused as refusal:
             raise bad_value(param, f"{whose} {refusal}", "chat_template") from None
 
@@ -121,7 +125,13 @@ class ChatTemplates:
                 raise bad_value(f"chat_template_kwargs.{name}", what, "unsupported_parameter")
         return own
 
-    async def _render(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+    async def _render(
+        self,
+        template: str,
+        messages: list[dict[str, Any]],
+        variables: dict[str, Any],
+        tools: list[dict[str, Any]] | None,
+    ) -> str:
         bounds = self._bounds
         rendering = Rendering(
             template,
@@ -130,6 +140,7 @@ class ChatTemplates:
             dict(self._tokenizer.special_tokens),
             bounds.max_characters,
             bounds.quick_cpu_s,
+            tools,
         )
         text = await self._quick.render(rendering)
         if text is None:

@@ -33,6 +33,7 @@ class Rendering:
     special_tokens: dict[str, str]
     max_characters: int
     cpu_s: float
+    tools: list[Any] | None = None
 
 
 class TemplateRefused(ValueError):
@@ -89,7 +90,11 @@ def _render(rendering: Rendering) -> str:
     variables: dict[str, Any] = {**rendering.special_tokens, **rendering.variables}
     try:
         text: str = render_jinja_template(
-            [rendering.messages], chat_template=rendering.template, add_generation_prompt=True, **variables
+            [rendering.messages],
+            tools=rendering.tools,
+            chat_template=rendering.template,
+            add_generation_prompt=True,
+            **variables,
         )[0][0]
     except Exception as fault:  # templates raise what they like
         raise TemplateRefused(_why(fault)) from None

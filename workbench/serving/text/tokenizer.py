@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
     special_tokens: dict[str, str]
     """By the names that templates have for them: bos_token and so on."""
 
-    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
+    def plain_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | None:
         """The text of a conversation that the assistant is to continue, without a template; None: it takes one."""
         ...
 
@@ -92,9 +92,15 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "surrogatepass"))
 
-    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
-        """Paragraphs of ``role: content``."""
-        lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
+    def plain_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | None:
+        """Paragraphs of ``role: content``, before them one for each tool, and calls as a model is asked to write them."""
+        lines = [f"tool: {json.dumps(tool, ensure_ascii=False)}\n" for tool in tools or ()]
+        for message in messages:
+            calls = "".join(
+                f"<tool_call>{json.dumps(call['function'], ensure_ascii=False)}</tool_call>"
+                for call in message.get("tool_calls") or ()
+            )
+            lines.append(f"{message['role']}: {message.get('content') or ''}{calls}\n")
         return "".join(lines) + "assistant:"
 
     def encode_chat(self, text: str) -> list[int]:
@@ -160,7 +166,7 @@ class ModelTokenizer:
             return None
         return template
 
-    def plain_chat(self, messages: list[dict[str, Any]]) -> str | None:
+    def plain_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str | None:
         return None
 
     def encode_chat(self, text: str) -> list[int]:

@@ -1,0 +1,209 @@
+"""How models write calls of tools, each family in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from workbench.serving.outputs.reader import Reader, Reading, call_object
+
+AUTO, NONE = "auto", "none"
+"""Beside the formats, what ``--tool-parser`` may be: as the chat template shows, and none."""
+Parser = Callable[[Reader, Collection[str]], Reading]
+"""Parts of a reader's text; the names are those of the tools."""
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """One way to write calls."""
+
+    parser: Parser
+    marks: tuple[str, ...]
+    """A chat template of models that write so has any of these in it."""
+    id_characters: int = 24
+    """Of the ids of calls: some templates refuse others."""
+    special: bool = True
+    """Its marks are special tokens, which text usually goes without."""
+
+
+def hermes(reader: Reader, names: Collection[str]) -> Reading:
+    """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them between text: Hermes, Qwen."""
+    while (yield from reader.until("<tool_call>", to=reader.content)):
+        before = yield from reader.space()
+        if reader.text[:1] != "{":
+            reader.content("<tool_call>" + before)
+            continue
+        no_call = yield from call_object(reader, ("arguments", "parameters"))
+        if no_call is not None:
+            reader.content("<tool_call>" + before + no_call)
+            continue
+        yield from reader.until("</tool_call>", to=_nothing)
+        yield from _space_before(reader, "<tool_call>")
+
+
+def llama3(reader: Reader, names: Collection[str]) -> Reading:
+    """``{"name": ..., "parameters": {...}}``, several of them with ``;`` between, all of the answer, after
+    ``<|python_tag|>`` or not: Llama 3."""
+    before = yield from reader.space()
+    if (yield from reader.begins_with("<|python_tag|>")):
+        reader.take(len("<|python_tag|>"))
+        before += yield from reader.space()
+    while reader.text[:1] == "{":
+        no_call = yield from call_object(reader, ("parameters", "arguments"), names.__contains__)
+        if no_call is not None:
+            reader.content(before + no_call)
+            before = ""
+            break
+        before = yield from reader.space()
+        if reader.text[:1] == ";":
+            reader.take(1)
+            before = yield from reader.space()
+    if reader.text or not reader.calls:
+        reader.content(before)
+    yield from reader.until("<|python_tag|>", to=reader.content)
+
+
+def mistral(reader: Reader, names: Collection[str]) -> Reading:
+    """``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``, or since version 11 of its tokenizer
+    ``[TOOL_CALLS]NAME[ARGS]{...}`` for each: Mistral."""
+    while (yield from reader.until("[TOOL_CALLS]", to=reader.content)):
+        yield from reader.space()
+        if reader.text[:1] == "[":
+            reader.take(1)
+            while True:
+                yield from reader.space()
+                if reader.text[:1] == ",":
+                    reader.take(1)
+                elif reader.text[:1] == "{":
+                    no_call = yield from call_object(reader, ("arguments", "parameters"))
+                    if no_call is not None:
+                        reader.content(no_call)
+                        break
+                else:
+                    if reader.text[:1] == "]":
+                        reader.take(1)
+                    break
+            continue
+        if reader.closed and not reader.text:
+            continue
+        name: list[str] = []
+        found = yield from reader.until("[ARGS]", "{", to=name.append)
+        if not found:
+            reader.content("[TOOL_CALLS]" + "".join(name))
+            continue
+        if found == "{":
+            reader.text = "{" + reader.text
+        reader.begin("".join(name).partition("[CALL_ID]")[0].strip())
+        yield from reader.space()
+        yield from reader.value(reader.arguments)
+
+
+def deepseek(reader: Reader, names: Collection[str]) -> Reading:
+    """``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`` since V3.1, before it with a type first and the
+    arguments fenced: DeepSeek."""
+    begin, end = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+    if not (yield from reader.until("<｜tool▁calls▁begin｜>", to=reader.content)):
+        return
+    while (yield from reader.until(begin, "<｜tool▁calls▁end｜>", to=_nothing)) == begin:
+        head: list[str] = []
+        if not (yield from reader.until("<｜tool▁sep｜>", to=head.append)):
+            return
+        yield from reader.space()
+        name = "".join(head).strip()
+        if (yield from reader.begins_with("{")) != "{":
+            named: list[str] = []
+            yield from reader.until("\n", to=named.append)
+            name = "".join(named).strip()
+            yield from reader.until("```", to=_nothing)
+            if (yield from reader.begins_with("json")):
+                reader.take(len("json"))
+            yield from reader.space()
+        reader.begin(name)
+        yield from reader.value(reader.arguments)
+        yield from reader.until(end, to=_nothing)
+    yield from reader.until(begin, to=reader.content)
+
+
+def harmony(reader: Reader, names: Collection[str]) -> Reading:
+    """Messages with channels: ``analysis`` is reasoning, ``commentary to=functions.NAME`` a call, all else content:
+    gpt-oss."""
+    while True:
+        head: list[str] = []
+        mark = yield from reader.until("<|message|>", to=head.append)
+        if not mark:
+            # An answer under a grammar has no channels.
+            reader.content("" if "<|channel|>" in "".join(head) else "".join(head))
+            return
+        header = "".join(head)
+        channel = header.partition("<|channel|>")[2].strip()
+        _, called, recipient = header.partition("to=functions.")
+        if called:
+            reader.begin(recipient.split()[0].partition("<")[0])
+            to = reader.arguments
+        elif channel.startswith("analysis"):
+            to = reader.reasoning
+        else:
+            to = reader.content
+        if not (yield from reader.until("<|end|>", "<|call|>", "<|return|>", to=to)):
+            return
+
+
+def one_call(name: str) -> Parser:
+    """Arguments of this tool, and nothing else: what the grammar of a named call lets a model write."""
+
+    def parse(reader: Reader, names: Collection[str]) -> Reading:
+        reader.begin(name)
+        yield from reader.until("\0", to=reader.arguments)
+
+    return parse
+
+
+def listed_calls(reader: Reader, names: Collection[str]) -> Reading:
+    """``[{"name": ..., "arguments": {...}}, ...]``: what the grammar of required calls lets a model write."""
+    while True:
+        yield from reader.space()
+        if not reader.text:
+            return
+        if reader.text[:1] != "{":
+            reader.take(1)
+        elif (yield from call_object(reader, ("arguments",))) is not None:
+            return
+
+
+def no_tools(reader: Reader, names: Collection[str]) -> Reading:
+    """Text."""
+    while True:
+        reader.content(reader.take(len(reader.text)))
+        if reader.closed:
+            return
+        yield
+
+
+def _nothing(text: str) -> None:
+    """Leave text out."""
+
+
+def _space_before(reader: Reader, marker: str) -> Reading:
+    """Leave white space out if a marker or the end follows it."""
+    space = yield from reader.space()
+    if reader.text and not (yield from reader.begins_with(marker)):
+        reader.content(space)
+
+
+FORMATS: dict[str, ToolFormat] = {
+    "hermes": ToolFormat(hermes, ("<tool_call>",), special=False),
+    "qwen": ToolFormat(hermes, (), special=False),
+    "llama3": ToolFormat(llama3, ("<|python_tag|>", '"parameters": dictionary of argument')),
+    "mistral": ToolFormat(mistral, ("[TOOL_CALLS]",), id_characters=9),
+    "deepseek": ToolFormat(deepseek, ("<｜tool▁calls▁begin｜>",)),
+    "gpt-oss": ToolFormat(harmony, ("<|channel|>",)),
+}
+"""By the names that ``--tool-parser`` has for them."""
+
+
+def format_of_template(template: str | None) -> str | None:
+    """Return the name of the format in which a chat template writes calls; None where it shows none."""
+    for name, found in FORMATS.items():
+        if template is not None and any(mark in template for mark in found.marks):
+            return name
+    return None

@@ -1,0 +1,74 @@
+"""Tools that a request offers, and which of them an answer may or has to call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench.serving.structured.formats import OutputFormat
+
+MAX_TOOLS = 128
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    definition: dict[str, Any]
+    """As the client has written it, for the chat template."""
+    parameters: dict[str, Any]
+    """JSON schema of its arguments."""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What a request says of tools."""
+
+    tools: tuple[Tool, ...]
+    choice: Literal["auto", "required", "named"]
+    named: str = ""
+    parallel: bool = True
+    """An answer may have more than one call."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(tool.name for tool in self.tools)
+
+    def forced(self) -> OutputFormat | None:
+        """Return the form of an output that has to call: the arguments of the named tool, or a list of calls. None where it
+        may do something else."""
+        if self.choice == "auto":
+            return None
+        if self.choice == "named":
+            (place,) = (i for i, tool in enumerate(self.tools) if tool.name == self.named)
+            return OutputFormat("json", self.tools[place].parameters, f"tools[{place}].function.parameters")
+        calls = [
+            {
+                "type": "object",
+                "properties": {"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{i}"}},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for i, tool in enumerate(self.tools)
+        ]
+        schema = {
+            "type": "array",
+            "minItems": 1,
+            "items": {"anyOf": calls},
+            "$defs": {str(i): _inside(tool.parameters, f"#/$defs/{i}") for i, tool in enumerate(self.tools)},
+        }
+        return OutputFormat("json", schema if self.parallel else {**schema, "maxItems": 1}, "tools")
+
+
+def _inside(value: Any, where: str) -> Any:
+    """Return a schema whose references are to itself, for a place inside another."""
+    if isinstance(value, list):
+        return [_inside(each, where) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _inside(each, where) for name, each in value.items() if name != "$schema"}
+    reference = value.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        found["$ref"] = where + reference[1:]
+    return found
