@@ -163,6 +163,32 @@ CASES = [
     _case(
         "ep-lock-step-mixed", f"simulate steady.jsonl {MOE} --dp 2 --tp 2 --ep 4 --batching mixed --router least_tokens"
     ),
+    # Pairs of instances
+    _case(
+        "pairs",
+        "simulate chats.jsonl --pool prefill:1,chunk=512 --pool decode:2 --loop normal,overlap --router least_tokens",
+        ("requests.csv", "decode_admission_s > transfer_end_s"),
+        HITS,
+    ),
+    _case(
+        "pairs-tight-kv",
+        "simulate steady.jsonl --pool prefill:1 --pool decode:1,kv-tokens=2500,reserved-decode-tokens=0 --page-size 16 "
+        "--max-tokens 200 --loop normal,overlap",
+        RETRACTS,
+    ),
+    _case(
+        "pairs-through-prefill",
+        "simulate steady.jsonl --pool prefill:1 --pool decode:1,kv-tokens=2500,reserved-decode-tokens=0 --max-tokens 200 "
+        "--decode-retraction prefill",
+        RETRACTS,
+    ),
+    _case(
+        "pairs-layouts",
+        "simulate prefixes.jsonl --pool prefill:2,pp=2 --pool decode:1,tp=2,gpu=h200 --decode-cache --kv-link 2GB/s "
+        "--page-size 16 --router expected_ttft --first-token prefill",
+        ("iterations.csv", "stage == 1"),
+        HITS,
+    ),
     # Presets and costs
     _case("engine-workbench", "simulate sample.jsonl --requests 60 --engine workbench", HITS),
     _case("engine-vllm", "simulate sample.jsonl --requests 80 --engine vllm-0.19", MIXES, HITS),
