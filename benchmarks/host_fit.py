@@ -190,7 +190,7 @@ def _error(asked: tuple[Row, str, str, dict[str, float], str]) -> float:
     row, preset, table, values, of = asked
     whole = engines._presets()[preset].setdefault(table, dict(getattr(engines.load_engine(preset), table)))
     whole.update(values)
-    found: Predicted = predict(row, engine=preset, front_end=row.engine)
+    found: Predicted = predict(row, engine=preset)
     return float(found.ttft_error if of == "ttft" else found.tpot_error)
 
 

@@ -20,7 +20,10 @@ from backends.simulated.cost.models.operator_tables import OperatorTables
 from backends.simulated.cost.tables import measured_operators
 from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
 from backends.simulated.kv_memory import ModelDoesNotFit
+from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
+from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, told
 from benchmarks.board.silicon import Row
+from reports.record.run_record import RunRecord
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
 
@@ -29,9 +32,12 @@ COSTS = ("roofline", "measured")
 ROUNDS, ROUNDS_IN_LOCK_STEP = 5, 3
 """Requests of a run, in multiples of the concurrency; fewer of ranks that step together, each step of which is taken."""
 WARM_UP = 1
-"""Rounds left out at the beginning: requests all come at once there. The last one is not counted either: it runs empty."""
+"""Rounds at the beginning, in which requests all come at once: left out, or, where clients counted them, counted as the one
+of ``launched.ROUNDS`` that they are. The last one is not counted either: it runs empty."""
 MOST_MEMORY = 0.96
 """Share of the memory for rows whose models do not fit what the preset takes."""
+FRONT_ENDS = ("vllm", "sglang")
+"""Engines whose front end is modelled: rows are what clients saw."""
 WITHOUT_PRESET = {"batching": "mixed", "loop": "overlap", "page_size": 16}
 """Settings for an engine that has no preset."""
 CATALOGUE = {
@@ -90,6 +96,8 @@ def settings_of(row: Row) -> dict[str, Any]:
     return {
         **({"engine": preset} if preset else WITHOUT_PRESET),
         **layout,
+        **told(row),
+        **({"front_end": row.engine} if row.engine in FRONT_ENDS else {}),
         "model": catalogue_name(row.model),
         "gpu": gpu,
         "dtype": dtype,
@@ -122,13 +130,22 @@ def predict(row: Row, **more: Any) -> Predicted:
             room = re.search(r"--max-running (\d+) fits", str(problem))
             settings |= {"max_running": int(room[1])} if room else {"mem_fraction": MOST_MEMORY}
             record = workbench.simulate(requests, **settings)
+    return Predicted(row, *_seen(row, record, rounds), _lacking(record.meta.get("cost_notes", ())))
+
+
+def _seen(row: Row, record: RunRecord, rounds: int) -> tuple[float, float]:
+    """Mean TTFT and TPOT as the row's clients count them, in seconds."""
     frame = record.requests
     order = np.argsort(np.asarray(frame["arrival_s"]), kind="stable")
-    counted = order[WARM_UP * row.concurrency : (rounds - 1) * row.concurrency]
-    ttft = np.asarray(frame["first_token_s"])[counted] - np.asarray(frame["arrival_s"])[counted]
-    last, written = np.asarray(frame["finish_s"])[counted], np.asarray(frame["output_tokens"])[counted]
-    tpot = (last - np.asarray(frame["first_token_s"])[counted]) / np.maximum(written - 1, 1)
-    return Predicted(row, float(ttft.mean()), float(tpot.mean()), _lacking(record.meta.get("cost_notes", ())))
+    burst, settled = WARM_UP * row.concurrency, (rounds - 1) * row.concurrency
+    counted = order[0 if is_inferencemax(row) else burst : settled]
+    weights = np.ones(len(counted))
+    if is_inferencemax(row):
+        weights[burst:] = (ALL_ROUNDS - WARM_UP) / (rounds - 1 - WARM_UP)
+    arrival, first, last = (np.asarray(frame[name])[counted] for name in ("arrival_s", "first_token_s", "finish_s"))
+    between = np.maximum(np.asarray(frame["output_tokens"])[counted] - 1, 1)
+    first = first + (last - first) * np.minimum(first_chunk_tokens(row) / between, 1.0)
+    return tuple(float(np.average(value, weights=weights)) for value in (first - arrival, (last - first) / between))  # type: ignore[return-value]
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def _row(values: dict[str, str]) -> Row:
         tp=tp,
         dp=dp,
         ep=moe_ep,
-        shortest=SHORTEST if re.match(r"db-dump|source_file=\d", values["silicon_data_source"]) else 1.0,
+        shortest=SHORTEST if re.match(r"db-dump|source_file=[^/;]+\.csv", values["silicon_data_source"]) else 1.0,
         ttft_s=float(values["silicon_ttft_ms"]) / 1e3,
         tpot_s=float(values["silicon_tpot_ms"]) / 1e3,
         configuration="|".join(values[name] for name in CONFIGURATION),
