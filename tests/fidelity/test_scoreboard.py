@@ -10,10 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import scoreboard
+from benchmarks.board import predict as board_predict
 from benchmarks.board import truth
 from benchmarks.board.errors import errors_of, grouped, kind_of, table
+from benchmarks.board.launched import first_chunk_tokens
 from benchmarks.board.pages import between_markers
-from benchmarks.board.predict import COSTS, Predicted, nearest_preset, settings_of
+from benchmarks.board.predict import COSTS, Predicted, nearest_preset, predict, settings_of
 from benchmarks.board.results import Results
 from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows
 
@@ -214,6 +216,49 @@ def test_a_preset_is_the_newest_that_is_not_newer_than_the_version():
     assert nearest_preset("vllm", "0.1.0") == "vllm-0.12.0"
     assert nearest_preset("vllm", "nightly-5b8c30d") == "vllm-0.33.0"
     assert nearest_preset("trtllm", "1.0.0") is None
+
+
+def test_rows_are_simulated_behind_the_front_end_of_their_engine_where_there_is_one():
+    assert [settings_of(row(engine=engine)).get("front_end") for engine in ("vllm", "sglang", "trtllm")] == [
+        "vllm",
+        "sglang",
+        None,
+    ]
+
+
+def test_what_launch_scripts_say_is_taken_for_rows_of_their_benchmark_alone():
+    dense = {"model": "meta-llama/Llama-3.1-70B", "precision": "fp8"}
+    assert settings_of(row(shortest=0.8, **dense))["kv_dtype"] == "fp8"
+    assert "kv_dtype" not in settings_of(row(**dense)) and "kv_dtype" not in settings_of(row(shortest=0.8))
+    sglang = {"engine": "sglang", "shortest": 0.8}
+    found = [
+        first_chunk_tokens(row(**{**sglang, **more}))
+        for more in (
+            {"system": "b200_sxm"},
+            {"system": "h200_sxm"},
+            {"system": "h200_sxm", "model": "Qwen/Qwen3.5-397B-A17B"},
+            {"system": "h200_sxm", "shortest": 1.0},
+            {"system": "h200_sxm", "engine": "vllm"},
+        )
+    ]
+    assert found == [30, 10, 50, 0, 0]
+
+
+def test_a_burst_that_clients_counted_weighs_as_one_round_of_ten_and_else_nothing(monkeypatch):
+    published = row(shortest=0.8, input_tokens=1000, output_tokens=100, concurrency=32)
+    counted = predict(published)
+    monkeypatch.setattr(board_predict, "is_inferencemax", lambda row: False)
+    left_out = predict(published)
+    # 32 prompts at once take as long as each of them waits on average for half the others.
+    assert 1.1 * left_out.ttft_s < counted.ttft_s < 3 * left_out.ttft_s
+    assert counted.tpot_s == pytest.approx(left_out.tpot_s, rel=0.1)
+
+
+def test_a_first_chunk_that_comes_later_is_later_by_so_many_tokens_and_slows_none():
+    sglang = {"engine": "sglang", "version": "0.5.9", "output_tokens": 64, "shortest": 0.99, "input_tokens": 100}
+    late, soon = (predict(row(system=system, **sglang)) for system in ("h200_sxm", "h100_sxm"))
+    assert first_chunk_tokens(late.row) == 10 and first_chunk_tokens(soon.row) == 0
+    assert late.ttft_s - soon.ttft_s == pytest.approx(10 * soon.tpot_s, rel=0.3)
 
 
 def test_what_a_row_cannot_be_is_said():
