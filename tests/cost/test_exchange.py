@@ -62,12 +62,15 @@ def test_where_both_directions_share_the_way_through_the_host_the_traffic_of_all
     assert alone == pytest.approx(2 * 15e-6 + 1000 * row / 54.4e9)
 
 
-def test_measured_collectives_take_the_place_of_links_padded_to_the_largest_rank():
+def test_measured_collectives_take_the_place_of_links():
     exchange = Exchange("allgather-reducescatter", ExchangeRule(), GPU, 1)
     exchange.gather = Grid(([0.0, 1e6],), np.array([1e-4, 2e-4]))
     exchange.scatter = Grid(([0.0, 1e6],), np.array([3e-4, 3e-4]))
     there = 2 * 50 * (HIDDEN * 2 + 8 * 8)
     assert exchange.seconds(EXPERTS, HIDDEN, [50, 7], False) == pytest.approx(1e-4 * (1 + there / 1e6) + 3e-4)
+    even, uneven = (exchange.seconds(EXPERTS, HIDDEN, tokens, False) for tokens in ([50] * 4, [50, 7, 7, 7]))
+    taken = (50 + 2 * 7) * 4 / 3 * (HIDDEN * 2 + 8 * 8)
+    assert uneven == pytest.approx(1e-4 * (1 + taken / 1e6) + 3e-4) and uneven < even
 
 
 def test_naive_ranks_broadcast_one_after_the_other_and_reduce_everything():

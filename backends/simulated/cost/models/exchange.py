@@ -101,8 +101,8 @@ class Exchange:
 
     def _gather_s(self, measured: Grid | None, tokens: Sequence[int], row: float) -> float:
         if measured is not None:
-            # As many from each: of uneven parts the largest decides.
-            message = max(tokens) * len(tokens) * row
+            # Measured with as much from each: the message of which a GPU takes in as much as the one that takes in most.
+            message = (sum(tokens) - min(tokens)) * len(tokens) / (len(tokens) - 1) * row
             return measured.at(message) * max(message / measured.ends[0], 1.0)
         return uneven_all_gather_s([count / self._tp * row for count in tokens for _ in range(self._tp)], self._gpu)
 

@@ -31,6 +31,8 @@ OVERLAP = 3
 """Power in which arithmetic and traffic of a matrix product add up: 1 would be one after the other, infinity all at once."""
 ELEMENTWISE_PASSES = 10
 """Reads and writes of a hidden-size vector per token and layer outside the matrices: norms, residuals, rotary."""
+MOST_EXCHANGES = 10_000
+"""Exchanges whose seconds are kept: with several ranks there are more combinations of tokens than memory for them."""
 
 
 class RooflineCost:
@@ -194,6 +196,7 @@ class RooflineStage:
         self._first, self._last = stage == 0, stage == cost.pp - 1
         self.fixed: dict[int, float] = {}
         self._linear: dict[tuple[int, int], dict[str, float]] = {}
+        self._exchanges: dict[tuple[int, ...], float] = {}
         kinds = _counted(layer.mixer for layer in self._layers if layer.mixer is not None)
         times = {mixer: times_of(mixer, kv_dtype, tp, gpu) for mixer in kinds}
         self._mixers = [(times[mixer], layers) for mixer, layers in kinds.items()]
@@ -274,7 +277,14 @@ class RooflineStage:
         """Sending the ``tokens`` of each rank to experts on other GPUs, and the results back, of all layers. ``prompts``:
         whether any of the ranks has some."""
         exchange, hidden = self._cost.exchange, self._cost.model.hidden
-        return sum(count * exchange.seconds(each, hidden, tokens, prompts) for each, count in self._experts.items())
+        key = (*tokens, prompts)
+        seconds = self._exchanges.get(key)
+        if seconds is None:
+            if len(self._exchanges) >= MOST_EXCHANGES:
+                self._exchanges.clear()
+            found = (count * exchange.seconds(each, hidden, tokens, prompts) for each, count in self._experts.items())
+            seconds = self._exchanges[key] = sum(found)
+        return seconds
 
     def all_experts_s(self, tokens: int) -> float:
         """The experts of all layers."""
