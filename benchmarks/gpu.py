@@ -41,18 +41,18 @@ _CHECKS, _MEASURES = "benchmarks.gpu_checks", "benchmarks.gpu_sections"
 PARTS = {
     "1": (
         Section("versions", f"{_MEASURES}:versions", 15),
-        Section("tests", f"{_CHECKS}:run_tests", 110, check=True, most_s=110),
+        Section("tests", "benchmarks.gpu_tests:run_tests", 110, check=True, most_s=110),
         Section("check_kernels", f"{_CHECKS}:check_kernels", 25, check=True),
         Section("check_tokens", f"{_CHECKS}:check_tokens", 30, check=True),
         Section("kernels", f"{_MEASURES}:kernels", 60),
         Section("loops", f"{_MEASURES}:loops", 60),
     ),
     "2": (
-        Section("end_to_end", f"{_MEASURES}:end_to_end", 100),
-        Section("calibration", f"{_MEASURES}:calibration", 70),
-        Section("fidelity", f"{_MEASURES}:fidelity", 60),
+        Section("end_to_end", f"{_MEASURES}:end_to_end", 105),
+        Section("calibration", f"{_MEASURES}:calibration", 80),
+        Section("fidelity", f"{_MEASURES}:fidelity", 55),
         Section("prediction", f"{_MEASURES}:prediction", 10),
-        Section("fp8", f"{_MEASURES}:weights_in_fp8", 45),
+        Section("fp8", f"{_MEASURES}:weights_in_fp8", 35),
         Section("peer", f"{_MEASURES}:peer", 75, most_s=75, ours=False),
     ),
 }

@@ -33,6 +33,8 @@ from workbench.calibrate.points import (
 MODEL = "Qwen/Qwen3-0.6B"
 """What the shape is called in the catalogue of models."""
 MOST_RUNNING = 256
+POINTS_S = 20.0
+"""Kept for the points, without which operators make no profile."""
 REPEATS = 8
 """Of a step whose operators are timed. Such a step takes about 20 ms, most of it launches: 212 shapes 45 s, by estimate."""
 
@@ -69,7 +71,7 @@ def calibrate(run: Run, model: Path, device: str, log: Any) -> None:
     points = [point for first in strides for point in points[first :: len(points) // 8 | 1 if run.quick else 7]]
     began, done = time.monotonic(), 0
     for number, (loop, point) in enumerate(points):
-        if not run.quick and run.left() < 10:
+        if not run.quick and run.left() < 3:
             run.skip(f"calibration: {len(points) - number} of {len(points)} points", "the time is up")
             break
         for _ in range(2 if number == 0 else 1):  # the first one warms up
@@ -105,9 +107,11 @@ def _operators(run: Run, backend: Any, folder: Path, running: int) -> tuple[int,
     designed = shapes(backend.max_context, backend.kv_tokens, running, 8192, runner.page_size)
     if run.quick:
         designed = [shape for shape in designed if shape.tokens <= 64]
+    # All kinds of them, wherever the time ends.
+    designed = [shape for first in range(5) for shape in designed[first::5]]
     began = time.monotonic()
     for number, shape in enumerate(designed):
-        if not run.quick and run.left() < 5:
+        if not run.quick and run.left() < POINTS_S:
             run.skip(f"operators: {len(designed) - number} of {len(designed)} steps", "the time is up")
             return number, time.monotonic() - began
         with timed_steps(runner) as timed:

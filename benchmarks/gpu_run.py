@@ -32,6 +32,11 @@ class Run:
             kept = [entry for entry in self.read(name, []) if entry["section"] != self.section]
             self.write(name, kept)
 
+    @property
+    def repetitions(self) -> int:
+        """How often a measurement is made, if there is time."""
+        return 1 if self.quick else 3
+
     def left(self) -> float:
         """Seconds of the budget."""
         return self.deadline - time.monotonic()
