@@ -14,12 +14,23 @@ from workbench.serving.http.bodies import ChatRequest, CompletionRequest
 from workbench.serving.http.errors import api_error
 from workbench.serving.http.fields import TABLE, as_markdown
 from workbench.serving.http.native import GenerateRequest, GenerateSampling
+from workbench.serving.http.responses_api import ResponsesRequest
 from workbench.serving.refusals import Refusal
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
-KINDS = {"completions": CompletionRequest, "chat": ChatRequest, "generate": GenerateRequest}
+KINDS = {
+    "completions": CompletionRequest,
+    "chat": ChatRequest,
+    "generate": GenerateRequest,
+    "responses": ResponsesRequest,
+}
 HI = [{"role": "user", "content": "hi"}]
-LEAST = {"completions": {"prompt": "hi"}, "chat": {"messages": HI}, "generate": {"text": "hi"}}
+LEAST = {
+    "completions": {"prompt": "hi"},
+    "chat": {"messages": HI},
+    "generate": {"text": "hi"},
+    "responses": {"input": "hi"},
+}
 
 RECORDED = {
     "guidellm": (

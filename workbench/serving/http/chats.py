@@ -23,10 +23,11 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return messages for a chat template: their content as plain text, and the arguments of calls as objects."""
     if not messages:
         raise bad_value("messages", "is empty")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [message_for_template(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+def message_for_template(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return one message for a chat template; ``where`` is what the client calls it. Raises Refusal."""
     role = message.get("role")
     own = _FIELDS.get(role, ()) if isinstance(role, str) else ()
     for name, value in message.items():
@@ -42,7 +43,7 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     content = message.get("content")
     made["content"] = "" if calls and content in (None, []) else _content(content, f"{where}.content")
     if calls:
-        made["tool_calls"] = _calls(calls, f"{where}.tool_calls")
+        made["tool_calls"] = assistant_calls(calls, f"{where}.tool_calls")
     thoughts = (message.get("reasoning_content") or message.get("reasoning")) if role == "assistant" else None
     if thoughts:
         if not isinstance(thoughts, str):
@@ -56,7 +57,8 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     return made
 
 
-def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def assistant_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """Return calls with their arguments as objects. Raises Refusal."""
     if not isinstance(calls, list):
         raise bad_value(where, "must be a list of calls", "invalid_type")
     made = []

@@ -26,6 +26,13 @@ from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape,
 from workbench.serving.http.output_format import output_format
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id
+from workbench.serving.http.responses_api import (
+    ResponseShape,
+    ResponsesRequest,
+    conversation,
+    form_of,
+    tools_of,
+)
 from workbench.serving.open_request import ClientGone, OpenRequest
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.requests import ControlAction, ServiceRequest, check_choices
@@ -115,6 +122,7 @@ class Api:
             route("/v1/models/{model:path}", "GET", self.model),
             route("/v1/completions", "POST", self.completions),
             route("/v1/chat/completions", "POST", self.chat),
+            route("/v1/responses", "POST", self.responses),
             route("/generate", "POST", self.generate),
             route("/abort", "POST", self.abort),
             route("/health", "GET", self.health, guarded=False),
@@ -185,6 +193,37 @@ class Api:
             if reads.special:
                 wanted = dataclasses.replace(wanted, skip_special_tokens=False)
         return self._answer(asked, wanted, partial(ChatShape, apart=apart), "chatcmpl-")
+
+    async def responses(self, request: Request) -> Answer:
+        asked: ResponsesRequest = await self._parse(request, ResponsesRequest)
+        self._service.check_model(asked.model)
+        if asked.session_id is not None:
+            raise bad_value("session_id", "a response has its whole conversation in input", "unsupported_parameter")
+        messages, use, form = conversation(asked), tools_of(asked), form_of(asked)
+        if use is not None and form is not None:
+            raise bad_value("tools", f"do not go with {form.parameter}: an answer of that form calls none of them")
+        given = {"max_output_tokens": asked.max_output_tokens, "max_tokens": asked.max_tokens}
+        most = count(self._service.limits.default_max_tokens, **given)
+        counts = Counts(most, count(0, min_tokens=asked.min_tokens), None)
+        prompt, end = await self._while_wanted(
+            request, self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, most.tokens, use)
+        )
+        writing = self._service.writing
+        reads = writing.reads(use, True, form is not None)
+        form = form or (use.forced() if use is not None else None)
+        wanted = await self._wanted(request, asked, asked, counts, [prompt], 1, "input", form)
+        if reads.special:
+            wanted = dataclasses.replace(wanted, skip_special_tokens=False)
+        params = wanted.params
+        sampling = {
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "max_output_tokens": asked.max_output_tokens,
+        }
+        parser = reads.parser_for(use, end)
+        opened = self._service.submit(wanted, "resp_")
+        shape = ResponseShape(opened, self._service.model_name, asked, parser, writing.id_characters, sampling)
+        return Answer(shape, bool(asked.stream), self._page)
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)

@@ -15,7 +15,7 @@ from workbench.serving.open_request import OpenRequest
 from workbench.serving.outputs.parser import OutputParser
 from workbench.serving.outputs.pieces import CallBegun, Content, Part, Reasoning
 
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 
 
 def finish_reason(chunk: Chunk) -> str | None:
@@ -95,7 +95,7 @@ class Shape:
             last[index] = chunk
         texts = ["".join(parts) for parts in pieces]
         ends = [chunk for chunk in last if chunk is not None]
-        return _encode(self._whole(texts, tokens, logprobs, ends))
+        return encode_json(self._whole(texts, tokens, logprobs, ends))
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Yield server-sent events."""
@@ -378,7 +378,7 @@ def _id_name(token_id: int) -> str:
 
 
 def _event(piece: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(piece) + b"\n\n"
+    return b"data: " + encode_json(piece) + b"\n\n"
 
 
 def error_event(error: ApiError) -> bytes:

@@ -62,7 +62,7 @@ def output_format(asked: Any, prefix: str = "") -> OutputFormat | None:
             found.append(OutputFormat(kind, value, prefix + name))  # type: ignore[arg-type]
     given = getattr(asked, "response_format", None)
     if given is not None:
-        found += _of_response_format(given)
+        found += output_format_of(given, "response_format", "response_format.json_schema.schema")
     whitespace = getattr(asked, "guided_whitespace_pattern", None)
     outputs = getattr(asked, "structured_outputs", None)
     if outputs is not None:
@@ -79,13 +79,14 @@ def output_format(asked: Any, prefix: str = "") -> OutputFormat | None:
     return one
 
 
-def _of_response_format(given: ResponseFormat) -> list[OutputFormat]:
-    name = "response_format"
+def output_format_of(given: ResponseFormat, name: str, schema: str) -> list[OutputFormat]:
+    """Return the form that a ``response_format`` asks for, if any; ``name`` and ``schema`` are what the client calls it and
+    its schema. Raises Refusal."""
     if given.type == "json_schema":
         if given.json_schema is None or given.json_schema.schema is None:
-            missing = f"{name}.json_schema" + (".schema" if given.json_schema is not None else "")
+            missing = schema if given.json_schema is not None else f"{name}.json_schema"
             raise bad_value(missing, "is required", "missing_required_parameter")
-        return [OutputFormat("json", given.json_schema.schema, f"{name}.json_schema.schema")]
+        return [OutputFormat("json", given.json_schema.schema, schema)]
     if given.json_schema is not None:
         raise bad_value(f"{name}.json_schema", f"is for the type json_schema, not {given.type!r}")
     if given.type == "json_object":
