@@ -85,7 +85,7 @@ class MachineSettings:
         None,
         least=1,
         group=HARDWARE,
-        help="Machines over which GPUs that work together spread evenly. Default: as few as have so many.",
+        help="Machines over which GPUs that work together spread evenly. Default: as few as hold them.",
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,
