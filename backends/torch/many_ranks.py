@@ -94,9 +94,9 @@ class ManyWorkers:
         while wanted.result is None:
             pending = self._submitted.popleft()
             answers = [self._receive(rank) for rank in range(len(self._pipes))]
-            tokens, logprobs, _ = answers[-self._options.tp]  # the first rank of the last stage
+            tokens, logprobs, _, prompt_logprobs = answers[-self._options.tp]  # the first rank of the last stage
             stages = [answers[stage * self._options.tp][2] for stage in range(self._options.pp)]
-            pending.result = Result(StepOutput(tokens, logprobs=logprobs), stages)
+            pending.result = Result(StepOutput(tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs), stages)
             keep = np.ones(len(tokens), bool)
             if pending.batch.unsampled is not None:
                 keep[pending.batch.unsampled] = False
@@ -254,7 +254,7 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
             sending.append((dist.isend(out.hidden.contiguous(), dst=rank + options.tp), out.hidden))
             while sending and sending[0][0].is_completed():
                 sending.popleft()
-            pipe.send((None, None, (start, end)))
+            pipe.send((None, None, (start, end), None))
         elif tp_rank == 0:
             assert out.tokens is not None
             logprobs = (
@@ -262,8 +262,8 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
                 if out.logprobs is None
                 else DeviceLogprobs(out.logprobs.sampled.cpu(), out.logprobs.top.cpu(), out.logprobs.top_ids.cpu())
             )
-            pipe.send((out.tokens.cpu().numpy(), on_host(logprobs), (start, end)))
+            pipe.send((out.tokens.cpu().numpy(), on_host(logprobs), (start, end), out.prompt_logprobs))
         else:
-            pipe.send((None, None, (start, end)))
+            pipe.send((None, None, (start, end), None))
         own.ran()
     own.close()

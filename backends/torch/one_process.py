@@ -20,7 +20,7 @@ from backends.torch.runner import Output
 from backends.torch.sampler import DeviceLogprobs
 from backends.torch.signs import cpu_clock
 from backends.torch.workers import Result, RunnerOptions, dtype_names, kv_capacity, load_runner, on_host
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch, StepOutput
 
 
 class _OneProcess:
@@ -68,7 +68,7 @@ class CpuWorker(_OneProcess):
         if batch.masked is not None:
             out = self.rank.sample(masks.get())
         assert out.tokens is not None
-        output = StepOutput(out.tokens.numpy(), logprobs=on_host(out.logprobs))
+        output = StepOutput(out.tokens.numpy(), logprobs=on_host(out.logprobs), prompt_logprobs=out.prompt_logprobs)
         result = Result(output, [(start, time.monotonic())])
         self.rank.ran()
         return result
@@ -93,6 +93,7 @@ class _Flight:
     tokens: Tensor | None = None
     """Pinned, as are ``logprobs``; read once ``end`` has come."""
     logprobs: DeviceLogprobs | None = None
+    prompt_logprobs: dict[int, tuple[int, Logprobs]] | None = None
 
 
 class CudaWorker(_OneProcess):
@@ -126,6 +127,7 @@ class CudaWorker(_OneProcess):
         """Send what was sampled on its way to the host."""
         assert out.tokens is not None
         flight.tokens = _to_host(out.tokens)
+        flight.prompt_logprobs = out.prompt_logprobs
         if out.logprobs is not None:
             found = out.logprobs
             flight.logprobs = DeviceLogprobs(_to_host(found.sampled), _to_host(found.top), _to_host(found.top_ids))
@@ -137,7 +139,8 @@ class CudaWorker(_OneProcess):
         waited = not flight.end.query()
         flight.end.synchronize()
         stage = self._clock.at(flight.start, flight.end, time.monotonic(), waited)
-        return Result(StepOutput(flight.tokens.numpy().copy(), logprobs=on_host(flight.logprobs)), [stage])
+        tokens, logprobs = flight.tokens.numpy().copy(), on_host(flight.logprobs)
+        return Result(StepOutput(tokens, logprobs=logprobs, prompt_logprobs=flight.prompt_logprobs), [stage])
 
     def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
         torch.cuda.synchronize()  # a profile begins with the next batch, not with what is left of the one before

@@ -15,10 +15,11 @@ from backends.torch.forward_batch import ForwardBatch, KVPool
 from backends.torch.masks import forbid
 from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
+from backends.torch.prompt_logprobs import PromptLogprobs
 from backends.torch.sampler import DeviceLogprobs, Sampler
 from backends.torch.staging import to_device
 from ground.errors import InputError
-from workbench.scheduler.batch import ModelWorkerBatch
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch
 
 GRAPH_BYTES = 512 * 2**20
 """Set aside for what the driver keeps of recorded launches; assumed, not measured."""
@@ -37,6 +38,8 @@ class Output:
     tokens: Tensor | None
     """int64[b], one sample a row; None before the last stage, and of a batch with masked rows until it is sampled."""
     logprobs: DeviceLogprobs | None = None
+    prompt_logprobs: dict[int, tuple[int, Logprobs]] | None = None
+    """As in :class:`StepOutput`, on the host."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class _StepLogits:
     """[b, vocab], in the model's dtype."""
     rows: Tensor
     seq_lens: Tensor
+    prompt_logprobs: dict[int, tuple[int, Logprobs]] | None = None
 
 
 class ModelRunner:
@@ -78,6 +82,7 @@ class ModelRunner:
         self.kv: KVPool | None = None
         self.graphs: DecodeGraphs | None = None
         self._unsampled: _StepLogits | None = None
+        self._prompts = PromptLogprobs(ops, device)
         self.sampler = Sampler(rows + 1, config.vocab, config.eos_token_ids, device, ops, seed)
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -203,6 +208,8 @@ class ModelRunner:
         """
         assert self.kv is not None, "allocate before running"
         self.sampler.start(batch.new_requests)
+        self._prompts.start(batch.new_requests)
+        prompt_logprobs = None
         self._write_pages(batch)
         if known is not None and len(known):
             rows = to_device(batch.rows[batch.num_prefill :], self.device)
@@ -216,8 +223,9 @@ class ModelRunner:
             if not self.parallel.last_stage:
                 return Output(out, None)
             rows, seq_lens = step.rows, step.seq_lens
+            prompt_logprobs = self._prompts.of(batch, out, self.model.logits)
             logits = self.model.logits(out if step.sample_at is None else out[step.sample_at])
-        step_logits = _StepLogits(batch, logits, rows, seq_lens)
+        step_logits = _StepLogits(batch, logits, rows, seq_lens, prompt_logprobs)
         if batch.masked is None:
             return self._sample(step_logits, None)
         self._unsampled = step_logits
@@ -244,7 +252,7 @@ class ModelRunner:
             keep[batch.unsampled] = False
             index = to_device(keep.nonzero()[0], self.device)
             self.last_token[rows[index]] = tokens[index]
-        return Output(None, tokens, logprobs)
+        return Output(None, tokens, logprobs, at.prompt_logprobs)
 
     def _write_pages(self, batch: ModelWorkerBatch) -> None:
         """Bring the device's page table up to date, in one scatter."""

@@ -79,7 +79,7 @@ CASES = [
     ({**TEXT, "slo_ttft_s": "soon"}, "slo_ttft_s"),
     ({**CHAT, "slo_tpot_s": -1}, "slo_tpot_s"),
     ({**TEXT, "cache_salt": ""}, "cache_salt"),
-    ({**TEXT, "echo": True}, "echo"),
+    ({**TEXT, "echo": True, "stream": True}, "echo"),
     ({**TEXT, "best_of": 4}, "best_of"),
     ({**TEXT, "suffix": "end"}, "suffix"),
     ({**TEXT, "logprobs": 3}, "logprobs"),

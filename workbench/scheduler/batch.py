@@ -153,6 +153,8 @@ class StepOutput:
     """int64[n], how many of ``tokens`` each row got, 1 or more; None: exactly one a row, so that t is n."""
     logprobs: Logprobs | None = None
     """None when nobody asked."""
+    prompt_logprobs: dict[int, tuple[int, Logprobs]] | None = None
+    """By index of a row whose request asked: the place in its prompt of the first token told of, and those from there on."""
 
 
 @cache

@@ -47,6 +47,8 @@ class SamplingParams:
     """Same seed, same tokens, whatever else is in the batch. None: the engine draws one."""
     logprobs: int | None = None
     """Report the sampled token's log probability and those of this many alternatives; None: neither."""
+    prompt_logprobs: int | None = None
+    """Report the same of the prompt's tokens but the first. Of those that are found in the prefix cache nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

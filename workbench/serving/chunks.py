@@ -36,3 +36,6 @@ class Chunk(msgspec.Struct, array_like=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     logprobs: list[LogprobText] | None = None
+    prompt_logprobs: list[LogprobText] | None = None
+    """Of its prompt, from ``prompt_first`` on."""
+    prompt_first: int = 0

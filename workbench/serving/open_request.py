@@ -113,4 +113,5 @@ class OpenRequest:
 
 def _held_bytes(chunk: Chunk) -> int:
     """Return about how much memory a chunk takes while it waits."""
-    return 400 + 2 * len(chunk.text) + sum(300 * (1 + len(item.top)) for item in chunk.logprobs or ())
+    told = [*(chunk.logprobs or ()), *(chunk.prompt_logprobs or ())]
+    return 400 + 2 * len(chunk.text) + sum(300 * (1 + len(item.top)) for item in told)

@@ -6,6 +6,7 @@ Nothing here knows of status codes, headers or JSON.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from workbench.scheduler.request import SamplingParams
@@ -21,7 +22,7 @@ from workbench.serving.structured.compiler import GrammarCompiler
 from workbench.serving.structured.formats import OutputFormat
 from workbench.serving.text.chat_templates import Bounds, ChatTemplates
 from workbench.serving.text.prompts import Prompts
-from workbench.serving.text.tokenizer import Tokenizer
+from workbench.serving.text.tokenizer import Decoder, Tokenizer, load_decoder
 
 PROMPT_END = 100
 """Characters of a conversation that tell whether its answer goes on with reasoning."""
@@ -41,7 +42,7 @@ class Service:
             ready.capacity, ready.vocab, ready.logprobs, ready.backend, settings.max_tokens, settings.run.ignore_eos
         )
         self.bos_tokens = tokenizer.bos_tokens
-        engine.serialised = tokenizer.serialised()
+        engine.serialised = self._serialised = tokenizer.serialised()
         self._grammars = GrammarCompiler()
         self.writing = Writing.of(settings.tool_parser, settings.reasoning_parser, tokenizer.chat_template)
         """Leading tokens that the text of a prompt gets: its :attr:`ServiceRequest.bos_tokens`."""
@@ -58,6 +59,15 @@ class Service:
             raise Refusal(
                 "model_not_found", f"the model {name!r} does not exist; this server has {self.model_name!r}", "model"
             )
+
+    def prompt_text(self, prompt: list[int]) -> tuple[str, list[tuple[str, bytes]]]:
+        """Return token ids as text, and each of them alone, as text and bytes."""
+        stream = self._decoder.stream(False)
+        return stream.push(prompt) + stream.finish(), [self._decoder.token(token) for token in prompt]
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return load_decoder(self._serialised)
 
     async def chat_prompt(
         self,

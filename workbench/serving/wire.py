@@ -168,6 +168,16 @@ class TokenLogprob(msgspec.Struct, array_like=True):
     top_logprobs: list[float]
 
 
+class PromptLogprobs(msgspec.Struct, array_like=True):
+    """Log probabilities of a piece of a prompt."""
+
+    sequence: int
+    first: int
+    """Place in the prompt of the first."""
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+
+
 class Ended(msgspec.Struct, array_like=True):
     """A sequence that has ended in the scheduler."""
 
@@ -195,6 +205,8 @@ class Step(msgspec.Struct, tag="step", array_like=True):
     ended: list[Ended]
     logprobs: dict[int, list[TokenLogprob]] | None = None
     """By sequence, one for each of its tokens, for those that asked."""
+    prompts: list[PromptLogprobs] | None = None
+    """Of prompts that were computed in it, for those that asked."""
 
 
 class Pulse(msgspec.Struct, tag="pulse", array_like=True):

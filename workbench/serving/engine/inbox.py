@@ -154,7 +154,8 @@ class LiveInbox:
             message.params,
             message.arrival_s - self._epoch_s,
             message.priority,
-            message.namespace,
+            # What is found in the prefix cache is not computed, and nothing is known of it.
+            message.namespace if message.params.prompt_logprobs is None else f"prompt of {message.sequence_id}",
             self._slo_ttft_s if message.slo_ttft_s is None else message.slo_ttft_s,
             session=message.session,
             bos_tokens=message.bos_tokens,

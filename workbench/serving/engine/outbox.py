@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
+from workbench.scheduler.batch import Logprobs, ModelWorkerBatch, StepOutput
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
 from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.serving.engine.live_record import LiveRecord
 from workbench.serving.engine.vitals import Vitals
-from workbench.serving.wire import Ended, Opened, Step, Submit, TokenLogprob, encode
+from workbench.serving.wire import Ended, Opened, PromptLogprobs, Step, Submit, TokenLogprob, encode
 
 
 class LiveOutbox:
@@ -89,11 +89,15 @@ class LiveOutbox:
             logprobs = self._asked_logprobs(result.batch.worker, kept, result.output)
             sequences, tokens, count = self._pairs(result.batch.worker, kept, result.output)
         first = [(self._sequences[req.rid], req.input_len, req.cached_tokens) for req in result.first]
+        prompts = None
+        if result.output is not None and result.output.prompt_logprobs is not None:
+            assert result.batch is not None
+            prompts = self._prompt_logprobs(result.batch, result.output.prompt_logprobs)
         ended = [self._forget(req) for req in result.ended]
         # Noted before it is sent: a client may have it before the next line runs.
         at_s = self._record.now_s() if self._record is not None else 0.0
-        if count or ended:
-            self._socket.send(encode(Step(sequences, tokens, first, ended, logprobs)))
+        if count or ended or prompts:
+            self._socket.send(encode(Step(sequences, tokens, first, ended, logprobs, prompts)))
         vitals = self._vitals
         vitals.generated_tokens += count
         computed = [req for req in result.ended if not req.output_len and req.finish and req.finish.kind == "length"]
@@ -125,7 +129,6 @@ class LiveOutbox:
     ) -> dict[int, list[TokenLogprob]] | None:
         if output.logprobs is None or not self._logprobs:
             return None
-        sampled, top, top_ids = output.logprobs
         of_token = self._sequence_of_row[batch.rows]
         if output.counts is not None:
             of_token = np.repeat(of_token, output.counts)
@@ -133,14 +136,28 @@ class LiveOutbox:
         for i in range(len(of_token)) if kept is None else kept.tolist():
             count = self._logprobs.get(sequence := int(of_token[i]))
             if count is not None:
-                found.setdefault(sequence, []).append(
-                    TokenLogprob(
-                        float(sampled[i]),
-                        [int(t) for t in top_ids[i][:count]],
-                        [float(v) for v in top[i][:count]],
-                    )
-                )
+                found.setdefault(sequence, []).append(_told(output.logprobs, i, count))
         return found
+
+    def _prompt_logprobs(self, batch: ScheduleBatch, found: dict[int, tuple[int, Logprobs]]) -> list[PromptLogprobs]:
+        told = []
+        for index, (first, values) in found.items():
+            req = batch.reqs[index]
+            sequence = self._sequences.get(req.rid)
+            if sequence is not None and not (batch.dropped and index in batch.dropped):
+                ids = req.prompt[first : first + len(values.sampled)].tolist()
+                each = [_told(values, i, values.top.shape[1]) for i in range(len(ids))]
+                told.append(PromptLogprobs(sequence, first, ids, each))
+        return told
+
+
+def _told(values: Logprobs, i: int, count: int) -> TokenLogprob:
+    """Return one token's, with so many alternatives."""
+    return TokenLogprob(
+        float(values.sampled[i]),
+        [int(t) for t in values.top_ids[i][:count]],
+        [float(v) for v in values.top[i][:count]],
+    )
 
 
 def _kept(batch: ScheduleBatch, output: StepOutput) -> np.ndarray | None:

@@ -61,6 +61,7 @@ class CompletionRequest(OpenAISampling, kw_only=True, forbid_unknown_fields=True
     where: ClassVar[str] = "completions"
     prompt: Any
     logprobs: int | None = None
+    echo: bool | None = None
     max_completion_tokens: int | None = None
 
 

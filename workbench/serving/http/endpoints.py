@@ -22,7 +22,7 @@ from workbench.serving.http.chats import chat_messages, tool_use
 from workbench.serving.http.errors import ApiError, api_error, error_response, json_response
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
-from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Shape, error_event
+from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Echo, Shape, error_event
 from workbench.serving.http.output_format import output_format
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id
@@ -160,7 +160,20 @@ class Api:
         bos_tokens = self._service.bos_tokens if isinstance(given[0], str) else 0
         form = output_format(asked)
         wanted = await self._wanted(request, asked, asked, counts, prompts, n, "prompt", form, bos_tokens)
-        return self._answer(asked, wanted, CompletionShape, "cmpl-")
+        if not asked.echo:
+            return self._answer(asked, wanted, CompletionShape, "cmpl-")
+        for name, value in (("stream", asked.stream), ("session_id", asked.session_id)):
+            if value:
+                raise bad_value("echo", f"does not go with {name}")
+        wanted = dataclasses.replace(
+            wanted, params=dataclasses.replace(wanted.params, prompt_logprobs=wanted.params.logprobs)
+        )
+        echoes = [self._echo(one, ids) for one, ids in zip(given, prompts, strict=True)]
+        return self._answer(asked, wanted, partial(CompletionShape, echoes=echoes), "cmpl-")
+
+    def _echo(self, given: str | list[int], prompt: list[int]) -> Echo:
+        text, tokens = self._service.prompt_text(prompt)
+        return Echo(given if isinstance(given, str) else text, prompt[0], *tokens[0])
 
     async def chat(self, request: Request) -> Answer:
         asked: bodies.ChatRequest = await self._parse(request, bodies.ChatRequest)

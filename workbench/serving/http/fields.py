@@ -54,7 +54,7 @@ TABLE = (
     Neutral(("store",), (False,), "nothing is kept", "openai, Vercel AI SDK"),
     Neutral(("service_tier",), ("auto", "default"), "there is one tier", "openai, LangChain"),
     Neutral(("best_of",), (), "at the value of `n`: the best of as many as are returned", "SGLang's and vLLM's bench"),
-    Neutral(("echo",), (False,), "the default", "openai, SGLang's bench, LiteLLM"),
+    Neutral(("echo",), (False,), "the default", "openai, SGLang's bench, LiteLLM", ("chat", "generate")),
     Neutral(("suffix",), ("",), "the default", "openai, Continue"),
     Neutral(("tools",), ([],), "none", "openai, LangChain, Vercel AI SDK", ("completions", "generate")),
     Neutral(("functions",), ([],), "none", "openai, LangChain"),

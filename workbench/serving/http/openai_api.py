@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -71,6 +72,8 @@ class Shape:
         self.prompt_ids = prompt_ids
         self.usage = Usage()
         self.choices = request.prompts * request.n
+        self.prompt_logprobs: list[dict[int, LogprobText]] = [{} for _ in range(self.choices)]
+        """Of each choice, by place in its prompt: what is computed again after a retraction comes twice."""
         self._written = [0] * self.choices
         """Tokens of each choice so far."""
 
@@ -79,6 +82,8 @@ class Shape:
         async for index, chunk in self.request.events():
             self.usage.add(index, self.request.n, chunk)
             self._written[index] += len(chunk.token_ids)
+            if chunk.prompt_logprobs is not None:
+                self.prompt_logprobs[index].update(enumerate(chunk.prompt_logprobs, chunk.prompt_first))
             yield index, chunk
 
     async def whole(self) -> bytes:
@@ -131,8 +136,24 @@ class Shape:
         return {**piece, "usage": None} if self.include_usage else piece
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that comes before its answers."""
+
+    text: str
+    first_id: int
+    first: str
+    """Its first token, of which nothing is known, as text and bytes."""
+    first_bytes: bytes
+
+
 class CompletionShape(Shape):
     """/v1/completions."""
+
+    def __init__(self, *given: Any, echoes: list[Echo] | None = None, **options: Any) -> None:
+        """``echoes``: one for each prompt, where answers begin with them."""
+        super().__init__(*given, **options)
+        self._echoes = echoes
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -155,8 +176,8 @@ class CompletionShape(Shape):
         prompt = {"prompt_token_ids": self.prompt_ids[index // self.request.n]} if self.prompt_ids and begins else {}
         return {
             "index": index,
-            "text": text,
-            "logprobs": self._logprobs(logprobs) if logprobs or (whole and self.logprobs) else None,
+            "text": text if self._echoes is None else self._echoes[index // self.request.n].text + text,
+            "logprobs": self._all_logprobs(index, logprobs) if logprobs or (whole and self.logprobs) else None,
             "finish_reason": finish_reason(end),
             "stop_reason": end.stop_reason,
             **self._id_field(tokens),
@@ -174,6 +195,23 @@ class CompletionShape(Shape):
             return []
         choice = self._choice(index, chunk.text, chunk.token_ids, chunk.logprobs or [], chunk)
         return [self._with_usage({**self._head(), "choices": [choice]}, index, chunk)]
+
+    def _all_logprobs(self, index: int, found: list[LogprobText]) -> dict[str, Any]:
+        """Return those of an answer, and before them those of its prompt, if that comes before it: of its first token, as
+        nothing is before it, null."""
+        own = self._logprobs(found)
+        if self._echoes is None:
+            return own
+        echo = self._echoes[index // self.request.n]
+        prompt = self._logprobs([item for _, item in sorted(self.prompt_logprobs[index].items())])
+        lengths = [len(echo.first), *(len(item.token) for _, item in sorted(self.prompt_logprobs[index].items()))]
+        offsets = list(accumulate(lengths, initial=0))[:-1]
+        return {
+            "tokens": [self._name(echo.first_id, echo.first, echo.first_bytes), *prompt["tokens"], *own["tokens"]],
+            "token_logprobs": [None, *prompt["token_logprobs"], *own["token_logprobs"]],
+            "top_logprobs": [None, *prompt["top_logprobs"], *own["top_logprobs"]],
+            "text_offset": [*offsets, *(len(echo.text) + offset for offset in own["text_offset"])],
+        }
 
     def _logprobs(self, found: list[LogprobText]) -> dict[str, Any]:
         return {

@@ -68,6 +68,10 @@ class Detokenizer:
             if number in self._sequences:
                 self._sequences[number].prompt_tokens = prompt_tokens
                 self._sequences[number].cached_tokens = cached_tokens
+        for told in message.prompts or ():
+            if told.sequence in self._sequences:
+                spelled = [self._spell(t, one, 0) for t, one in zip(told.token_ids, told.logprobs, strict=True)]
+                chunks.append(Chunk(told.sequence, "", [], prompt_logprobs=spelled, prompt_first=told.first))
         ended = {end.sequence: end for end in message.ended}
         sequences = np.frombuffer(message.sequences, np.int64).tolist()
         tokens = np.frombuffer(message.tokens, np.int32).tolist()
