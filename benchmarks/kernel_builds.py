@@ -30,6 +30,7 @@ from backends.torch.kernels import (
     activation,
     attention_inputs,
     fp8_linear,
+    masks,
     moe,
     norm,
     sampling,
@@ -302,6 +303,9 @@ def choosing(arch: int) -> Iterator[Variant]:
             yield Variant(name, sampling.sample_kernel, dict(types), constants, warps)
         yield Variant(f"logprobs/{dtype}", sampling.logprobs_kernel, dict(types), steps | {"TOP": 20}, warps)
     yield Variant("penalize", sampling.penalize_kernel, types, {"BLOCK": 4096}, 8)
+    rows = {"indices": "*i64", "masks": "*i32", "logits_row": "i32", "masks_row": "i32", "vocab": "i32"}
+    for dtype in ("bf16", "fp32"):
+        yield Variant(f"forbid/{dtype}", masks.forbid_kernel, {"logits": f"*{dtype}", **rows}, {"BLOCK": 2048}, 8)
 
 
 def variants(arch: int) -> Iterator[Variant]:

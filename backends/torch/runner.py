@@ -242,7 +242,7 @@ class ModelRunner:
     def _sample(self, at: _StepLogits, masks: np.ndarray | None) -> Output:
         batch, rows = at.batch, at.rows
         if masks is not None and batch.masked is not None:
-            forbid(at.logits, batch.masked, masks)
+            forbid(at.logits, batch.masked, masks, self.ops)
         tokens, logprobs = self.sampler.sample(at.logits, batch, rows, at.seq_lens)
         if batch.unsampled is None:
             self.last_token[rows] = tokens

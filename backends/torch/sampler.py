@@ -191,7 +191,7 @@ class Sampler:
         penalties are given back; the first request that needs them makes them again."""
         count, rows = len(logits), torch.arange(len(logits), device=self._device)
         words = np.full((count, -(-self._vocab // WORD_BITS)), -1, np.int32)
-        forbid(logits, np.arange(count), words)
+        forbid(logits, np.arange(count), words, self._ops)
         changed = logits.to(torch.float32, copy=True)
         counts, in_prompt = self._history()
         self._ops.penalize(changed, counts[rows], in_prompt[rows], *self._penalties[rows].unbind(1))

@@ -60,6 +60,7 @@ def test_every_kernel_compiles_within_the_limits_of_the_gpu_and_uses_its_matrix_
         "sample",
         "logprobs",
         "penalize",
+        "forbid",
         "fp8_linear",
     }
 

@@ -297,3 +297,24 @@ def test_arguments_that_do_not_fit_are_named(device):
     with pytest.raises(TypeError, match=r"in_prompt: torch\.int32"):
         counts = torch.zeros((2, 10), dtype=torch.int32, device=device)
         ops.penalize(logits, counts, counts, *[arguments[2]] * 3)
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 33, 300, 5000])
+def test_masks_forbid_the_tokens_whose_bits_are_not_set_and_touch_no_others(vocab, dtype, device):
+    logits = randn((5, vocab), dtype, device, 12)
+    logits[0, 0] = float("nan")
+    generator = torch.Generator().manual_seed(vocab)
+    words = torch.randint(-(1 << 31), 1 << 31, (3, -(-vocab // 32)), generator=generator, dtype=torch.int64)
+    masks, rows = words.to(torch.int32).to(device), torch.tensor([4, 1, 2], device=device)
+    expected = logits.clone()
+    reference.forbid(expected, rows, masks)
+    ops.forbid(logits, rows, masks)
+    assert torch.equal(logits.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def test_masks_of_another_shape_or_dtype_are_refused(device):
+    logits, rows = torch.zeros((2, 64), device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match="masks: shape"):
+        ops.forbid(logits, rows, torch.zeros((1, 3), dtype=torch.int32, device=device))
+    with pytest.raises(TypeError, match="masks"):
+        ops.forbid(logits, rows, torch.zeros((1, 2), dtype=torch.int64, device=device))

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from backends.torch.masks import forbid  # noqa: E402
+from backends.torch.ops import reference as reference_ops  # noqa: E402
 from tests.constrained import constrain, follows, packed  # noqa: E402
 from tests.torch.live import backend_of, greedy, messages, serve  # noqa: E402
 from tests.torch.tiny import VOCAB, make, prompts, reference  # noqa: E402
@@ -76,7 +77,7 @@ def test_a_bit_a_token_forbids_what_is_not_set_up_to_the_last_token() -> None:
         logits = torch.randn(4, vocab)
         allowed = random.random((2, vocab)) < 0.5
         before = logits.clone()
-        forbid(logits, np.array([3, 1]), packed(allowed))
+        forbid(logits, np.array([3, 1]), packed(allowed), reference_ops)
         assert torch.equal(logits[[0, 2]], before[[0, 2]])
         for row, bits in ((3, allowed[0]), (1, allowed[1])):
             at = torch.from_numpy(bits)

@@ -247,6 +247,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    """Make impossible, in place, what the masks of some rows do not allow. logits: [n, v] of any float dtype; rows:
+    int64[k]; masks: int32[k, ceil(v / 32)], bit ``t % 32`` of word ``t // 32`` set where token t is allowed."""
+    bits = (masks.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=masks.device)) & 1
+    forbidden = (bits == 0).view(len(rows), -1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(forbidden, float("-inf"))
+
+
 def logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Log probabilities before temperature and filters: (of ``tokens``, float32[n]; the ``top`` largest, float32[n, top];
     their ids, int64[n, top]). logits: [n, v]; tokens: int64[n]."""

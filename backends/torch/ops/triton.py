@@ -22,6 +22,9 @@ from ..kernels import (
     fp8_linear as fp8,
 )
 from ..kernels import (
+    masks as masks_of_rows,
+)
+from ..kernels import (
     moe as experts,
 )
 from ..kernels import norm as norms
@@ -297,6 +300,19 @@ def sample(
     _check_per_row(len(logits), torch.float32, temperature=temperature, top_p=top_p, min_p=min_p)
     _check_per_row(len(logits), torch.int32, top_k=top_k)
     _check_per_row(len(logits), torch.int64, seeds=seeds, positions=positions)
+
+
+@launches(masks_of_rows.forbid)
+def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    """Make impossible, in place, what the masks of some rows do not allow. logits: [n, v] of any float dtype; rows:
+    int64[k]; masks: int32[k, ceil(v / 32)], bit ``t % 32`` of word ``t // 32`` set where token t is allowed."""
+    _check_logits(logits)
+    check_dtype("rows", rows, torch.int64)
+    check_shape("rows", rows, None)
+    check_contiguous("rows", rows)
+    check_dtype("masks", masks, torch.int32)
+    check_shape("masks", masks, len(rows), -(-logits.shape[1] // 32))
+    check_contiguous("masks", masks)
 
 
 @launches(sampling.logprobs)
