@@ -33,7 +33,14 @@ from workbench.recording.recorder import Recorder, RequestRow
 from workbench.scheduler.batch import ModelWorkerBatch, StepOutput
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.disaggregated.decode_scheduler import DecodeScheduler
-from workbench.scheduler.disaggregated.letters import Order, SendPages, StopSending, TransferFailed
+from workbench.scheduler.disaggregated.letters import (
+    Letter,
+    Order,
+    PagesSetAside,
+    SendPages,
+    StopSending,
+    TransferFailed,
+)
 from workbench.scheduler.disaggregated.prefill_scheduler import PrefillScheduler
 from workbench.scheduler.messages import Abort
 from workbench.scheduler.request import Req
@@ -111,6 +118,8 @@ class _CheckedWire(SimulatedWire):
     world: PairWorld
 
     def post(self, orders: Sequence[Order]) -> None:
+        if any(isinstance(order, Letter) and isinstance(order.message, PagesSetAside) for order in orders):
+            self._look_at_reserves()
         for order in orders:
             sender = self.world.halves[self._instance].scheduler
             if isinstance(order, StopSending) and sender.lifecycle.by_id:
@@ -118,6 +127,15 @@ class _CheckedWire(SimulatedWire):
                 if order.room in rooms:  # it has lost its KV: all of it is computed and sent again
                     self.world.got.pop(order.room, None)
         super().post(orders)
+
+    def _look_at_reserves(self) -> None:
+        """Pages have been set aside, and maybe a step formed since: what everybody is promised has to be there."""
+        scheduler = self.world.halves[self._instance].scheduler
+        assert isinstance(scheduler, DecodeScheduler)
+        running, aside = scheduler.slots[0].running.count, len(scheduler.transfer) + len(scheduler.arrived)
+        step = running * scheduler.config.page_size
+        left = scheduler.kv.available_pages * scheduler.config.page_size + step
+        assert running + aside == 1 or left >= scheduler.config.reserved_decode_tokens * (running + aside)
 
     def _left(self, order: SendPages) -> None:
         memory = self.world.halves[self._instance].memory

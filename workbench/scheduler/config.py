@@ -188,12 +188,14 @@ class SchedulerConfig(SchedulerSettings):
         if role == "both":
             return self
         if role == "prefill":
-            # Nothing decodes. A prompt is shared chunk by chunk, so that pages that are being sent are nobody else's.
+            # Nothing decodes. Prompts are shared batch by batch, in their order: whoever is given pages that the prefix cache
+            # had already, as it may be while they are sent, has them of a batch that was computed before its own.
             return replace(
                 self,
                 role=role,
                 stops_known="launch",
                 leaves="ended",
+                share_prompts="launch",
                 share_chunks=True,
                 mixed_chunk=False,
                 request_timeout=None,

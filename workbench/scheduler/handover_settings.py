@@ -16,7 +16,8 @@ IDLE_IN_ROLE: Mapping[str, frozenset[str]] = {
     "prefill": frozenset(
         {
             *("max_prefill_streak", "mixed_chunk", "mixed_join", "preempt_threshold", "preempt_for", "request_timeout"),
-            *("stops_known", "leaves", "share_chunks", "conservativeness", "reserve", "reserve_ignore_eos"),
+            *("stops_known", "leaves", "share_prompts", "share_launched", "share_chunks", "conservativeness"),
+            *("reserve", "reserve_ignore_eos"),
             *("round_reserve", "outputs_counted", "page_rest", "retract_ahead", "retract_ties", "retract_while_ending"),
         }
     ),
