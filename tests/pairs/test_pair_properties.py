@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.loops.test_loop_properties import HOSTS, some_jobs, thorough
+from tests.loops.test_loop_properties import HOSTS, shared_prefix, some_jobs, thorough
 from tests.pairs.pair_world import Kinds, PairWorld
 from tests.world import Job
 from workbench.recording.recorder import RequestRow
@@ -28,6 +28,17 @@ def some_long_jobs(draw: st.DrawFn) -> list[Job]:
         prompt = [10 + (i * 31 + n) % 80 for n in range(draw(st.integers(1, 24)))]
         writes = draw(st.integers(30, 100))
         jobs.append(Job(f"r{i}", prompt, writes, draw(st.sampled_from([writes, 120])), 0.01 * draw(st.integers(0, 5))))
+    return jobs
+
+
+@st.composite
+def some_alike_jobs(draw: st.DrawFn) -> list[Job]:
+    """Prompts that begin alike, or are the same, and come together."""
+    jobs = []
+    for i in range(draw(st.integers(3, 8))):
+        own = [10 + (i * 31 + n) % 80 for n in range(draw(st.sampled_from([0, 0, 1, 20])))]
+        prompt = shared_prefix(draw(st.integers(0, 1)))[: draw(st.sampled_from([20, 40, 60]))] + own
+        jobs.append(Job(f"r{i}", prompt, 2, arrival_s=draw(st.sampled_from([0.0, 0.0, 0.011, 0.03])), eos=False))
     return jobs
 
 
@@ -163,6 +174,40 @@ def test_every_request_ends_once_with_its_own_tokens_and_kv_whatever_happens_on_
     check()
     ways = ("client", "queue_timeout", "request_timeout", "handshake_timeout", "transfer_timeout")
     assert seen >= {"finished", *(f"aborted:{way}" for way in ways)}
+
+
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+@pytest.mark.slow
+def test_alike_prompts_in_a_tight_pool_are_sent_whole_though_they_share_lose_and_move_pages(loop):
+    lost = []
+
+    @thorough(100)
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        jobs = data.draw(some_alike_jobs())
+        settings: dict[str, object] = {
+            "kv_tokens": data.draw(st.sampled_from([80, 112, 160])),
+            "max_running": 8,
+            "chunk": 16,
+            "max_batch_tokens": data.draw(st.sampled_from([16, 40])),
+            "batching": data.draw(st.sampled_from(["prefill-first", "mixed", "mixed"])),
+            "cache": data.draw(st.sampled_from(["radix", "radix", "none", "blocks"])),
+        }
+        if settings["batching"] == "mixed":
+            settings |= {"mixed_order": "admission", "long_prefill_tokens": data.draw(st.sampled_from([None, 8, 12]))}
+        world = PairWorld(
+            jobs,
+            Kinds(1, loop, settings=settings),
+            Kinds(2, loop),
+            link_bytes_s=data.draw(st.sampled_from([1e5, 1e6])),
+            page_size=data.draw(st.sampled_from([1, 4])),
+        )
+        world.run(until_s=LONG_S)
+        check_the_end(world)
+        lost.append(any(batch.retracted for batch in world.prefill[0].batches))
+
+    check()
+    assert sum(lost) > 5, "too few prompts lose their KV"
 
 
 @pytest.mark.parametrize("loop", ["normal", "overlap"])

@@ -188,8 +188,8 @@ class SchedulerConfig(SchedulerSettings):
         if role == "both":
             return self
         if role == "prefill":
-            # Nothing decodes. Prompts are shared batch by batch, in their order: whoever is given pages that the prefix cache
-            # had already, as it may be while they are sent, has them of a batch that was computed before its own.
+            # Nothing decodes. Prompts are shared batch by batch, in their order: whoever is given pages that the prefix
+            # cache had already has them of a batch that was computed before its own, so that they can be sent.
             return replace(
                 self,
                 role=role,
