@@ -134,12 +134,13 @@ class ModelRunner:
         step = self._assemble(_prefill_inputs(lengths), self.device)
         hidden = None if self.parallel.first_stage else self._hidden_like(sum(lengths))
         assert self.kv is not None
-        out = self.model.forward(step, self.kv, hidden)
-        if self.parallel.last_stage:
-            # Sampling works on the logits of as many requests as may run, and does to them whatever these may ask for.
-            logits = self.model.logits(out[:1].expand(self.rows, -1))
-            self.sampler.rehearse(logits)
-            del logits
+        with self.sampler.with_tables():
+            out = self.model.forward(step, self.kv, hidden)
+            if self.parallel.last_stage:
+                # Sampling works on the logits of as many requests as may run, and does to them whatever these may ask for.
+                logits = self.model.logits(out[:1].expand(self.rows, -1))
+                self.sampler.rehearse(logits)
+                del logits
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device) - pool
         self.kv = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from zlib import crc32
@@ -187,8 +188,7 @@ class Sampler:
         return changes
 
     def rehearse(self, logits: Tensor) -> None:
-        """Do to logits [n, vocab] whatever requests can ask for, to find out how much memory that takes. The tables of
-        penalties are given back; the first request that needs them makes them again."""
+        """Do to logits [n, vocab] whatever requests can ask for, to find out how much memory that takes."""
         count, rows = len(logits), torch.arange(len(logits), device=self._device)
         words = np.full((count, -(-self._vocab // WORD_BITS)), -1, np.int32)
         forbid(logits, np.arange(count), words, self._ops)
@@ -197,7 +197,15 @@ class Sampler:
         self._ops.penalize(changed, counts[rows], in_prompt[rows], *self._penalties[rows].unbind(1))
         tokens = self._ops.sample(changed, *self._parameters(rows, count), rows, all_greedy=False, filtered=True)
         self._ops.logprobs(logits, tokens, min(MOST_LOGPROBS, self._vocab))
-        self._counts = self._in_prompt = None
+
+    @contextmanager
+    def with_tables(self) -> Iterator[None]:
+        """Hold the tables of penalties meanwhile, as from the first request on that needs them."""
+        self._history()
+        try:
+            yield
+        finally:
+            self._counts = self._in_prompt = None
 
     def _parameters(self, rows: Tensor | None, count: int) -> tuple[Tensor, ...]:
         """What each of these rows is sampled with; rows None: as many of any, for greedy samples look at none."""
