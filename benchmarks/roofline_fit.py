@@ -25,7 +25,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.simulated.catalogue.gpu_specs import EFFICIENCIES, GPU, load_gpu
+from backends.simulated.cost.models.expert_loads import distinct_experts
 from backends.simulated.cost.models.roofline import OVERLAP
+from backends.simulated.cost.tables.measured_operators import MEASURED_SKEW
+from backends.simulated.cost.tables.operator_rows import LOADS
 from benchmarks.board.halves import rows_score
 from benchmarks.board.pages import between_markers
 from benchmarks.board.silicon import find_rows
@@ -61,18 +64,33 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 
 FROM_HOST_S = 30e-6
 """A table whose shortest product takes longer was measured with launches from the host, and says nothing of the kernel."""
 DIGITS = 3
-BITS = {
-    "bf16": "16 bits",
-    "fp8": "8 bits",
-    "int8": "8 bits",
-    "fp4": "fp4",
-    "w4": "16 bits, weights in 4",
-}
-"""Ways in which matrices are multiplied, in words."""
+OWN_GAIN = 0.05
+"""An engine has numbers of its own for a kind of operator where these take more than this off the mean error (of logarithms)
+on what is fitted, from that of the numbers of all."""
 NEGLIGIBLE_S = {"each_overhead_s": 1e-9, "head_overhead_s": 1e-10, "overhead_s": 1e-7, "depth_s": 1e-11}
 """What is written as 0 below these."""
 
+
+@dataclass(frozen=True)
+class Form:
+    """How the weights of products are held and multiplied."""
+
+    words: str
+    prefix: str
+    """Of the fields of a GPU."""
+    computes: str
+    bytes: float
+    """Of a weight."""
+
+
+BF16 = Form("16 bits", "", "bf16", 2)
+FP8 = Form("8 bits", "fp8_", "fp8", 1)
+INT8 = Form("8 bits", "fp8_", "int8", 1)
+BLOCKS = Form("8 bits by block", "block_", "fp8", 1)
+FP4 = Form("fp4", "fp4_", "fp4", 0.5625)
+W4 = Form("16 bits, weights in 4", "w4_", "bf16", 0.53125)
 Seconds = np.ndarray
+Way = Callable[[GPU], "Fit | None"]
 Model = Callable[..., Seconds]
 
 
@@ -105,16 +123,21 @@ class Fit:
 
     what: str
     values: dict[str, float]
-    error: float
-    """Mean of the absolute errors on what scores."""
-    by_engine: dict[str, float]
-    """Mean of the signed ones."""
+    by_engine: dict[str, tuple[float, float]]
+    """Means of the absolute and of the signed errors on what scores."""
+    gained: float
+    """By how much the mean error (of logarithms) on what is fitted fell from that of the numbers which were there."""
     fitted: int
     scored: int
 
+    @property
+    def error(self) -> float:
+        """Mean of the absolute errors on what scores, over engines."""
+        return float(np.mean([absolute for absolute, _ in self.by_engine.values()]))
+
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {_number(value)}" for name, value in self.values.items())
-        engines = ", ".join(f"{name} {error:+.1%}" for name, error in self.by_engine.items())
+        engines = ", ".join(f"{name} {signed:+.1%}" for name, (_, signed) in self.by_engine.items())
         return (
             f"  {self.what}: off by {self.error:.1%} on {self.scored:,} rows that score ({engines}); "
             f"{self.fitted:,} fitted\n    {shown}"
@@ -131,7 +154,8 @@ def fit(what: str, measured: Measured, fields: Sequence[str], start: GPU, model:
         return float((weight * np.abs(np.log(predict(*values)) - seconds)).sum())
 
     values = [float(getattr(start, name)) for name in fields]
-    best, step = error(values), 1.4
+    first = best = error(values)
+    step = 1.4
     while step > 1.005:
         moved = False
         for i, name in enumerate(fields):
@@ -146,11 +170,12 @@ def fit(what: str, measured: Measured, fields: Sequence[str], start: GPU, model:
             step = step**0.5
     values = [_rounded(name, value) for name, value in zip(fields, values, strict=True)]
     off = model(kept)(*values) / kept.seconds - 1
-    by_engine = {str(name): float(off[of.to_numpy()].mean()) for name, of in _engines(kept.rows)}
-    counted = float(np.average(np.abs(off), weights=kept.weight))
-    return Fit(
-        what, dict(zip(fields, values, strict=True)), counted, by_engine, int((~scores).sum()), int(scores.sum())
-    )
+    by_engine = {
+        str(name): (float(np.abs(off[of]).mean()), float(off[of].mean()))
+        for name, of in ((name, of.to_numpy()) for name, of in _engines(kept.rows))
+    }
+    values_of = dict(zip(fields, values, strict=True))
+    return Fit(what, values_of, by_engine, first - best, int((~scores).sum()), int(scores.sum()))
 
 
 def _engines(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
@@ -170,10 +195,10 @@ def _number(value: float) -> str:
 
 
 class Tables:
-    """The tables of one GPU."""
+    """The tables of one GPU, of all engines or of one."""
 
-    def __init__(self, system: Path) -> None:
-        self._system = system
+    def __init__(self, system: Path, engine: str | None = None) -> None:
+        self.system, self.engine = system, engine
 
     def rows(
         self,
@@ -185,8 +210,8 @@ class Tables:
     ) -> Measured | None:
         """Rows of all engines that ``of`` chooses, the fastest kernel of each size; None without any."""
         found = []
-        for engine in engines:
-            files = sorted((self._system / family / engine).glob(f"*/{kind}_perf.parquet"), key=_version)
+        for engine in engines if self.engine is None else {*engines} & {self.engine}:
+            files = sorted((self.system / family / engine).glob(f"*/{kind}_perf.parquet"), key=_version)
             if not files:
                 continue
             table = pd.read_parquet(files[-1])
@@ -210,46 +235,43 @@ def _version(file: Path) -> list[int]:
 # -- kinds of operators --------------------------------------------------------------------------------------------------
 
 
-def products(tables: Tables, gpu: GPU, computes: str, dtypes: Sequence[str], engines: Sequence[str]) -> Fit | None:
-    """Matrix products in a precision."""
-    found = []
-    for dtype in dtypes:
-        rows = tables.rows(
-            "gemm",
-            "gemm",
-            lambda t, d=dtype: (  # type: ignore[misc]
-                t.gemm_dtype.eq(d) & t.m.isin(COUNTS) & t.n.between(1024, 70_000) & t.k.between(1024, 17_000)
-            ),
-            ["m", "n", "k"],
-            engines,
-        )
-        if rows is not None:
-            slow = [name for name, of in _engines(rows.rows) if rows.rows[of].seconds.min() > FROM_HOST_S]
-            found.append(rows.rows[~rows.rows.engine.isin(slow) & (rows.rows.n * rows.rows.k).ge(2**21)])
-    if not found:
+def products(tables: Tables, gpu: GPU, form: Form, dtype: str, engines: Sequence[str] = ENGINES) -> Fit | None:
+    """Matrix products in a form of weights."""
+    rows = tables.rows(
+        "gemm",
+        "gemm",
+        lambda t: t.gemm_dtype.eq(dtype) & t.m.isin(COUNTS) & t.n.between(1024, 70_000) & t.k.between(1024, 17_000),
+        ["m", "n", "k"],
+        engines,
+    )
+    if rows is None:
         return None
-    peak, size = gpu.flops_for(computes), {"bf16": 2, "fp4": 0.5625}.get(computes, 1)
+    slow = [name for name, of in _engines(rows.rows) if rows.rows[of].seconds.min() > FROM_HOST_S]
+    rows = rows.part((~rows.rows.engine.isin(slow) & (rows.rows.n * rows.rows.k).ge(2**21)).to_numpy())
+    if rows.rows.empty:
+        return None
+    peak, size = gpu.flops_for(form.computes), form.bytes
 
     def model(at: Measured) -> Model:
         work = 2 * at.m * at.n * at.k / peak
         traffic = (at.n * at.k * size + 2 * at.m * (at.n + at.k)) / gpu.memory_bandwidth
         return lambda c, b, o, d: ((work / c) ** OVERLAP + (traffic / b) ** OVERLAP) ** (1 / OVERLAP) + o + at.k * d
 
-    prefix = _prefix(computes)
+    prefix = form.prefix
     first = ("efficiency", "memory_efficiency", "overhead_s", "depth_s")
     plain = ("compute_efficiency", "memory_efficiency", "product_overhead_s", "product_depth_s")
     fields = [prefix + name for name in first] if prefix else list(plain)
-    return fit(f"products in {BITS[computes]}", Measured(pd.concat(found)), fields, gpu, model)
+    return fit(f"products in {form.words}", rows, fields, gpu, model)
 
 
-def experts(tables: Tables, gpu: GPU, form: str, dtypes: Sequence[str]) -> Fit | None:
-    """Routed experts in a precision, by the last of ``dtypes`` that an engine has, at the mildest uneven load measured."""
+def experts(tables: Tables, gpu: GPU, form: Form, dtype: str) -> Fit | None:
+    """Routed experts in a form of weights, at the mildest uneven load measured."""
     rows = tables.rows(
         "moe",
         "moe",
         lambda t: (
-            t.moe_dtype.eq(dtypes[-1] if t.moe_dtype.eq(dtypes[-1]).any() else dtypes[0])
-            & t.distribution.eq("power_law_1.01")
+            t.moe_dtype.eq(dtype)
+            & t.distribution.eq(LOADS[MEASURED_SKEW])
             & t.moe_ep_size.eq(1)
             & t.topk.between(2, 10)
             & t.num_experts.le(512)
@@ -259,11 +281,12 @@ def experts(tables: Tables, gpu: GPU, form: str, dtypes: Sequence[str]) -> Fit |
     )
     if rows is None:
         return None
-    peak, size = gpu.flops_for(form), {"bf16": 2, "fp4": 0.5625, "w4": 0.53125}.get(form, 1)
+    peak, size = gpu.flops_for(form.computes), form.bytes
 
     def model(at: Measured) -> Model:
         inner = at.inter_size / at.moe_tp_size
-        touched = at.num_experts * (1 - (1 - at.topk / at.num_experts) ** at.num_tokens)
+        drawn = zip(at.num_experts, at.topk, at.num_tokens, strict=True)
+        touched = np.array([distinct_experts(*map(int, each), MEASURED_SKEW) for each in drawn], float)
         draws, parameters = at.num_tokens * at.topk, 3 * at.hidden_size * inner
         work, weights = 2 * draws * parameters / peak, touched * parameters * size / gpu.memory_bandwidth
         moved = draws * (2 * at.hidden_size + 3 * inner) * 2 / gpu.memory_bandwidth
@@ -271,12 +294,8 @@ def experts(tables: Tables, gpu: GPU, form: str, dtypes: Sequence[str]) -> Fit |
         return lambda c, b, a, o, d, e: work / c + weights / b + moved / a + o + depth * d + touched * e
 
     names = ("efficiency", "memory_efficiency", "activation_efficiency", "overhead_s", "depth_s", "each_overhead_s")
-    fields = [f"{_prefix(form)}expert_{name}" for name in names]
-    return fit(f"experts in {BITS[form]}", rows, fields, gpu, model)
-
-
-def _prefix(form: str) -> str:
-    return {"bf16": "", "fp4": "fp4_", "w4": "w4_"}.get(form, "fp8_")
+    fields = [f"{form.prefix}expert_{name}" for name in names]
+    return fit(f"experts in {form.words}", rows, fields, gpu, model)
 
 
 def decodes(tables: Tables, gpu: GPU, grouped: bool, kv: str) -> Fit | None:
@@ -405,22 +424,65 @@ def latent_prompts(tables: Tables, gpu: GPU) -> Fit | None:
 # -- all of a GPU --------------------------------------------------------------------------------------------------------
 
 
-def fit_gpu(name: str, data: Path) -> Iterator[Fit]:
+@dataclass(frozen=True)
+class GPUFits:
+    """The numbers of one GPU."""
+
+    together: list[Fit]
+    """To all engines."""
+    own: dict[str, list[Fit]]
+    """To one alone, of the kinds in which it differs."""
+
+    def error(self, what: str) -> str:
+        """Mean error of a kind of operator by the numbers that an engine has; "*" where these are one's own."""
+        shared = next((each for each in self.together if each.what == what), None)
+        if shared is None:
+            return ""
+        own = {engine: each.error for engine, of in self.own.items() for each in of if each.what == what}
+        errors = {engine: absolute for engine, (absolute, _) in shared.by_engine.items()} | own
+        return f"{np.mean(list(errors.values())):.0%}{'*' if own else ''}"
+
+
+def fit_gpu(name: str, data: Path) -> GPUFits:
     """All kinds of operators that a GPU has tables of; the later ones rest on the numbers of the earlier."""
     defaults = {field.name: field.default for field in fields(GPU) if field.name.endswith(("_efficiency", "_s"))}
     gpu = replace(load_gpu(name), **{k: v for k, v in defaults.items() if not k.startswith("link")})
-    tables = Tables(data / SYSTEMS[name])
-    eight_bits = ("fp8", "fp8_block") if gpu.fp8_flops else ("sq",)
-    ways: list[Callable[[GPU], Fit | None]] = [
-        lambda g: products(tables, g, "bf16", ("bfloat16",), ENGINES),
-        lambda g: products(
-            tables, g, "fp8" if g.fp8_flops else "int8", eight_bits, ENGINES if g.fp8_flops else ("trtllm",)
-        ),
-        lambda g: products(tables, g, "fp4", ("nvfp4",), ENGINES) if g.fp4_flops else None,
-        lambda g: experts(tables, g, "bf16", ("bfloat16",)),
-        lambda g: experts(tables, g, "fp8", eight_bits) if g.fp8_flops else None,
-        lambda g: experts(tables, g, "fp4", ("nvfp4",)) if g.fp4_flops else None,
-        lambda g: experts(tables, g, "w4", ("w4a16_mxfp4",)),
+    together = []
+    for found in _kinds(Tables(data / SYSTEMS[name]), gpu):
+        together.append(found)
+        gpu = replace(gpu, **found.values)
+    own = {}
+    for engine in ENGINES:
+        kinds = _kinds(Tables(data / SYSTEMS[name], engine), gpu)
+        own[engine] = _own(list(kinds))
+    return GPUFits(together, own)
+
+
+def _own(found: list[Fit]) -> list[Fit]:
+    """What an engine has of its own: kinds of operators to which that is much nearer. Experts by tensor take the place of
+    those by block, which then have fields of their own."""
+    by_tensor = any(each.what == f"experts in {FP8.words}" and each.gained > OWN_GAIN for each in found)
+    kept = []
+    for each in found:
+        name = next(iter(each.values))
+        if name.startswith("block_expert_") or each.what == f"experts in {FP8.words}":
+            kept += [each] if by_tensor else []
+        elif each.gained > OWN_GAIN and not (by_tensor and name.startswith("fp8_expert_")):
+            kept.append(each)
+    return kept
+
+
+def _kinds(tables: Tables, gpu: GPU) -> Iterator[Fit]:
+    """What is fitted, one kind of operator after the other, beginning with the numbers of a GPU."""
+    ways: list[Way] = [
+        lambda g: products(tables, g, BF16, "bfloat16"),
+        lambda g: products(tables, g, FP8, "fp8") if g.fp8_flops else products(tables, g, INT8, "sq", ("trtllm",)),
+        lambda g: products(tables, _with_blocks(g, "block_"), BLOCKS, "fp8_block") if g.fp8_flops else None,
+        lambda g: products(tables, g, FP4, "nvfp4") if g.fp4_flops else None,
+        lambda g: experts(tables, g, BF16, "bfloat16"),
+        lambda g: experts(tables, g, replace(BLOCKS, prefix=FP8.prefix), "fp8_block") if g.fp8_flops else None,
+        lambda g: experts(tables, g, FP4, "nvfp4") if g.fp4_flops else None,
+        lambda g: experts(tables, g, W4, "w4a16_mxfp4"),
         lambda g: decodes(tables, g, True, "bfloat16"),
         lambda g: decodes(tables, g, True, "fp8"),
         lambda g: decodes(tables, g, False, "bfloat16"),
@@ -430,6 +492,12 @@ def fit_gpu(name: str, data: Path) -> Iterator[Fit]:
         lambda g: latent_decodes(tables, g),
         lambda g: latent_prompts(tables, g),
     ]
+    if tables.engine is not None and gpu.fp8_flops:
+        # Not every engine was measured with experts by tensor: one that was has both.
+        ways += [
+            lambda g: experts(tables, _with_blocks(g, "block_expert_"), BLOCKS, "fp8_block"),
+            lambda g: experts(tables, g, FP8, "fp8"),
+        ]
     for way in ways:
         found = way(gpu)
         if found is not None:
@@ -437,22 +505,29 @@ def fit_gpu(name: str, data: Path) -> Iterator[Fit]:
             yield found
 
 
-def written(fits: dict[str, list[Fit]]) -> str:
+def _with_blocks(gpu: GPU, prefix: str) -> GPU:
+    """The GPU with numbers of products by block: those of any in 8 bits."""
+    names = [field.name for field in fields(GPU) if field.name.startswith(prefix)]
+    return replace(gpu, **{name: getattr(gpu, name.replace("block_", "fp8_")) for name in names})
+
+
+def written(fits: dict[str, GPUFits]) -> str:
     """The text of ``efficiencies.toml``."""
     lines = [
         "# What operators achieve of a GPU's peaks. Written by benchmarks/roofline_fit.py; the fields: gpu_specs.py."
     ]
     for name, found in fits.items():
-        lines += ["", f"[{name}]"]
-        lines += [f"{field} = {value!r}" for each in found for field, value in each.values.items()]
+        for under, some in ("", found.together), *((f".engines.{engine}", own) for engine, own in found.own.items()):
+            if some:
+                lines += ["", f"[{name}{under}]"]
+                lines += [f"{field} = {value!r}" for each in some for field, value in each.values.items()]
     return "\n".join(lines) + "\n"
 
 
-def table(fits: dict[str, list[Fit]]) -> str:
+def table(fits: dict[str, GPUFits]) -> str:
     """Errors of kinds of operators by GPU, for a page."""
-    kinds = list(dict.fromkeys(each.what for found in fits.values() for each in found))
-    errors = {name: {each.what: f"{each.error:.0%}" for each in found} for name, found in fits.items()}
-    rows = [f"| {kind} | {' | '.join(errors[name].get(kind, '') for name in fits)} |" for kind in sorted(kinds)]
+    kinds = sorted({each.what for found in fits.values() for each in found.together})
+    rows = [f"| {kind} | {' | '.join(found.error(kind) for found in fits.values())} |" for kind in kinds]
     return "\n".join([f"| | {' | '.join(fits)} |", "|---" * (len(fits) + 1) + "|", *rows])
 
 
@@ -468,13 +543,12 @@ def main() -> None:
     rows = find_rows()
     if rows is None:
         sys.exit('error: the tables are in a package that is not installed: pip install "llm-workbench[profiles]"')
-    fits: dict[str, list[Fit]] = {}
+    fits: dict[str, GPUFits] = {}
     for name in asked.gpus or SYSTEMS:
-        print(f"{name}: {SYSTEMS[name]}")
-        fits[name] = []
-        for found in fit_gpu(name, rows.parent / "data"):
-            fits[name].append(found)
-            print(found, flush=True)
+        fits[name] = fit_gpu(name, rows.parent / "data")
+        for heading, some in (name, fits[name].together), *fits[name].own.items():
+            if some:
+                print(f"{heading}:", *some, sep="\n", flush=True)
     if asked.write:
         EFFICIENCIES.write_text(written(fits), encoding="utf-8")
         PAGE.write_text(between_markers(PAGE, {"fits": table(fits)}), encoding="utf-8")

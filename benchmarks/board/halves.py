@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,9 @@ def rows_score(kind: str, table: pd.DataFrame) -> np.ndarray:
     sizes = table[numbers]
     if kind in ATTENTION:
         sizes = sizes.assign(**{name: value for name, value in WHOLE.items() if name not in numbers})
-    shapes, of = np.unique(sizes.to_numpy(np.int64), axis=0, return_inverse=True)
-    names = list(sizes)
-    half = [shape_scores(kind, dict(zip(names, shape, strict=True))) for shape in shapes.tolist()]
+    shapes, of = np.unique(sizes[sorted(sizes)].to_numpy(np.int64), axis=0, return_inverse=True)
+    half = [_scores("|".join(map(str, (kind, *shape)))) for shape in shapes.tolist()]
     return np.array(half, bool)[of.reshape(-1)]
+
+
+_scores = cache(scores)  # tables of other GPUs and engines have the same shapes

@@ -28,7 +28,7 @@ from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.operator_tables import NotMeasured, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
-from backends.simulated.cost.tables.measured_operators import OperatorReader
+from backends.simulated.cost.tables.measured_operators import MEASURED_SKEW, OperatorReader
 from backends.simulated.cost.tables.product_shapes import around_mixer, of_mlp
 from backends.simulated.cost.tables.published_package import ENGINES, PublishedTables, at_hand, find_tables
 from backends.simulated.cost.tables.table_kinds import DTYPES
@@ -127,7 +127,7 @@ def cases(gpus: Sequence[str] = ()) -> list[Case]:
 
 def steps_of(case: Case) -> list[Step] | str:
     """The steps of a case, or why there are none."""
-    model, gpu = load_model(case.model), load_gpu(case.gpu)
+    model, gpu = load_model(case.model), load_gpu(case.gpu).under(case.engine)
     weights = BLOCKS if case.dtype == "fp8_block" else model.precision(case.dtype)
     want = CostRequest(model, gpu, weights, KV_DTYPE, case.tp, engine=case.engine)
     if (why := model.unsplit(case.tp)) is not None:
@@ -140,7 +140,9 @@ def steps_of(case: Case) -> list[Step] | str:
     except ProfileError as error:
         return str(error)
     truth = _cost(full, want)
-    roofline = RooflineCost(model, gpu, dtype=weights, kv_dtype=KV_DTYPE, tp=case.tp, capture_sizes=[])
+    roofline = RooflineCost(
+        model, gpu, dtype=weights, kv_dtype=KV_DTYPE, tp=case.tp, capture_sizes=[], expert_skew=MEASURED_SKEW
+    )
     room = gpu.memory_bytes - model.weight_bytes(weights, case.tp)
     found = []
     for requests, context, prompt, scores in _sizes(find_tables(gpu, case.engine), want, full):
@@ -271,7 +273,8 @@ def _expert_tokens(tables: PublishedTables, experts: Experts, hidden: int, tp: i
 
 
 def _product_tokens(tables: PublishedTables, shapes: Sequence[tuple[int, int]]) -> dict[int, bool]:
-    """Measured tokens of products, and whether most of the weights lie between rows that score."""
+    """Measured tokens of products, and whether most of the weights lie between rows that score; none where a shape lies
+    between sizes that were not measured together."""
     rows = _rows(tables, "gemm", {}).groupby(["n", "k", "m"]).scores.first()
     axes = [np.unique(rows.index.get_level_values(name)) for name in ("n", "k")]
     score = weights = 0.0
@@ -279,6 +282,8 @@ def _product_tokens(tables: PublishedTables, shapes: Sequence[tuple[int, int]]) 
         corners = [
             rows.loc[n, k] for n in _about(axes[0], shape[0]) for k in _about(axes[1], shape[1]) if (n, k) in rows.index
         ]
+        if not corners:
+            return {}
         score = score + shape[0] * shape[1] * pd.concat(corners, axis=1).mean(axis=1)
         weights += shape[0] * shape[1]
     if not shapes:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backends.simulated.catalogue.gpu_specs import load_gpu
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
-from backends.simulated.cost.models.expert_loads import distinct_experts, expert_shares, imbalance
+from backends.simulated.cost.models.expert_loads import distinct_experts, expert_shares, imbalance, tokens_of_experts
 from backends.simulated.cost.models.roofline import RooflineCost
 from tests.cost.test_roofline import batch
 from workbench.cluster.pools import resolve_pools
@@ -33,13 +33,29 @@ def test_loads_are_the_quantiles_of_the_power_law():
     assert expert_shares(4, 1, 160, 1.0001) == pytest.approx(loads / loads.sum(), rel=1e-3)
 
 
+def test_loads_are_rounded_and_what_is_lost_goes_to_those_with_the_fewest():
+    # 16 tokens choose 8 of 128 experts each: 57 shares of one choice on the mean round to some, which are 120 choices.
+    loads = tokens_of_experts(128, 8, 16, 1.01)
+    shares = np.rint(expert_shares(128, 8, 16, 1.01) * 128).astype(int)
+    lost = 128 - int(shares.sum())
+    assert lost > 0 and loads.tolist() == sorted([*[1] * lost, *shares[lost:].tolist()])
+    assert (
+        distinct_experts(128, 8, 16, 1.01) == np.count_nonzero(shares) + lost < 0.6 * 128 < distinct_experts(128, 8, 16)
+    )
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(cases, st.sampled_from([0.5, 1.0, 1.01, 1.2, 2.0]), st.sampled_from([2, 4, 8]))
 def test_skew_touches_fewer_experts_and_loads_one_gpu_more(case, skew, parts):
     count, per_token, tokens = case
     shares = expert_shares(count, per_token, tokens, skew)
     assert shares.sum() == pytest.approx(1) and (np.diff(shares) >= 0).all()
-    assert 0 < distinct_experts(*case, skew) <= distinct_experts(*case) * (1 + 1e-9) + 0.05
+    loads = tokens_of_experts(*case, skew)
+    assert loads.sum() == tokens * per_token and (np.diff(loads) >= 0).all() and 0 <= loads[0] <= loads[-1] <= tokens
+    touched = distinct_experts(*case, skew)
+    assert touched == np.count_nonzero(loads)
+    if tokens * per_token > 2 * count and skew <= 1.2:
+        assert touched <= distinct_experts(*case) + 1
     assert 1 <= imbalance(*case, skew, parts) <= parts * (1 + 1e-9)
 
 

@@ -507,6 +507,35 @@ def test_a_gpu_as_efficient_as_another_takes_its_shares_and_keeps_its_own(tmp_pa
             load_gpu(str(mine))
 
 
+def test_engines_whose_kernels_differ_have_numbers_of_their_own_on_a_gpu(tmp_path):
+    h100 = load_gpu("h100")
+    assert h100.under("vllm-0.33.0").w4_expert_efficiency != h100.w4_expert_efficiency
+    assert h100.under("vllm-0.33.0").compute_efficiency == h100.compute_efficiency
+    assert h100.under("mini-sglang-0.1") == h100.under("workbench") == h100
+    mine = tmp_path / "mine.toml"
+    facts = "memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\nsource = 'x'\n"
+    mine.write_text(facts + 'efficiency_like = "h100"\nw4_expert_efficiency = 0.4\n')
+    found = load_gpu(str(mine)).under("vllm-0.33.0")
+    assert found.w4_expert_efficiency == 0.4, "what a file says holds for every engine"
+    assert found.w4_expert_memory_efficiency == h100.under("vllm-0.33.0").w4_expert_memory_efficiency
+    mine.write_text(facts + "[engines.sglang]\nkv_efficiency = 0.5\n")
+    assert load_gpu(str(mine)).under("sglang-0.5.9").kv_efficiency == 0.5
+    for table, wrong in (
+        ("[engines.vllm]\nmemory_bytes = 2e9\n", r"engines\.vllm\.memory_bytes: no field that engines differ in"),
+        ("[engines.vllm]\nkv_efficiency = 1.5\n", r"engines\.vllm: kv_efficiency: 1\.5 is not between 0 and 1"),
+        ("engines = 3\n", r"engines: give a table for each engine, as in \[engines\.vllm\]"),
+    ):
+        mine.write_text(facts + table)
+        with pytest.raises(CatalogueError, match=rf"mine\.toml: {wrong}"):
+            load_gpu(str(mine))
+
+
+def test_fp8_by_block_has_rates_of_its_own_where_it_was_measured():
+    h100, mi300x = load_gpu("h100"), load_gpu("mi300x")
+    assert h100.product_rates("fp8", 1 + 4 / 128**2).flops > h100.product_rates("fp8", 1).flops
+    assert mi300x.product_rates("fp8", 1 + 4 / 128**2) == mi300x.product_rates("fp8", 1)
+
+
 def test_a_gpu_file_that_says_reaches_like_is_read_for_a_version_with_a_note(tmp_path):
     now, before = tmp_path / "now" / "mine.toml", tmp_path / "before" / "mine.toml"
     facts = "memory_bytes = 1e9\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\nlink_bandwidth = 1e10\nsource = 'x'\n"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
+from backends.simulated.cost.models.expert_loads import distinct_experts
 from benchmarks.board.silicon import find_rows
 from benchmarks.roofline_fit import (
-    ENGINES,
+    BF16,
+    BLOCKS,
+    FP8,
+    OWN_GAIN,
     SYSTEMS,
+    W4,
     Fit,
     Tables,
     decodes,
@@ -23,8 +30,9 @@ from benchmarks.roofline_fit import (
 )
 
 WAYS: dict[str, tuple[Callable[[Tables, GPU], Fit | None], float]] = {
-    "products": (lambda t, g: products(t, g, "bf16", ("bfloat16",), ENGINES), 0.08),
-    "experts": (lambda t, g: experts(t, g, "fp8", ("fp8", "fp8_block")), 0.10),
+    "products": (lambda t, g: products(t, g, BF16, "bfloat16"), 0.08),
+    "products by block": (lambda t, g: products(t, g, BLOCKS, "fp8_block"), 0.12),
+    "experts": (lambda t, g: experts(t, g, replace(BLOCKS, prefix=FP8.prefix), "fp8_block"), 0.08),
     "decodes of grouped queries": (lambda t, g: decodes(t, g, True, "bfloat16"), 0.08),
     "decodes of a KV head a head": (lambda t, g: decodes(t, g, False, "bfloat16"), 0.08),
     "prompts of a KV head a head": (lambda t, g: prompts(t, g, False), 0.16),
@@ -50,3 +58,34 @@ def test_the_catalogue_has_the_numbers_that_the_tables_give(tables, kind):
     assert found is not None and found.error < most
     assert found.values == pytest.approx({name: getattr(gpu, name) for name in found.values}, rel=0.05, abs=2e-9)
     assert abs(found.fitted - found.scored) < 0.1 * (found.fitted + found.scored)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+def test_an_engine_has_numbers_of_its_own_where_they_are_much_nearer(tables, engine):
+    gpu = load_gpu("h100")
+    found = experts(Tables(tables.system, engine), gpu, W4, "w4a16_mxfp4")
+    assert found is not None and found.gained > OWN_GAIN and found.error < 0.13
+    own = gpu.under(f"{engine}-0.1")
+    assert found.values == pytest.approx({name: getattr(own, name) for name in found.values}, rel=0.05, abs=2e-9)
+    products_too = products(Tables(tables.system, engine), gpu, BF16, "bfloat16")
+    assert products_too is not None and products_too.gained < OWN_GAIN
+    assert own.compute_efficiency == gpu.compute_efficiency
+
+
+def test_experts_by_tensor_take_longer_under_vllm_than_those_by_block(tables):
+    gpu = load_gpu("h100").under("vllm-0.33.0")
+    found = experts(Tables(tables.system, "vllm"), load_gpu("h100"), FP8, "fp8")
+    assert found is not None and found.error < 0.09
+    assert found.values["fp8_expert_memory_efficiency"] == pytest.approx(gpu.fp8_expert_memory_efficiency, rel=0.05)
+    by_tensor, by_block = gpu.product_rates("fp8", 1.0), gpu.product_rates("fp8", 1.0002)
+    assert by_tensor.expert_bandwidth < by_block.expert_bandwidth / 4
+
+
+def test_times_of_uneven_experts_follow_how_many_have_tokens(tables):
+    rows = pd.read_parquet(next((tables.system / "moe" / "vllm").glob("*/moe_perf.parquet")))
+    rows = rows[rows.moe_dtype.eq("bfloat16") & rows.num_experts.eq(128) & rows.topk.eq(8) & rows.moe_ep_size.eq(1)]
+    rows = rows[rows.hidden_size * rows.inter_size / rows.moe_tp_size > 2e6]  # whose weights take most of the time
+    mean = rows.groupby(["num_tokens", "distribution"]).latency.mean()
+    for tokens in (4, 8, 16, 32, 64, 128):
+        less = mean[tokens, "power_law_1.01"] / mean[tokens, "balanced"]
+        assert less == pytest.approx(distinct_experts(128, 8, tokens, 1.01) / min(tokens * 8, 128), abs=0.06)

@@ -81,7 +81,9 @@ def _one(name: str) -> dict[str, Any]:
     from reports.metrics.labels import weights_label
 
     if Path(name).suffix == ".toml" or name.lower() in gpu_names():
-        return dataclasses.asdict(load_gpu(name))
+        facts = dataclasses.asdict(load_gpu(name))
+        of_engines = facts.pop("engines")
+        return facts | {f"{of}.{field}": value for of, own in of_engines.items() for field, value in own.items()}
     try:
         model = load_model(name)
     except CatalogueError:

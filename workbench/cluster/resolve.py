@@ -221,7 +221,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
 def _gpu(settings: RunSettings, tp: int, pp: int, lock_step: bool) -> tuple[GPU, list[str]]:
     """The GPU in its machine, and what is assumed of the links to others that it works together with."""
     said = {name: getattr(settings, name) for name in ("link", "link_latency", "node_link", "node_link_latency")}
-    gpu = in_machine(load_gpu(settings.gpu), said, settings.gpus_per_node)
+    gpu = in_machine(load_gpu(settings.gpu).under(settings.engine), said, settings.gpus_per_node)
     together = tp * settings.dp if lock_step else tp * pp
     gpu = spread(gpu, tp, together, settings.nodes)
     sizes = {"tp": tp, "pp": pp, "dp": settings.dp if lock_step else 1, "ep": settings.ep}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,14 @@ class GPU:
     """As ``product_overhead_s``, in 8 bits."""
     fp8_depth_s: float = 0.5e-9
     """As ``product_depth_s``, in 8 bits."""
+    block_memory_efficiency: float = 0.0
+    """As ``memory_efficiency``, in fp8 with a scale for each block of weights."""
+    block_efficiency: float = 0.0
+    """As ``compute_efficiency``, of such weights; 0: they take as long as any in 8 bits."""
+    block_overhead_s: float = 0.0
+    """As ``product_overhead_s``, of such weights."""
+    block_depth_s: float = 0.0
+    """As ``product_depth_s``, of such weights."""
     fp4_memory_efficiency: float = 0.84
     """As ``memory_efficiency``, in fp4."""
     fp4_efficiency: float = 0.42
@@ -126,6 +134,18 @@ class GPU:
     """As ``expert_depth_s``, in 8 bits."""
     fp8_expert_each_overhead_s: float = 0.05e-6
     """As ``expert_each_overhead_s``, in 8 bits."""
+    block_expert_memory_efficiency: float = 0.0
+    """As ``expert_memory_efficiency``, in fp8 with a scale for each block of weights."""
+    block_expert_efficiency: float = 0.0
+    """As ``expert_efficiency``, of such weights; 0: they take as long as any in 8 bits."""
+    block_expert_activation_efficiency: float = 0.0
+    """As ``expert_activation_efficiency``, of such weights."""
+    block_expert_overhead_s: float = 0.0
+    """As ``expert_overhead_s``, of such weights."""
+    block_expert_depth_s: float = 0.0
+    """As ``expert_depth_s``, of such weights."""
+    block_expert_each_overhead_s: float = 0.0
+    """As ``expert_each_overhead_s``, of such weights."""
     fp4_expert_memory_efficiency: float = 0.95
     """As ``expert_memory_efficiency``, in fp4."""
     fp4_expert_efficiency: float = 0.8
@@ -205,15 +225,25 @@ class GPU:
     """Whether GPUs of a node reach each other over PCIe alone: how fast is then the machine's affair, not the GPU's."""
     multiprocessors: int = 0
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
+    engines: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    """What operators achieve under an engine whose kernels differ much from the others': fields of this class by engine."""
+
+    def under(self, engine: str) -> GPU:
+        """The GPU as an engine's kernels use it; ``engine`` is a preset's name (``vllm-0.33.0``)."""
+        return dataclasses.replace(self, **self.engines.get(engine.partition("-")[0], {}))  # type: ignore[arg-type]
 
     def product_rates(self, dtype: str, weight_bytes: float) -> ProductRates:
         """Look up what matrix products in a dtype achieve: those in 16 bits, in 8 or in fp4, whatever the hardware has.
 
-        Weights of less than a byte that are multiplied in 16 bits have rates of their own in grouped products.
+        FP8 with scales for parts of a matrix (more than a byte a weight) may have rates of its own, as have weights of less
+        than a byte that are multiplied in 16 bits in grouped products.
         """
         peak = self.flops_for(dtype)
         form = "" if peak <= self.bf16_flops else "fp4_" if dtype == "fp4" and self.fp4_flops else "fp8_"
         grouped = f"{form or ('w4_' if weight_bytes < 1 else '')}expert_"
+        if form == "fp8_" and weight_bytes > 1:
+            grouped = "block_expert_" if self.block_expert_efficiency else grouped
+            form = "block_" if self.block_efficiency else form
         plain = ("compute_efficiency", "memory_efficiency", "product_overhead_s", "product_depth_s")
         others = tuple(f"{form}{name}" for name in ("efficiency", "memory_efficiency", "overhead_s", "depth_s"))
         compute, memory, overhead_s, depth_s = (getattr(self, name) for name in (others if form else plain))
@@ -321,7 +351,7 @@ def gpu_names() -> list[str]:
 
 
 def _gpu(values: dict[str, Any], where: str) -> GPU:
-    known = {field.name: field for field in dataclasses.fields(GPU)}
+    known = {one.name: one for one in dataclasses.fields(GPU)}
     values = _without_units(values, where)
     if FORMER_LIKE in values and LIKE in values:
         raise CatalogueError(f"{where}: {FORMER_LIKE}: given twice; it is called {LIKE}")
@@ -330,36 +360,55 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
         if not isinstance(relative, str) or relative not in _catalogue():
             raise CatalogueError(f"{where}: {key}: {relative!r} is not a GPU of the catalogue")
         like = load_gpu(relative)
-        achieved = {name: getattr(like, name) for name in known if _is_achieved(name)}
+        achieved: dict[str, Any] = {
+            name: getattr(like, name)
+            for name, one in known.items()
+            if _is_achieved(name) and getattr(like, name) != one.default
+        }
+        achieved["engines"] = {
+            engine: {name: value for name, value in of.items() if name not in values}
+            for engine, of in like.engines.items()
+        }
         values = achieved | {name: value for name, value in values.items() if name != key}
-    for name, value in values.items():
+    engines = values.get("engines", {})
+    if not isinstance(engines, dict) or not all(isinstance(of, dict) for of in engines.values()):
+        raise CatalogueError(f"{where}: engines: give a table for each engine, as in [engines.vllm]")
+    for engine, of in engines.items():
+        for name in of:
+            if name not in known or not _is_achieved(name):
+                raise CatalogueError(f"{where}: engines.{engine}.{name}: no field that engines differ in")
+        _check_numbers(of, f"{where}: engines.{engine}")
+    for name in values:
         if name not in known:
             raise CatalogueError(f"{where}: {name}: no such field")
-        if name in ("name", "source"):
-            continue
+    _check_numbers({name: value for name, value in values.items() if name not in ("name", "source", "engines")}, where)
+    for name, one in known.items():
+        if one.default is one.default_factory is dataclasses.MISSING and not values.get(name):
+            raise CatalogueError(f"{where}: {name}: missing")
+    return GPU(**values)
+
+
+def _check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Raise :class:`CatalogueError` for a field of a GPU that is not of its kind."""
+    for name, value in values.items():
         if name == "pcie_link":
             if not isinstance(value, bool):
                 raise CatalogueError(f"{where}: {name}: {value!r} is not true or false")
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise CatalogueError(f"{where}: {name}: {value!r} is not a number of 0 or more")
-    for name, field in known.items():
-        if field.default is dataclasses.MISSING and not values.get(name):
-            raise CatalogueError(f"{where}: {name}: missing")
-    for name in (name for name in known if name.endswith("_efficiency")):
-        if name in values and not 0 < values[name] <= 1:
-            raise CatalogueError(f"{where}: {name}: {values[name]} is not between 0 and 1")
-    return GPU(**values)
+        if name.endswith("_efficiency") and not 0 < value <= 1:
+            raise CatalogueError(f"{where}: {name}: {value} is not between 0 and 1")
 
 
 def _without_units(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of a GPU, with what keys of :data:`WITH_UNITS` say in their places."""
     found = {name: value for name, value in values.items() if name not in WITH_UNITS}
-    for key, (field, parse) in WITH_UNITS.items():
+    for key, (name, parse) in WITH_UNITS.items():
         if key not in values:
             continue
         try:
-            said = {field: parse(values[key])}
+            said = {name: parse(values[key])}
         except InputError as error:
             raise CatalogueError(f"{where}: {key}: {error}") from None
         if key == "link":

@@ -3,6 +3,7 @@
 Of ``tokens`` that choose ``per_token`` of ``count`` experts each, the loads of the experts are the quantiles of a density
 of ``load ** -skew`` between 1 and 0.8 of the tokens (between 0.01 and 2 where there are fewer choices than experts), brought
 to the sum of all choices: what AIConfigurator's collector draws at random (``power_law_logits`` of its ``collect_moe.py``).
+Rounded to tokens they say how many experts have some, and the times of its tables follow that number.
 A skew of 0 is none: every expert is as likely as any other.
 """
 
@@ -33,13 +34,25 @@ def expert_shares(count: int, per_token: int, tokens: int, skew: float) -> np.nd
     return found
 
 
+def tokens_of_experts(count: int, per_token: int, tokens: int, skew: float) -> np.ndarray:
+    """Tokens of each expert, int[count], from the least to the most loaded: their shares of all choices, rounded. What is
+    lost by rounding goes to those with the fewest, what is gained is taken from those with the most."""
+    choices = tokens * per_token
+    found = np.rint(expert_shares(count, per_token, tokens, skew) * choices).astype(np.int64).clip(max=tokens)
+    while (lost := choices - int(found.sum())) > 0:
+        found[np.flatnonzero(found < tokens)[:lost]] += 1
+    while (gained := int(found.sum()) - choices) > 0:
+        found[np.flatnonzero(found)[-gained:]] -= 1
+    found.sort()
+    return found
+
+
 @lru_cache(maxsize=4096)
 def distinct_experts(count: int, per_token: int, tokens: int, skew: float = 0.0) -> float:
-    """Experts that any of the tokens chooses, as expected."""
+    """Experts that any of the tokens chooses: without skew as expected of choices at random, else as the law has it."""
     if not skew:
         return count * (1 - (1 - per_token / count) ** tokens)
-    chosen = np.minimum(expert_shares(count, per_token, tokens, skew) * per_token, 1.0)
-    return float((1 - (1 - chosen) ** tokens).sum())
+    return float(np.count_nonzero(tokens_of_experts(count, per_token, tokens, skew)))
 
 
 @lru_cache(maxsize=4096)

@@ -22,6 +22,7 @@ from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
 from backends.simulated.cost.tables.attention_rows import Shape, decodes_of, prompts_of
 from backends.simulated.cost.tables.latent_rows import absorbed_products, kernel_decodes, kernel_prompts, module_of
 from backends.simulated.cost.tables.operator_rows import (
+    LOADS,
     Products,
     all_reduce_grid,
     collective_grid,
@@ -39,8 +40,6 @@ ALWAYS = ["norms, rotary and activations", "embedding", "sampler"]
 """Operators that no table is read for."""
 BY_ROOFLINE = "cost: by the roofline, no table was read for them: "
 """Beginning of the note that names what was not found, parted by semicolons."""
-LOADS = {0.0: "balanced", 1.01: "power_law_1.01", 1.2: "power_law_1.2"}
-"""Distributions of tokens over experts by their skew, and what the tables call them."""
 MEASURED_SKEW = 1.01
 """That of the tables of most models, unless another is asked for."""
 
@@ -252,15 +251,15 @@ class OperatorReader:
         tp, ep = (1, want.ep) if want.ep > 1 else (want.tp, 1)
         found = None
         if len(kinds) == 1 and dtype is not None:
-            load, hidden = LOADS[self._skew], self._model.hidden
+            hidden = self._model.hidden
 
             def read(tables: Tables) -> Grid:
                 try:
-                    return experts_grid(tables, each, hidden, tp, ep, dtype, load)
+                    return experts_grid(tables, each, hidden, tp, ep, dtype, self._skew)
                 except NotMeasured:
                     if dtype != "fp8":
                         raise
-                    return experts_grid(tables, each, hidden, tp, ep, "fp8_block", load)
+                    return experts_grid(tables, each, hidden, tp, ep, "fp8_block", self._skew)
 
             found = self._first("moe", read)
         if found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from backends.checkpoint.layer_kinds import Experts
+from backends.simulated.cost.models.expert_loads import distinct_experts
 from backends.simulated.cost.models.filled_grid import Shape, beside, between
 from backends.simulated.cost.models.operator_tables import Curve, Grid, NotMeasured
 from backends.simulated.cost.tables.table_kinds import ELEMENT_BYTES, MILLISECOND, Tables, rows_where, shortest
@@ -14,6 +15,9 @@ LAUNCHED_S = 40e-6
 spare."""
 SMALL_PRODUCTS = 0.1
 """Share of the products of a table that count as small."""
+
+LOADS = {0.0: "balanced", 1.01: "power_law_1.01", 1.2: "power_law_1.2"}
+"""Distributions of tokens over experts by their skew, and what the tables call them."""
 
 
 def timed_with_launches(tables: Tables, dtype: str) -> bool:
@@ -50,15 +54,15 @@ def _product_terms(points: np.ndarray) -> np.ndarray:
     return np.stack((np.ones(len(points)), n * k, m * (n + k), m * n * k), axis=1)
 
 
-def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int, dtype: str, load: str) -> Grid:
+def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int, dtype: str, skew: float) -> Grid:
     """The routed experts of a layer, each divided over ``tp`` GPUs or all of them spread over ``ep``, held in a
-    dtype, under a distribution of tokens over experts: (tokens of all GPUs, distinct experts). Raises
+    dtype, at a ``skew`` of :data:`LOADS`: (tokens of all GPUs, distinct experts). Raises
     :class:`NotMeasured`."""
     columns = tables.table("moe")
     of = rows_where(
         columns,
         moe_dtype=dtype,
-        distribution=load,
+        distribution=LOADS[skew],
         hidden_size=experts.latent or hidden,
         inter_size=experts.width,
         topk=experts.per_token,
@@ -68,15 +72,14 @@ def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int
     of &= columns[other] == 1
     have, over = columns[parts], max(tp, ep)
     if over not in have[of]:
-        raise NotMeasured(f"{tables}: moe: no rows for {experts.described}, tp {tp}, ep {ep}, {load}")
+        raise NotMeasured(f"{tables}: moe: no rows for {experts.described}, tp {tp}, ep {ep}, {LOADS[skew]}")
     of &= np.isin(have, beside(np.unique(have[of]), over))
-    share = experts.per_token / experts.count
 
     def terms(points: np.ndarray) -> np.ndarray:
         """A launch, the experts that are chosen, tokens: whole, and on each of the GPUs."""
         tokens, gpus = points.T
-        chosen = (1 - (1 - share) ** tokens) / gpus
-        return np.column_stack((np.ones(len(points)), chosen, tokens, tokens / gpus))
+        chosen = [_chosen(experts, max(round(count), 1), skew) for count in tokens]
+        return np.column_stack((np.ones(len(points)), np.array(chosen) / gpus, tokens, tokens / gpus))
 
     where = np.stack((columns["num_tokens"][of], have[of]), axis=1)
     fitted = Shape(*shortest(where, columns["latency"][of] * MILLISECOND), terms)
@@ -85,6 +88,13 @@ def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int
     seconds = fitted.seconds([tokens, np.array([float(over)])])[:, 0]
     # How many experts the tokens use was part of the measurement: the same time at any count.
     return Grid((tokens.tolist(), [0.0, float(experts.count)]), np.repeat(seconds[:, None], 2, axis=1))
+
+
+def _chosen(experts: Experts, tokens: int, skew: float) -> float:
+    """Experts that have tokens; without skew as many as can."""
+    if not skew:
+        return min(experts.count, tokens * experts.per_token)
+    return distinct_experts(experts.count, experts.per_token, tokens, skew)
 
 
 def all_reduce_grid(tables: Tables, gpus: int) -> Grid:
