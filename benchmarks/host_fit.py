@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,8 @@ import typer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.simulated.cost.models.least_squares import nonnegative_least_squares
+from backends.simulated.front_end import FrontEndModel
+from backends.simulated.host import HostModel
 from benchmarks.board.predict import Predicted, predict, settings_of
 from benchmarks.board.silicon import Row, find_rows, read_rows
 from workbench.settings import engines
@@ -48,6 +50,11 @@ class Group:
     rows: Callable[[Row], bool]
     of: str
     """What is fitted to: ``ttft`` or ``tpot``."""
+
+
+def fields_of(table: str) -> list[str]:
+    """Numbers that a table of a preset may hold."""
+    return [field.name for field in fields({"host": HostModel, "front_end": FrontEndModel}[table])]
 
 
 def _dense(row: Row, engine: str, *versions: str) -> bool:

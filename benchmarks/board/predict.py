@@ -21,7 +21,7 @@ from backends.simulated.cost.tables import measured_operators
 from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
-from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, told
+from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, steps_unseen, told
 from benchmarks.board.silicon import Row
 from reports.record.run_record import RunRecord
 from traces import TraceRequest
@@ -144,8 +144,10 @@ def _seen(row: Row, record: RunRecord, rounds: int) -> tuple[float, float]:
         weights[burst:] = (ALL_ROUNDS - WARM_UP) / (rounds - 1 - WARM_UP)
     arrival, first, last = (np.asarray(frame[name])[counted] for name in ("arrival_s", "first_token_s", "finish_s"))
     between = np.maximum(np.asarray(frame["output_tokens"])[counted] - 1, 1)
-    first = first + (last - first) * np.minimum(first_chunk_tokens(row) / between, 1.0)
-    return tuple(float(np.average(value, weights=weights)) for value in (first - arrival, (last - first) / between))  # type: ignore[return-value]
+    step = (last - first) / between
+    seen = np.minimum(first + first_chunk_tokens(row) * step, last)
+    ttft, tpot = seen - arrival + steps_unseen(row) * step, (last - seen) / between
+    return float(np.average(ttft, weights=weights)), float(np.average(tpot, weights=weights))
 
 
 @contextmanager

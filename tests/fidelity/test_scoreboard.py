@@ -13,7 +13,7 @@ from benchmarks import scoreboard
 from benchmarks.board import predict as board_predict
 from benchmarks.board import truth
 from benchmarks.board.errors import errors_of, grouped, kind_of, table
-from benchmarks.board.launched import first_chunk_tokens
+from benchmarks.board.launched import first_chunk_tokens, steps_unseen
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import COSTS, Predicted, nearest_preset, predict, settings_of
 from benchmarks.board.results import Results
@@ -230,18 +230,19 @@ def test_what_launch_scripts_say_is_taken_for_rows_of_their_benchmark_alone():
     dense = {"model": "meta-llama/Llama-3.1-70B", "precision": "fp8"}
     assert settings_of(row(shortest=0.8, **dense))["kv_dtype"] == "fp8"
     assert "kv_dtype" not in settings_of(row(**dense)) and "kv_dtype" not in settings_of(row(shortest=0.8))
-    sglang = {"engine": "sglang", "shortest": 0.8}
-    found = [
-        first_chunk_tokens(row(**{**sglang, **more}))
-        for more in (
-            {"system": "b200_sxm"},
-            {"system": "h200_sxm"},
-            {"system": "h200_sxm", "model": "Qwen/Qwen3.5-397B-A17B"},
-            {"system": "h200_sxm", "shortest": 1.0},
-            {"system": "h200_sxm", "engine": "vllm"},
-        )
-    ]
-    assert found == [30, 10, 50, 0, 0]
+    sglang = {"engine": "sglang", "shortest": 0.8, "model": "deepseek-ai/DeepSeek-R1", "system": "b200_sxm"}
+    other = {"model": "Qwen/Qwen3.5-397B-A17B", "system": "h200_sxm"}
+    cases = (
+        {},
+        {"precision": "nvfp4", "concurrency": 16},
+        {"system": "h200_sxm"},
+        other,
+        {"shortest": 1.0},
+        {"engine": "vllm"},
+    )
+    rows = [row(**{**sglang, **more}) for more in cases]
+    assert [first_chunk_tokens(each) for each in rows] == [30, 10, 10, 50, 0, 0]
+    assert [steps_unseen(each) for each in rows] == [4.5, 14.5, 0, 0, 0, 0]
 
 
 def test_a_burst_that_clients_counted_weighs_as_one_round_of_ten_and_else_nothing(monkeypatch):
@@ -254,11 +255,16 @@ def test_a_burst_that_clients_counted_weighs_as_one_round_of_ten_and_else_nothin
     assert counted.tpot_s == pytest.approx(left_out.tpot_s, rel=0.1)
 
 
-def test_a_first_chunk_that_comes_later_is_later_by_so_many_tokens_and_slows_none():
-    sglang = {"engine": "sglang", "version": "0.5.9", "output_tokens": 64, "shortest": 0.99, "input_tokens": 100}
-    late, soon = (predict(row(system=system, **sglang)) for system in ("h200_sxm", "h100_sxm"))
-    assert first_chunk_tokens(late.row) == 10 and first_chunk_tokens(soon.row) == 0
-    assert late.ttft_s - soon.ttft_s == pytest.approx(10 * soon.tpot_s, rel=0.3)
+def test_a_first_chunk_that_comes_later_is_later_by_so_many_tokens_and_the_end_is_when_it_was(monkeypatch):
+    published = row(engine="sglang", version="0.5.9", output_tokens=64, shortest=0.99, input_tokens=100)
+    soon = predict(published)
+    monkeypatch.setattr(board_predict, "first_chunk_tokens", lambda row: 10)
+    late = predict(published)
+    monkeypatch.setattr(board_predict, "steps_unseen", lambda row: 5)
+    unseen = predict(published)
+    assert late.ttft_s - soon.ttft_s == pytest.approx(10 * soon.tpot_s)
+    assert late.ttft_s + 63 * late.tpot_s == pytest.approx(soon.ttft_s + 63 * soon.tpot_s, rel=5e-3)
+    assert unseen.ttft_s - late.ttft_s == pytest.approx(5 * soon.tpot_s) and unseen.tpot_s == late.tpot_s
 
 
 def test_what_a_row_cannot_be_is_said():
