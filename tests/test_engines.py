@@ -6,6 +6,7 @@ import pytest
 
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
+from backends.simulated.kv_memory import ModelDoesNotFit
 from tests.cost.profiles import batch, linear_profile
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
@@ -117,6 +118,19 @@ def test_default_limits_go_by_the_version_the_gpu_and_the_group(engine, gpu, tp,
     assert {**found, "graphs": resolve(settings, settings.loops[0]).host.graph_max_batch} == limits
     asked = settings_from(None, {"engine": engine, "gpu": gpu, "tp": tp, "chunk": 77, "max_batch_tokens": 99})
     assert (asked.chunk, asked.max_batch_tokens) == (77, 99)
+
+
+def test_a_limit_that_nobody_asked_for_gives_way_to_a_smaller_budget_and_to_states():
+    assert settings_from(None, {"engine": "vllm", "max_batch_tokens": 512}).max_running == 512
+    with pytest.raises(ConfigError, match="max_batch_tokens: 512 cannot give each of 600"):
+        asked = settings_from(None, {"engine": "vllm", "max_batch_tokens": 512, "max_running": 600})
+        resolve(asked, "overlap")
+    hybrid = {"engine": "vllm", "model": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "gpu": "h100"}
+    found = resolve(settings_from(None, hybrid), "overlap")
+    assert 0 < found.scheduler.max_running < 256
+    assert f"max_running: {found.scheduler.max_running}, for states have no room for vllm-0.33.0's own" in found.notes
+    with pytest.raises(ModelDoesNotFit, match="--max-running"):
+        resolve(settings_from(None, {**hybrid, "max_running": 300}), "overlap")
 
 
 def test_each_pool_has_the_limits_of_its_own_gpu():

@@ -22,6 +22,9 @@ SMALLEST_USEFUL_TOKENS = 16
 class ModelDoesNotFit(InputError):
     """Weights and working memory leave no room for KV, in one line."""
 
+    fits_running = 0
+    """As many requests as may run at a time for their states, where that is what does not fit."""
+
 
 @dataclass(frozen=True)
 class MemoryBudget:
@@ -123,11 +126,13 @@ def kv_capacity(
     # The stage with the least room for tokens need not be the one with the least for states.
     stage, fewest = min(enumerate(stages), key=lambda each: each[1].running)
     if fewest.running < max_running and min(each.kv_bytes for each in stages) > 0:
-        raise ModelDoesNotFit(
+        problem = ModelDoesNotFit(
             f"{model.name} keeps a state of {model.state_bytes(tp, pp, stage) / 2**20:.1f} MiB a request on a GPU, and "
             f"{fewest.kv_bytes / 2**30:.1f} GiB are left for KV and states: not enough for max_running {max_running}; "
             + (f"--max-running {fewest.running} fits" if fewest.running else "a larger tp makes room")
         )
+        problem.fits_running = fewest.running
+        raise problem
     if found.kv_tokens >= SMALLEST_USEFUL_TOKENS:
         return found
     wider = smallest(weights)

@@ -142,7 +142,12 @@ def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
 
     A setting that every pool has of its own, and not the same, is None: that of the run had no effect.
     """
-    found = _common([{**used(pool.recipe), "kv_dtype": pool.recipe.kv_dtype} for pool in pools])
+    found = _common(
+        [
+            {**used(pool.recipe), "kv_dtype": pool.recipe.kv_dtype, "max_running": pool.recipe.scheduler.max_running}
+            for pool in pools
+        ]
+    )
     for name in pools[0].given:
         if all(name in pool.given for pool in pools):
             found.setdefault(name, pools[0].given[name] if len({pool.given[name] for pool in pools}) == 1 else None)

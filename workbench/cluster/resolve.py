@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from backends.capture_sizes import default_capture_sizes
@@ -22,7 +23,7 @@ from backends.simulated.cost.step_gaps import with_gaps
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import GAPS, HostModel
 from backends.simulated.kv_layout import lanes
-from backends.simulated.kv_memory import kv_capacity
+from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.kv_network import Port
 from backends.simulated.kv_windows import NEEDED, KvRule
 from backends.simulated.links import in_machine, link_notes, spread
@@ -124,7 +125,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     budget: dict[str, Any] = {}
     kv_tokens = settings.kv_tokens
     if kv_tokens is None:
-        found = kv_capacity(
+        capacity = partial(
+            kv_capacity,
             model,
             gpu,
             dtype=weights,
@@ -134,11 +136,19 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             ep=settings.ep,
             mem_fraction=settings.mem_fraction,
             max_prefill_tokens=largest_step(settings),
-            max_running=settings.max_running,
             max_context=max_context,
             page_size=settings.page_size,
             rule=_kv_rule(settings, engine),
         )
+        try:
+            found = capacity(max_running=settings.max_running)
+        except ModelDoesNotFit as problem:
+            # An engine runs as many as there are states for where nobody says how many.
+            if not problem.fits_running or settings.max_running != engine.settings.get("max_running"):
+                raise
+            notes = (*notes, f"max_running: {problem.fits_running}, for states have no room for {engine.name}'s own")
+            settings = dataclasses.replace(settings, max_running=problem.fits_running)
+            found = capacity(max_running=settings.max_running)
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)

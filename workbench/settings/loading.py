@@ -61,7 +61,11 @@ def _of_engine(values: Mapping[str, Any]) -> dict[str, Any]:
     engine = load_engine(values.get("engine", RunSettings.engine))
     if engine.gpus and (hardware := _hardware(values)) is not None:
         engine = engine.on(hardware)
-    return {name: SETTINGS[name].meant(value) for name, value in engine.settings.items()}
+    settings = {name: SETTINGS[name].meant(value) for name, value in engine.settings.items()}
+    if engine.gpus and "max_running" in settings and (budget := values.get("max_batch_tokens")) is not None:
+        # As vLLM: of a budget that is asked for, no more may run than it has tokens (engine/arg_utils.py).
+        settings["max_running"] = min(settings["max_running"], budget)
+    return settings
 
 
 def _hardware(values: Mapping[str, Any]) -> Hardware | None:
