@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.scheduler.batch import KVCopy, NewRequest
+from workbench.scheduler.batch import KVCopy, NewRequest, StepOutput
 from workbench.scheduler.disaggregated.deadlines import Deadlines
 from workbench.scheduler.disaggregated.decode_room import DecodeRoom
 from workbench.scheduler.disaggregated.letters import (
@@ -29,6 +29,7 @@ from workbench.scheduler.disaggregated.letters import (
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Finish, Pair, Req
 from workbench.scheduler.running import place_of
+from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import Scheduler, StepResult
 from workbench.scheduler.stops import stop_ids_of
 
@@ -149,6 +150,12 @@ class DecodeScheduler(Scheduler):
             self._preallocate()
         result = self._join()
         self._count()
+        return result
+
+    def process(self, batch: ScheduleBatch, output: StepOutput) -> StepResult:
+        result = super().process(batch, output)
+        if batch.late:
+            self.slots.reopen()  # the last token of somebody retracted is known: it may come back
         return result
 
     def _alone(self) -> bool:
