@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from traces.files.source import Source
-from traces.files.values import MOST, count, integer, length, seconds, text
+from traces.files.values import MOST, count, flag, integer, length, seconds, text
 from traces.formats import Format, Head, Reading
 from traces.requests.content import TokenIds
 from traces.requests.trace_request import TraceRequest
@@ -34,6 +34,7 @@ _VALUES: tuple[tuple[str, Callable[[Source, int, str, Any], Any], bool], ...] = 
     ("adapter", text, False),
     ("slo_ttft_s", seconds, False),
     ("slo_tpot_s", seconds, False),
+    ("constrained", flag, True),
 )
 """Fields of a request, what makes a value of ours of each, and whether it has to have one."""
 

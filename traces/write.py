@@ -79,6 +79,7 @@ def record_of(request: TraceRequest) -> dict[str, Any]:
         ("adapter", None),
         ("slo_ttft_s", None),
         ("slo_tpot_s", None),
+        ("constrained", False),
     ):
         value = getattr(request, field)
         if value != default:

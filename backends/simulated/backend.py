@@ -110,6 +110,8 @@ class SimulatedBackend:
         return forward
 
     def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
+        assert forward.batch.masked is not None
+        self._debt_s += self.host_model.mask_s * len(forward.batch.masked)
         self.gpus.sample(forward, self.now_s())
 
     def copied(self, forward: ModelledForward) -> float:

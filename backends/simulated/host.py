@@ -48,6 +48,8 @@ class HostModel:
     gap_request_s: float = 0.0
     gap_rank_s: float = 0.0
     """Per GPU beside the first."""
+    mask_s: float = 50e-6
+    """Per row that samples under a grammar: its mask, and following what it has sampled. Other batches have none."""
     graph_max_batch: int = 256
     """Decode batches up to this size replay a graph; 0 when graphs are off."""
     layers: int = 32
@@ -98,5 +100,6 @@ FREE_HOST = HostModel(
     process_s=0,
     process_token_s=0,
     process_ended_s=0,
+    mask_s=0,
 )
 """A CPU that costs nothing: what a step takes without it."""

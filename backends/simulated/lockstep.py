@@ -172,7 +172,8 @@ class LockStepBackend(SimulatedBackend):
         return forward
 
     def sample(self, forward: ModelledForward, masks: np.ndarray | None = None) -> None:
-        assert isinstance(forward, _Forward)
+        assert isinstance(forward, _Forward) and forward.batch.masked is not None
+        self._debt_s += self.host_model.mask_s * len(forward.batch.masked)
         self._group.sample(forward, self.now_s())
 
     def done(self, forward: ModelledForward) -> simpy.Event | float:  # type: ignore[override]

@@ -16,9 +16,19 @@ from backends.simulated.lockstep import LockStepBackend, LockStepGroup
 from backends.simulated.realtime import RealtimeBackend
 from tests.constrained import constrain
 from tests.world import Job, LinearCost, simulate
+from traces import TraceRequest
+from workbench.clients.messages import ClientRequest, Wording
+from workbench.clients.unchecked import Unchecked
 from workbench.phase_log import IterationRow
 from workbench.scheduler.batch import KVCopy, ModelWorkerBatch, NewRequest, StepOutput
+from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
+
+
+class ConstrainedJob(Job):
+    def message(self) -> Generate:
+        return replace(super().message(), grammar=Unchecked())
+
 
 LOOPS = ["normal", "overlap", "pipeline"]
 
@@ -248,3 +258,24 @@ def test_copies_without_a_way_to_make_them_are_refused():
         ValueError, match="kv_copies: batch 0 has copies, and this instance was given no way to make them"
     ):
         backend.launch(decode(0, copy("store", 1)))
+
+
+@pytest.mark.parametrize(
+    "loop, mask_s, ends_ms",
+    [
+        # Alone: the mask is made after the launch, while the GPU computes the 8 ms up to its logits ...
+        ("normal", 0.003, [10, 20, 30, 40]),
+        # ... and holds the sampler up where it takes longer.
+        ("normal", 0.009, [11, 22, 33, 44]),
+        # Behind the processing of the step before: 5 ms, and 4 for the mask, 1 more than there are.
+        ("overlap", 0.009, [11, 22, 33, 44]),
+    ],
+)
+def test_the_trace_says_who_is_constrained_and_its_masks_take_the_time_that_the_host_model_says(loop, mask_s, ends_ms):
+    trace = TraceRequest("r", 0.0, 3, 4, constrained=True)
+    assert isinstance(Wording(1000).message(ClientRequest(trace), 0.0).grammar, Unchecked)
+    host = replace(FREE_HOST, mask_s=mask_s)
+    run = simulate([ConstrainedJob("r", [1, 2, 3], 4, eos=False)], loop, cost=CostWithSampler(), host=host)
+    assert milliseconds(row.end_s for row in run.rows) == ends_ms
+    plain = simulate([Job("r", [1, 2, 3], 4, eos=False)], loop, cost=CostWithSampler(), host=host)
+    assert milliseconds(row.end_s for row in plain.rows) == [10, 20, 30, 40], "no grammar, no cost"

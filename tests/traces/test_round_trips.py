@@ -59,6 +59,7 @@ def facts(requests: Iterable[TraceRequest]) -> list[tuple]:
             r.adapter,
             r.slo_ttft_s,
             r.slo_tpot_s,
+            r.constrained,
             r.prompt_tokens(VOCAB).tobytes(),
             r.output_tokens(VOCAB).tobytes(),
         )

@@ -69,6 +69,13 @@ def integer(source: Source, line: int, field: str, value: Any) -> int:
     return number
 
 
+def flag(source: Source, line: int, field: str, value: Any) -> bool:
+    """true or false. Raises TraceError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise source.error(line, field, f"'{value}' is neither true nor false")
+    return bool(value)
+
+
 def _is_missing(value: Any) -> bool:
     return value is MISSING or value is None or (isinstance(value, str) and not value.strip())
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from traces.files.source import Source
-from traces.files.values import MISSING, MOST, count, id_array, integer, length, seconds, text
+from traces.files.values import MISSING, MOST, count, flag, id_array, integer, length, seconds, text
 from traces.formats.base import Format, Head, Reading
 from traces.requests.content import Blocks, Content, Synthetic, TokenIds, continued, unique
 from traces.requests.text import encode, render_messages
@@ -36,6 +36,7 @@ FIELDS = (
     "adapter",
     "slo_ttft_s",
     "slo_tpot_s",
+    "constrained",
 )
 _KNOWN = frozenset(FIELDS)
 
@@ -110,6 +111,7 @@ def _request(
         seconds(source, line, "slo_tpot_s", record["slo_tpot_s"]) if "slo_tpot_s" in record else None,
         content,
         source.line(line),
+        flag(source, line, "constrained", record["constrained"]) if "constrained" in record else False,
     )
     if session_id is not None:  # Of a row that is as it should be; one that is left out never was.
         kept = content if isinstance(content, Synthetic) else None

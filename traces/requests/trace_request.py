@@ -38,6 +38,8 @@ class TraceRequest:
     """Source of the tokens; by default they are synthetic and no other request's."""
     line: int = 0
     """1-based line of the file it was read from; 0 if it was not."""
+    constrained: bool = False
+    """Its output was held to a form: each token costs a mask."""
 
     def __post_init__(self) -> None:
         if self.content is _UNSET:

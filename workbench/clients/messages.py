@@ -11,6 +11,7 @@ import numpy as np
 from traces import TraceRequest
 from traces.requests.ahead import with_tokens
 from workbench.clients.bounds import Bound, bound_of
+from workbench.clients.unchecked import Unchecked
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import SamplingParams
 
@@ -100,6 +101,7 @@ class Wording:
             trace.priority,
             trace.adapter or "",
             trace.slo_ttft_s if trace.slo_ttft_s is not None else self.slo_ttft,
+            grammar=Unchecked() if trace.constrained else None,
         )
         return message
 
@@ -125,5 +127,6 @@ def request_of(
         adapter=adapter,
         slo_ttft_s=slo_ttft_s,
         slo_tpot_s=slo_tpot_s,
+        constrained=message.grammar is not None,
     )
     return ClientRequest(trace, message.prompt, message=message)

@@ -17,8 +17,9 @@ def masked_rows(batch: ScheduleBatch) -> np.ndarray | None:
     return np.array(rows, np.int64) if rows else None
 
 
-def masks_of(batch: ScheduleBatch) -> np.ndarray:
-    """int32[k, words], what each of ``batch.worker.masked`` may sample; anything, where nobody waits for it any more."""
+def masks_of(batch: ScheduleBatch) -> np.ndarray | None:
+    """int32[k, words], what each of ``batch.worker.masked`` may sample; anything, where nobody waits for it any more. None
+    where no mask has words: all may sample anything."""
     assert batch.worker.masked is not None
     dropped = batch.dropped or ()
     found: list[tuple[Grammar, int]] = []
@@ -29,6 +30,8 @@ def masks_of(batch: ScheduleBatch) -> np.ndarray:
         words = req.grammar.words
         if req.finish is None and row not in dropped:
             found.append((req.grammar, place))
+    if not words:
+        return None
     masks = np.full((len(batch.worker.masked), words), -1, np.int32)
     if found:
         found[0][0].fill(found, masks)
