@@ -121,6 +121,16 @@ def test_steps_that_wait_for_a_mask_are_not_skipped(monkeypatch, loop):
     assert run.rows == plain.rows and run.end_s == plain.end_s
 
 
+def test_steps_before_and_after_those_of_a_constrained_request_are_skipped_to_the_same_end():
+    jobs = [
+        Job("r", [1, 2, 3], 300),
+        ConstrainedJob("c", [4, 5], 5, arrival_s=1.0),
+        ConstrainedJob("d", [6], 3, arrival_s=3.5),
+    ]
+    skipped, stepped = simulate(jobs, "overlap", skip=True), simulate(jobs, "overlap")
+    assert skipped.skipped_s and skipped.rows == stepped.rows and skipped.end_s == stepped.end_s
+
+
 # -- batches by hand ---------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from operator import add, lt
 from typing import Any, Protocol
 
@@ -112,8 +113,10 @@ class SkipAhead:
         horizon_s = self._clock.peek()
         # A guess: the steps to come are decodes, each about as long as the newest.
         newest = self._backend.phases.pending[-1] if forward.batch.num_prefill else forward
+        if newest.end_s == inf:
+            return wait  # it waits for masks
         step_s = newest.end_s - newest.starts_s[0]
-        ahead = (horizon_s - wait) / step_s if step_s > 0 else float("inf")
+        ahead = (horizon_s - wait) / step_s if step_s > 0 else inf
         if ahead < LEAST_STEPS:
             return wait
         return self._take_steps(wait, horizon_s, int(min(ahead, MOST_STEPS - 1)) + 1)

@@ -12,7 +12,7 @@ class Grammar(Protocol):
     """What one request may write, as far as it has written it. It goes with the request, through every retraction."""
 
     words: int
-    """Length of a mask over the vocabulary: ceil(vocabulary / 32); 0 for a grammar that only costs, and lets anything come."""
+    """Length of a mask over the vocabulary: ceil(vocabulary / 32); 0 for a grammar that only costs: anything may come."""
 
     def accept(self, token: int) -> bool:
         """Take the next token; False where it may not come, or nothing may."""
