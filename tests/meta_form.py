@@ -19,6 +19,8 @@ OWN = {
     "imported": {"latency_from"},
 }
 """Keys of each kind of run beside those that all have."""
+ASKED_FOR = {"prices", "fleet"}
+"""Keys of runs that were asked for what these are of."""
 COUNTED = {
     "simulated": {"cut", "simulated_s"},
     "replayed": {"cut", "wall_s"},

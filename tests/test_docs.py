@@ -168,6 +168,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader of the documentation has: traces, runs, a profile, a measured run."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "traces").symlink_to(ROOT / "traces")
+    (folder / "docs").symlink_to(ROOT / "docs")
     rows = [{"request_id": f"b{i}", "arrival_s": i / 4, "input_length": 100 + i, "output_length": 9} for i in range(20)]
     (folder / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     linear_profile(folder / "profile")

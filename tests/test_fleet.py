@@ -341,6 +341,29 @@ def test_instances_that_step_together_neither_fail_alone_nor_scale(tmp_path):
         assert ran.exit_code == 2 and "its instances share experts (ep) and step together" in ran.output
 
 
+def test_plan_does_not_scale_what_it_counts(tmp_path):
+    ran = workbench("plan", SAMPLE, "--slo", "ttft_p99=1s", "--autoscale", "both:max=3")
+    assert ran.exit_code == 2 and "autoscale: plan looks for how many instances it takes" in ran.output
+
+
+def test_prices_stay_with_a_record_and_a_report_may_have_others(tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('currency = "EUR"\n[gpu_hour]\nl40s = 2.0\nh100 = 5.0\n')
+    asked = ("--requests", 30, "--pool", "both:2,gpu=l40s", "--prices", prices)
+    _, meta = simulated(tmp_path / "o", SAMPLE, *asked)
+    assert meta["prices"] == {"currency": "EUR", "source": "", "gpu_hour": {"l40s": 2.0}}
+    told = json.loads(workbench("report", tmp_path / "o", "--json").output)["runs"]["overlap"]["metrics"]
+    assert told["cost"] == pytest.approx(2.0 * told["gpu_hours"])
+    prices.write_text("[gpu_hour]\nl40s = 4.0\n")
+    other = json.loads(workbench("report", tmp_path / "o", "--prices", prices, "--json").output)["runs"]["overlap"]
+    assert other["metrics"]["cost"] == pytest.approx(4.0 * told["gpu_hours"])
+    prices.write_text("[gpu_hour]\nh100 = 4.0\n")
+    for words in (("report", tmp_path / "o"), ("simulate", SAMPLE, *asked, "--out", tmp_path / "x")):
+        ran = workbench(*words, "--prices", prices)
+        assert ran.exit_code == 2 and "gpu_hour: no price for l40s" in ran.output
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_pool_scaled_twice_is_refused_and_values_have_defaults():
     (scaling,) = parse_scalings(["a-b:max=3"])
     assert scaling == Scaling("a-b", 3, 1, "queue", 4.0, 5.0, 60.0, float("inf"), 60.0)

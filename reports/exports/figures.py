@@ -41,6 +41,7 @@ KIND_COLOURS = {
     "none": "#dfe3e8",
     "other": "#aab2bb",
     "peer": "#b8d4d9",
+    "off": "#8d95a0",
     "receive": "#c5ccd4",
     "schedule": "#8793a0",
     "launch": "#48545f",

@@ -30,6 +30,8 @@ class Pool:
     kv_tokens: int = 0
     max_running: int = 0
     """Of one instance; both 0 where the record does not say."""
+    power_w: Mapping[str, float] | None = None
+    """What a GPU draws: `idle`, `prefill` and `decode`; None where nobody knows."""
 
     @property
     def numbers(self) -> range:
@@ -58,6 +60,7 @@ def pools_of(record: RunRecord) -> list[Pool]:
                     _number(said, "tp"),
                     int(said.get("kv_tokens") or 0),
                     int(own.get("max_running") or of_run.get("max_running") or 0),
+                    said.get("power_w"),
                 )
             )
     return found

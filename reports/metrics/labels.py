@@ -21,6 +21,8 @@ class Unit(Enum):
     REQUESTS_PER_S = "req/s"
     TOKENS_PER_S = "tok/s"
     TOKENS = "tok"
+    AMOUNT = "amount"
+    """Of any size: four digits, and the label says of what."""
 
 
 class Better(Enum):
@@ -90,10 +92,18 @@ GROUPS: dict[str, list[Metric]] = {
         Metric("idle_kv_share", "Idle: out of KV", Unit.SHARE, Better.LOWER),
         Metric("idle_bubble_share", "Idle: bubble", Unit.SHARE, Better.LOWER),
         Metric("idle_peer_share", "Idle: other side", Unit.SHARE),
+        Metric("idle_off_share", "Idle: not there", Unit.SHARE, Better.LOWER),
         Metric("idle_none_share", "Idle: no work", Unit.SHARE),
         Metric("idle_other_share", "Idle: other", Unit.SHARE),
         Metric("cpu_hidden_share", "CPU hidden", Unit.SHARE, Better.HIGHER),
         Metric("recomputed_tokens", "Recomputed", Unit.TOKENS, Better.LOWER),
+    ],
+    "Cost and energy": [
+        Metric("gpu_hours", "GPU hours", Unit.AMOUNT, Better.LOWER),
+        Metric("energy_kwh", "Energy, kWh", Unit.AMOUNT, Better.LOWER),
+        Metric("energy_per_output_token_j", "J a token", Unit.AMOUNT, Better.LOWER),
+        Metric("cost", "Cost", Unit.AMOUNT, Better.LOWER),
+        Metric("cost_per_million_output_tokens", "Cost a M tokens", Unit.AMOUNT, Better.LOWER),
     ],
     "Scheduling": [
         Metric("cache_hit_rate", "Cache hits", Unit.SHARE, Better.HIGHER),
@@ -126,6 +136,7 @@ _QUIET_WHEN_ZERO = frozenset(
         "idle_bubble_share",
         "idle_other_share",
         "idle_peer_share",
+        "idle_off_share",
         "recomputed_tokens",
     }
 )
@@ -235,6 +246,8 @@ def _seconds_scale(values: list[float | int | None]) -> tuple[float, str, int | 
 def _one(value: float, name: str, digits: int | None, unit: Unit) -> str:
     if unit is Unit.SHARE:
         return f"{value * 100:.1f}%"
+    if unit is Unit.AMOUNT:
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
     if digits is None:
         digits = 0 if isinstance(value, int) or float(value).is_integer() or abs(value) >= 1000 else 1
         if abs(value) < 10 and not float(value).is_integer():

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from reports.metrics.fleet import fleet_numbers, fleet_spans
 from reports.metrics.instances import Pool, pools_of
 from reports.metrics.labels import Unit, written
 from reports.metrics.percentiles import spread
+from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, TimeUse, time_use
 from reports.record.run_record import RunRecord
 from reports.record.schema import FINISHED
@@ -26,6 +28,9 @@ COLUMNS = (
     ("ttft_p99_s", "TTFT p99", Unit.SECONDS),
     ("tpot_mean_s", "TPOT mean", Unit.SECONDS),
     ("tpot_p99_s", "TPOT p99", Unit.SECONDS),
+    ("gpu_hours", "GPU hours", Unit.AMOUNT),
+    ("energy_kwh", "kWh", Unit.AMOUNT),
+    ("cost", "Cost", Unit.AMOUNT),
 )
 """What a table of pools shows: key, heading, unit."""
 
@@ -33,7 +38,7 @@ COLUMNS = (
 def pool_rows(record: RunRecord) -> list[dict[str, Any]]:
     """The rows of a table of a run's pools: name, GPU, loop, and a text for each of :data:`COLUMNS`; none for one pool."""
     numbers = pool_numbers(record)
-    cells = [written([each[key] for each in numbers], unit) for key, _, unit in COLUMNS]
+    cells = [written([each.get(key) for each in numbers], unit) for key, _, unit in COLUMNS]
     return [
         {"name": each["name"], "gpu": each["gpu"], "loop": each["loop"], "cells": list(row)}
         for each, row in zip(numbers, zip(*cells, strict=True), strict=True)
@@ -52,6 +57,13 @@ def pool_lines(name: str, record: RunRecord) -> list[str]:
             for key, what in (("idle_none_share", "no work"), ("idle_peer_share", "for the other side"))
             if each["role"] != "both" and each[key]
         ]
+        if "instances_mean" in each:
+            few, most = each["instances_least"], each["instances_most"]
+            idle += [f"{few} to {most} instances, {each['instances_mean']:.2f} on average"]
+            idle += [f"{each[what]} {what}" for what in ("started", "lost") if each[what]]
+        idle += [f"{cells['gpu_hours']} GPU hours"] * (each.get("gpu_hours") is not None)
+        idle += [f"{cells['energy_kwh']} kWh"] * (each.get("energy_kwh") is not None)
+        idle += [f"cost {cells['cost']}"] * (each.get("cost") is not None)
         latency = [f"TTFT mean {cells['ttft_mean_s']}"] * (each["role"] != "decode")
         latency += [f"TPOT mean {cells['tpot_mean_s']}"] * (not prefills)
         lines.append(
@@ -68,7 +80,7 @@ def pool_numbers(record: RunRecord) -> list[dict[str, Any]]:
     and the latencies of its finished requests in seconds (None where nothing finished). Of a shared request both sides
     have the prompt and the TTFT, and the one that decodes the rest."""
     pools = pools_of(record)
-    if len(pools) < 2:
+    if len(pools) < 2 and fleet_spans(record) is None:
         return []
     return [_numbers(record, pool) for pool in pools]
 
@@ -96,6 +108,7 @@ def _numbers(record: RunRecord, pool: Pool) -> dict[str, Any]:
         "input_tokens": int(column["input_tokens"][done].sum()),
         "output_tokens": int(column["output_tokens"][done].sum()) if decodes else None,
         **_shares(use),
+        **(fleet_numbers(record, pool, window.begin_s, window.end_s) if (window := run_window(record)) else {}),
         **spread("ttft", ttft_s),
         **(spread("tpot", tpot_s) if decodes else spread("tpot", np.empty(0))),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from reports.metrics.cuts import cut_totals
+from reports.metrics.fleet import HOUR_S, paid_s, use_of
 from reports.metrics.handovers import at_hand, is_shared
 from reports.metrics.instances import stage_weights, stages_each
 from reports.metrics.intervals import length, overlap, union
@@ -38,6 +39,7 @@ def summarise(record: RunRecord, slo_ttft_s: float | None = None, slo_tpot_s: fl
         **_goodput(requests, window, slo_ttft_s, slo_tpot_s),
         **_use_of_time(record, requests, window),
         **_scheduling(record, requests),
+        **_cost(record, requests, window),
     }
 
 
@@ -204,18 +206,34 @@ def _use_of_time(record: RunRecord, requests: _Requests, window: Window | None) 
                 busy_at_work_s += weight * both_s
                 if stage == 0:
                     exposed_s += weight * (length(work) - both_s)
-        span_s = sum(weights) * window.duration_s
-        stages_s = window.duration_s * sum(map(operator.mul, weights, window.stages_each))
+        there_s = [paid_s(record, number, window.begin_s, window.end_s) for number in range(window.instances)]
+        weighed_s = list(map(operator.mul, weights, there_s))
+        span_s = sum(weighed_s)
+        stages_s = sum(map(operator.mul, weighed_s, window.stages_each))
         host_s = sum(float(column[phase][first_stage].sum()) for phase in HOST_PHASES)
         shares["gpu_busy_share"] = busy_s / stages_s
         shares["cpu_exposed_share"] = exposed_s / span_s
         shares["no_work_share"] = 1 - work_s / span_s
-        shares["host_cpu_share"] = host_s / (window.instances * window.duration_s)
+        shares["host_cpu_share"] = host_s / sum(there_s)
         if window.stages > 1 and work_s > 0:
             shares["bubble_share"] = 1 - busy_at_work_s / stage_work_s
     by_mode = np.bincount(column["mode"], weights=seconds, minlength=3)
     in_mode = {"gpu_prefill_s": PREFILL, "gpu_decode_s": DECODE, "gpu_mixed_s": MIXED}
     return shares | {name: float(by_mode[mode]) if len(seconds) else None for name, mode in in_mode.items()}
+
+
+def _cost(record: RunRecord, requests: _Requests, window: Window | None) -> Summary:
+    """GPU-hours that were paid for, and what they cost, in energy and money, as far as that is known."""
+    use = use_of(record, window.begin_s, window.end_s) if window is not None else None
+    tokens = int(requests.output_tokens.sum())
+    energy_j, cost = (use.energy_j, use.cost) if use is not None else (None, None)
+    return {
+        "gpu_hours": None if use is None else use.gpu_s / HOUR_S,
+        "energy_kwh": None if energy_j is None else energy_j / 3.6e6,
+        "energy_per_output_token_j": energy_j / tokens if energy_j is not None and tokens else None,
+        "cost": cost,
+        "cost_per_million_output_tokens": cost / tokens * 1e6 if cost is not None and tokens else None,
+    }
 
 
 def work_intervals(record: RunRecord, instance: int, begin_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from reports.metrics.fleet import fleet_spans
 from reports.metrics.labels import METRICS, Better, Metric, Unit
 from reports.metrics.summary import Summary, summarise
 from reports.record.run_record import RunRecord
@@ -20,9 +21,6 @@ SWEEP_METRICS: dict[str, Metric] = {
         for name in PER_GPU
     },
     "cost_per_hour": Metric("cost_per_hour", "Cost an hour", Unit.COUNT, Better.LOWER),
-    "cost_per_million_output_tokens": Metric(
-        "cost_per_million_output_tokens", "Cost a million output tokens", Unit.COUNT, Better.LOWER
-    ),
 }
 """Every metric of a sweep's results, in the order of their columns."""
 
@@ -52,8 +50,7 @@ def sweep_summary(
         "gpus": gpus,
         **summary,
         **per_gpu,
-        "cost_per_hour": cost_per_hour,
-        "cost_per_million_output_tokens": _cost_of_tokens(cost_per_hour, summary),
+        "cost_per_hour": cost_per_hour if fleet_spans(record) is None else _an_hour(summary),
     }
 
 
@@ -61,6 +58,7 @@ def _divided(value: float | int | None, gpus: int) -> float | None:
     return None if value is None else value / gpus
 
 
-def _cost_of_tokens(per_hour: float | None, summary: Mapping[str, float | int | None]) -> float | None:
-    tokens_per_s = summary["output_throughput"]
-    return None if per_hour is None or not tokens_per_s else per_hour / 3600 / tokens_per_s * 1e6
+def _an_hour(summary: Mapping[str, float | int | None]) -> float | None:
+    """What the instances that were there cost an hour, on the mean of the run."""
+    cost, duration_s = summary["cost"], summary["duration_s"]
+    return None if cost is None or not duration_s else cost / duration_s * 3600

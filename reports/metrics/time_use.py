@@ -2,6 +2,7 @@
 
 A stage that computes is busy, by the mode of its batch. One that does not is idle for the first of these reasons that holds:
 
+* off: its instance starts, or is lost; time in which nobody pays for it does not count;
 * no work: no request is in its instance;
 * peer: all requests in it, which prefills or decodes alone, wait for their other instance, or for KV on its way;
 * CPU: the CPU is at work, and the stage is the first one or no other stage computes, so it is the CPU it waits for;
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from reports.metrics.fleet import out_of_service, paid_s
 from reports.metrics.handovers import is_shared, presence
 from reports.metrics.host_lane import first_stage_rows, host_lane_of
 from reports.metrics.instances import pool_of, stage_weights
@@ -27,7 +29,7 @@ from reports.metrics.summary import run_span, run_window, work_intervals
 from reports.record.run_record import RunRecord
 from reports.record.schema import CHUNK, MODES, RETRACTED
 
-CAUSES = ("cpu", "kv", "bubble", "none", "other", "peer")
+CAUSES = ("cpu", "kv", "bubble", "none", "other", "peer", "off")
 CAUSE_LABELS = {
     "cpu": "waiting for the CPU",
     "kv": "out of KV",
@@ -35,8 +37,9 @@ CAUSE_LABELS = {
     "none": "no work",
     "other": "other",
     "peer": "for the other side",
+    "off": "not in service",
 }
-CPU, KV, BUBBLE, NONE, OTHER, PEER = range(6)
+CPU, KV, BUBBLE, NONE, OTHER, PEER, OFF = range(7)
 BUSY = -1
 _ROUNDING_S = 1e-8
 """Upper bound on what adding up times in floating point leaves."""
@@ -91,9 +94,11 @@ def time_use(record: RunRecord, instances: Sequence[int] | None = None) -> TimeU
         return None
     gpus_a_stage, weights = stage_weights(record)
     chosen = range(window.instances) if instances is None else instances
-    use = TimeUse(sum(weights[i] * window.stages_each[i] for i in chosen) * window.duration_s, gpus_a_stage)
+    use = TimeUse(0.0, gpus_a_stage)
     for instance in chosen:
-        weight = weights[instance]
+        weight, there_s = weights[instance], paid_s(record, instance, window.begin_s, window.end_s)
+        use.gpu_s += weight * there_s * window.stages_each[instance]
+        use.idle_s["off"] -= weight * (window.duration_s - there_s) * window.stages_each[instance]
         lane = host_lane_of(record, instance)
         cpu = union(lane.begin_s.clip(window.begin_s, window.end_s), lane.end_s.clip(window.begin_s, window.end_s))
         use.host_s += length(cpu)
@@ -165,6 +170,10 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
     edges_s = np.unique(
         np.concatenate([[begin_s, end_s], *work, *cpu, *turned_away, *there, *(e for each in busy for e in each)])
     )
+    off = out_of_service(record, instance, begin_s, end_s)
+    if off is not None:
+        edges_s = np.unique(np.concatenate([edges_s, *off]))
+    gone = _in(off, edges_s) if off is not None else np.zeros(len(edges_s) - 1, dtype=bool)
     has_work, on_cpu, blocked = _in(work, edges_s), _in(cpu, edges_s), _in(turned_away, edges_s)
     elsewhere = ~has_work & _in(there, edges_s)
     computes = [_in(each, edges_s) for each in busy]
@@ -175,8 +184,8 @@ def _idle_pieces(record: RunRecord, instance: int, stages: int, begin_s: float, 
         rest = BUBBLE if stages > 1 else OTHER
         causes.append(
             np.select(
-                [computes[stage], elsewhere, ~has_work, waits_for_cpu, blocked],
-                [BUSY, PEER, NONE, CPU, KV],
+                [computes[stage], gone, elsewhere, ~has_work, waits_for_cpu, blocked],
+                [BUSY, OFF, PEER, NONE, CPU, KV],
                 default=rest,
             ).astype(np.int8)
         )

@@ -13,6 +13,7 @@ from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
+from reports.metrics.fleet import counts_over_time, fleet_numbers, fleet_spans
 from reports.metrics.handovers import STAGE_LABELS, first_tokens
 from reports.metrics.host_lane import PHASES
 from reports.metrics.instances import pools_of, stages_each
@@ -29,6 +30,7 @@ from reports.metrics.labels import (
 )
 from reports.metrics.pool_use import COLUMNS, pool_rows
 from reports.metrics.report_numbers import Report, make_report
+from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
 from reports.page.html_file import asset, embedded, rendered
 from reports.record.errors import RecordError
@@ -171,6 +173,8 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
         pools={name: rows for name, record in records.items() if (rows := pool_rows(record))},
+        fleets=_fleet_charts(records),
+        currency=" / ".join(dict.fromkeys(_currency(record) for record in records.values() if _currency(record))),
         several_instances=any(len(stages_each(record)) > 1 for record in records.values()),
         pool_columns=[heading for _, heading, _ in COLUMNS],
         has_timeline=any(detail is not None for detail in details.values()),
@@ -302,6 +306,36 @@ def _use_row(name: str, pool: str, use: TimeUse) -> dict[str, Any]:
         "recomputed": f"{use.recomputed_tokens:,}" if use.recomputed_tokens else "",
         "recomputed_s": written([use.recomputed_s], Unit.SECONDS)[0],
     }
+
+
+_CHART_WIDTH, _CHART_HEIGHT = 1000, 60
+
+
+def _currency(record: RunRecord) -> str:
+    return str((record.meta.get("prices") or {}).get("currency") or "")
+
+
+def _fleet_charts(records: Mapping[str, RunRecord]) -> list[dict[str, Any]]:
+    """How many instances of each pool could serve over time, as steps to draw, of runs whose instances came and went."""
+    charts = []
+    for name, record in records.items():
+        window = run_window(record)
+        if fleet_spans(record) is None or window is None:
+            continue
+        for pool in pools_of(record):
+            counts = counts_over_time(record, pool, window.begin_s, window.end_s)
+            numbers = fleet_numbers(record, pool, window.begin_s, window.end_s)
+            scale = _CHART_WIDTH / window.duration_s
+            path, most = "", max(pool.count, 1)
+            for (at_s, number), (to_s, _) in zip(counts, [*counts[1:], (window.end_s, 0)], strict=True):
+                high = _CHART_HEIGHT * (1 - number / most)
+                path += f"{'L' if path else 'M'}{(at_s - window.begin_s) * scale:.2f} {high:.2f}"
+                path += f"H{(to_s - window.begin_s) * scale:.2f}"
+            said = [f"{numbers['instances_least']} to {numbers['instances_most']} instances"]
+            said += [f"{numbers['instances_mean']:.2f} on the mean", f"{numbers['gpu_hours']:.4g} GPU hours"]
+            said += [f"{numbers[what]} {what}" for what in ("started", "lost") if numbers[what]]
+            charts.append({"name": name, "pool": pool.name, "path": path, "said": ", ".join(said), "most": most})
+    return charts
 
 
 def _first_token_rows(report: Report) -> list[dict[str, Any]]:

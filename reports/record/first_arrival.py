@@ -24,4 +24,8 @@ def from_first_arrival(record: RunRecord) -> RunRecord:
         return record
     requests = {**record.requests, **{name: record.requests[name] - first_s for name in _REQUEST_MOMENTS}}
     iterations = {**record.iterations, **{name: record.iterations[name] - first_s for name in _ITERATION_MOMENTS}}
-    return RunRecord(record.meta, requests, iterations, record.itl, record.events)
+    meta = dict(record.meta)
+    if isinstance(meta.get("fleet"), list | tuple):
+        moments = ("begin_s", "end_s")
+        meta["fleet"] = [{**span, **{name: span[name] - first_s for name in moments}} for span in meta["fleet"]]
+    return RunRecord(meta, requests, iterations, record.itl, record.events)

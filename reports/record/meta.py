@@ -106,6 +106,8 @@ class PoolMeta(_Part):
     front_end: Mapping[str, Any] | None = None
     cost_notes: Sequence[str] | None = None
     parity: str | None = None
+    power_w: Mapping[str, float] | None = None
+    """What a GPU draws, by what it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,8 @@ class RunMeta(_Part):
     parity: str | None = None
     """How far the scheduler was seen to decide as the engine of its preset does."""
     pools: Sequence[PoolMeta] | None = None
+    prices: Mapping[str, Any] | None = None
+    """``currency``, ``source``, and what an hour of each GPU costs: ``gpu_hour``."""
     fleet: Sequence[FleetSpan] | None = None
     """Of a run whose instances come and go: what is not in it was not there."""
     latency_from: str | None = None

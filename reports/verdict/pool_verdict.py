@@ -16,6 +16,8 @@ SHORT = 0.2
 """A pool is short when waiting for it is more than this share of the mean TTFT."""
 FULL = 0.95
 """A pool's KV, its places or its GPUs are full from this share on."""
+OFTEN = 0.1
+"""Batches that leave requests behind for less than this share of the time are no sign of a pool that is short."""
 _TOLD = 0.02
 
 
@@ -59,7 +61,7 @@ def _short(record: RunRecord, shares: Mapping[str, float]) -> str:
         spare = min(of_role, key=lambda role: busy[role])
         return f"neither side is short, and {_named(of_role[spare])} has the most to spare: {use}"
     share = f"{percent(waits[worst])} of the mean TTFT"
-    if worst in of_role and not _left_waiting(record, of_role[worst]).any():
+    if worst in of_role and _waited_share(record, of_role[worst]) < OFTEN:
         return f"no side is short: {share} passes until the loop of {_named(of_role[worst])} looks, once a step; {use}"
     if worst == "prefill":
         return f"{_named(prefill)} is short: {share} is waiting for a turn there; {use}"
@@ -89,6 +91,14 @@ def _left_waiting(record: RunRecord, pools: Sequence[Pool]) -> np.ndarray:
     column = record.iterations
     here = np.isin(column["instance"], [number for pool in pools for number in pool.numbers])
     return here & (column["waiting"] > 0)
+
+
+def _waited_share(record: RunRecord, pools: Sequence[Pool]) -> float:
+    """The share of these pools' batches, by time, that left a request behind."""
+    column = record.iterations
+    seconds = column["end_s"] - column["start_s"]
+    here = np.isin(column["instance"], [number for pool in pools for number in pool.numbers])
+    return float(seconds[_left_waiting(record, pools)].sum() / max(seconds[here].sum(), 1e-12))
 
 
 def _why_full(record: RunRecord, pools: Sequence[Pool]) -> str:

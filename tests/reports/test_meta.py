@@ -13,7 +13,7 @@ from reports.page.report_page import write_report
 from reports.record.meta import RUN_KINDS, PoolMeta, RunMeta, kind_of
 from reports.record.run_record import read_meta, read_record, write_record
 from reports.record.schema import META_FILE
-from tests.meta_form import COUNTED, OWN, PARTS, documented, names
+from tests.meta_form import ASKED_FOR, COUNTED, OWN, PARTS, documented, names
 from workbench.settings.loading import recorded_settings, settings_from
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -31,7 +31,7 @@ def test_the_documentation_has_every_key_and_no_other():
 
 def test_every_key_is_filled_in_by_some_kind_of_run():
     assert set(OWN) == set(COUNTED) == set(RUN_KINDS)
-    assert names(RunMeta, always=True).union(*OWN.values()) == names(RunMeta)
+    assert names(RunMeta, always=True).union(ASKED_FOR, *OWN.values()) == names(RunMeta)
     assert names(PARTS["totals"], always=True).union(*COUNTED.values()) == names(PARTS["totals"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,11 @@ def test_four_requests_give_the_metrics_worked_out_by_hand() -> None:
         "peak_kv_used_tokens": 162,
         "peak_running": 2,
         "peak_waiting": 1,
+        "gpu_hours": None,
+        "energy_kwh": None,
+        "energy_per_output_token_j": None,
+        "cost": None,
+        "cost_per_million_output_tokens": None,
     }
     assert list(found) == list(expected)
     for name, value in expected.items():
@@ -331,6 +337,17 @@ def by_pandas(folder: Path, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, t
         "peak_waiting": iterations.waiting.max(),
     }
     coarse = {"cpu_exposed_share", "no_work_share", "bubble_share"}  # as fine as the ticks
+    meta = json.loads((folder / "meta.json").read_text())
+    result |= dict.fromkeys(("gpu_hours", "energy_kwh", "energy_per_output_token_j"))  # where the record says no GPUs
+    result |= dict.fromkeys(("cost", "cost_per_million_output_tokens"))
+    for pool in meta.get("pools", []):  # all of one kind
+        gpu_s = pool["count"] * pool["gpus"] * duration
+        watts = {**pool["power_w"], "mixed": pool["power_w"]["prefill"]}
+        busy_s = {mode: float(by_mode.get(mode, 0.0)) * pool["tp"] for mode in ("prefill", "decode", "mixed")}
+        joules = sum(watts[mode] * seconds_of for mode, seconds_of in busy_s.items())
+        joules += watts["idle"] * (gpu_s - sum(busy_s.values()))
+        result |= {"gpu_hours": gpu_s / 3600, "energy_kwh": joules / 3.6e6}
+        result["energy_per_output_token_j"] = joules / done.output_tokens.sum()
     return {name: (value, 2e-3 if name in coarse else 1e-9) for name, value in result.items()}
 
 

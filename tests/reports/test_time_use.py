@@ -58,7 +58,7 @@ def test_two_stages_idle_for_the_causes_worked_out_by_hand() -> None:
     # Requests queue from the launch at 9 on: what then idles without a reason of the CPU's is out of KV: stage 0 9-10,
     # 12-14, 15-16 and 18-20; stage 1 9-12, 15-16 and 18-20. Before that it is a bubble: stage 0 4-6 and 7-8, stage 1 2-4
     # and 7-8.
-    assert use.idle_s == {"cpu": 10.0, "kv": 12.0, "bubble": 6.0, "none": 4.0, "other": 0.0, "peer": 0.0}
+    assert use.idle_s == {"cpu": 10.0, "kv": 12.0, "bubble": 6.0, "none": 4.0, "other": 0.0, "peer": 0.0, "off": 0.0}
     assert sum(use.busy_s.values()) + sum(use.idle_s.values()) == use.gpu_s
     assert use.host_s == 5.0 and use.hidden_s == 0.0
 
@@ -76,6 +76,7 @@ def test_a_window_inside_a_run_begins_and_ends_where_it_is_asked_to() -> None:
         "none": 0.0,
         "other": 0.0,
         "peer": 0.0,
+        "off": 0.0,
     }
 
 

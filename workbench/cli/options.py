@@ -25,6 +25,9 @@ Out = Annotated[
 Force = Annotated[bool, option("--force", help="Replace an earlier run in the output folder.", panel=RUN)]
 AsJson = Annotated[bool, option("--json", help="Print the numbers as JSON.", panel=RUN)]
 Decisions = Annotated[bool, option("--decisions", help="Also write decisions.jsonl.", panel=RUN)]
+Prices = Annotated[
+    Optional[Path], option("--prices", help="TOML table of what a GPU costs an hour; adds cost.", panel=RUN)
+]
 Executor = Annotated[str, option("--executor", help="Where runs go: local | ray. Default local.", panel=RUN)]
 Backend = Annotated[
     str,

@@ -138,6 +138,8 @@ def _run(
             raise SpaceError(f"{dimension.name}: cannot be varied here: plan looks for the highest rate itself")
     prices = read_prices(prices_file) if prices_file is not None else None
     base = Base.for_space(config, flags, space)
+    if base.given().get("autoscale"):
+        raise SpaceError("autoscale: plan looks for how many instances it takes; simulate and sweep take it")
     say(base.renamed(vary, space))
     points = list(grid_points(space))
     check_executor(executor, jobs, time_limit_s)

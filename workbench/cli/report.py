@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,6 +12,7 @@ from workbench.cli.options import option
 
 if TYPE_CHECKING:
     from reports.metrics.report_numbers import Report
+    from reports.record.run_record import RunRecord
 
 _OUT, _WHAT = "Output", "Comparison"
 
@@ -47,6 +49,10 @@ def report(
         option("--slo-ttft", help="Seconds; goodput counts requests within it. Default: the run's own.", panel=_WHAT),
     ] = None,
     slo_tpot: Annotated[Optional[float], option("--slo-tpot", help="Seconds a token; as above.", panel=_WHAT)] = None,
+    prices: Annotated[
+        Optional[Path],
+        option("--prices", help="TOML table of what a GPU costs an hour. Default: the run's own, if any.", panel=_WHAT),
+    ] = None,
     mixed_traces: Annotated[
         bool, option("--mixed-traces", help="Compare runs of different traces all the same.", panel=_WHAT)
     ] = False,
@@ -62,6 +68,8 @@ def report(
         from reports.record.load import load_runs
 
         records = load_runs(runs, mixed_traces)
+        if prices is not None:
+            _price(records, prices)
         page = out if out is not None else (runs[0] if len(runs) == 1 else Path()) / "report.html"
         made = write_report(records, page, title_of(records), "", slo_ttft, slo_tpot, baseline)
         written = [f"report: {page}"]
@@ -77,6 +85,16 @@ def report(
             files = write_figures(made, folder, figures)
             written.append(f"figures: {folder} ({', '.join(file.name for file in files)})")
         _print(made, page, full, as_json, written)
+
+
+def _price(records: Mapping[str, RunRecord], prices_file: Path) -> None:
+    """Give each record the prices of its GPUs."""
+    from reports.metrics.instances import pools_of
+    from workbench.search.prices import kept_with, read_prices
+
+    table = read_prices(prices_file)
+    for record in records.values():
+        record.meta["prices"] = kept_with(table, {pool.gpu: None for pool in pools_of(record)})
 
 
 def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[str]) -> None:

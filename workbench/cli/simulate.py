@@ -29,6 +29,7 @@ def simulate(
     force: options.Force = False,
     as_json: options.AsJson = False,
     decisions: options.Decisions = False,
+    prices: options.Prices = None,
     like: options.Like = None,
     config: options.Config = None,
 ) -> None:
@@ -36,7 +37,7 @@ def simulate(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, like, config, given(ctx, "reading"), given(ctx, "settings"))
+        _run(trace, out, force, as_json, decisions, prices, like, config, given(ctx, "reading"), given(ctx, "settings"))
 
 
 def _run(
@@ -45,14 +46,16 @@ def _run(
     force: bool,
     as_json: bool,
     decisions: bool,
+    prices_file: Path | None,
     like: Path | None,
     config: Path | None,
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
     from workbench.cli.runs import open_reshaped, run_and_report, say
-    from workbench.cluster.pools import renamed_in_gpus, resolve_pools
+    from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
     from workbench.cluster.simulate import simulate_loop
+    from workbench.search.prices import kept_with, read_prices
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
 
@@ -63,10 +66,13 @@ def _run(
     for name in settings.loops:
         # Everything that can be wrong is wrong before the first second is spent.
         pools[name] = resolve_pools(settings, name)
+    prices = None
+    if prices_file is not None:
+        prices = kept_with(read_prices(prices_file), {gpu: None for each in pools.values() for gpu in gpus_of(each)})
     trace = open_reshaped(path, reading, settings)
 
     def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
-        return simulate_loop(settings, loop, trace, pools=pools[loop], **more)
+        return simulate_loop(settings, loop, trace, pools=pools[loop], prices=prices, **more)
 
     run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated")
 

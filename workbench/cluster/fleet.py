@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, inf, isfinite
 from typing import Literal, Protocol
@@ -133,7 +133,10 @@ class Fleet:
             for number, state in self._state.items()
             if state != "off" and end_s > self._since_s[number]
         ]
-        return sorted([*self._spans, *last], key=lambda span: (span.instance, span.begin_s))
+        spans = [
+            replace(each, begin_s=round(each.begin_s, 9), end_s=round(each.end_s, 9)) for each in (*self._spans, *last)
+        ]
+        return sorted(spans, key=lambda span: (span.instance, span.begin_s))
 
     def _set(self, number: int, state: State) -> int:
         """Note that an instance is something else from now on; returns what tells this state from later ones."""

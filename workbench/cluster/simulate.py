@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
@@ -29,9 +30,10 @@ def simulate_loop(
     decisions: Path | None = None,
     pools: Sequence[SimulatedPool] | None = None,
     watch: Watch | None = None,
+    prices: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Run a trace under one loop and return its record; ``meta['interrupted']`` tells whether it was stopped early, from
-    the keyboard or by ``watch``. ``pools`` replace what the settings imply.
+    the keyboard or by ``watch``. ``pools`` replace what the settings imply; ``prices`` are kept with the record.
 
     Raises ConfigError, CatalogueError, ModelDoesNotFit or TraceError.
     """
@@ -65,6 +67,7 @@ def simulate_loop(
             cut=counted(recorder.cuts),
             simulated_s=round(over_s, 9),
         ),
+        prices=prices,
         fleet=fleet,
         pools=[pool.described(more) for pool, more in zip(pools, of_each, strict=True)],
         **of_all,

@@ -18,7 +18,7 @@ from traces import Trace
 from workbench.clients.trace_input import reshaped
 from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
 from workbench.cluster.simulate import simulate_loop
-from workbench.search.prices import Prices
+from workbench.search.prices import Prices, kept_with
 from workbench.search.space import Dimension, Point, SpaceError, renamed_in_vary
 from workbench.settings.idle import acts
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in, settings_from
@@ -167,6 +167,7 @@ def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
     try:
         settings, loop = shared.base.settings(point)
         pools = resolve_pools(settings, loop)
+        prices = kept_with(shared.prices, gpus_of(pools)) if shared.prices is not None else None
         record = simulate_loop(
             settings,
             loop,
@@ -174,6 +175,7 @@ def run_point(shared: Shared, task: tuple[int, Point]) -> Outcome:
             trace_sha256=shared.trace_sha256,
             command=shared.command,
             pools=pools,
+            prices=prices,
         )
         price = shared.prices.an_hour(gpus_of(pools)) if shared.prices is not None else None
     except ValueError as error:  # every error of bad input is one

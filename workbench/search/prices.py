@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ground.errors import InputError
 from ground.value_file import read_toml
@@ -39,6 +40,15 @@ class Prices:
     def an_hour(self, gpus: Mapping[str, int]) -> float:
         """Add up the price of so many GPUs of each name. Raises PriceError for one that is not in the table."""
         return sum(number * self.of(name) for name, number in gpus.items())
+
+
+def kept_with(prices: Prices, gpus: Iterable[str]) -> dict[str, Any]:
+    """What a record keeps of a table: the prices of its GPUs. Raises PriceError for one that is not in the table."""
+    return {
+        "currency": prices.currency,
+        "source": prices.source,
+        "gpu_hour": {gpu: prices.of(gpu) for gpu in gpus},
+    }
 
 
 def read_prices(path: Path) -> Prices:

@@ -77,6 +77,12 @@ class GPU:
     int8_flops: float = 0.0
     fp4_flops: float = 0.0
     """0: no such units; products in fp4 are then counted at the rate of those in 8 bits."""
+    tdp_w: float = 0.0
+    """The most it may draw, W; 0: nobody knows."""
+    idle_w: float = 0.0
+    prefill_w: float = 0.0
+    decode_w: float = 0.0
+    """What it draws while nothing runs, prompts are computed, and while it decodes, W; 0: shares of the TDP."""
     memory_efficiency: float = 0.87
     """Share of the memory bandwidth achieved by 16-bit matrix products that stream their weights, and by elementwise
     kernels."""
@@ -311,6 +317,19 @@ class GPU:
             "gpus_per_node": gpus_per_node,
         }
         return dataclasses.replace(self, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
+
+
+POWER_SHARES = {"idle": 0.12, "prefill": 0.9, "decode": 0.6}
+"""Shares of the TDP that are assumed where a GPU's file does not say what it draws: large products need nearly all of it,
+steps that stream weights and KV leave the matrix units waiting."""
+
+
+def power_w(gpu: GPU) -> dict[str, float] | None:
+    """What a GPU draws, W, by what it does; None where neither its TDP nor all of that is known."""
+    said = {what: float(getattr(gpu, f"{what}_w")) for what in POWER_SHARES}
+    if not gpu.tdp_w and not all(said.values()):
+        return None
+    return {what: said[what] or round(share * gpu.tdp_w, 3) for what, share in POWER_SHARES.items()}
 
 
 def load_gpu(name: str) -> GPU:

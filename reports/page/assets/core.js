@@ -3,9 +3,9 @@
 const WB = (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const MODES = ["prefill", "decode", "mixed"];
-  const CAUSES = ["cpu", "kv", "bubble", "none", "other", "peer"];
+  const CAUSES = ["cpu", "kv", "bubble", "none", "other", "peer", "off"];
   const PHASES = ["receive", "schedule", "launch", "process"];
-  const LABELS = { cpu: "waiting for the CPU", kv: "out of KV", bubble: "pipeline bubble", none: "no work", other: "other", peer: "for the other side" };
+  const LABELS = { cpu: "waiting for the CPU", kv: "out of KV", bubble: "pipeline bubble", none: "no work", other: "other", peer: "for the other side", off: "not in service" };
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const runColour = (place) => css(`--run-${place % 8}`);

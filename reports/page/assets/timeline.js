@@ -194,7 +194,8 @@ WB.parts.push(async () => {
           if (run.transfers && role === "decode" && !run.lanes.includes(run.transfers)) run.lanes.push(run.transfers);
           run.lanes.push(...stages.map((each) => ({ ...each, label: stages.length > 1 ? `${name}.${each.stage}` : name, of: name })));
         }
-        run.gpu = run.lanes[run.lanes.length - 1];
+        const last = run.together[run.together.length - 1].pool;
+        run.gpu = run.lanes.find(({ of }) => of === run.together.find(({ pool }) => pool === last).name);
       } else {
         run.lanes = await lanesOf(number);
         run.gpu = run.lanes[1];
