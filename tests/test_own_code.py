@@ -274,6 +274,8 @@ def test_a_settings_file_and_a_record_name_own_code_as_flags_do(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
+        ("cost", "roofline:x", "roofline takes nothing after it, not 'x'; a file is profile:PATH or fitted:PATH"),
+        ("cost", "measured:x", "measured takes nothing after it, not 'x'; a file is profile:PATH or fitted:PATH"),
         ("cost", "roof", "'roof' is not one of roofline, measured, profile:PATH, fitted:PATH, module:Class"),
         ("cost", "no.such:C", "cannot load 'no.such:C': No module named 'no'"),
         ("cost", f"{HERE}:Missing", f"cannot load '{HERE}:Missing': module '{HERE}' has no attribute 'Missing'"),

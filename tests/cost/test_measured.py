@@ -42,6 +42,14 @@ SMALL, LAYERS = "Qwen/Qwen3-0.6B", 28
 ENGINE = "vllm-0.33.0"
 
 
+class Hidden:
+    """A finder of modules that refuses the package, as tools that isolate imports have it."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == published_package.PACKAGE:
+            raise ModuleNotFoundError(name)
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of tables in place of whatever is installed."""
@@ -134,6 +142,23 @@ def test_routed_experts_are_of_the_mildly_uneven_load_with_router_and_products_o
     assert parts["experts"] == pytest.approx(48 * experts_ms(64) * 1e-3)
     # Narrower than any measured product.
     assert parts["router"] == pytest.approx(48 * product_ms(64, 128, 2048) * 1e-3)
+
+
+def test_experts_in_fewer_bits_that_take_longer_than_in_16_are_of_another_version_or_the_rooflines(package):
+    name, plain = "Qwen/Qwen3-30B-A3B", rows_of("moe")
+
+    def write(version: str, dtype: str, share: float) -> None:
+        there = [row | {"moe_dtype": dtype, "latency": row["latency"] * share} for row in plain]
+        file = write_table(package, "moe", version=version)
+        parquet.write_table(pyarrow.Table.from_pylist([*plain, *there]), file)
+
+    write("0.19.0", "int4_wo", 1.5)
+    slow = measured(name, "vllm-0.19.0", "h100", "int4")
+    assert any("int4) with router and shared experts" in note for note in slow.notes if "by the roofline" in note)
+    write("0.24.0", "int4_wo", 0.5)
+    other = measured(name, "vllm-0.19.0", "h100", "int4")
+    assert other.explain(batch([1024] * 64))["experts"] == pytest.approx(48 * 0.5 * experts_ms(64) * 1e-3)
+    assert any("under vllm 0.24.0, the nearest to 0.19.0" in note and "routed experts" in note for note in other.notes)
 
 
 def test_a_number_of_heads_between_two_measured_ones_is_between_their_times(package):
@@ -327,6 +352,9 @@ def test_what_cannot_be_had_is_refused_in_one_line_that_says_what_to_do(package,
         engine="workbench"
     )
     monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
+    assert refused().endswith('not installed: pip install "llm-workbench[profiles]"')
+    monkeypatch.delitem(sys.modules, "aiconfigurator_core")
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
     assert refused().endswith('not installed: pip install "llm-workbench[profiles]"')
 
 

@@ -131,3 +131,13 @@ def test_tensor_parallelism_pays_on_large_batches_and_costs_communication():
     step = batch([], [1000] * 64)
     assert four.forward(step) < one.forward(step) / 2.5
     assert four.explain(step)["all_reduce"] > 0 == one.explain(step)["all_reduce"]
+
+
+def test_weights_in_fp4_are_multiplied_in_16_bits_where_there_are_no_units_for_them():
+    """As Marlin does on Hopper, whose FP8 units it does not use."""
+    hopper, blackwell = load_gpu("h100"), load_gpu("b200")
+    assert hopper.flops_for("fp4") == hopper.bf16_flops < hopper.fp8_flops
+    assert hopper.product_rates("fp4", 0.5625) == hopper.product_rates("bf16", 0.5625)
+    assert blackwell.flops_for("fp4") == blackwell.fp4_flops
+    cost = RooflineCost(load_model("meta-llama/Llama-3.1-8B"), hopper, dtype="nvfp4")
+    assert cost.notes == ["h100 has no units for products in fp4: they are counted in 16 bits"]

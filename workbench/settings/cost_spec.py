@@ -16,6 +16,8 @@ def split(spec: str) -> tuple[str, Path | None]:
     kind, colon, path = spec.partition(":")
     if kind in ("roofline", "measured") and not colon:
         return kind, None
+    if kind in ("roofline", "measured"):
+        raise ConfigError(f"cost: {kind} takes nothing after it, not {path!r}; a file is profile:PATH or fitted:PATH")
     if kind in ("profile", "fitted") and path:
         return kind, Path(path)
     if is_own(spec):

@@ -269,11 +269,12 @@ class GPU:
     def flops_for(self, dtype: str) -> float:
         """Look up the peak FLOP/s of matrix products with weights of a dtype.
 
-        Weights of a dtype that the hardware has no units for are converted to bf16 on the way.
+        Weights of a dtype that the hardware has no units for are converted to bf16 on the way; so are those in fp4 where
+        there are units for fp8 (vLLM: ``MarlinNvFp4LinearKernel`` of model_executor/kernels/linear/nvfp4/marlin.py).
         """
         native = {
             "fp8": self.fp8_flops,
-            "fp4": self.fp4_flops or self.fp8_flops,
+            "fp4": self.fp4_flops,
             "int8": self.int8_flops,
             "fp32": self.fp32_flops,
         }

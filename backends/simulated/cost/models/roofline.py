@@ -65,9 +65,7 @@ class RooflineCost:
         weights = as_precision(dtype)
         self.notes: list[str] = []
         if not gpu.fp4_flops and any(how.computes == "fp4" for part in PARTS for _, how in weights.of(part)):
-            self.notes.append(
-                f"{gpu.name} has no units for products in fp4: they are counted at the rate of 8 or 16 bits"
-            )
+            self.notes.append(f"{gpu.name} has no units for products in fp4: they are counted in 16 bits")
         self.parts = {part: _Matrices(gpu, weights.of(part)) for part in PARTS}
         self.plain = _Matrices(gpu, [(1.0, weights.plain)])
         self._bandwidth = gpu.memory_bandwidth * gpu.memory_efficiency

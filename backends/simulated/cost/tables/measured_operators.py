@@ -253,13 +253,13 @@ class OperatorReader:
         if len(kinds) == 1 and dtype is not None:
             hidden = self._model.hidden
 
-            def read(tables: Tables) -> Grid:
+            def read(tables: Tables) -> tuple[Grid, str]:
                 try:
-                    return experts_grid(tables, each, hidden, tp, ep, dtype, self._skew)
+                    return experts_grid(tables, each, hidden, tp, ep, dtype, self._skew), ""
                 except NotMeasured:
                     if dtype != "fp8":
                         raise
-                    return experts_grid(tables, each, hidden, tp, ep, "fp8_block", self._skew)
+                    return experts_grid(tables, each, hidden, tp, ep, "fp8_block", self._skew), ", in fp8 by block"
 
             found = self._first("moe", read)
         if found is None:
@@ -267,8 +267,9 @@ class OperatorReader:
                 layout = f"tp {want.tp}" if want.ep == 1 else f"tp {want.tp}, ep {want.ep}"
                 self._lack(f"{one} ({layout}, {want.dtype}) with router and shared experts")
             return None
-        self._find(f"routed experts ({LOADS[self._skew].replace('_', ' ')} load)", found[1])
-        return found[0]
+        grid, how = found[0]
+        self._find(f"routed experts ({LOADS[self._skew].replace('_', ' ')} load{how})", found[1])
+        return grid
 
     def _all_reduce(self) -> Grid | None:
         found = self._first("custom_allreduce", lambda tables: all_reduce_grid(tables, self._want.tp))
@@ -384,4 +385,5 @@ class OperatorReader:
             names = ", ".join(name for name, each in self._measured if each == where)
             notes.append(f"cost: measured on {system} {where} ({package}): {names}")
         rest = "; ".join([*ALWAYS, *self.lacking])
+        notes += self._cost(self._model.stack).notes
         return [*notes, f"cost: by the roofline, no table was read for them: {rest}"]

@@ -15,6 +15,10 @@ LAUNCHED_S = 40e-6
 spare."""
 SMALL_PRODUCTS = 0.1
 """Share of the products of a table that count as small."""
+FEW_TOKENS = 64
+"""Tokens up to which experts are bound by their weights on every GPU."""
+EXPERT_POINT = ("num_tokens", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
+"""Columns that tell what was measured of experts, beside their dtype and the distribution of tokens."""
 
 LOADS = {0.0: "balanced", 1.01: "power_law_1.01", 1.2: "power_law_1.2"}
 """Distributions of tokens over experts by their skew, and what the tables call them."""
@@ -25,6 +29,31 @@ def timed_with_launches(tables: Tables, dtype: str) -> bool:
     columns = tables.table("gemm")
     of = rows_where(columns, gemm_dtype=dtype)
     return bool(of.any() and np.quantile(columns["latency"][of], SMALL_PRODUCTS) * MILLISECOND > LAUNCHED_S)
+
+
+def slower_than_16_bits(tables: Tables, dtype: str) -> bool:
+    """Whether routed experts in a dtype took longer than the same ones in bf16 where reading weights is what takes time.
+
+    Such rows are not what engines reach: vLLM 0.19's int4 takes 1.6 to 1.9 times as long as its bf16, on H200 and B200, and
+    makes the experts alone longer than whole measured steps of Kimi-K2.5; 0.24's takes half. Likewise 0.24's fp8 by tensor
+    on Hopper, 2.4 to 3 times (0.19's: 0.7).
+    """
+    columns = tables.table("moe")
+    few = columns["num_tokens"] <= FEW_TOKENS
+    loads = np.unique(columns["distribution"], return_inverse=True)[1]
+    points = np.column_stack((loads, *(columns[name] for name in EXPERT_POINT)))
+
+    def times(of: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = few & rows_where(columns, moe_dtype=of)
+        return shortest(points[rows], columns["latency"][rows])
+
+    (there, seconds), (plain, plain_seconds) = times(dtype), times("bfloat16")
+    both = np.concatenate((there, plain))
+    if dtype == "bfloat16" or not (len(there) and len(plain)):
+        return False
+    order = np.unique(both, axis=0, return_inverse=True)[1].reshape(-1)
+    _, own, other = np.intersect1d(order[: len(there)], order[len(there) :], return_indices=True)
+    return bool(len(own) and np.median(seconds[own] / plain_seconds[other]) > 1)
 
 
 class Products:
@@ -73,6 +102,8 @@ def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int
     have, over = columns[parts], max(tp, ep)
     if over not in have[of]:
         raise NotMeasured(f"{tables}: moe: no rows for {experts.described}, tp {tp}, ep {ep}, {LOADS[skew]}")
+    if slower_than_16_bits(tables, dtype):
+        raise NotMeasured(f"{tables}: moe: experts in {dtype} took longer than in bf16")
     of &= np.isin(have, beside(np.unique(have[of]), over))
 
     def terms(points: np.ndarray) -> np.ndarray:

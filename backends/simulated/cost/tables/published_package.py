@@ -153,7 +153,10 @@ def _gpu_name(system: Path) -> str:
 
 
 def _data_folder() -> Path | None:
-    spec = find_spec(PACKAGE)
+    try:
+        spec = find_spec(PACKAGE)
+    except ImportError:  # some finders raise it for what is not there
+        spec = None
     for place in () if spec is None else spec.submodule_search_locations or ():
         if (folder := Path(place) / "systems" / "data").is_dir():
             return folder
