@@ -22,7 +22,7 @@ from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLIN
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
 from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, steps_unseen, told
-from benchmarks.board.silicon import Row
+from benchmarks.board.silicon import LARGEST_NODE, Row
 from reports.record.run_record import RunRecord
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
@@ -81,6 +81,8 @@ def settings_of(row: Row) -> dict[str, Any]:
     gpu = next((name for name in gpu_names() if same_gpu(name, row.system)), None)
     if gpu is None:
         raise ValueError(f"GPU {row.system} is not in the catalogue")
+    if row.tp > LARGEST_NODE and row.dp == row.ep == 1:
+        raise ValueError("GPUs of all pools of a disaggregated run stand as one tensor-parallel group")
     dtype = DTYPES.get(row.precision)
     if dtype is None:
         raise ValueError(f"precision {row.precision}")

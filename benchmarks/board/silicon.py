@@ -119,6 +119,11 @@ def other_concurrency(values: dict[str, str]) -> str | None:
     return "requests at a time and source disagree"
 
 
+def recounted(values: dict[str, str]) -> bool:
+    """Whether the columns of a row count its GPUs twice."""
+    return layout(values) != _columns(values)
+
+
 def _concurrency(values: dict[str, str]) -> int:
     return round(float(values["batch_size"])) * _count(values, "attention_dp_size")
 
@@ -143,9 +148,8 @@ def layout(values: dict[str, str]) -> tuple[int, int, int]:
     attention: 64 or 16 GPUs. All names that there are say so, and no box has as many: these are N GPUs, with experts spread
     over all.
     """
-    tp, dp, moe_tp, moe_ep = (
-        _count(values, name) for name in ("tp_size", "attention_dp_size", "moe_tp_size", "moe_ep_size")
-    )
+    tp, dp, moe_ep = _columns(values)
+    moe_tp = _count(values, "moe_tp_size")
     count = round((tp * dp) ** 0.5)
     squared = count > 1 and count * count == tp * dp and (moe_tp, moe_ep) in ((count, count), (1, count * count))
     named = re.search(r"_tp(\d+)(?:_\d)?_ep(\d+)", values["id"])
@@ -153,6 +157,11 @@ def layout(values: dict[str, str]) -> tuple[int, int, int]:
     if squared and (said or (named is None and (tp * dp > LARGEST_NODE or tp == dp))):
         return (1, count, count) if dp > 1 else (count, 1, count)
     return tp, dp, moe_ep
+
+
+def _columns(values: dict[str, str]) -> tuple[int, int, int]:
+    """The same three as they stand."""
+    return _count(values, "tp_size"), _count(values, "attention_dp_size"), _count(values, "moe_ep_size")
 
 
 def _row(values: dict[str, str]) -> Row:

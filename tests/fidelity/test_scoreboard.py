@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -17,8 +18,9 @@ from benchmarks.board.launched import first_chunk_tokens, steps_unseen
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import COSTS, Predicted, nearest_preset, predict, settings_of
 from benchmarks.board.results import Results
-from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows
+from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows, recounted
 
+ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads(scoreboard.RECORDED.read_text())
 
 
@@ -151,6 +153,17 @@ def test_rows_that_no_run_stands_for_are_counted_by_reason(tmp_path):
             "requests at a time and source disagree": 2,
         }
     )
+
+
+def test_rows_whose_gpus_are_those_of_several_pools_are_left_out_and_those_counted_twice_are_as_many_as_the_page_says():
+    with pytest.raises(ValueError, match="GPUs of all pools of a disaggregated run"):
+        settings_of(row(system="gb200", tp=32))
+    assert settings_of(row(tp=8))["tp"] == 8 and settings_of(row(tp=8, dp=2, ep=16))["ep"] == 16
+    path = find_rows()
+    assert path is not None
+    with path.open(newline="", encoding="utf-8") as file:
+        twice = sum(recounted(values) for values in csv.DictReader(file) if values["mode"] == "agg")
+    assert f"{twice} rows count their GPUs twice" in (ROOT / "docs/fidelity.md").read_text()
 
 
 def test_a_file_in_another_form_is_refused_with_its_line(tmp_path):
