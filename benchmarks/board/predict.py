@@ -41,7 +41,6 @@ FRONT_ENDS = ("vllm", "sglang")
 WITHOUT_PRESET = {"batching": "mixed", "loop": "overlap", "page_size": 16}
 """Settings for an engine that has no preset."""
 CATALOGUE = {
-    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
     "nvidia/Llama-3.1-8B-Instruct-FP8": "meta-llama/Llama-3.1-8B",
     "nvidia/DeepSeek-R1-NVFP4": "deepseek-ai/DeepSeek-R1",
     "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-ai/DeepSeek-V3",
@@ -51,7 +50,12 @@ CATALOGUE = {
 """Models of the catalogue by other names of rows: the precision stands in a column of its own."""
 DTYPES = {"fp8": "fp8", "fp8_block": "fp8", "int4_wo": "int4", "nvfp4": "nvfp4", "": "auto"}
 """``--dtype`` for a row's precision of products."""
-AS_SAVED = {"deepseek-ai/DeepSeek-R1": "fp8", "deepseek-ai/DeepSeek-V3": "fp8", "MiniMaxAI/MiniMax-M2.5": "fp8"}
+AS_SAVED = {
+    "deepseek-ai/DeepSeek-R1": "fp8",
+    "deepseek-ai/DeepSeek-V3": "fp8",
+    "MiniMaxAI/MiniMax-M2.5": "fp8",
+    "Qwen/Qwen3-235B-A22B-FP8": "fp8",
+}
 """Checkpoints that are in this precision as they are, with what that leaves out and the scales of its blocks."""
 
 

@@ -27,6 +27,7 @@ PUBLISHED = {
     "Qwen/Qwen3-1.7B": (1.72, 1.72),
     "Qwen/Qwen3-14B": (14.8, 14.8),
     "Qwen/Qwen3-235B-A22B": (235, 22),
+    "Qwen/Qwen3-235B-A22B-FP8": (235, 22),
     "Qwen/Qwen3-30B-A3B": (30.5, 3.3),
     "Qwen/Qwen3-32B": (32.8, 32.8),
     "Qwen/Qwen3-4B": (4.02, 4.02),

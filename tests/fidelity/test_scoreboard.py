@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from backends.simulated.catalogue.model_specs import load_model
 from benchmarks import scoreboard
 from benchmarks.board import predict as board_predict
 from benchmarks.board import truth
@@ -153,6 +154,13 @@ def test_rows_that_no_run_stands_for_are_counted_by_reason(tmp_path):
             "requests at a time and source disagree": 2,
         }
     )
+
+
+@pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
+def test_a_checkpoint_in_fp8_by_block_is_simulated_as_it_is_saved(precision):
+    settings = settings_of(row(model="Qwen/Qwen3-235B-A22B-FP8", precision=precision))
+    weights = load_model(settings["model"]).precision(settings["dtype"])
+    assert settings["dtype"] == "auto" and weights.quantised.bytes == pytest.approx(1 + 4 / 128**2)
 
 
 def test_rows_whose_gpus_are_those_of_several_pools_are_left_out_and_those_counted_twice_are_as_many_as_the_page_says():
