@@ -343,7 +343,8 @@ def by_pandas(folder: Path, slo_ttft_s: float, slo_tpot_s: float) -> dict[str, t
     for pool in meta.get("pools", []):  # all of one kind
         gpu_s = pool["count"] * pool["gpus"] * duration
         watts = {**pool["power_w"], "mixed": pool["power_w"]["prefill"]}
-        busy_s = {mode: float(by_mode.get(mode, 0.0)) * pool["tp"] for mode in ("prefill", "decode", "mixed")}
+        within = seconds.groupby(iterations["mode"]).sum()
+        busy_s = {mode: float(within.get(mode, 0.0)) * pool["tp"] for mode in ("prefill", "decode", "mixed")}
         joules = sum(watts[mode] * seconds_of for mode, seconds_of in busy_s.items())
         joules += watts["idle"] * (gpu_s - sum(busy_s.values()))
         result |= {"gpu_hours": gpu_s / 3600, "energy_kwh": joules / 3.6e6}

@@ -13,9 +13,9 @@ import pytest
 
 from reports.metrics.host_lane import host_lane
 from reports.page.report_page import MOST_BYTES, write_report
-from reports.record.run_record import RunRecord
+from reports.record.run_record import RunRecord, read_record
 from tests.reports.records import record_of, toy_run
-from tests.reports.simulated import LOOPS, SHARED, simulate
+from tests.reports.simulated import LOOPS, SAMPLE, SHARED, simulate
 from tests.reports.test_metrics import by_pandas
 from tests.reports.test_spans import two_requests
 
@@ -362,3 +362,66 @@ def test_a_run_of_any_span_is_drawn(tmp_path: Path, open_page: Any, apart_s: flo
     assert [float(row) for row in rows] == pytest.approx([takes_s] * 2, abs=2e-6)
     assert page.evaluate("() => WB.timeline.view.span") == pytest.approx(apart_s + takes_s, rel=1e-9)
     assert "NaN" not in page.locator("body").inner_text()
+
+
+@pytest.fixture(scope="module")
+def two_sides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pools that prefill and decode, one of which is lost for a while."""
+    pools = ("--pool", "prefill:2", "--pool", "decode:1", "--kv-link", "2GB/s")
+    return simulate(
+        tmp_path_factory.mktemp("sides") / "o", SAMPLE, "--requests", 60, *pools, "--fail", "prefill.1:at=4s,for=2s"
+    )
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_both_sides_lie_on_one_timeline_with_kv_on_its_way_between_them(
+    two_sides: Path, open_page: Any, width: int
+) -> None:
+    page = open_page(two_sides / "report.html", width)
+    record = read_record(two_sides / "overlap")
+    lanes = page.evaluate("() => WB.timeline.runs[0].lanes.map(({ label }) => label)")
+    assert lanes == ["prefill 0", "prefill 1", "KV", "decode 0"]
+    found = page.evaluate(
+        """() => { const kv = WB.timeline.runs[0].transfers;
+            return kv.ids.map((id, i) => [id, kv.begin[i], kv.begin[i] + kv.lasts[i], kv.source[i], kv.target[i]]); }"""
+    )
+    column = record.requests
+    rows = zip(
+        *(column["request_id"], column["transfer_start_s"], column["transfer_end_s"]),
+        *(column["prefill_instance"], column["decode_instance"]),
+        strict=True,
+    )
+    expected = sorted(rows, key=lambda row: row[1])
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine[1:] == pytest.approx([float(value) for value in theirs[1:]], abs=2e-7)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#ttft .stack").count() == 2 and page.locator("#instances .fleet").count() == 2
+    assert page.locator(".use.of-pool").count() == 2
+
+
+def test_an_instance_of_a_side_can_be_looked_at_alone_and_a_transfer_tells_what_it_is(
+    two_sides: Path, open_page: Any
+) -> None:
+    page = open_page(two_sides / "report.html", 1200)
+    select = page.locator("#lanes select")
+    assert select.locator("option").all_inner_texts() == ["both sides", "prefill 0", "prefill 1", "decode 0"]
+    select.select_option("2")
+    page.wait_for_function("() => WB.timeline.runs[0].lanes.length === 2")
+    select.select_option("-1")
+    page.wait_for_function("() => WB.timeline.runs[0].lanes.length === 4")
+    begin, end, row = page.evaluate(
+        """() => { const kv = WB.timeline.runs[0].transfers; const at = kv.lasts.indexOf(Math.max(...kv.lasts));
+            WB.timeline.range(kv.begin[at], kv.begin[at] + kv.lasts[at]);
+            return [kv.begin[at], kv.lasts[at], kv.row[at]]; }"""
+    )
+    assert end > 0 and begin >= 0
+    canvas = page.locator("#lanes canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.wait_for_timeout(100)
+    top = page.evaluate("() => WB.timeline.runs[0].transfers.top")
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + top + 3 + 5 * row)
+    page.wait_for_selector("#tip:not([hidden])")
+    text = page.inner_text("#tip")
+    assert "KV of " in text and "→ decode 0" in text and "prompt of" in text
