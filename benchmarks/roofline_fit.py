@@ -64,6 +64,8 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 256, 384, 512, 1024, 2048, 
 FROM_HOST_S = 30e-6
 """A table whose shortest product takes longer was measured with launches from the host, and says nothing of the kernel."""
 DIGITS = 3
+LEAST_SHARE = 0.5
+"""Experts in 8 bits that reach less of the bandwidth take longer than in 16: such rows are not what engines reach."""
 OWN_GAIN = 0.05
 """An engine has numbers of its own for a kind of operator where these take more than this off the mean error (of logarithms)
 on what is fitted, from that of the numbers of all."""
@@ -461,7 +463,12 @@ def fit_gpu(name: str, data: Path) -> GPUFits:
 def _own(found: list[Fit]) -> list[Fit]:
     """What an engine has of its own: kinds of operators to which that is much nearer. Experts by tensor take the place of
     those by block, which then have fields of their own."""
-    by_tensor = any(each.what == f"experts in {FP8.words}" and each.gained > OWN_GAIN for each in found)
+    by_tensor = any(
+        each.what == f"experts in {FP8.words}"
+        and each.gained > OWN_GAIN
+        and each.values["fp8_expert_memory_efficiency"] > LEAST_SHARE
+        for each in found
+    )
     kept = []
     for each in found:
         name = next(iter(each.values))

@@ -16,6 +16,7 @@ from benchmarks.roofline_fit import (
     BF16,
     BLOCKS,
     FP8,
+    LEAST_SHARE,
     OWN_GAIN,
     SYSTEMS,
     W4,
@@ -72,13 +73,11 @@ def test_an_engine_has_numbers_of_its_own_where_they_are_much_nearer(tables, eng
     assert own.compute_efficiency == gpu.compute_efficiency
 
 
-def test_experts_by_tensor_take_longer_under_vllm_than_those_by_block(tables):
-    gpu = load_gpu("h100").under("vllm-0.33.0")
-    found = experts(Tables(tables.system, "vllm"), load_gpu("h100"), FP8, "fp8")
-    assert found is not None and found.error < 0.09
-    assert found.values["fp8_expert_memory_efficiency"] == pytest.approx(gpu.fp8_expert_memory_efficiency, rel=0.05)
-    by_tensor, by_block = gpu.product_rates("fp8", 1.0), gpu.product_rates("fp8", 1.0002)
-    assert by_tensor.expert_bandwidth < by_block.expert_bandwidth / 4
+def test_experts_by_tensor_that_take_longer_than_in_16_bits_are_nobodys_numbers(tables):
+    gpu = load_gpu("h100")
+    found = experts(Tables(tables.system, "vllm"), gpu, FP8, "fp8")
+    assert found is not None and found.values["fp8_expert_memory_efficiency"] < LEAST_SHARE
+    assert gpu.under("vllm-0.33.0").fp8_expert_memory_efficiency == gpu.fp8_expert_memory_efficiency > LEAST_SHARE
 
 
 def test_times_of_uneven_experts_follow_how_many_have_tokens(tables):
