@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast bench clean
+.PHONY: demo test fast clients bench clean
 
 # The environment is made again when what it is made of changes.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,6 +27,11 @@ test: $(VENV)/.installed
 
 fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m "not slow and not browser and not server"
+
+# Clients of the server, installed at fixed versions in environments of their own: takes a network.
+clients: $(VENV)/.installed
+	$(BIN)/python tests/clients/run_clients.py
+	$(BIN)/python tests/clients/structured.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/simulator.py

@@ -163,8 +163,32 @@ def test_what_is_no_form_is_refused_and_where_it_is_wrong_is_said(server, path, 
 def test_many_streams_with_forms_and_without_some_given_up_leave_nothing_and_cross_nothing(server):
     before = server.metric("grammar_tokens_total")
     forms = [None, {"guided_json": SCHEMA}, {"guided_regex": "[ab]{5}"}, {"guided_choice": ["one", "three"]}]
+    tool = {"type": "function", "function": {"name": "note", "parameters": SCHEMA}}
+
+    async def call(client: Any, i: int) -> None:
+        stream = await client.chat.completions.create(
+            model="llama-3.1-8b",
+            messages=[{"role": "user", "content": f"prompt {i}"}],
+            tools=[tool],
+            tool_choice="required" if i % 2 else {"type": "function", "function": {"name": "note"}},
+            max_tokens=300,
+            stream=True,
+        )
+        written: dict[int, str] = {}
+        async for piece in stream:
+            for delta in piece.choices[0].delta.tool_calls or ():
+                written[delta.index] = written.get(delta.index, "") + delta.function.arguments
+            if i % 7 == 0 and written:
+                await stream.close()
+                return
+        assert written
+        for arguments in written.values():
+            jsonschema.validate(json.loads(arguments), SCHEMA)
 
     async def one(client: Any, i: int) -> None:
+        if i % 5 == 4:
+            await call(client, i)
+            return
         form = forms[i % 4]
         stream = await client.completions.create(
             model="llama-3.1-8b", prompt=f"prompt {i}", max_tokens=120, stream=True, extra_body=form or {}
@@ -172,7 +196,7 @@ def test_many_streams_with_forms_and_without_some_given_up_leave_nothing_and_cro
         text = ""
         async for piece in stream:
             text += piece.choices[0].text
-            if i % 5 == 0:
+            if i % 6 == 0:
                 await stream.close()
                 return
         if form is None:
