@@ -3,8 +3,9 @@
     python tests/clients/structured.py [NAME ...]       (or: make clients)
 
 Each is installed, at the version below, in an environment of its own below WORKBENCH_CLIENTS (default
-~/.cache/workbench-clients), which takes a network. The server is a modelled GPU whose answers are made up: what they say means
-nothing, and that they can be read is all the grammar's. lm-eval needs log probabilities: its server has a model of random weights.
+~/.cache/workbench-clients), which takes a network. The server is a modelled GPU whose answers are made up: what they say
+means nothing, and that they can be read is all the grammar's. lm-eval needs log probabilities: its server has a model of
+random weights.
 """
 
 from __future__ import annotations

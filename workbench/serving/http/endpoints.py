@@ -202,7 +202,12 @@ class Api:
         if reads.parser is not None:
             called = "stop" if use is not None and use.choice == "named" else "tool_calls"
             parsers = [reads.parser_for(use, end) for _ in range(n)]
-            apart = Apart(parsers, writing.id_characters, asked.include_reasoning is not False, called)
+            apart = Apart(
+                [parser for parser in parsers if parser is not None],
+                writing.id_characters,
+                asked.include_reasoning is not False,
+                called,
+            )
             if reads.special:
                 wanted = dataclasses.replace(wanted, skip_special_tokens=False)
         return self._answer(asked, wanted, partial(ChatShape, apart=apart), "chatcmpl-")

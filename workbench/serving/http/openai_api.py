@@ -250,8 +250,8 @@ class CompletionShape(Shape):
 class Apart:
     """What is told apart in the outputs of a chat."""
 
-    parsers: list[OutputParser | None]
-    """One for each choice; None: all of it is content."""
+    parsers: list[OutputParser]
+    """One for each choice."""
     id_characters: int = 24
     """Of the ids of calls."""
     reasoning: bool = True
@@ -259,13 +259,19 @@ class Apart:
     called: str = "tool_calls"
     """Finish reason of an answer that calls tools and ended by itself."""
 
+    def call(self, name: str, arguments: str) -> dict[str, Any]:
+        """Return a call as chats have it, under an id of its own."""
+        function = {"name": name, "arguments": arguments}
+        return {"id": call_id(self.id_characters), "type": "function", "function": function}
+
 
 class ChatShape(Shape):
     """/v1/chat/completions."""
 
     def __init__(self, *given: Any, apart: Apart | None = None, **options: Any) -> None:
         super().__init__(*given, **options)
-        self._apart = apart or Apart([None] * self.choices)
+        self._apart = apart
+        """None: all of each output is content."""
         self._begun = [False] * self.choices
         self._object = "chat.completion.chunk"
 
@@ -293,32 +299,28 @@ class ChatShape(Shape):
         return {"prompt_token_ids": self.prompt_ids[0]} if self.prompt_ids else {}
 
     def _finish_reason(self, index: int, end: Chunk) -> str | None:
-        parser, reason = self._apart.parsers[index], finish_reason(end)
-        return self._apart.called if reason == "stop" and parser is not None and parser.calls else reason
+        reason = finish_reason(end)
+        called = self._apart is not None and reason == "stop" and self._apart.parsers[index].calls
+        return self._apart.called if self._apart is not None and called else reason
 
     def _message(self, index: int, text: str) -> dict[str, Any]:
         """Return a whole answer."""
-        parser = self._apart.parsers[index]
-        if parser is None:
+        if self._apart is None:
             return {"role": "assistant", "content": text, "refusal": None}
+        parser = self._apart.parsers[index]
         content, reasoning, calls = told_apart([*parser.push(text), *parser.finish()])
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
         if reasoning and self._apart.reasoning:
             message["reasoning_content"] = reasoning
         if calls:
             message["content"] = content if content.strip() else None
-            message["tool_calls"] = [self._call(name, arguments) for name, arguments in calls]
+            message["tool_calls"] = [self._apart.call(name, arguments) for name, arguments in calls]
         return message
-
-    def _call(self, name: str, arguments: str) -> dict[str, Any]:
-        function = {"name": name, "arguments": arguments}
-        return {"id": call_id(self._apart.id_characters), "type": "function", "function": function}
 
     def _deltas(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
         """Return what is new in a choice, of which the last tells its end."""
+        assert self._apart is not None
         parser = self._apart.parsers[index]
-        if parser is None:
-            return [{"content": chunk.text}] if chunk.text or chunk.logprobs else [{}]
         parts = parser.push(chunk.text)
         if chunk.kind:
             parts += parser.finish()
@@ -329,7 +331,7 @@ class ChatShape(Shape):
             elif isinstance(part, Reasoning):
                 deltas += [{"reasoning_content": part.text}] if self._apart.reasoning else []
             elif isinstance(part, CallBegun):
-                deltas.append({"tool_calls": [{"index": part.index, **self._call(part.name, "")}]})
+                deltas.append({"tool_calls": [{"index": part.index, **self._apart.call(part.name, "")}]})
             else:
                 deltas.append({"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]})
         return deltas or ([{}] if chunk.kind or chunk.logprobs or self.prompt_ids else [])
@@ -341,6 +343,9 @@ class ChatShape(Shape):
             pieces.append(self._piece(index, {"role": "assistant", "content": ""}, chunk, begin=True))
             pieces[0].update(self._prompt_ids())
         if chunk.text or chunk.kind or chunk.logprobs or self.prompt_ids:
+            if self._apart is None:  # nearly every chunk of nearly every chat
+                pieces.append(self._piece(index, _content_of(chunk), chunk))
+                return pieces
             deltas = self._deltas(index, chunk)
             for delta in deltas[:-1]:
                 pieces.append(self._piece(index, delta, chunk, inside=True))
@@ -360,14 +365,20 @@ class ChatShape(Shape):
         }
         if not begin and not inside:
             choice["logprobs"] = self._logprobs(chunk.logprobs or [])
-            choice["finish_reason"], choice["stop_reason"] = self._finish_reason(index, chunk), chunk.stop_reason
-            choice.update(self._id_field(chunk.token_ids))
+            if chunk.kind:
+                choice["finish_reason"], choice["stop_reason"] = self._finish_reason(index, chunk), chunk.stop_reason
+            if self.prompt_ids is not None:
+                choice.update(self._id_field(chunk.token_ids))
         return self._with_usage({**self._head(), "choices": [choice]}, index, chunk, 0 if begin else None)
 
     def _logprobs(self, found: list[LogprobText], whole: bool = False) -> dict[str, Any] | None:
         if not found and not (whole and self.logprobs):
             return None
         return chat_logprobs(found, self.tokens_as_ids)
+
+
+def _content_of(chunk: Chunk) -> dict[str, Any]:
+    return {"content": chunk.text} if chunk.text or chunk.logprobs else {}
 
 
 def told_apart(parts: list[Part]) -> tuple[str, str, list[tuple[str, str]]]:
