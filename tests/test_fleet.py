@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from backends.simulated.clock import Clock
@@ -370,3 +373,49 @@ def test_a_pool_scaled_twice_is_refused_and_values_have_defaults():
     assert parse_failures(["a-b.2:at=1500ms"]) == [Failure("a-b", 2, 1.5)]
     with pytest.raises(ValueError, match="autoscale: a: given twice"):
         parse_scalings(["a:max=2", "a:max=3"])
+
+
+# -- whatever happens ----------------------------------------------------------------------------------------------------
+
+
+def troubles() -> st.SearchStrategy[list[tuple[str, int, int, int | None]]]:
+    """Failures: pool, place, when (ms), for how long."""
+    one = st.tuples(
+        st.sampled_from(["prefill", "decode"]),
+        st.integers(0, 1),
+        st.integers(0, 6000),
+        st.none() | st.integers(1, 2000),
+    )
+    return st.lists(one, max_size=4)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    troubles(),
+    st.sampled_from(["host", "prefill"]),
+    st.sampled_from([1, 16]),
+    st.sampled_from(["queue", "kv"]),
+    st.sampled_from(["", ",drain=0s", ",drain=300ms"]),
+)
+def test_every_request_ends_once_and_no_instance_is_two_things_at_once_whoever_comes_and_goes(
+    tmp_path, troubles, retraction, page, signal, drain
+):
+    scale = f"signal={signal},target=0.3,every=300ms,start=500ms,cool-down=500ms{drain}"
+    words = [
+        *("--requests", 50, "--rate", 30, "--gpu", "l40s", "--page-size", page, "--decode-retraction", retraction),
+        *("--pool", "prefill:1", "--pool", "decode:1,kv-tokens=9008", "--reserved-decode-tokens", 0, "--force"),
+        *("--autoscale", f"prefill:max=2,{scale}", "--autoscale", f"decode:max=2,{scale}"),
+    ]
+    for pool, place, at, lasts in troubles:
+        words += ["--fail", f"{pool}.{place}:at={at}ms" + (f",for={lasts}ms" if lasts is not None else "")]
+    record, meta = simulated(tmp_path / "o", SAMPLE, *words)
+    assert meta["totals"]["ended"] == 50 and not np.isnan(record.requests["finish_s"]).any()
+    assert {status.partition(":")[0] for status in record.requests["status"]} <= {"finished", "aborted"}
+    for number in range(4):
+        mine = sorted((s["begin_s"], s["end_s"], s["state"]) for s in meta["fleet"] if s["instance"] == number)
+        assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(mine))
+        rows = record.iterations["instance"] == number
+        serving = [(begin, end) for begin, end, state in mine if state in ("up", "draining")]
+        for start_s in record.iterations["start_s"][rows].tolist():
+            assert any(begin - 1e-9 <= start_s <= end + 1e-6 for begin, end in serving), (number, start_s)
+        assert np.unique(record.iterations["iteration"][rows]).size == rows.sum()
