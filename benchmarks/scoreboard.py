@@ -9,8 +9,9 @@ roofline, and once by `--cost measured` where there are tables of its GPU and en
 fitting or to scoring (benchmarks/board/silicon.py); nothing is fitted to scoring.
 
 --results keeps each row's predictions in a folder and takes those that are there: what was cut short goes on. It is up to
-you to begin another folder when the code has changed. --write puts the tables into docs/fidelity.md and the errors into
-benchmarks/scoreboard.json; --check fails when one has grown by more than a tenth over what is there, and when fewer
+you to begin another folder when the code has changed. --write puts the tables into docs/fidelity.md, the errors into
+benchmarks/scoreboard.json, and those of the scoring half, row by row, into workbench/settings/accuracy.json, by which every
+prediction says how sure it is; --check fails when one has grown by more than a tenth over what is there, and when fewer
 rows of a group are predicted. Data that is missing is named and left out.
 """
 
@@ -32,11 +33,13 @@ from rich.progress import track
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.board import truth
+from benchmarks.board.accuracy import keep_errors
 from benchmarks.board.errors import GROUPS, Errors, grouped, table, worst
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import COSTS, Predicted, predict
 from benchmarks.board.results import Outcome, Results
 from benchmarks.board.silicon import Row, find_rows, read_rows
+from workbench.settings.accuracy import RECORDED as ACCURACY
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "benchmarks" / "scoreboard.json"
@@ -86,6 +89,8 @@ def main(
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
+        for line in keep_errors({name: predicted for name, (predicted, _) in scored.items()}, every, ACCURACY):
+            print(line, file=sys.stderr)
         if (every > 1 and not page) or len(scored) < len(COSTS):
             sections["rows"] = ""  # the page's tables are of all rows by both
         PAGE.write_text(between_markers(PAGE, {name: text for name, text in sections.items() if text}))

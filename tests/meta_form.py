@@ -12,7 +12,17 @@ from reports.record.meta import RUN_KINDS, HardwareMeta, PoolMeta, RunMeta, Tota
 DOCUMENT = Path(__file__).parents[1] / "docs/run-record.md"
 PARTS: dict[str, type] = {"trace": TraceMeta, "hardware": HardwareMeta, "totals": Totals}
 OWN = {
-    "simulated": {"weights", "kv_budget", "host_model", "front_end", "cost_notes", "parity", "pools"},
+    "simulated": {
+        "weights",
+        "kv_budget",
+        "host_model",
+        "front_end",
+        "cost_notes",
+        "parity",
+        "rests_on",
+        "accuracy",
+        "pools",
+    },
     "replayed": {"weights"},
     "served": {"weights", "kv_budget", "recorded_at"},
     "observed": {"observed"},

@@ -8,9 +8,9 @@ from functools import cache
 
 import numpy as np
 
-from backends.checkpoint.layer_kinds import Latent, Recurrent
 from backends.simulated.catalogue.model_specs import load_model
 from benchmarks.board.predict import COSTS, Predicted, catalogue_name
+from workbench.settings.accuracy import layout_text
 
 LOW_CONCURRENCY = 16
 """TTFT is scored up to here: beyond, it is queueing, which is of the load and not of the engine."""
@@ -56,22 +56,12 @@ def _spread(errors: np.ndarray) -> tuple[float, float, float]:
 @cache
 def kind_of(model: str) -> str:
     """The kind of a row's model, by what its layers are made of. Raises ValueError for one that the catalogue has not."""
-    spec = load_model(catalogue_name(model))
-    mixers = [layer.mixer for layer in spec.stack]
-    parts = {
-        "latent attention": any(isinstance(mixer, Latent) for mixer in mixers),
-        "linear attention": any(isinstance(mixer, Recurrent) for mixer in mixers),
-        "experts": spec.routed is not None,
-        "dense": spec.routed is None,
-        "windows": any(window is not None for window in spec.windows),
-    }
-    return ", ".join(part for part, has in parts.items() if has)
+    return load_model(catalogue_name(model)).made_of
 
 
 def layout_of(one: Predicted) -> str:
     """How a row's model was spread over GPUs."""
-    row = one.row
-    return f"tp {row.tp}" + (f" dp {row.dp}" if row.dp > 1 else "") + (f" ep {row.ep}" if row.ep > 1 else "")
+    return layout_text(one.row.tp, one.row.dp, one.row.ep)
 
 
 GROUPS: dict[str, Callable[[Predicted], str]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from ground.json_file import json_text
 from reports.metrics.cuts import cuts_of
 from reports.metrics.handovers import first_tokens
+from reports.metrics.how_sure import accuracy_numbers
 from reports.metrics.labels import Summaries
 from reports.metrics.pool_use import pool_numbers
 from reports.record.run_record import RunRecord
@@ -26,7 +27,8 @@ def to_json(
 
     A run of several pools has `"pools": [...]` beside its metrics, what each of them did, and one whose requests are
     prefilled and decoded by different instances `"ttft": {"mean_s": {...}, "slowest_tenth_s": {...}}`, what first tokens
-    waited for.
+    waited for. A modelled run has `"accuracy"`: how far off predictions like it were, between what its real values would be
+    (`ranges`), and what its times rest on.
 
     `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
     `records` what cut outputs short. All four may be left out.
@@ -35,6 +37,7 @@ def to_json(
         name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
         | ({"cut": cuts_of(records[name])} if records is not None else {})
         | ({"ttft": found} if records is not None and (found := _first_tokens(records[name])) else {})
+        | ({"accuracy": sure} if records is not None and (sure := accuracy_numbers(records[name], summary)) else {})
         | ({"pools": pools} if records is not None and (pools := pool_numbers(records[name])) else {})
         for name, summary in summaries.items()
     }

@@ -16,6 +16,7 @@ from reports.compare.section import section
 from reports.metrics.fleet import counts_over_time, fleet_numbers, fleet_spans
 from reports.metrics.handovers import STAGE_LABELS, first_tokens
 from reports.metrics.host_lane import PHASES
+from reports.metrics.how_sure import accuracy_lines, difference_lines, range_rows
 from reports.metrics.instances import pools_of, stages_each
 from reports.metrics.labels import (
     Unit,
@@ -172,6 +173,8 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         comparison=section(comparison) if comparison is not None else None,
         causes={cause: label for cause, label in CAUSE_LABELS.items() if f"idle-{cause}" in kinds},
         metrics=_metric_rows(report),
+        ranges=range_rows(records, report.summaries),
+        sure=[*difference_lines(report.summaries, records, report.baseline), *accuracy_lines(records)],
         pools={name: rows for name, record in records.items() if (rows := pool_rows(record))},
         fleets=_fleet_charts(records),
         currency=" / ".join(dict.fromkeys(_currency(record) for record in records.values() if _currency(record))),

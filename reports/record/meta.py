@@ -108,6 +108,8 @@ class PoolMeta(_Part):
     parity: str | None = None
     power_w: Mapping[str, float] | None = None
     """What a GPU draws, by what it does."""
+    rests_on: Mapping[str, str] | None = None
+    accuracy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +136,10 @@ class RunMeta(_Part):
     cost_notes: Sequence[str] | None = None
     parity: str | None = None
     """How far the scheduler was seen to decide as the engine of its preset does."""
+    rests_on: Mapping[str, str] | None = None
+    """Where modelled times come from: ``steps``, ``host``, ``links``."""
+    accuracy: Mapping[str, Any] | None = None
+    """How far off predictions like this run were."""
     pools: Sequence[PoolMeta] | None = None
     prices: Mapping[str, Any] | None = None
     """``currency``, ``source``, and what an hour of each GPU costs: ``gpu_hour``."""

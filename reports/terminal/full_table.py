@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from reports.metrics.labels import Summaries, best_of, difference, percent, shown_metrics, values_of, written
@@ -12,8 +13,12 @@ if TYPE_CHECKING:
 BEST = "*"
 
 
-def comparison_table(summaries: Summaries) -> Table:
-    """One column a run, one row a metric: the best value starred and bold, differences to the first run in percent.
+RANGES = "Where it really would be, 8 times in 10"
+
+
+def comparison_table(summaries: Summaries, ranges: Mapping[str, Sequence[str]] | None = None) -> Table:
+    """One column a run, one row a metric: the best value starred and bold, differences to the first run in percent. At the
+    end ``ranges`` of real values, by the name of a metric and for each run.
 
     Three runs fit into 80 columns.
     """
@@ -40,6 +45,11 @@ def comparison_table(summaries: Summaries) -> Table:
                 if place:
                     cells.append(percent(difference(value, values[0]), signed=True))
             table.add_row(*cells)
+    if ranges:
+        table.add_section()
+        table.add_row(Text(RANGES, style="bold underline"))
+        for label, texts in ranges.items():
+            table.add_row(label, texts[0], *[cell for text in texts[1:] for cell in (text, "")])
     if len(names) > 1:
         table.caption = f"{BEST} best of the row; percentages: against {names[0]}"
         table.caption_justify = "left"

@@ -41,9 +41,10 @@ def test_a_record_of_an_earlier_version_is_read_and_written_as_one_of_this(kind,
     record = read_record(EARLIER / kind)
     meta = record.meta
     assert kind_of(meta) == kind
-    # The same keys as now: only what made it, pools, parity and front end of a simulated and `cost_notes` of a served
-    # run came later.
-    assert set(meta) == (OWN[kind] | names(RunMeta, always=True)) - {"kind", "pools", "parity", "front_end"}
+    # The same keys as now: only what made it, pools, parity, front end and how sure it is of a simulated and `cost_notes`
+    # of a served run came later.
+    later = {"kind", "pools", "parity", "front_end", "rests_on", "accuracy"}
+    assert set(meta) == (OWN[kind] | names(RunMeta, always=True)) - later
     assert set(meta["totals"]) == names(PARTS["totals"], always=True) | COUNTED[kind]
     summary = summarise(record)
     assert summary["requests_finished"] == len(record.requests["request_id"])

@@ -101,6 +101,7 @@ def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[st
     from rich.console import Console
 
     from reports.exports.runs_json import to_json
+    from reports.metrics.how_sure import accuracy_lines, difference_lines, range_rows
     from reports.terminal.compact_table import compact_table
     from reports.terminal.full_table import comparison_table
     from reports.verdict.caveats import caveats
@@ -110,9 +111,12 @@ def _print(made: Report, page: Path, full: bool, as_json: bool, written: list[st
         print(to_json(made.numbers, report=page, uses=made.uses, records=made.records))
         return
     console = Console()
-    console.print(comparison_table(made.numbers) if full else compact_table(made.numbers, made.baseline))
+    ranges = range_rows(made.records, made.summaries)
+    console.print(comparison_table(made.numbers, ranges) if full else compact_table(made.numbers, made.baseline))
     for line in verdict(made.summaries, made.uses, made.records):
         console.print(f"- {line}", highlight=False, markup=False)
+    for line in (*difference_lines(made.summaries, made.records, made.baseline), *accuracy_lines(made.records)):
+        console.print(line, highlight=False, markup=False, style="dim")
     for line in caveats(made.records):
         console.print(f"note: {line}", highlight=False, markup=False, style="dim")
     for line in written:

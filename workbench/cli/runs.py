@@ -178,6 +178,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     from reports.compare.differing_settings import notes
     from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
+    from reports.metrics.how_sure import accuracy_lines, difference_lines, range_rows
     from reports.metrics.labels import front_end_label, weights_label
     from reports.metrics.pool_use import pool_lines
     from reports.terminal.full_table import comparison_table
@@ -190,7 +191,7 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(comparison_table(made.summaries))
+    console.print(comparison_table(made.summaries, range_rows(made.records, made.summaries)))
     for line in verdict(made.summaries, made.uses, made.records):
         console.print(line, highlight=False)
     for name, record in records.items():
@@ -202,6 +203,8 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     for label in dict.fromkeys(front_end_label(record.meta) for record in records.values()):
         if label:
             console.print(f"latencies: {label}", highlight=False, style="dim")
+    for line in (*difference_lines(made.summaries, records, made.baseline), *accuracy_lines(records)):
+        console.print(line, highlight=False, style="dim")
     for note in (*notes(records), *cut_lines(records)):
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from backends.simulated.links import LINKS
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve
 from workbench.scheduler.config import ConfigError
+from workbench.settings.accuracy import accuracy_of
 from workbench.settings.fleet_spec import Scaling
 from workbench.settings.run_settings import RunSettings
 
@@ -171,6 +172,8 @@ def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
         "host_model": host,
         "front_end": recipe.front_end and {"engine": recipe.front_end.engine, **asdict(recipe.front_end.model)},
         "parity": recipe.parity,
+        "rests_on": recipe.rests_on,
+        "accuracy": accuracy_of(recipe.case, recipe.settings, recipe.loop.name),
     }
 
 

@@ -6,6 +6,7 @@ For the simulator alone; a real run takes ``workbench.cluster.device`` instead.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,10 +30,12 @@ from backends.simulated.kv_windows import NEEDED, KvRule
 from backends.simulated.links import in_machine, link_notes, spread
 from ground.link import parse_rate, parse_time
 from workbench.clients.messages import END_OF_SEQUENCE
+from workbench.cluster.basis import case_of, rests_on
 from workbench.cluster.own_cost import own_cost
 from workbench.instance import Recipe
 from workbench.scheduler.config import ConfigError, SchedulerConfig, largest_step
 from workbench.scheduler.policy import load_policy
+from workbench.settings.accuracy import Case
 from workbench.settings.cost_spec import OWN, identity, split
 from workbench.settings.engines import Engine, Hardware, load_engine
 from workbench.settings.loop_spec import loop_spec
@@ -74,6 +77,12 @@ class SimulatedRecipe(Recipe):
     """What to know of how KV is counted."""
     parity: str | None
     """How far the scheduler was seen to decide as the engine of its preset does."""
+    rests_on: Mapping[str, str]
+    """Where times come from: of steps, the host's, those of links."""
+    case: Case
+    """What other predictions it is like."""
+    settings: RunSettings
+    """What it was resolved from."""
 
     @property
     def gpus(self) -> int:
@@ -191,7 +200,8 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     )
     kind, path = split(settings.cost)
     cost = own_cost(settings.cost, want) if kind == OWN else build_cost(kind, path, want)
-    if getattr(cost, "collectives_measured", False) or (kind == "fitted" and pp == 1):
+    collectives = bool(getattr(cost, "collectives_measured", False)) or (kind == "fitted" and pp == 1)
+    if collectives:
         of_links = []  # times hold them
     if lock_step and not hasattr(cost, "group_forward"):
         raise ConfigError(
@@ -225,6 +235,18 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         keeps_windows=_kv_rule(settings, engine).keeps_windows(model),
         notes=(*notes, *of_links),
         parity=parity_of(settings),
+        rests_on=rests_on(
+            settings,
+            engine,
+            gpu,
+            tp * settings.dp if lock_step else tp * pp,
+            kind,
+            path,
+            bool(measured),
+            collectives,
+        ),
+        case=case_of(settings, gpu, model.made_of, tp, pp, lock_step, kind),
+        settings=settings,
     )
 
 

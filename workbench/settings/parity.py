@@ -32,6 +32,11 @@ def parity_of(settings: RunSettings) -> str | None:
         f"{settings.engine}: {equal:,} of {scenarios:,} recorded scenarios decided alike, {alike:,} of {steps:,} batches "
         "before the first difference"
     )
-    preset = settings_from(None, {"engine": settings.engine})
-    changed = [name for name in RULES if getattr(settings, name) != getattr(preset, name)]
+    changed = changed_rules(settings)
     return said + (f"; here without its {', '.join(changed)}" if changed else "")
+
+
+def changed_rules(settings: RunSettings) -> list[str]:
+    """Those of :data:`RULES` in which a run is another than its preset."""
+    preset = settings_from(None, {"engine": settings.engine})
+    return [name for name in RULES if getattr(settings, name) != getattr(preset, name)]

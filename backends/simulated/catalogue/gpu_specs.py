@@ -231,6 +231,8 @@ class GPU:
     """Whether GPUs of a node reach each other over PCIe alone: how fast is then the machine's affair, not the GPU's."""
     multiprocessors: int = 0
     """Streaming multiprocessors; 0: not known here. Some kernels choose how to divide their work by them."""
+    family: str = ""
+    """Architecture, as in ``hopper``: what is known of one GPU of it says something of the others. Empty: not known."""
     engines: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     """What operators achieve under an engine whose kernels differ much from the others': fields of this class by engine."""
 
@@ -351,6 +353,17 @@ def load_gpu(name: str) -> GPU:
     return _gpu({"name": key, **catalogue[key]}, CATALOGUE.name)
 
 
+def achieved_from(gpu: GPU) -> str:
+    """Say where the shares of the peaks come from that operators achieve on a GPU."""
+    path = Path(gpu.source)
+    values = read_toml(path, CatalogueError) if path.suffix == ".toml" else _catalogue().get(gpu.name, {})
+    if any(key in values for key in (LIKE, FORMER_LIKE)):
+        return f"those of {values.get(LIKE, values.get(FORMER_LIKE))}"
+    if gpu.name in read_toml(EFFICIENCIES) and path.suffix != ".toml":
+        return "fitted to published operator tables of it"
+    return "of its file" if path.suffix == ".toml" else "estimated"
+
+
 def renamed_in_gpu(name: str) -> list[str]:
     """List the keys of a GPU's file that are called otherwise now, a note each; empty for a GPU of the catalogue."""
     path = Path(name)
@@ -401,7 +414,11 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
     for name in values:
         if name not in known:
             raise CatalogueError(f"{where}: {name}: no such field")
-    _check_numbers({name: value for name, value in values.items() if name not in ("name", "source", "engines")}, where)
+    _check_numbers(
+        {name: value for name, value in values.items() if name not in ("name", "source", "family", "engines")}, where
+    )
+    if not isinstance(values.get("family", ""), str):
+        raise CatalogueError(f"{where}: family: {values['family']!r} is not a text")
     for name, one in known.items():
         if one.default is one.default_factory is dataclasses.MISSING and not values.get(name):
             raise CatalogueError(f"{where}: {name}: missing")

@@ -56,6 +56,19 @@ class ModelSpec:
         """Number of layers."""
         return len(self.stack)
 
+    @property
+    def made_of(self) -> str:
+        """What its layers are made of, as in ``experts, windows``: what makes models alike to a cost model."""
+        mixers = [layer.mixer for layer in self.stack]
+        parts = {
+            "latent attention": any(isinstance(mixer, Latent) for mixer in mixers),
+            "linear attention": any(isinstance(mixer, Recurrent) for mixer in mixers),
+            "experts": self.routed is not None,
+            "dense": self.routed is None,
+            "windows": any(window is not None for window in self.windows),
+        }
+        return ", ".join(part for part, has in parts.items() if has)
+
     @cached_property
     def _first(self) -> Attention | Latent | None:
         """The first layer of attention."""
