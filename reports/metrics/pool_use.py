@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.metrics.fleet import fleet_numbers, fleet_spans
+from reports.metrics.coming_and_going import fleet_numbers, fleet_spans
 from reports.metrics.instances import Pool, pools_of
 from reports.metrics.labels import Unit, written
 from reports.metrics.percentiles import spread

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from reports.metrics.coming_and_going import HOUR_S, paid_s, use_of
 from reports.metrics.cuts import cut_totals
-from reports.metrics.fleet import HOUR_S, paid_s, use_of
 from reports.metrics.handovers import at_hand, is_shared
 from reports.metrics.instances import stage_weights, stages_each
 from reports.metrics.intervals import length, overlap, union

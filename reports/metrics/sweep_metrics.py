@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from reports.metrics.fleet import fleet_spans
+from reports.metrics.coming_and_going import fleet_spans
 from reports.metrics.labels import METRICS, Better, Metric, Unit
 from reports.metrics.summary import Summary, summarise
 from reports.record.run_record import RunRecord

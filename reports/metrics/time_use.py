@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from reports.metrics.fleet import out_of_service, paid_s
+from reports.metrics.coming_and_going import out_of_service, paid_s
 from reports.metrics.handovers import is_shared, presence
 from reports.metrics.host_lane import first_stage_rows, host_lane_of
 from reports.metrics.instances import pool_of, stage_weights

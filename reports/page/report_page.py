@@ -13,7 +13,7 @@ from ground.whole_file import write_whole
 from reports.compare.comparison import Comparison
 from reports.compare.differing_settings import compare_settings, notes
 from reports.compare.section import section
-from reports.metrics.fleet import counts_over_time, fleet_numbers, fleet_spans
+from reports.metrics.coming_and_going import counts_over_time, fleet_numbers, fleet_spans
 from reports.metrics.handovers import STAGE_LABELS, first_tokens
 from reports.metrics.host_lane import PHASES
 from reports.metrics.how_sure import accuracy_lines, difference_lines, range_rows

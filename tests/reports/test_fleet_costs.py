@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reports.metrics.fleet import counts_over_time
+from reports.metrics.coming_and_going import counts_over_time
 from reports.metrics.instances import pools_of
 from reports.metrics.pool_use import pool_numbers
 from reports.metrics.report_numbers import make_report
