@@ -28,6 +28,7 @@ NOT_RUN = {
     "workbench serve llama-3.1-8b --backend simulated --gpu h100 --port 8000": "the server of the tests below",
     "workbench serve llama-3.1-8b --backend simulated --record runs/monday --no-record-content": "tests/serving",
     "workbench simulate runs/monday/trace.jsonl --loop normal,overlap": "tests/serving/test_record.py",
+    "workbench serve MODEL --tool-parser hermes --reasoning-parser qwen3": "tests/serving/test_tools.py",
     "workbench serve MODEL-FP8": "a checkpoint in FP8: tests/torch/test_fp8.py",
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
     "workbench calibrate --links --backend cpu|cuda --out here.toml [--ranks N]": "tests/live/test_calibrate_links.py",

@@ -174,7 +174,7 @@ LIBRARIES = {
     "outlines": Library(("outlines==1.3.3", "openai==2.30.0"), OUTLINES),
     "langchain-openai": Library(("langchain-openai==1.7.4",), LANGCHAIN),
     "openai-agents": Library(("openai-agents==0.24.0",), AGENTS),
-    "lm-eval": Library(("lm-eval[api]==0.4.13",), LM_EVAL, real=True),
+    "lm-eval": Library(("lm-eval[api]==0.4.13", "transformers==5.23.0"), LM_EVAL, real=True),
 }
 
 

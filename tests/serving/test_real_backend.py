@@ -212,21 +212,28 @@ def test_a_real_server_ends_with_its_record_written_and_without_the_simulator(se
     assert [meta["settings"][name] for name in ("gpu", "cost", "time_scale", "simulated_output_tokens")] == [None] * 4
 
 
+@pytest.fixture(scope="module")
+def plain_server(model):
+    found = Server("--dtype", "fp32", model=str(model[0]), backend="cpu")
+    yield found
+    found.kill()
+
+
 def completion(server, prompt, **body):
     answer = server.http.post("/v1/completions", json={"prompt": prompt, "temperature": 0, **body})
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"]
 
 
-def test_an_echoed_prompt_has_the_log_probabilities_of_its_own_tokens(model, server):
+def test_an_echoed_prompt_has_the_log_probabilities_of_its_own_tokens(model, plain_server):
     """What lm-eval's loglikelihood asks for: chunked, cached before, several prompts, as text and as ids."""
     _, made = model
     texts = ["the very same words " * 12, "grün 日本 ends"]
     ids = [TOKENIZER.encode(text).ids for text in texts]
-    completion(server, texts[0], max_tokens=4)  # its prefix is in the cache now
+    completion(plain_server, texts[0], max_tokens=4)  # its prefix is in the cache now
     for prompt in (texts, ids):
         for max_tokens in (1, 0):
-            found = completion(server, prompt, max_tokens=max_tokens, echo=True, logprobs=3)
+            found = completion(plain_server, prompt, max_tokens=max_tokens, echo=True, logprobs=3)
             for text, tokens, choice in zip(texts, ids, found, strict=True):
                 assert choice["text"].startswith(text)
                 told = choice["logprobs"]
@@ -242,31 +249,34 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_its_own_tokens(model, ser
                     assert max(top.values()) == pytest.approx(value, abs=1e-3)
 
 
-def test_an_echo_without_log_probabilities_is_the_text_before_the_answer(server):
-    (plain,), (echoed,) = completion(server, "abc", max_tokens=5), completion(server, "abc", max_tokens=5, echo=True)
+def test_an_echo_without_log_probabilities_is_the_text_before_the_answer(plain_server):
+    (plain,), (echoed,) = (
+        completion(plain_server, "abc", max_tokens=5),
+        completion(plain_server, "abc", max_tokens=5, echo=True),
+    )
     assert echoed["text"] == "abc" + plain["text"] and echoed["logprobs"] is None
-    refused = server.http.post("/v1/completions", json={"prompt": "abc", "echo": True, "stream": True})
+    refused = plain_server.http.post("/v1/completions", json={"prompt": "abc", "echo": True, "stream": True})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "echo")
 
 
-def test_random_weights_write_the_form_that_they_are_asked_for(server):
+def test_random_weights_write_the_form_that_they_are_asked_for(plain_server):
     schema = {
         "type": "object",
         "properties": {"a": {"enum": ["ä", "日本"]}, "b": {"type": "integer", "minimum": 0, "maximum": 99}},
         "required": ["a", "b"],
         "additionalProperties": False,
     }
-    (choice,) = completion(server, "x", max_tokens=100, guided_json=schema, temperature=1, seed=3)
+    (choice,) = completion(plain_server, "x", max_tokens=100, guided_json=schema, temperature=1, seed=3)
     value = json.loads(choice["text"])
     assert value["a"] in ("ä", "日本") and 0 <= value["b"] <= 99 and choice["finish_reason"] == "stop"
 
 
-def test_token_ids_and_the_stop_string_come_where_they_are_asked_for(server):
-    (choice,) = completion(server, "abc", max_tokens=6, return_token_ids=True)
+def test_token_ids_and_the_stop_string_come_where_they_are_asked_for(plain_server):
+    (choice,) = completion(plain_server, "abc", max_tokens=6, return_token_ids=True)
     assert choice["prompt_token_ids"] == TOKENIZER.encode("abc").ids and len(choice["token_ids"]) == 6
     stop = choice["text"][1:3]
     (cut,), (kept,) = (
-        completion(server, "abc", max_tokens=6, stop=stop, include_stop_str_in_output=include)
+        completion(plain_server, "abc", max_tokens=6, stop=stop, include_stop_str_in_output=include)
         for include in (False, True)
     )
     assert kept["text"] == cut["text"] + stop and kept["stop_reason"] == stop
