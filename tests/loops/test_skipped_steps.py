@@ -99,15 +99,28 @@ def skipped_share(settings: RunSettings, trace: Trace) -> float:
     return sum(ahead.steps for ahead in world.skips) / max(len(world.recorder.iterations), 1)
 
 
-@pytest.mark.parametrize("loop", ["normal", "overlap"])
-@pytest.mark.slow
-def test_a_run_that_skips_leaves_the_record_and_the_decisions_of_one_that_goes_step_by_step(loop: str) -> None:
-    shares = []
+HOSTS = {
+    "": (60, 20, {}),
+    "gaps between steps": (20, 3, {"engine": "sglang-0.5.6"}),
+    "a front end": (20, 3, {"front_end": "vllm"}),
+    "both, by rank": (10, 1, {"engine": "vllm-0.19", "front_end": "sglang", "tp": 2}),
+}
+"""How many examples, more than how many of which skip steps, and what settings of the host are added to them."""
 
-    @thorough(60)
+
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.slow
+def test_a_run_that_skips_leaves_the_record_and_the_decisions_of_one_that_goes_step_by_step(
+    loop: str, host: str
+) -> None:
+    shares = []
+    examples, skipping_examples, more = HOSTS[host]
+
+    @thorough(examples)
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        rows, given_ = data.draw(some_requests()), data.draw(some_settings(loop))
+        rows, given_ = data.draw(some_requests()), data.draw(some_settings(loop)) | more
         with TemporaryDirectory() as name:
             folder = Path(name)
             path = folder / "trace.jsonl"
@@ -130,4 +143,4 @@ def test_a_run_that_skips_leaves_the_record_and_the_decisions_of_one_that_goes_s
             assert skipped_share(exact, trace) == 0
 
     check()
-    assert sum(share > 0.3 for share in shares) > 20, "too few examples skip steps"
+    assert sum(share > 0.3 for share in shares) > skipping_examples, "too few examples skip steps"
