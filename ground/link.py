@@ -17,6 +17,8 @@ RATES: Mapping[str, float] = {
 """Bytes/s of one of each unit."""
 TIMES: Mapping[str, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6, "ns": 1e9}
 """How many of each unit are a second."""
+SLOWEST, LONGEST_S = 1e3, 60.0
+"""The least bandwidth, bytes/s, and the longest latency that are taken for a link's: beyond is a slip of the pen."""
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*)")
 
 
@@ -39,11 +41,13 @@ class Link:
 def parse_rate(written: object) -> float:
     """Bytes/s of a text such as ``16GB/s``, ``12.5 GiB/s`` or ``400Gbit/s``.
 
-    Raises InputError where it is none, has no unit, or is not above 0.
+    Raises InputError where it is none, has no unit, or is not above 0, or slower than any link.
     """
     number, unit = _quantity(written, RATES, "16GB/s or 400Gbit/s")
     if not number > 0:
         raise InputError(f"{written!r} is not above 0")
+    if number * RATES[unit] < SLOWEST:
+        raise InputError(f"{written!r} is less than {written_rate(SLOWEST)}")
     return number * RATES[unit]
 
 
@@ -51,6 +55,14 @@ def parse_time(written: object) -> float:
     """Seconds of a text such as ``20us`` or ``1.5ms``. Raises InputError where it is none or has no unit."""
     number, unit = _quantity(written, TIMES, "20us or 1.5ms")
     return number / TIMES[unit]
+
+
+def parse_latency(written: object) -> float:
+    """Seconds of a text such as ``20us``, as a link may take. Raises InputError as :func:`parse_time`, and for more."""
+    seconds = parse_time(written)
+    if seconds > LONGEST_S:
+        raise InputError(f"{written!r} is more than {written_time(LONGEST_S)}")
+    return seconds
 
 
 def written_rate(bandwidth: float) -> str:

@@ -19,7 +19,7 @@ def plain(
     *,
     qkv_bias: bool = False,
     o_bias: bool = False,
-    qk_norm: Literal["head", "all"] | None = None,
+    qk_norm: Literal["head", "sums", "gathered"] | None = None,
     sinks: bool = False,
     norms: int = 2,
     norm_bias: bool = False,
@@ -31,7 +31,8 @@ def plain(
 ) -> Stack:
     """Read a decoder whose layers are alike but for windows and experts.
 
-    ``qk_norm``: queries and keys have a norm of a head's width, or of all heads'. ``norms`` a layer; ``norm_bias``: they are
+    ``qk_norm``: queries and keys have a norm of a head's width, or one over all heads, for which GPUs that share them
+    exchange sums, or gather the heads. ``norms`` a layer; ``norm_bias``: they are
     LayerNorms. ``expert_bias``: the router and each expert's matrices have biases. ``shared_gate``: beside the
     experts is a shared one of a width of its own, behind a gate of one number (Qwen2).
     """
@@ -58,7 +59,7 @@ def attention(
     gated: bool = False,
     qkv_bias: bool = False,
     o_bias: bool = False,
-    qk_norm: Literal["head", "all"] | None = None,
+    qk_norm: Literal["head", "sums", "gathered"] | None = None,
     sinks: bool = False,
 ) -> Attention:
     """Read softmax attention of the usual fields."""
@@ -70,7 +71,8 @@ def attention(
         vectors += fields.size("hidden_size")
     if qk_norm is not None:
         vectors += 2 * width if qk_norm == "head" else (heads + kv_heads) * width
-    return Attention(heads, kv_heads, width, width, window, chunked, gated, vectors=vectors)
+    over_all = None if qk_norm == "head" else qk_norm
+    return Attention(heads, kv_heads, width, width, window, chunked, gated, normed_over_all=over_all, vectors=vectors)
 
 
 def dense(fields: Fields, name: str = "intermediate_size", *, gated: bool = True, bias: bool = False) -> Dense:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Attention:
     """What a head gives is multiplied by one gate, of a projection of its own (Step 3.5)."""
     keys_are_values: bool = False
     """Values are the projected keys, before their norm (Gemma 4); both are cached."""
+    normed_over_all: Literal["sums", "gathered"] | None = None
+    """Queries and keys have a norm over all heads, for which GPUs that share the heads exchange their sums of squares, or
+    the heads themselves."""
     vectors: int = 0
     """Elements of biases, norms of queries and keys, and sinks."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from backends.simulated.catalogue.gpu_specs import GPU
 from ground.errors import InputError
-from ground.link import Link, parse_rate, parse_time, written_rate, written_time
+from ground.link import Link, parse_latency, parse_rate, written_rate, written_time
 
 LINKS = "links: "
 """How notes about them begin."""
@@ -21,7 +21,7 @@ def in_machine(gpu: GPU, said: Mapping[str, str | None], gpus_per_node: int | No
     """The GPU in a machine with the links that were ``said``, by the flags' names, each a text with its unit or None."""
     rates = {name: parse_rate(said[name]) for name in ("link", "node_link") if said.get(name) is not None}
     times = {
-        f"{name}_s": parse_time(said[name])
+        f"{name}_s": parse_latency(said[name])
         for name in ("link_latency", "node_link_latency")
         if said.get(name) is not None
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,35 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu
+from backends.simulated.catalogue.model_specs import from_config, load_model
 from backends.simulated.cost.models.communication import all_gather_s, all_reduce_s, all_to_all_s, next_stage_s
+from backends.simulated.cost.models.operator_tables import Curve, OperatorTables, Provenance
+from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.models.roofline import RooflineCost
 from backends.simulated.links import LinkError, spread
 from ground.errors import InputError
-from ground.link import Link, parse_rate, parse_time, written_rate, written_time
+from ground.link import Link, parse_latency, parse_rate, parse_time, written_rate, written_time
+from tests.cost.profiles import batch
 from workbench.cli.app import app
 from workbench.cluster.pools import resolve_pools
 from workbench.scheduler.config import ConfigError
 from workbench.settings.loading import recorded_settings, settings_from
 
 SAMPLE = Path(__file__).parents[2] / "traces/samples/sample.jsonl"
+OLMO = from_config(
+    {
+        "model_type": "olmo2",
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "intermediate_size": 8192,
+        "vocab_size": 100352,
+        "max_position_embeddings": 4096,
+    },
+    "OLMo-2-1B",
+    "config.json",
+)
 FACTS = "memory_bytes = 8e10\nmemory_bandwidth = 1e12\nbf16_flops = 1e14\n"
 
 
@@ -52,6 +72,7 @@ def test_a_rate_is_a_number_with_its_unit(text, rate):
         ("20us", "'us' is none of the units"),
         ("0GB/s", "'0GB/s' is not above 0"),
         ("1e999GB/s", "'1e999GB/s' is not finite"),
+        ("1e-300GB/s", "'1e-300GB/s' is less than 1kB/s"),
     ],
 )
 def test_a_rate_without_a_unit_or_above_no_bound_is_refused_in_one_line(text, said):
@@ -67,6 +88,9 @@ def test_a_time_has_its_unit_too():
     for text, said in (("20", "has no unit"), ("20min", "'min' is none of the units s, ms, us, ns")):
         with pytest.raises(InputError, match=said):
             parse_time(text)
+    assert parse_time("300s") == 300
+    with pytest.raises(InputError, match="'300s' is more than 60s"):
+        parse_latency("300s")  # of a link
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -107,6 +131,34 @@ def test_collectives_in_a_node_are_a_latency_and_the_rings_volume():
     assert all_to_all_s(1e6, 4, gpu) == pytest.approx(10e-6 + 0.75e6 / 100e9)
     assert next_stage_s(100, 1000, 2, gpu) == pytest.approx(10e-6 + 2 * 100 * 1000 * 2 / 2 / 100e9)
     assert all_reduce_s(1e6, 1, gpu) == all_gather_s(1e6, 1, gpu) == all_to_all_s(1e6, 1, gpu) == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "each_s"),
+    [
+        # One all-reduce a layer of two sums in fp32.
+        (load_model("MiniMaxAI/MiniMax-M2.5"), 10e-6 + 2 * 3 / 4 * 64 * 2 * 4 / 100e9),
+        # The queries and the keys of 16 heads of 128, gathered.
+        (OLMO, 2 * (10e-6 + 3 / 4 * 64 * 2048 * 2 / 100e9)),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_norms_over_the_heads_of_all_gpus_wait_for_the_link_in_every_layer(model, each_s):
+    gpu = load_gpu("h100").with_links(100e9, 10e-6)
+    bare = replace(
+        model,
+        stack=tuple(replace(each, mixer=replace(each.mixer, normed_over_all=None)) for each in model.stack),
+    )
+    step = batch([1000] * 64)
+    curve = Curve([1, 64], [1e-3, 1e-3])
+    source = Provenance(Path(), "test", "h100", "bf16")
+    tables = OperatorTables(source, {"all": curve}, {}, {"lm_head": curve}, None)
+    for tp, found_s in ((1, 0.0), (4, model.layers * each_s)):
+        by_roofline, plain = (RooflineCost(each, gpu, tp=tp).forward(step) for each in (model, bare))
+        assert by_roofline - plain == pytest.approx(found_s, abs=1e-12)
+        if tp > 1:
+            by_profile, plain = (ProfileCost(tables, each, gpu, tp=tp).reduce_s(64) for each in (model, bare))
+            assert by_profile - plain == pytest.approx(found_s)
 
 
 def test_collectives_over_nodes_go_through_both_links():

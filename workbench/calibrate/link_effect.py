@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ground.link import Link, parse_rate, parse_time, written_rate, written_time
+from ground.link import Link, parse_latency, parse_rate, written_rate, written_time
 from reports.record.run_record import RunRecord
 from workbench.cluster.pools import SimulatedPool
 from workbench.settings.cost_spec import split
@@ -62,7 +62,8 @@ def _said_by(a: RunRecord, name: str, link: Link) -> Link | None:
     if rate is None and latency is None:
         return None
     return Link(
-        link.bandwidth if rate is None else parse_rate(rate), link.latency_s if latency is None else parse_time(latency)
+        link.bandwidth if rate is None else parse_rate(rate),
+        link.latency_s if latency is None else parse_latency(latency),
     )
 
 

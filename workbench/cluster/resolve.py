@@ -28,7 +28,7 @@ from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
 from backends.simulated.kv_network import Port
 from backends.simulated.kv_windows import NEEDED, KvRule
 from backends.simulated.links import in_machine, link_notes, spread
-from ground.link import parse_rate, parse_time
+from ground.link import parse_latency, parse_rate
 from workbench.clients.messages import END_OF_SEQUENCE
 from workbench.cluster.basis import case_of, rests_on
 from workbench.cluster.own_cost import own_cost
@@ -230,7 +230,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         weights=weights,
         port=Port(
             parse_rate(settings.kv_link) * (lanes(model, tp, pp) if settings.kv_link_per == "gpu" else 1),
-            parse_time(settings.kv_link_latency),
+            parse_latency(settings.kv_link_latency),
         ),
         keeps_windows=_kv_rule(settings, engine).keeps_windows(model),
         notes=(*notes, *of_links),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ground.link import parse_rate, parse_time
+from ground.link import parse_latency, parse_rate
 from workbench.scheduler.handover_settings import PAIRS, paired
 from workbench.scheduler.settings import HARDWARE, setting
 from workbench.settings.machine import with_unit
@@ -27,7 +27,7 @@ class KvLinkSettings:
         "20us",
         group=HARDWARE,
         help="What every message and transfer between instances takes beside: 20us. Default {default}.",
-        read=with_unit("kv_link_latency", parse_time),
+        read=with_unit("kv_link_latency", parse_latency),
         needs=PAIRS,
         acts=paired,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import InputError
-from ground.link import parse_rate, parse_time
+from ground.link import parse_latency, parse_rate
 from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import HARDWARE, setting, settings_of
@@ -67,7 +67,7 @@ class MachineSettings:
         None,
         group=HARDWARE,
         help="What a collective between GPUs of a machine takes whatever its size: 20us. Default: the GPU's.",
-        read=with_unit("link_latency", parse_time),
+        read=with_unit("link_latency", parse_latency),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,
@@ -103,7 +103,7 @@ class MachineSettings:
         None,
         group=HARDWARE,
         help="What a collective between machines takes whatever its size: 20us. Default: the GPU's.",
-        read=with_unit("node_link_latency", parse_time),
+        read=with_unit("node_link_latency", parse_latency),
         needs=_NEEDS,
         acts=_together,
         idle=_REAL,

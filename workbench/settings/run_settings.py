@@ -259,6 +259,7 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
     expert_skew: float | None = setting(
         None,
         least=0,
+        most=10,
         group=HARDWARE,
         help="How unevenly tokens fall on experts (simulated): exponent of a power law, 0 for not at all. "
         "Default: 0, and for cost measured 1.01, of what its tables have: 0, 1.01 and 1.2.",

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import InputError
-from ground.link import Link, parse_rate, parse_time
+from ground.link import Link, parse_latency, parse_rate
 from ground.value_file import read_toml
 
 CATALOGUE = Path(__file__).parent / "gpus.toml"
 WITH_UNITS: dict[str, tuple[str, Callable[[object], float]]] = {
     "link": ("link_bandwidth", parse_rate),
-    "link_latency": ("link_latency_s", parse_time),
+    "link_latency": ("link_latency_s", parse_latency),
     "node_link": ("node_link_bandwidth", parse_rate),
-    "node_link_latency": ("node_link_latency_s", parse_time),
+    "node_link_latency": ("node_link_latency_s", parse_latency),
 }
 """Keys of a GPU's file that say a field as a flag does, with a unit; ``link`` is what collectives achieve."""
 EFFICIENCIES = CATALOGUE.with_name("efficiencies.toml")

@@ -7,8 +7,9 @@ node, and each GPU exchanges its part of it with its peers on the other nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from backends.checkpoint.layer_kinds import Attention, Mixer
 from backends.simulated.catalogue.gpu_specs import GPU
 
 ACTIVATION_BYTES = 2
@@ -72,6 +73,21 @@ def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     near_s = gpu.link_latency_s + (inside - 1) / gpus * message_bytes / gpu.link.bandwidth if inside > 1 else 0.0
     far_s = gpu.node_link.seconds((gpus - inside) / gpus * message_bytes) if nodes > 1 else 0.0
     return max(near_s, far_s)
+
+
+def norms_s(mixer: Mixer, tokens: int, tp: int, gpu: GPU, reduce_s: Callable[[float], float]) -> float:
+    """Seconds that a layer's norms of queries and keys over all heads take for being shared by ``tp`` GPUs; ``reduce_s``:
+    what an all-reduce of so many bytes takes.
+
+    MiniMax-M2: one all-reduce of two fp32 sums a token (MiniMaxText01RMSNormTP.forward_qk of vLLM 0.19). OLMo 2: all-gathers
+    of the queries and of the keys (olmo2.py there, ``_apply_qk_norm``).
+    """
+    if tp == 1 or not isinstance(mixer, Attention) or mixer.normed_over_all is None:
+        return 0.0
+    if mixer.normed_over_all == "sums":
+        return reduce_s(2 * 4 * tokens)
+    row_bytes = tokens * mixer.head_dim * ACTIVATION_BYTES
+    return all_gather_s(row_bytes * mixer.heads, tp, gpu) + all_gather_s(row_bytes * max(mixer.kv_heads, tp), tp, gpu)
 
 
 def next_stage_s(tokens: int, hidden: int, tp: int, gpu: GPU, stage: int = 0) -> float:

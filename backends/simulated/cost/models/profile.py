@@ -26,7 +26,7 @@ from backends.checkpoint.layer_kinds import Layer
 from backends.checkpoint.precision import Precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, next_stage_s
+from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, next_stage_s, norms_s
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
 from backends.simulated.cost.models.expert_loads import distinct_experts, imbalance
 from backends.simulated.cost.models.group_tokens import group_tokens
@@ -96,7 +96,7 @@ class ProfileCost:
         self.notes: list[str] = list(tables.notes)
         """Sentences about where times are from, and about look-ups outside the measured range, each once."""
         self._noted: set[str] = set()
-        self._reduce_each: dict[int, float] = {}
+        self._reduce_each: dict[float, float] = {}
         self._uneven_parts: dict[tuple[int, int], Grid] = {}
         for kind in tables.mixers.values():
             kind.tell(partial(self._note, how="in proportion"))
@@ -168,7 +168,7 @@ class ProfileCost:
                 seconds += self._all_attention_s(batch, at)
                 seconds += self.head_s(len(batch.rows))
             if self.tp > 1:
-                seconds += self._one_reduce_s(count) * (at.halves - at.moe + 1)
+                seconds += self.reduce_s(count, but=at.moe)
             own = max(own, seconds)
         whole = max(self.beside_s(batch) for batch in batches if batch is not None)
         return whole + own + self._all_experts_s(sum(tokens), at) + at.moe * self.exchange_s(tokens, prompts)
@@ -310,22 +310,27 @@ class ProfileCost:
             seconds *= self._shape.experts_s(int(rows)) / self._shape.experts_s(int(most))
         return seconds
 
-    def reduce_s(self, tokens: int, stage: int = 0) -> float:
-        """All-reduces of a stage over the tensor-parallel group: one for each mixer and MLP, and one for the embedding.
-        (Gathering the logits is small beside them.)"""
+    def reduce_s(self, tokens: int, stage: int = 0, but: int = 0) -> float:
+        """All-reduces of a stage over the tensor-parallel group: one for each mixer and MLP, and one for the embedding,
+        ``but`` so many, and what norms over the heads of all GPUs take. (Gathering the logits is small beside them.)"""
         at = self._stages[stage]
-        return self._one_reduce_s(tokens) * (at.halves + (stage == 0))
+        seconds = self._one_reduce_s(tokens) * (at.halves - but + (stage == 0))
+        return seconds + sum(
+            count * norms_s(mixer, tokens, self.tp, self.gpu, self._all_reduce_s) for mixer, count in at.kinds.items()
+        )
 
     def _one_reduce_s(self, tokens: int) -> float:
-        each = self._reduce_each.get(tokens)
+        return self._all_reduce_s(tokens * self.model.hidden * ACTIVATION_BYTES)
+
+    def _all_reduce_s(self, message_bytes: float) -> float:
+        each = self._reduce_each.get(message_bytes)
         if each is None:
-            message = tokens * self.model.hidden * ACTIVATION_BYTES
             measured = self.tables.all_reduce
             if measured is None:
-                each = all_reduce_s(message, self.tp, self.gpu)
+                each = all_reduce_s(message_bytes, self.tp, self.gpu)
             else:
-                each = measured.at(message) * max(message / measured.ends[0], 1.0)
-            self._reduce_each[tokens] = each
+                each = measured.at(message_bytes) * max(message_bytes / measured.ends[0], 1.0)
+            self._reduce_each[message_bytes] = each
         return each
 
     def exchange_s(self, tokens: Sequence[int], prompts: bool = False) -> float:
@@ -402,10 +407,11 @@ class _Stage:
         """Mixers and MLPs."""
         self.last = stage == pp - 1
         mixers = [layer.mixer for layer in stack if layer.mixer is not None]
+        self.kinds = Counter(mixers)
         rest = [mixer for mixer in mixers if tables.attention is None and mixer not in tables.mixers]
         self.attended = len(mixers) if tables.attention is not None else 0
         """Layers whose attention is all of one kind, and was measured."""
-        self.mixers = [(tables.mixers[each], count) for each, count in Counter(mixers).items() if each in tables.mixers]
+        self.mixers = [(tables.mixers[each], count) for each, count in self.kinds.items() if each in tables.mixers]
         """Kinds of attention and recurrence that were measured each for itself, with how many layers have it."""
         self.rest = roofline(Layer(mixer, None) for mixer in rest) if rest else None
         """The attention and recurrences of the others, by the roofline."""

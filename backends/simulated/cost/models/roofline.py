@@ -18,7 +18,13 @@ from backends.checkpoint.layer_kinds import Dense, Experts, Latent, Mixer, Recur
 from backends.checkpoint.precision import PARTS, Held, Precision, as_precision
 from backends.simulated.catalogue.gpu_specs import GPU
 from backends.simulated.catalogue.model_specs import ModelSpec
-from backends.simulated.cost.models.communication import ACTIVATION_BYTES, all_reduce_s, all_to_all_s, next_stage_s
+from backends.simulated.cost.models.communication import (
+    ACTIVATION_BYTES,
+    all_reduce_s,
+    all_to_all_s,
+    next_stage_s,
+    norms_s,
+)
 from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
 from backends.simulated.cost.models.expert_loads import distinct_experts, imbalance
 from backends.simulated.cost.models.group_tokens import group_tokens
@@ -195,9 +201,9 @@ class RooflineStage:
         self.fixed: dict[int, float] = {}
         self._linear: dict[tuple[int, int], dict[str, float]] = {}
         self._exchanges: dict[tuple[int, ...], float] = {}
-        kinds = _counted(layer.mixer for layer in self._layers if layer.mixer is not None)
-        times = {mixer: times_of(mixer, kv_dtype, tp, gpu) for mixer in kinds}
-        self._mixers = [(times[mixer], layers) for mixer, layers in kinds.items()]
+        self._kinds = _counted(layer.mixer for layer in self._layers if layer.mixer is not None)
+        times = {mixer: times_of(mixer, kv_dtype, tp, gpu) for mixer in self._kinds}
+        self._mixers = [(times[mixer], layers) for mixer, layers in self._kinds.items()]
         """Kinds of attention and recurrence, with how many layers have each."""
         self.linear_in_context = all(kind.linear for kind, _ in self._mixers)
         self._projections = _counted(
@@ -258,6 +264,10 @@ class RooflineStage:
         dense, moe = sum(self._mlps.values()), sum(self._experts.values())
         added_up = dense + moe if ep == 1 or (ep == tp and cost.exchange.reduces_inside) else dense
         parts["all_reduce"] = (sum(self._projections.values()) + added_up) * all_reduce_s(message, tp, gpu)
+        parts["all_reduce"] += sum(
+            count * norms_s(mixer, tokens, tp, gpu, lambda norm_bytes: all_reduce_s(norm_bytes, tp, gpu))
+            for mixer, count in self._kinds.items()
+        )
         if moe and ep > 1 and added_up == dense:
             parts["all_to_all"] = self.exchange_s([tokens], samples < tokens)
         if self._first:
