@@ -142,6 +142,18 @@ def test_each_pool_has_the_limits_of_its_own_gpu():
     assert [pool.settings.max_running for pool in pools] == [1024, 1024, 256]
 
 
+def test_each_pool_has_the_loop_of_its_own_engine_where_the_run_names_none():
+    def loops(*pools: str, **flags: object) -> list[str]:
+        settings = settings_from(None, {"pool": list(pools), **flags})
+        return [pool.loop for pool in settings.pools(settings.loops[0])]
+
+    assert loops("both:1,engine=vllm-0.12", "both:1,engine=vllm") == ["normal", "overlap"]
+    assert loops("both:1,engine=vllm", "both:1", engine="vllm-0.12") == ["overlap", "normal"]
+    assert loops("both:1,engine=workbench", "both:1,gpu=h200", engine="vllm-0.12") == ["overlap", "normal"]
+    assert loops("both:1,engine=vllm-0.12", "both:1,engine=vllm", loop="overlap") == ["overlap"] * 2
+    assert loops("both:1,engine=vllm-0.12,overlap=true", "both:1") == ["overlap"] * 2
+
+
 def test_a_preset_asked_for_with_what_its_engine_does_not_have_says_so():
     def said(**flags: object) -> list[str]:
         return check_effects(settings_from(None, flags), flags, None)

@@ -41,7 +41,10 @@ def settings_from(
     profiled = _profiled(values)
     preset = _of_engine({**profiled, **values})
     if values.get("pool"):
-        values["pool"] = tuple(_filled(pool, values, preset).text for pool in parse_pools(values["pool"]))
+        pools = parse_pools(values["pool"])
+        if any(name == "engine" for pool in pools for name, _ in pool.given):
+            preset = _with_own_loops(preset, values)
+        values["pool"] = tuple(_filled(pool, values, preset).text for pool in pools)
     return RunSettings(**{**(defaults or {}), **preset, **profiled, **values})
 
 
@@ -105,7 +108,7 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
             more |= _profiled({**values, **own})
         if {"engine", "gpu", "tp", "ep", "cost"} & own.keys():
             read = {name: pool_value(name, own[name]) for name in own if name in ("engine", "gpu", "tp", "ep")}
-            found = _of_engine({**_profiled(values), **values, **more, **read})
+            found = _with_own_loops(_of_engine({**_profiled(values), **values, **more, **read}), values)
             more |= found if "engine" in own else {k: v for k, v in found.items() if preset.get(k) != v}
     except ValueError as error:  # every error of bad input is one
         raise ConfigError(f"pool {pool.name}: {error}") from error
@@ -113,6 +116,15 @@ def _filled(pool: PoolSpec, values: Mapping[str, Any], preset: Mapping[str, Any]
         if name not in values and name not in RUN_WIDE:
             own.setdefault(name, "none" if value is None else str(value))
     return replace(pool, given=tuple(own.items()))
+
+
+def _with_own_loops(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset with its loop as whether steps overlap, which each pool may have its own of; where the run names a loop, all
+    have that."""
+    if values.get("loop") is not None or preset.get("loop") not in ("normal", "overlap"):
+        return dict(preset)
+    others = {name: value for name, value in preset.items() if name != "loop"}
+    return {**others, "overlap": preset["loop"] == "overlap"}
 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
