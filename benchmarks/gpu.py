@@ -11,7 +11,8 @@ Needs torch, triton, transformers, numpy, pandas, pyarrow, safetensors and pytes
 process of its own, which ends with its time: a fault or a hang costs that section and no other. Each result is in a JSON
 file under ``--out`` as soon as it is there, and in ``--pack FILE`` soon after. ``failed.json`` and ``skipped.json`` name
 what went wrong and what did not fit the time; several commands may share a folder. The exit status is 1 when a section or
-a check failed, 2 without a GPU.
+a check failed, 2 without a GPU. Ctrl-C, SIGTERM and SIGHUP end the section that runs; what there is by then is packed and
+told, and the exit status is 130, 143 or 129.
 
 Sections: ``versions``; ``tests``: those that only a GPU can run; ``check_kernels`` against the reference on the same device;
 ``check_tokens``: the greedy tokens of a small random model against those of the reference operators on the CPU, with and
@@ -26,16 +27,21 @@ the offline benchmark with weights in FP8, and how near their logits come to the
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu_children import Section, run_sections  # noqa: E402
-from benchmarks.gpu_run import Run  # noqa: E402
+from benchmarks.gpu_children import Section, pack, run_sections  # noqa: E402
+from benchmarks.gpu_run import Run, check_folder  # noqa: E402
 
 _CHECKS, _MEASURES = "benchmarks.gpu_checks", "benchmarks.gpu_sections"
 PARTS = {
@@ -62,19 +68,37 @@ AS_LONG_AS_IT_TAKES_S = 1e6
 
 def report(run: Run, chosen: list[Section]) -> None:
     """Print everything the folder has of any section, in their order."""
-    print(f"\n== results in {run.out}")
+    run.say(f"\n== results in {run.out}")
     for name in SECTIONS:
         for line in (entry["line"] for entry in run.read("table", []) if entry["section"] == name):
-            print(line)
+            run.say(line)
     measured = run.read("timing", {})
     for name in SECTIONS:
         for entry in (entry for entry in run.read("skipped", []) if entry["section"] == name):
             told = "" if entry["what"] == name else f"{name}: "
-            print(f"skipped: {told}{entry['what']}: {entry['why']}")
+            run.say(f"skipped: {told}{entry['what']}: {entry['why']}")
         if name not in measured and SECTIONS[name] not in chosen:
-            print(f"skipped: {name}: not asked for")
+            run.say(f"skipped: {name}: not asked for")
     for entry in run.read("failed", []):
-        print(f"FAILED: {entry['section']}: {entry['what']}")
+        run.say(f"FAILED: {entry['section']}: {entry['what']}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Have what ends a command do what Ctrl-C does: the section that runs has a process of its own, which would go on."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    # What is ignored stays so, as SIGHUP is under nohup.
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in (number for number, handler in before.items() if handler is not signal.SIG_IGN):
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,8 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("these options leave no section")
     if given.budget_s is not None and not given.budget_s > 0:
         parser.error(f"--budget-s: {given.budget_s:g} is not more than 0")
-    if given.pack is not None and not given.pack.absolute().parent.is_dir():
-        parser.error(f"--pack: there is no folder {given.pack.absolute().parent}")
+    out, packed = given.out.resolve(), None if given.pack is None else given.pack.resolve()
+    if packed is not None and not packed.parent.is_dir() and packed.parent != out:
+        parser.error(f"--pack: there is no folder {packed.parent}")
+    if packed is not None and packed.is_dir():
+        parser.error(f"--pack: {packed} is a folder")
+    if importlib.util.find_spec("torch") is None:
+        print("error: there is no torch here, and nothing of this goes without it", file=sys.stderr)
+        return 2
     if given.device == "cpu":
         if not given.quick:
             parser.error("--device cpu: only with --quick; a CPU tests the script and measures nothing")
@@ -116,14 +146,20 @@ def main(arguments: list[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("error: torch sees no GPU; --device cpu --quick runs the script without one", file=sys.stderr)
             return 2
-    out = given.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    if problem := check_folder(out):
+        parser.error(f"--out: {problem}")
+    if packed is not None and (problem := pack(out, packed)):
+        parser.error(f"--pack: {packed}: {problem}")
     budget_s = given.budget_s or sum(section.share_s for section in chosen)
     if given.quick:
         budget_s = AS_LONG_AS_IT_TAKES_S
-    right = run_sections(chosen, out, given.device, given.quick, budget_s, given.pack)
+    try:
+        with interruptible():
+            status = 0 if run_sections(chosen, out, given.device, given.quick, budget_s, packed) else 1
+    except KeyboardInterrupt as interrupted:
+        status = 128 + next(iter(interrupted.args), signal.SIGINT)
     report(Run(out, given.device, given.quick, 0.0, "report"), chosen)
-    return 0 if right else 1
+    return status
 
 
 if __name__ == "__main__":

@@ -60,32 +60,47 @@ def run_sections(
     """Run sections in turn and return whether all of them, and every check, came out right.
 
     Each has its share of the budget, and what those before it have left over. ``pack_to``: keep everything in the folder
-    packed in this file, after every section and while one runs.
+    packed in this file, after every section and while one runs. Interrupted, it ends the section that runs, names what was
+    not done, packs what there is, and raises KeyboardInterrupt.
     """
     began = time.monotonic()
     scale = budget_s / sum(section.share_s for section in sections)
-    until_s, right = 0.0, True
-    for section in sections:
-        until_s += section.share_s * scale
-        limit_s = min(began + until_s - time.monotonic(), float("inf") if quick else section.most_s)
-        run = Run(out, device, quick, limit_s, section.name)
-        run.begin()
-        if limit_s <= MARGIN_S:
-            run.skip(section.name, "the time is up")
-            right &= not section.ours
-            continue
-        started = time.monotonic()
-        run.say(f"-- {section.name} ({limit_s:.0f} s)" if not quick else f"-- {section.name}")
-        problem, late = _child(section, run, limit_s, pack_to)
-        if problem and late and not section.ours:
-            run.skip(section.name, problem)
-        elif problem:
-            run.check(section.name, False, problem)
-        right &= not any(entry["section"] == section.name for entry in run.read("failed", []))
-        run.write("timing", run.read("timing", {}) | {section.name: round(time.monotonic() - started, 3)})
-        if pack_to is not None:
-            pack(out, pack_to)
+    until_s, right, done = 0.0, True, 0
+    try:
+        for section in sections:
+            until_s += section.share_s * scale
+            right &= _run_section(section, out, device, quick, began + until_s, pack_to)
+            done += 1
+    except KeyboardInterrupt:
+        for section in sections[done:]:
+            Run(out, device, quick, 0.0, section.name).skip(section.name, "interrupted")
+        raise
+    finally:
+        if pack_to is not None and (problem := pack(out, pack_to)):
+            right = False
+            print(f"error: {pack_to}: {problem}", file=sys.stderr)
     return right
+
+
+def _run_section(section: Section, out: Path, device: str, quick: bool, until: float, pack_to: Path | None) -> bool:
+    """Run one section until ``until`` of the monotonic clock at most; whether it came out right."""
+    limit_s = min(until - time.monotonic(), float("inf") if quick else section.most_s)
+    run = Run(out, device, quick, limit_s, section.name)
+    run.begin()
+    if limit_s <= MARGIN_S:
+        run.skip(section.name, "the time is up")
+        return not section.ours
+    started = time.monotonic()
+    run.say(f"-- {section.name} ({limit_s:.0f} s)" if not quick else f"-- {section.name}")
+    problem, late = _child(section, run, limit_s, pack_to)
+    if problem and late and not section.ours:
+        run.skip(section.name, problem)
+    elif problem:
+        run.check(section.name, False, problem)
+    run.write("timing", run.read("timing", {}) | {section.name: round(time.monotonic() - started, 3)})
+    if pack_to is not None:
+        pack(out, pack_to)
+    return not any(entry["section"] == section.name for entry in run.read("failed", []))
 
 
 def _child(section: Section, run: Run, limit_s: float, pack_to: Path | None) -> tuple[str, bool]:
@@ -144,16 +159,24 @@ def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-25:])
 
 
-def pack(out: Path, file: Path) -> None:
-    """Everything in a folder as one archive, whole or not at all."""
+def pack(out: Path, file: Path) -> str:
+    """Everything in a folder as one archive, whole or not at all; what went wrong, or "". What is found is in the folder
+    anyway: an archive that cannot be written now is no reason to stop."""
     partial = file.with_name(f".{file.name}")
-    with tarfile.open(partial, "w:gz") as archive:
-        for path in sorted(out.rglob("*")):
-            # A running child puts one file in the place of another: what has gone meanwhile has a successor.
-            if path.is_file() and not path.name.startswith(".") and path != file:
-                with contextlib.suppress(FileNotFoundError):
-                    archive.add(path, Path(out.name) / path.relative_to(out))
-    partial.replace(file)
+    try:
+        with tarfile.open(partial, "w:gz") as archive:
+            for path in sorted(out.rglob("*")):
+                # A running child puts one file in the place of another: what has gone meanwhile has a successor.
+                if path.is_file() and not path.name.startswith(".") and path != file:
+                    with contextlib.suppress(FileNotFoundError):
+                        archive.add(path, Path(out.name) / path.relative_to(out))
+        partial.replace(file)
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return ""
 
 
 def main() -> None:

@@ -7,12 +7,34 @@ section. A section that runs again replaces what it left before.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 LISTS = ("table", "skipped", "failed")
+
+
+def check_folder(out: Path) -> str:
+    """Make a folder for results; what is wrong with it, in one line, or ""."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return f"{out}: {error.strerror}"
+    for name, kind in (*((name, list) for name in LISTS), ("timing", dict)):
+        file = out / f"{name}.json"
+        try:
+            found = json.loads(file.read_text()) if file.exists() else kind()
+        except (OSError, ValueError) as error:
+            return f"{file}: {error}"
+        ours = isinstance(found, kind) and all(name == "timing" or "section" in entry for entry in found)
+        if not ours:
+            return f"{file} is not of this script; name another folder"
+    return ""
 
 
 class Run:
@@ -66,8 +88,9 @@ class Run:
         self._add("table", {"line": line})
 
     def say(self, line: str) -> None:
-        """Progress."""
-        print(line, flush=True)
+        """Progress. That nobody listens any more is no reason to lose what is found."""
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
 
     def _add(self, name: str, entry: dict[str, str]) -> None:
         self.write(name, [*self.read(name, []), {"section": self.section, **entry}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -327,6 +328,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(0) if device == "cuda" else f"cpu {platform.machine()}"
 
 
+def _version(name: str) -> str | None:
+    """A package's version; None where it is not there. Some builds go by another name than their package."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(name), "__version__", "of unknown version"))
+
+
 def versions(run: Run) -> None:
     """Device and versions behind every figure."""
     import torch
@@ -339,7 +350,7 @@ def versions(run: Run) -> None:
     }
     for name in NEEDS:
         # Not imported for this: on a machine that has just started that takes a while.
-        facts[name] = importlib.metadata.version(name) if importlib.util.find_spec(name) is not None else None
+        facts[name] = _version(name)
         run.check(f"{name} is installed", facts[name] is not None)
     if run.device == "cuda":
         facts["memory_bytes"] = torch.cuda.get_device_properties(0).total_memory

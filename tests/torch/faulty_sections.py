@@ -38,3 +38,12 @@ def is_deaf(run: Run) -> None:
     """Hang where not even faulthandler ends it."""
     faulthandler.cancel_dump_traceback_later()
     hangs(run)
+
+
+def interrupts(run: Run) -> None:
+    """Have the command ended by the signal that the environment names, and go on as if it did not matter."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    run.write("half", {"pid": os.getpid()})
+    os.kill(os.getppid(), signal.Signals[os.environ["FAULTY_SIGNAL"]])
+    hangs(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -209,6 +210,81 @@ def test_a_section_that_raises_hangs_or_is_killed_costs_no_other_its_results(
     assert "illegal memory access" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_what_is_found_before_an_interruption_is_packed_and_the_section_ends_with_its_command(
+    name: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = {section.name: section for section in (faulty("right"), faulty("interrupts"), faulty("hangs"))}
+    monkeypatch.setattr(gpu, "SECTIONS", sections)
+    monkeypatch.setenv("FAULTY_SIGNAL", name)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        ended = gpu.main(["--out", "out", "--pack", "out/all.tgz", "--device", "cpu", "--quick"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended == status
+    with pytest.raises(ProcessLookupError):
+        os.kill(json.loads((tmp_path / "out" / "half.json").read_text())["pid"], 0)
+    skipped = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    assert [(entry["section"], entry["why"]) for entry in skipped] == [
+        ("interrupts", "interrupted"),
+        ("hangs", "interrupted"),
+    ]
+    with tarfile.open(tmp_path / "out" / "all.tgz") as archive:
+        names = set(archive.getnames())
+    assert {"out/right.json", "out/half.json", "out/skipped.json"} <= names and "out/all.tgz" not in names
+    told = capsys.readouterr().out
+    assert told.index("== results in") < told.index("right is done", told.index("== results in"))
+
+
+def test_an_archive_that_cannot_be_written_costs_no_results_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tarfile.open", full)
+    out, packed = tmp_path / "out", tmp_path / "all.tgz"
+    assert not run_sections([faulty("right"), faulty("wrong")], out, "cpu", False, 1200.0, packed)
+    assert json.loads((out / "right.json").read_text()) == {"found": 1}
+    assert capsys.readouterr().err == f"error: {packed}: No space left on device\n"
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(out), "--device", "cpu", "--quick", "--pack", str(packed)])
+    assert "--pack" in capsys.readouterr().err and not list(tmp_path.glob("*.tgz"))
+
+
+def test_without_torch_it_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert gpu.main(["--out", str(tmp_path / "out"), "--device", "cpu", "--quick"]) == 2
+    assert capsys.readouterr().err == "error: there is no torch here, and nothing of this goes without it\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_section_that_lacks_a_package_is_one_line_and_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules.update(dict.fromkeys(('pyarrow', 'pytest', 'transformers')))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    out = tmp_path / "out"
+    sections = [gpu.SECTIONS[name] for name in ("versions", "tests", "check_tokens")]
+    assert not run_sections([*sections, faulty("right")], out, "cpu", True, 1e6)
+    failed = {entry["what"] for entry in json.loads((out / "failed.json").read_text())}
+    lacking = {f"{name} is installed" for name in ("pyarrow", "pytest", "transformers")}
+    assert lacking <= failed and len(failed) == 4
+    (token_check,) = failed - lacking
+    assert token_check.startswith("check_tokens: ModuleNotFoundError") and "transformers" in token_check
+    assert {entry["why"] for entry in json.loads((out / "skipped.json").read_text())} == {"there is no pytest"}
+    assert json.loads((out / "environment.json").read_text())["pyarrow"] is None
+    assert json.loads((out / "right.json").read_text()) == {"found": 1}
+
+
 def test_a_second_command_adds_to_a_folder_and_a_section_that_runs_again_replaces_its_own(tmp_path: Path) -> None:
     Run(tmp_path, "cpu", False, 9.0, "right").check("what is mended", False)
     Run(tmp_path, "cpu", False, 9.0, "loops").check("a loop", False, "is slow")
@@ -261,15 +337,25 @@ def test_options_choose_the_sections(
 
 
 def test_options_that_leave_nothing_or_make_no_sense_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = ["--out", str(tmp_path), "--device", "cpu", "--quick"]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (tmp_path / "file").write_text("")
+    for name, text in (("other/table", '[{"id": 1}]'), ("broken/failed", "[{")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.json").write_text(text)
     for options, told in (
         (["--checks-only", "--part", "2"], "leave no section"),
         (["--only", "fp8", "--part", "1"], "leave no section"),
         (["--budget-s", "0"], "--budget-s: 0"),
         (["--pack", str(tmp_path / "none" / "x.tgz")], "--pack: there is no folder"),
+        (["--pack", str(tmp_path)], "is a folder"),
         (["--checks-only", "--no-checks"], "not allowed with"),
+        (["--out", str(tmp_path / "file")], "File exists"),
+        (["--out", str(tmp_path / "file" / "out")], "Not a directory"),
+        (["--out", str(tmp_path / "other")], "other/table.json is not of this script"),
+        (["--out", str(tmp_path / "broken")], "broken/failed.json: "),
     ):
         with pytest.raises(SystemExit) as ended:
             gpu.main([*base, *options])
