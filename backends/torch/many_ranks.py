@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class ManyWorkers:
         except BaseException:
             self.close(patience_s=0.0)  # a rank that loads is not listening
             raise
+        self._failed: str | None = None
+        """Why the ranks have ended, when a batch has failed: one that raised no longer stands where the others do."""
         self._last_token = np.zeros(options.rows + 1, np.int64)
         self._submitted: deque[_Pending] = deque()
         self._unsampled = False
@@ -92,8 +94,9 @@ class ManyWorkers:
 
     def _result(self, wanted: _Pending) -> Result:
         while wanted.result is None:
+            self._check_alive()
             pending = self._submitted.popleft()
-            answers = [self._receive(rank) for rank in range(len(self._pipes))]
+            answers = self._answers()
             tokens, logprobs, _, prompt_logprobs = answers[-self._options.tp]  # the first rank of the last stage
             stages = [answers[stage * self._options.tp][2] for stage in range(self._options.pp)]
             pending.result = Result(StepOutput(tokens, logprobs=logprobs, prompt_logprobs=prompt_logprobs), stages)
@@ -104,21 +107,46 @@ class ManyWorkers:
         return wanted.result
 
     def everywhere(self, errand: Callable[..., Any], *args: Any) -> list[Any]:
-        while self._submitted:  # their answers come first
-            self._result(self._submitted[0])
+        self._settle()
         self._send(_Errand(errand, args))
-        answers = [self._receive(rank) for rank in range(len(self._pipes))]
+        answers = self._answers()
         for answer in answers:
             if answer.refused is not None:
                 raise answer.refused
         return [answer.value for answer in answers]
 
     def _send(self, work: Any) -> None:
+        self._check_alive()
         for rank, pipe in enumerate(self._pipes):
             try:
                 pipe.send(work)
             except OSError:
+                self._settle()  # what it ended of, it has said in place of an answer
                 raise WorkerDied(self._epitaph(rank)) from None
+
+    def _settle(self) -> None:
+        """Take in the answers to all batches that were submitted."""
+        while self._submitted:
+            self._result(self._submitted[0])
+
+    def _answers(self) -> list[Any]:
+        """The next answer of every rank, in their order. The first that raises is the cause: it leaves the others without
+        a peer, and those say no more than that, or wait for it for good."""
+        answers: dict[int, Any] = {}
+        while len(answers) < len(self._pipes):
+            silent = {pipe: rank for rank, pipe in enumerate(self._pipes) if rank not in answers}
+            for pipe in wait(list(silent)):
+                rank = silent[pipe]  # type: ignore[index]
+                try:
+                    answers[rank] = self._receive(rank)
+                except Exception as error:
+                    self._failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                    raise
+        return [answers[rank] for rank in range(len(self._pipes))]
+
+    def _check_alive(self) -> None:
+        if self._failed is not None:
+            raise WorkerDied(f"the ranks of the model have ended: {self._failed}")
 
     def _receive(self, rank: int) -> Any:
         try:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from backends.torch.backend import TorchBackend  # noqa: E402
+from backends.torch.workers import WorkerDied  # noqa: E402
 from tests.constrained import packed  # noqa: E402
 from tests.torch.live import backend_of, greedy, messages, serve  # noqa: E402
 from tests.torch.test_masks import batch  # noqa: E402
@@ -59,6 +60,31 @@ def test_the_next_loop_serves_and_logs_its_own_batches_alone(
     assert [(row[0], row[7]) for row in run.rows] == [
         (batch.worker.step, len(batch.worker.rows)) for batch in run.batches
     ]
+
+
+def fails_on_the_second_rank(rank: Any) -> None:
+    """An errand: have the next forward pass raise there, while the first rank waits for its share."""
+    if rank.number == 1:
+        rank.runner.model.layers[0].mlp.forward = _raise
+
+
+def _raise(*args: Any) -> Any:
+    raise RuntimeError("a step that fails\nand more about it")
+
+
+@pytest.mark.slow
+def test_of_several_ranks_the_one_that_fails_is_heard_and_all_end(llama: Any) -> None:
+    backend = backend_of(llama[0], tp=2)
+    backend.workers.everywhere(fails_on_the_second_rank)
+    first, second = (backend.launch(batch()) for _ in range(2))
+    with pytest.raises(RuntimeError, match=r"^a step that fails"):
+        backend.done(first)()
+    assert not backend.phases.pending
+    for call in (backend.done(first), backend.done(second), lambda: backend.launch(batch()), backend.stop_profile):
+        with pytest.raises(WorkerDied, match=r"^the ranks of the model have ended: RuntimeError: a step that fails$"):
+            call()
+    assert not backend.phases.pending
+    backend.close()
 
 
 @pytest.mark.parametrize("fails", ["in the model", "before its masks"])
