@@ -12,12 +12,12 @@ from torch import Tensor
 
 from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
-from backends.torch.masks import forbid
 from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
 from backends.torch.prompt_logprobs import PromptLogprobs
 from backends.torch.sampler import DeviceLogprobs, Sampler
 from backends.torch.staging import to_device
+from backends.torch.vocabulary_masks import forbid
 from ground.errors import InputError
 from workbench.scheduler.batch import Logprobs, ModelWorkerBatch
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.torch.masks import WORD_BITS, forbid
 from backends.torch.row_entries import RowEntries
 from backends.torch.staging import to_device
+from backends.torch.vocabulary_masks import WORD_BITS, forbid
 from workbench.scheduler.batch import ModelWorkerBatch, NewRequest
 
 MOST_LOGPROBS = 20

@@ -10,8 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from backends.torch.masks import forbid  # noqa: E402
 from backends.torch.ops import reference as reference_ops  # noqa: E402
+from backends.torch.vocabulary_masks import forbid  # noqa: E402
 from tests.constrained import constrain, follows, packed  # noqa: E402
 from tests.torch.live import backend_of, greedy, messages, serve  # noqa: E402
 from tests.torch.tiny import VOCAB, make, prompts, reference  # noqa: E402
