@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from backends.torch.kernels import (
     activation,
     attention_inputs,
+    forbidding,
     fp8_linear,
-    masks,
     moe,
     norm,
     sampling,
@@ -305,7 +305,7 @@ def choosing(arch: int) -> Iterator[Variant]:
     yield Variant("penalize", sampling.penalize_kernel, types, {"BLOCK": 4096}, 8)
     rows = {"indices": "*i64", "masks": "*i32", "logits_row": "i32", "masks_row": "i32", "vocab": "i32"}
     for dtype in ("bf16", "fp32"):
-        yield Variant(f"forbid/{dtype}", masks.forbid_kernel, {"logits": f"*{dtype}", **rows}, {"BLOCK": 2048}, 8)
+        yield Variant(f"forbid/{dtype}", forbidding.forbid_kernel, {"logits": f"*{dtype}", **rows}, {"BLOCK": 2048}, 8)
 
 
 def variants(arch: int) -> Iterator[Variant]:

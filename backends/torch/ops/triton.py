@@ -19,10 +19,10 @@ from ..kernels import (
     decode_attention as decode,
 )
 from ..kernels import (
-    fp8_linear as fp8,
+    forbidding as forbids,
 )
 from ..kernels import (
-    masks as masks_of_rows,
+    fp8_linear as fp8,
 )
 from ..kernels import (
     moe as experts,
@@ -302,7 +302,7 @@ def sample(
     _check_per_row(len(logits), torch.int64, seeds=seeds, positions=positions)
 
 
-@launches(masks_of_rows.forbid)
+@launches(forbids.forbid)
 def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
     """Make impossible, in place, what the masks of some rows do not allow. logits: [n, v] of any float dtype; rows:
     int64[k]; masks: int32[k, ceil(v / 32)], bit ``t % 32`` of word ``t // 32`` set where token t is allowed."""
