@@ -95,6 +95,11 @@ def accuracy_lines(records: Mapping[str, RunRecord]) -> list[str]:
     return [line if len(of) == len(records) else f"{', '.join(of)}: {line}" for line, of in found.items()]
 
 
+def sure_lines(meta: Mapping[str, Any]) -> list[str]:
+    """Say of one run, by what its meta.json has, how sure it is and what its times rest on."""
+    return [*_sure(meta), *_rests(meta)]
+
+
 def _parts(meta: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
     """What a record says under a key of the run, or of its pools, each with a beginning of its line."""
     if isinstance(meta.get(key), Mapping):

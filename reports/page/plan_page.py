@@ -40,6 +40,8 @@ def plan_page_html(found: Mapping[str, Any], names: Sequence[str]) -> str:
             ("Simulations", str(sum(candidate["simulations"] for candidate in searched))),
         ],
         answer=found["answer"],
+        deploy=found.get("deploy", []),
+        rests_on=found.get("rests_on", []),
         notes=[*found["notes"], *found["trace"]["notes"]],
         names=names,
         limits=list(slo),

@@ -13,7 +13,7 @@ from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.trace_flags import TraceFlags, TraceReading, words_of
 
 if TYPE_CHECKING:
-    from workbench.search.plan import Candidate, Load
+    from workbench.search.candidate import Candidate, Load
     from workbench.search.point import Shared
     from workbench.search.slo import Limit
 
@@ -236,6 +236,14 @@ def _report(
         console.print(_table(candidates, limits, load, names, currency))
     for line in answer(candidates, limits, load, currency):
         console.print(line, highlight=False)
+    for each in found["deploy"]:
+        console.print(f"deploy with {each['engine']}: {each['command']}", highlight=False, markup=False, soft_wrap=True)
+        if each["without"]:
+            console.print(
+                f"  no flag there for {'; '.join(each['without'])}", highlight=False, markup=False, style="dim"
+            )
+    for line in found["rests_on"]:
+        console.print(line, highlight=False, style="dim")
     for note in (*found["notes"], *found["trace"]["notes"]):
         console.print(f"note: {note}", highlight=False, style="dim")
     if page is not None:

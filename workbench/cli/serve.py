@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -11,9 +11,11 @@ from workbench.cli import options
 from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.options import option
 from workbench.scheduler.settings import RUN
+from workbench.settings.one_server import NOT_OF_A_SERVER
 
-NOT_OF_A_SERVER = {"model", "engine", "dp", "pool", "router"}
-"""Settings of what one server has not, beside those that do nothing there: instances behind a router; and its argument."""
+if TYPE_CHECKING:
+    from workbench.settings.run_settings import RunSettings
+
 Command = command_with(
     SettingFlags("workbench.serving.serve_settings:ServeSettings", name="server"),
     SettingFlags(RUN_SETTINGS, without=NOT_OF_A_SERVER, idle=("live", "served")),
@@ -23,29 +25,35 @@ Command = command_with(
 def serve(
     ctx: typer.Context,
     model: Annotated[
-        str,
+        Optional[str],
         typer.Argument(
-            help="Hugging Face folder, GGUF file or id; simulated: also any model of the catalogue.", show_default=False
+            help="Hugging Face folder, GGUF file or id; simulated: also any model of the catalogue. With --like: the record's.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     force: Annotated[bool, option("--force", help="Replace an earlier run in the record's folder.", panel=RUN)] = False,
+    like: options.Like = None,
     config: options.Config = None,
 ) -> None:
     """Serve MODEL over an OpenAI-compatible HTTP API."""
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        code = _run(config, {**given(ctx, "settings"), "model": model}, given(ctx, "server"), force)
+        code = _run(config, {**given(ctx, "settings"), "model": model}, given(ctx, "server"), force, like)
     raise typer.Exit(code)
 
 
-def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool) -> int:
+def _run(
+    config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool, like: Path | None = None
+) -> int:
     from workbench.cli.runs import command_line, say
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
     from workbench.settings.real import live_notes, without_idle
 
+    if like is None and flags["model"] is None:
+        raise ConfigError("model: say which, or --like RECORD, which has one")
     server = {name: value for name, value in server.items() if value is not None}
     try:
         from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, backend_spec
@@ -60,8 +68,27 @@ def _run(config: Path | None, flags: dict[str, Any], server: dict[str, Any], for
     if force and "record" not in server:
         raise ConfigError("force: there is no --record whose folder could be replaced")
     say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
-    run = settings_from(config, flags, defaults=backend.defaults())
+    run = settings_from(config, flags, like, defaults=backend.defaults())
+    run, notes = _one_instance(run)
+    say(notes)
     say(check_effects(run, flags, config))
     settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
     say(backend.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)
+
+
+def _one_instance(run: RunSettings) -> tuple[RunSettings, list[str]]:
+    """The settings of one instance of a recorded cluster, and what to know of the others. Raises ConfigError where they are of
+    several kinds."""
+    import dataclasses
+
+    from workbench.scheduler.config import ConfigError
+
+    if run.pool:
+        raise ConfigError("pool: the record has several kinds of instances, and a server is one; say with flags which")
+    if run.ep > run.tp:
+        raise ConfigError(f"ep: the record's instances share experts (ep {run.ep}) and step together; a server is one")
+    if run.dp == 1:
+        return run, []
+    note = f"dp: this is one of the record's {run.dp} instances; start as many, with a router before them"
+    return dataclasses.replace(run, dp=1, router="round_robin"), [note]

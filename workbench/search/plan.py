@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,20 @@ from ground.errors import InputError
 from ground.json_file import json_text, read_json
 from ground.whole_file import write_whole
 from reports.metrics.cuts import cut_text
+from reports.metrics.how_sure import sure_lines
 from reports.metrics.labels import percent
 from reports.page.plan_page import write_plan_page
 from traces.reshape import reshape
 from workbench.cluster.pools import assumed_links, gpus_in_words, gpus_of, resolve_pools
 from workbench.search.both_in_one import Offer, Span, cheaper_spans, layout
+from workbench.search.candidate import Candidate, Load
 from workbench.search.executor import open_executor
 from workbench.search.point import FAILED, FINISHED, INCOMPLETE, INVALID, TIMED_OUT, Shared
 from workbench.search.rate import HighestRate, highest_rate, simulator
 from workbench.search.slo import Limit
 from workbench.search.space import Point, SpaceError
+from workbench.search.stands import stands
+from workbench.search.sureness import how_sure
 from workbench.settings.pool_keys import split_name
 from workbench.settings.run_settings import RunSettings
 
@@ -34,49 +38,6 @@ PLAN, PAGE = "plan.json", "plan.html"
 
 class PlanFolderError(InputError):
     """A folder that cannot be used for a plan, in one line."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """The load of the trace."""
-
-    arrivals: int
-    """Requests, or sessions, that come on their own."""
-    requests: int
-    """All of them, with the later turns of sessions."""
-    own_rate: float | None
-    """Arrivals/s of the trace as it is; None when all come at the same time."""
-    target: float
-    """Arrivals/s to carry."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One configuration and what it can do."""
-
-    point: Point
-    status: str
-    reason: str = ""
-    gpu: str = ""
-    gpus: int = 0
-    cost_per_hour: float | None = None
-    found: HighestRate | None = None
-    command: str = ""
-    pools: tuple[str, ...] = ()
-    """As ``--pool`` takes them."""
-    shared_requests: bool = False
-    """Whether some of its instances prefill and others decode."""
-    links: tuple[str, ...] = ()
-    """What is assumed of links that its GPUs wait for."""
-
-    @property
-    def carries(self) -> bool:
-        """Whether it keeps the SLO at the target, of as many requests as any other can serve."""
-        return self.status == FINISHED and self.found is not None and bool(self.found.target_kept)
-
-    def margin(self, target: float) -> float:
-        """Compute how far the highest rate lies above the target; 0.25 is a quarter."""
-        return self.found.rate / target - 1 if self.found is not None else -1.0
 
 
 def measure_load(shared: Shared, points: list[Point], rate: float | None) -> Load:
@@ -130,10 +91,11 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     pairs = settings.disaggregated
     if found.refused is not None and found.refused.everything:
         return Candidate(point, INCOMPLETE, found.refused.sentence, gpu, gpus, cost, pools=pools, shared_requests=pairs)
+    sure = how_sure(resolved, settings, simulate, limits, load.target, found)
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)
-    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command, pools, pairs, links)
+    return Candidate(point, FINISHED, "", gpu, gpus, cost, found, command, pools, pairs, links, sure)
 
 
 def run_plan(
@@ -199,7 +161,7 @@ def ranked(candidates: list[Candidate], target: float) -> list[Candidate]:
     equally cheap ones that with the most margin. Then those that fall short, the closest first; then the rest."""
 
     def order(candidate: Candidate) -> tuple[Any, ...]:
-        cost = _price(candidate)
+        cost = candidate.price
         if candidate.carries:
             return 0, cost, -candidate.margin(target), str(candidate.point)
         return (1 if candidate.found is not None else 2), -candidate.margin(target), cost, str(candidate.point)
@@ -211,6 +173,7 @@ def answer(candidates: list[Candidate], limits: list[Limit], load: Load, currenc
     """The plan in sentences: the choice, its margin, the next best, what breaks first, and what load it leaves out."""
     return [
         *_choice(candidates, limits, load, currency),
+        *stands(candidates, _described(currency)),
         *_both_or_pairs(candidates, load, currency),
         *_lighter(candidates),
     ]
@@ -254,7 +217,7 @@ def _span(span: Span) -> str:
 def _against(one: Candidate, other: Candidate, load: Load, currency: str) -> str:
     """Compare the cheapest that is disaggregated with the cheapest that serves both in one."""
     ours, theirs = (f"{_name(candidate)}{_cost(candidate, currency)}" for candidate in (one, other))
-    cost, against = _price(one), _price(other)
+    cost, against = one.price, other.price
     if cost == against:
         said = "costs as much as"
     elif one.cost_per_hour is None:
@@ -272,13 +235,8 @@ def _ways(candidates: list[Candidate]) -> tuple[list[Candidate], list[Candidate]
 
 
 def _disaggregated_cheaper(candidates: list[Candidate]) -> list[Span]:
-    pairs, both = ([Offer(_price(c), c.found.rate if c.found else 0.0) for c in way] for way in _ways(candidates))
+    pairs, both = ([Offer(c.price, c.found.rate if c.found else 0.0) for c in way] for way in _ways(candidates))
     return cheaper_spans(pairs, both)
-
-
-def _price(candidate: Candidate) -> float:
-    """An hour's cost; without prices, the number of GPUs."""
-    return candidate.cost_per_hour if candidate.cost_per_hour is not None else float(candidate.gpus)
 
 
 def _lighter(candidates: list[Candidate]) -> list[str]:
@@ -361,6 +319,10 @@ def _where(rate: float) -> str:
     return "with all requests at once" if math.isinf(rate) else f"at {rate:.4g} arrivals/s"
 
 
+def _described(currency: str) -> Callable[[Candidate], str]:
+    return lambda candidate: f"{_name(candidate)}{_cost(candidate, currency)}"
+
+
 def _name(candidate: Candidate) -> str:
     pools = " + ".join(candidate.pools)
     rest = {name: value for name, value in candidate.point.items() if not pools or own_name(name)}
@@ -413,6 +375,8 @@ def result(candidates: list[Candidate], limits: list[Limit], load: Load, shared:
         "command": shared.command,
         "notes": notes,
         **({"disaggregated_cheaper": _spans(candidates)} if all(_ways(candidates)) else {}),
+        "deploy": [each.to_json() for each in candidates[0].sure.deploy],
+        "rests_on": sure_lines(candidates[0].sure.said),
         "candidates": [to_dict(candidate, load.target) for candidate in candidates],
     }
 
@@ -491,6 +455,7 @@ def to_dict(candidate: Candidate, target: float) -> dict[str, Any]:
             for p in found.probes
         ],
         "command": candidate.command,
+        **candidate.sure.to_json(),
     }
 
 

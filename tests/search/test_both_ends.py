@@ -1,0 +1,195 @@
+"""A plan at both ends of the band, and the commands that deploy what it chose."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.search.run import SAMPLE
+from traces import open_trace
+from traces.in_memory import in_memory
+from workbench.cli.app import app
+from workbench.cluster.pools import resolve_pools
+from workbench.scheduler.config import SchedulerSettings
+from workbench.scheduler.settings import settings_of
+from workbench.search.both_ends import both_ends
+from workbench.search.rate import simulator
+from workbench.search.slo import measured_s, parse_slo
+from workbench.settings import accuracy
+from workbench.settings.deploy import Deployed, deploy_commands
+from workbench.settings.idle import acts
+from workbench.settings.loading import settings_from
+from workbench.settings.run_settings import RunSettings
+
+
+def bands(low: float, high: float, **more: tuple[float, float]) -> dict[str, Any]:
+    """What a record has of errors, of E2E and of more."""
+    each = {"e2e": (low, high), **more}
+    return {"bands": {name: {"low": a, "high": b, "rows": 20, "group": "g"} for name, (a, b) in each.items()}}
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    """Runs of the sample's first requests, and the rates they were at."""
+    trace = in_memory(open_trace(SAMPLE))
+    run = simulator(RunSettings(requests=20), "overlap", trace, "", "")
+    return run
+
+
+def test_the_slow_end_is_a_run_at_a_higher_rate_with_limits_as_much_lower(simulate):
+    at: list[float] = []
+
+    def counted(rate, watch):
+        at.append(rate)
+        return simulate(rate, watch)
+
+    # Half of what it really takes: at 2/s it is as busy as the model at 4/s, and its times are twice as long.
+    record = simulate(4.0, None)
+    (limit,) = parse_slo("tpot_mean=1s")
+    twice_s = 2 * measured_s(record, limit)
+    above, below = (parse_slo(f"tpot_mean={twice_s * factor}s") for factor in (1.001, 0.999))
+    assert both_ends(counted, above, 2.0, True, bands(-0.5, 0.1)).slow_kept is True  # type: ignore[union-attr]
+    assert both_ends(counted, below, 2.0, True, bands(-0.5, 0.1)).slow_kept is False  # type: ignore[union-attr]
+    assert at == [4.0, 4.0]
+    # A latency has the band of its own where there is one.
+    own = bands(-0.5, 0.1, tpot=(-0.75, 0.0))
+    assert both_ends(counted, above, 2.0, True, own).slow_kept is False  # type: ignore[union-attr]
+
+
+def test_the_fast_end_is_asked_of_what_does_not_keep_the_slo(simulate):
+    record = simulate(1.0, None)
+    (limit,) = parse_slo("tpot_mean=1s")
+    half_s = 0.5 * measured_s(record, limit)
+    found = both_ends(simulate, parse_slo(f"tpot_mean={half_s * 1.001}s"), 2.0, False, bands(-0.2, 1.0))
+    assert found is not None and found.fast == 0.5 and found.slow == 1.25
+    assert (found.slow_kept, found.fast_kept) == (False, True)
+
+
+def test_nothing_is_said_of_the_ends_where_nothing_was_compared(simulate):
+    assert both_ends(simulate, parse_slo("tpot_mean=1s"), 2.0, True, {"bands": {}, "why": "so"}) is None
+
+
+def plan(*more: str) -> dict[str, Any]:
+    said = ["plan", str(SAMPLE), "--requests", "20", "--slo", "tpot_p99=11ms", "--rate", "2", "--json", *more]
+    done = CliRunner().invoke(app, said)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Errors of vLLM: as if predictions were between two thirds and all of what was measured."""
+
+    def group(low: float, high: float) -> None:
+        rows = [[load, None, error, error] for load, error in enumerate([low] * 10 + [high] * 10)]
+        of = {
+            "engine": "vllm",
+            "family": "hopper",
+            "model": "dense",
+            "layout": "tp 1",
+            "cost": "roofline",
+            "rows": rows,
+        }
+        monkeypatch.setattr(accuracy, "read_recorded", lambda: {"every": {"roofline": 1}, "groups": [of]})
+
+    return group
+
+
+def test_a_plan_says_whether_its_choice_stands_at_both_ends_and_what_deploys_it(recorded):
+    recorded(-0.5, 0.25)
+    found = plan("--engine", "vllm", "--vary", "tp=1,2")
+    lines = "\n".join(found["answer"])
+    assert (
+        "At the slow end of the band (requests take 100.0% longer than predicted) it does not keep the SLO; the cheapest "
+        "that then does is tp 2 (2 h100)." in lines
+    ), lines
+    assert "At the fast end (requests take 20.0% less than predicted) nothing cheaper does." in lines
+    best = found["candidates"][0]
+    assert best["both_ends"] == {"slow": 2.0, "fast": 0.8, "slow_kept": False, "fast_kept": True}
+    assert [each["engine"] for each in found["deploy"]] == ["workbench", "vllm", "sglang"]
+    assert found["rests_on"]
+
+
+def test_a_plan_of_what_nobody_measured_says_so(recorded):
+    recorded(-0.5, 0.25)
+    found = plan()
+    assert (
+        "Whether that stands where predictions err is not known: not compared with anything measured: workbench, cost "
+        "roofline." in found["answer"]
+    )
+    assert found["candidates"][0]["both_ends"] is None
+
+
+def commands(experts: bool = False, **flags: Any) -> dict[str, Deployed]:
+    settings = settings_from(None, flags)
+    return {each.engine: each for each in deploy_commands(settings, settings.loops[0], 100_000, experts)}
+
+
+def test_vllm_is_told_what_it_has_flags_for():
+    found = commands(engine="vllm", tp=4, dp=2, max_running=64, max_batch_tokens=4096, kv_dtype="fp8", dtype="bf16")
+    assert found["vllm"].command == (
+        "vllm serve meta-llama/Llama-3.1-8B --tensor-parallel-size 4 --data-parallel-size 2 --max-num-seqs 64 "
+        "--max-num-batched-tokens 4096 --dtype bfloat16 --kv-cache-dtype fp8_e4m3 --gpu-memory-utilization 0.9 "
+        "--block-size 16 --scheduling-policy fcfs --async-scheduling"
+    )
+    assert found["vllm"].without == []
+    # What it has not, or in another meaning, is named.
+    lacking = commands(engine="vllm", policy="sjf", page_size=8, queue_timeout=3.0)["vllm"]
+    assert "--scheduling-policy" not in lacking.words and "--block-size" not in lacking.words
+    assert [line.partition(":")[0] for line in lacking.without] == ["page_size", "policy", "queue_timeout"]
+    experts = commands(experts=True, engine="vllm", dp=2)["vllm"]
+    assert "--data-parallel-size" not in experts.words and "start 2 of these" in experts.without[0]
+
+
+def test_sglang_is_told_what_it_has_flags_for():
+    found = commands(engine="sglang", tp=2, max_running=64, chunk=4096, policy="lpm", loop="normal")
+    assert found["sglang"].command == (
+        "python -m sglang.launch_server --model-path meta-llama/Llama-3.1-8B --tp-size 2 --max-running-requests 64 "
+        "--chunked-prefill-size 4096 --max-prefill-tokens 16384 --schedule-conservativeness 1.0 --max-total-tokens 100000 "
+        "--page-size 1 --schedule-policy lpm --radix-eviction-policy lru --disable-overlap-schedule"
+    )
+    assert [line.partition(":")[0] for line in found["sglang"].without] == ["mem_fraction"]
+    assert "--chunked-prefill-size -1" in commands(engine="sglang", chunk=0)["sglang"].command
+
+
+def served(monkeypatch, *words: str) -> RunSettings:
+    """The settings that a server would be started with."""
+    from workbench.serving import supervisor
+
+    seen: list[RunSettings] = []
+    monkeypatch.setattr(supervisor, "serve", lambda settings, force: seen.append(settings.run) or 0)
+    done = CliRunner().invoke(app, ["serve", *words, "--backend", "simulated"])
+    assert done.exit_code == 0, done.output
+    return seen[0]
+
+
+def test_our_own_command_starts_the_scheduler_of_the_plan(monkeypatch):
+    settings = settings_from(None, {"engine": "sglang", "max_running": 64, "chunk": 4096, "tp": 2})
+    (ours, *_) = deploy_commands(settings, "overlap", 100_000, False)
+    assert ours.words[:2] == ["workbench", "serve"]
+    run = served(monkeypatch, *shlex.split(ours.command)[2:])
+    # All that acts there: what does nothing needs no flag.
+    names = [name for name in settings_of(SchedulerSettings) if acts(settings, "overlap", name)]
+    assert len(names) > 30
+    assert {name: getattr(run, name) for name in names} == {name: getattr(settings, name) for name in names}
+    assert run.tp == 2 and run.loops == ["overlap"]
+
+
+def test_a_server_like_a_record_has_its_settings(monkeypatch, tmp_path):
+    said = f"simulate {SAMPLE} --requests 3 --engine sglang --max-running 32 --dp 2 --concurrency 2 --out {tmp_path / 'out'}"
+    assert CliRunner().invoke(app, said).exit_code == 0
+    record = tmp_path / "out" / "overlap"
+    run = served(monkeypatch, "--like", str(record))
+    assert (run.model, run.max_running, run.dp, run.concurrency) == ("meta-llama/Llama-3.1-8B", 32, 1, None)
+    (pool,) = resolve_pools(settings_from(None, {}, record), "overlap")
+    assert run.scheduler(1000, 100, 1) == settings_from(None, {}, record).scheduler(1000, 100, 1)
+    assert pool.recipe.scheduler.kv_tokens == run.kv_tokens
+    # What is said beside it wins.
+    assert served(monkeypatch, "Qwen/Qwen3-8B", "--like", str(record), "--max-running", "8").max_running == 8
+    refused = CliRunner().invoke(app, ["serve", "--backend", "simulated"])
+    assert refused.exit_code == 2 and refused.stderr == "error: model: say which, or --like RECORD, which has one\n"

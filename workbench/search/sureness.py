@@ -1,0 +1,62 @@
+"""How sure a plan is of one configuration: by how much predictions like it are off, and what becomes of it then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from workbench.cluster.pools import SimulatedPool, modelled
+from workbench.search.both_ends import BothEnds, both_ends
+from workbench.search.rate import HighestRate, Simulate
+from workbench.search.slo import Limit
+from workbench.settings.deploy import Deployed, deploy_commands
+from workbench.settings.run_settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """What is known of a configuration beside its numbers."""
+
+    said: Mapping[str, Any] = field(default_factory=dict)
+    """``accuracy`` and ``rests_on``, and those of its ``pools``, as a record of a run under it has them."""
+    ends: BothEnds | None = None
+    deploy: tuple[Deployed, ...] = ()
+
+    @property
+    def accuracy(self) -> Mapping[str, Any]:
+        """How far off predictions like it were; empty where its pools are not all of one kind."""
+        return self.said.get("accuracy") or {}
+
+    @property
+    def why_not(self) -> str:
+        """Why nothing is known of the ends."""
+        return str(self.accuracy.get("why") or "too little was compared, or its pools are of several kinds")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plan.json holds it."""
+        return {
+            "accuracy": dict(self.accuracy),
+            "both_ends": asdict(self.ends) if self.ends is not None else None,
+            "deploy": [each.to_json() for each in self.deploy],
+        }
+
+
+def how_sure(
+    pools: Sequence[SimulatedPool],
+    settings: RunSettings,
+    simulate: Simulate,
+    limits: Sequence[Limit],
+    target: float,
+    found: HighestRate,
+) -> Sureness:
+    """Say it of a configuration that was searched. Runs a simulation or two, at the ends of the band."""
+    recipe = pools[0].recipe
+    common, own = modelled(pools)
+    said: dict[str, Any] = {name: common[name] for name in ("accuracy", "rests_on") if name in common}
+    said["pools"] = [{**more, "name": pool.name} for pool, more in zip(pools, own, strict=True)]
+    accuracy = said.get("accuracy") or {}
+    commands = deploy_commands(settings, recipe.loop.name, recipe.scheduler.kv_tokens, recipe.model.experts > 0)
+    lost = found.refused is not None and found.refused.everything
+    ends = None if lost else both_ends(simulate, limits, target, bool(found.target_kept), accuracy)
+    return Sureness(said, ends, tuple(commands))
