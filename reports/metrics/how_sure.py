@@ -120,8 +120,8 @@ def _sure_of(meta: Mapping[str, Any], before: str) -> list[str]:
     differences = bands_of(meta, "differences")
     if differences:
         lines.append(
-            f"{before}a difference between two runs like this on the same hardware is off by less, for errors in common "
-            f"cancel: {_by_group(differences, 'neighbouring loads')}"
+            f"{before}of a difference between two runs like this on the same hardware, where errors in common cancel: "
+            f"{_by_group(differences, 'neighbouring loads')}"
         )
     else:
         lines.append(

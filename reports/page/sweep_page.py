@@ -41,23 +41,30 @@ MATTERS = 0.10
 
 
 def write_sweep_page(
-    rows: Sequence[Row], manifest: Mapping[str, Any], path: str | Path, command_of: Callable[[Row], str]
+    rows: Sequence[Row],
+    manifest: Mapping[str, Any],
+    path: str | Path,
+    command_of: Callable[[Row], str],
+    sure: Sequence[str] = (),
 ) -> None:
     """Write the page of a sweep to the file `path`.
 
     `rows` are those of results.csv, `manifest` that of sweep.json (`trace`, `space`, `settings`, `objective`, `search`,
-    `command` are shown), `command_of` says how a finished row is run again. The bytes depend on the arguments alone.
+    `command` are shown), `command_of` says how a finished row is run again, `sure` how sure the best are. The bytes depend
+    on the arguments alone.
 
     Raises RecordError when the page cannot be written or would be larger than 8 MB.
     """
     path = Path(path)
-    text = sweep_page_html(rows, manifest, command_of)
+    text = sweep_page_html(rows, manifest, command_of, sure)
     if len(text.encode()) > MOST_BYTES:
         raise RecordError(f"{path}: the page of {len(rows)} points would be larger than 8 MB; results.csv has them all")
     write_whole(path, text, RecordError)
 
 
-def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of: Callable[[Row], str]) -> str:
+def sweep_page_html(
+    rows: Sequence[Row], manifest: Mapping[str, Any], command_of: Callable[[Row], str], sure: Sequence[str] = ()
+) -> str:
     """The page as text."""
     names = [dimension["name"] for dimension in manifest["space"]]
     finished = sorted(compared(rows), key=lambda row: row["point"])
@@ -98,7 +105,7 @@ def sweep_page_html(rows: Sequence[Row], manifest: Mapping[str, Any], command_of
             {"point": r["point"], "status": r["status"], "reason": r["reason"], "settings": [said(r[n]) for n in names]}
             for r in others
         ],
-        notes=manifest["trace"].get("notes") or [],
+        notes=[*sure, *(manifest["trace"].get("notes") or [])],
         command=manifest["command"],
         space=[(dimension["name"], _dimension_text(dimension)) for dimension in manifest["space"]],
         shared=sorted((name, said(value)) for name, value in _shared(names, finished, manifest).items()),

@@ -193,3 +193,26 @@ def test_a_server_like_a_record_has_its_settings(monkeypatch, tmp_path):
     assert served(monkeypatch, "Qwen/Qwen3-8B", "--like", str(record), "--max-running", "8").max_running == 8
     refused = CliRunner().invoke(app, ["serve", "--backend", "simulated"])
     assert refused.exit_code == 2 and refused.stderr == "error: model: say which, or --like RECORD, which has one\n"
+
+
+def test_a_sweep_says_how_sure_its_best_points_are(recorded, tmp_path):
+    recorded(-0.5, 0.25)
+    said = [
+        "sweep",
+        str(SAMPLE),
+        "--requests",
+        "5",
+        "--engine",
+        "vllm",
+        "--vary",
+        "tp=1,2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(app, [*said, "--json"])
+    assert done.exit_code == 0, done.output
+    front = json.loads(done.stdout)["pareto"]
+    assert front and all(point["accuracy"]["bands"]["e2e"]["low"] == -0.5 for point in front)
+    assert "errors of predictions like this" in (tmp_path / "out" / "sweep.html").read_text()
+    shown = CliRunner().invoke(app, [*said, "--resume"]).stdout
+    assert "20 rows of vllm on hopper, dense" in " ".join(shown.split()) and "step times: the roofline of h100" in shown

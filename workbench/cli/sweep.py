@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -256,15 +257,18 @@ def _report(
 
     names = [dimension.name for dimension in space]
     page = results.folder / PAGE
-    write_sweep_page(results.rows, results.manifest, page, lambda row: shared.command_for(results.point_of(dict(row))))
     front = pareto_front(results.rows, objectives)
+    sure = {row["point"]: _sure(shared, results.point_of(row)) for row in front}
+    lines = _sure_lines(sure)
+    command_of = partial(_command, shared, results)
+    write_sweep_page(results.rows, results.manifest, page, command_of, lines)
     counts = dict(Counter(str(row["status"]) for row in results.rows))
     if as_json:
         best = {}
         for objective in objectives:
             ranked = best_rows(results.rows, objective)
             best[objective.metric] = _brief(ranked[0], names, objectives) if ranked else None
-        front_rows = [_brief(row, names, objectives) for row in front]
+        front_rows = [{**_brief(row, names, objectives), **sure[row["point"]]} for row in front]
         print(
             json_text(
                 {
@@ -286,10 +290,38 @@ def _report(
     console.print(f"{len(results.rows)} points: {told}", highlight=False)
     for status, reason in _first_reasons(results.rows):
         console.print(f"{status}: {reason}", highlight=False, style="dim", soft_wrap=True)
+    for line in lines:
+        console.print(line, highlight=False, style="dim")
     for note in results.manifest["trace"]["notes"]:
         console.print(f"note: {note}", highlight=False, style="dim")
     console.print(f"results: {results.folder / RESULTS}", highlight=False, soft_wrap=True)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _command(shared: Shared, results: Results, row: Mapping[str, Any]) -> str:
+    return shared.command_for(results.point_of(dict(row)))
+
+
+def _sure(shared: Shared, point: dict[str, Any]) -> dict[str, Any]:
+    """How sure the numbers of a point are, as a record of its run has it."""
+    from workbench.cluster.pools import resolve_pools
+    from workbench.search.sureness import sure_parts
+
+    return sure_parts(resolve_pools(*shared.base.settings(point)))
+
+
+def _sure_lines(sure: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """How sure the points of a Pareto front are, each sentence once, with the points that it is of where that is not all."""
+    from reports.metrics.how_sure import sure_lines
+
+    found: dict[str, list[str]] = {}
+    for point, said in sure.items():
+        for line in sure_lines(said):
+            found.setdefault(line, []).append(str(point))
+    return [
+        line if len(points) == len(sure) else f"point{'s' * (len(points) > 1)} {', '.join(points)}: {line}"
+        for line, points in found.items()
+    ]
 
 
 def _brief(row: dict[str, Any], names: list[str], objectives: list[Objective]) -> dict[str, Any]:

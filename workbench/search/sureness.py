@@ -42,6 +42,14 @@ class Sureness:
         }
 
 
+def sure_parts(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
+    """What a record of these pools has of how sure it is: ``accuracy`` and ``rests_on``, or those of its ``pools``."""
+    common, own = modelled(pools)
+    said: dict[str, Any] = {name: common[name] for name in ("accuracy", "rests_on") if name in common}
+    each = [{name: more[name] for name in ("accuracy", "rests_on") if name in more} for more in own]
+    return {**said, "pools": [{**more, "name": pool.name} for pool, more in zip(pools, each, strict=True)]}
+
+
 def how_sure(
     pools: Sequence[SimulatedPool],
     settings: RunSettings,
@@ -52,9 +60,7 @@ def how_sure(
 ) -> Sureness:
     """Say it of a configuration that was searched. Runs a simulation or two, at the ends of the band."""
     recipe = pools[0].recipe
-    common, own = modelled(pools)
-    said: dict[str, Any] = {name: common[name] for name in ("accuracy", "rests_on") if name in common}
-    said["pools"] = [{**more, "name": pool.name} for pool, more in zip(pools, own, strict=True)]
+    said = sure_parts(pools)
     accuracy = said.get("accuracy") or {}
     commands = deploy_commands(settings, recipe.loop.name, recipe.scheduler.kv_tokens, recipe.model.experts > 0)
     lost = found.refused is not None and found.refused.everything
