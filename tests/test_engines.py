@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import workbench
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import HostModel
 from backends.simulated.kv_memory import ModelDoesNotFit
+from reports.compare.differing_settings import notes
+from reports.record.run_record import write_record
 from tests.cost.profiles import batch, linear_profile
+from traces import TraceRequest
+from workbench.cluster.pools import resolve_pools
 from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.engines import Hardware, engine_names, load_engine, short_names
-from workbench.settings.idle import check_effects
 from workbench.settings.loading import SETTINGS, settings_from
 from workbench.settings.run_settings import RunSettings
 
@@ -154,20 +160,30 @@ def test_each_pool_has_the_loop_of_its_own_engine_where_the_run_names_none():
     assert loops("both:1,engine=vllm-0.12,overlap=true", "both:1") == ["overlap"] * 2
 
 
-def test_a_preset_asked_for_with_what_its_engine_does_not_have_says_so():
-    def said(**flags: object) -> list[str]:
-        return check_effects(settings_from(None, flags), flags, None)
+def test_a_preset_run_with_what_its_engine_does_not_have_says_so(tmp_path):
+    def said(like: Path | None = None, **flags: object) -> list[str]:
+        settings = settings_from(None, flags, like)
+        pools = [resolve_pools(settings, loop) for loop in settings.loops]
+        notes = [note for of_loop in pools for pool in of_loop for note in pool.recipe.notes]
+        return [note for note in notes if note.endswith("the run has it all the same")]
 
     assert said(engine="vllm", policy="lpm", chunk_depth=4000) == [
         "policy: vllm-0.33.0 has no lpm, but fcfs, priority; the run has it all the same",
         "chunk_depth: vllm-0.33.0 has no such setting; the run has it all the same",
     ]
-    assert said(engine="sglang-0.5.1", policy="priority", loop="normal,overlap") == [
-        "policy: sglang-0.5.1.post1 has no priority, but lpm, random, fcfs, dfs-weight, lof; the run has it all the same"
-    ]
+    other = "policy: sglang-0.5.1.post1 has no priority, but lpm, random, fcfs, dfs-weight, lof; the run has it all the same"
+    assert said(engine="sglang-0.5.1", policy="priority", loop="normal,overlap") == [other, other]
     assert said(engine="sglang", policy="priority", max_running=7) == [] == said(policy="edf", chunk_depth=4000)
-    (pool,) = said(pool=["a=both:1,engine=vllm,policy=lof", "b=both:1,policy=lof"])
-    assert pool.startswith("pool a: policy: vllm-0.33.0 has no lof")
+    (of_pool,) = said(pool=["a=both:1,engine=vllm,policy=lof", "b=both:1,policy=lof"])
+    assert of_pool.startswith("policy: vllm-0.33.0 has no lof")
+    # A record says all settings, and so they win over another preset than its own; the notes are on its page.
+    requests = [TraceRequest("one", 0.0, 10, 2)]
+    record = workbench.simulate(requests, engine="sglang")
+    write_record(record, tmp_path)
+    of_record = said(tmp_path, engine="vllm-0.12")
+    assert of_record[0].startswith("batching: vllm-0.12.0 has no prefill-first, but mixed;")
+    page_notes = notes({"": workbench.simulate(requests, engine="vllm", policy="lpm")})
+    assert page_notes[0].startswith("policy: vllm-0.33.0 has no lpm, but")
 
 
 def test_settings_of_what_engines_have_are_settings():

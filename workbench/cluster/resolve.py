@@ -39,6 +39,7 @@ from workbench.settings.accuracy import Case
 from workbench.settings.cost_spec import OWN, identity, split
 from workbench.settings.engines import Engine, Hardware, load_engine
 from workbench.settings.loop_spec import loop_spec
+from workbench.settings.offers import not_offered
 from workbench.settings.parity import parity_of
 from workbench.settings.run_settings import RunSettings
 
@@ -233,7 +234,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
             parse_latency(settings.kv_link_latency),
         ),
         keeps_windows=_kv_rule(settings, engine).keeps_windows(model),
-        notes=(*notes, *of_links),
+        notes=(*not_offered(settings, loop), *notes, *of_links),
         parity=parity_of(settings),
         rests_on=rests_on(
             settings,

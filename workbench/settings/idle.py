@@ -15,7 +15,6 @@ from workbench.scheduler.config import ConfigError, SchedulerConfig
 from workbench.scheduler.handover_settings import IDLE_IN_ROLE
 from workbench.scheduler.settings import settings_of
 from workbench.settings.loading import SETTINGS, read_settings_file, renamed_in
-from workbench.settings.offers import not_offered
 from workbench.settings.pool_spec import parse_pools
 from workbench.settings.run_settings import RUN_WIDE, PoolSettings, RunSettings
 
@@ -91,8 +90,7 @@ def idle_in(
 
 
 def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path | None) -> list[str]:
-    """Notes on settings of the file ``config`` that do nothing, on flags that act under some of the loops alone, and on what
-    the engine of the preset does not have.
+    """Notes on settings of the file ``config`` that do nothing, and on flags that act under some of the loops alone.
 
     Raises ConfigError for a flag (one that is not None) that would do nothing at all.
     """
@@ -110,7 +108,6 @@ def check_effects(settings: RunSettings, flags: Mapping[str, Any], config: Path 
     notes = renamed_in(config)
     notes += [f"{config}: {idle}" for idle in _idle_in_pools(settings, file.get("pool") if "pool" in written else None)]
     notes += [f"{config}: {name}: has no effect here: it needs {missing}" for name, missing in never.items()]
-    notes += not_offered(settings, [*given, *file])
     return notes + [
         f"{name}: has no effect under {', '.join(loops)}: it needs {needs(name)}" for name, loops in partly.items()
     ]

@@ -1,36 +1,23 @@
-"""What an engine does not have: settings that a preset is asked for with, and that its engine could not be given."""
+"""What an engine does not have: settings that its preset is run with, and that the engine could not be given."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from workbench.settings.engines import load_engine
 from workbench.settings.run_settings import RunSettings
 
 
-def not_offered(settings: RunSettings, given: Iterable[str]) -> list[str]:
-    """Say which of the settings that somebody gave, for the run or for a pool, an engine does not have, or not with that
-    value. The run has them all the same."""
-    names = set(given)
-    if not settings.pool:
-        return list(_missing(settings.engine, settings, names))
-    found: list[str] = []
-    for pool in settings.pools(settings.loops[0]):
-        own = {name for name in pool.given if name != "engine"}
-        found += [f"pool {pool.name}: {said}" for said in _missing(pool.settings.engine, pool.settings, names | own)]
-    return found
-
-
-def _missing(engine: str, settings: RunSettings, names: set[str]) -> Iterator[str]:
-    preset = load_engine(engine)
+def not_offered(settings: RunSettings, loop: str) -> Iterator[str]:
+    """Say which settings of a run under ``loop``, or of a pool, the engine of its preset does not have, or not with that
+    value, whether they were given or are those of a record. What is the default of all presets is none of them."""
+    preset = load_engine(settings.engine)
     for name, offered in preset.offers.items():
         value = getattr(settings, name)
-        if name not in names or value is None or value == preset.settings.get(name):
+        if value is None or value == preset.settings.get(name, getattr(RunSettings, name)):
             continue
         if not offered:
-            yield f"{name}: {engine} has no such setting; the run has it all the same"
-            continue
-        asked = settings.loops if name == "loop" else [value]
-        if other := [str(value) for value in asked if value not in offered]:
+            yield f"{name}: {preset.name} has no such setting; the run has it all the same"
+        elif (value := loop if name == "loop" else value) not in offered:
             has = ", ".join(map(str, offered))
-            yield f"{name}: {engine} has no {', '.join(other)}, but {has}; the run has it all the same"
+            yield f"{name}: {preset.name} has no {value}, but {has}; the run has it all the same"
