@@ -126,6 +126,8 @@ class _CheckedWire(SimulatedWire):
                 rooms = {req.pair.room for req in sender.lifecycle.by_id.values() if req.pair is not None}
                 if order.room in rooms:  # it has lost its KV: all of it is computed and sent again
                     self.world.got.pop(order.room, None)
+            if isinstance(order, SendPages):
+                assert not set(order.pages.tolist()) & _to_be_computed(sender), "a page is sent before it is computed"
         super().post(orders)
 
     def _look_at_reserves(self) -> None:
@@ -163,6 +165,20 @@ class _CheckedWire(SimulatedWire):
             assert held.tolist() == req.tokens[: req.kv_len].tolist(), f"{req.rid} got KV that is not its own, {size}"
         world.sent_bytes[order.room] = world.sent_bytes.get(order.room, 0.0) + len(order.pages)
         super()._arrived(order)
+
+
+def _to_be_computed(scheduler: Scheduler) -> set[int]:
+    """Pages that prompts in flight are computed into."""
+    size = scheduler.config.page_size
+    found: set[int] = set()
+    for batch in scheduler.flights:
+        written = {
+            (row, first + i): page for row, first, pages in batch.worker.page_writes for i, page in enumerate(pages)
+        }
+        for prompt, row in zip(batch.prefill, batch.worker.rows.tolist(), strict=False):
+            places = range(-(-prompt.start // size), -(-prompt.end // size))
+            found.update(int(written[row, place]) for place in places if (row, place) in written)
+    return found
 
 
 @dataclass

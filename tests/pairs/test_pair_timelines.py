@@ -194,3 +194,41 @@ def test_a_retracted_request_comes_back_through_the_host_or_through_a_prefill_in
     assert {rid: moments(run, rid)["end"] for rid in "ab"} == ends
     copies = [(copy.direction, len(copy.pages)) for batch in run.decode[0].batches for copy in batch.worker.kv_copies]
     assert copies == ([("save", 2), ("load", 2)] if way == "host" else [])
+
+
+ALIKE = list(range(100, 160))
+
+
+@pytest.mark.parametrize(
+    ("loop", "stages", "mb_s", "b"),
+    [("overlap", 1, 1, (50, 60, 110)), ("pipeline", 3, float("inf"), (60, 70, 70))],
+)
+def test_a_chunk_whose_request_has_lost_its_kv_meanwhile_is_not_sent(loop, stages, mb_s, b):
+    settings = {"kv_tokens": 64, "max_batch_tokens": 30, "max_running": 8, "batching": "mixed"}
+    prefill = Kinds(
+        loop=loop,
+        cost=LinearCost(0.010, 0.0),
+        stages=stages,
+        settings={**settings, "mixed_order": "admission", "cache": "none"},
+    )
+    jobs = [Job("a", list(range(30)), 2, eos=False), Job("b", ALIKE, 2, eos=False)]
+    run = PairWorld(jobs, prefill, Kinds(cost=LinearCost(0.010, 0.0)), link_bytes_s=mb_s * 1e6).run()
+    # Steps take 10 a stage. a holds 30 of 64 tokens until it has arrived, and b's first 30 are launched behind it. The
+    # second 30 find no room: b loses its KV with a chunk under way. Overlap: a is sent at 10-40, and b's two chunks are
+    # computed at 40-60 and sent at 50-110. Three stages: a is out at 30, when b is admitted to another row, before its
+    # first chunk is out. Its chunks are out again at 60 and 70.
+    times = moments(run, "b")
+    assert [len(batch.retracted) for batch in run.prefill[0].batches] != [0] * len(run.prefill[0].batches)
+    assert (times["transfer"], times["prefilled"], times["arrived"]) == b
+
+
+def test_a_prompt_is_sent_from_pages_that_are_computed_though_a_later_batch_has_it_too():
+    # Both are launched before a has landed, at 10. b begins with what a is, and pages are looked at as they are sent: taken
+    # from b's step, which ends at 20, they would hold nothing yet.
+    prefill = Kinds(
+        loop="overlap", cost=LinearCost(0.010, 0.0), settings={"chunk": 30, "share_prompts": "result", "max_running": 8}
+    )
+    jobs = [Job("a", ALIKE[:30], 2, eos=False), Job("b", ALIKE, 2, eos=False)]
+    run = PairWorld(jobs, prefill, Kinds(cost=LinearCost(0.010, 0.0))).run()
+    assert [step[1:4] for step in steps(run.prefill[0])] == [(0, 0, 10), (0, 10, 20)]
+    assert [(moments(run, rid)["transfer"], moments(run, rid)["arrived"]) for rid in "ab"] == [(10, 10), (20, 20)]
