@@ -15,6 +15,7 @@ from benchmarks.board.accuracy import groups_of, keep_errors
 from benchmarks.board.predict import Predicted
 from benchmarks.board.silicon import Row
 from reports.metrics.how_sure import Band, accuracy_lines, accuracy_numbers, difference_lines, range_rows, ranges
+from reports.metrics.seeds import seed_lines
 from reports.metrics.summary import summarise
 from reports.record.run_record import RunRecord, read_record, write_record
 from tests.search.run import SAMPLE
@@ -279,3 +280,40 @@ def test_the_errors_that_come_with_the_package_are_of_its_cases():
     for of in recorded["groups"]:
         assert of["engine"] in ("vllm", "sglang", "trtllm") and of["family"] and of["cost"] in recorded["every"]
         assert all(len(each) == 4 and all(e is None or e > -1 for e in each[1:]) for each in of["rows"])
+
+
+def repeated(tmp_path: Path, *more: str) -> dict[str, Any]:
+    chance = "--policy random --max-running 2"
+    said = f"simulate {SAMPLE} --requests 30 --loop normal,overlap {chance} --force --json --out {tmp_path / 'out'}".split()
+    done = CliRunner().invoke(app, [*said, *more])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_repeated_runs_are_those_of_the_seeds_that_follow(tmp_path):
+    found = repeated(tmp_path, "--repeat", "3", "--seed", "5")
+    alone = [repeated(tmp_path, "--seed", str(seed)) for seed in (5, 6, 7)]
+    for name in ("normal", "overlap"):
+        each = [one["runs"][name]["metrics"]["e2e_mean_s"] for one in alone]
+        assert found["runs"][name]["seeds"]["e2e_mean_s"] == each and len(set(each)) > 1
+        assert "seeds" not in alone[0]["runs"][name]
+
+
+def test_differences_are_taken_seed_by_seed():
+    def of(normal_s: float, overlap_s: float) -> dict[str, dict[str, float | int | None]]:
+        return {"normal": {"e2e_mean_s": normal_s}, "overlap": {"e2e_mean_s": overlap_s}}
+
+    lines = seed_lines([of(1.0, 0.9), of(2.0, 1.7)], "normal")
+    assert lines == [
+        "normal over 2 seeds: E2E mean 1.000 s to 2.000 s",
+        "overlap over 2 seeds: E2E mean 0.900 s to 1.700 s",
+        "overlap against normal over 2 seeds: E2E mean -15.0% to -10.0%",
+    ]
+    (line,) = seed_lines([of(1.0, 0.9), of(1.0, 0.9)], "normal")
+    assert line == "2 seeds change nothing: nothing in these runs is drawn at random"
+
+
+def test_fewer_than_one_run_is_refused():
+    done = CliRunner().invoke(app, ["simulate", str(SAMPLE), "--repeat", "0"])
+    assert done.exit_code == 2 and done.stderr == "error: repeat: 0 is less than 1\n"

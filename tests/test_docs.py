@@ -145,6 +145,7 @@ def test_inline_commands_name_flags_that_there_are():
         "replay": "replay x --model m",
         "observe": "observe u --trace t --out o",
         "serve MODEL": "serve m",
+        "serve --like RECORD": "serve --like r",
         "calibrate MODEL --out PATH": "calibrate m --out p",
         "calibrate --from FOLDER.points --out OTHER": "calibrate --from f.points --out o",
         "diff-config A B": "diff-config a b",

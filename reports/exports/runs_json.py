@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ground.json_file import json_text
@@ -11,6 +11,7 @@ from reports.metrics.handovers import first_tokens
 from reports.metrics.how_sure import accuracy_numbers
 from reports.metrics.labels import Summaries
 from reports.metrics.pool_use import pool_numbers
+from reports.metrics.seeds import seed_numbers
 from reports.record.run_record import RunRecord
 from reports.verdict.verdict import Uses, verdict
 
@@ -21,6 +22,7 @@ def to_json(
     report: str | Path | None = None,
     uses: Uses | None = None,
     records: Mapping[str, RunRecord] | None = None,
+    by_seed: Sequence[Summaries] = (),
 ) -> str:
     """Lay the summaries out as JSON: `{"runs": {name: {"folder": ..., "metrics": {...}, "cut": {...}}}, "report": ...,
     "verdict": [...]}`.
@@ -31,13 +33,14 @@ def to_json(
     (`ranges`), and what its times rest on.
 
     `folders` says where each run's record lies, `report` where the page is, `uses` where the time went (for the verdict),
-    `records` what cut outputs short. All four may be left out.
+    `records` what cut outputs short, `by_seed` the same summaries seed by seed. All may be left out.
     """
     runs = {
         name: {"folder": str(folders[name]) if folders and name in folders else None, "metrics": dict(summary)}
         | ({"cut": cuts_of(records[name])} if records is not None else {})
         | ({"ttft": found} if records is not None and (found := _first_tokens(records[name])) else {})
         | ({"accuracy": sure} if records is not None and (sure := accuracy_numbers(records[name], summary)) else {})
+        | ({"seeds": seed_numbers(by_seed)[name]} if by_seed else {})
         | ({"pools": pools} if records is not None and (pools := pool_numbers(records[name])) else {})
         for name, summary in summaries.items()
     }

@@ -16,6 +16,7 @@ from workbench.clients.trace_input import open_as, reshaped
 from workbench.recording.run_folder import run_folder
 
 if TYPE_CHECKING:
+    from reports.metrics.labels import Summaries
     from reports.metrics.report_numbers import Report
     from reports.record.run_record import RunRecord
     from traces import Trace
@@ -47,8 +48,10 @@ def run_and_report(
     decisions: bool,
     run_one: Callable[..., RunRecord],
     done: str,
+    again: Sequence[Callable[[], Summaries]] = (),
 ) -> None:
-    """Run every loop with ``run_one(settings, loop, trace, ...)``, write the records, print and write the comparison.
+    """Run every loop with ``run_one(settings, loop, trace, ...)``, write the records, print and write the comparison; beside it
+    what becomes of the numbers ``again``, with other seeds.
 
     Raises typer.Exit with 130 after an interrupt and 2 when no request could be served at all; whatever ``run_one`` raises.
     """
@@ -67,7 +70,8 @@ def run_and_report(
     except BaseException:
         _clear_leftovers(folder, new)
         raise
-    _print(made, folder, as_json)
+    by_seed = [made.summaries, *(run() for run in again)] if again and not interrupted else []
+    _print(made, folder, as_json, by_seed)
     if interrupted:
         print(f"interrupted: what was {done} is in {folder}", file=sys.stderr)
         raise typer.Exit(130)
@@ -174,19 +178,24 @@ def _write_page(records: dict[str, RunRecord], folder: Path, settings: RunSettin
     return write_report(records, page, title, first.meta["command"], settings.slo_ttft, settings.slo_tpot)
 
 
-def _print(made: Report, folder: Path, as_json: bool) -> None:
+def _print(made: Report, folder: Path, as_json: bool, by_seed: Sequence[Summaries]) -> None:
     from reports.compare.differing_settings import notes
     from reports.exports.runs_json import to_json
     from reports.metrics.cuts import cut_lines
     from reports.metrics.how_sure import accuracy_lines, difference_lines, range_rows
     from reports.metrics.labels import front_end_label, weights_label
     from reports.metrics.pool_use import pool_lines
+    from reports.metrics.seeds import seed_lines
     from reports.terminal.full_table import comparison_table
     from reports.verdict.verdict import verdict
 
     records, page = made.records, folder / PAGE_FILE
     if as_json:
-        print(to_json(made.summaries, {name: run_folder(folder, name) for name in records}, page, made.uses, records))
+        print(
+            to_json(
+                made.summaries, {name: run_folder(folder, name) for name in records}, page, made.uses, records, by_seed
+            )
+        )
         return
     from rich.console import Console
 
@@ -203,6 +212,8 @@ def _print(made: Report, folder: Path, as_json: bool) -> None:
     for label in dict.fromkeys(front_end_label(record.meta) for record in records.values()):
         if label:
             console.print(f"latencies: {label}", highlight=False, style="dim")
+    for line in seed_lines(by_seed, made.baseline) if by_seed else ():
+        console.print(line, highlight=False)
     for line in (*difference_lines(made.summaries, records, made.baseline), *accuracy_lines(records)):
         console.print(line, highlight=False, style="dim")
     for note in (*notes(records), *cut_lines(records)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +12,10 @@ import typer
 from workbench.cli import options
 from workbench.cli.flags import RUN_SETTINGS, SettingFlags, command_with, given
 from workbench.cli.trace_flags import TraceFlags, TraceReading
+from workbench.scheduler.settings import RUN
 
 if TYPE_CHECKING:
+    from reports.metrics.labels import Summaries
     from reports.record.run_record import RunRecord
     from traces import Trace
     from workbench.settings.run_settings import RunSettings
@@ -29,6 +33,15 @@ def simulate(
     force: options.Force = False,
     as_json: options.AsJson = False,
     decisions: options.Decisions = False,
+    repeat: Annotated[
+        int,
+        options.option(
+            "--repeat",
+            help="Run under N seeds, from --seed on, and say between what the numbers lie; records are of the first. "
+            "Default 1.",
+            panel=RUN,
+        ),
+    ] = 1,
     prices: options.Prices = None,
     like: options.Like = None,
     config: options.Config = None,
@@ -37,7 +50,19 @@ def simulate(
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
-        _run(trace, out, force, as_json, decisions, prices, like, config, given(ctx, "reading"), given(ctx, "settings"))
+        _run(
+            trace,
+            out,
+            force,
+            as_json,
+            decisions,
+            repeat,
+            prices,
+            like,
+            config,
+            given(ctx, "reading"),
+            given(ctx, "settings"),
+        )
 
 
 def _run(
@@ -46,12 +71,15 @@ def _run(
     force: bool,
     as_json: bool,
     decisions: bool,
+    repeat: int,
     prices_file: Path | None,
     like: Path | None,
     config: Path | None,
     reading: TraceReading,
     flags: dict[str, Any],
 ) -> None:
+    from ground.errors import InputError
+    from reports.metrics.summary import summarise
     from workbench.cli.runs import open_reshaped, run_and_report, say
     from workbench.cluster.pools import gpus_of, renamed_in_gpus, resolve_pools
     from workbench.cluster.simulate import simulate_loop
@@ -59,6 +87,8 @@ def _run(
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
 
+    if repeat < 1:
+        raise InputError(f"repeat: {repeat} is less than 1")
     settings = settings_from(config, flags, like)
     in_files = renamed_in_gpus(pool.settings.gpu for pool in settings.pools(settings.loops[0]))
     say([*check_effects(settings, flags, config), *in_files, *_better_times(settings, flags)])
@@ -74,7 +104,16 @@ def _run(
     def run_one(settings: RunSettings, loop: str, trace: Trace, **more: Any) -> RunRecord:
         return simulate_loop(settings, loop, trace, pools=pools[loop], prices=prices, **more)
 
-    run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated")
+    def under(seed: int) -> Summaries:
+        own = dataclasses.replace(settings, seed=seed)
+        shaped = open_reshaped(path, reading, own)
+        return {
+            loop: summarise(simulate_loop(own, loop, shaped, trace_sha256="", command=""), own.slo_ttft, own.slo_tpot)
+            for loop in own.loops
+        }
+
+    again = [partial(under, settings.seed + more) for more in range(1, repeat)]
+    run_and_report(trace, settings, out, force, as_json, decisions, run_one, "simulated", again)
 
 
 def _better_times(settings: RunSettings, flags: dict[str, Any]) -> list[str]:
