@@ -177,7 +177,9 @@ def test_weights_and_notes_of_cost_models_are_said_by_pool_where_they_differ(tmp
     ran = workbench("simulate", SAMPLE, "--requests", 8, *pools, "--out", tmp_path / "o")
     said = " ".join(ran.output.split())
     assert "weights: wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in said
-    assert "note: pool wide: links: tp 16 spreads over 2 nodes of 8 GPUs" in said and "pool small: links" not in said
+    assert (
+        "note: pool wide: links: tp 16 spreads over 2 nodes of 8 GPUs" in said and "note: pool small: links" not in said
+    )
     page = (tmp_path / "o/report.html").read_text()
     assert "wide: bf16 (from torch_dtype); small: fp8 (from --dtype)" in page and "pool wide: links: tp 16" in page
 
