@@ -387,6 +387,7 @@ def test_a_slice_of_the_rows_is_kept_beside_all_and_does_not_take_their_place_on
     kept.write_text('{"runs": {}, "rows": {"every 3": {"g": {"rows": 9}}}}')
     monkeypatch.setattr(scoreboard, "PAGE", page)
     monkeypatch.setattr(scoreboard, "RECORDED", kept)
+    monkeypatch.setattr(scoreboard, "ACCURACY", kept.with_name("accuracy.json"))
     monkeypatch.setattr(truth, "run", lambda: ([], []))
     rows = written(tmp_path / "s.csv", {"isl": "64", "osl": "8", "batch_size": "2"})
     ran = CliRunner().invoke(_app(), ["--rows", str(rows), "--every", str(every), "--jobs", "1", "--write"])
