@@ -78,7 +78,7 @@ def run_sections(
     finally:
         if pack_to is not None and (problem := pack(out, pack_to)):
             right = False
-            print(f"error: {pack_to}: {problem}", file=sys.stderr)
+            _complain(f"error: {pack_to}: {problem}")
     return right
 
 
@@ -125,9 +125,9 @@ def _child(section: Section, run: Run, limit_s: float, pack_to: Path | None) -> 
     late = killed or "Timeout (" in text  # faulthandler's words
     if process.returncode in (0, SAID_SO) and not killed:
         if process.returncode:
-            print(_tail(text), file=sys.stderr)
+            _complain(_tail(text))
         return "", False
-    print(_tail(text), file=sys.stderr)
+    _complain(_tail(text))
     where = f"; see {log.relative_to(run.out)}"
     if late:
         return f"not done after {limit_s:.0f} s" + (" and had to be killed" if killed else "") + where, True
@@ -153,6 +153,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_S)  # one that stands in the driver may not even die
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # a lost terminal
+        print(text, file=sys.stderr)
 
 
 def _tail(text: str) -> str:

@@ -300,3 +300,20 @@ def test_attention_names_the_arguments_it_does_not_take(device):
     with pytest.raises(ValueError, match="q_starts: shape"):
         starts = torch.zeros(1, dtype=torch.int32, device=device)
         ops.prefill_attention(q, *cache.arguments()[:4], starts, cache.seq_lens, max_extend=1, **options)
+
+
+@pytest.fixture
+def scratch_of_nan():
+    """Memory that is allocated and not written holds NaN, and the largest integers."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("programs, queries", [(1, 1), (6, 1), (40, 1), (9, 3)])
+def test_pieces_that_no_program_wrote_reach_no_result(programs, queries, scratch_of_nan, device):
+    shape = {"heads": 4, "kv_heads": 2, "bundle": 2, "programs": programs, "queries": queries, "device": device}
+    check_decode([3, 100, 17, 40], **shape)
+    check_decode([9, 130], window=20, **shape)

@@ -264,6 +264,7 @@ def test_without_torch_it_says_so_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_section_that_lacks_a_package_is_one_line_and_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
