@@ -1,12 +1,13 @@
 """The scoreboard: how far predictions are from measurements that others published.
 
-    python benchmarks/scoreboard.py [--cost NAME ...] [--rows FILE] [--every N] [--results FOLDER] [--write] [--check]
+    python benchmarks/scoreboard.py [--mode disagg] [--cost NAME ...] [--every N] [--results FOLDER] [--write] [--check]
 
 Two parts. Measured runs with a row a request, under ../shared/data/truth (benchmarks/board/truth.py). And the rows of
 AIConfigurator's silicon_sample.csv, of the package aiconfigurator-core (the extra `profiles`) or of --rows: each is
 simulated in closed loop at its concurrency under the preset of its engine (benchmarks/board/predict.py), once by the plain
 roofline, and once by `--cost measured` where there are tables of its GPU and engine. A configuration belongs wholly to
-fitting or to scoring (benchmarks/board/silicon.py); nothing is fitted to scoring.
+fitting or to scoring (benchmarks/board/silicon.py); nothing is fitted to scoring. --mode disagg takes the rows whose prompts
+and outputs are computed apart: pools of role prefill and decode.
 
 --results keeps each row's predictions in a folder and takes those that are there: what was cut short goes on. It is up to
 you to begin another folder when the code has changed. --write puts the tables into docs/fidelity.md, the errors into
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.board import truth
 from benchmarks.board.accuracy import keep_errors
-from benchmarks.board.errors import GROUPS, Errors, grouped, table, worst
+from benchmarks.board.errors import Errors, grouped, groups_of, table, worst
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import COSTS, Predicted, predict
 from benchmarks.board.results import Outcome, Results
@@ -47,18 +48,26 @@ PAGE = ROOT / "docs" / "fidelity.md"
 ALLOWED_GROWTH = 0.10
 FLOOR = 0.002
 """Errors below this are noise: growth is counted from here."""
-SLICE = 24
-"""Every so many rows are what the tests run."""
+SLICES: dict[str, tuple[int, int | None]] = {"agg": (24, None), "disagg": (6, 16)}
+"""What the tests run: every so many rows of a mode, and of up to how many requests at a time."""
+MODES = {"agg": "rows", "disagg": "disaggregated rows"}
+"""Modes of rows, and what the tables of each are called."""
 
 
 def main(
     cost: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(COSTS)}. Default: both.")] = None,
     rows: Annotated[Path | None, typer.Option(help="silicon_sample.csv. Default: the installed package's.")] = None,
+    mode: Annotated[str, typer.Option(help=f"Of {', '.join(MODES)}: which rows.")] = "agg",
     every: Annotated[int, typer.Option(min=1, help="Only every Nth row.")] = 1,
+    at_most: Annotated[int | None, typer.Option(min=1, help="Only rows of up to so many requests at a time.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     results: Annotated[Path | None, typer.Option(help="Keep predictions in this folder, and go on from them.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Keep tables and errors; with --every errors alone.")] = False,
-    page: Annotated[bool, typer.Option("--page", help="With --write and --every, tables of the page, too.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep tables and errors; of a part of the rows errors alone.")
+    ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="With --write and a part of the rows, tables of the page, too.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 when an error has grown by a tenth.")] = False,
 ) -> None:
     """Score predictions against published measurements."""
@@ -66,33 +75,40 @@ def main(
     if unknown := [name for name in costs if name not in COSTS]:
         print(f"error: --cost: {unknown[0]!r} is not one of {', '.join(COSTS)}", file=sys.stderr)
         raise typer.Exit(2)
+    if mode not in MODES:
+        print(f"error: --mode: {mode!r} is not one of {', '.join(MODES)}", file=sys.stderr)
+        raise typer.Exit(2)
     path = rows or find_rows()
     scored: dict[str, tuple[list[Predicted], Counter[str]]] = {}
     try:
         for name in costs if path is not None else ():
-            scored[name] = score_rows(path, every, jobs, name, results)
+            scored[name] = score_rows(path, every, jobs, name, results, mode, at_most)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     runs, skipped = truth.run()
     if path is None:
         skipped.append("silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE")
-    sections = {"runs": truth.table(runs) if runs else "", "rows": "\n\n".join(row_tables(scored, every))}
+    sections = {"runs": truth.table(runs) if runs else "", MODES[mode]: "\n\n".join(row_tables(scored, every, mode))}
     for text in sections.values():
         print(text, end="\n\n")
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
     found = {
         "runs": errors_of_runs(runs),
-        "rows": {slice_of(every, name): errors_of_rows(predicted) for name, (predicted, _) in scored.items()},
+        "rows": {
+            slice_of(every, name, mode, at_most): errors_of_rows(predicted, mode)
+            for name, (predicted, _) in scored.items()
+        },
     }
     recorded = json.loads(RECORDED.read_text())
     if write:
         keep(found, recorded)
-        for line in keep_errors({name: predicted for name, (predicted, _) in scored.items()}, every, ACCURACY):
-            print(line, file=sys.stderr)
-        if (every > 1 and not page) or len(scored) < len(COSTS):
-            sections["rows"] = ""  # the page's tables are of all rows by both
+        if mode == "agg" and at_most is None:  # by which predictions of instances that do both say how sure they are
+            for line in keep_errors({name: predicted for name, (predicted, _) in scored.items()}, every, ACCURACY):
+                print(line, file=sys.stderr)
+        if ((every > 1 or at_most is not None) and not page) or len(scored) < len(COSTS):
+            sections[MODES[mode]] = ""  # the page's tables are of all rows by both
         PAGE.write_text(between_markers(PAGE, {name: text for name, text in sections.items() if text}))
     if check:
         worse = grown(found, recorded) + lost(runs, recorded)
@@ -101,17 +117,33 @@ def main(
         raise typer.Exit(1 if worse else 0)
 
 
-def slice_of(every: int, cost: str) -> str:
-    """The name under which errors of every Nth row are kept."""
-    return f"every {every}" if cost == COSTS[0] else f"every {every}, {cost}"
+def slice_of(every: int, cost: str, mode: str = "agg", at_most: int | None = None) -> str:
+    """The name under which errors of every Nth row of a mode are kept."""
+    parts = [f"every {every}"]
+    parts += [cost] if cost != COSTS[0] else []
+    parts += [mode] if mode != "agg" else []
+    parts += [f"up to {at_most} at a time"] if at_most is not None else []
+    return ", ".join(parts)
 
 
 def score_rows(
-    path: Path, every: int, jobs: int, cost: str = COSTS[0], folder: Path | None = None
+    path: Path,
+    every: int,
+    jobs: int,
+    cost: str = COSTS[0],
+    folder: Path | None = None,
+    mode: str = "agg",
+    at_most: int | None = None,
 ) -> tuple[list[Predicted], Counter[str]]:
-    """Predictions of every Nth row, and how many rows are left out by reason. Raises ValueError for another file."""
-    rows, left_out = read_rows(path)
+    """Predictions of every Nth row of a mode, of up to so many requests at a time, and how many rows are left out by reason.
+
+    Raises ValueError for a file in another form.
+    """
+    rows, left_out = read_rows(path, mode)
     rows = rows[::every]
+    if at_most is not None:
+        left_out[f"more than {at_most} requests at a time: not run"] += sum(row.concurrency > at_most for row in rows)
+        rows = [row for row in rows if row.concurrency <= at_most]
     results = Results(folder, cost)
     missing = results.missing(rows)
     with ProcessPoolExecutor(jobs) as pool:
@@ -131,7 +163,9 @@ def _outcome(row: Row, cost: str) -> Outcome:
         return f"{row.engine}: {str(error).split(';')[0]}"
 
 
-def row_tables(scored: Mapping[str, tuple[Sequence[Predicted], Counter[str]]], every: int) -> Iterable[str]:
+def row_tables(
+    scored: Mapping[str, tuple[Sequence[Predicted], Counter[str]]], every: int, mode: str = "agg"
+) -> Iterable[str]:
     """What is said of the rows, as Markdown: by the roofline, and by tables beside it."""
     for predicted, left_out in scored.values():
         if not predicted:
@@ -145,7 +179,7 @@ def row_tables(scored: Mapping[str, tuple[Sequence[Predicted], Counter[str]]], e
         half = {cost: list(_half(predicted, scores)) for cost, (predicted, _) in scored.items()}
         if any(half.values()):
             yield f"**{name}**"
-            for by in GROUPS:
+            for by in groups_of(mode):
                 yield "\n".join(table(half, by))
         for cost, of in half.items() if scores else ():
             if of:
@@ -168,11 +202,11 @@ def errors_of_runs(runs: Sequence[truth.Score]) -> dict[str, dict[str, float]]:
     return {run.case: {name: round(value, 5) for name, value in run.errors.items()} for run in runs}
 
 
-def errors_of_rows(predicted: Sequence[Predicted]) -> dict[str, dict[str, float]]:
+def errors_of_rows(predicted: Sequence[Predicted], mode: str = "agg") -> dict[str, dict[str, float]]:
     """Errors of groups of rows, scoring and fitting apart, to be kept."""
     found: dict[str, dict[str, float]] = {}
     for half, scores in (("scoring", True), ("fitting", False)):
-        for by, key in GROUPS.items():
+        for by, key in groups_of(mode).items():
             for name, errors in grouped(_half(predicted, scores), key).items():
                 found[f"{half}: {by}: {name}"] = _numbers(errors)
     return found

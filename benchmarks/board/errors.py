@@ -10,6 +10,7 @@ import numpy as np
 
 from backends.simulated.catalogue.model_specs import load_model
 from benchmarks.board.predict import COSTS, Predicted, catalogue_name
+from benchmarks.board.silicon import Row, Side
 from workbench.settings.accuracy import layout_text
 
 LOW_CONCURRENCY = 16
@@ -61,7 +62,14 @@ def kind_of(model: str) -> str:
 
 def layout_of(one: Predicted) -> str:
     """How a row's model was spread over GPUs."""
-    return layout_text(one.row.tp, one.row.dp, one.row.ep)
+    row = one.row
+    if row.prefill is None or row.decode is None:
+        return _layout(row)
+    return f"prefill {row.prefill.instances} x {_layout(row.prefill)}, decode {row.decode.instances} x {_layout(row.decode)}"
+
+
+def _layout(of: Row | Side) -> str:
+    return layout_text(of.tp, of.dp, of.ep)
 
 
 GROUPS: dict[str, Callable[[Predicted], str]] = {
@@ -70,6 +78,15 @@ GROUPS: dict[str, Callable[[Predicted], str]] = {
     "kind of model": lambda one: f"{one.row.engine}, {kind_of(one.row.model)}",
     "layout": lambda one: f"{one.row.engine}, {layout_of(one)}",
 }
+
+"""By the names of the tables."""
+DISAGGREGATED = ("engine", "engine and GPU")
+"""Tables of disaggregated rows: nearly all are of one model, and nearly every one has a layout of its own."""
+
+
+def groups_of(mode: str) -> dict[str, Callable[[Predicted], str]]:
+    """The groups of rows of a mode."""
+    return {by: key for by, key in GROUPS.items() if mode == "agg" or by in DISAGGREGATED}
 
 
 def grouped(predicted: Iterable[Predicted], key: Callable[[Predicted], str]) -> dict[str, Errors]:

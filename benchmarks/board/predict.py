@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import workbench
-from backends.simulated.catalogue.gpu_specs import gpu_names, same_gpu
+from backends.simulated.catalogue.gpu_specs import gpu_names, load_gpu, same_gpu
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.operator_tables import OperatorTables
 from backends.simulated.cost.tables import measured_operators
@@ -22,7 +22,7 @@ from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLIN
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
 from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, steps_unseen, told
-from benchmarks.board.silicon import LARGEST_NODE, Row
+from benchmarks.board.silicon import LARGEST_NODE, Row, Side
 from reports.record.run_record import RunRecord
 from traces import TraceRequest
 from workbench.settings.engines import engine_names
@@ -85,7 +85,7 @@ def settings_of(row: Row) -> dict[str, Any]:
     gpu = next((name for name in gpu_names() if same_gpu(name, row.system)), None)
     if gpu is None:
         raise ValueError(f"GPU {row.system} is not in the catalogue")
-    if row.tp > LARGEST_NODE and row.dp == row.ep == 1:
+    if row.mode == "agg" and row.tp > LARGEST_NODE and row.dp == row.ep == 1:
         raise ValueError("GPUs of all pools of a disaggregated run stand as one tensor-parallel group")
     dtype = DTYPES.get(row.precision)
     if dtype is None:
@@ -94,24 +94,61 @@ def settings_of(row: Row) -> dict[str, Any]:
     if "gpt-oss" in row.model or AS_SAVED.get(row.model) == dtype:
         dtype = "auto"
     preset = nearest_preset(row.engine, row.version)
-    layout: dict[str, Any] = {"tp": row.tp, "dp": row.dp}
-    if row.ep > 1:
-        layout["ep"] = row.tp * row.dp
-    elif row.dp > 1:
-        raise ValueError("data parallel attention without expert parallelism")
     return {
         **({"engine": preset} if preset else WITHOUT_PRESET),
-        **layout,
+        **(_pools(row.prefill, row.decode, gpu, row.concurrency) if row.prefill and row.decode else _layout(row)),
         **told(row),
-        **({"front_end": row.engine} if row.engine in FRONT_ENDS else {}),
         "model": catalogue_name(row.model),
         "gpu": gpu,
         "dtype": dtype,
         "concurrency": row.concurrency,
-        "max_running": max(row.concurrency // row.dp, 1),
         "ignore_eos": True,
         "max_context": row.input_tokens + row.output_tokens + 1,
     }
+
+
+def _layout(row: Row) -> dict[str, Any]:
+    """Settings of instances that both prefill and decode."""
+    return {
+        "tp": row.tp,
+        "dp": row.dp,
+        **_experts(row.tp, row.dp, row.ep),
+        **({"front_end": row.engine} if row.engine in FRONT_ENDS else {}),
+        "max_running": max(row.concurrency // row.dp, 1),
+    }
+
+
+def _pools(prefill: Side, decode: Side, gpu: str, concurrency: int) -> dict[str, Any]:
+    """Settings of a disaggregated row: workers whose ranks step together are a pool each, others are one pool together.
+
+    KV goes over what joins the nodes of the machine: NVLink in a rack, else an adapter for each GPU. What an instance would
+    have admitted is not known, so that each may have all requests, as far as they fit.
+    """
+    pools: list[dict[str, Any]] = []
+    for role, side in (("prefill", prefill), ("decode", decode)):
+        shared = side.dp > 1
+        one = {
+            "role": role,
+            "count": side.dp if shared else side.instances,
+            "tp": side.tp,
+            **({"pp": side.pp} if side.pp > 1 else {}),
+            **_experts(side.tp, side.dp, side.ep),
+        }
+        pools += [one] * (side.instances if shared else 1)
+    return {
+        "pool": pools,
+        "kv_link": f"{load_gpu(gpu).node_link_bandwidth / 1e9:g}GB/s",
+        "max_running": concurrency,
+    }
+
+
+def _experts(tp: int, dp: int, ep: int) -> dict[str, int]:
+    """Where the experts are. Raises ValueError for ranks of attention that share experts which none of them has whole."""
+    if ep > 1:
+        return {"ep": tp * dp}
+    if dp > 1:
+        raise ValueError("data parallel attention without expert parallelism")
+    return {}
 
 
 def catalogue_name(model: str) -> str:
@@ -122,7 +159,8 @@ def catalogue_name(model: str) -> str:
 def predict(row: Row, **more: Any) -> Predicted:
     """Simulate one row, under these settings beside its own. Raises ValueError with the reason for one that cannot be."""
     draw = random.Random(row.id)
-    rounds = ROUNDS if row.dp == 1 else ROUNDS_IN_LOCK_STEP
+    sides = [side for side in (row, row.prefill, row.decode) if side is not None]
+    rounds = ROUNDS if all(side.dp == 1 for side in sides) else ROUNDS_IN_LOCK_STEP
     count = rounds * row.concurrency
     inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)
     requests = [TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number]) for number in range(count)]

@@ -9,6 +9,7 @@ import csv
 import importlib.util
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,31 @@ PARALLEL = (*SIZES, *(f"{role}_{size}" for role in ("prefill", "decode") for siz
 """Columns of all parallel sizes; those of the other mode are empty."""
 CONFIGURATION = ("backend", "backend_version", "model_path", "system", "mode", *PARALLEL)
 """Columns that make a configuration, in the order in which they are joined."""
+APART = ("prefill_num_workers", "decode_num_workers", "decode_batch_size")
+"""Further columns of disaggregated rows."""
+INSTANCES_UNKNOWN = "how many instances prefill and how many decode is not said"
+PUBLISHED_AGAIN = "the same measurement as a row that says how many instances there were"
 SHORTEST = 0.8
 """``RANDOM_RANGE_RATIO`` of InferenceMAX, from whose runs most rows come (its README); others have one length."""
 
 
 @dataclass(frozen=True)
+class Side:
+    """The instances that prefill, or those that decode, where prompts and outputs are apart."""
+
+    instances: int
+    """Workers, each of which is ``tp`` times ``pp`` times ``dp`` GPUs."""
+    tp: int
+    pp: int
+    dp: int
+    """Ranks of each whose attention is data parallel."""
+    ep: int
+    """GPUs of each that experts are spread over; 1: none are."""
+
+
+@dataclass(frozen=True)
 class Row:
-    """One measurement. Lengths are tokens."""
+    """One measurement. Lengths are tokens. Of a disaggregated one the layout is that of each decode instance."""
 
     id: str
     engine: str
@@ -54,6 +73,9 @@ class Row:
     tpot_s: float
     configuration: str
     """What a configuration is, joined with ``|``."""
+    prefill: Side | None = None
+    decode: Side | None = None
+    """Both for a disaggregated row, else neither."""
 
     @property
     def scores(self) -> bool:
@@ -70,22 +92,34 @@ def find_rows() -> Path | None:
     return path if path.is_file() else None
 
 
-def read_rows(path: Path) -> tuple[list[Row], Counter[str]]:
-    """Every row that can be predicted in principle, and how many are left out, by reason.
+def read_rows(path: Path, mode: str = "agg") -> tuple[list[Row], Counter[str]]:
+    """Every row of a mode that can be predicted in principle, and how many are left out, by reason.
 
+    Disaggregated rows are left out of ``agg`` with a reason, as rows of the same list; others are no matter of ``disagg``.
     Raises ValueError with one line for a file in another form.
     """
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        missing = {"id", "silicon_data_source", "silicon_ttft_ms", *CONFIGURATION} - set(reader.fieldnames or ())
+        columns = {"id", "silicon_data_source", "silicon_ttft_ms", *CONFIGURATION, *(APART if mode == "disagg" else ())}
+        missing = columns - set(reader.fieldnames or ())
         if missing:
             raise ValueError(f"{path}: line 1: {', '.join(sorted(missing))}: no such column")
-        for values in reader:
+        if mode == "disagg":
+            # Which rows are published again takes all of them; line numbers are for what is then wrong in one.
+            apart = [(reader.line_num, values) for values in reader if values["mode"] == mode]
+            whole = {_measured(values) for _, values in apart if _instances_said(values)}
+            lines: Iterable[tuple[int, dict[str, str]]] = apart
+        else:
+            whole = set()
+            lines = ((reader.line_num, values) for values in reader)
+        for line, values in lines:
             reason = disagreement(values["model_path"], values["silicon_data_source"])
-            if reason is None and values["mode"] != "agg":
-                reason = "disaggregated: not simulated yet"
+            if reason is None and values["mode"] != mode:
+                reason = "disaggregated: in tables of their own"
+            if reason is None and mode == "disagg" and not _instances_said(values):
+                reason = PUBLISHED_AGAIN if _measured(values) in whole else INSTANCES_UNKNOWN
             if reason is None:
                 reason = other_concurrency(values)
             if reason is None and not values["silicon_ttft_ms"]:
@@ -96,7 +130,7 @@ def read_rows(path: Path) -> tuple[list[Row], Counter[str]]:
             try:
                 rows.append(_row(values))
             except ValueError as error:
-                raise ValueError(f"{path}: line {reader.line_num}: {error}") from None
+                raise ValueError(f"{path}: line {line}: {error}") from None
     return rows, left_out
 
 
@@ -124,7 +158,28 @@ def recounted(values: dict[str, str]) -> bool:
     return layout(values) != _columns(values)
 
 
+def _instances_said(values: dict[str, str]) -> bool:
+    return bool(values["prefill_num_workers"] and values["decode_num_workers"])
+
+
+def _measured(values: dict[str, str]) -> tuple[str, ...]:
+    """What two rows have in common that are of the same run: all but how its GPUs are written down."""
+    said = re.search(r"\bsilicon_concurrency=(\d+)", values["silicon_data_source"])
+    of = ("backend", "system", "isl", "osl")
+    latencies = (f"{float(values[name] or 0):.9g}" for name in ("silicon_ttft_ms", "silicon_tpot_ms"))
+    return (*(values[name] for name in of), said[1] if said else "", *latencies)
+
+
+def _side(values: dict[str, str], role: str) -> Side:
+    names = ("num_workers", "tp_size", "pp_size", "attention_dp_size", "moe_ep_size")
+    return Side(*(_count(values, f"{role}_{name}") for name in names))
+
+
 def _concurrency(values: dict[str, str]) -> int:
+    if values["mode"] == "disagg":
+        # A batch is one rank's of one decode instance.
+        decode = _side(values, "decode")
+        return round(float(values["decode_batch_size"])) * decode.instances * decode.dp
     return round(float(values["batch_size"])) * _count(values, "attention_dp_size")
 
 
@@ -165,7 +220,12 @@ def _columns(values: dict[str, str]) -> tuple[int, int, int]:
 
 
 def _row(values: dict[str, str]) -> Row:
-    tp, dp, moe_ep = layout(values)
+    prefill = decode = None
+    if values["mode"] == "disagg":
+        prefill, decode = _side(values, "prefill"), _side(values, "decode")
+        tp, dp, moe_ep = decode.tp, decode.dp, decode.ep
+    else:
+        tp, dp, moe_ep = layout(values)
     return Row(
         id=values["id"],
         engine=values["backend"],
@@ -184,6 +244,8 @@ def _row(values: dict[str, str]) -> Row:
         ttft_s=float(values["silicon_ttft_ms"]) / 1e3,
         tpot_s=float(values["silicon_tpot_ms"]) / 1e3,
         configuration="|".join(values[name] for name in CONFIGURATION),
+        prefill=prefill,
+        decode=decode,
     )
 
 

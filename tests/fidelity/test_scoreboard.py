@@ -14,12 +14,23 @@ from backends.simulated.catalogue.model_specs import load_model
 from benchmarks import scoreboard
 from benchmarks.board import predict as board_predict
 from benchmarks.board import truth
-from benchmarks.board.errors import errors_of, grouped, kind_of, table
+from benchmarks.board.errors import errors_of, grouped, kind_of, layout_of, table
 from benchmarks.board.launched import first_chunk_tokens, steps_unseen
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import COSTS, Predicted, nearest_preset, predict, settings_of
 from benchmarks.board.results import Results
-from benchmarks.board.silicon import CONFIGURATION, Row, disagreement, find_rows, read_rows, recounted
+from benchmarks.board.silicon import (
+    APART,
+    CONFIGURATION,
+    INSTANCES_UNKNOWN,
+    PUBLISHED_AGAIN,
+    Row,
+    Side,
+    disagreement,
+    find_rows,
+    read_rows,
+    recounted,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads(scoreboard.RECORDED.read_text())
@@ -72,14 +83,16 @@ def test_a_recorded_run_that_is_there_and_cannot_be_scored_is_worse(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", scoreboard.MODES)
 @pytest.mark.parametrize("cost", COSTS)
-def test_no_error_of_a_slice_of_the_published_rows_has_grown_by_more_than_a_tenth(cost):
+def test_no_error_of_a_slice_of_the_published_rows_has_grown_by_more_than_a_tenth(cost, mode):
     path = find_rows()
     assert path is not None, "the development environment has aiconfigurator-core"
-    predicted, _ = scoreboard.score_rows(path, scoreboard.SLICE, 1, cost)
-    name = scoreboard.slice_of(scoreboard.SLICE, cost)
-    assert name in RECORDED["rows"]
-    assert scoreboard.grown({"runs": {}, "rows": {name: scoreboard.errors_of_rows(predicted)}}, RECORDED) == []
+    every, at_most = scoreboard.SLICES[mode]
+    predicted, _ = scoreboard.score_rows(path, every, 1, cost, mode=mode, at_most=at_most)
+    name = scoreboard.slice_of(every, cost, mode, at_most)
+    assert name in RECORDED["rows"] and predicted
+    assert scoreboard.grown({"runs": {}, "rows": {name: scoreboard.errors_of_rows(predicted, mode)}}, RECORDED) == []
 
 
 def row(**changes: object) -> Row:
@@ -107,7 +120,7 @@ def row(**changes: object) -> Row:
 
 def written(path: Path, *rows: dict[str, str]) -> Path:
     columns = ["id", "silicon_data_source", "isl", "osl", "batch_size", "gemm_quant_mode", "precision"]
-    columns += [*CONFIGURATION, "silicon_ttft_ms", "silicon_tpot_ms"]
+    columns += [*CONFIGURATION, *APART, "silicon_ttft_ms", "silicon_tpot_ms"]
     defaults = {
         "id": "a",
         "silicon_data_source": "source_file=x.csv; model=Llama-3.1-8B",
@@ -148,12 +161,98 @@ def test_rows_that_no_run_stands_for_are_counted_by_reason(tmp_path):
     assert [(one.tp, one.dp, one.concurrency, one.ttft_s) for one in rows] == [(2, 1, 16, 0.1)]
     assert left_out == Counter(
         {
-            "disaggregated: not simulated yet": 1,
+            "disaggregated: in tables of their own": 1,
             "model and source disagree": 1,
             "no TTFT": 1,
             "requests at a time and source disagree": 2,
         }
     )
+
+
+APART_ROW = {
+    "id": "dsr1_gb200_sglang",
+    "silicon_data_source": "db-dump/2026-04-27; config_id=1; silicon_concurrency=96",
+    "backend": "sglang",
+    "backend_version": "0.5.8",
+    "model_path": "deepseek-ai/DeepSeek-V3",
+    "system": "gb200",
+    "mode": "disagg",
+    "gemm_quant_mode": "nvfp4",
+    "batch_size": "",
+    **dict.fromkeys(("tp_size", "pp_size", "moe_tp_size", "moe_ep_size"), ""),
+    "prefill_num_workers": "3",
+    "prefill_tp_size": "4",
+    "prefill_pp_size": "1",
+    "prefill_attention_dp_size": "1",
+    "prefill_moe_tp_size": "4",
+    "prefill_moe_ep_size": "1",
+    "decode_num_workers": "2",
+    "decode_batch_size": "6",
+    "decode_tp_size": "1",
+    "decode_pp_size": "1",
+    "decode_attention_dp_size": "8",
+    "decode_moe_tp_size": "1",
+    "decode_moe_ep_size": "8",
+}
+"""Three prefill instances of 4 GPUs each, and two that decode, of 8 ranks with 6 requests each."""
+
+
+def test_a_disaggregated_row_is_pools_of_the_instances_that_it_says_at_the_requests_that_its_source_says(tmp_path):
+    rows, left_out = read_rows(written(tmp_path / "s.csv", APART_ROW), "disagg")
+    assert left_out == Counter() and [one.concurrency for one in rows] == [2 * 8 * 6]
+    assert (rows[0].prefill, rows[0].decode) == (Side(3, 4, 1, 1, 1), Side(2, 1, 1, 8, 8))
+    settings = settings_of(rows[0])
+    # Eight ranks step together: each decode instance is a pool of eight.
+    eight = {"role": "decode", "count": 8, "tp": 1, "ep": 8}
+    assert settings["pool"] == [{"role": "prefill", "count": 3, "tp": 4}, eight, eight]
+    assert (settings["kv_link"], settings["kv_dtype"], settings["concurrency"]) == ("585GB/s", "fp8", 96)
+    assert not {"tp", "dp", "ep", "front_end"} & settings.keys()
+    assert (
+        settings_of(row(mode="disagg", prefill=Side(1, 1, 1, 1, 1), decode=Side(1, 1, 1, 1, 1)))["kv_link"] == "50GB/s"
+    )
+    assert "decode_tp_size" in CONFIGURATION and rows[0].configuration.endswith("|4|1|1|4|1|1|1|8|1|8")
+    assert layout_of(Predicted(rows[0], 1, 1)) == "prefill 3 x tp 4, decode 2 x tp 1 dp 8 ep 8"
+
+
+def test_disaggregated_rows_that_no_pools_stand_for_are_counted_by_reason(tmp_path):
+    unsaid = {**APART_ROW, "prefill_num_workers": "", "decode_num_workers": "", "decode_batch_size": ""}
+    path = written(
+        tmp_path / "s.csv",
+        {},
+        APART_ROW,
+        unsaid,
+        {**unsaid, "silicon_ttft_ms": "101"},
+        {**unsaid, "silicon_data_source": "silicon_concurrency=95"},
+        {**APART_ROW, "silicon_data_source": "silicon_concurrency=94"},
+        {**APART_ROW, "silicon_ttft_ms": ""},
+        {**APART_ROW, "decode_moe_ep_size": "1"},
+        {**APART_ROW, "decode_attention_dp_size": "1", "decode_pp_size": "2", "decode_batch_size": "48"},
+    )
+    rows, left_out = read_rows(path, "disagg")
+    counted = {PUBLISHED_AGAIN: 1, INSTANCES_UNKNOWN: 2, "requests at a time and source disagree": 1, "no TTFT": 1}
+    assert left_out == Counter(counted) and len(rows) == 3
+    for one, said in zip(rows[1:], ("without expert parallelism", "pp"), strict=True):
+        with pytest.raises(ValueError, match=said):
+            predict(one)
+
+
+def test_all_disaggregated_rows_are_predicted_or_left_out_and_as_many_as_the_page_says():
+    path = find_rows()
+    assert path is not None
+    rows, left_out = read_rows(path, "disagg")
+    assert len(rows) + left_out.total() == 1602
+    text = " ".join((ROOT / "docs/fidelity.md").read_text().split())
+    assert f"{len(rows)} say how many" in text and f"others {left_out[PUBLISHED_AGAIN]} are the same" in text
+    assert f"and {left_out[INSTANCES_UNKNOWN]} cannot be set up" in text
+
+
+def test_a_disaggregated_row_pays_for_the_way_of_its_kv_and_decodes_without_prompts():
+    one = {"model": "Qwen/Qwen3-32B", "input_tokens": 4000, "output_tokens": 64, "concurrency": 8, "engine": "sglang"}
+    apart = row(mode="disagg", prefill=Side(2, 1, 1, 1, 1), decode=Side(1, 1, 1, 1, 1), precision="fp8", **one)
+    found, slow = predict(apart), predict(apart, kv_link="1GB/s")
+    assert found.tpot_s < predict(row(precision="fp8", **one)).tpot_s
+    # 4,000 tokens of 64 layers, 8 heads of 128 for K and V, 2 bytes: 1.05 GB, and others' share the link.
+    assert slow.ttft_s > found.ttft_s + 1.0
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8_block"])
