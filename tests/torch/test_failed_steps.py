@@ -14,7 +14,7 @@ from backends.torch.backend import TorchBackend  # noqa: E402
 from backends.torch.workers import WorkerDied  # noqa: E402
 from tests.constrained import packed  # noqa: E402
 from tests.torch.live import backend_of, greedy, messages, serve  # noqa: E402
-from tests.torch.test_masks import batch  # noqa: E402
+from tests.torch.test_vocabulary_masks import batch  # noqa: E402
 from tests.torch.tiny import VOCAB, make, prompts, reference  # noqa: E402
 
 NEW = 6
