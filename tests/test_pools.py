@@ -236,6 +236,20 @@ REFUSED = {
         "prefill:1,request-timeout=3",
         "decode:1",
     ),
+    "pool prefill: transfer_timeout: has no effect there: it needs a pool of role decode": (
+        "prefill:1,transfer-timeout=3",
+        "decode:1",
+    ),
+    "pool decode: handshake_timeout: has no effect there: it needs a pool of role prefill": (
+        "prefill:1",
+        "decode:1,handshake-timeout=3",
+    ),
+    "pool decode: page_rest: has no effect there: it needs a pool of role both": (
+        "prefill:1",
+        "decode:1,page-rest=running",
+    ),
+    "pool decode: evict: has no effect there: it needs decode_cache": ("prefill:1", "decode:1,evict=lfu"),
+    "pool decode: cache: has no effect there: it needs decode_cache": ("prefill:1", "decode:1,cache=blocks"),
     "pool bth: role: 'bth' is not one of both, prefill, decode": ("bth:1",),
     "pool both: 0 instances": ("both:0",),
     "pool both: gpux: no such setting; nearest: gpu": ("both:1,gpux=h100",),
@@ -358,3 +372,18 @@ def test_a_real_run_and_a_server_refuse_pools(tmp_path):
 
     with pytest.raises(ValueError, match="pool: a server is one instance"):
         ServeSettings(settings_from(None, {"pool": ["both:2"]}))
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ("decode.chunk=256,512", "decode.chunk: has no effect at any point: it needs a pool of role both or prefill"),
+        ("prefill.spare-rows=1,2", "prefill.spare_rows: has no effect at any point: it needs a pool of role decode"),
+        ("decode.evict=lru,lfu", "decode.evict: has no effect at any point: it needs decode_cache"),
+    ],
+)
+def test_a_sweep_refuses_what_does_nothing_in_the_pool_that_it_names(tmp_path, vary, message):
+    pools = ("--pool", "prefill:1", "--pool", "decode:1")
+    ran = workbench("sweep", SAMPLE, *pools, "--vary", vary, "--out", tmp_path / "o")
+    assert ran.exit_code == 2 and message in ran.output
+    assert not (tmp_path / "o").exists()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from workbench.scheduler.settings import setting
 
 PAIRS = "pools of role prefill and decode"
+PREFILL_POOL = "a pool of role prefill"
 DECODE_POOL = "a pool of role decode"
 
 
@@ -28,6 +29,8 @@ IDLE_IN_ROLE: Mapping[str, frozenset[str]] = {
             *("share_in_batch_tokens", "share_prompts", "share_chunks", "leaves", "conservativeness", "reserve"),
             *("kv_margin", "chunk_cut", "charge", "page_beside", "prompt_budget", "rows_first", "full_when"),
             *("overlap_prefills", "look_touches", "defer_shared_tokens", "refresh_waiting", "long_prefill_tokens"),
+            *("long_prefill_alone", "admit_for", "look_when_spent", "share_launched", "abort_partial", "page_rest"),
+            *("reserve_ignore_eos", "round_reserve"),
         }
     ),
 }
@@ -37,6 +40,11 @@ IDLE_IN_ROLE: Mapping[str, frozenset[str]] = {
 def paired(settings: Any, loop: str) -> bool:
     """Tell whether instances prefill or decode alone."""
     return getattr(settings, "role", "both") != "both" or getattr(settings, "disaggregated", False)
+
+
+def prefills(settings: Any, loop: str) -> bool:
+    """Tell whether instances prefill alone."""
+    return getattr(settings, "role", "both") == "prefill" or getattr(settings, "disaggregated", False)
 
 
 def decodes(settings: Any, loop: str) -> bool:
@@ -85,13 +93,13 @@ class HandoverSettings:
         300.0,
         above=0,
         help="Seconds a request waits on the prefill side for the decode side's pages. Default {default}.",
-        needs=PAIRS,
-        acts=paired,
+        needs=PREFILL_POOL,
+        acts=prefills,
     )
     transfer_timeout: float = setting(
         300.0,
         above=0,
         help="Seconds from its pages being set aside to the arrival of a request's KV. Default {default}.",
-        needs=PAIRS,
-        acts=paired,
+        needs=DECODE_POOL,
+        acts=decodes,
     )

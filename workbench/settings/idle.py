@@ -7,6 +7,7 @@ they like.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ def acts(settings: RunSettings, loop: str, name: str) -> bool:
     ``POOL.setting`` on that pool."""
     of_pool, _, key = name.rpartition(".")
     if of_pool and key in _DECLARED:
-        return any(
-            _DECLARED[key].acts(pool.settings, pool.loop) for pool in settings.pools(loop) if pool.name == of_pool
-        )
+        return any(_acts_in(pool, key) for pool in settings.pools(loop) if pool.name == of_pool)
     if name not in _DECLARED:
         return True
     if not settings.pool or name in RUN_WIDE:
@@ -46,7 +45,26 @@ def acts(settings: RunSettings, loop: str, name: str) -> bool:
 def _acts_in(pool: PoolSettings, name: str) -> bool:
     """Tell whether a setting has an effect on the instances of a pool."""
     idle = IDLE_IN_ROLE.get(pool.role, frozenset())
-    return name not in idle and _DECLARED[name].acts(pool.settings, pool.loop)
+    return name not in idle and _DECLARED[name].acts(pool.settings, pool.loop) and not _needs_decode_cache(pool, name)
+
+
+def _needs_decode_cache(pool: PoolSettings, name: str) -> bool:
+    """Tell whether a setting is of a prefix cache that the instances of a decode pool do not keep."""
+    if pool.role != "decode" or pool.settings.decode_cache:
+        return False
+    without = replace(pool.settings, cache="none")
+    declared = _DECLARED[name]
+    return name == "cache" or (declared.acts(pool.settings, pool.loop) and not declared.acts(without, pool.loop))
+
+
+def _missing(pools: Sequence[PoolSettings], name: str) -> str | None:
+    """What a setting, or ``POOL.setting``, takes to act that does nothing in these pools."""
+    of_pool, _, name = name.rpartition(".")
+    if of_pool:
+        pools = [pool for pool in pools if pool.name == of_pool]
+    if any(_needs_decode_cache(pool, name) for pool in pools):
+        return "decode_cache"
+    return _roles_for(pools, name) or needs(name)
 
 
 def _roles_for(pools: Iterable[PoolSettings], name: str) -> str | None:
@@ -82,7 +100,7 @@ def idle_in(
         if runs and len(without) == len(runs):
             own = all(_own_everywhere(settings, loop, name) for settings, loop in runs)
             pools = [pool for settings, loop in runs if settings.pool for pool in settings.pools(loop)]
-            missing = None if own or name in RUN_WIDE else _roles_for(pools, name) or needs(name)
+            missing = None if own or name in RUN_WIDE else _missing(pools, name)
             never[name] = missing or (needs(name) if name in RUN_WIDE else None) or "a pool that does not say it itself"
         elif without:
             partly[name] = list(dict.fromkeys(without))
@@ -121,5 +139,5 @@ def _idle_in_pools(settings: RunSettings, said: Sequence[str] | None) -> Iterato
         pools = [settings.pools(loop)[number] for loop in settings.loops]
         for name, _ in spec.given:
             if not any(_acts_in(pool, name) for pool in pools):
-                missing = _roles_for(pools, name) or needs(name)
+                missing = _missing(pools, name)
                 yield f"pool {spec.name}: {name}: has no effect there: it needs {missing}"
