@@ -12,8 +12,8 @@ and outputs are computed apart: pools of role prefill and decode.
 --results keeps each row's predictions in a folder and takes those that are there: what was cut short goes on. It is up to
 you to begin another folder when the code has changed. --write puts the tables into docs/fidelity.md, the errors into
 benchmarks/scoreboard.json, and those of the scoring half, row by row, into workbench/settings/accuracy.json, by which every
-prediction says how sure it is (of `--mode agg`, not cut by --at-most); --check fails when one has grown by more than a tenth over what is there, and when fewer
-rows of a group are predicted. Data that is missing is named and left out.
+prediction says how sure it is (of --mode agg, and not with --at-most); --check fails when one has grown by more than a tenth
+over what is there, and when fewer rows of a group are predicted. Data that is missing is named and left out.
 """
 
 from __future__ import annotations
