@@ -414,14 +414,14 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
     for name in values:
         if name not in known:
             raise CatalogueError(f"{where}: {name}: no such field")
+    for name, one in known.items():
+        if one.default is one.default_factory is dataclasses.MISSING and not values.get(name):
+            raise CatalogueError(f"{where}: {name}: missing")
     _check_numbers(
         {name: value for name, value in values.items() if name not in ("name", "source", "family", "engines")}, where
     )
     if not isinstance(values.get("family", ""), str):
         raise CatalogueError(f"{where}: family: {values['family']!r} is not a text")
-    for name, one in known.items():
-        if one.default is one.default_factory is dataclasses.MISSING and not values.get(name):
-            raise CatalogueError(f"{where}: {name}: missing")
     return GPU(**values)
 
 
