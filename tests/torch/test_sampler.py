@@ -44,14 +44,14 @@ def test_the_rehearsal_does_whatever_requests_may_ask_for_and_leaves_nothing_beh
 
         return call
 
-    ops = SimpleNamespace(**{name: noted(name) for name in ("penalize", "sample", "logprobs")})
+    ops = SimpleNamespace(**{name: noted(name) for name in ("penalize", "forbid", "sample", "logprobs")})
     sampler = Sampler(ROWS + 1, VOCAB, (2,), torch.device("cpu"), ops)
     with sampler.with_tables():
         held = sampler._counts
         assert held is not None and held.shape == (ROWS + 1, VOCAB)
         sampler.rehearse(torch.randn(ROWS, VOCAB))
         assert sampler._counts is held
-    assert set(calls) == {"penalize", "sample", "logprobs"}
+    assert set(calls) == {"penalize", "forbid", "sample", "logprobs"}
     # The gathered rows of both tables, beside the tables themselves.
     logits, counts, in_prompt = calls["penalize"][0][:3]
     assert logits.shape == counts.shape == in_prompt.shape == (ROWS, VOCAB)
