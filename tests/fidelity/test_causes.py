@@ -9,7 +9,7 @@ from benchmarks import causes
 from benchmarks.board import causes as board
 from benchmarks.board.causes import CAUSES, fewer_ran, is_asked, least_tpot_s, outcome, running
 from benchmarks.board.predict import Predicted
-from tests.fidelity.test_scoreboard import row
+from tests.fidelity.rows import row
 from workbench.cluster import resolve
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import host_fit
 from benchmarks.board.predict import predict
 from benchmarks.board.silicon import Row
-from tests.fidelity.test_scoreboard import row
+from tests.fidelity.rows import row
 from workbench.settings import engines
 from workbench.settings.engines import load_engine
 
