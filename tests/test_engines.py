@@ -71,6 +71,13 @@ def test_vllm_sends_whole_rows_of_its_page_table_before_every_step(tmp_path):
 def test_an_unknown_engine_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"engine: 'vllm-0' is not known; nearest: vllm-0\.33"):
         settings_from(None, {"engine": "vllm-0"})
+    with pytest.raises(ConfigError) as near:
+        settings_from(None, {"engine": "vllm-9"})
+    assert str(near.value) == "engine: 'vllm-9' is not known; nearest: vllm-0.19, vllm, vllm-0.19.0", (
+        "and not all 27 names"
+    )
+    with pytest.raises(ConfigError, match=r"engine: 'qqq' is not known; there are workbench, vllm-0\.33\.0, "):
+        settings_from(None, {"engine": "qqq"})
 
 
 def test_a_short_name_stands_for_one_version_and_the_settings_hold_that():

@@ -63,6 +63,8 @@ def test_random_searches_draw_instances_of_a_pool(tmp_path):
         ("prefill.instances=1,x", "prefill.instances: 'x' is not a whole number"),
         ("prefill.router=round_robin", "prefill.router: is of the whole run, not of a pool"),
         ("prefill.gpuu=h100", "prefill.gpuu: no such setting; nearest: gpu"),
+        ("prefill.instance=1,2", "prefill.instance: no such setting; nearest: instances"),
+        ("prefill.qqq=1,2", "prefill.qqq: no such setting; `workbench simulate --help` lists them"),
         ("decode.tp=0,1", "decode.tp: 0 is less than 1"),
         ("prefill.spare-rows=1,2", "prefill.spare_rows: has no effect at any point: it needs a pool of role decode"),
         ("prefill.chunk", "prefill.chunk: no values; write prefill.chunk=v1,v2"),

@@ -53,6 +53,7 @@ def test_a_random_search_of_a_small_space_is_all_of_it_once():
     ("text", "says"),
     [
         ("pagesize=1", "pagesize: no such setting; nearest: page_size"),
+        ("qqq=1", "qqq: no such setting; `workbench simulate --help` lists them"),
         ("tp", "tp: no values; write tp=v1,v2"),
         ("tp=", "tp: no values"),
         ("tp=1,x", "tp: 'x' is not a whole number"),

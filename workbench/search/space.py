@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import re
@@ -15,6 +14,7 @@ import numpy as np
 
 from ground.errors import InputError
 from workbench.settings.loading import FORMER, SETTINGS, renamed
+from workbench.settings.no_such import no_such_setting
 from workbench.settings.pool_keys import declared, split_name
 
 Point = dict[str, Any]
@@ -132,9 +132,7 @@ def _parse(text: str) -> Dimension:
     if of_pool is not None:
         _said(declared, name, of_pool[0])
     elif name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, 3)
-        hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(sorted(SETTINGS))}"
-        raise SpaceError(f"{key.strip() or text}: no such setting{hint}")
+        raise SpaceError(no_such_setting(key.strip() or text, SETTINGS))
     if name in NOT_VARIED:
         raise SpaceError(f"{name}: cannot be varied: {NOT_VARIED[name]}")
     if not equals or not rest.strip():

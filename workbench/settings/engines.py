@@ -125,9 +125,9 @@ def exact_name(name: Any) -> str:
     if name in presets:
         return name
     if name not in short:
-        near = difflib.get_close_matches(name, [*presets, *short], 1, 0.3)
-        hint = f"nearest: {near[0]}; " if near else ""
-        raise ConfigError(f"engine: {name!r} is not known; {hint}known: {', '.join([*presets, *short])}")
+        near = difflib.get_close_matches(name, [*presets, *short], 3, 0.3)
+        hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(presets)}"
+        raise ConfigError(f"engine: {name!r} is not known; {hint}")
     return short[name]
 
 

@@ -13,6 +13,7 @@ from workbench.scheduler.settings import settings_of
 from workbench.settings.cost_spec import identity
 from workbench.settings.engines import Hardware, load_engine
 from workbench.settings.machine import read_machine
+from workbench.settings.no_such import no_such_setting
 from workbench.settings.pool_spec import PoolSpec, parse_pools
 from workbench.settings.run_settings import RUN_WIDE, RunSettings, pool_value
 
@@ -147,7 +148,7 @@ def checked_values(written: Mapping[str, Any], where: str = "") -> dict[str, Any
         if (now := FORMER.get(name, name)) in values:
             raise ConfigError(f"{where}{name}: given twice" + (f"; it is called {now}" if name != now else ""))
         if now not in SETTINGS:
-            raise ConfigError(f"{where}{name}: no such setting{_nearest(name, list(SETTINGS))}")
+            raise ConfigError(f"{where}{no_such_setting(name, SETTINGS)}")
         if not SETTINGS[now].fits(value):
             raise ConfigError(f"{where}{name}: {value!r} is not {SETTINGS[now].kind.__name__}")
         try:
@@ -230,10 +231,3 @@ def _profiled(values: Mapping[str, Any]) -> dict[str, str]:
         return {}
     found = identity(values.get("cost", RunSettings.cost))
     return {name: value for name, value in found.items() if name in ("model", "gpu")}
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, names, 3)
-    return f"; nearest: {', '.join(near)}" if near else ""

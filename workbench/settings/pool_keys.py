@@ -31,7 +31,7 @@ def declared(name: str) -> Setting:
     _, key = of_pool
     if key == INSTANCES:
         return _COUNT
-    check_of_pool(key)
+    check_of_pool(key, beside=[INSTANCES])
     return SETTINGS[key]
 
 

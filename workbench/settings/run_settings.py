@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role, SchedulerSettings, Seeded
@@ -26,6 +25,7 @@ from workbench.settings.fleet_settings import FleetSettings
 from workbench.settings.fleet_spec import check_fleet
 from workbench.settings.kv_links import KvLinkSettings
 from workbench.settings.machine import MachineSettings
+from workbench.settings.no_such import no_such_setting
 from workbench.settings.pool_spec import PoolSpec, parse_pools, read_pools
 
 LOOP_NAMES = ("normal", "overlap", "pipeline")
@@ -450,16 +450,12 @@ RUN_WIDE = frozenset(
 """Settings of a run that its pools cannot have different values of."""
 
 
-def check_of_pool(name: str) -> None:
-    """Raise ConfigError for a setting that no pool can have of its own."""
+def check_of_pool(name: str, beside: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a setting that no pool can have of its own. ``beside``: keys that a pool has beside settings."""
     if name in RUN_WIDE:
         raise ConfigError(f"{name}: is of the whole run, not of a pool")
     if name not in (declared := settings_of(RunSettings)):
-        own = sorted(declared.keys() - RUN_WIDE)
-        near = get_close_matches(name, own, 3)
-        raise ConfigError(
-            f"{name}: no such setting; " + (f"nearest: {', '.join(near)}" if near else f"there are {', '.join(own)}")
-        )
+        raise ConfigError(no_such_setting(name, [*sorted(declared.keys() - RUN_WIDE), *beside]))
 
 
 def pool_value(name: str, text: str) -> Any:
