@@ -144,6 +144,20 @@ def test_arguments_go_on_as_they_come_and_a_cut_call_keeps_what_it_has(form):
     assert not any(isinstance(part, Content) for part in parser.finish())
 
 
+@pytest.mark.parametrize("name", ['"\\ud800"', "[" * 60_000 + "]" * 60_000, "5", "null"])
+@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
+def test_what_names_no_tool_as_text_is_content(form, name):
+    begin = {"hermes": "<tool_call>", "llama3": "", "mistral": "[TOOL_CALLS]["}[form]
+    text = f'{{"name": {name}, "arguments": {{}}}}'
+    content, _, calls = parts(OutputParser(FORMATS[form].parser, NAMES), [begin + text])
+    assert text in content and calls == []
+
+
+def test_a_message_of_harmony_to_no_function_is_content():
+    text = "<|channel|>commentary to=functions.<|message|>{}<|call|>"
+    assert parts(OutputParser(FORMATS["gpt-oss"].parser, NAMES), list(text)) == ("{}", "", [])
+
+
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3", "mistral"])
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(at=st.lists(st.integers(0, 10_000), max_size=20))

@@ -209,9 +209,12 @@ def call_object(
 
 
 def _text(value: str) -> str | None:
-    """Return a JSON string as text; None for another value."""
+    """Return a JSON string as text; None for another value, and for one with half of a surrogate pair, which is no text."""
     try:
         found = json.loads(value)
-    except ValueError:
+        if not isinstance(found, str):
+            return None
+        found.encode()
+    except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, str) else None
+    return found

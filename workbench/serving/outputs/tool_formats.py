@@ -136,9 +136,9 @@ def harmony(reader: Reader, names: Collection[str]) -> Reading:
             return
         header = "".join(head)
         channel = header.partition("<|channel|>")[2].strip()
-        _, called, recipient = header.partition("to=functions.")
+        called = header.partition("to=functions.")[2].partition("<")[0].split()
         if called:
-            reader.begin(recipient.split()[0].partition("<")[0])
+            reader.begin(called[0])
             to = reader.arguments
         elif channel.startswith("analysis"):
             to = reader.reasoning
