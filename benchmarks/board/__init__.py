@@ -1,1 +1,1 @@
-"""The scoreboard's parts: published measurements, the runs that predict them, and the tables of errors."""
+"""What is compared with published measurements: whole runs and steps, with tables of errors, and fits to operators."""

@@ -11,17 +11,12 @@ import pytest
 
 from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.cost.models.expert_loads import distinct_experts
-from benchmarks.board.silicon import find_rows
-from benchmarks.roofline_fit import (
+from benchmarks.board.operator_fit import Fit
+from benchmarks.board.operator_kinds import (
     BF16,
     BLOCKS,
     FP8,
-    LEAST_SHARE,
-    OWN_GAIN,
-    SYSTEMS,
     W4,
-    Fit,
-    Tables,
     decodes,
     experts,
     latent_decodes,
@@ -29,6 +24,9 @@ from benchmarks.roofline_fit import (
     products,
     prompts,
 )
+from benchmarks.board.silicon import find_rows
+from benchmarks.board.table_rows import Tables
+from benchmarks.roofline_fit import LEAST_SHARE, OWN_GAIN, SYSTEMS
 
 WAYS: dict[str, tuple[Callable[[Tables, GPU], Fit | None], float]] = {
     "products": (lambda t, g: products(t, g, BF16, "bfloat16"), 0.08),
