@@ -119,6 +119,19 @@ def test_a_record_tells_its_pools_and_counts_the_gpus_of_all(tmp_path):
     assert set(instances.tolist()) == set(range(5))
 
 
+def test_instances_that_decode_have_as_much_kv_whatever_the_chunks_and_less_the_more_requests_run():
+    def kv_tokens(**said: Any) -> list[int]:
+        settings = settings_from(None, {"pool": ("prefill:1", "decode:1"), **said})
+        return [pool.recipe.scheduler.kv_tokens for pool in resolve_pools(settings, "overlap")]
+
+    prefill, decode = kv_tokens()
+    small, same = kv_tokens(chunk=512)
+    none, also = kv_tokens(chunk=0)
+    assert none < prefill < small
+    assert decode == same == also
+    assert kv_tokens(max_running=512)[1] < decode
+
+
 def test_pools_may_have_different_numbers_of_stages_and_the_loops_that_these_imply(tmp_path):
     folder = simulated(tmp_path / "o", "--pool", "both:1", "--pool", "deep=both:1,pp=2")
     found = meta(folder)

@@ -324,7 +324,11 @@ class Budgets(Protocol):
     """Settings that bound a step."""
 
     @property
+    def role(self) -> Role: ...
+    @property
     def batching(self) -> str: ...
+    @property
+    def max_running(self) -> int: ...
     @property
     def chunk(self) -> int | None: ...
     @property
@@ -334,9 +338,11 @@ class Budgets(Protocol):
 
 
 def largest_step(settings: Budgets) -> int:
-    """Most prompt tokens a step may compute: what activations are sized for."""
+    """Most tokens a step may compute: what activations are sized for. Where nothing is prefilled, chunks do not count."""
     if settings.batching == "mixed":
         return settings.max_batch_tokens
+    if settings.role == "decode":
+        return settings.max_running
     return settings.chunk or settings.max_prefill_tokens
 
 
