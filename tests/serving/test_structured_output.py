@@ -13,6 +13,7 @@ import pytest
 
 from tests.event_loop import in_a_loop
 from tests.serving.server import Server
+from workbench.serving.structured.formats import MAX_CHOICES
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -82,6 +83,14 @@ def test_other_forms_hold(server, asked, form):
 
 
 @pytest.mark.server
+def test_as_many_choices_as_are_taken_hold_and_any_text_is_one(server):
+    many = [str(number) for number in range(MAX_CHOICES)]
+    assert {written(server, guided_choice=many, seed=seed) in many for seed in range(3)} == {True}
+    for odd in ("\x7f", "\x85\u2028\x00", "\\n"):
+        assert written(server, guided_choice=[odd]) == odd
+
+
+@pytest.mark.server
 def test_an_object_of_any_form_is_one(server):
     assert isinstance(
         json.loads(written(server, "/v1/chat/completions", response_format={"type": "json_object"})), dict
@@ -132,12 +141,29 @@ def test_the_openai_client_parses_what_it_asked_for(server):
         ("", {"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "'/$defs/none' does not exist"),
         ("", {"guided_json": {"$ref": "https://example.org/x"}}, "guided_json", "does not fetch"),
         ("", {"guided_json": {"description": "x" * 300_000}}, "guided_json", "are more than 262144"),
+        ("", {"guided_json": '{"const": NaN}'}, "guided_json", "is not JSON"),
+        ("", {"guided_json": '{"const": "\\ud800"}'}, "guided_json", "is not JSON"),
+        ("", {"guided_json": '{"const": 1e999}'}, "guided_json", "is not JSON"),
+        ("", {"guided_json": {"$schema": 5}}, "guided_json", "guided_json.$schema: 5 is not of type"),
+        ("", {"guided_json": {"$schema": ["x"]}}, "guided_json", "guided_json.$schema: ['x'] is not of type"),
+        ("", {"guided_json": {"$ref": "#"}}, "guided_json", "nothing can be written by it"),
         ("", {"guided_regex": "(a"}, "guided_regex", "unclosed group"),
+        ("", {"guided_regex": r"[^\s\S]"}, "guided_regex", "nothing can be written by it"),
+        ("", {"guided_regex": "a{1000000}"}, "guided_regex", "too many expressions"),
         ("", {"guided_regex": ""}, "guided_regex", "is empty"),
         ("", {"guided_regex": 5}, "guided_regex", "expected `str | null`"),
         ("", {"guided_choice": []}, "guided_choice", "is empty"),
         ("", {"guided_choice": ["a", ""]}, "guided_choice", "an empty text is no choice"),
         ("", {"guided_grammar": "start: nothing"}, "guided_grammar", 'unknown name: "nothing"'),
+        ("", {"guided_grammar": "start: start"}, "guided_grammar", "nothing can be written by it"),
+        ("", {"guided_grammar": 'start: "a" start'}, "guided_grammar", "Too many items"),
+        ("", {"guided_whitespace_pattern": ""}, "guided_whitespace_pattern", "is for outputs in JSON"),
+        (
+            "",
+            {"structured_outputs": {"regex": "a", "whitespace_pattern": ""}},
+            "structured_outputs.whitespace_pattern",
+            "is for outputs in JSON",
+        ),
         ("", {"ebnf": "root ::= ["}, "ebnf", "no grammar in GBNF"),
         ("", {"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "guided_regex asks for another"),
         ("", {"response_format": {"type": "xml"}}, "response_format.type", "'xml' is not one of"),

@@ -63,20 +63,21 @@ def output_format(asked: Any, prefix: str = "") -> OutputFormat | None:
     given = getattr(asked, "response_format", None)
     if given is not None:
         found += output_format_of(given, "response_format", "response_format.json_schema.schema")
-    whitespace = getattr(asked, "guided_whitespace_pattern", None)
+    whitespace, name = getattr(asked, "guided_whitespace_pattern", None), "guided_whitespace_pattern"
     outputs = getattr(asked, "structured_outputs", None)
     if outputs is not None:
         found += _of_structured_outputs(outputs)
-        whitespace = outputs.whitespace_pattern if whitespace is None else whitespace
+        if whitespace is None:
+            whitespace, name = outputs.whitespace_pattern, "structured_outputs.whitespace_pattern"
     if len(found) > 1:
         first, second = found[:2]
         raise bad_value(second.parameter, f"an output has one form, and {first.parameter} asks for another")
-    if not found:
-        return None
-    one = found[0]
-    if whitespace is not None and one.kind == "json":
-        return OutputFormat(one.kind, one.value, one.parameter, whitespace)
-    return one
+    one = found[0] if found else None
+    if whitespace is None:
+        return one
+    if one is None or one.kind != "json":
+        raise bad_value(name, "is for outputs in JSON, and none is asked for")
+    return OutputFormat(one.kind, one.value, one.parameter, whitespace)
 
 
 def output_format_of(given: ResponseFormat, name: str, schema: str) -> list[OutputFormat]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import llguidance
+import msgspec
+import numpy as np
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
@@ -24,6 +25,8 @@ COMPILE_S = 10.0
 """How long a schema may take to be compiled."""
 AT_ONCE = 2
 """Schemas that are compiled at a time: each takes a core."""
+_NOTHING = "NoExtensionBias"
+"""How llguidance says that no output has the form."""
 MOST_LOOKS = 200
 """Parts of a schema that are tried to find which of them is wrong."""
 
@@ -75,7 +78,8 @@ def checked_grammar(asked: OutputFormat) -> str:
 
 
 def _check_schema(asked: OutputFormat) -> None:
-    kind = validator_for(asked.value, default=Draft202012Validator)
+    named = isinstance(asked.value.get("$schema"), str)
+    kind = validator_for(asked.value, default=Draft202012Validator) if named else Draft202012Validator
     try:
         error = best_match(kind(kind.META_SCHEMA).iter_errors(asked.value))
     except RecursionError:
@@ -86,9 +90,18 @@ def _check_schema(asked: OutputFormat) -> None:
 
 
 def _fault(grammar: str) -> str:
-    """Return what is wrong with a grammar, nothing where it is right."""
+    """Return what is wrong with a grammar, nothing where it is right: read, and followed for one byte, which shows what is
+    too complex and what nothing can be written by."""
     matcher = llguidance.LLMatcher(_bytes(), grammar, log_level=0)
-    return matcher.get_error() or ("" if not matcher.is_error() else "is no grammar")
+    if not matcher.is_error():
+        mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        if matcher.get_error().startswith(_NOTHING):
+            return "nothing can be written by it"
+        matcher.consume_token(int(mask.argmax()))
+    if not matcher.is_error():
+        return ""
+    fault = str(matcher.get_error()).partition("\n<state>")[0].removeprefix("Parser Error: ")
+    return fault or "is no grammar"
 
 
 @cache
@@ -142,6 +155,6 @@ def as_text(value: Any, parameter: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_value(parameter, f"is not JSON: {one_line(error)}") from error

@@ -45,7 +45,8 @@ def grammar_of(asked: OutputFormat) -> str:
     if asked.kind == "json":
         return _json_grammar(asked)
     if asked.kind == "choice":
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(_choices(asked)))
+        # One terminal: as rules, a few thousand would be too many.
+        return LLMatcher.grammar_from_lark("start: CHOICE\nCHOICE: " + " | ".join(_choices(asked)))
     _check_size(value, asked.parameter)
     if not value:
         raise bad_value(asked.parameter, "is empty")
@@ -66,7 +67,7 @@ def _choices(asked: OutputFormat) -> list[str]:
     _check_size("".join(value), name)
     if not all(value):
         raise bad_value(name, "an empty text is no choice")
-    return [json.dumps(text, ensure_ascii=False) for text in value]
+    return [json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f") for text in value]
 
 
 def _json_grammar(asked: OutputFormat) -> str:
@@ -81,6 +82,7 @@ def _json_grammar(asked: OutputFormat) -> str:
         raise bad_value(asked.parameter, f"is nested more than {MAX_DEPTH} deep")
     text = json.dumps(schema, ensure_ascii=False)
     _check_size(text, asked.parameter)
+    _check_size(asked.whitespace, asked.parameter)
     options = {"whitespace_flexible": True, "whitespace_pattern": asked.whitespace, "lenient": False}
     return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
 
