@@ -42,17 +42,22 @@ class Clock(simpy.Environment):
         heappush(self._queue, (moment_s, NORMAL, next(self._eid), event))
         return event
 
+    def call_at(self, moment_s: float, act: Callable[[], None]) -> simpy.Event:
+        """Have something done at an absolute time, which may be now: behind what else happens then. Returns what
+        :meth:`cancel` takes."""
+        event = self.at(moment_s)
+        event.callbacks.append(lambda _: act())
+        return event
+
     def after(self, delay_s: float, act: Callable[[], None]) -> simpy.Event | None:
         """Have something done after a delay: at once if there is none. Returns what :meth:`cancel` takes."""
         if delay_s <= 0:
             act()
             return None
-        event = self.at(self._now + delay_s)
-        event.callbacks.append(lambda _: act())
-        return event
+        return self.call_at(self._now + delay_s, act)
 
     def cancel(self, event: simpy.Event) -> None:
-        """Take back an event of :meth:`at` that has not happened: a run does not go on for its sake."""
+        """Take back an event of :meth:`call_at` that has not happened: a run does not go on for its sake."""
         queue = self._queue
         queue[:] = [entry for entry in queue if entry[3] is not event]
         heapify(queue)

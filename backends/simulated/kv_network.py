@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
 import simpy
 
@@ -110,8 +109,7 @@ class KVNetwork:
             self._clock.cancel(self._timer)
             self._timer = None
         if first_s < inf:
-            self._timer = self._clock.at(first_s)
-            self._timer.callbacks.append(self._end_pieces)
+            self._timer = self._clock.call_at(first_s, self._end_pieces)
 
     def _fair_rates(self) -> None:
         """Fill all transfers alike until a port is full; those through it stay, the others go on."""
@@ -133,7 +131,7 @@ class KVNetwork:
                         if not through[end]:
                             del through[end]
 
-    def _end_pieces(self, _: Any) -> None:
+    def _end_pieces(self) -> None:
         """The first piece of some transfers has left."""
         self._timer = None
         now_s = self._clock.now_s()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-import simpy
 
 from backends.simulated.clock import Clock
 from backends.simulated.front_end import FrontEnd
@@ -26,11 +25,12 @@ class FrontEndInbox:
 
     def put(self, message: object) -> None:
         """A client sends a message now."""
-        _at(self._clock, self._clock.now_s() + self._front_end.model.latency_s, self._handle, message)
+        self._clock.call_at(self._clock.now_s() + self._front_end.model.latency_s, partial(self._handle, message))
 
     def _handle(self, message: object) -> None:
         tokens = len(message.prompt) if isinstance(message, Generate) else 0
-        _at(self._clock, self._front_end.request(self._clock.now_s(), tokens), self._inner.put, message)
+        handled_s = self._front_end.request(self._clock.now_s(), tokens)
+        self._clock.call_at(handled_s, partial(self._inner.put, message))
 
 
 class FrontEndOutbox(RecordingOutbox):
@@ -60,15 +60,4 @@ class FrontEndOutbox(RecordingOutbox):
         super().send_decodes(batch, self._front_end.results(moments_s, len(batch.worker.rows)))
 
     def _told(self, request: ClientRequest) -> None:
-        _at(self._clock, self._moment_s, self._tell, request)
-
-
-def _at(clock: Clock, moment_s: float, call: Callable[[Any], None], argument: Any) -> None:
-    """Call at a moment that may be now."""
-
-    def called(_: simpy.Event) -> None:
-        call(argument)
-
-    event = clock.at(moment_s)
-    assert event.callbacks is not None
-    event.callbacks.append(called)
+        self._clock.call_at(self._moment_s, partial(self._tell, request))

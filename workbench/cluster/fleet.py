@@ -8,8 +8,6 @@ from functools import partial
 from math import ceil, inf, isfinite
 from typing import Literal, Protocol
 
-import simpy
-
 from backends.simulated.clock import Clock
 from reports.record.meta import FleetSpan
 from workbench.recording.recorder import Recorder, RequestRow
@@ -153,16 +151,14 @@ class Fleet:
         """Do something at a moment, or something else if the run is over by then."""
         self._ours += 1
 
-        def called(_: simpy.Event) -> None:
+        def called() -> None:
             self._ours -= 1
             if not self._is_over():
                 act()
             elif otherwise is not None:
                 otherwise()
 
-        event = self._clock.at(moment_s)
-        assert event.callbacks is not None
-        event.callbacks.append(called)
+        self._clock.call_at(moment_s, called)
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         self._at(self._clock.now_s() + seconds, act)
