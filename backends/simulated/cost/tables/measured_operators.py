@@ -386,4 +386,4 @@ class OperatorReader:
             notes.append(f"cost: measured on {system} {where} ({package}): {names}")
         rest = "; ".join([*ALWAYS, *self.lacking])
         notes += self._cost(self._model.stack).notes
-        return [*notes, f"cost: by the roofline, no table was read for them: {rest}"]
+        return [*notes, f"{BY_ROOFLINE}{rest}"]
