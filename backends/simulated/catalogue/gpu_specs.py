@@ -76,7 +76,7 @@ class GPU:
     fp32_flops: float = 0.0
     int8_flops: float = 0.0
     fp4_flops: float = 0.0
-    """0: no such units; products in fp4 are then counted at the rate of those in 8 bits."""
+    """0: no such units; fp4 weights are then converted and computed in bf16."""
     tdp_w: float = 0.0
     """The most it may draw, W; 0: nobody knows."""
     idle_w: float = 0.0
@@ -247,7 +247,7 @@ class GPU:
         than a byte that are multiplied in 16 bits in grouped products.
         """
         peak = self.flops_for(dtype)
-        form = "" if peak <= self.bf16_flops else "fp4_" if dtype == "fp4" and self.fp4_flops else "fp8_"
+        form = "" if peak <= self.bf16_flops else "fp4_" if dtype == "fp4" else "fp8_"
         grouped = f"{form or ('w4_' if weight_bytes < 1 else '')}expert_"
         if form == "fp8_" and weight_bytes > 1:
             grouped = "block_expert_" if self.block_expert_efficiency else grouped
