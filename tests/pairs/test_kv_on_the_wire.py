@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backends.simulated.catalogue.model_specs import load_model
 from backends.simulated.clock import Clock
-from backends.simulated.kv_layout import kv_between, lanes
+from backends.simulated.kv_layout import KVOnTheWire, kv_between, lanes
 from backends.simulated.kv_network import KVNetwork, Port
 from tests.test_pools import SAMPLE, workbench
+from workbench.cluster.kv_wires import SimulatedWires
+from workbench.scheduler.disaggregated.letters import KVArrived, KVSent, Letter, SendPages, StopSending
 
 LLAMA = load_model("meta-llama/Llama-3.1-8B")
 """32 layers of 8 KV heads, 128 wide."""
@@ -133,6 +136,35 @@ def test_an_infinitely_fast_link_takes_no_time():
     links.send("b", 0, 2, 1e12, at_s=1)
     links.clock.run()
     assert links.left_s == {"a": 1, "b": 1}
+
+
+class Told:
+    """An inbox, and a listener to transfers: what it was told, and when."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.heard: list[tuple[float, object]] = []
+
+    def put(self, message: object) -> None:
+        self.heard.append((self.clock.now, message))
+
+    transfer_started = transfer_ended = put
+
+
+def test_orders_are_carried_out_one_after_the_other_once_the_cpu_is_that_far():
+    clock = Clock()
+    inboxes, transfers = [Told(clock), Told(clock)], Told(clock)
+    wires = SimulatedWires(clock, inboxes, transfers)
+    kv = KVOnTheWire(10.0, (), 0.0)
+    here = wires.wire(0, Port(10.0, 0.0), 1, lambda to: kv, lambda: clock.now + 0.5)
+    wires.wire(1, Port(10.0, 0.0), 1, lambda to: kv, lambda: clock.now)
+    pages = np.arange(4, dtype=np.int32)
+    sends = [SendPages((number, 0), f"r{number}", 1, pages, pages, True, True, 4) for number in (0, 1)]
+    here.post([*sends, StopSending((0, 0)), Letter(1, "over")])
+    clock.run()
+    assert transfers.heard == [(0.5, "r0"), (0.5, "r1"), (4.5, "r1")]
+    assert inboxes[1].heard == [(0.5, "over"), (4.5, KVArrived((1, 0), None, 0))]
+    assert inboxes[0].heard == [(4.5, KVSent((1, 0)))]
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------

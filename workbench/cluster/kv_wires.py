@@ -108,7 +108,7 @@ class SimulatedWire:
                 case SendPages():
                     clock.after(debt_s, partial(self._send, order))
                 case StopSending(room):
-                    network.stop(room)
+                    clock.after(debt_s, partial(network.stop, room))
 
     def wake_at(self, moment_s: float) -> None:
         clock = self._wires.clock
