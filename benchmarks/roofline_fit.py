@@ -23,10 +23,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from backends.simulated.catalogue.gpu_specs import EFFICIENCIES, GPU, load_gpu
+from backends.simulated.cost.cost_request import CostError
+from backends.simulated.cost.tables.published_package import find_tables
 from benchmarks.board.operator_fit import Fit
 from benchmarks.board.operator_kinds import (
     BF16,
     BLOCKS,
+    CACHE_BYTES,
     FP4,
     FP8,
     INT8,
@@ -39,21 +42,10 @@ from benchmarks.board.operator_kinds import (
     prompts,
 )
 from benchmarks.board.pages import between_markers
-from benchmarks.board.silicon import find_rows
 from benchmarks.board.table_rows import ENGINES, Tables
 
-SYSTEMS = {
-    "a100": "a100_sxm",
-    "h100": "h100_sxm",
-    "h200": "h200_sxm",
-    "b200": "b200_sxm",
-    "b300": "b300_sxm",
-    "gb200": "gb200",
-    "gb300": "gb300",
-    "l40s": "l40s",
-    "rtx-pro-6000": "rtx_pro_6000_server",
-}
-"""Names in the package of the GPUs that are fitted."""
+GPUS = tuple(CACHE_BYTES)
+"""GPUs that are fitted."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cost-model.md"
 LEAST_SHARE = 0.5
 """Experts in 8 bits that reach less of the bandwidth take longer than in 16: such rows are not what engines reach."""
@@ -82,17 +74,19 @@ class GPUFits:
         return f"{np.mean(list(errors.values())):.0%}{'*' if own else ''}"
 
 
-def fit_gpu(name: str, data: Path) -> GPUFits:
-    """All kinds of operators that a GPU has tables of; the later ones rest on the numbers of the earlier."""
+def fit_gpu(name: str) -> GPUFits:
+    """All kinds of operators that a GPU has tables of; the later ones rest on the numbers of the earlier. Raises CostError
+    where there are none."""
     defaults = {field.name: field.default for field in fields(GPU) if field.name.endswith(("_efficiency", "_s"))}
     gpu = replace(load_gpu(name), **{k: v for k, v in defaults.items() if not k.startswith("link")})
+    system = find_tables(gpu, ENGINES[0]).system
     together = []
-    for found in _kinds(Tables(data / SYSTEMS[name]), gpu):
+    for found in _kinds(Tables(system), gpu):
         together.append(found)
         gpu = replace(gpu, **found.values)
     own = {}
     for engine in ENGINES:
-        kinds = _kinds(Tables(data / SYSTEMS[name], engine), gpu)
+        kinds = _kinds(Tables(system, engine), gpu)
         own[engine] = _own(list(kinds))
     return GPUFits(together, own)
 
@@ -177,19 +171,19 @@ def table(fits: dict[str, GPUFits]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gpus", nargs="*", metavar="GPU", help=f"of {', '.join(SYSTEMS)}; all, if none is named")
+    parser.add_argument("gpus", nargs="*", metavar="GPU", help=f"of {', '.join(GPUS)}; all, if none is named")
     parser.add_argument("--write", action="store_true", help=f"write {EFFICIENCIES.name}, for all GPUs")
     asked = parser.parse_args()
-    if strange := [name for name in asked.gpus if name not in SYSTEMS]:
-        parser.error(f"no tables of {', '.join(strange)}; there are some of {', '.join(SYSTEMS)}")
+    if strange := [name for name in asked.gpus if name not in GPUS]:
+        parser.error(f"no tables of {', '.join(strange)}; there are some of {', '.join(GPUS)}")
     if asked.write and asked.gpus:
         parser.error("--write is for all GPUs: name none")
-    rows = find_rows()
-    if rows is None:
-        sys.exit('error: the tables are in a package that is not installed: pip install "llm-workbench[profiles]"')
     fits: dict[str, GPUFits] = {}
-    for name in asked.gpus or SYSTEMS:
-        fits[name] = fit_gpu(name, rows.parent / "data")
+    for name in asked.gpus or GPUS:
+        try:
+            fits[name] = fit_gpu(name)
+        except CostError as error:
+            parser.error(str(error))
         for heading, some in (name, fits[name].together), *fits[name].own.items():
             if some:
                 print(f"{heading}:", *some, sep="\n", flush=True)

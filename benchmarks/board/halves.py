@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from backends.simulated.cost.tables.table_kinds import OPTIONAL
+
 NO_SIZES = ("latency", "beam_width", "tp_size")
 """Columns of numbers of published operator tables that are no sizes of what was computed."""
 ATTENTION = ("context_attention", "generation_attention")
-WHOLE = {"window_size": 0}
-"""A size that some tables of attention lack, and what their rows have."""
 
 
 def scores(joined: str) -> bool:
@@ -33,7 +33,7 @@ def rows_score(kind: str, table: pd.DataFrame) -> np.ndarray:
     numbers = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name]) and name not in NO_SIZES]
     sizes = table[numbers]
     if kind in ATTENTION:
-        sizes = sizes.assign(**{name: value for name, value in WHOLE.items() if name not in numbers})
+        sizes = sizes.assign(**{name: value for name, value in OPTIONAL.items() if name not in numbers})
     shapes, of = np.unique(sizes[sorted(sizes)].to_numpy(np.int64), axis=0, return_inverse=True)
     half = [_scores("|".join(map(str, (kind, *shape)))) for shape in shapes.tolist()]
     return np.array(half, bool)[of.reshape(-1)]

@@ -58,7 +58,6 @@ def products(tables: Tables, gpu: GPU, form: Form, dtype: str, engines: Sequence
     """Matrix products in a form of weights."""
     rows = tables.rows(
         "gemm",
-        "gemm",
         lambda t: t.gemm_dtype.eq(dtype) & t.m.isin(COUNTS) & t.n.between(1024, 70_000) & t.k.between(1024, 17_000),
         ["m", "n", "k"],
         engines,
@@ -86,7 +85,6 @@ def products(tables: Tables, gpu: GPU, form: Form, dtype: str, engines: Sequence
 def experts(tables: Tables, gpu: GPU, form: Form, dtype: str) -> Fit | None:
     """Routed experts in a form of weights, at the mildest uneven load measured."""
     rows = tables.rows(
-        "moe",
         "moe",
         lambda t: (
             t.moe_dtype.eq(dtype)
@@ -120,7 +118,6 @@ def experts(tables: Tables, gpu: GPU, form: Form, dtype: str) -> Fit | None:
 def decodes(tables: Tables, gpu: GPU, grouped: bool, kv: str) -> Fit | None:
     """Attention of decodes. Those of a KV head for each head, or of 8 bits, have a share of their own only."""
     rows = tables.rows(
-        "attention",
         "generation_attention",
         lambda t: (
             _attention(t, grouped, kv) & t.step.between(127, 20_000) & t.batch_size.le(512) & t.head_dim.isin((64, 128))
@@ -153,7 +150,6 @@ def decodes(tables: Tables, gpu: GPU, grouped: bool, kv: str) -> Fit | None:
 def prompts(tables: Tables, gpu: GPU, grouped: bool) -> Fit | None:
     """Attention of prompts that nothing comes before."""
     rows = tables.rows(
-        "attention",
         "context_attention",
         lambda t: (
             _attention(t, grouped, "bfloat16")
@@ -195,7 +191,6 @@ def _kind(grouped: bool) -> str:
 def latent_decodes(tables: Tables, gpu: GPU) -> Fit | None:
     """Latent attention of decodes, as DeepSeek-V3 has it."""
     rows = tables.rows(
-        "mla",
         "generation_mla",
         lambda t: (
             t.kv_cache_dtype.eq("bfloat16") & t.step.between(127, 20_000) & t.batch_size.le(512) & t.num_heads.ge(8)
@@ -221,7 +216,6 @@ def latent_prompts(tables: Tables, gpu: GPU) -> Fit | None:
     """Latent attention of prompts with heads of their own: the tables of TensorRT-LLM, as SGLang's are of absorbed ones on
     some GPUs."""
     rows = tables.rows(
-        "mla",
         "context_mla",
         lambda t: (
             t.kv_cache_dtype.eq("bfloat16") & t.isl.ge(64) & (t.batch_size * t.isl).le(32_768) & t.num_heads.ge(8)

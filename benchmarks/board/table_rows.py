@@ -1,8 +1,7 @@
-"""What the published operator tables of a GPU measured of one kind of operator, chosen for a fit."""
+"""The rows of a GPU's published operator tables that one kind of operator is fitted to."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from backends.simulated.cost.models.operator_tables import NotMeasured
+from backends.simulated.cost.tables import published_package
+from backends.simulated.cost.tables.published_package import PublishedTables
+from backends.simulated.cost.tables.table_kinds import OPTIONAL
 from benchmarks.board.halves import rows_score
 
-ENGINES = ("sglang", "vllm")
+ENGINES = tuple(sorted(published_package.ENGINES))
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,23 @@ class Tables:
 
     def rows(
         self,
-        family: str,
         kind: str,
         of: Callable[[pd.DataFrame], pd.Series],
         sizes: Sequence[str],
         engines: Sequence[str] = ENGINES,
     ) -> Measured | None:
-        """Rows of all engines that ``of`` chooses, the fastest kernel of each size; None without any."""
+        """Rows of a kind of table that ``of`` chooses, of each engine's newest version, the fastest kernel of each size.
+
+        None where there are none, or those of one half alone.
+        """
         found = []
         for engine in engines if self.engine is None else {*engines} & {self.engine}:
-            files = sorted((self.system / family / engine).glob(f"*/{kind}_perf.parquet"), key=_version)
-            if not files:
+            try:
+                table = pd.read_parquet(PublishedTables(self.system, engine, "").file_of(kind))
+            except NotMeasured:
                 continue
-            table = pd.read_parquet(files[-1])
-            if kind.endswith("_attention") and "window_size" not in table:
-                table = table.assign(window_size=0)
             table["scores"] = rows_score(kind, table)
+            table = table.assign(**{name: value for name, value in OPTIONAL.items() if name not in table})
             chosen = table[of(table)]
             if len(chosen):
                 best = chosen.groupby([*sizes, "scores"], as_index=False).latency.min()
@@ -75,7 +79,3 @@ class Tables:
             return None
         together = pd.concat(found)
         return None if together.scores.all() or not together.scores.any() else Measured(together)
-
-
-def _version(file: Path) -> list[int]:
-    return [int(digits) for digits in re.findall(r"\d+", file.parent.name)]

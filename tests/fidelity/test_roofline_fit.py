@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.cost.models.expert_loads import distinct_experts
+from backends.simulated.cost.tables.published_package import at_hand, find_tables
 from benchmarks.board.operator_fit import Fit
 from benchmarks.board.operator_kinds import (
     BF16,
@@ -24,9 +24,8 @@ from benchmarks.board.operator_kinds import (
     products,
     prompts,
 )
-from benchmarks.board.silicon import find_rows
 from benchmarks.board.table_rows import Tables
-from benchmarks.roofline_fit import LEAST_SHARE, OWN_GAIN, SYSTEMS
+from benchmarks.roofline_fit import LEAST_SHARE, OWN_GAIN
 
 WAYS: dict[str, tuple[Callable[[Tables, GPU], Fit | None], float]] = {
     "products": (lambda t, g: products(t, g, BF16, "bfloat16"), 0.08),
@@ -43,10 +42,9 @@ WAYS: dict[str, tuple[Callable[[Tables, GPU], Fit | None], float]] = {
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    rows = find_rows()
-    if rows is None:
+    if not at_hand("h100", "sglang"):
         pytest.skip("aiconfigurator-core is not installed")
-    return Tables(Path(rows).parent / "data" / SYSTEMS["h100"])
+    return Tables(find_tables(load_gpu("h100"), "sglang").system)
 
 
 @pytest.mark.parametrize("kind", WAYS)
