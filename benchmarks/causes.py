@@ -20,7 +20,7 @@ from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.board.causes import CAUSES, ENGINES, fewer_ran, is_asked, least_tpot_s, outcome
+from benchmarks.board.causes import AS_RAN, CAUSES, ENGINES, fewer_ran, is_asked, least_tpot_s, outcome
 from benchmarks.board.errors import LOW_CONCURRENCY, errors_of, shares
 from benchmarks.board.pages import between_markers
 from benchmarks.board.predict import Predicted
@@ -49,7 +49,7 @@ def main(
     with ProcessPoolExecutor(jobs) as pool:
         for cause in CAUSES:
             kept = Results(results, f"cause {list(CAUSES).index(cause)}")
-            asked = [row for row in rows if row.id in fewer] if "as ran" in cause else rows
+            asked = [row for row in rows if row.id in fewer] if cause == AS_RAN else rows
             missing = kept.missing(asked)
             outcomes = pool.map(outcome, missing, [cause] * len(missing), chunksize=4)
             for row, one in zip(missing, track(outcomes, cause, len(missing), transient=True), strict=True):
@@ -83,12 +83,12 @@ def _lines(
     names = [name for engine in ENGINES for name in (f"{engine} rows", "TPOT mean", "bias", "TTFT mean", "bias")]
     yield f"| | {' | '.join(names)} |"
     yield "|---|" + "---|" * len(names)
-    groups = {cause: list(predicted) for cause, predicted in found.items() if "as ran" not in cause}
+    groups = {cause: list(predicted) for cause, predicted in found.items() if cause != AS_RAN}
     groups["look-ups, rows in which as many ran as were asked for"] = [
         one for one in found[TABLES] if one.row.id not in fewer
     ]
     groups["look-ups, rows in which fewer ran"] = [one for one in found[TABLES] if one.row.id in fewer]
-    groups |= {cause: list(predicted) for cause, predicted in found.items() if "as ran" in cause}
+    groups[AS_RAN] = list(found[AS_RAN])
     groups["look-ups, rows with a table for every operator"] = [one for one in found[TABLES] if not one.lacking]
     groups["look-ups, one GPU"] = [one for one in found[TABLES] if one.row.tp * one.row.dp == 1]
     groups["look-ups, several GPUs"] = [one for one in found[TABLES] if one.row.tp * one.row.dp > 1]

@@ -87,15 +87,15 @@ def _without_host(row: Row) -> Predicted:
 
 
 FREE_LINK = {"link": "1e6GB/s", "link_latency": "0s"}
+AS_RAN = "look-ups, as many at a time as ran"
+"""The cause that is asked of the rows alone in which fewer ran."""
 CAUSES: dict[str, Callable[[Row], Predicted]] = {
     "roofline": lambda row: predict(row, cost="roofline"),
     "roofline, links that take no time": lambda row: predict(row, cost="roofline", **FREE_LINK),
     "look-ups": lambda row: predict(row, cost="measured"),
     "look-ups, CPU and GPU in turn (`--loop normal`)": lambda row: predict(row, cost="measured", loop="normal"),
     "look-ups, a CPU that takes no time": _without_host,
-    "look-ups, as many at a time as ran": lambda row: predict(
-        row, cost="measured", max_running=max(round(running(row) / row.dp), 1)
-    ),
+    AS_RAN: lambda row: predict(row, cost="measured", max_running=max(round(running(row) / row.dp), 1)),
 }
 """Predictions of a row with a cause taken away, by what is said of it."""
 

@@ -78,7 +78,6 @@ GROUPS: dict[str, Callable[[Predicted], str]] = {
     "kind of model": lambda one: f"{one.row.engine}, {kind_of(one.row.model)}",
     "layout": lambda one: f"{one.row.engine}, {layout_of(one)}",
 }
-
 """By the names of the tables."""
 DISAGGREGATED = ("engine", "engine and GPU")
 """Tables of disaggregated rows: nearly all are of one model, and nearly every one has a layout of its own."""
