@@ -151,8 +151,7 @@ class SimulatedWorld:
         self._wires.mend(number)
         pool = self._pool_of[number]
         inbox, front_end = self._mailboxes(pool)
-        self._inboxes[number] = inbox
-        self._doors[number] = inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox)
+        self._inboxes[number], self._doors[number] = inbox, self._door(inbox, front_end)
         step = self._instances[number].scheduler.assembly.step
         self._start_instance(pool, number, inbox, None, front_end)
         self._instances[number].scheduler.assembly.step = step  # forward passes of an instance are counted on
@@ -186,7 +185,7 @@ class SimulatedWorld:
             if group is not None:
                 inbox = LockStepInbox(self.env, group, rank, self._on_drain(recipe))
             self._inboxes.append(inbox)
-            self._doors.append(inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox))
+            self._doors.append(self._door(inbox, front_end))
             self._start_instance(pool, pool.first + rank, inbox, group, front_end)
 
     def _mailboxes(self, pool: SimulatedPool) -> tuple[SimulatedInbox, FrontEnd | None]:
@@ -194,6 +193,10 @@ class SimulatedWorld:
         front_end = pool.recipe.front_end
         inbox = SimulatedInbox(self.env, self._on_drain(pool.recipe))
         return inbox, FrontEnd(front_end.model) if front_end is not None else None
+
+    def _door(self, inbox: SimulatedInbox, front_end: FrontEnd | None) -> Mailbox:
+        """An inbox as clients see it."""
+        return inbox if front_end is None else FrontEndInbox(self.env, front_end, inbox)
 
     def _on_drain(self, recipe: SimulatedRecipe) -> Callable[[list[object]], None] | None:
         return {"both": self.recorder.queued, "prefill": self._notes.prefill_drained, "decode": None}[recipe.role]
