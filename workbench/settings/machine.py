@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ from ground.value_file import read_toml
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import HARDWARE, setting, settings_of
 
-_REAL = {"real": "the links are the machine's"}
-_NEEDS = "GPUs that work together: tp, pp or ep of 2 or more"
-
 
 def _together(settings: Any, loop: str) -> bool:
     return bool(settings.tp * settings.pp > 1 or settings.ep > 1)
+
+
+_of_links = partial(
+    setting,
+    None,
+    group=HARDWARE,
+    needs="GPUs that work together: tp, pp or ep of 2 or more",
+    acts=_together,
+    idle={"real": "the links are the machine's"},
+)
+"""Declares a setting of the links between GPUs that work together. None: as the GPU's entry says."""
 
 
 def with_unit(name: str, parse: Callable[[object], float]) -> Callable[[object], str]:
@@ -53,60 +62,30 @@ class MachineSettings:
         help="TOML file of a machine: gpu, gpus-per-node, and the flags of links below. Flags win.",
         idle={"real": "the machine is the one it runs on"},
     )
-    link: str | None = setting(
-        None,
-        group=HARDWARE,
+    link: str | None = _of_links(
         help="What collectives achieve between GPUs of a machine, one direction, with its unit: 16GB/s. "
         "Default: the GPU's.",
         read=with_unit("link", parse_rate),
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
-    link_latency: str | None = setting(
-        None,
-        group=HARDWARE,
+    link_latency: str | None = _of_links(
         help="What a collective between GPUs of a machine takes whatever its size: 20us. Default: the GPU's.",
         read=with_unit("link_latency", parse_latency),
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
-    gpus_per_node: int | None = setting(
-        None,
+    gpus_per_node: int | None = _of_links(
         least=1,
-        group=HARDWARE,
         help="GPUs of a machine. Default: the GPU's.",
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
-    nodes: int | None = setting(
-        None,
+    nodes: int | None = _of_links(
         least=1,
-        group=HARDWARE,
         help="Machines over which GPUs that work together spread evenly. Default: as few as hold them.",
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
-    node_link: str | None = setting(
-        None,
-        group=HARDWARE,
+    node_link: str | None = _of_links(
         help="The same of one GPU to those of other machines: 50GB/s, 400Gbit/s. Default: the GPU's.",
         read=with_unit("node_link", parse_rate),
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
-    node_link_latency: str | None = setting(
-        None,
-        group=HARDWARE,
+    node_link_latency: str | None = _of_links(
         help="What a collective between machines takes whatever its size: 20us. Default: the GPU's.",
         read=with_unit("node_link_latency", parse_latency),
-        needs=_NEEDS,
-        acts=_together,
-        idle=_REAL,
     )
 
 
