@@ -13,6 +13,7 @@ from tests.serving.server import MODEL, Server, answer
 from tests.serving.test_tools import WEATHER
 
 TOOL: dict[str, Any] = {"type": "function", **WEATHER["function"]}
+NAMED = {"type": "function", "name": "weather"}
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,27 @@ def test_a_tool_is_called_its_result_goes_back_and_arguments_are_streamed(server
         ({"store": True}, "store"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "strng"}}}}, "text.format.schema"),
+        ({"input": [{"type": "reasoning", "summary": 5}]}, "input[0].summary"),
+        ({"input": [{"type": "reasoning", "content": [5]}]}, "input[0].content"),
+        ({"input": [{"type": "reasoning", "summary": [{"text": 5}]}]}, "input[0].summary"),
+        ({"input": [{"type": "function_call"}]}, "input[0].name"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{"}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call", "name": "f", "call_id": 5}]}, "input[0].call_id"),
+        ({"input": [{"type": "function_call_output", "call_id": "a", "output": 5}]}, "input[0].output"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+        ({"input": "x" * 1_000_000}, "input"),
+        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": 5}]}, "tools[0].parameters"),
+        ({"tools": [{**TOOL, "parameters": {"type": "strng"}}], "tool_choice": "required"}, "tools[0].parameters"),
+        ({"tools": [{**TOOL, "parameters": {"type": "strng"}}], "tool_choice": NAMED}, "tools[0].parameters"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"text": {"format": {"type": "json_object"}}, "min_tokens": 2}, "min_tokens"),
         ({"max_output_tokens": -1}, "max_output_tokens"),
         ({"nonsense": 1}, "nonsense"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(server, asked, param):
     refused = server.http.post("/v1/responses", json={"input": "hi", **asked})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
+    error = refused.json()["error"]
+    assert (refused.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param), refused.text
+    assert "\n" not in error["message"] and len(error["message"]) < 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
 from typing import Any
 
 import jsonschema
@@ -32,6 +33,10 @@ CLOCK: dict[str, Any] = {
         "name": "clock",
         "parameters": {"type": "object", "properties": {"zone": {"enum": ["UTC"]}}, "additionalProperties": False},
     },
+}
+DEEP: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "parameters": reduce(lambda inner, _: {"items": inner}, range(400), {})},
 }
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "go"}]
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (WEATHER, CLOCK)}
@@ -147,6 +152,26 @@ def test_calls_and_their_results_go_through_the_template(server):
             },
             "tools[0].function.parameters",
             "tools[0].function.parameters.type: 'strng'",
+        ),
+        (
+            {
+                "tools": [CLOCK, {"type": "function", "function": {"name": "f", "parameters": {"type": "strng"}}}],
+                "tool_choice": "required",
+            },
+            "tools[1].function.parameters",
+            "tools[1].function.parameters.type: 'strng'",
+        ),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/none"}}}],
+                "tool_choice": "required",
+            },
+            "tools[0].function.parameters",
+            "does not exist",
+        ),
+        *(
+            ({"tools": [DEEP], "tool_choice": choice}, "tools[0].function.parameters", "more than 64 deep")
+            for choice in ("required", {"type": "function", "function": {"name": "f"}})
         ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "is not one of"),
         (

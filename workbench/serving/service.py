@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.open_request import OpenRequest
@@ -74,9 +73,11 @@ class Service:
         messages: list[dict[str, Any]],
         template_variables: dict[str, Any],
         max_new_tokens: int,
-        use: ToolUse | None = None,
+        use: ToolUse | None,
+        parameter: str,
     ) -> tuple[list[int], str]:
-        """Return a conversation that the assistant is to continue: its token ids, and the end of its text."""
+        """Return a conversation that the assistant is to continue: its token ids, and the end of its text. ``parameter`` is
+        what the client calls it. Raises Refusal."""
         if use is not None and use.choice == "auto" and self.writing.tools is None:
             raise bad_value(
                 "tools",
@@ -84,20 +85,14 @@ class Service:
                 "unsupported_parameter",
             )
         tools = None if use is None else [tool.definition for tool in use.tools]
-        text = await self.chats.text(messages, template_variables, tools)
-        return await self.prompts.chat(text, max_new_tokens), text[-PROMPT_END:]
+        text = await self.chats.text(messages, template_variables, tools, parameter)
+        return await self.prompts.chat(text, max_new_tokens, parameter), text[-PROMPT_END:]
 
-    async def grammar(self, asked: OutputFormat | None, params: SamplingParams) -> str:
-        """Return the grammar of an output, which is compiled beside the event loop; none for any output.
-
-        Raises Refusal that says where it is wrong, or what of the sampling does not go with it.
-        """
-        if asked is None:
-            return ""
+    async def grammar(self, asked: OutputFormat) -> str:
+        """Return the grammar of an output, which is compiled beside the event loop. Raises Refusal that says where it is
+        wrong."""
         if self._ready.no_grammars:
             raise bad_value(asked.parameter, self._ready.no_grammars, "unsupported_parameter")
-        if params.min_new_tokens:
-            raise bad_value("min_tokens", f"does not go with {asked.parameter}, which says where an output ends")
         return await self._grammars.grammar(asked)
 
     def submit(self, asked: ServiceRequest, prefix: str) -> OpenRequest:

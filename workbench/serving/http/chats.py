@@ -41,7 +41,7 @@ def message_for_template(message: dict[str, Any], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {"role": role}
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
-    made["content"] = "" if calls and content in (None, []) else _content(content, f"{where}.content")
+    made["content"] = "" if calls and content in (None, []) else plain_text(content, f"{where}.content")
     if calls:
         made["tool_calls"] = assistant_calls(calls, f"{where}.tool_calls")
     thoughts = (message.get("reasoning_content") or message.get("reasoning")) if role == "assistant" else None
@@ -67,24 +67,33 @@ def assistant_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or call.get("type", "function") != "function":
             raise bad_value(at, "must be a call of a function")
-        if not isinstance(function.get("name"), str):
-            raise bad_value(f"{at}.function.name", "must be text", "invalid_type")
-        if call.get("id") is not None and not isinstance(call["id"], str):
-            raise bad_value(f"{at}.id", "must be text", "invalid_type")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except (ValueError, RecursionError):
-                raise bad_value(f"{at}.function.arguments", "is not JSON") from None
-        if not isinstance(arguments, dict):
-            raise bad_value(f"{at}.function.arguments", "must be an object, as JSON text")
-        called = {"name": function["name"], "arguments": arguments}
-        made.append({"id": call.get("id") or "", "type": "function", "function": called})
+        made.append(call_for_template(call.get("id"), function, f"{at}.id", f"{at}.function"))
     return made
 
 
-def _content(content: Any, where: str) -> str:
+def call_for_template(call_id: Any, function: dict[str, Any], id_where: str, where: str) -> dict[str, Any]:
+    """Return one call, its arguments as an object; ``id_where`` and ``where`` are what the client calls its id and its
+    function. Raises Refusal."""
+    if not isinstance(function.get("name"), str):
+        raise bad_value(f"{where}.name", "must be text", "invalid_type")
+    if call_id is not None and not isinstance(call_id, str):
+        raise bad_value(id_where, "must be text", "invalid_type")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except (ValueError, RecursionError):
+            raise bad_value(f"{where}.arguments", "is not JSON") from None
+    if not isinstance(arguments, dict):
+        raise bad_value(f"{where}.arguments", "must be an object, as JSON text")
+    return {
+        "id": call_id or "",
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def plain_text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
@@ -97,19 +106,20 @@ def _content(content: Any, where: str) -> str:
     raise bad_value(where, "must be text or a list of text parts")
 
 
-def tool_use(tools: list[Any] | None, choice: Any, parallel: bool | None) -> ToolUse | None:
-    """Return what a chat says of tools: None where it has none, or may call none. Raises Refusal."""
+def tool_use(tools: list[Any] | None, choice: Any, parallel: bool | None, inside: str = ".function") -> ToolUse | None:
+    """Return what a chat says of tools: None where it has none, or may call none. ``inside`` is where in a tool the client
+    has its function. Raises Refusal."""
     if not tools:
         if choice not in (None, "none", "auto"):
             raise bad_value("tool_choice", "there are no tools")
         return None
     if len(tools) > MAX_TOOLS:
         raise bad_value("tools", f"{len(tools)} are more than {MAX_TOOLS}")
-    found = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
+    found = tuple(_tool(tool, f"tools[{i}]", f"tools[{i}]{inside}") for i, tool in enumerate(tools))
     names = [tool.name for tool in found]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise bad_value(f"tools[{i}].function.name", f"{name!r} is the name of another tool, too")
+            raise bad_value(f"{found[i].where}.name", f"{name!r} is the name of another tool, too")
     if choice == "none":
         return None
     parallel = parallel is not False
@@ -126,18 +136,18 @@ def tool_use(tools: list[Any] | None, choice: Any, parallel: bool | None) -> Too
     )
 
 
-def _tool(tool: Any, where: str) -> Tool:
+def _tool(tool: Any, where: str, inside: str) -> Tool:
     function = tool.get("function") if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(function, dict):
         raise bad_value(where, 'must be a function: {"type": "function", "function": {...}}')
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise bad_value(f"{where}.function.name", "must have 1 to 64 letters, digits, dots, dashes and underscores")
+        raise bad_value(f"{inside}.name", "must have 1 to 64 letters, digits, dots, dashes and underscores")
     if function.get("description") is not None and not isinstance(function["description"], str):
-        raise bad_value(f"{where}.function.description", "must be text", "invalid_type")
+        raise bad_value(f"{inside}.description", "must be text", "invalid_type")
     parameters = function.get("parameters")
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, dict):
-        raise bad_value(f"{where}.function.parameters", "must be a JSON schema", "invalid_type")
-    return Tool(name, tool, parameters)
+        raise bad_value(f"{inside}.parameters", "must be a JSON schema", "invalid_type")
+    return Tool(name, tool, parameters, inside)

@@ -191,7 +191,9 @@ class Api:
         counts = bodies.openai_counts(asked, self._service.limits.default_max_tokens, bodies.chat_logprob_count(asked))
         prompt, end = await self._while_wanted(
             request,
-            self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens, use),
+            self._service.chat_prompt(
+                messages, asked.chat_template_kwargs or {}, counts.max_tokens.tokens, use, "messages"
+            ),
         )
         writing = self._service.writing
         reads = writing.reads(use, asked.separate_reasoning is not False, form is not None)
@@ -224,7 +226,7 @@ class Api:
         most = count(self._service.limits.default_max_tokens, **given)
         counts = Counts(most, count(0, min_tokens=asked.min_tokens), None)
         prompt, end = await self._while_wanted(
-            request, self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, most.tokens, use)
+            request, self._service.chat_prompt(messages, asked.chat_template_kwargs or {}, most.tokens, use, "input")
         )
         writing = self._service.writing
         reads = writing.reads(use, True, form is not None)
@@ -278,10 +280,11 @@ class Api:
         params = sampling_params(sampling, counts, self._service.limits)
         grammar = ""
         if form is not None:
-            if sampling.ignore_eos:
-                raise bad_value("ignore_eos", f"does not go with {form.parameter}, which says where an output ends")
+            for name, value in (("ignore_eos", sampling.ignore_eos), counts.min_tokens):
+                if value:
+                    raise bad_value(name, f"does not go with {form.parameter}, which says where an output ends")
             params = dataclasses.replace(params, ignore_eos=False)
-            grammar = await self._while_wanted(request, self._service.grammar(form, params))
+            grammar = await self._while_wanted(request, self._service.grammar(form))
         return ServiceRequest(
             prompts,
             params,

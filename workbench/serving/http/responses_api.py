@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from workbench.serving.chunks import Chunk
-from workbench.serving.http.chats import assistant_calls, message_for_template, tool_use
+from workbench.serving.http.chats import call_for_template, message_for_template, plain_text, tool_use
 from workbench.serving.http.openai_api import Shape, call_id, encode_json
 from workbench.serving.http.output_format import ResponseFormat, output_format_of
 from workbench.serving.open_request import OpenRequest
@@ -59,8 +59,7 @@ def conversation(asked: ResponsesRequest) -> list[dict[str, Any]]:
             raise bad_value(where, "must be an object", "invalid_type")
         kind = item.get("type", "message")
         if kind == "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            thoughts = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+            thoughts = _thoughts(item, where)
             continue
         message = _message(item, kind, where)
         if message["role"] == "assistant" and thoughts:
@@ -83,14 +82,28 @@ def _message(item: dict[str, Any], kind: Any, where: str) -> dict[str, Any]:
         return message_for_template(given, where)
     if kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
-        return {"role": "assistant", "content": "", "tool_calls": assistant_calls([call], where)}
+        call = call_for_template(item.get("call_id"), function, f"{where}.call_id", where)
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind == "function_call_output":
         output = item.get("output")
         content = [_text_part(part) for part in output] if isinstance(output, list) else output
-        given = {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-        return message_for_template(given, where)
+        given = {"role": "tool", "tool_call_id": item.get("call_id"), "content": plain_text(content, f"{where}.output")}
+        if not isinstance(given["tool_call_id"], str):
+            raise bad_value(f"{where}.call_id", "must be text", "invalid_type")
+        return given
     raise bad_value(f"{where}.type", f"{kind!r} is not supported by this server", "unsupported_parameter")
+
+
+def _thoughts(item: dict[str, Any], where: str) -> str:
+    """Return the text of a reasoning item, of which clients send what they were sent: its content, or a summary of it."""
+    name = "content" if item.get("content") else "summary"
+    parts = item.get(name) or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise bad_value(f"{where}.{name}", "must be a list of parts with text", "invalid_type")
+    texts = [part.get("text", "") for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise bad_value(f"{where}.{name}", "must be a list of parts with text", "invalid_type")
+    return "\n".join(texts)
 
 
 def _text_part(part: Any) -> Any:
@@ -110,7 +123,7 @@ def tools_of(asked: ResponsesRequest) -> ToolUse | None:
                 raise bad_value(f"tools[{i}]", f"{said!r} is no function, and this server has no tools of its own")
             function = {name: value for name, value in tool.items() if name != "type" and value is not None}
             tools.append({"type": "function", "function": function})
-    return tool_use(tools, asked.tool_choice, asked.parallel_tool_calls)
+    return tool_use(tools, asked.tool_choice, asked.parallel_tool_calls, inside="")
 
 
 def form_of(asked: ResponsesRequest) -> OutputFormat | None:

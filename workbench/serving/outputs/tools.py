@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.serving.structured.formats import OutputFormat
+from workbench.serving.structured.formats import OutputFormat, check_depth
 
 MAX_TOOLS = 128
 
@@ -19,6 +19,8 @@ class Tool:
     """As the client has written it, for the chat template."""
     parameters: dict[str, Any]
     """JSON schema of its arguments."""
+    where: str
+    """What the client calls the function."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class ToolUse:
 
     def forced(self) -> OutputFormat | None:
         """Return the form of an output that has to call: the arguments of the named tool, or a list of calls. None where it
-        may do something else."""
+        may do something else. Raises Refusal for arguments that are nested too deeply."""
         if self.choice == "auto":
             return None
         if self.choice == "named":
-            (place,) = (i for i, tool in enumerate(self.tools) if tool.name == self.named)
-            return OutputFormat("json", self.tools[place].parameters, f"tools[{place}].function.parameters")
+            (one,) = (tool for tool in self.tools if tool.name == self.named)
+            return OutputFormat("json", one.parameters, f"{one.where}.parameters")
+        places = tuple(f"{tool.where}.parameters" for tool in self.tools)
+        for tool, place in zip(self.tools, places, strict=True):
+            check_depth(tool.parameters, place)
         calls = [
             {
                 "type": "object",
@@ -58,7 +63,7 @@ class ToolUse:
             "items": {"anyOf": calls},
             "$defs": {str(i): _inside(tool.parameters, f"#/$defs/{i}") for i, tool in enumerate(self.tools)},
         }
-        return OutputFormat("json", schema if self.parallel else {**schema, "maxItems": 1}, "tools")
+        return OutputFormat("json", schema if self.parallel else {**schema, "maxItems": 1}, "tools", inner=places)
 
 
 def _inside(value: Any, where: str) -> Any:

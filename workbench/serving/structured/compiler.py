@@ -17,7 +17,7 @@ from jsonschema.validators import validator_for
 
 from workbench.serving.refusals import Refusal, bad_value
 from workbench.serving.structured.byte_vocabulary import ByteVocabulary
-from workbench.serving.structured.formats import OutputFormat, grammar_of, one_line
+from workbench.serving.structured.formats import OutputFormat, check_depth, grammar_of, one_line
 from workbench.serving.threads import in_thread
 
 MOST_KEPT = 1024
@@ -40,7 +40,7 @@ class GrammarCompiler:
 
     async def grammar(self, asked: OutputFormat) -> str:
         """Return the grammar of an output. Raises Refusal that says where it is wrong, or that it takes too long."""
-        key = repr((asked.kind, asked.parameter, asked.whitespace, asked.value))
+        key = repr((asked.kind, asked.parameter, asked.inner, asked.whitespace, asked.value))
         found = self._kept.get(key)
         if found is None:
             found = await self._made(asked)
@@ -70,14 +70,14 @@ def checked_grammar(asked: OutputFormat) -> str:
     grammar = grammar_of(asked)
     fault = _fault(grammar)
     if fault:
-        where = asked.parameter
-        if asked.kind == "json" and isinstance(asked.value, dict):
-            where += _place(_path_of(asked, fault))
-        raise Refusal("invalid_value", f"{where}: {one_line(fault)}", asked.parameter)
+        is_schema = asked.kind == "json" and isinstance(asked.value, dict)
+        name, where = asked.named(_path_of(asked, fault) if is_schema else ())
+        raise Refusal("invalid_value", f"{where}: {one_line(fault)}", name)
     return grammar
 
 
 def _check_schema(asked: OutputFormat) -> None:
+    check_depth(asked.value, asked.parameter)
     named = isinstance(asked.value.get("$schema"), str)
     kind = validator_for(asked.value, default=Draft202012Validator) if named else Draft202012Validator
     try:
@@ -85,8 +85,8 @@ def _check_schema(asked: OutputFormat) -> None:
     except RecursionError:
         raise bad_value(asked.parameter, "is nested too deeply") from None
     if error is not None:
-        where = asked.parameter + _place(list(error.absolute_path))
-        raise Refusal("invalid_value", f"{where}: {one_line(error.message)}", asked.parameter)
+        name, where = asked.named(list(error.absolute_path))
+        raise Refusal("invalid_value", f"{where}: {one_line(error.message)}", name)
 
 
 def _fault(grammar: str) -> str:
@@ -121,9 +121,7 @@ def _path_of(asked: OutputFormat, fault: str) -> list[str | int]:
             looks += 1
             if looks > MOST_LOOKS:
                 return path
-            alone = OutputFormat(
-                "json", {**child, **(shared if path or step[0] not in shared else {})}, asked.parameter
-            )
+            alone = OutputFormat("json", {**child, **shared}, asked.parameter)
             if _fault(grammar_of(alone)) == fault:
                 path, part = [*path, *step], child
                 break
@@ -132,8 +130,8 @@ def _path_of(asked: OutputFormat, fault: str) -> list[str | int]:
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
-    """Yield the schemas inside a schema, and where each is."""
-    for name, value in schema.items():
+    """Yield the schemas inside a schema, and where each is: first those that others refer to, as a fault is theirs."""
+    for name, value in sorted(schema.items(), key=lambda item: item[0] not in ("$defs", "definitions")):
         if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
             for key, each in value.items():
                 if isinstance(each, dict):
@@ -144,10 +142,6 @@ def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, 
             for i, each in enumerate(value):
                 if isinstance(each, dict):
                     yield [name, i], each
-
-
-def _place(path: list[Any]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
 
 
 def as_text(value: Any, parameter: str) -> Any:

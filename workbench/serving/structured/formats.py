@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ class OutputFormat:
     """What the client calls it."""
     whitespace: str = ONE_SPACE
     """Regular expression for what may stand between the parts of a JSON document."""
+    inner: tuple[str, ...] = ()
+    """What the client calls the schemas that are ``$defs`` of a schema made for it, in order."""
+
+    def named(self, path: Sequence[str | int]) -> tuple[str, str]:
+        """Return what the client calls the schema that has a place, and the place itself."""
+        name = self.parameter
+        if self.inner and len(path) > 1 and path[0] == "$defs":
+            name, path = self.inner[int(path[1])], path[2:]
+        return name, name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
 
 
 def grammar_of(asked: OutputFormat) -> str:
@@ -78,13 +88,17 @@ def _json_grammar(asked: OutputFormat) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise bad_value(asked.parameter, "a JSON schema is an object")
-    if depth(schema) > MAX_DEPTH:
-        raise bad_value(asked.parameter, f"is nested more than {MAX_DEPTH} deep")
     text = json.dumps(schema, ensure_ascii=False)
     _check_size(text, asked.parameter)
     _check_size(asked.whitespace, asked.parameter)
     options = {"whitespace_flexible": True, "whitespace_pattern": asked.whitespace, "lenient": False}
     return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
+
+
+def check_depth(schema: Any, parameter: str) -> None:
+    """Raise Refusal for a schema that is nested too deeply."""
+    if depth(schema) > MAX_DEPTH:
+        raise bad_value(parameter, f"is nested more than {MAX_DEPTH} deep")
 
 
 def depth(value: Any) -> int:

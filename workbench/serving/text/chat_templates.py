@@ -77,9 +77,14 @@ class ChatTemplates:
         return self._slow.waiting
 
     async def text(
-        self, messages: list[dict[str, Any]], given: dict[str, Any], tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        given: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+        parameter: str = "messages",
     ) -> str:
-        """The text that the assistant is to continue. ``given``: chat_template_kwargs; ``tools``: those it may call.
+        """The text that the assistant is to continue. ``given``: chat_template_kwargs; ``tools``: those it may call;
+        ``parameter``: what the client calls the messages.
 
         Raises Refusal for names that are not for clients to set, and for what cannot be rendered. When it is cancelled the
         rendering ends.
@@ -91,14 +96,14 @@ class ChatTemplates:
             text = self._tokenizer.plain_chat(messages, tools)
             if text is None:
                 raise bad_value(
-                    "messages",
+                    parameter,
                     f"{self._tokenizer.name} has no default chat template; use /v1/completions",
                     "chat_template",
                 )
             return text
         if tools and "tools" not in template:
             raise bad_value("tools", "the chat template has no place for them", "unsupported_parameter")
-        whose, param = ("the model's chat template", "messages")
+        whose, param = ("the model's chat template", parameter)
         if own is not None:
             whose, param = ("the chat template", "chat_template_kwargs.chat_template")
         try:

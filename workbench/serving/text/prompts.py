@@ -44,10 +44,10 @@ class Prompts:
             check_length(len(prompts[-1]), self._limits, max_new_tokens, parameter)
         return prompts
 
-    async def chat(self, text: str, max_new_tokens: int) -> list[int]:
+    async def chat(self, text: str, max_new_tokens: int, parameter: str) -> list[int]:
         """Return token ids of a conversation that has been rendered. Raises Refusal."""
         if len(text) > LONG_TEXT:
-            await in_thread(self._check_text, text, max_new_tokens, "messages")
+            await in_thread(self._check_text, text, max_new_tokens, parameter)
         return await self._encode(text, self._tokenizer.encode_chat)
 
     def _check_text(self, text: str, max_new_tokens: int, parameter: str) -> None:
