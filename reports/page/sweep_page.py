@@ -228,6 +228,8 @@ def said(value: Any) -> str:
     """A setting as text."""
     if value is None:
         return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(said, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

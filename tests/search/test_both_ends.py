@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from reports.page.plan_page import plan_page_html
 from tests.search.run import SAMPLE
 from traces import open_trace
 from traces.in_memory import in_memory
@@ -155,6 +156,38 @@ def test_sglang_is_told_what_it_has_flags_for():
     )
     assert [line.partition(":")[0] for line in found["sglang"].without] == ["mem_fraction"]
     assert "--chunked-prefill-size -1" in commands(engine="sglang", chunk=0)["sglang"].command
+
+
+def test_each_of_several_pools_has_commands_with_its_own_settings_and_role():
+    found = plan("--pool", "fast=both:1,gpu=h200", "--pool", "cheap=both:2,chunk=512")["deploy"]
+    assert [(each["engine"], each["pool"]) for each in found] == [
+        (engine, pool) for engine in ("workbench", "vllm", "sglang") for pool in ("fast", "cheap")
+    ]
+    ours = [each for each in found if each["engine"] == "workbench"]
+    assert "--chunk" not in ours[0]["command"] and "--chunk 512" in ours[1]["command"]
+    assert ours[0]["without"] == ["router: round_robin, one before all pools"]
+    assert ours[1]["without"] == ["dp: start 2 of these, with a router before them", *ours[0]["without"]]
+    sglang = {each["pool"]: each["command"] for each in found if each["engine"] == "sglang"}
+    kv = {pool: int(command.split("--max-total-tokens ")[1].split()[0]) for pool, command in sglang.items()}
+    assert kv["fast"] > kv["cheap"], "each has the KV of its own GPU"
+
+
+def test_pools_that_prefill_and_decode_are_deployed_as_such_or_not_at_all():
+    found = plan("--no-both-in-one", "--pool", "prefill:1", "--pool", "decode:2")
+    of = {(each["engine"], each["pool"]): each for each in found["deploy"]}
+    for role in ("prefill", "decode"):
+        assert f"--disaggregation-mode {role} " in of["sglang", role]["command"]
+        assert of["vllm", role]["without"][0].startswith(f"role: {role}; --kv-transfer-config")
+        # A server of ours would serve whole requests.
+        assert of["workbench", role]["command"] == ""
+        assert of["workbench", role]["without"] == [f"role: {role}; our server's instances serve whole requests"]
+    assert any("start 2 of these" in line for line in of["sglang", "decode"]["without"])
+    # What does nothing on instances that decode alone is not named as lacking.
+    named = [{line.partition(":")[0] for line in of["sglang", role]["without"]} for role in ("prefill", "decode")]
+    assert "split_at_prompt" in named[0] - named[1] and "charge" in named[0] - named[1]
+    page = plan_page_html(found, ["pools"])
+    assert "To deploy pool decode with workbench: there is no command for it." in page
+    assert "To deploy pool decode with sglang:" in page and ">prefill:1, decode:2<" in page
 
 
 def served(monkeypatch, *words: str) -> RunSettings:

@@ -237,7 +237,9 @@ def _report(
     for line in answer(candidates, limits, load, currency):
         console.print(line, highlight=False)
     for each in found["deploy"]:
-        console.print(f"deploy with {each['engine']}: {each['command']}", highlight=False, markup=False, soft_wrap=True)
+        whose = f"pool {each['pool']} " if "pool" in each else ""
+        command = each["command"] or "there is no command for it"
+        console.print(f"deploy {whose}with {each['engine']}: {command}", highlight=False, markup=False, soft_wrap=True)
         if each["without"]:
             console.print(
                 f"  no flag there for {'; '.join(each['without'])}", highlight=False, markup=False, style="dim"

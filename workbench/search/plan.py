@@ -91,7 +91,7 @@ def plan_point(shared: Shared, limits: list[Limit], load: Load, point: Point) ->
     pairs = settings.disaggregated
     if found.refused is not None and found.refused.everything:
         return Candidate(point, INCOMPLETE, found.refused.sentence, gpu, gpus, cost, pools=pools, shared_requests=pairs)
-    sure = how_sure(resolved, settings, simulate, limits, load.target, found)
+    sure = how_sure(resolved, simulate, limits, load.target, found)
     at = found.rate if 0 < found.rate < math.inf else load.target
     # The rate takes the place of what else was said of arrivals.
     command = shared.command_for(point, rate=float(f"{at:.6g}"), speedup=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 from workbench.cluster.pools import SimulatedPool, modelled
@@ -11,7 +12,6 @@ from workbench.search.both_ends import BothEnds, both_ends
 from workbench.search.rate import HighestRate, Simulate
 from workbench.search.slo import Limit
 from workbench.settings.deploy import Deployed, deploy_commands
-from workbench.settings.run_settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,22 @@ def sure_parts(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
 
 def how_sure(
     pools: Sequence[SimulatedPool],
-    settings: RunSettings,
     simulate: Simulate,
     limits: Sequence[Limit],
     target: float,
     found: HighestRate,
 ) -> Sureness:
     """Say it of a configuration that was searched. Runs a simulation or two, at the ends of the band."""
-    recipe = pools[0].recipe
     said = sure_parts(pools)
     accuracy = said.get("accuracy") or {}
-    commands = deploy_commands(settings, recipe.loop.name, recipe.scheduler.kv_tokens, recipe.model.experts > 0)
+    commands = [_commands(pool, pool.name if len(pools) > 1 else "") for pool in pools]
     lost = found.refused is not None and found.refused.everything
     ends = None if lost else both_ends(simulate, limits, target, bool(found.target_kept), accuracy)
-    return Sureness(said, ends, tuple(commands))
+    return Sureness(said, ends, tuple(chain(*zip(*commands, strict=True))))
+
+
+def _commands(pool: SimulatedPool, name: str) -> list[Deployed]:
+    recipe = pool.recipe
+    return deploy_commands(
+        recipe.settings, recipe.loop.name, recipe.scheduler.kv_tokens, recipe.model.experts > 0, name
+    )

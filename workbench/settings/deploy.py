@@ -33,9 +33,12 @@ class Deployed:
 
     engine: str
     words: list[str]
+    """Empty where the engine has nothing that does this."""
     without: list[str] = field(default_factory=list)
     said: set[str] = field(default_factory=set)
     """Settings that the words, or the engine itself, say."""
+    pool: str = ""
+    """Whose instances it starts, where the cluster has several pools."""
 
     @property
     def command(self) -> str:
@@ -53,22 +56,33 @@ class Deployed:
 
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON holds it."""
-        return {"engine": self.engine, "command": self.command, "without": self.without}
+        pool = {"pool": self.pool} if self.pool else {}
+        return {"engine": self.engine, **pool, "command": self.command, "without": self.without}
 
 
-def deploy_commands(settings: RunSettings, loop: str, kv_tokens: int, experts: bool) -> list[Deployed]:
-    """The commands that start one instance, or all where the engine itself has several, with these settings.
+def deploy_commands(settings: RunSettings, loop: str, kv_tokens: int, experts: bool, pool: str = "") -> list[Deployed]:
+    """The commands that start one instance, or all where the engine itself has several, with these settings: a run's, or
+    those of the one of its pools that is called ``pool``.
 
     ``kv_tokens`` is the KV capacity that was found, ``experts`` whether the model has any.
     """
-    return [
+    found = [
         _ours(settings, loop),
         _vllm(settings, loop, experts),
         _sglang(settings, loop, kv_tokens),
     ]
+    for each in found if pool else ():
+        each.pool = pool
+        if each.words:
+            each.lacks("router", f"{settings.router}, one before all pools")
+    return found
 
 
 def _ours(settings: RunSettings, loop: str) -> Deployed:
+    if settings.role != "both":
+        found = Deployed("workbench", [])
+        found.lacks("role", f"{settings.role}; our server's instances serve whole requests")
+        return found
     found = Deployed("workbench", ["workbench", "serve", settings.model])
     for name, declared in SETTINGS.items():
         value = loop if name == "loop" else getattr(settings, name)
@@ -86,9 +100,7 @@ def _ours(settings: RunSettings, loop: str) -> Deployed:
 
 
 def _instances(found: Deployed, settings: RunSettings) -> None:
-    if settings.pool:
-        found.lacks("pool", "several kinds of instances: a command for each, and a router before them")
-    elif settings.dp > 1:
+    if settings.dp > 1:
         found.lacks("dp", f"start {settings.dp} of these, with a router before them")
 
 
@@ -102,7 +114,10 @@ def _vllm(settings: RunSettings, loop: str, experts: bool) -> Deployed:
         found.add("ep", "--enable-expert-parallel")
     elif settings.ep > 1:
         found.lacks("ep", "vLLM spreads experts over all tp x dp GPUs")
-    if settings.dp > 1 and (not experts or settings.ep == settings.tp * settings.dp):
+    if settings.role != "both":
+        found.lacks("role", f"{settings.role}; --kv-transfer-config says it, with a connector of yours")
+        _instances(found, settings)
+    elif settings.dp > 1 and (not experts or settings.ep == settings.tp * settings.dp):
         found.add("dp", "--data-parallel-size", settings.dp)
     else:
         _instances(found, settings)
@@ -141,7 +156,8 @@ def _sglang(settings: RunSettings, loop: str, kv_tokens: int) -> Deployed:
         found.add("tp", "--tp-size", ways)
     if settings.pp > 1:
         found.add("pp", "--pp-size", settings.pp)
-    if settings.pool:
+    if settings.role != "both":
+        found.add("role", "--disaggregation-mode", settings.role)
         _instances(found, settings)
     elif settings.dp > 1:
         found.add("dp", "--dp-size", settings.dp, *(["--enable-dp-attention"] if together else []))

@@ -30,15 +30,15 @@ def needs(name: str) -> str | None:
 
 
 def acts(settings: RunSettings, loop: str, name: str) -> bool:
-    """Whether a setting has an effect on a run under ``loop``: of pools, on one that does not say it itself;
-    ``POOL.setting`` on that pool."""
+    """Whether a setting has an effect on a run under ``loop``, or on a pool that has ``settings``: of a run with pools, on
+    one that does not say it itself; ``POOL.setting`` on that pool."""
     of_pool, _, key = name.rpartition(".")
     if of_pool and key in _DECLARED:
         return any(_acts_in(pool, key) for pool in settings.pools(loop) if pool.name == of_pool)
     if name not in _DECLARED:
         return True
     if not settings.pool or name in RUN_WIDE:
-        return _DECLARED[name].acts(settings, loop)
+        return _acts_in(PoolSettings("", settings.role, settings.dp, settings, loop), name)
     return any(name not in pool.given and _acts_in(pool, name) for pool in settings.pools(loop))
 
 
