@@ -161,6 +161,59 @@ def test_a_stop_token_ends_the_text_and_is_not_in_it(client):
     assert ignoring.choices[0].text == whole
 
 
+@pytest.mark.parametrize("name", ["include_stop_str_in_output", "no_stop_trim"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_and_a_stop_token_stay_where_that_is_asked_for(client, name, stream):
+    whole, chat = answer("stop here", 40), answer(HI_TEXT, 40)
+    stop = whole[20:23]
+    extra = {name: True}
+    made = client.completions.create(
+        model=MODEL, prompt="stop here", max_tokens=40, stop=stop, stream=stream, extra_body=extra
+    )
+    text, reason = joined(made) if stream else (made.choices[0].text, made.choices[0].finish_reason)
+    assert (text, reason) == (whole[: whole.index(stop) + 3], "stop")
+    token = ord(chat[10])
+    made = client.chat.completions.create(
+        model=MODEL, messages=HI, max_tokens=40, stream=stream, extra_body={**extra, "stop_token_ids": [token]}
+    )
+    text, reason = joined(made) if stream else (made.choices[0].message.content, made.choices[0].finish_reason)
+    assert (text, reason) == (chat[: chat.index(chr(token)) + 1], "stop")
+
+
+def test_generate_keeps_the_stop_string_where_sglangs_name_asks_for_it(server):
+    whole = answer("stop here", 40)
+    stop = whole[20:23]
+    for kept in (False, True, None):
+        params = {"max_new_tokens": 40, "stop": stop, "no_stop_trim": kept}
+        made = server.http.post("/generate", json={"text": "stop here", "sampling_params": params}).json()
+        assert made["text"] == whole[: whole.index(stop)] + stop * bool(kept)
+
+
+def test_a_chat_has_the_ids_of_its_prompt_and_of_each_choice(client):
+    asked = {
+        "model": MODEL,
+        "messages": HI,
+        "max_tokens": 8,
+        "n": 2,
+        "seed": 5,
+        "extra_body": {"return_token_ids": True},
+    }
+    made = client.chat.completions.create(**asked)
+    assert made.prompt_token_ids == list(HI_TEXT.encode())
+    written = [list(choice.message.content.encode()) for choice in made.choices]
+    assert [choice.token_ids for choice in made.choices] == written and len(written[0]) == 8
+    streamed = [[], []]
+    prompts = []
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        prompts += [chunk.prompt_token_ids] if "prompt_token_ids" in chunk.model_extra else []
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.model_extra.get("token_ids") or []
+    assert streamed == written
+    assert prompts == [list(HI_TEXT.encode())] * 2, "each choice's first piece has them"
+    plain = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=2)
+    assert "prompt_token_ids" not in plain.model_extra and "token_ids" not in plain.choices[0].model_extra
+
+
 def test_least_tokens_put_off_stop_strings_and_stop_tokens(client):
     whole = answer("stop here", 40)
     made = client.completions.create(

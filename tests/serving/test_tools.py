@@ -185,6 +185,14 @@ def test_calls_and_their_results_go_through_the_template(server):
             "messages[0].tool_calls[0].function.arguments",
             "is not JSON",
         ),
+        *(
+            (
+                {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}]},
+                "messages[0].tool_calls[0].function.arguments",
+                "is not JSON",
+            )
+            for text in ('{"a": NaN}', '{"a": 1e999}', '{"a": "\\ud800"}')
+        ),
         ({"functions": [{"name": "f"}]}, "functions", "not supported"),
     ],
 )

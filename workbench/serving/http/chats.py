@@ -82,6 +82,7 @@ def call_for_template(call_id: Any, function: dict[str, Any], id_where: str, whe
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
+            json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()  # a template writes them as text
         except (ValueError, RecursionError):
             raise bad_value(f"{where}.arguments", "is not JSON") from None
     if not isinstance(arguments, dict):
