@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from backends.capture_sizes import default_capture_sizes
@@ -24,7 +23,7 @@ from backends.simulated.cost.step_gaps import with_gaps
 from backends.simulated.front_end import FrontEndModel
 from backends.simulated.host import GAPS, HostModel
 from backends.simulated.kv_layout import lanes
-from backends.simulated.kv_memory import ModelDoesNotFit, kv_capacity
+from backends.simulated.kv_memory import MemoryBudget, ModelDoesNotFit, kv_capacity
 from backends.simulated.kv_network import Port
 from backends.simulated.kv_windows import NEEDED, KvRule
 from backends.simulated.links import in_machine, link_notes, spread
@@ -135,30 +134,34 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     budget: dict[str, Any] = {}
     kv_tokens = settings.kv_tokens
     if kv_tokens is None:
-        capacity = partial(
-            kv_capacity,
-            model,
-            gpu,
-            dtype=weights,
-            kv_dtype=kv_dtype,
-            tp=tp,
-            pp=pp,
-            ep=settings.ep,
-            mem_fraction=settings.mem_fraction,
-            max_prefill_tokens=largest_step(settings),
-            max_context=max_context,
-            page_size=settings.page_size,
-            rule=_kv_rule(settings, engine),
-        )
+        rule = _kv_rule(settings, engine)
+
+        def capacity(settings: RunSettings) -> MemoryBudget:
+            return kv_capacity(
+                model,
+                gpu,
+                dtype=weights,
+                kv_dtype=kv_dtype,
+                tp=tp,
+                pp=pp,
+                ep=settings.ep,
+                mem_fraction=settings.mem_fraction,
+                max_prefill_tokens=largest_step(settings),
+                max_running=settings.max_running,
+                max_context=max_context,
+                page_size=settings.page_size,
+                rule=rule,
+            )
+
         try:
-            found = capacity(max_running=settings.max_running)
+            found = capacity(settings)
         except ModelDoesNotFit as problem:
             # An engine runs as many as there are states for where nobody says how many.
             if not problem.fits_running or settings.max_running != engine.settings.get("max_running"):
                 raise
             notes = (*notes, f"max_running: {problem.fits_running}, for states have no room for {engine.name}'s own")
             settings = dataclasses.replace(settings, max_running=problem.fits_running)
-            found = capacity(max_running=settings.max_running)
+            found = capacity(settings)
         budget = dataclasses.asdict(found)
         kv_tokens = found.kv_tokens
     scheduler = settings.scheduler(kv_tokens, max_context, settings.slots(loop)).for_role(settings.role)
@@ -171,6 +174,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     # Steps that were measured hold what the GPU waited between them.
     phases: dict[str, Any] = {**engine.host, **(dict.fromkeys(GAPS, 0.0) if measured else {}), **measured}
     host = HostModel(**phases, graph_max_batch=sizes[-1] if sizes else 0, layers=-(-model.layers // pp), ranks=tp)
+    experts = weights.of("experts")
     want = CostRequest(
         model,
         gpu,
@@ -185,10 +189,6 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
         engine.gpu_request_s(max_context, settings.page_size, gpu.host_bandwidth),
         engine.name,
         settings.expert_skew,
-    )
-    experts = weights.of("experts")
-    want = dataclasses.replace(
-        want,
         exchange=Exchange(
             settings.expert_exchange,
             ExchangeRule(**engine.exchange),
