@@ -11,6 +11,9 @@ from reports.record.meta import kind_of
 
 Summaries = Mapping[str, Mapping[str, float | int | None]]
 
+UNKNOWN = "-"
+"""What is written in place of a number that is not known."""
+
 
 class Unit(Enum):
     """Unit of a number."""
@@ -230,7 +233,7 @@ def written(values: list[float | int | None], unit: Unit) -> list[str]:
     if unit is Unit.SECONDS and sizes and max(sizes) > _FAR_APART * min(sizes):
         return [written([value], unit)[0] for value in values]
     factor, name, digits = _seconds_scale(values) if unit is Unit.SECONDS else (1.0, unit.value, None)
-    return ["-" if value is None else _one(value * factor, name, digits, unit) for value in values]
+    return [UNKNOWN if value is None else _one(value * factor, name, digits, unit) for value in values]
 
 
 _FAR_APART = 500

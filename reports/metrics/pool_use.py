@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from reports.metrics.coming_and_going import fleet_numbers, fleet_spans
 from reports.metrics.instances import Pool, pools_of
-from reports.metrics.labels import Unit, written
+from reports.metrics.labels import UNKNOWN, Unit, written
 from reports.metrics.percentiles import spread
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSES, TimeUse, time_use
@@ -43,6 +45,17 @@ def pool_rows(record: RunRecord) -> list[dict[str, Any]]:
         {"name": each["name"], "gpu": each["gpu"], "loop": each["loop"], "cells": list(row)}
         for each, row in zip(numbers, zip(*cells, strict=True), strict=True)
     ]
+
+
+def pool_table(records: Mapping[str, RunRecord]) -> tuple[list[str], dict[str, list[dict[str, Any]]]]:
+    """The headings of one table of the pools of several runs, and the rows of each run that has pools. A column of which
+    nothing is known anywhere is left out."""
+    rows = {name: found for name, record in records.items() if (found := pool_rows(record))}
+    known = [any(row["cells"][i] != UNKNOWN for found in rows.values() for row in found) for i in range(len(COLUMNS))]
+    for found in rows.values():
+        for row in found:
+            row["cells"] = list(compress(row["cells"], known))
+    return list(compress((heading for _, heading, _ in COLUMNS), known)), rows
 
 
 def pool_lines(name: str, record: RunRecord) -> list[str]:

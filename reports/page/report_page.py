@@ -29,7 +29,7 @@ from reports.metrics.labels import (
     weights_label,
     written,
 )
-from reports.metrics.pool_use import COLUMNS, pool_rows
+from reports.metrics.pool_use import pool_table
 from reports.metrics.report_numbers import Report, make_report
 from reports.metrics.summary import run_window
 from reports.metrics.time_use import CAUSE_LABELS, CAUSES, TimeUse, time_use
@@ -154,6 +154,7 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         "requests": requests,
     }
     uses = _use_rows(report)
+    pool_columns, pools = pool_table(records)
     # A key names what there is to see.
     kinds = {part["kind"] for use in uses for part in use["parts"]}
     return rendered(
@@ -175,11 +176,11 @@ def _rendered(report: Report, title: str, command: str, comparison: Comparison |
         metrics=_metric_rows(report),
         ranges=range_rows(records, report.summaries),
         sure=[*difference_lines(report.summaries, records, report.baseline), *accuracy_lines(records)],
-        pools={name: rows for name, record in records.items() if (rows := pool_rows(record))},
+        pools=pools,
         fleets=_fleet_charts(records),
         currency=" / ".join(dict.fromkeys(_currency(record) for record in records.values() if _currency(record))),
         several_instances=any(len(stages_each(record)) > 1 for record in records.values()),
-        pool_columns=[heading for _, heading, _ in COLUMNS],
+        pool_columns=pool_columns,
         has_timeline=any(detail is not None for detail in details.values()),
         modes=[mode for mode in MODES if mode in kinds],
         phases=[

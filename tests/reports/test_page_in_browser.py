@@ -397,6 +397,17 @@ def test_both_sides_lie_on_one_timeline_with_kv_on_its_way_between_them(
         assert mine[1:] == pytest.approx([float(value) for value in theirs[1:]], abs=2e-7)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#ttft .stack").count() == 2 and page.locator("#instances .fleet").count() == 2
+    headings = page.locator(".pools thead th").all_inner_texts()
+    assert headings[-1] == "kWh", "what nobody priced has no column"
+    table = page.evaluate(
+        "() => { const table = document.querySelector('.pools'); return [table.scrollWidth, table.parentNode.clientWidth] }"
+    )
+    assert width < 1200 or table[0] <= table[1], "all columns are in sight"
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.stack span')].filter((span) =>
+            span.offsetWidth && span.offsetWidth > span.parentNode.clientWidth).map((span) => span.textContent)"""
+    )
+    assert cut == [], "no share is cut off"
     assert page.locator(".use.of-pool").count() == 2
 
 
