@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -269,6 +270,17 @@ def test_random_weights_write_the_form_that_they_are_asked_for(plain_server):
     (choice,) = completion(plain_server, "x", max_tokens=100, guided_json=schema, temperature=1, seed=3)
     value = json.loads(choice["text"])
     assert value["a"] in ("ä", "日本") and 0 <= value["b"] <= 99 and choice["finish_reason"] == "stop"
+
+
+def test_log_probabilities_under_a_form_are_among_the_tokens_that_may_follow(plain_server):
+    (choice,) = completion(plain_server, "abc", max_tokens=4, guided_regex="[ab]{3}", logprobs=4)
+    for top in choice["logprobs"]["top_logprobs"]:
+        allowed = [value for token, value in top.items() if token in ("a", "b")]
+        assert sum(map(math.exp, allowed)) == pytest.approx(1, abs=1e-4)
+        assert sorted(top.values())[:2] == [-9999.0] * 2 and len(top) == 4
+    body = {"messages": [{"role": "user", "content": "x"}], "guided_choice": ["a"], "logprobs": True, "top_logprobs": 2}
+    chat = plain_server.http.post("/v1/chat/completions", json=body).json()["choices"][0]["logprobs"]["content"]
+    assert [one["logprob"] for one in chat[0]["top_logprobs"]] == [0.0, -9999.0]
 
 
 def test_token_ids_and_the_stop_string_come_where_they_are_asked_for(plain_server):

@@ -27,6 +27,9 @@ from workbench.serving.wire import (
     push_socket,
 )
 
+LEAST_LOGPROB = -9999.0
+"""Of a token that cannot come, as a grammar forbids it: OpenAI's, for JSON has no infinity."""
+
 
 class _Sequence:
     """One sequence on its way to text."""
@@ -126,8 +129,9 @@ class Detokenizer:
         return Chunk(opened.sequence, text, tokens, end.kind, end.detail, reason, *counts)
 
     def _spell(self, token: int, logprob: TokenLogprob, offset: int) -> LogprobText:
-        top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, logprob.top_logprobs, strict=True)]
-        return LogprobText(*self._decoder.token(token), logprob.logprob, top, token, logprob.top_ids, offset)
+        values = [max(value, LEAST_LOGPROB) for value in (logprob.logprob, *logprob.top_logprobs)]
+        top = [(*self._decoder.token(i), value) for i, value in zip(logprob.top_ids, values[1:], strict=True)]
+        return LogprobText(*self._decoder.token(token), values[0], top, token, logprob.top_ids, offset)
 
 
 def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
