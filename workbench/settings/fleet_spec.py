@@ -72,7 +72,7 @@ def _failure(text: str) -> Failure:
     if matched is None:
         raise ConfigError(f"fail: {text!r} is not {FAIL_GRAMMAR}")
     said = f"fail: {head.strip()}"
-    given = _given(said, rest, {"at": _time, "for": _time}, FAIL_GRAMMAR)
+    given = _given(said, rest, {"at": parse_time, "for": parse_time}, FAIL_GRAMMAR)
     if "at" not in given:
         raise ConfigError(f"{said}: at is missing; when is it lost?")
     if given.get("for", 1.0) <= 0:
@@ -91,7 +91,7 @@ def _scaling(text: str) -> Scaling:
         "max": _count,
         "signal": _signal,
         "target": _above_zero,
-        **dict.fromkeys(("every", "start", "drain", "cool-down"), _time),
+        **dict.fromkeys(("every", "start", "drain", "cool-down"), parse_time),
     }
     given = _given(said, rest, readers, AUTOSCALE_GRAMMAR)
     if "max" not in given:
@@ -135,10 +135,6 @@ def _given(said: str, text: str, readers: Mapping[str, Callable[[str], Any]], gr
         except ValueError as error:
             raise ConfigError(f"{said}: {key}: {error}") from None
     return found
-
-
-def _time(text: str) -> float:
-    return parse_time(text)
 
 
 def _count(text: str) -> int:
