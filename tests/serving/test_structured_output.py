@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from typing import Any, Literal
 
 import jsonschema
@@ -12,8 +13,10 @@ import pydantic
 import pytest
 
 from tests.event_loop import in_a_loop
+from tests.patience import PATIENCE_S
 from tests.serving.server import Server
-from workbench.serving.structured.formats import MAX_CHOICES
+from workbench.serving.structured import compiler
+from workbench.serving.structured.formats import MAX_CHOICES, OutputFormat
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -252,3 +255,36 @@ def test_forms_hold_in_the_other_loops(loop):
         jsonschema.validate(json.loads(written(found, guided_json=SCHEMA)), SCHEMA)
     finally:
         found.kill()
+
+
+def test_forms_that_take_too_long_keep_their_turns_and_those_after_them_are_told_to_come_again(monkeypatch):
+    go_on, begun, ended = threading.Event(), [], []
+
+    def slow(asked: OutputFormat) -> str:
+        begun.append(asked.value)
+        assert go_on.wait(PATIENCE_S)
+        ended.append(asked.value)
+        return f"grammar {asked.value}"
+
+    monkeypatch.setattr(compiler, "checked_grammar", slow)
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.05)
+
+    async def ask_all() -> list[str]:
+        made = compiler.GrammarCompiler()
+        left = asyncio.ensure_future(made.grammar(OutputFormat("regex", "left", "regex")))
+        while not begun:
+            await asyncio.sleep(0)
+        left.cancel()
+        asked = [OutputFormat("regex", value, "regex") for value in ("late", "later", "last")]
+        found = await asyncio.gather(*map(made.grammar, asked), return_exceptions=True)
+        assert [str(refusal) for refusal in found] == [
+            "regex: takes more than 0.05 s to compile",
+            *["overloaded: other forms are being compiled"] * 2,
+        ]
+        assert begun == ["left", "late"], "no more at once than there are turns, though nobody waits for these"
+        monkeypatch.setattr(compiler, "COMPILE_S", PATIENCE_S)
+        go_on.set()
+        return [await made.grammar(each) for each in asked[1:]]
+
+    assert in_a_loop(ask_all()) == ["grammar later", "grammar last"]
+    assert sorted(ended) == ["last", "late", "later", "left"]

@@ -39,7 +39,8 @@ class GrammarCompiler:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def grammar(self, asked: OutputFormat) -> str:
-        """Return the grammar of an output. Raises Refusal that says where it is wrong, or that it takes too long."""
+        """Return the grammar of an output. Raises Refusal that says where it is wrong, that it takes too long, or that
+        others do."""
         key = repr((asked.kind, asked.parameter, asked.inner, asked.whitespace, asked.value))
         found = self._kept.get(key)
         if found is None:
@@ -54,13 +55,24 @@ class GrammarCompiler:
         return found
 
     async def _made(self, asked: OutputFormat) -> str | Refusal:
-        async with self._turns:
-            try:
-                return await asyncio.wait_for(in_thread(checked_grammar, asked), COMPILE_S)
-            except Refusal as refusal:
-                return refusal
-            except TimeoutError:
-                return bad_value(asked.parameter, f"takes more than {COMPILE_S:g} s to compile")
+        try:
+            await asyncio.wait_for(self._turns.acquire(), COMPILE_S)
+        except TimeoutError:
+            raise Refusal("overloaded", "overloaded: other forms are being compiled", retry_after_s=5) from None
+        working = asyncio.ensure_future(in_thread(checked_grammar, asked))
+        working.add_done_callback(self._ended)
+        try:
+            return await asyncio.wait_for(asyncio.shield(working), COMPILE_S)
+        except Refusal as refusal:
+            return refusal
+        except TimeoutError:
+            return bad_value(asked.parameter, f"takes more than {COMPILE_S:g} s to compile")
+
+    def _ended(self, working: asyncio.Future[str]) -> None:
+        """Give the turn on: a thread keeps its core, and so its turn, when nobody waits for it any more."""
+        self._turns.release()
+        if not working.cancelled():
+            working.exception()  # whoever waited has it; where nobody did, it is nobody's fault
 
 
 def checked_grammar(asked: OutputFormat) -> str:
