@@ -32,9 +32,9 @@ def plain(
     """Read a decoder whose layers are alike but for windows and experts.
 
     ``qk_norm``: queries and keys have a norm of a head's width, or one over all heads, for which GPUs that share them
-    exchange sums, or gather the heads. ``norms`` a layer; ``norm_bias``: they are
-    LayerNorms. ``expert_bias``: the router and each expert's matrices have biases. ``shared_gate``: beside the
-    experts is a shared one of a width of its own, behind a gate of one number (Qwen2).
+    exchange sums, or gather the heads. ``norms``: how many a layer has; ``norm_bias``: they are LayerNorms.
+    ``expert_bias``: the router and each expert's matrices have biases. ``shared_gate``: beside the experts is a shared
+    one of a width of its own, behind a gate of one number (Qwen2).
     """
     hidden = fields.size("hidden_size")
     each = attention(fields, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm, sinks=sinks)

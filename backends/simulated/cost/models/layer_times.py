@@ -1,9 +1,8 @@
 """Roofline times of what one kind of layer does with the tokens before: attention of every sort, and recurrences.
 
-Each class has ``written_bytes``, what a token leaves in memory, ``overhead_s`` of a layer
-that only decodes and of one with prompts, and times of
-prompts' tokens and of decodes, the latter also of decodes but for their contexts (``steps_s``). All are of one layer on one
-GPU.
+Each class has ``written_bytes``, what a token leaves in memory; ``overhead_s`` of a layer that only decodes and
+``prompt_overhead_s`` of one with prompts; ``prompts_s`` and ``decodes_s``; and ``steps_s``, decodes but for their contexts.
+All are of one layer on one GPU.
 """
 
 from __future__ import annotations

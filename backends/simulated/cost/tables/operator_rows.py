@@ -84,9 +84,8 @@ def _product_terms(points: np.ndarray) -> np.ndarray:
 
 
 def experts_grid(tables: Tables, experts: Experts, hidden: int, tp: int, ep: int, dtype: str, skew: float) -> Grid:
-    """The routed experts of a layer, each divided over ``tp`` GPUs or all of them spread over ``ep``, held in a
-    dtype, at a ``skew`` of :data:`LOADS`: (tokens of all GPUs, distinct experts). Raises
-    :class:`NotMeasured`."""
+    """The routed experts of a layer, each divided over ``tp`` GPUs or all of them spread over ``ep``, held in a dtype, at a
+    ``skew`` of :data:`LOADS`: (tokens of all GPUs, distinct experts). Raises :class:`NotMeasured`."""
     columns = tables.table("moe")
     of = rows_where(
         columns,
