@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 
 from workbench.cluster.pools import resolve_pools
@@ -33,12 +34,11 @@ def both_points(shared: Shared, points: Sequence[Point]) -> list[Point]:
     found: list[Point] = []
     for rest in others:
         for given in kinds:
-            count = 1
-            while (point := {**dict(rest), "pool": (PoolSpec("both", "both", count, given).text,)}) and _gpus(
-                shared, point
-            ) <= most_gpus:
+            for instances in count(1):
+                point = {**dict(rest), "pool": (PoolSpec("both", "both", instances, given).text,)}
+                if _gpus(shared, point) > most_gpus:
+                    break
                 found.append(point)
-                count += 1
     return found
 
 
