@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,12 +87,20 @@ def _range_text(metric: str, limits: tuple[float, float] | None) -> str:
 def accuracy_lines(records: Mapping[str, RunRecord]) -> list[str]:
     """Say how sure simulated runs are and what their times rest on, each sentence once, with the runs that it is of where
     that is not all."""
+    return [
+        line
+        for said_by in (_sure, _rests)
+        for line in each_once({name: said_by(record.meta) for name, record in records.items()}, ", ".join)
+    ]
+
+
+def each_once(said: Mapping[str, Sequence[str]], named: Callable[[Sequence[str]], str]) -> list[str]:
+    """Sentences of several runs, each once, with the runs that it is of, as they are ``named``, where that is not all."""
     found: dict[str, dict[str, None]] = {}
-    for said_by in (_sure, _rests):
-        for name, record in records.items():
-            for line in said_by(record.meta):
-                found.setdefault(line, {})[name] = None
-    return [line if len(of) == len(records) else f"{', '.join(of)}: {line}" for line, of in found.items()]
+    for name, lines in said.items():
+        for line in lines:
+            found.setdefault(line, {})[name] = None
+    return [line if len(of) == len(said) else f"{named(list(of))}: {line}" for line, of in found.items()]
 
 
 def sure_lines(meta: Mapping[str, Any]) -> list[str]:

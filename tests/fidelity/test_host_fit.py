@@ -31,7 +31,7 @@ def test_a_fit_finds_the_gaps_with_which_its_rows_were_made(monkeypatch, capsys)
     gap_s, gap_request_s = host_fit.fit(GROUP, rows, rounds=3, jobs=1)
     assert gap_s == pytest.approx(2e-3, rel=0.05) and gap_request_s == pytest.approx(1e-4, rel=0.1)
     said = capsys.readouterr().out
-    assert ("begins with: gap_s 100.0 us" in said and "1 rows of c" in said) or "3 rows of c" in said
+    assert "3 rows of c" in said and "begins with: gap_s 100.0 us" in said
 
 
 def scores(one: Row, number: int) -> bool:

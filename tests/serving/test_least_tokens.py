@@ -177,7 +177,7 @@ def test_a_chat_far_too_long_is_refused_before_it_is_encoded(tmp_path):
     tokenizer = ModelTokenizer(str(tmp_path))
 
     async def encode(text: str) -> list[int]:
-        return await Prompts(tokenizer, limits(1000)).chat(text, 16)
+        return await Prompts(tokenizer, limits(1000)).chat(text, 16, "messages")
 
     text = "the quick brown fox " * 5000
     tokenizer.encode_chat = None

@@ -312,16 +312,12 @@ def _sure(shared: Shared, point: dict[str, Any]) -> dict[str, Any]:
 
 def _sure_lines(sure: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """How sure the points of a Pareto front are, each sentence once, with the points that it is of where that is not all."""
-    from reports.metrics.how_sure import sure_lines
+    from reports.metrics.how_sure import each_once, sure_lines
 
-    found: dict[str, list[str]] = {}
-    for point, said in sure.items():
-        for line in sure_lines(said):
-            found.setdefault(line, []).append(str(point))
-    return [
-        line if len(points) == len(sure) else f"point{'s' * (len(points) > 1)} {', '.join(points)}: {line}"
-        for line, points in found.items()
-    ]
+    return each_once(
+        {str(point): sure_lines(said) for point, said in sure.items()},
+        lambda points: f"point{'s' * (len(points) > 1)} {', '.join(points)}",
+    )
 
 
 def _brief(row: dict[str, Any], names: list[str], objectives: list[Objective]) -> dict[str, Any]:
