@@ -20,6 +20,7 @@ from profile_lookup import batch
 from reports.imported.llmservingsim import read_measured
 from reports.record.run_record import RunRecord
 from workbench.cluster.resolve import resolve
+from workbench.settings.loading import recorded_settings
 from workbench.settings.run_settings import RunSettings
 
 SAME_S = 0.003
@@ -56,8 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     measured = read_measured(options.truth)
     _, simulated = score(options.data, options.truth)
-    fields = {name: simulated.meta["settings"][name] for name in RunSettings.__dataclass_fields__}
-    settings = RunSettings(**fields)
+    settings = RunSettings(**recorded_settings(simulated.meta, simulated.name))
     cost = resolve(settings, settings.loops[0]).cost
     errors: dict[tuple[str, int], list[float]] = defaultdict(list)
     for seconds, lens, new in visible_steps(measured, simulated.requests["cached_tokens"]):
