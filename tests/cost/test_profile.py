@@ -15,6 +15,7 @@ from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.operator_tables import Curve, Grid, ProfileError, grid_from_points
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.uneven import uneven_grid
+from backends.simulated.cost.tables.llmservingsim import skew_enabled
 from backends.simulated.cost.tables.own_profile import write_profile
 from backends.simulated.cost.tables.profiles import describe, read_profile
 from tests.cost.profiles import (
@@ -332,3 +333,28 @@ def test_aiconfigurator_tables_give_plausible_steps_for_any_model_they_cover():
         assert cost.forward(batch([4000], (4000,))) > one
     assert "measured on h200_sxm" in refused(base / "h200_sxm_sglang-0.5.14", "Qwen/Qwen3-8B", "h100")
     assert "sliding windows" in refused(base, "openai/gpt-oss-20b", "h100")
+
+
+@needs_data
+def test_a_table_of_unequal_lengths_that_a_profile_turns_off_is_not_read_and_a_note_says_so(tmp_path):
+    uneven = batch([4096, *[200] * 99])
+    costs = {}
+    for enabled in ("true", "false"):
+        folder = tmp_path / enabled
+        folder.mkdir()
+        (folder / "tp1").symlink_to(LLAMA / "tp1")
+        meta = (LLAMA / "meta.yaml").read_text()
+        assert "skew_profile:\n  enabled: true" in meta
+        (folder / "meta.yaml").write_text(
+            meta.replace("skew_profile:\n  enabled: true", f"skew_profile:\n  enabled: {enabled}")
+        )
+        model, gpu = load_model("meta-llama/Llama-3.1-8B"), load_gpu("rtx-pro-6000")
+        costs[enabled] = ProfileCost(read_profile(folder, 1, model, gpu), model, gpu)
+    assert costs["false"].forward(uneven) < 0.99 * costs["true"].forward(uneven)
+    equal = batch([(4096 + 200 * 99) // 100] * 100)
+    assert costs["false"].forward(uneven) == pytest.approx(costs["false"].forward(equal), rel=2e-3)
+    assert any("skew_profile off" in note for note in costs["false"].notes)
+    assert not any("skew" in note for note in costs["true"].notes)
+    (folder / "meta.yaml").write_text("model: a\nhardware: b\nskew_profile: {enabled: maybe}\n")
+    with pytest.raises(ProfileError, match=r"meta\.yaml: skew_profile\.enabled: not true or false"):
+        skew_enabled(folder)

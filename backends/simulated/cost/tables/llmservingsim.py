@@ -1,7 +1,8 @@
 """Profile folders of LLMServingSim 2 (kernel times inside vLLM, one layer, microseconds).
 
 A folder holds ``meta.yaml`` and one ``tp<N>/`` a tensor-parallel size, each with ``dense``, ``per_sequence`` and
-``attention`` tables, and ``skew`` and ``moe`` where they were measured; tables are CSV, plain or gzip.
+``attention`` tables, and ``skew`` and ``moe`` where they were measured; tables are CSV, plain or gzip. A ``skew`` table that
+``meta.yaml`` says is not this profile's (``skew_profile``, ``enabled: false``) is not read, with a note.
 """
 
 from __future__ import annotations
@@ -54,6 +55,16 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def skew_enabled(path: Path) -> bool:
+    """Whether a profile counts its measurements of decodes of unequal length in, where it has any. Raises
+    :class:`ProfileError`."""
+    skew = read_meta(path).get("skew_profile", {})
+    enabled = skew.get("enabled", True) if isinstance(skew, dict) else None
+    if not isinstance(enabled, bool):
+        raise ProfileError(f"{path / 'meta.yaml'}: skew_profile.enabled: not true or false")
+    return enabled
+
+
 def provenance(path: Path, tp: int) -> Provenance:
     """Describe the origin of the profile of one size."""
     meta = read_meta(path)
@@ -88,6 +99,11 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         experts = _experts(path, folder)
     head = _curves(folder, "per_sequence", "sequences")
     repetitions = read_meta(path).get("measurement_iterations", 1)
+    skew = find_table(folder, "skew", missing_ok=True)
+    notes = []
+    if skew is not None and not skew_enabled(path):
+        skew = None
+        notes.append(f"{path}: decodes of unequal length count as long as their mean: meta.yaml turns skew_profile off")
     if "lm_head" not in head:
         raise ProfileError(f"{find_table(folder, 'per_sequence')}: no rows of operator 'lm_head'")
     kernels = sum(CALLS.get(name, 1) for name in layer) + ATTENTION_KERNELS + EXPERT_KERNELS * (experts is not None)
@@ -96,8 +112,9 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         layer,
         once,
         head,
-        _attention(folder, max(int(repetitions), 1)),
+        _attention(folder, skew, max(int(repetitions), 1)),
         experts,
+        notes=notes,
         missing=missing,
         kernels_per_layer=kernels,
     )
@@ -127,13 +144,12 @@ def _curves(folder: Path, table: str, count: str) -> dict[str, Curve]:
     return curves
 
 
-def _attention(folder: Path, repetitions: int = 1) -> AttentionTable:
+def _attention(folder: Path, skew: Path | None, repetitions: int = 1) -> AttentionTable:
     file = find_table(folder, "attention")
     columns = read_table(file, (), ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"))
     points = np.stack([columns[name] for name in ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")], axis=1)
     seconds = columns["time_us"] * MICROSECOND
     equal = attention_table(points, seconds, file)
-    skew = find_table(folder, "skew", missing_ok=True)
     if skew is None:
         return equal
     rows = read_table(skew, (), ("n", "pc", "kp", "kv_big", "kv_mean", "t_max_us", "t_skew_us"))
