@@ -30,7 +30,12 @@ def test_http_reaches_the_engine_through_the_service_only():
     }
     own |= {f"{SERVING}.structured.{name}" for name in ("formats", "compiler")}
     own |= {f"{SERVING}.outputs.{name}" for name in ("parser", "pieces", "tools")}
-    own |= {f"{SERVING}.metrics", f"{SERVING}.serve_settings", "workbench.scheduler.config"}
+    own |= {
+        f"{SERVING}.metrics",
+        f"{SERVING}.serve_settings",
+        f"{SERVING}.listen_settings",
+        "workbench.scheduler.config",
+    }
     assert [
         f"{i.importer} -> {i.target}"
         for i in all_imports()

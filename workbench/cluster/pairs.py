@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Protocol
+
+import numpy as np
 
 from workbench.clients.messages import ClientRequest
 from workbench.cluster.cluster import Mailbox
@@ -14,6 +17,20 @@ from workbench.scheduler.request import Finish, Pair, Req
 
 RETRIED = frozenset({"transfer_failed", "transfer_timeout", "prefill_gone", "decode_gone"})
 """Why a request that was lost on its way is sent once more, to another pair."""
+
+
+class Prompted(Protocol):
+    """What routers look at of a request, simulated or live."""
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """int32[n], its tokens."""
+        ...
+
+    @property
+    def namespace(self) -> str:
+        """Requests of different ones share no KV."""
+        ...
 
 
 @dataclass
@@ -30,12 +47,11 @@ class Side:
         """Numbers of the instances that take requests."""
         return [number for number in self.numbers if number not in self.gone]
 
-    def choose(self, request: ClientRequest, but: int | None = None) -> int:
+    def choose(self, message: Prompted, but: int | None = None) -> int:
         """The number of an instance for a request; another one than ``but``, if there is another."""
-        assert request.message is not None
         shut = {but} if but is not None and len(self.open) > 1 else set()
         self.router.closed = {self.numbers.index(number) for number in self.gone | shut}
-        return self.numbers[self.router.choose(request.message.prompt, request.message.namespace)]
+        return self.numbers[self.router.choose(message.prompt, message.namespace)]
 
     def answered(self, number: int, tokens: int) -> None:
         """A request with so long a prompt has been answered for the first time."""
@@ -45,6 +61,14 @@ class Side:
     def left(self, number: int, tokens: int) -> None:
         """A request with so long a prompt has left an instance."""
         self.router.ended(self.numbers.index(number), tokens)
+
+
+def choose_pair(prefill: Side, decode: Side, message: Prompted, lost: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The numbers of the prefill and the decode instance for a request. One that was ``lost`` on a pair gets another: its
+    decode instance is another, or if there is no other, its prefill instance."""
+    lost_prefill, lost_decode = lost or (None, None)
+    decoding = decode.choose(message, lost_decode)
+    return prefill.choose(message, lost_prefill if decoding == lost_decode else None), decoding
 
 
 class Pairs:
@@ -78,16 +102,16 @@ class Pairs:
         self._recorder.arrived(request)
         self._open[request.trace.request_id] = request
         if self.prefill.open and self.decode.open:
-            request.instance = self.decode.choose(request)
-            self._deliver(request, None)
+            self._deliver(request)
         else:
             self._end(request, "aborted:no_instance", 0)
 
-    def _deliver(self, request: ClientRequest, but: int | None) -> None:
-        """Send a request to both its instances; ``but``: not to this prefill instance, if there is another."""
-        message, decode = request.message, request.instance
+    def _deliver(self, request: ClientRequest, lost: tuple[int, int] | None = None) -> None:
+        """Send a request to both its instances; ``lost``: the pair on which it was."""
+        message = request.message
         assert message is not None
-        prefill = self.prefill.choose(request, but)
+        prefill, decode = choose_pair(self.prefill, self.decode, message, lost)
+        request.instance = decode
         number = next(self._numbers)
         self._prefilling[number] = prefill, len(message.prompt)
         request.attempts += 1
@@ -136,11 +160,8 @@ class Pairs:
             return False
         row = self._recorder.by_id[request.trace.request_id]
         assert row.handover is not None
-        prefill, decode = row.handover.prefill_instance, row.handover.decode_instance
         self._leave(request)
-        # Another pair: the decode instance is another, or if there is no other, the prefill instance.
-        request.instance = self.decode.choose(request, decode)
-        self._deliver(request, prefill if request.instance == decode else None)
+        self._deliver(request, (row.handover.prefill_instance, row.handover.decode_instance))
         return True
 
     def gone(self, number: int, written: Callable[[str], int]) -> None:

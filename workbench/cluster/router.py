@@ -175,6 +175,22 @@ class Router:
         self._requests[instance] -= 1
         self._tokens[instance] -= prompt_tokens
 
+    def add(self) -> int:
+        """One more instance; returns its number. One alone is not counted for, so there have to be two before."""
+        if self.instances < 2:
+            raise ValueError(f"a router of {self.instances} instances does not grow")
+        self._requests.append(0)
+        self._tokens.append(0)
+        self._blocks.append(OrderedDict())
+        self._paces.append(Pace())
+        self.instances += 1
+        return self.instances - 1
+
+    def replaced(self, instance: int) -> None:
+        """Another one is there in the place of an instance that nothing is under way at: what it was sent is forgotten."""
+        self._blocks[instance].clear()
+        self._paces[instance] = Pace()
+
     @property
     def _open(self) -> Sequence[int]:
         everybody = range(self.instances)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
 from workbench.scheduler.settings import RUN, check_settings, setting
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
+from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
 from workbench.serving.outputs.reasoning import REASONING
 from workbench.serving.outputs.tool_formats import AUTO, FORMATS, NONE
 from workbench.settings.run_settings import RunnerSettings, RunSettings
@@ -17,13 +18,12 @@ from workbench.settings.run_settings import RunnerSettings, RunSettings
 if TYPE_CHECKING:
     from workbench.serving.backends.live_backend import BackendSpec
 
-SERVER, MODELLED = "Server", "Simulated backend"
-"""Groups of flags of a server's own."""
-BODY_MIB = 16
+MODELLED = "Simulated backend"
+"""Group of flags of a server's own."""
 
 
 @dataclass(frozen=True)
-class ServeSettings(RunnerSettings):
+class ServeSettings(RunnerSettings, ListenSettings):
     """Everything beside the scheduler's own settings, which are in ``run`` under the names ``simulate`` has for them.
 
     Raises ConfigError for what cannot work.
@@ -32,26 +32,6 @@ class ServeSettings(RunnerSettings):
     run: RunSettings
     backend: BackendName = setting(
         "auto", group=SERVER, help="{choices}. Default {default}: cuda if there is a GPU, else cpu."
-    )
-    host: str = setting("127.0.0.1", group=SERVER, help="Address to listen on. Default {default}: this machine only.")
-    port: int = setting(8000, least=0, most=65535, group=SERVER, help="Port; 0 takes a free one. Default {default}.")
-    api_key: str | None = setting(
-        None,
-        group=SERVER,
-        envvar="WORKBENCH_API_KEY",
-        help="Key that clients must send as a bearer token.",
-    )
-    allow_origin: tuple[str, ...] = setting(
-        (),
-        group=SERVER,
-        help="Origin whose pages may use the server, such as https://example.org:8443; repeatable; '*' is every page. "
-        "Default: none.",
-    )
-    allow_host: tuple[str, ...] = setting(
-        (),
-        group=SERVER,
-        help="Name that the server answers to beside localhost when it listens on the loopback without a key; "
-        "repeatable; '*' is any.",
     )
     trust_request_chat_template: bool = setting(
         False,
@@ -91,9 +71,6 @@ class ServeSettings(RunnerSettings):
         help="Sequences that may queue; more are answered 503. Default {default}.",
     )
     """Sequences that may wait for their first token before new ones are refused."""
-    max_body_bytes: int = setting(
-        BODY_MIB << 20, least=1, group=SERVER, help=f"Largest request body. Default {BODY_MIB} MiB."
-    )
     stuck_after_s: float = setting(
         60.0,
         above=0,
@@ -101,13 +78,6 @@ class ServeSettings(RunnerSettings):
         flag="stuck-after",
         help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. "
         "Default {default}.",
-    )
-    drain_timeout_s: float = setting(
-        300.0,
-        least=0,
-        group=SERVER,
-        flag="drain-timeout",
-        help="Seconds that requests have to finish after SIGTERM. Default {default}.",
     )
     record: Path | None = setting(None, group=RUN, help="Folder for a run record and a trace of the traffic.")
     record_content: bool = setting(
@@ -135,8 +105,7 @@ class ServeSettings(RunnerSettings):
             raise ConfigError("record_content: there is no --record whose trace could go without")
         if self.served_model_name == "":
             raise ConfigError("served_model_name: is empty")
-        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
-            raise ConfigError("api_key: is empty or not ASCII")
+        check_api_key("api_key", self.api_key)
         spec = self.spec
         for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
             if folder is not None and not spec.has_weights:

@@ -21,7 +21,7 @@ from workbench.serving.backends.live_backend import SyntheticText
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.scheduler_process import run_engine
 from workbench.serving.folders import with_folders
-from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.connections import Crowded, Server, connection_room, listen, raise_open_files
 from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
@@ -56,7 +56,7 @@ def serve(settings: ServeSettings, force: bool = False) -> int:
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
     raise_open_files()
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     access = Access.of(settings, listener.getsockname()[0])
     settings = with_folders(settings)
     if settings.record is not None:
@@ -72,23 +72,6 @@ def serve(settings: ServeSettings, force: bool = False) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     end_process_if_busy(code)
     return code
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises ConfigError in one line when the address cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
 
 
 class _Supervisor:

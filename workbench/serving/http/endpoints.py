@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hmac
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from workbench.serving.http import bodies
 from workbench.serving.http.chats import chat_messages, tool_use
-from workbench.serving.http.errors import ApiError, api_error, error_response, json_response
+from workbench.serving.http.doors import check_key, error_handlers, read_body
+from workbench.serving.http.errors import api_error, error_response, json_response
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Echo, Shape, error_event
@@ -112,7 +111,7 @@ class Api:
         def route(path: str, method: str, endpoint: Endpoint, guarded: bool = True) -> Route:
             async def run(request: Request) -> Any:
                 if guarded:
-                    self._check_key(request)
+                    check_key(request.headers, self._settings.api_key)
                 return await endpoint(request)
 
             return Route(path, run, methods=[method])
@@ -136,14 +135,7 @@ class Api:
             route("/stop_profile", "POST", self.stop_profile),
             *(route(f"/{name}", "POST", self._control(name)) for name in ("flush_cache", "pause", "resume")),
         ]
-        handlers: Any = {
-            ApiError: self._on_api_error,
-            Refusal: self._on_refusal,
-            HTTPException: self._on_http_error,
-            Exception: self._on_fault,
-            ClientDisconnect: self._on_disconnect,
-        }
-        return Starlette(routes=routes, exception_handlers=handlers)
+        return Starlette(routes=routes, exception_handlers=error_handlers(self._page.refused))
 
     # -- generation --------------------------------------------------------------------------------------------------
 
@@ -406,53 +398,11 @@ class Api:
 
     # -- checks ------------------------------------------------------------------------------------------------------
 
-    def _check_key(self, request: Request) -> None:
-        key = self._settings.api_key
-        if key is None:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
-        if scheme.lower() != "bearer" or not right:
-            raise ApiError(401, "wrong or missing API key", code="invalid_api_key")
-
     async def _parse(self, request: Request, kind: Any) -> Any:
         return bodies.parse(await self._body(request), kind)
 
     async def _body(self, request: Request) -> bytes:
-        limit = self._settings.max_body_bytes
-        too_large = ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large")
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
-            raise too_large
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise too_large
-        return bytes(body)
-
-    # -- errors ------------------------------------------------------------------------------------------------------
-
-    async def _on_refusal(self, request: Request, refusal: Refusal) -> Response:
-        return await self._on_api_error(request, api_error(refusal))
-
-    async def _on_api_error(self, request: Request, error: ApiError) -> Response:
-        self._page.refused(error.status)
-        return error_response(error)
-
-    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
-        self._page.refused(error.status_code)
-        made = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
-        response = error_response(made)
-        response.headers.update(error.headers or {})
-        return response
-
-    async def _on_fault(self, request: Request, error: Exception) -> Response:
-        self._page.refused(500)
-        return error_response(ApiError(500, "internal error", type="server_error"))
-
-    async def _on_disconnect(self, request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)
+        return await read_body(request, self._settings.max_body_bytes)
 
 
 def _choices(asked: bodies.OpenAISampling) -> int:

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workbench.scheduler.config import ConfigError
 from workbench.serving.http import request_ids
 from workbench.serving.http.errors import ApiError, error_response
-from workbench.serving.serve_settings import ServeSettings
+from workbench.serving.listen_settings import ListenSettings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 """Nothing is changed by these, and no page of another origin can read what they answer."""
@@ -43,7 +43,7 @@ class Access:
     """Names beside those of the loopback; None: any name will do."""
 
     @classmethod
-    def of(cls, settings: ServeSettings, address: str) -> Access:
+    def of(cls, settings: ListenSettings, address: str) -> Access:
         """Make the rules of a server at ``address``. Raises ConfigError for an origin or a name that cannot be one."""
         origins = tuple(parse_origin(given) for given in settings.allow_origin)
         names = [_parse_name(given) for given in settings.allow_host]
