@@ -14,6 +14,7 @@ from workbench.cli import (
     profile,
     replay,
     report,
+    route,
     serve,
     simulate,
     sweep,
@@ -32,6 +33,7 @@ app.command("simulate", cls=simulate.Command)(simulate.simulate)
 app.command("replay", cls=replay.Command)(replay.replay)
 app.command("observe", cls=observe.Command)(observe.observe)
 app.command("serve", cls=serve.Command)(serve.serve)
+app.command("route", cls=route.Command)(route.route)
 app.command("sweep", cls=sweep.Command)(sweep.sweep)
 app.command("plan", cls=plan.Command)(plan.plan)
 app.command("report")(report.report)

@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 from workbench.serving.http import bodies
 from workbench.serving.http.chats import chat_messages, tool_use
 from workbench.serving.http.doors import check_key, error_handlers, read_body
-from workbench.serving.http.errors import api_error, error_response, json_response
+from workbench.serving.http.errors import api_error, error_event, error_response, json_response
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
-from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Echo, Shape, error_event
+from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Echo, Shape
 from workbench.serving.http.output_format import output_format
 from workbench.serving.http.request_headers import objective_of
 from workbench.serving.http.request_ids import answered_as, given_id

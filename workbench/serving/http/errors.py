@@ -94,3 +94,8 @@ def error_response(error: ApiError) -> Response:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return json_response(error.body, error.status, headers)
+
+
+def error_event(error: ApiError) -> bytes:
+    """Return an error as an event of a stream, when its status has been sent."""
+    return b"data: " + msgspec.json.encode(error.body) + b"\n\n"

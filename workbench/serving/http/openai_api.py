@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from workbench.serving.chunks import FINISH_WORDS, Chunk, LogprobText
-from workbench.serving.http.errors import ApiError
 from workbench.serving.open_request import OpenRequest
 from workbench.serving.outputs.parser import OutputParser
 from workbench.serving.outputs.pieces import CallBegun, Content, Part, Reasoning
@@ -428,8 +427,3 @@ def _id_name(token_id: int) -> str:
 
 def _event(piece: dict[str, Any]) -> bytes:
     return b"data: " + encode_json(piece) + b"\n\n"
-
-
-def error_event(error: ApiError) -> bytes:
-    """Return an error after the first event, when the status has been sent."""
-    return _event(error.body)

@@ -51,3 +51,9 @@ def answered_as(scope: MutableMapping[str, Any], request_id: str) -> None:
     """Have a request that came without an id answered with the one that it has here."""
     if not any(name == HEADER.encode() for name, _ in scope["headers"]):
         scope[_KEY] = request_id
+
+
+def id_of(scope: Mapping[str, Any]) -> str:
+    """Return the id under which a request is answered."""
+    found: str = scope[_KEY]
+    return found

@@ -1,0 +1,103 @@
+"""One try of a request at a worker, from its sending to the end of the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from workbench.routing.dispatch import Sending
+from workbench.routing.headers import with_key_of
+from workbench.routing.upstream import Header, Reply, WorkerFailed
+from workbench.routing.worker import Worker
+
+FAULTS_FROM = 500
+OVERLOADED = 503
+"""No fault of a worker: it has said that it takes no more now."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A request as it is sent on."""
+
+    method: str
+    target: bytes
+    """Path and query, as they came."""
+    headers: list[Header]
+    body: bytes
+
+
+class TryFailed(Exception):
+    """A worker has failed a request."""
+
+    def __init__(self, worker: Worker, why: str) -> None:
+        super().__init__(why)
+        self.worker = worker
+
+
+class Exchange(Protocol):
+    """One try, of a worker or a pair."""
+
+    answerer: Worker
+    """Whose answer it is."""
+    reply: Reply
+    first: bytes
+    """First piece of the answer's body; empty where there is none."""
+
+    async def begin(self) -> None:
+        """Send, and wait for the first byte. Raises TryFailed."""
+        ...
+
+    async def next(self) -> bytes:
+        """The next piece of the body; empty at its end. Raises TryFailed."""
+        ...
+
+    async def end(self) -> None:
+        """Close what is open. Has to be called, whatever has happened."""
+        ...
+
+
+class PlainExchange:
+    """A try at one worker that serves whole requests."""
+
+    def __init__(self, sending: Sending, passed: Passed) -> None:
+        self.answerer = sending.worker
+        self.reply: Reply
+        self.first = b""
+        self._sending = sending
+        self._passed = passed
+        self._open: Reply | None = None
+
+    async def begin(self) -> None:
+        passed, worker = self._passed, self.answerer
+        headers = with_key_of(worker, passed.headers)
+        try:
+            self._open, self.first = await worker.upstream.begin(passed.method, passed.target, headers, passed.body)
+        except WorkerFailed as error:
+            self._sending.ended(False)
+            raise TryFailed(worker, str(error)) from error
+        self.reply = self._open
+        self._sending.answered()
+        if not self.first:
+            self._sending.ended(well(self.reply.status))
+
+    async def next(self) -> bytes:
+        try:
+            piece = await self.reply.next()
+        except WorkerFailed as error:
+            self._sending.ended(False)
+            raise TryFailed(self.answerer, str(error)) from error
+        if not piece:
+            self._sending.ended(well(self.reply.status))
+        return piece
+
+    async def end(self) -> None:
+        self._sending.ended(None if self._open is None else well(self.reply.status, whole=False))
+        if self._open is not None:
+            await self._open.close()
+
+
+def well(status: int, whole: bool = True) -> bool | None:
+    """What an answer tells of its worker: that it is well, that it is not, or (None) nothing. ``whole``: it has ended."""
+    if status >= FAULTS_FROM and status != OVERLOADED:
+        return False
+    return None if status == OVERLOADED or not whole else True
