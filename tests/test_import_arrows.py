@@ -166,6 +166,10 @@ ARROWS = {
         "ground",
     ),
     "workbench.api": ("workbench.api", *RUN, *UNDER_RUN),
+    "workbench.routing": (
+        *(f"workbench.{name}" for name in ("routing", "serving", "cluster", "clients", "settings", "scheduler")),
+        "ground",
+    ),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }
 

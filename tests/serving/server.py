@@ -49,8 +49,11 @@ class Server:
     ) -> None:
         if "--time-scale" not in flags and backend == "simulated":
             flags = (*flags, "--time-scale", "0")
+        self._start(command(*flags, model=model, backend=backend, before=before), limits, env)
+
+    def _start(self, words: list[str], limits: str, env: dict[str, str]) -> None:
         self.process = subprocess.Popen(
-            ["sh", "-c", f'{limits}\nexec "$@"', "sh", *command(*flags, model=model, backend=backend, before=before)],
+            ["sh", "-c", f'{limits}\nexec "$@"', "sh", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -120,6 +123,13 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.wait()
+
+
+class RouterServer(Server):
+    """``workbench route`` on a free port."""
+
+    def __init__(self, *flags: str, **env: str) -> None:
+        self._start([sys.executable, "-c", _MAIN, "route", "--port", "0", *flags], "", env)
 
 
 def answer(prompt: str | list[int], tokens: int, seed: int | None = None) -> str:

@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from workbench.routing.admin import TO_ALL, Admin
 from workbench.routing.asked import asked_in
+from workbench.routing.attempts import Passed
 from workbench.routing.circuit import CircuitState
 from workbench.routing.clocks import Clocks
 from workbench.routing.dispatch import Dispatch
-from workbench.routing.exchange import Passed
 from workbench.routing.headers import to_worker
 from workbench.routing.health import Health, why_not
 from workbench.routing.passing import Means, Passing, session_in

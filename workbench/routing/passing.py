@@ -11,8 +11,8 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from workbench.routing.asked import Asked
+from workbench.routing.attempts import Attempt, AttemptFailed, Passed, PlainAttempt
 from workbench.routing.dispatch import Dispatch, Sending
-from workbench.routing.exchange import Exchange, Passed, PlainExchange, TryFailed
 from workbench.routing.headers import to_client
 from workbench.routing.router_metrics import RouterMetrics
 from workbench.routing.worker import Worker
@@ -71,28 +71,26 @@ class Passing:
         failed: set[int] = set()
         for left in range(means.retries, -1, -1):
             sent = await means.dispatch.send(self._asked, failed, again=left < means.retries)
-            exchange = self._exchange(sent)
+            attempt = self._attempt(sent)
             try:
-                if await self._try(exchange, sent, failed, left, send):
+                if await self._once(attempt, sent, failed, left, send):
                     return
             finally:
-                await exchange.end()
-            means.metrics.retried(exchange.answerer)
+                await attempt.end()
+            means.metrics.retried(attempt.answerer)
 
-    def _exchange(self, sent: tuple[Sending, ...]) -> Exchange:
-        return PlainExchange(sent[0], self._passed)
+    def _attempt(self, sent: tuple[Sending, ...]) -> Attempt:
+        return PlainAttempt(sent[0], self._passed)
 
-    async def _try(
-        self, exchange: Exchange, sent: tuple[Sending, ...], failed: set[int], left: int, send: Send
-    ) -> bool:
+    async def _once(self, attempt: Attempt, sent: tuple[Sending, ...], failed: set[int], left: int, send: Send) -> bool:
         """Try once; tells whether the request is answered, else it may be sent again. Raises ApiError."""
         means = self._means
         try:
-            await exchange.begin()
-            worker, status = exchange.answerer, exchange.reply.status
+            await attempt.begin()
+            worker, status = attempt.answerer, attempt.reply.status
             retried = status in RETRIED_STATUSES and left > 0 and means.dispatch.has_other(sent, failed)
-            held = b"" if retried else await _held(exchange)
-        except TryFailed as error:
+            held = b"" if retried else await _held(attempt)
+        except AttemptFailed as error:
             means.metrics.answered(error.worker, None)
             means.doubt(error.worker)
             failed.add(error.worker.number)
@@ -108,22 +106,22 @@ class Passing:
         means.metrics.first_byte_s.observe(means.clock() - self._arrived_s)
         if self._answered is not None:
             self._answered(status, held, tuple(each.worker for each in sent))
-        await self._answer(exchange, held, send)
+        await self._answer(attempt, held, send)
         return True
 
-    async def _answer(self, exchange: Exchange, held: bytes, send: Send) -> None:
-        reply = exchange.reply
+    async def _answer(self, attempt: Attempt, held: bytes, send: Send) -> None:
+        reply = attempt.reply
         await send({"type": "http.response.start", "status": reply.status, "headers": to_client(reply.headers)})
         piece, ended = held, True
         try:
             while piece:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 ended = piece.endswith(b"\n\n")
-                piece = await exchange.next()
-        except TryFailed as error:
+                piece = await attempt.next()
+        except AttemptFailed as error:
             self._means.metrics.cut_off(error.worker)
             self._means.doubt(error.worker)
-            if not _takes_events(exchange):
+            if not _takes_events(attempt):
                 return  # the connection is closed before the answer's end, which is all that can be said
             said = f"worker {error.worker.number} ended in the middle of its answer: {error}"
             event = error_event(ApiError(502, said, code="worker_failed", type="server_error"))
@@ -131,21 +129,21 @@ class Passing:
         await send({"type": "http.response.body", "body": piece})
 
 
-async def _held(exchange: Exchange) -> bytes:
-    """The first piece of an answer, and of JSON all the others. Raises TryFailed."""
-    if exchange.reply.header(b"content-type").partition(b";")[0].strip().lower() != b"application/json":
-        return exchange.first
-    pieces, size = [exchange.first], len(exchange.first)
+async def _held(attempt: Attempt) -> bytes:
+    """The first piece of an answer, and of JSON all the others. Raises AttemptFailed."""
+    if attempt.reply.header(b"content-type").partition(b";")[0].strip().lower() != b"application/json":
+        return attempt.first
+    pieces, size = [attempt.first], len(attempt.first)
     while pieces[-1] and size < HELD_BYTES:
-        pieces.append(await exchange.next())
+        pieces.append(await attempt.next())
         size += len(pieces[-1])
     return b"".join(pieces)
 
 
-def _takes_events(exchange: Exchange) -> bool:
+def _takes_events(attempt: Attempt) -> bool:
     """Whether an event can follow what has been sent."""
-    kind = exchange.reply.header(b"content-type").partition(b";")[0].strip().lower()
-    return kind == b"text/event-stream" and exchange.reply.header(b"content-encoding") in (b"", b"identity")
+    kind = attempt.reply.header(b"content-type").partition(b";")[0].strip().lower()
+    return kind == b"text/event-stream" and attempt.reply.header(b"content-encoding") in (b"", b"identity")
 
 
 async def _gone(receive: Receive) -> None:

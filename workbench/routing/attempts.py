@@ -26,7 +26,7 @@ class Passed:
     body: bytes
 
 
-class TryFailed(Exception):
+class AttemptFailed(Exception):
     """A worker has failed a request."""
 
     def __init__(self, worker: Worker, why: str) -> None:
@@ -34,7 +34,7 @@ class TryFailed(Exception):
         self.worker = worker
 
 
-class Exchange(Protocol):
+class Attempt(Protocol):
     """One try, of a worker or a pair."""
 
     answerer: Worker
@@ -44,11 +44,11 @@ class Exchange(Protocol):
     """First piece of the answer's body; empty where there is none."""
 
     async def begin(self) -> None:
-        """Send, and wait for the first byte. Raises TryFailed."""
+        """Send, and wait for the first byte. Raises AttemptFailed."""
         ...
 
     async def next(self) -> bytes:
-        """The next piece of the body; empty at its end. Raises TryFailed."""
+        """The next piece of the body; empty at its end. Raises AttemptFailed."""
         ...
 
     async def end(self) -> None:
@@ -56,7 +56,7 @@ class Exchange(Protocol):
         ...
 
 
-class PlainExchange:
+class PlainAttempt:
     """A try at one worker that serves whole requests."""
 
     def __init__(self, sending: Sending, passed: Passed) -> None:
@@ -74,7 +74,7 @@ class PlainExchange:
             self._open, self.first = await worker.upstream.begin(passed.method, passed.target, headers, passed.body)
         except WorkerFailed as error:
             self._sending.ended(False)
-            raise TryFailed(worker, str(error)) from error
+            raise AttemptFailed(worker, str(error)) from error
         self.reply = self._open
         self._sending.answered()
         if not self.first:
@@ -85,7 +85,7 @@ class PlainExchange:
             piece = await self.reply.next()
         except WorkerFailed as error:
             self._sending.ended(False)
-            raise TryFailed(self.answerer, str(error)) from error
+            raise AttemptFailed(self.answerer, str(error)) from error
         if not piece:
             self._sending.ended(well(self.reply.status))
         return piece
