@@ -151,6 +151,7 @@ ARROWS = {
         "workbench.loops",
     ),
     "workbench.loops": ("workbench.loops", "workbench.scheduler", "workbench.backend"),
+    "workbench.handover": ("workbench.handover", "workbench.scheduler"),
     "backends": ("backends", "ground", *CONTRACT, "workbench.scheduler.batch"),
     "traces": ("traces", "ground"),
     "reports": ("reports", "ground"),

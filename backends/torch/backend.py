@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from backends.torch.kv_pages import KVShare
 from backends.torch.many_ranks import ManyWorkers
 from backends.torch.one_process import CpuWorker, CudaWorker
 from backends.torch.rank import Rank
@@ -54,6 +55,18 @@ class TorchForward:
         return [end_s - self._began_s for _, end_s in self.result().stages]
 
 
+class KVFacts(NamedTuple):
+    """The KV of a backend."""
+
+    shares: list[KVShare]
+    """Of each rank."""
+    config: str
+    """What the model's configuration says."""
+    weights: list[str]
+    """Hashes of samples of the weights, by layer."""
+    head_dim: int
+
+
 class TorchBackend:
     """One instance. Its waits are functions that block, or None.
 
@@ -82,9 +95,10 @@ class TorchBackend:
         """Launch a batch. Raises NotImplementedError where it asks for more than a model does here."""
         if batch.decode_tokens != batch.decodes:
             raise NotImplementedError("query_lens: the torch backend decodes one token a row and verifies no drafts")
-        if batch.kv_copies:
-            asked = ", ".join(sorted({copy.direction for copy in batch.kv_copies}))
-            raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) yet")
+        unknown = {copy.direction for copy in batch.kv_copies} - {"save", "load", "forget"}
+        if unknown:
+            asked = ", ".join(sorted(unknown))
+            raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) with a batch")
         try:
             wait = self.workers.submit(batch)
         except BaseException:
@@ -110,9 +124,8 @@ class TorchBackend:
             raise
         self.phases.rested()  # what it took to make the masks is no phase of an iteration
 
-    def copied(self, forward: TorchForward) -> None:
-        """A batch has no copies here."""
-        return None
+    def copied(self, forward: TorchForward) -> Callable[[], object] | None:
+        return partial(self._wait, forward) if forward.batch.kv_copies else None
 
     def done(self, forward: TorchForward) -> Callable[[], object]:
         return partial(self._wait, forward)
@@ -137,6 +150,12 @@ class TorchBackend:
     def log_to(self, log_iteration: LogIteration) -> None:
         """Have the rows of iterations go somewhere else from now on."""
         self.phases.log_to(log_iteration)
+
+    def kv_facts(self) -> KVFacts:
+        """Say what the KV here is of, and who holds what of it."""
+        shares, samples = self._everywhere(Rank.kv_share), self._everywhere(Rank.weights_sample)
+        config, head_dim = self._everywhere(Rank.config_text)[0], self._everywhere(Rank.head_dim)[0]
+        return KVFacts(shares, config, [sample for each in samples for sample in each], head_dim)
 
     def check_weights(self, folder: str) -> None:
         """Look whether the checkpoint in ``folder`` can take the place of the weights. Raises ValueError, in one line."""

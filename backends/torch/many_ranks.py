@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from backends.torch.kv_ranks import KVRanks, serve_kv
 from backends.torch.parallel import Parallel
 from backends.torch.rank import Rank
 from backends.torch.sampler import DeviceLogprobs
@@ -40,12 +41,15 @@ class ManyWorkers:
         self._signs = Signs(context, world)
         self.worked_s, self.heard_s = self._signs.worked_s, self._signs.heard_s
         self._pipes: list[Connection] = []
+        self._kv = KVRanks()
+        self.read_kv, self.write_kv = self._kv.read, self._kv.write
         self._processes: list[Any] = []
         resource_tracker.ensure_running()  # which would let Ctrl-C through again, were it to start with the first child
         for rank in range(world):
             ours, theirs = context.Pipe()
+            kv = self._kv.pipe(context)
             process = context.Process(
-                target=_rank_main, args=(rank, options, str(rendezvous), theirs, self._signs), daemon=True
+                target=_rank_main, args=(rank, options, str(rendezvous), theirs, kv, self._signs), daemon=True
             )
             # A child hit by Ctrl-C before it ignores it would complain.
             held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -54,6 +58,7 @@ class ManyWorkers:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
             theirs.close()
+            kv.close()
             self._pipes.append(ours)
             self._processes.append(process)
         try:
@@ -164,6 +169,7 @@ class ManyWorkers:
 
     def close(self, patience_s: float = 5.0) -> None:
         """End the ranks; those that have not ended by themselves after ``patience_s`` are killed."""
+        self._kv.close()
         for pipe in self._pipes:
             with contextlib.suppress(OSError):  # it may be gone already
                 pipe.send(None)
@@ -204,12 +210,14 @@ class _Answer:
     refused: ValueError | None = None
 
 
-def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection, signs: Signs) -> None:
+def _rank_main(
+    rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection, kv: Connection, signs: Signs
+) -> None:
     """The life of one rank's process. Ctrl-C is its parent's business, which has a step to finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signs.give(rank, options.device == "cpu")
     try:
-        _serve_rank(rank, options, rendezvous, pipe)
+        _serve_rank(rank, options, rendezvous, pipe, kv)
     except (EOFError, BrokenPipeError):
         pass  # the scheduler's process is gone
     except Exception as error:
@@ -223,7 +231,7 @@ def _rank_main(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connect
             os._exit(0)  # leaving the group waits for ranks that may be gone
 
 
-def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection) -> None:
+def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connection, kv: Connection) -> None:
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -251,6 +259,8 @@ def _serve_rank(rank: int, options: RunnerOptions, rendezvous: str, pipe: Connec
     )
     runner.allocate(pipe.recv())
     runner.capture(list(options.capture_sizes))
+    assert runner.kv_pages is not None
+    serve_kv(kv, runner.kv_pages)
     pipe.send("ready")
     sending: deque[tuple[Any, Tensor]] = deque()
     while (work := pipe.recv()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,9 +38,20 @@ class _OneProcess:
         self.runner.allocate(self.kv_tokens // options.page_size)
         self.runner.capture(list(options.capture_sizes))
         self.worked_s: Callable[[], float] = lambda: 0.0
+        self._reading = threading.Lock()
 
     def heard_s(self) -> float:
         return time.monotonic()
+
+    def read_kv(self, rank: int, pages: np.ndarray) -> np.ndarray:
+        assert self.runner.kv_pages is not None
+        with self._reading:
+            return self.runner.kv_pages.read(pages)
+
+    def write_kv(self, rank: int, layers: slice, heads: slice, pages: np.ndarray, block: np.ndarray) -> None:
+        assert self.runner.kv_pages is not None
+        with self._reading:
+            self.runner.kv_pages.write(layers, heads, pages, block)
 
 
 class CpuWorker(_OneProcess):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.torch.kv_pages import KVShare, weights_sample
+from backends.torch.layers import kv_head_share
 from backends.torch.runner import ModelRunner, Output
 from backends.torch.step_profile import StepProfile, check_folder, trace_path
 from backends.torch.weight_update import check_weights, write_weights
@@ -50,6 +53,27 @@ class Rank:
         """A batch was run. A profile that has seen enough of them is written."""
         if self.profile is not None and self.profile.ran():
             self.close()
+
+    def kv_share(self) -> KVShare:
+        """What this rank holds of the KV of its model."""
+        runner = self.runner
+        assert runner.kv_pages is not None
+        layers = runner.parallel.layers(runner.config.layers)
+        head, heads = kv_head_share(runner.config, runner.parallel)
+        return KVShare(layers.start, layers.stop, head, head + heads, runner.kv_pages.page_bytes)
+
+    def head_dim(self) -> int:
+        """Size of a head."""
+        return self.runner.config.head_dim
+
+    def weights_sample(self) -> list[str]:
+        """Hashes of samples of its layers' weights; nothing on any but the first rank of a stage."""
+        return [] if self.runner.parallel.tp_rank else weights_sample(self.runner.model.layers)
+
+    def config_text(self) -> str:
+        """Everything that its configuration says of what a model computes."""
+        config = dataclasses.replace(self.runner.config, source="", max_context=0, dtype=None, fp8=None)
+        return repr(config)
 
     def check_weights(self, folder: str) -> None:
         """Look whether the checkpoint in ``folder`` can take the place of the model's weights. Raises ValueError."""

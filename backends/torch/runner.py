@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backends.torch.cuda_graphs import DecodeGraphs
 from backends.torch.forward_batch import ForwardBatch, KVPool
+from backends.torch.kv_pages import KVPages, SavedKV
 from backends.torch.model_config import ModelConfig
 from backends.torch.models.decoder import Model
 from backends.torch.prompt_logprobs import PromptLogprobs
@@ -80,6 +81,8 @@ class ModelRunner:
         self.page_table = torch.zeros((rows + 1, -(-(max_context + 1) // page_size)), dtype=torch.int32, device=device)
         self.last_token = torch.zeros(rows + 1, dtype=torch.int64, device=device)
         self.kv: KVPool | None = None
+        self.kv_pages: KVPages | None = None
+        self._saved: SavedKV | None = None
         self.graphs: DecodeGraphs | None = None
         self._unsampled: _StepLogits | None = None
         self._prompts = PromptLogprobs(ops, device)
@@ -110,6 +113,8 @@ class ModelRunner:
                 f"kv_tokens: {pages * self.page_size} tokens need {needed / 2**30:.1f} GiB, more than {self.device} has left"
             ) from error
         self.page_table[self.rows].fill_(pages)
+        self.kv_pages = KVPages(self.kv, self.page_size)
+        self._saved = SavedKV(self.kv_pages)
 
     @torch.inference_mode()
     def measure_kv_tokens(self, mem_fraction: float, step_tokens: int, captured: int = 0) -> int:
@@ -143,7 +148,7 @@ class ModelRunner:
                 del logits
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device) - pool
-        self.kv = None
+        self.kv = self.kv_pages = self._saved = None
         del out, step, hidden, table
         torch.cuda.empty_cache()
         peak += self._graph_bytes(captured, (peak - weights) / sum(lengths)) if captured else 0
@@ -211,7 +216,12 @@ class ModelRunner:
         self.sampler.start(batch.new_requests)
         self._prompts.start(batch.new_requests)
         prompt_logprobs = None
+        if batch.kv_copies:
+            assert self._saved is not None
+            self._saved.make(batch.kv_copies)
         self._write_pages(batch)
+        if batch.new_requests and batch.decodes:
+            self._continue(batch)
         if known is not None and len(known):
             rows = to_device(batch.rows[batch.num_prefill :], self.device)
             self.last_token[rows] = to_device(known, self.device)
@@ -254,6 +264,14 @@ class ModelRunner:
             index = to_device(keep.nonzero()[0], self.device)
             self.last_token[rows[index]] = tokens[index]
         return Output(None, tokens, logprobs, at.prompt_logprobs)
+
+    def _continue(self, batch: ModelWorkerBatch) -> None:
+        """Take in the newest token of each row that begins with a decode: it came from elsewhere with the row's KV."""
+        decodes = set(batch.rows[batch.num_prefill :].tolist())
+        begun = [(new.row, int(new.tokens[-1])) for new in batch.new_requests if new.row in decodes]
+        if begun:
+            rows, tokens = np.array(begun, np.int64).T.copy()
+            self.last_token[to_device(rows, self.device)] = to_device(tokens, self.device)
 
     def _write_pages(self, batch: ModelWorkerBatch) -> None:
         """Bring the device's page table up to date, in one scatter."""

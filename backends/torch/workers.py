@@ -86,6 +86,15 @@ class Workers(Protocol):
         """
         ...
 
+    def read_kv(self, rank: int, pages: np.ndarray) -> np.ndarray:
+        """Return a copy of a rank's share of pages int32[k]: uint8[layers, heads, k, page_bytes]. It and
+        :meth:`write_kv` block, and may be called from any thread while batches run."""
+        ...
+
+    def write_kv(self, rank: int, layers: slice, heads: slice, pages: np.ndarray, block: np.ndarray) -> None:
+        """Write layers and heads of a rank's share of pages int32[k]."""
+        ...
+
     def worked_s(self) -> float:
         """Grows while a batch computes. On a GPU it stands: nothing tells a long step of it from one that hangs."""
         ...

@@ -385,7 +385,7 @@ class _Watched:
     def _note(self, result: StepResult) -> None:
         """Keep the tokens that requests get."""
         outputs = self._world.outputs
-        for req, token in result.joined:
+        for req, token, _ in result.joined:
             if token is not None:
                 outputs.setdefault(req.rid, []).append(token)
         if result.batch is not None:

@@ -110,7 +110,7 @@ def test_what_a_model_cannot_do_yet_is_refused_by_name(model: Any) -> None:
     backend = backend_of(model[0])
     pages = np.arange(2, dtype=np.int32)
     with pytest.raises(
-        NotImplementedError, match=r"kv_copies: the torch backend does not copy KV pages \(load, send\) yet"
+        NotImplementedError, match=r"kv_copies: the torch backend does not copy KV pages \(send\) with a batch"
     ):
         backend.launch(batch(kv_copies=(KVCopy("send", pages), KVCopy("load", pages))))
     with pytest.raises(NotImplementedError, match="query_lens: the torch backend decodes one token a row"):

@@ -47,6 +47,7 @@ def _run(
     config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool, like: Path | None = None
 ) -> int:
     from workbench.cli.runs import command_line, say
+    from workbench.roles import check_role
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
@@ -70,6 +71,7 @@ def _run(
     say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
     run = settings_from(config, flags, like, defaults=backend.defaults())
     run, notes = _one_instance(run)
+    run = run.as_role(check_role(server.get("role", "both")))
     say(notes)
     say(check_effects(run, flags, config))
     settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)

@@ -46,7 +46,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
 
     if load_format not in FORMATS:
         raise ConfigError(f"load_format: {load_format!r} is not one of {', '.join(FORMATS)}")
-    find_loop(loop)
+    find_loop(loop, settings.role)
     load_policy(settings.policy)
     if settings.pool:
         raise ConfigError("pool: is for simulation; a real runner is one instance without it")
@@ -70,7 +70,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         load_format=load_format,
         tp=tp,
         pp=pp,
-        rows=settings.table_rows(slots),
+        rows=settings.rows_of(settings.role, slots),
         max_context=settings.max_context,
         page_size=settings.page_size,
         mem_fraction=settings.mem_fraction,

@@ -109,7 +109,7 @@ class TraceStops:
     def sample(self, forward: _StoppedForward, masks: np.ndarray | None = None) -> None:
         self._backend.sample(forward.inner, masks)
 
-    def copied(self, forward: _StoppedForward) -> None:
+    def copied(self, forward: _StoppedForward) -> Callable[[], object] | None:
         return self._backend.copied(forward.inner)
 
     def done(self, forward: _StoppedForward) -> Callable[[], object]:

@@ -112,7 +112,7 @@ class DecodeOutbox(RecordingOutbox):
         at = recorder.now_s() if now is None else now
         if result.joined:
             self._settle()
-        for req, token in result.joined:
+        for req, token, _ in result.joined:
             row = recorder.by_id[req.rid]
             row.table_row, row.started_s = req.row, at
             if row.handover is not None and row.handover.decode_admission_s != row.handover.decode_admission_s:

@@ -33,9 +33,9 @@ class PageWrite(NamedTuple):
 class KVCopy(NamedTuple):
     """Pages of this instance that are copied elsewhere, or from elsewhere."""
 
-    direction: Literal["load", "store", "save", "send", "receive"]
+    direction: Literal["load", "store", "save", "send", "receive", "forget"]
     """From and to the host's memory; to and from another instance. What is saved goes to the host, too, but before the
-    batch, which gives the pages to somebody else."""
+    batch, which gives the pages to somebody else; who will not load it has it forgotten."""
     pages: np.ndarray
     """int32[k], ids of KV pages of this instance."""
     name: str = ""

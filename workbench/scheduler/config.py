@@ -157,6 +157,14 @@ class SchedulerSettings(EngineRules, HandoverSettings, Seeded):
         its claim to it (``give_back``), who comes gets one of as many more."""
         return self.running_per_slot(slots) * slots * (1 if self.give_back == "landed" else 2)
 
+    def rows_of(self, role: Role, slots: int) -> int:
+        """Rows of the table of requests of an instance of a role: on one that decodes alone, also for those whose KV is on
+        its way."""
+        spare = 0
+        if role == "decode":
+            spare = min(2 * self.max_running, 64) if self.spare_rows is None else self.spare_rows
+        return self.table_rows(slots) + spare
+
     def scheduler(self, kv_tokens: int, max_context: int, slots: int) -> SchedulerConfig:
         """The configuration of a scheduler with these settings, for a KV pool of that many tokens. Raises ConfigError."""
         own = {declared.name: getattr(self, declared.name) for declared in fields(SchedulerSettings)}
@@ -285,10 +293,7 @@ class SchedulerConfig(SchedulerSettings):
     @property
     def rows(self) -> int:
         """Rows of the table of requests."""
-        spare = 0
-        if self.role == "decode":
-            spare = min(2 * self.max_running, 64) if self.spare_rows is None else self.spare_rows
-        return self.table_rows(self.slots) + spare
+        return self.rows_of(self.role, self.slots)
 
     @property
     def lingers(self) -> bool:

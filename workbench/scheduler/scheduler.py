@@ -41,9 +41,9 @@ class StepResult:
     """Requests that got their first token."""
     ended: Sequence[Req] = ()
     """Requests that ended, in this batch or since the last result."""
-    joined: Sequence[tuple[Req, int | None]] = ()
-    """Requests that begin to decode, or to decode again, with KV that came from elsewhere, and the token that came with it
-    and that they have not been given yet, None where there is none."""
+    joined: Sequence[tuple[Req, int | None, Any]] = ()
+    """Requests that begin to decode, or to decode again, with KV that came from elsewhere, the token that came with it and
+    that they have not been given yet, None where there is none, and its ``TokenLogprobs`` where they were asked for."""
 
 
 class Scheduler:

@@ -19,7 +19,7 @@ class ClientGone(Exception):
 class OpenSequence:
     """One sequence of a request: the answer to one of its prompts, one of ``n``."""
 
-    __slots__ = ("index", "last_s", "number", "request", "sequence_id", "tokens")
+    __slots__ = ("index", "last_s", "number", "request", "room", "sequence_id", "tokens")
 
     def __init__(self, request: OpenRequest, index: int, number: int, sequence_id: str) -> None:
         self.request = request
@@ -28,6 +28,8 @@ class OpenSequence:
         self.sequence_id = sequence_id
         self.tokens = 0
         self.last_s = 0.0
+        self.room: tuple[str, int] | None = None
+        """(router, number) of what it shares with another instance."""
 
 
 class Engine(Protocol):

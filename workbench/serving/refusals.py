@@ -25,11 +25,18 @@ Kind = Literal[
     "grammar_with_drafts",
     "session_busy",
     "unknown_session",
+    "duplicate_room",
+    "grammar_or_session_of_a_pair",
     # What it gives up.
     "grammar_dead_end",
     "kv_exhausted",
     "queue_timeout",
     "request_timeout",
+    "handshake_timeout",
+    "transfer_timeout",
+    "transfer_failed",
+    "prefill_gone",
+    "decode_gone",
     # How the server stands.
     "draining",
     "engine_dead",
@@ -65,12 +72,20 @@ _REJECTED: dict[str, str] = {
     "grammar_with_drafts": "drafted tokens are not verified against the grammar of an output",
     "unknown_session": "session_id: no session of this name is open",
     "session_busy": "session_id: a request of this session has not ended yet",
+    "duplicate_room": "x-workbench-room: another request has this room, or had it",
+    "grammar_or_session_of_a_pair": "a form of the output and sessions are not handed over",
 }
+_FIELDS = {"unknown_session": "session_id", "session_busy": "session_id", "duplicate_room": "x-workbench-room"}
 _GIVEN_UP: dict[str, str] = {
     "grammar_dead_end": "the grammar of the output allows no further token, and is not complete",
     "kv_exhausted": "the KV cache is too small for this sequence to go on",
     "queue_timeout": "the request waited too long (--queue-timeout)",
     "request_timeout": "the request took too long (--request-timeout)",
+    "handshake_timeout": "the decode instance set no pages aside in time (--handshake-timeout)",
+    "transfer_timeout": "the KV of the prompt did not arrive in time (--transfer-timeout)",
+    "transfer_failed": "the KV of the prompt was lost on its way",
+    "prefill_gone": "the prefill instance is gone",
+    "decode_gone": "the decode instance is gone",
 }
 
 
@@ -80,7 +95,7 @@ def refusal_of(end: str, detail: str, prompt_parameter: str) -> Refusal | None:
     ``prompt_parameter`` is what the client calls the prompt.
     """
     if end == "rejected" and detail in _REJECTED:
-        return Refusal(_known(detail), _REJECTED[detail], None if detail.startswith("grammar") else "session_id")
+        return Refusal(_known(detail), _REJECTED[detail], _FIELDS.get(detail))
     if end == "rejected":
         return Refusal(_known(detail), f"the prompt cannot be served: {detail.replace('_', ' ')}", prompt_parameter)
     if end == "aborted" and detail in _GIVEN_UP:

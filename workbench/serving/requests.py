@@ -12,7 +12,9 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
+from workbench.handover.handshake import split_address
 from workbench.scheduler.capacity import Capacity
+from workbench.scheduler.config import Role
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.refusals import bad_value
 
@@ -21,6 +23,9 @@ ControlAction = Literal["flush_cache", "pause", "resume"]
 SessionAction = Literal["open", "close"]
 MAX_SEQUENCES = 256
 """Prompts times choices of one request."""
+ROOM_BITS = 8
+"""The sequences of a request have so many bits of the numbers of their rooms."""
+PAIRS_HAVE_NONE = "instances of role prefill and decode keep no sessions"
 MAX_SESSION_CHARACTERS = 200
 MAX_SALT_CHARACTERS = 1000
 _WELL_FORMED = re.compile(r"[!-~]{1,200}")
@@ -38,6 +43,19 @@ class Limits:
     default_max_tokens: int
     ignore_eos: bool
     """Of requests that do not say."""
+    role: Role = "both"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The other half of a request, where one instance prefills it and another decodes it."""
+
+    router: str
+    """Who has given it its room."""
+    room: int
+    """Of its first sequence; each of the others has the next one."""
+    peer: str
+    """``host:port`` of the other instance, as that calls itself."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,7 @@ class ServiceRequest:
     """What the output may be (:meth:`Service.grammar`); empty: anything."""
     include_stop: bool = False
     """The stop string or stop token that ends the output is part of its text."""
+    shared: Shared | None = None
 
     def check(self, limits: Limits) -> None:
         """Raise Refusal for what can never be served."""
@@ -83,12 +102,23 @@ class ServiceRequest:
         for name, value in (("slo_ttft_s", self.slo_ttft_s), ("slo_tpot_s", self.slo_tpot_s)):
             if value is not None:
                 check_objective(name, value)
+        if limits.role != "both":
+            self._check_shared()
         if self.session is not None:
             check_session(self.session)
             if len(self.prompts) > 1:
                 raise bad_value(self.prompt_parameter, f"a session takes one prompt at a time, not {len(self.prompts)}")
             if self.n > 1:
                 raise bad_value("n", f"a session goes on from one choice, not from {self.n}")
+
+    def _check_shared(self) -> None:
+        """Raise Refusal for what the instances of a pair do not hand over yet."""
+        if self.session is not None:
+            raise bad_value("session_id", PAIRS_HAVE_NONE, "unsupported_parameter")
+        if self.params.prompt_logprobs is not None:
+            raise bad_value(
+                "echo", "with logprobs, those of the prompt, which is computed elsewhere", "unsupported_parameter"
+            )
 
 
 def check_choices(n: int, prompts: int) -> None:
@@ -142,6 +172,15 @@ def check_objective(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise bad_value(name, f"{value:g} is not positive and finite")
     return float(value)
+
+
+def check_address(name: str, given: str) -> str:
+    """Return the address of an instance. Raises Refusal for what is no ``host:port``."""
+    try:
+        split_address(given)
+    except ValueError as error:
+        raise bad_value(name, str(error)) from None
+    return given
 
 
 def check_session(name: str) -> str:

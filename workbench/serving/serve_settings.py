@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError
-from workbench.scheduler.settings import RUN, check_settings, setting
+from workbench.handover.carriers import CarrierName
+from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role
+from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
 from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
 from workbench.serving.outputs.reasoning import REASONING
@@ -18,8 +19,8 @@ from workbench.settings.run_settings import RunnerSettings, RunSettings
 if TYPE_CHECKING:
     from workbench.serving.backends.live_backend import BackendSpec
 
-MODELLED = "Simulated backend"
-"""Group of flags of a server's own."""
+PEERS, MODELLED = "Prefill and decode apart", "Simulated backend"
+"""Groups of flags of a server's own."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,38 @@ class ServeSettings(RunnerSettings, ListenSettings):
         help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. "
         "Default {default}.",
     )
+    role: Role = setting(
+        "both",
+        group=PEERS,
+        help="What the instance does: {choices}; whole requests, or one half of each, behind a router that knows instances "
+        "of the other role. Default {default}.",
+    )
+    peer_host: str = setting(
+        "127.0.0.1",
+        group=PEERS,
+        help="Address at which instances of the other role connect. Default {default}: this machine only.",
+    )
+    peer_port: int = setting(
+        0, least=0, most=65535, group=PEERS, help="Port there; 0 takes a free one. Default {default}."
+    )
+    peer_key: str | None = setting(
+        None,
+        group=PEERS,
+        envvar="WORKBENCH_PEER_KEY",
+        help="Key that both sides of a connection have to have. Default: none, and peers are on this machine.",
+    )
+    peer_timeout_s: float = setting(
+        15.0,
+        above=0,
+        group=PEERS,
+        flag="peer-timeout",
+        help="Seconds a peer may be silent before it counts as gone. Default {default}.",
+    )
+    kv_transfer: CarrierName = setting(
+        "auto",
+        group=PEERS,
+        help="How KV gets to a decode instance: {choices}; auto: shared memory on one machine, else tcp. Default {default}.",
+    )
     record: Path | None = setting(None, group=RUN, help="Folder for a run record and a trace of the traffic.")
     record_content: bool = setting(
         True,
@@ -110,6 +143,7 @@ class ServeSettings(RunnerSettings, ListenSettings):
         for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
             if folder is not None and not spec.has_weights:
                 raise ConfigError(f"{name}: a {spec.name} model has neither a profile nor weights")
+        self._check_role()
         if self.run.pool:
             raise ConfigError("pool: a server is one instance, so start one for each and a router before them")
         if self.run.dp != 1:
@@ -121,6 +155,27 @@ class ServeSettings(RunnerSettings, ListenSettings):
 
         if self.run.max_tokens is None:  # there is no trace that would say what a request writes
             object.__setattr__(self, "run", dataclasses.replace(self.run, max_tokens=DEFAULT_MAX_NEW_TOKENS))
+
+    def _check_role(self) -> None:
+        if self.role == "both":
+            for name in ("peer_host", "peer_port", "peer_timeout_s", "kv_transfer"):
+                if getattr(self, name) != settings_of(ServeSettings)[name].default:
+                    raise ConfigError(f"{name}: has no effect here: it needs role prefill or decode")
+            return
+        object.__setattr__(self, "run", self.run.as_role(self.role))
+        if self.run.first_token == "prefill":
+            raise ConfigError("first_token: prefill is for simulation; a live decode instance sends the first token")
+        if self.run.decode_retraction == "prefill":
+            raise ConfigError("decode_retraction: prefill is for simulation; a live decode instance goes by host")
+        if self.record is not None:
+            raise ConfigError(f"record: an instance of role {self.role} keeps no record of its own yet")
+        if self.peer_key is not None and not self.peer_key:
+            raise ConfigError("peer_key: is empty")
+        host = self.peer_host
+        if host in ("0.0.0.0", "::", ""):
+            raise ConfigError(f"peer_host: {host!r} is no address to connect to; say the one that peers reach")
+        if self.peer_key is None and not (host in ("localhost", "::1") or host.startswith("127.")):
+            raise ConfigError(f"peer_host: {host} is reached from elsewhere; that needs a --peer-key on both sides")
 
     @property
     def spec(self) -> BackendSpec:

@@ -9,13 +9,21 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from workbench.scheduler.config import Role
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.folders import profile_folder, weights_folder
 from workbench.serving.open_request import OpenRequest
 from workbench.serving.outputs.tools import ToolUse
 from workbench.serving.outputs.writing import Writing
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import ControlAction, Limits, ServiceRequest, check_session, new_session
+from workbench.serving.requests import (
+    PAIRS_HAVE_NONE,
+    ControlAction,
+    Limits,
+    ServiceRequest,
+    check_session,
+    new_session,
+)
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.structured.compiler import GrammarCompiler
 from workbench.serving.structured.formats import OutputFormat
@@ -38,7 +46,13 @@ class Service:
         self._ready = ready = engine.ready.result()
         self.model_name = settings.model_name
         self.limits = Limits(
-            ready.capacity, ready.vocab, ready.logprobs, ready.backend, settings.max_tokens, settings.run.ignore_eos
+            ready.capacity,
+            ready.vocab,
+            ready.logprobs,
+            ready.backend,
+            settings.max_tokens,
+            settings.run.ignore_eos,
+            ready.role,
         )
         self.bos_tokens = tokenizer.bos_tokens
         engine.serialised = self._serialised = tokenizer.serialised()
@@ -125,6 +139,26 @@ class Service:
         """Flush the prefix cache, pause or resume."""
         await self._engine.control(action)
 
+    @property
+    def role(self) -> Role:
+        """What the instance is there for."""
+        return self._ready.role
+
+    def info(self) -> dict[str, Any]:
+        """Return what a router has to know of this server, which does not change while it runs."""
+        ready = self._ready
+        return {
+            "role": ready.role,
+            "peer": ready.peer,
+            "model": self.model_name,
+            "page_size": ready.page_size,
+            "kv_dtype": ready.kv_dtype,
+            "max_running": ready.max_running,
+            "kv_tokens": ready.kv_tokens,
+            "max_context": ready.capacity.max_context,
+            "instance_id": ready.instance_id,
+        }
+
     async def state(self) -> dict[str, Any]:
         """Return how the scheduler stands."""
         return await self._engine.state()
@@ -136,6 +170,8 @@ class Service:
 
     async def open_session(self, name: str | None) -> str:
         """Begin a session and return its name, which is made up where none is asked for."""
+        if self._ready.role != "both":
+            raise bad_value("session_id", PAIRS_HAVE_NONE, "unsupported_parameter")
         session = new_session(name)
         await self._engine.session(session, "open")
         return session
@@ -146,6 +182,13 @@ class Service:
 
     async def load_weights(self, path: str) -> None:
         """Go on with the weights in the folder that a client calls ``path``."""
+        if self._ready.role != "both":
+            raise bad_value(
+                "model_path",
+                f"an instance of role {self._ready.role} shares KV with others, which have the weights that it was started "
+                "with; start it anew",
+                "unsupported_parameter",
+            )
         await self._engine.load_weights(weights_folder(self._settings.weights_dir, path))
 
     async def start_profile(self, path: str, steps: int | None) -> None:

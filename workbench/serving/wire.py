@@ -19,6 +19,7 @@ import msgspec
 import zmq
 
 from workbench.scheduler.capacity import Capacity
+from workbench.scheduler.config import Role
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.chunks import Chunk
 from workbench.serving.requests import ControlAction, SessionAction
@@ -49,6 +50,10 @@ class Submit(msgspec.Struct, tag="submit", array_like=True):
     """What it may write, as :mod:`workbench.serving.structured` has made it; empty: anything."""
     include_stop: bool = False
     """The stop string or stop token that ends it is part of its text."""
+    router: str = ""
+    room: int = 0
+    peer: str = ""
+    """The other half of it (:class:`~workbench.serving.requests.Shared`), if it has one."""
 
 
 class Vocabulary(msgspec.Struct, tag="vocabulary", array_like=True):
@@ -279,6 +284,12 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
     """How it stands at the start, so that a scheduler which is never heard of again is seen to be stuck."""
     no_grammars: str = ""
     """Why nobody's output can be constrained, in one line; empty: it can."""
+    page_size: int = 1
+    kv_dtype: str = ""
+    role: Role = "both"
+    peer: str | None = None
+    """``host:port`` at which it takes connections of its peers; None: it has none."""
+    instance_id: str = ""
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):

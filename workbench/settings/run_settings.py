@@ -357,6 +357,10 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
             found.append(PoolSettings(spec.name, spec.role, spec.count, own, runs, given))
         return found
 
+    def as_role(self, role: Role) -> RunSettings:
+        """These settings for one instance of a role. Raises ConfigError for what such an instance cannot have."""
+        return replace(self, **self._of_role(role, {}))
+
     def _of_role(self, role: Role, given: Mapping[str, Any]) -> dict[str, Any]:
         """What follows for a pool from its role. ``--loop`` is not for prefill instances of several stages, which have but
         one. Raises ConfigError."""

@@ -24,6 +24,7 @@ from workbench.scheduler.disaggregated.letters import (
     Room,
     Shake,
     TimeIsUp,
+    TokenLogprobs,
     Withdrawn,
 )
 from workbench.scheduler.messages import Generate
@@ -43,6 +44,7 @@ class _Arrival:
     """Its newest token, which is not in KV; None where it wants no output."""
     fresh: bool
     """The token was not sent yet: a prefill instance sampled it."""
+    logprobs: TokenLogprobs | None = None
 
 
 class DecodeScheduler(Scheduler):
@@ -130,7 +132,7 @@ class DecodeScheduler(Scheduler):
         elif (req := self.transfer.pop(room, None)) is not None:
             if not room[1]:
                 req.cached_tokens = message.cached_tokens
-            self.arrived.append(_Arrival(req, message.token, fresh=True))
+            self.arrived.append(_Arrival(req, message.token, fresh=True, logprobs=message.logprobs))
 
     # -- queues ------------------------------------------------------------------------------------------------------
 
@@ -192,8 +194,9 @@ class DecodeScheduler(Scheduler):
             if taken is None:
                 return
             del self.retracted[0]
-            if len(taken[1]):
-                self.assembly.copies.append(KVCopy("load", taken[1], req.rid, req.shared_pages))
+            self.assembly.copies.append(
+                KVCopy("load", taken[1], req.rid, req.shared_pages) if len(taken[1]) else self._forgets(req)
+            )
             self.arrived.insert(0, _Arrival(req, int(req.tokens[-1]), fresh=False))
 
     def _take_pages(
@@ -228,7 +231,7 @@ class DecodeScheduler(Scheduler):
         if not self.arrived or places <= 0:
             return None
         joining, self.arrived = self.arrived[:places], self.arrived[places:]
-        result = StepResult(None, None, joined=[(one.req, one.token if one.fresh else None) for one in joining])
+        result = StepResult(None, None, joined=[_joined(one) for one in joining])
         runs: list[Req] = []
         for one in joining:
             finish = self._given(one, result)
@@ -271,6 +274,10 @@ class DecodeScheduler(Scheduler):
         """Copy the KV of a request that is about to lose it to the host, before the next batch."""
         pages = self.kv.table.pages(req.row, 0, self.kv.pages_for(req.kv_len)).copy()
         self.assembly.copies.append(KVCopy("save", pages, req.rid))
+
+    def _forgets(self, req: Req) -> KVCopy:
+        """What the host's memory has of a request is of no use any more."""
+        return KVCopy("forget", np.empty(0, np.int32), req.rid)
 
     def _requeue(self, req: Req) -> None:
         if self._through_host:
@@ -331,7 +338,9 @@ class DecodeScheduler(Scheduler):
         """A request ends: it waits in no queue any more."""
         if req.row < 0:
             self.preallocation = [one for one in self.preallocation if one is not req]
-            self.retracted = [one for one in self.retracted if one is not req]
+            if req in self.retracted:
+                self.retracted.remove(req)
+                self.assembly.copies.append(self._forgets(req))
             self._again = [one for one in self._again if one is not req]
         else:
             self.arrived = [one for one in self.arrived if one.req is not req]
@@ -407,3 +416,7 @@ class DecodeScheduler(Scheduler):
     def _count(self) -> None:
         self.queue.elsewhere = len(self.preallocation) + len(self.arrived) + len(self.retracted)
         self.kv.table.aside = len(self.transfer) + len(self.arrived) + len(self.draining)
+
+
+def _joined(one: _Arrival) -> tuple[Req, int | None, TokenLogprobs | None]:
+    return one.req, one.token if one.fresh else None, one.logprobs

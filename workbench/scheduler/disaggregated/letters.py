@@ -21,6 +21,15 @@ NOT_SHARED = "grammar_or_session_of_a_pair"
 """Why a request is refused whose state instances of a pair do not hand over yet."""
 
 
+class TokenLogprobs(NamedTuple):
+    """The log probability of a handover's token, and of as many alternatives as were asked for."""
+
+    sampled: float
+    top: tuple[float, ...]
+    """The largest, in order."""
+    top_ids: tuple[int, ...]
+
+
 # -- messages ------------------------------------------------------------------------------------------------------------
 
 
@@ -59,6 +68,8 @@ class KVArrived:
     """Sampled by the prefill instance; None where nothing was to be sampled."""
     cached_tokens: int
     """Tokens that the prefill instance found in its prefix cache."""
+    logprobs: TokenLogprobs | None = None
+    """Of the token, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,7 @@ class SendPages(NamedTuple):
     """Tokens of the request that they are the KV of, with all before."""
     token: int | None = None
     cached_tokens: int = 0
+    logprobs: TokenLogprobs | None = None
 
 
 class StopSending(NamedTuple):

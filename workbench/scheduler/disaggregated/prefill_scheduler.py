@@ -22,6 +22,7 @@ from workbench.scheduler.disaggregated.letters import (
     SendPages,
     StopSending,
     TimeIsUp,
+    TokenLogprobs,
     TransferFailed,
     Withdrawn,
 )
@@ -144,7 +145,8 @@ class PrefillScheduler(Scheduler):
         for i, row in enumerate(batch.prefill):
             # Whoever has lost its row since computes it again, and its KV is sent then.
             if row.req.finish is None and row.req.row == rows[i] and i not in (batch.dropped or ()):
-                self._send(row, int(output.tokens[i]) if row.samples else None)
+                token = int(output.tokens[i]) if row.samples else None
+                self._send(row, token, _logprobs(output, i, row.req) if row.samples else None)
         if not self._sends_first:
             result.first = ()
         return result
@@ -157,7 +159,7 @@ class PrefillScheduler(Scheduler):
             self.in_flight[req.pair.room] = req
             self._count()
 
-    def _send(self, row: PrefillRow, token: int | None) -> None:
+    def _send(self, row: PrefillRow, token: int | None, logprobs: TokenLogprobs | None = None) -> None:
         """Send what has been computed of a prompt: whole pages, and with its last chunk the rest."""
         assert row.req.pair is not None
         room, size = row.req.pair.room, self.kv.page_size
@@ -182,6 +184,7 @@ class PrefillScheduler(Scheduler):
                 row.end,
                 token,
                 row.req.cached_tokens,
+                logprobs,
             )
         )
 
@@ -266,3 +269,12 @@ class PrefillScheduler(Scheduler):
     def _count(self) -> None:
         self.queue.elsewhere = len(self.bootstrap)
         self.kv.table.aside = len(self.in_flight)
+
+
+def _logprobs(output: StepOutput, index: int, req: Req) -> TokenLogprobs | None:
+    """Return those of the token of a row, as its request asks for them."""
+    count, found = req.params.logprobs, output.logprobs
+    if count is None or found is None:
+        return None
+    top, ids = found.top[index][:count], found.top_ids[index][:count]
+    return TokenLogprobs(float(found.sampled[index]), tuple(top.tolist()), tuple(ids.tolist()))

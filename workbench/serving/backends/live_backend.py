@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from workbench.backend import Backend
+from workbench.handover.kv_shares import KVMemory
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
 from workbench.serving.backends.backend_control import BackendControl
@@ -24,6 +25,20 @@ class SyntheticText:
     eos_token_id: int
     closing_ids: np.ndarray
     """Tokens that end a part of a JSON document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveKV:
+    """The KV of an instance that shares requests with others, and what it is the KV of."""
+
+    memory: KVMemory
+    model: str
+    """A hash of the model's configuration."""
+    weights: str
+    """A hash of samples of its weights."""
+    layers: int
+    kv_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,8 @@ class LiveBackend:
     """``time.monotonic()`` when the process that computes and is silent longest was last heard of."""
     close: Callable[[], None]
     """To be called at the end."""
+    kv: LiveKV | None = None
+    """For instances that prefill or decode alone."""
     cost_notes: Callable[[], list[str]] | None = None
     """What a cost model had to say of its predictions so far; None: times are measured."""
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from traces.requests.lengths import parse_lengths
+from workbench.handover.kv_shares import RanksKV
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
-from workbench.serving.backends.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.serving.backends.live_backend import LiveBackend, LiveKV, SyntheticText, own_tokenizer
 from workbench.settings.loading import settings_from
 from workbench.settings.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from workbench.cluster.resolve import SimulatedRecipe
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,13 @@ class ModelledBackendSpec:
             text.closing_ids,
         )
         backend = RealtimeBackend(
-            recipe.cost, sampler, log_iteration, lambda: time.monotonic() - epoch_s, self.time_scale, recipe.stages
+            recipe.cost,
+            sampler,
+            log_iteration,
+            lambda: time.monotonic() - epoch_s,
+            self.time_scale,
+            recipe.stages,
+            recipe.copies(),
         )
         return LiveBackend(
             backend=backend,
@@ -99,6 +110,7 @@ class ModelledBackendSpec:
             kv_budget=recipe.kv_budget,
             weights=recipe.weights.described,
             kv_dtype=recipe.kv_dtype,
+            kv=None if run.role == "both" else _kv(recipe, self.time_scale),
             rested=backend.rested,
             control=ModelledControl(),
             worked_s=backend.worked_s,
@@ -106,6 +118,29 @@ class ModelledBackendSpec:
             close=lambda: None,
             cost_notes=lambda: [*recipe.notes, *getattr(recipe.cost, "notes", ())],
         )
+
+
+def _kv(recipe: SimulatedRecipe, time_scale: float) -> LiveKV:
+    from backends.checkpoint.layer_kinds import Attention
+    from backends.simulated.kv_layout import kv_between
+    from backends.simulated.live_pages import ModelledPages
+
+    model, page = recipe.model, recipe.scheduler.page_size
+    sent = kv_between(model, recipe.kv_dtype, recipe.tp, recipe.keeps_windows)
+    port = recipe.port
+    held = ModelledPages(
+        recipe.scheduler.pages, sent.pages_bytes(1, page) / port.bytes_s * time_scale, port.latency_s * time_scale
+    )
+    memory = RanksKV([held.share], held.pages, held.read, held.write)
+    heads = [layer.mixer.kv_heads for layer in model.stack if isinstance(layer.mixer, Attention)]
+    return LiveKV(
+        memory=memory,
+        model=hashlib.sha256(repr(model).encode()).hexdigest(),
+        weights="modelled",
+        layers=model.layers,
+        kv_heads=max(heads, default=0),
+        head_dim=0,
+    )
 
 
 class ModelledControl:

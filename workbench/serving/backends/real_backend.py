@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
+from workbench.handover.kv_shares import RanksKV
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
-from workbench.serving.backends.live_backend import LiveBackend, SyntheticText, own_tokenizer
+from workbench.serving.backends.live_backend import LiveBackend, LiveKV, SyntheticText, own_tokenizer
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.real import check_device_effects, device_defaults
 from workbench.settings.run_settings import RunSettings
+
+if TYPE_CHECKING:
+    from backends.torch.backend import TorchBackend
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class RealBackendSpec:
             backend=backend,
             recipe=Recipe(
                 loop=loop_spec(run, loop),
-                scheduler=run.scheduler(backend.kv_tokens, backend.max_context, run.slots(loop)),
+                scheduler=run.scheduler(backend.kv_tokens, backend.max_context, run.slots(loop)).for_role(run.role),
                 eos_token_ids=backend.eos_token_ids,
                 stages=pp,
             ),
@@ -86,9 +91,23 @@ class RealBackendSpec:
             kv_budget={},
             weights=held_weights(backend.dtype, run),
             kv_dtype=DTYPE_NAMES[backend.kv_dtype],
+            kv=None if run.role == "both" else _kv(backend, run.page_size),
             rested=backend.rested,
             control=backend,
             worked_s=backend.workers.worked_s,
             heard_s=backend.workers.heard_s,
             close=backend.close,
         )
+
+
+def _kv(backend: TorchBackend, page_size: int) -> LiveKV:
+    facts = backend.kv_facts()
+    memory = RanksKV(facts.shares, backend.kv_tokens // page_size, backend.workers.read_kv, backend.workers.write_kv)
+    return LiveKV(
+        memory=memory,
+        model=hashlib.sha256(facts.config.encode()).hexdigest(),
+        weights=hashlib.sha256("".join(facts.weights).encode()).hexdigest(),
+        layers=memory.shape.layers,
+        kv_heads=memory.shape.heads,
+        head_dim=facts.head_dim,
+    )

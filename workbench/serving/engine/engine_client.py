@@ -19,7 +19,7 @@ from workbench.serving.chunks import Chunk
 from workbench.serving.metrics import Metrics
 from workbench.serving.open_request import OpenRequest, OpenSequence
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.requests import ControlAction, ServiceRequest, SessionAction
+from workbench.serving.requests import ROOM_BITS, ControlAction, ServiceRequest, SessionAction, Shared
 from workbench.serving.wire import (
     Addresses,
     Ask,
@@ -70,6 +70,8 @@ class EngineClient:
         self._requests: dict[str, OpenRequest] = {}
         self._controls: dict[int, asyncio.Future[Done]] = {}
         self._without_token = 0
+        self._rooms: set[tuple[str, int]] = set()
+        """Of sequences that have not ended and have another half elsewhere."""
         self.serialised: str | None = None
         """The tokenizer, as ``Tokenizer.serialised`` has it: grammars are over its tokens."""
         self._vocabulary_sent = False
@@ -126,6 +128,9 @@ class EngineClient:
         request_id = asked.request_id or f"{prefix}{uuid.uuid4().hex}"
         if request_id in self._requests:
             raise bad_value("request_id", f"{request_id!r} is being served already")
+        shared = asked.shared
+        if shared is not None:
+            self._take_rooms(shared, count)
         request = OpenRequest(self, request_id, asked)
         submits: list[tuple[OpenSequence, bytes]] = []
         named = asked.request_id or asked.label
@@ -152,8 +157,12 @@ class EngineClient:
                 asked.slo_tpot_s,
                 asked.grammar,
                 asked.include_stop,
+                *(() if shared is None else (shared.router, shared.room + index, shared.peer)),
             )
-            submits.append((OpenSequence(request, index, number, sequence_id), encode(submit)))
+            sequence = OpenSequence(request, index, number, sequence_id)
+            if shared is not None:
+                sequence.room = shared.router, shared.room + index
+            submits.append((sequence, encode(submit)))
         if asked.grammar and not self._vocabulary_sent:
             self._vocabulary_sent = True
             self._scheduler.send(encode(Vocabulary(self.serialised)))
@@ -166,6 +175,13 @@ class EngineClient:
             self._scheduler.send(message)
         self._metrics.open_sequences = len(self._sequences)
         return request
+
+    def _take_rooms(self, shared: Shared, count: int) -> None:
+        """Note the rooms of a request. Raises Refusal where one of them is another's."""
+        rooms = [(shared.router, shared.room + index) for index in range(count)]
+        if not self._rooms.isdisjoint(rooms):
+            raise bad_value("x-workbench-room", f"{shared.room >> ROOM_BITS} is being served already")
+        self._rooms.update(rooms)
 
     def _admit(self, count: int) -> None:
         if self._refusal is not None:
@@ -245,6 +261,8 @@ class EngineClient:
                 self._ended(sequence, chunk, now)
 
     def _ended(self, sequence: OpenSequence, end: Chunk, now: float) -> None:
+        if sequence.room is not None:
+            self._rooms.discard(sequence.room)
         metrics = self._metrics
         metrics.finished(end.kind)
         metrics.e2e_s.observe(now - sequence.request.arrival_s)

@@ -88,11 +88,23 @@ class LiveOutbox:
             kept = _kept(result.batch, result.output)
             logprobs = self._asked_logprobs(result.batch.worker, kept, result.output)
             sequences, tokens, count = self._pairs(result.batch.worker, kept, result.output)
-        first = [(self._sequences[req.rid], req.input_len, req.cached_tokens) for req in result.first]
         prompts = None
         if result.output is not None and result.output.prompt_logprobs is not None:
             assert result.batch is not None
             prompts = self._prompt_logprobs(result.batch, result.output.prompt_logprobs)
+        self._send_step(sequences, tokens, count, logprobs, result, prompts)
+
+    def _send_step(
+        self,
+        sequences: bytes,
+        tokens: bytes,
+        count: int,
+        logprobs: dict[int, list[TokenLogprob]] | None,
+        result: StepResult,
+        prompts: list[PromptLogprobs] | None = None,
+    ) -> None:
+        """Send ``count`` tokens, and what else a result says."""
+        first = [(self._sequences[req.rid], req.input_len, req.cached_tokens) for req in result.first]
         ended = [self._forget(req) for req in result.ended]
         # Noted before it is sent: a client may have it before the next line runs.
         at_s = self._record.now_s() if self._record is not None else 0.0

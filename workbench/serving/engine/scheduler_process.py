@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+import uuid
 from typing import Any
 
 import zmq
@@ -16,6 +17,7 @@ from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
 from workbench.phase_log import IterationRow
 from workbench.scheduler.capacity import Capacity
+from workbench.scheduler.config import Role
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.backends.live_backend import LiveBackend, SyntheticText
 from workbench.serving.child import begin_child
@@ -23,9 +25,18 @@ from workbench.serving.engine.inbox import Ending, LiveInbox
 from workbench.serving.engine.live_record import LiveRecord
 from workbench.serving.engine.matchers import Matchers, teller
 from workbench.serving.engine.outbox import LiveOutbox
+from workbench.serving.engine.paired_inbox import Alarm, PairedInbox
+from workbench.serving.engine.paired_outbox import DecodeLiveOutbox, PrefillLiveOutbox
+from workbench.serving.engine.peers import listen_to_peers, wire_of
 from workbench.serving.engine.vitals import Vitals, heartbeat
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.wire import Addresses, Failed, Ready, Shutdown, encode, pull_socket, push_socket
+
+OUTBOXES: dict[Role, type[LiveOutbox]] = {
+    "both": LiveOutbox,
+    "prefill": PrefillLiveOutbox,
+    "decode": DecodeLiveOutbox,
+}
 
 
 class _Failure(Exception):
@@ -76,17 +87,23 @@ def _serve(
         record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
         vitals = Vitals(scheduler, built.worked_s, built.heard_s)
         log.vitals, log.record = vitals, record
-        outbox = LiveOutbox(scheduler, detokenizer, vitals, record)
+        outbox = OUTBOXES[built.recipe.role](scheduler, detokenizer, vitals, record)
         socket = pull_socket(context, addresses.scheduler)
         matchers = Matchers(built.vocab, built.recipe.eos_token_ids, teller(context, addresses), vitals.grammars)
-        slo_ttft_s = settings.run.slo_ttft
-        return LiveInbox(socket, outbox, http, vitals, built.control, epoch_s, slo_ttft_s, matchers), outbox
+        own = socket, outbox, http, vitals, built.control, epoch_s, settings.run.slo_ttft, matchers
+        if wire is None:
+            return LiveInbox(*own), outbox
+        config = built.recipe.scheduler
+        return PairedInbox(*own, wire=wire, alarm=alarm, config=config, vocab=built.vocab, now_s=now_s), outbox
 
     detokenizer = push_socket(context, addresses.detokenizer)
-    instance = start(built.recipe, built.backend, mailboxes, now_s)
+    instance_id, alarm = uuid.uuid4().hex, Alarm()
+    wire = None if built.kv is None else wire_of(settings, built, instance_id, listen_to_peers(settings), alarm.ring)
+    instance = start(built.recipe, built.backend, mailboxes, now_s, wire)
     scheduler, vitals, record = instance.scheduler, log.vitals, log.record
     assert vitals is not None
-    http.send(encode(_ready(settings, built, vitals)))
+    peer = None if wire is None else wire.address
+    http.send(encode(_ready(settings, built, vitals, instance_id, peer)))
     try:
         with heartbeat(vitals, context, addresses):
             drive(instance.loop, built.rested)
@@ -101,6 +118,9 @@ def _serve(
         http.send(encode(Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)))
         _close(record, http)
         raise _Failure from error
+    finally:
+        if wire is not None:
+            wire.close()
 
 
 def _close(record: LiveRecord | None, http: Any) -> None:
@@ -113,7 +133,7 @@ def _close(record: LiveRecord | None, http: Any) -> None:
         raise _Failure from error
 
 
-def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready:
+def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals, instance_id: str, peer: str | None) -> Ready:
     config = built.recipe.scheduler
     return Ready(
         Capacity.of(config),
@@ -127,11 +147,18 @@ def _ready(settings: ServeSettings, built: LiveBackend, vitals: Vitals) -> Ready
         settings.loop,
         vitals.beat(),
         _no_grammars(built, settings.loop),
+        config.page_size,
+        built.kv_dtype,
+        config.role,
+        peer,
+        instance_id,
     )
 
 
 def _no_grammars(built: LiveBackend, loop: str) -> str:
     """Return why no output can be constrained, or nothing."""
+    if built.recipe.role != "both":
+        return f"an instance of role {built.recipe.role} hands over no form of an output"
     if built.recipe.scheduler.draft_tokens:
         return "drafted tokens are not verified against a grammar"
     return "" if loop in LOOPS else f"the loop {loop} need not wait for masks"

@@ -76,7 +76,7 @@ class Vitals:
             self.progress_s,
             self.pending,
             scheduler.paused,
-            len(scheduler.queue),
+            len(scheduler.queue) + scheduler.queue.elsewhere,
             scheduler.slots.running_count + len(scheduler.slots.partial),
             scheduler.kv.used_tokens,
             scheduler.kv.cached_tokens,

@@ -19,11 +19,12 @@ from workbench.serving.http import bodies
 from workbench.serving.http.chats import chat_messages, tool_use
 from workbench.serving.http.doors import check_key, error_handlers, read_body
 from workbench.serving.http.errors import api_error, error_event, error_response, json_response
+from workbench.serving.http.half_answer import HandoverShape
 from workbench.serving.http.metrics_page import CONTENT_TYPE, MetricsPage
 from workbench.serving.http.native import GenerateRequest, GenerateShape, counts_of, with_request_id
 from workbench.serving.http.openai_api import Apart, ChatShape, CompletionShape, Echo, Shape
 from workbench.serving.http.output_format import output_format
-from workbench.serving.http.request_headers import objective_of
+from workbench.serving.http.request_headers import objective_of, shared_of
 from workbench.serving.http.request_ids import answered_as, given_id
 from workbench.serving.http.responses_api import (
     ResponseShape,
@@ -126,6 +127,7 @@ class Api:
             route("/abort", "POST", self.abort),
             route("/health", "GET", self.health, guarded=False),
             route("/metrics", "GET", self.metrics, guarded=False),
+            route("/server_info", "GET", self.server_info),
             route("/state", "GET", self.state),
             route("/settings", "POST", self.change),
             route("/open_session", "POST", self.open_session),
@@ -235,7 +237,7 @@ class Api:
         parser = reads.parser_for(use, end)
         opened = self._service.submit(wanted, "resp_")
         shape = ResponseShape(opened, self._service.model_name, asked, parser, writing.id_characters, sampling)
-        return Answer(shape, bool(asked.stream), self._page)
+        return self._answering(shape, asked.stream)
 
     async def generate(self, request: Request) -> Answer:
         asked: GenerateRequest = await self._parse(request, GenerateRequest)
@@ -253,7 +255,7 @@ class Api:
         form = output_format(sampling, "sampling_params.")
         wanted = await self._wanted(request, asked, sampling, counts, [prompt], 1, parameter, form, bos_tokens)
         opened = self._service.submit(wanted, "gen-")
-        return Answer(GenerateShape(opened, self._service.model_name, asked), bool(asked.stream), self._page)
+        return self._answering(GenerateShape(opened, self._service.model_name, asked), asked.stream)
 
     async def _wanted(
         self,
@@ -269,6 +271,7 @@ class Api:
     ) -> ServiceRequest:
         """Return what the service is asked for. ``bos_tokens`` of the prompt are left out where it continues a session;
         ``form`` is that of the output, None: any."""
+        shared = shared_of(self._service.role, request.headers)
         params = sampling_params(sampling, counts, self._service.limits)
         grammar = ""
         if form is not None:
@@ -294,6 +297,7 @@ class Api:
             prompt_parameter,
             grammar,
             bool(getattr(sampling, "include_stop_str_in_output", None) or getattr(sampling, "no_stop_trim", None)),
+            shared,
         )
 
     def _answer(
@@ -311,7 +315,12 @@ class Api:
             logprobs=wanted.params.logprobs is not None,
             prompt_ids=wanted.prompts if asked.return_token_ids else None,
         )
-        return Answer(made, bool(asked.stream), self._page)
+        return self._answering(made, asked.stream)
+
+    def _answering(self, shape: Shape, stream: bool | None) -> Answer:
+        if self._service.role == "prefill":
+            shape, stream = HandoverShape(shape.request, self._service.model_name), False
+        return Answer(shape, bool(stream), self._page)
 
     async def _while_wanted(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """Do ``work`` for a request whose body has been read. It ends when the client goes, or when the server takes no
@@ -360,6 +369,9 @@ class Api:
         if (asked.request_id is None) != asked.all:
             raise bad_value("request_id", "give it, or all set to true")
         return json_response({"aborted": self._service.abort(asked.request_id)})
+
+    async def server_info(self, request: Request) -> Response:
+        return json_response(self._service.info())
 
     async def state(self, request: Request) -> Response:
         return json_response(await self._service.state())

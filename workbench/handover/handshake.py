@@ -1,0 +1,146 @@
+"""The handshake of two instances: either proves that it has the key before the other says anything else.
+
+    connects                                   accepts
+    HELLO, a random number          ──>
+                                    <──   another, and a proof over both
+    who it is, and a proof          ──>
+                                    <──   who it is, and a proof; or why not
+
+A proof is an HMAC-SHA256 over its maker's part, both numbers and what is said along with it, so that none can be used twice
+or sent back. The key is never sent. What follows is neither signed nor encrypted: a private network is asked for.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from typing import Any
+
+import msgspec
+
+from workbench.handover.identity import VERSION, Identity
+from workbench.handover.peer_link import Link, LinkLost
+
+HELLO = b"workbench handover\n"
+_NONCE_BYTES = 32
+_MOST_BYTES = 1 << 16
+HANDSHAKE_S = 10.0
+"""How long one may take."""
+
+
+class Refused(Exception):
+    """No connection, and why, in one line."""
+
+
+class _Begin(msgspec.Struct, array_like=True):
+    hello: bytes
+    version: int
+    nonce: bytes
+
+
+class _Proof(msgspec.Struct, array_like=True):
+    nonce: bytes
+    proof: bytes
+
+
+class _Introduction(msgspec.Struct, array_like=True):
+    identity: Identity | None
+    refused: str
+    carriers: dict[str, bytes]
+    """By name, what the other side has to know to take blocks that come that way."""
+    proof: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def introduce(link: Link, key: bytes, own: Identity, carriers: dict[str, bytes]) -> tuple[Identity, str]:
+    """Shake hands over a connection that this side has made. Returns who the other is, and which carrier it takes. Raises
+    Refused or LinkLost."""
+    link.limit(HANDSHAKE_S)
+    nonce = os.urandom(_NONCE_BYTES)
+    link.send(_encode(_Begin(HELLO, VERSION, nonce)))
+    answer = _receive(link, _Proof)
+    if len(answer.nonce) != _NONCE_BYTES:
+        raise Refused("it is no instance of workbench")
+    both = nonce + answer.nonce
+    if not hmac.compare_digest(answer.proof, _proof(key, b"accepts", both, b"")):
+        raise Refused("the peer keys differ (--peer-key)")
+    said = _Introduction(own, "", carriers, b"")
+    said.proof = _proof(key, b"connects", both, _content(said))
+    link.send(_encode(said))
+    other = _receive(link, _Introduction)
+    if not hmac.compare_digest(other.proof, _proof(key, b"introduces", both, _content(other))):
+        raise Refused("the peer keys differ (--peer-key)")
+    if other.identity is not None and (fault := own.fault(other.identity)) is not None:
+        raise Refused(fault)
+    if other.refused or other.identity is None:
+        raise Refused(f"it says: {other.refused[:300]}")
+    link.limit(None)
+    return other.identity, next(iter(other.carriers), "")
+
+
+def accept(link: Link, key: bytes, own: Identity, choose: Any) -> tuple[Identity, str]:
+    """Shake hands over a connection that the other side has made; ``choose`` picks one of the carriers that are offered.
+    Returns who the other is, and that carrier's name. Raises Refused, once the other has been told why, or LinkLost."""
+    link.limit(HANDSHAKE_S)
+    begin = _receive(link, _Begin)
+    if begin.hello != HELLO or len(begin.nonce) != _NONCE_BYTES:
+        raise Refused("it is no instance of workbench")
+    nonce = os.urandom(_NONCE_BYTES)
+    both = begin.nonce + nonce
+    link.send(_encode(_Proof(nonce, _proof(key, b"accepts", both, b""))))
+    other = _receive(link, _Introduction)
+    if not hmac.compare_digest(other.proof, _proof(key, b"connects", both, _content(other))):
+        raise Refused("the peer keys differ (--peer-key)")
+    if other.identity is None:
+        raise Refused("it does not say who it is")
+    fault = own.fault(other.identity)
+    chosen = "" if fault else choose(other.carriers)
+    said = _Introduction(own, fault or "", {chosen: b""}, b"")
+    said.proof = _proof(key, b"introduces", both, _content(said))
+    link.send(_encode(said))
+    if fault is not None:
+        raise Refused(fault)
+    link.limit(None)
+    return other.identity, chosen
+
+
+def connect(address: str) -> Link:
+    """Return a connection to ``host:port``. Raises LinkLost."""
+    host, port = split_address(address)
+    try:
+        return Link(socket.create_connection((host, port), timeout=HANDSHAKE_S))
+    except OSError as error:
+        raise LinkLost(f"cannot be reached: {error.strerror or error}") from None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port``, the host in brackets where it is an IPv6 address. Raises ValueError."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{address[:80]!r} is not host:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return ``host:port``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _receive(link: Link, kind: Any) -> Any:
+    try:
+        return link.receive(msgspec.msgpack.Decoder(kind), _MOST_BYTES)
+    except LinkLost as lost:
+        if "no message" in str(lost) or "more than" in str(lost):
+            raise Refused("it is no instance of workbench") from None
+        raise
+
+
+def _content(said: _Introduction) -> bytes:
+    return _encode((said.identity, said.refused, said.carriers))
+
+
+def _proof(key: bytes, part: bytes, nonces: bytes, content: bytes) -> bytes:
+    return hmac.digest(key, b"workbench:" + part + b":" + nonces + content, "sha256")

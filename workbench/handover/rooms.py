@@ -1,0 +1,106 @@
+"""Rooms of a decode instance: pages that were set aside for a handover, and the checks before anything is written there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workbench.handover.kv_shares import Box, KVMemory
+from workbench.handover.peer_link import LinkLost
+from workbench.handover.peer_messages import Block
+from workbench.scheduler.disaggregated.letters import Room
+
+
+@dataclass(slots=True)
+class _Aside:
+    peer: int
+    pages: np.ndarray
+    """int32, in the order of the prompt."""
+    written: dict[Box, int] = field(default_factory=dict)
+    """By part of the model, how many of them, from the first on."""
+
+
+class Rooms:
+    """Pages that may be written, by room. Its methods are called under a lock of the peer that is concerned; what a peer
+    does that it may not raises LinkLost, with nothing written."""
+
+    def __init__(self, memory: KVMemory) -> None:
+        self._memory = memory
+        self._asides: dict[Room, _Aside] = {}
+
+    def open(self, room: Room, peer: int, pages: np.ndarray) -> None:
+        """Let a peer write these pages, and nobody else."""
+        self._asides[room] = _Aside(peer, np.array(pages, np.int32))
+
+    def close(self, room: Room, peer: int) -> bool:
+        """Let nothing more be written. Tells whether something might have been."""
+        aside = self._asides.get(room)
+        if aside is None or aside.peer != peer:
+            return False
+        del self._asides[room]
+        return True
+
+    def close_all(self, peer: int) -> int:
+        """Let a peer write nothing more; returns how many rooms it had."""
+        rooms = [room for room, aside in list(self._asides.items()) if aside.peer == peer]
+        for room in rooms:
+            del self._asides[room]
+        return len(rooms)
+
+    def begin_again(self, room: Room, peer: int) -> None:
+        """What was written there is void."""
+        self._of(room, peer).written.clear()
+
+    def check(self, room: Room, peer: int, block: Block) -> tuple[Box, np.ndarray]:
+        """Return what a block is of, and the pages that it is for."""
+        aside, shape = self._of(room, peer), self._memory.shape
+        box = Box(*block.box)
+        if box.overlap(shape.whole) != box:
+            raise LinkLost(f"it sent layers and heads that the model has not: {list(box)}")
+        if len(block.pages) % 4 or not block.pages:
+            raise LinkLost(f"it sent a list of pages of {len(block.pages)} bytes")
+        pages = np.frombuffer(block.pages, np.int32)
+        begun = aside.written.get(box, 0)
+        if block.first != begun:
+            raise LinkLost(f"it sent page {block.first} of a handover where page {begun} was to come")
+        if begun + len(pages) > len(aside.pages):
+            raise LinkLost(
+                f"it sent {begun + len(pages)} pages of a handover for which {len(aside.pages)} are set aside"
+            )
+        if not np.array_equal(pages, aside.pages[begun : begun + len(pages)]):
+            raise LinkLost("it sent pages that were not set aside for that handover")
+        if block.size != shape.block_bytes(box, len(pages)):
+            raise LinkLost(
+                f"it sent {block.size} bytes for {len(pages)} pages, which have {shape.block_bytes(box, len(pages))}"
+            )
+        if not begun and any(box.overlap(other) is not None for other in aside.written):
+            raise LinkLost("it sent layers or heads of a handover twice")
+        return box, pages
+
+    def write(self, room: Room, peer: int, block: Block, data: np.ndarray) -> None:
+        """Write a block whose bytes are there."""
+        box, pages = self.check(room, peer, block)
+        self._memory.write(box, pages, data.reshape(self._memory.shape.block(box, len(pages))))
+        aside = self._asides[room]
+        aside.written[box] = block.first + len(pages)
+
+    def complete(self, room: Room, peer: int, tell: Callable[[], None]) -> None:
+        """All was sent, says a peer: see that it was, close the room and ``tell``."""
+        aside, shape = self._of(room, peer), self._memory.shape
+        if len(aside.pages):
+            whole = shape.layers * shape.heads
+            if sum(box.layers * box.heads for box in aside.written) != whole or any(
+                count != len(aside.pages) for count in aside.written.values()
+            ):
+                least = min(aside.written.values(), default=0)
+                raise LinkLost(f"it ended a handover of {len(aside.pages)} pages after {least}")
+        del self._asides[room]
+        tell()
+
+    def _of(self, room: Room, peer: int) -> _Aside:
+        aside = self._asides.get(room)
+        if aside is None or aside.peer != peer:
+            raise LinkLost("it sent pages of a handover for which none are set aside")
+        return aside

@@ -1,0 +1,132 @@
+"""Blocks of KV between two instances of one machine: in memory that both map, in places that take turns."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import stat
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from workbench.handover.peer_link import Link, LinkLost
+from workbench.handover.peer_messages import Block, encode
+
+FOLDER = Path("/dev/shm")
+PLACES = 4
+_NAME = re.compile(r"workbench-kv-[0-9a-f]{32}")
+_MARK_BYTES = 64
+"""At the beginning: a random number that shows that both have mapped the same memory."""
+WAIT_S = 60.0
+"""How long a sender waits for a place. The other side is silent or at an end long before that."""
+
+
+class _Offer(msgspec.Struct, array_like=True):
+    name: str
+    place_bytes: int
+    places: int
+    mark: bytes
+
+
+@dataclass
+class _Mapped:
+    file: mmap.mmap
+    place_bytes: int
+    places: int
+
+    def place(self, place: int, size: int) -> np.ndarray:
+        return np.frombuffer(self.file, np.uint8, size, _MARK_BYTES + place * self.place_bytes)
+
+
+class ShmOutgoing:
+    """Memory of its own for each connection. Raises OSError where there is not enough of it."""
+
+    name = "shm"
+
+    def __init__(self, place_bytes: int) -> None:
+        self._mark = os.urandom(_MARK_BYTES)
+        self._path = FOLDER / f"workbench-kv-{os.urandom(16).hex()}"
+        size = _MARK_BYTES + PLACES * place_bytes
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # Taken now: memory that is not there would end the process when it is written.
+            os.posix_fallocate(descriptor, 0, size)
+            self._memory = _Mapped(mmap.mmap(descriptor, size), place_bytes, PLACES)
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        self._memory.file[:_MARK_BYTES] = self._mark
+        self._free = threading.Condition()
+        self._places = list(range(PLACES))
+        self._over = False
+
+    def offer(self) -> bytes:
+        memory = self._memory
+        return msgspec.msgpack.encode(_Offer(self._path.name, memory.place_bytes, memory.places, self._mark))
+
+    def begin(self) -> None:
+        self._path.unlink(missing_ok=True)  # both have it mapped: nothing is left, however they end
+
+    def send(self, link: Link, block: Block, data: np.ndarray) -> None:
+        with self._free:
+            if not self._free.wait_for(lambda: self._places or self._over, WAIT_S) or self._over:
+                raise LinkLost("it took no block in time" if not self._over else "the connection is at an end")
+            place = self._places.pop()
+        self._memory.place(place, block.size)[:] = data.reshape(-1)
+        link.send(encode(msgspec.structs.replace(block, place=place)))
+
+    def freed(self, place: int) -> None:
+        with self._free:
+            if not 0 <= place < PLACES or place in self._places:
+                raise LinkLost(f"it gave back a place that it did not have ({place})")
+            self._places.append(place)
+            self._free.notify()
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        with self._free:
+            self._over = True
+            self._free.notify_all()
+
+
+class ShmIncoming:
+    """The same memory, mapped to read."""
+
+    answers = True
+
+    def __init__(self, offer: bytes) -> None:
+        """Raises ValueError or OSError where this is another machine, or the offer is none."""
+        try:
+            said = msgspec.msgpack.decode(offer, type=_Offer)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
+        size = _MARK_BYTES + said.places * said.place_bytes
+        if not _NAME.fullmatch(said.name) or said.places < 1 or said.place_bytes < 1 or size > 1 << 40:
+            raise ValueError("no shared memory of an instance")
+        descriptor = os.open(FOLDER / said.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_size != size:
+                raise ValueError("no shared memory of an instance of this user")
+            self._memory = _Mapped(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), said.place_bytes, said.places)
+        finally:
+            os.close(descriptor)
+        if self._memory.file[:_MARK_BYTES] != said.mark:
+            raise ValueError("the memory of another machine")
+
+    def take(self, link: Link, block: Block) -> np.ndarray:
+        memory = self._memory
+        if not 0 <= block.place < memory.places or block.size > memory.place_bytes:
+            raise LinkLost(f"it named a place that there is not ({block.place}, {block.size} bytes)")
+        return memory.place(block.place, block.size)
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a view of it may still be about; it goes with that
+            self._memory.file.close()

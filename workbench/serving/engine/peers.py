@@ -1,0 +1,60 @@
+"""The peers of a server's instance: where they connect, who it is to them, and the wire to them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from workbench.handover.handshake import join_address
+from workbench.handover.identity import VERSION, Identity
+from workbench.handover.live_wire import LiveWire, WireSettings
+from workbench.scheduler.config import ConfigError
+from workbench.serving.backends.live_backend import LiveBackend
+from workbench.serving.serve_settings import ServeSettings
+
+
+def listen_to_peers(settings: ServeSettings) -> socket.socket:
+    """Return a socket that listens for peers. Raises ConfigError."""
+    host, port = settings.peer_host, settings.peer_port
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(256)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"peer_host: cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def wire_of(
+    settings: ServeSettings, built: LiveBackend, instance_id: str, listener: socket.socket, wake: Callable[[], None]
+) -> LiveWire:
+    """Return the wire of an instance that prefills or decodes alone."""
+    kv, config = built.kv, built.recipe.scheduler
+    assert kv is not None
+    identity = Identity(
+        version=VERSION,
+        role=config.role,
+        address=join_address(*listener.getsockname()[:2]),
+        instance_id=instance_id,
+        model=kv.model,
+        weights=kv.weights,
+        page_size=config.page_size,
+        kv_dtype=built.kv_dtype,
+        layers=kv.layers,
+        kv_heads=kv.kv_heads,
+        head_dim=kv.head_dim,
+    )
+    key = settings.peer_key
+    asked = WireSettings(
+        key=(key or "").encode(),
+        carrier=settings.kv_transfer,
+        timeout_s=settings.peer_timeout_s,
+        loopback_only=key is None,
+    )
+    return LiveWire(identity, kv.memory, listener, wake, asked)
