@@ -36,6 +36,7 @@ NOT_RUN = {
     "workbench serve MODEL-FP8": "a checkpoint in FP8: tests/torch/test_fp8.py",
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
     "workbench calibrate --links --backend cpu|cuda --out here.toml [--ranks N]": "tests/live/test_calibrate_links.py",
+    "workbench calibrate --front-end --out here.toml [--tokenizer FOLDER]": "tests/live/test_calibrate_front_end.py",
     "workbench calibrate MODEL --backend cpu|cuda --out FOLDER": "minutes: tests/live/test_calibrate.py",
     "workbench calibrate MODEL --backend cpu|cuda --out costs.json [--tp N]": "minutes: tests/live/test_calibrate.py",
     "workbench replay trace.jsonl --model FOLDER --backend cpu --loop normal,overlap "
@@ -152,6 +153,7 @@ def test_inline_commands_name_flags_that_there_are():
         "serve MODEL": "serve m",
         "serve --like RECORD": "serve --like r",
         "calibrate MODEL --out PATH": "calibrate m --out p",
+        "calibrate --front-end": "calibrate --front-end --out f.toml",
         "calibrate --from FOLDER.points --out OTHER": "calibrate --from f.points --out o",
         "diff-config A B": "diff-config a b",
         "import": "import m --out p",
@@ -181,8 +183,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     linear_profile(folder / "profile")
     (own_policy,) = python_blocks(ROOT / "docs/scheduler.md")
     (folder / "mypolicies.py").write_text(own_policy)
-    (machine,) = re.findall(r"^```toml\n# box.toml\n(.*?)^```", (ROOT / "docs/links.md").read_text(), re.M | re.S)
-    (folder / "box.toml").write_text(machine)
+    for page, name in (("links.md", "box.toml"), ("loops.md", "here.toml")):
+        (file,) = re.findall(rf"^```toml\n# {name}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.M | re.S)
+        (folder / name).write_text(file)
     (folder / "measured").mkdir()
     (folder / "measured/meta.json").write_text(
         json.dumps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,57 @@ def test_every_engine_with_a_front_end_has_one_in_every_version():
         if name.partition("-")[0] in ENGINES:
             model = FrontEndModel(**load_engine(name).front_end)
             assert min(model.request_s, model.prompt_token_s, model.chunk_s, model.latency_s) > 0, name
+
+
+GOOD = "request_s = 1e-3\nprompt_token_s = 0\nchunk_s = 2e-5\nlatency_s = 5e-3\n"
+
+
+def test_a_file_says_the_front_end_wherever_the_setting_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(GOOD)
+    Path("run.toml").write_text('front-end = "mine.toml"\n')
+    for words in (["--front-end", "mine.toml"], ["--config", "run.toml"]):
+        out = tmp_path / words[0][2:]
+        shown = CliRunner().invoke(app, ["simulate", str(SAMPLE), "--requests", "5", *words, "--out", str(out)])
+        assert shown.exit_code == 0, shown.output
+        assert "latencies: as clients see them, behind the front end of mine.toml" in shown.stdout
+        meta = json.loads((out / "overlap/meta.json").read_text())
+        assert meta["front_end"] == {"engine": "mine.toml", **asdict(FrontEndModel(1e-3, 0.0, 2e-5, 5e-3))}
+    again = [
+        "simulate",
+        str(SAMPLE),
+        "--requests",
+        "5",
+        "--like",
+        str(out / "overlap"),
+        "--out",
+        str(tmp_path / "again"),
+    ]
+    assert CliRunner().invoke(app, again).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "mine.toml: No such file or directory"),
+        (GOOD.replace("chunk_s", "chunks_s"), "mine.toml: chunks_s: no such key of a front end; there are request_s, "),
+        (GOOD.replace("2e-5", '"2e-5"'), "mine.toml: chunk_s: '2e-5' is not a number of seconds"),
+        (GOOD.replace("2e-5", "-1"), "mine.toml: chunk_s: -1 is not a number of seconds"),
+        (GOOD.replace("2e-5", "nan"), "mine.toml: chunk_s: nan is not a number of seconds"),
+        (GOOD.replace("2e-5", "true"), "mine.toml: chunk_s: True is not a number of seconds"),
+        (GOOD.replace("chunk_s = 2e-5\n", ""), "mine.toml: chunk_s: is missing; a front end has request_s, "),
+        ("=", "mine.toml: "),
+    ],
+)
+def test_a_file_that_is_no_front_end_is_refused_in_one_line(text, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("mine.toml").write_text(text)
+    done = CliRunner().invoke(app, ["simulate", str(SAMPLE), "--front-end", "mine.toml", "--out", "out"])
+    assert done.exit_code == 2 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_front_end_that_is_neither_a_name_nor_a_file_is_refused():
+    done = CliRunner().invoke(app, ["simulate", str(SAMPLE), "--front-end", "trtllm"])
+    assert done.stderr == "error: front_end: 'trtllm' is not one of none, vllm, sglang, workbench, nor a FILE.toml\n"

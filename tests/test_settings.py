@@ -202,6 +202,7 @@ OTHER: dict[str, Any] = {
     "loop": "normal",
     "model": "llama-3.1-8b",
     "gpu": "a100",
+    "front_end": "mine.toml",
     "cost": "fitted:costs.json",
     "mem_fraction": 0.5,
     "link": "16GB/s",

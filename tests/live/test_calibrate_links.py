@@ -65,9 +65,12 @@ def test_two_processes_on_this_machine_are_measured(tmp_path):
     ("words", "said"),
     [
         (["--links", "--out", "box"], "out: box: the link is kept in a machine's file; --out NAME.toml"),
-        (["--ranks", "2", "--out", "b.toml"], "ranks: only --links measures them"),
-        (["--links", "model", "--out", "b.toml"], "links: are measured alone, without a model, its settings or --from"),
-        (["--links", "--tp", "2", "--out", "b.toml"], "links: are measured alone"),
+        (["--ranks", "2", "--out", "b.toml"], "ranks: goes with --links alone"),
+        (["--links", "model", "--out", "b.toml"], "links: measured alone, without MODEL"),
+        (["--links", "--from", "record", "--out", "b.toml"], "links: measured alone, without --from"),
+        (["--links", "--front-end", "--out", "b.toml"], "links: measured alone, without --front-end"),
+        (["--links", "--load-format", "dummy", "--out", "b.toml"], "links: measured alone, without --load-format"),
+        (["--links", "--tp", "2", "--out", "b.toml"], "links: measured alone, without --tp"),
     ],
 )
 def test_what_does_not_go_with_links_is_refused(words, said, tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def test_metrics_count_what_was_served(server):
         assert server.metric(name) >= 0
     for phase in ("receive", "schedule", "launch", "process"):
         assert server.metric("host_phase_seconds_total", phase=phase) > 0
+    for process in ("http", "scheduler", "detokenizer"):
+        server.await_metric("process_cpu_seconds_total", lambda spent: spent > 0, process=process)
 
 
 def test_flushing_forgets_what_was_cached(server):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from workbench.cli import options
+from workbench.cli.calibrate_front_end import calibrate_front_end
 from workbench.cli.flags import RUN_SETTINGS, RUNNER_FLAGS, SettingFlags, command_with, given, load_format
 
 MEASURED = (
@@ -31,7 +32,8 @@ def calibrate(
         Path,
         typer.Option(
             "--out",
-            help="Folder to write, for --cost profile:FOLDER; or NAME.json, for --cost fitted:NAME.json.",
+            help="Folder to write, for --cost profile:FOLDER; or NAME.json, for --cost fitted:NAME.json; with --links or "
+            "--front-end NAME.toml.",
             show_default=False,
         ),
     ],
@@ -55,6 +57,22 @@ def calibrate(
             "--links", help="Instead: measure the link between ranks on this machine; OUT is a file for --machine."
         ),
     ] = False,
+    front_end: Annotated[
+        bool,
+        typer.Option(
+            "--front-end",
+            help="Instead: measure what HTTP, tokenizer and detokenizer of our server take on this machine; needs no model; "
+            "OUT is a file for simulate --front-end.",
+        ),
+    ] = False,
+    tokenizer: Annotated[
+        Optional[str],
+        typer.Option(
+            "--tokenizer",
+            help="With --front-end: folder or id of the tokenizer. Default: one that takes bytes.",
+            show_default=False,
+        ),
+    ] = None,
     ranks: Annotated[
         Optional[int],
         typer.Option(
@@ -66,29 +84,38 @@ def calibrate(
     backend: options.Backend = "auto",
 ) -> None:
     """Measure our runner on this machine: its operators and its CPU phases, as a profile; or, as NAME.json, costs fitted to
-    whole steps, which need fewer measurements and can be had from any run record; or, with --links, the link between ranks.
+    whole steps, which need fewer measurements and can be had from any run record; or, with --links, the link between ranks;
+    or, with --front-end, what is between clients and the scheduler.
 
-    Measuring can be stopped and started again: what is there, in OUT.points, is not measured twice.
+    Measuring a model can be stopped and started again: what is there, in OUT.points, is not measured twice.
     """
     from workbench.cli.errors import one_line_errors
 
     with one_line_errors():
         settings = {**given(ctx, "settings"), "model": model}
+        of_model = {**settings, "from": record, **given(ctx, RUNNER_FLAGS.name)}
         if links or ranks is not None:
-            _check_links(links, record, settings)
+            beside = {"front_end": front_end or None, "tokenizer": tokenizer}
+            _check_alone("links", links, "ranks", {**beside, **of_model})
             _links(out, force, as_json, backend, ranks)
+        elif front_end or tokenizer is not None:
+            beside = {"backend": None if backend == "auto" else backend}
+            _check_alone("front_end", front_end, "tokenizer", {**of_model, **beside})
+            calibrate_front_end(out, force, as_json, tokenizer)
         else:
             _calibrate(record, out, force, as_json, backend, load_format(ctx), settings)
 
 
-def _check_links(links: bool, record: Path | None, settings: dict[str, Any]) -> None:
-    """Raise ConfigError for what does not go together."""
+def _check_alone(mode: str, asked: bool, own: str, beside: dict[str, Any]) -> None:
+    """Raise ConfigError for what goes with no measurement of the machine alone, and for what only ``mode`` has."""
     from workbench.scheduler.config import ConfigError
 
-    if not links:
-        raise ConfigError("ranks: only --links measures them")
-    if record is not None or any(value is not None for value in settings.values()):
-        raise ConfigError("links: are measured alone, without a model, its settings or --from")
+    if not asked:
+        raise ConfigError(f"{own}: goes with --{mode.replace('_', '-')} alone")
+    for name, value in beside.items():
+        if value is not None:
+            said = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{mode}: measured alone, without {said}")
 
 
 def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | None) -> None:

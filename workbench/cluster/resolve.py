@@ -37,6 +37,7 @@ from workbench.scheduler.policy import load_policy
 from workbench.settings.accuracy import Case
 from workbench.settings.cost_spec import OWN, identity, split
 from workbench.settings.engines import Engine, Hardware, load_engine
+from workbench.settings.front_end_file import is_file, read_front_end
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.offers import not_offered
 from workbench.settings.parity import parity_of
@@ -48,6 +49,7 @@ class FrontEndOf:
     """A front end, and whose it is."""
 
     engine: str
+    """Name of a preset, or the file that was measured."""
     model: FrontEndModel
 
 
@@ -263,10 +265,12 @@ def _gpu(settings: RunSettings, tp: int, pp: int, lock_step: bool) -> tuple[GPU,
 
 
 def _front_end(settings: RunSettings) -> FrontEndOf | None:
-    """Return the front end that is asked for: the preset's where it is of that engine, else the newest's. Prefill and decode
-    instances have none."""
+    """Return the front end that is asked for: a file's, or the preset's where it is of that engine, else the newest's.
+    Prefill and decode instances have none. Raises ConfigError for a file that is none."""
     if settings.front_end == "none" or settings.role != "both":
         return None
+    if is_file(settings.front_end):
+        return FrontEndOf(settings.front_end, read_front_end(settings.front_end))
     own = settings.engine.partition("-")[0] == settings.front_end
     engine = load_engine(settings.engine if own else settings.front_end)
     return FrontEndOf(engine.name, FrontEndModel(**engine.front_end))

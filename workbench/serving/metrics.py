@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,8 @@ class Metrics:
         self.ready: Ready | None = None
         self.open_sequences = 0
         self.detokenizer_sequences = 0
+        self.child_cpu_s: dict[str, float] = {}
+        """CPU time of the other processes that answers pass, by their last pulse."""
         self.registry.register(_Scheduler(self, model_name))
 
     def finished(self, kind: str) -> None:
@@ -69,6 +72,12 @@ class _Scheduler(Collector):
         streams.add_metric([self._model, "http"], self._metrics.open_sequences)
         streams.add_metric([self._model, "detokenizer"], self._metrics.detokenizer_sequences)
         yield streams
+        spent = CounterMetricFamily(
+            "workbench:process_cpu_seconds", "CPU time of a process of the server.", labels=["model_name", "process"]
+        )
+        for process, cpu_s in {"http": time.process_time(), **self._metrics.child_cpu_s}.items():
+            spent.add_metric([self._model, process], cpu_s)
+        yield spent
         if beat is None or ready is None:
             return
         capacity = ready.kv_tokens

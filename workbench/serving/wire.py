@@ -219,6 +219,10 @@ class Pulse(msgspec.Struct, tag="pulse", array_like=True):
 
     sent_s: float
     """``time.monotonic()`` when the scheduler process sent it."""
+    scheduler_cpu_s: float
+    """CPU time of the scheduler process by then."""
+    detokenizer_cpu_s: float = 0.0
+    """That of the detokenizer process, which puts it in."""
 
 
 ToDetokenizer = Opened | Step | Pulse | Shutdown

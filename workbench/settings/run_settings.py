@@ -23,6 +23,7 @@ from workbench.settings.cost_spec import split
 from workbench.settings.engines import exact_name
 from workbench.settings.fleet_settings import FleetSettings
 from workbench.settings.fleet_spec import check_fleet
+from workbench.settings.front_end_file import FRONT_ENDS, front_end_said
 from workbench.settings.kv_links import KvLinkSettings
 from workbench.settings.machine import MachineSettings
 from workbench.settings.no_such import no_such_setting
@@ -38,7 +39,6 @@ KvWindows = Literal["engine", "exact"]
 ExpertExchange = Literal[
     "all-to-all", "allgather-reducescatter", "naive", "sum-or-max", "deepep-normal", "deepep-low-latency", "deepep"
 ]
-FrontEndKind = Literal["none", "vllm", "sglang", "workbench"]
 _NO_TRACE: dict[Place, str] = {"served": "its requests come from clients, not from a trace"}
 
 
@@ -194,11 +194,13 @@ class RunSettings(SchedulerSettings, LoadSettings, MachineSettings, KvLinkSettin
         needs=PAIRS,
         acts=paired,
     )
-    front_end: FrontEndKind = setting(
+    front_end: str = setting(
         "none",
         group=HARDWARE,
-        help="The process between clients and each instance (simulated), so that latencies are what clients see: {choices}. "
-        "Of the preset's version where it is that engine's; none: the engine's own latencies. Default {default}.",
+        help="The process between clients and each instance (simulated), so that latencies are what clients see: "
+        f"{' | '.join(FRONT_ENDS)} | FILE.toml, which calibrate writes. Of the preset's version where it is that engine's; "
+        "none: the engine's own latencies. Default {default}.",
+        read=front_end_said,
         needs="instances of role both",
         acts=lambda s, loop: not s.disaggregated,
         idle={"live": "clients and what is before the scheduler are real"},

@@ -103,6 +103,10 @@ class EngineClient:
                 self.beat = self._metrics.beat = message
             elif isinstance(message, Pulse):
                 self._pulse_s = message.sent_s
+                self._metrics.child_cpu_s = {
+                    "scheduler": message.scheduler_cpu_s,
+                    "detokenizer": message.detokenizer_cpu_s,
+                }
                 if self._metrics.ready is not None and not self.ready.done():
                     self.ready.set_result(self._metrics.ready)
             elif isinstance(message, Done):

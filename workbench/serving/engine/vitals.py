@@ -106,7 +106,7 @@ def heartbeat(vitals: Vitals, context: zmq.Context[Any], addresses: Addresses) -
         detokenizer = push_socket(context, addresses.detokenizer, BEATS_WAITING)
         while not over.wait(BEAT_EVERY_S):
             beat = vitals.beat()
-            for socket, message in ((http, beat), (detokenizer, Pulse(beat.sent_s))):
+            for socket, message in ((http, beat), (detokenizer, Pulse(beat.sent_s, time.process_time()))):
                 with suppress(zmq.Again):
                     socket.send(encode(message), zmq.NOBLOCK)
         http.close(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ def run_detokenizer(addresses: Addresses, serialised: str | None) -> None:
             if chunks:
                 http.send(encode(Chunks(chunks, detokenizer.open_sequences)))
         elif isinstance(message, Pulse):
+            message.detokenizer_cpu_s = time.process_time()
             http.send(encode(message))
         else:
             assert isinstance(message, Shutdown)
