@@ -147,7 +147,7 @@ class CompletionsClient:
         try:
             reply = await self._http.get("/v1/models", timeout=CONNECT_TIMEOUT_S)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise ServerRefused(f"{self.url}: {failure_in_words(error)}") from error
+            raise ServerRefused(f"{self.url}: {_reason(error)}") from error
         if reply.status_code in (404, 405) and self.model:
             return  # not every server lists its models
         if reply.status_code >= 400:
@@ -175,7 +175,7 @@ class CompletionsClient:
             try:
                 refused = await self._once(self._body(request_id, prompt, max_tokens), answer)
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-                refused, broken = None, failure_in_words(error)
+                refused, broken = None, _reason(error)
             if refused is None:
                 self._settle(answer, max_tokens, broken)
                 self.dialect.ids_taken |= sent.token_ids and bool(answer.chunk_s)
@@ -353,10 +353,10 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:_MESSAGE_CHARACTERS]
 
 
-def failure_in_words(error: Exception, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> str:
+def _reason(error: Exception) -> str:
     """An exception of the HTTP client in a few words."""
     if isinstance(error, httpx2.ConnectTimeout):
-        return f"no connection within {connect_timeout_s:g} s"
+        return f"no connection within {CONNECT_TIMEOUT_S:g} s"
     if isinstance(error, httpx2.TimeoutException):
         return "no answer in time"
     if isinstance(error, httpx2.ConnectError):

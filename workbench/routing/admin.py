@@ -11,11 +11,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workbench.routing.connection import WorkerFailed
 from workbench.routing.headers import to_worker, with_key_of
 from workbench.routing.health import Health
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
-from workbench.routing.upstream import WorkerFailed
 from workbench.routing.worker import Worker
 from workbench.scheduler.config import Role
 from workbench.scheduler.settings import ConfigError

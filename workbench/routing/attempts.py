@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from workbench.routing.connection import Header, WorkerFailed
 from workbench.routing.dispatch import Sending
 from workbench.routing.headers import with_key_of
-from workbench.routing.upstream import Header, Reply, WorkerFailed
+from workbench.routing.upstream import Reply
 from workbench.routing.worker import Worker
 
 FAULTS_FROM = 500
@@ -93,7 +94,7 @@ class PlainAttempt:
     async def end(self) -> None:
         self._sending.ended(None if self._open is None else well(self.reply.status, whole=False))
         if self._open is not None:
-            await self._open.close()
+            self._open.close()
 
 
 def well(status: int, whole: bool = True) -> bool | None:

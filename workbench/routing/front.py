@@ -96,7 +96,8 @@ class Front:
         """End the looks, and the connections to workers."""
         await self.health.close()
         await asyncio.gather(*self._leaving, return_exceptions=True)
-        await asyncio.gather(*(worker.upstream.close() for worker in self.roster.workers.values()))
+        for worker in self.roster.workers.values():
+            worker.upstream.close()
 
     def _circuit_changed(self, worker: Worker, state: CircuitState) -> None:
         self.metrics.circuit_changed(worker, state)
@@ -106,7 +107,7 @@ class Front:
     def _left(self, worker: Worker) -> None:
         async def leave() -> None:
             await self.health.leave(worker)
-            await worker.upstream.close()
+            worker.upstream.close()
 
         task = asyncio.create_task(leave())
         self._leaving.add(task)

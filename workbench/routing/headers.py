@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from workbench.routing.upstream import Header
+from workbench.routing.connection import Header
 from workbench.routing.worker import Worker
 from workbench.serving.http import request_ids
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from workbench.routing.connection import WorkerFailed
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
-from workbench.routing.upstream import WorkerFailed
 from workbench.routing.worker import Worker
 
 ALIKE = ("model", "page_size", "kv_dtype")

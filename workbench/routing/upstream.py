@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
-
-from workbench.clients.openai_client import failure_in_words
 from workbench.routing.clocks import Within
+from workbench.routing.connection import Connection, Header, WorkerFailed
 
-Header = tuple[bytes, bytes]
 IDLE_S = 2.0
 """A connection that nobody used for so long is closed: servers close theirs after 5 s, and a request must not meet that."""
-
-
-class WorkerFailed(Exception):
-    """A worker did not answer, or not to the end, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +27,25 @@ class Timeouts:
 class Reply:
     """The answer of a worker as it comes. :meth:`close` has to be called, whatever became of it."""
 
-    def __init__(self, response: httpx2.Response, timeouts: Timeouts, within: Within) -> None:
-        self._response = response
-        self._timeouts = timeouts
-        self._within = within
-        stream: Any = response.stream
-        self._pieces: AsyncIterator[bytes] = aiter(stream)
-        self.status: int = response.status_code
-        self.headers: Sequence[Header] = response.headers.raw
+    def __init__(
+        self, status: int, headers: Sequence[Header], connection: Connection, upstream: Upstream, silence_s: float
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self._connection = connection
+        self._upstream = upstream
+        self._silence_s = silence_s
+        self._closed = False
 
     async def next(self) -> bytes:
         """The next piece of the body; empty at its end. Raises WorkerFailed."""
-        try:
-            async with self._within(self._timeouts.silence_s):
-                async for piece in self._pieces:
-                    if piece:
-                        return piece
-                return b""
-        except httpx2.HTTPError as error:
-            raise WorkerFailed(failure_in_words(error)) from error
-        except TimeoutError:
-            raise WorkerFailed(f"silent for {self._timeouts.silence_s:g} s") from None
+        while (piece := self._connection.piece()) is None:
+            try:
+                async with self._upstream.within(self._silence_s):
+                    await self._connection.more()
+            except TimeoutError:
+                raise WorkerFailed(f"silent for {self._silence_s:g} s") from None
+        return piece
 
     async def rest(self, most: int) -> bytes:
         """What is left of the body, no more than about ``most`` bytes. Raises WorkerFailed."""
@@ -65,53 +57,52 @@ class Reply:
 
     def header(self, name: bytes) -> bytes:
         """The value of a header; empty where it is not there."""
-        return next((value for key, value in self.headers if key.lower() == name), b"")
+        return next((value for key, value in self.headers if key == name), b"")
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Give the connection back, or close it where the answer has not been read to its end."""
-        await self._response.stream.aclose()  # type: ignore[union-attr]  # an asynchronous one
+        if not self._closed:
+            self._closed = True
+            self._upstream.done_with(self._connection)
 
 
 class Upstream:
     """One worker by its URL."""
 
     def __init__(self, url: str, timeouts: Timeouts, within: Within = asyncio.timeout) -> None:
-        self._url = httpx2.URL(url)
-        self._prefix = self._url.raw_path.rstrip(b"/")
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._prefix = parts.path.rstrip("/").encode()
+        self._name = parts.netloc.encode()
         self._timeouts = timeouts
-        self._within = within
-        self._transport = httpx2.AsyncHTTPTransport(
-            verify=self._url.scheme == "https",
-            trust_env=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=IDLE_S),
-        )
-        self._waits = httpx2.Timeout(None, connect=timeouts.connect_s).as_dict()
+        self.within = within
+        self._idle: list[tuple[Connection, asyncio.TimerHandle]] = []
+        self._closed = False
 
     async def send(self, method: str, target: bytes, headers: Sequence[Header], body: bytes) -> Reply:
         """Send a request and return its answer once the headers are there. Raises WorkerFailed."""
-        request = httpx2.Request(
-            method,
-            self._url.copy_with(raw_path=self._prefix + target),
-            headers=list(headers),
-            content=body or None,
-            extensions={"timeout": self._waits},
-        )
+        framing = [(b"content-length", str(len(body)).encode())] if body or method != "GET" else []
+        connection = self._take_idle() or await self._connect()
         try:
-            response = await self._transport.handle_async_request(request)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise WorkerFailed(failure_in_words(error, self._timeouts.connect_s)) from error
-        return Reply(response, self._timeouts, self._within)
+            connection.send(method, self._prefix + target, [(b"host", self._name), *headers, *framing], body)
+            answer = await connection.answer()
+        except BaseException:
+            connection.close()
+            raise
+        return Reply(answer.status_code, answer.headers, connection, self, self._timeouts.silence_s)
 
     async def begin(self, method: str, target: bytes, headers: Sequence[Header], body: bytes) -> tuple[Reply, bytes]:
         """Send a request, and return its answer with the first piece of its body. Raises WorkerFailed."""
         reply = None
         try:
-            async with self._within(self._timeouts.first_byte_s):
+            async with self.within(self._timeouts.first_byte_s):
                 reply = await self.send(method, target, headers, body)
                 return reply, await reply.next()
         except BaseException as error:
             if reply is not None:
-                await reply.close()
+                reply.close()
             if isinstance(error, TimeoutError):
                 raise WorkerFailed(f"no answer within {self._timeouts.first_byte_s:g} s") from None
             raise
@@ -121,15 +112,51 @@ class Upstream:
     ) -> tuple[int, bytes]:
         """Status and body of a short answer. Raises WorkerFailed."""
         try:
-            async with self._within(within_s):
+            async with self.within(within_s):
                 reply = await self.send(method, path.encode(), headers, body)
                 try:
                     return reply.status, await reply.rest(most)
                 finally:
-                    await reply.close()
+                    reply.close()
         except TimeoutError:
             raise WorkerFailed(f"no answer within {within_s:g} s") from None
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
+    def done_with(self, connection: Connection) -> None:
+        """Keep a connection for the next request, if it can have one."""
+        if self._closed or not connection.next_request():
+            connection.close()
+            return
+        expires = asyncio.get_running_loop().call_later(IDLE_S, self._expire, connection)
+        self._idle.append((connection, expires))
+
+    def close(self) -> None:
+        """Close the connections that nobody uses, and others when they are done with."""
+        self._closed = True
+        while self._idle:
+            connection, expires = self._idle.pop()
+            expires.cancel()
+            connection.close()
+
+    def _expire(self, connection: Connection) -> None:
+        self._idle = [each for each in self._idle if each[0] is not connection]
+        connection.close()
+
+    def _take_idle(self) -> Connection | None:
+        while self._idle:
+            connection, expires = self._idle.pop()
+            expires.cancel()
+            if connection.ready:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with self.within(self._timeouts.connect_s):
+                _, made = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        except TimeoutError:
+            raise WorkerFailed(f"no connection within {self._timeouts.connect_s:g} s") from None
+        except OSError as error:
+            raise WorkerFailed(f"cannot be reached ({error.strerror or error})") from error
+        return made

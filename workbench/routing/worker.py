@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.routing.circuit import Circuit
-from workbench.routing.upstream import Header, Upstream
+from workbench.routing.connection import Header
+from workbench.routing.upstream import Upstream
 from workbench.scheduler.config import Role
 
 

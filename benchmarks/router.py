@@ -1,0 +1,193 @@
+"""What a router costs: seconds to the first token and streamed tokens a second, direct, through `workbench route`, nginx.
+
+    .venv/bin/python benchmarks/router.py [--streams 200] [--rounds 5] [--time-scale 1]
+
+Bursts of streams go the three ways in turns, round by round, to the same two simulated servers; what is added is compared
+round by round. Without nginx there is no third way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "llama-3.1-8b"
+_MAIN = "from workbench.cli.main import main; main()"
+NGINX = """daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  upstream workers {{ {servers} keepalive 256; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://workers; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host localhost;
+      proxy_buffering off; proxy_read_timeout 600s;
+    }}
+  }}
+}}
+"""
+
+
+@dataclass
+class Stream(asyncio.Protocol):
+    """One request on a connection of its own, which counts what comes."""
+
+    request: bytes
+    sent_s: float = 0.0
+    first_s: float = float("nan")
+    tokens: int = 0
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _tail: bytes = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.sent_s = time.perf_counter()
+        transport.write(self.request)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        found = (self._tail + data).count(b"data: {")
+        if found and self.first_s != self.first_s:
+            self.first_s = time.perf_counter()
+        self.tokens += found
+        self._tail = data[-6:]
+        if b"data: [DONE]" in data:
+            self._transport.close()
+            if not self.done.done():
+                self.done.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(f"a stream was cut off: {error}"))
+
+
+async def burst(urls: list[str], prompts: list[str], tokens: int) -> tuple[np.ndarray, float]:
+    """All prompts at once, in turns to these addresses: seconds to each first token, and tokens a second of them all."""
+    loop = asyncio.get_running_loop()
+    began_s = time.perf_counter()
+
+    async def one(number: int, prompt: str) -> Stream:
+        at = urlsplit(urls[number % len(urls)])
+        body = json.dumps({"prompt": prompt, "max_tokens": tokens, "stream": True}).encode()
+        lines = ("POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json")
+        head = "\r\n".join((*lines, f"content-length: {len(body)}", "", ""))
+        _, stream = await loop.create_connection(lambda: Stream(head.encode() + body), at.hostname, at.port)
+        await stream.done
+        return stream
+
+    streams = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    took_s = time.perf_counter() - began_s
+    return np.array([s.first_s - s.sent_s for s in streams]), sum(s.tokens for s in streams) / took_s
+
+
+def started(*words: str) -> tuple[subprocess.Popen[str], str]:
+    """A command that says its address in its first line."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MAIN, *words], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"on (http://\S+)", line)
+    if found is None:
+        raise SystemExit(f"it did not start: {' '.join(words)}: {line}")
+    return process, found[1]
+
+
+def with_nginx(folder: Path, urls: list[str], port: int) -> subprocess.Popen[bytes]:
+    """nginx in front of the same servers, in turns."""
+    servers = " ".join(f"server {urlsplit(url).netloc};" for url in urls)
+    (folder / "conf").write_text(NGINX.format(folder=folder, servers=servers, port=port))
+    return subprocess.Popen(["nginx", "-c", str(folder / "conf"), "-e", str(folder / "error.log")])
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--time-scale", default="1")
+    parser.add_argument("--router", default="round_robin")
+    given = parser.parse_args()
+    running: list[subprocess.Popen[str] | subprocess.Popen[bytes]] = []
+    folder = Path(tempfile.mkdtemp(prefix="workbench-router-"))
+    try:
+        urls = []
+        for _ in range(2):
+            serve = ("serve", MODEL, "--backend", "simulated", "--port", "0", "--time-scale", given.time_scale)
+            process, url = started(*serve, "--max-queue", "100000")
+            running.append(process)
+            urls.append(url)
+        words = [word for url in urls for word in ("--worker", url)]
+        process, routed = started("route", "--port", "0", "--router", given.router, *words)
+        running.append(process)
+        ways = {"direct": urls, "workbench route": [routed]}
+        if shutil.which("nginx"):
+            port = free_port()
+            running.append(with_nginx(folder, urls, port))
+            ways["nginx"] = [f"http://127.0.0.1:{port}"]
+            time.sleep(0.5)
+        report(ways, given)
+    finally:
+        for each in running:
+            each.send_signal(signal.SIGTERM)
+        for each in running:
+            each.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(ways: dict[str, list[str]], given: argparse.Namespace) -> None:
+    """Go every way in every round, and print what each costs."""
+    first_s: dict[str, list[np.ndarray]] = {way: [] for way in ways}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(given.rounds + 1):
+        names = list(ways) if number % 2 else list(ways)[::-1]
+        prompts = [f"round {number} stream {stream} " * 8 for stream in range(given.streams)]
+        for way in names:
+            # Its own prompts, so that none finds in a prefix cache what another way has left there.
+            took_s, rate = asyncio.run(burst(ways[way], [f"{way} {prompt}" for prompt in prompts], given.tokens))
+            if number:  # the first warms up
+                first_s[way].append(took_s)
+                rates[way].append(rate)
+    print(
+        f"{given.streams} streams at once of {given.tokens} tokens, {given.rounds} rounds, time scale {given.time_scale}"
+    )
+    for way in ways:
+        mine = np.concatenate(first_s[way])
+        p50, p99 = np.percentile(mine, (50, 99)) * 1e3
+        line = f"{way:16} TTFT p50 {p50:7.1f} ms, p99 {p99:7.1f} ms; {np.median(rates[way]):8,.0f} tokens/s"
+        if way != "direct":
+            pairs = list(zip(first_s[way], first_s["direct"], strict=True))
+            p50, p99 = (
+                np.median([np.percentile(a, q) - np.percentile(b, q) for a, b in pairs]) * 1e3 for q in (50, 99)
+            )
+            line += f"; added: p50 {p50:+.1f} ms, p99 {p99:+.1f} ms"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
