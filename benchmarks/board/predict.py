@@ -21,19 +21,19 @@ from backends.simulated.cost.tables import measured_operators
 from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLINE
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
-from benchmarks.board.launched import first_chunk_tokens, is_inferencemax, steps_unseen, told
-from benchmarks.board.silicon import LARGEST_NODE, Row, Side
+from benchmarks.board.launched import distinct_prompts, first_chunk_tokens, is_inferencemax, steps_unseen, told
+from benchmarks.board.silicon import LARGEST_NODE, NIGHTLY, Row, Side, numbers_of
 from reports.record.run_record import RunRecord
 from traces import TraceRequest
+from traces.requests.content import unique
 from workbench.settings.engines import engine_names
 
 COSTS = ("roofline", "measured")
 """Cost models that are scored."""
 ROUNDS, ROUNDS_IN_LOCK_STEP = 5, 3
-"""Requests of a run, in multiples of the concurrency; fewer of ranks that step together, each step of which is taken."""
-WARM_UP = 1
-"""Rounds at the beginning, in which requests all come at once: left out, or, where clients counted them, counted as the one
-of ``launched.ROUNDS`` that they are. The last one is not counted either: it runs empty."""
+"""Requests of a run, in multiples of the concurrency; fewer of ranks that step together, each step of which is taken. The
+first round comes all at once and the last one runs empty: each counts as the one of ``launched.ROUNDS`` that it is, where
+clients counted them, and else they are left out."""
 MOST_MEMORY = 0.96
 """Share of the memory for rows whose models do not fit what the preset takes."""
 FRONT_ENDS = ("vllm", "sglang")
@@ -93,7 +93,8 @@ def settings_of(row: Row) -> dict[str, Any]:
     # gpt-oss has one checkpoint, in MXFP4, whatever the column calls its products.
     if "gpt-oss" in row.model or AS_SAVED.get(row.model) == dtype:
         dtype = "auto"
-    preset = nearest_preset(row.engine, row.version)
+    known = numbers_of(row.version) and not row.version.startswith(NIGHTLY)
+    preset = nearest_preset(row.engine, row.version if known else row.taken_for)
     return {
         **({"engine": preset} if preset else WITHOUT_PRESET),
         **(_pools(row.prefill, row.decode, gpu, row.concurrency) if row.prefill and row.decode else _layout(row)),
@@ -161,9 +162,15 @@ def predict(row: Row, **more: Any) -> Predicted:
     draw = random.Random(row.id)
     sides = [side for side in (row, row.prefill, row.decode) if side is not None]
     rounds = ROUNDS if all(side.dp == 1 for side in sides) else ROUNDS_IN_LOCK_STEP
+    if row.generated:
+        rounds = ALL_ROUNDS  # of one length: who comes together parts from round to round
     count = rounds * row.concurrency
     inputs, outputs = _lengths(draw, row.input_tokens, row, count), _lengths(draw, row.output_tokens, row, count)
-    requests = [TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number]) for number in range(count)]
+    prompts = distinct_prompts(row) or count
+    requests = [
+        TraceRequest(f"r{number}", 0.0, inputs[number], outputs[number], content=unique(f"r{number % prompts}"))
+        for number in range(count)
+    ]
     settings = {**settings_of(row), **more}
     with warnings.catch_warnings(), _tables_read_once():
         warnings.simplefilter("ignore")
@@ -181,11 +188,12 @@ def _seen(row: Row, record: RunRecord, rounds: int) -> tuple[float, float]:
     """Mean TTFT and TPOT as the row's clients count them, in seconds."""
     frame = record.requests
     order = np.argsort(np.asarray(frame["arrival_s"]), kind="stable")
-    burst, settled = WARM_UP * row.concurrency, (rounds - 1) * row.concurrency
-    counted = order[0 if is_inferencemax(row) else burst : settled]
-    weights = np.ones(len(counted))
-    if is_inferencemax(row):
-        weights[burst:] = (ALL_ROUNDS - WARM_UP) / (rounds - 1 - WARM_UP)
+    counted, weights = order, np.ones(len(order))
+    if is_inferencemax(row) or row.generated:
+        weights[row.concurrency : -row.concurrency] = (ALL_ROUNDS - 2) / (rounds - 2)
+    else:
+        counted = order[row.concurrency : -row.concurrency]
+        weights = weights[: len(counted)]
     arrival, first, last = (np.asarray(frame[name])[counted] for name in ("arrival_s", "first_token_s", "finish_s"))
     between = np.maximum(np.asarray(frame["output_tokens"])[counted] - 1, 1)
     step = (last - first) / between
@@ -224,14 +232,9 @@ def _lengths(draw: random.Random, most: int, row: Row, count: int) -> list[int]:
 
 def nearest_preset(engine: str, version: str) -> str | None:
     """The preset of an engine whose version is the newest that is not newer, else the oldest; None without one."""
-    own = sorted((_numbers(name), name) for name in engine_names() if re.match(rf"{engine}-\d", name))
+    own = sorted((numbers_of(name), name) for name in engine_names() if re.match(rf"{engine}-\d", name))
     if not own:
         return None
-    wanted = _numbers(version) or own[-1][0]  # unknown, or a nightly build: the newest
+    wanted = numbers_of(version) or own[-1][0]  # unknown: the newest
     older = [name for numbers, name in own if numbers <= wanted]
     return older[-1] if older else own[0][1]
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    found = re.search(r"\d+(\.\d+)+", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()

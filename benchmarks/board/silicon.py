@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from benchmarks.board.halves import scores
@@ -26,6 +27,10 @@ APART = ("prefill_num_workers", "decode_num_workers", "decode_batch_size")
 """Further columns of disaggregated rows."""
 INSTANCES_UNKNOWN = "how many instances prefill and how many decode is not said"
 PUBLISHED_AGAIN = "the same measurement as a row that says how many instances there were"
+NIGHTLY = "nightly"
+"""How builds that are of no version are called: what numbers their names have are dates and commits."""
+GENERATED = "aic-auto-gap-analysis/data/"
+"""In the sources of rows that AIConfigurator's makers measured, of what it had generated."""
 SHORTEST = 0.8
 """``RANDOM_RANGE_RATIO`` of InferenceMAX, from whose runs most rows come (its README); others have one length."""
 
@@ -76,6 +81,11 @@ class Row:
     prefill: Side | None = None
     decode: Side | None = None
     """Both for a disaggregated row, else neither."""
+    taken_for: str = ""
+    """The version that it is taken for where its own is unknown or a nightly build: that of the row of its engine that was
+    measured nearest in time, or the newest of these for one without a date."""
+    generated: bool = False
+    """Whether AIConfigurator's generator deployed its engine (benchmarks/board/launched.py)."""
 
     @property
     def scores(self) -> bool:
@@ -106,15 +116,14 @@ def read_rows(path: Path, mode: str = "agg") -> tuple[list[Row], Counter[str]]:
         missing = columns - set(reader.fieldnames or ())
         if missing:
             raise ValueError(f"{path}: line 1: {', '.join(sorted(missing))}: no such column")
-        if mode == "disagg":
-            # Which rows are published again takes all of them; line numbers are for what is then wrong in one.
-            apart = [(reader.line_num, values) for values in reader if values["mode"] == mode]
-            whole = {_measured(values) for _, values in apart if _instances_said(values)}
-            lines: Iterable[tuple[int, dict[str, str]]] = apart
-        else:
-            whole = set()
-            lines = ((reader.line_num, values) for values in reader)
+        # Which rows are published again, and which versions ran when, takes all of them; line numbers are for what is then
+        # wrong in one.
+        lines = [(reader.line_num, values) for values in reader]
+        whole = {_measured(values) for _, values in lines if values["mode"] == "disagg" and _instances_said(values)}
+        ran = _versions_by_day(values for _, values in lines)
         for line, values in lines:
+            if mode == "disagg" and values["mode"] != mode:
+                continue
             reason = disagreement(values["model_path"], values["silicon_data_source"])
             if reason is None and values["mode"] != mode:
                 reason = "disaggregated: in tables of their own"
@@ -128,7 +137,7 @@ def read_rows(path: Path, mode: str = "agg") -> tuple[list[Row], Counter[str]]:
                 left_out[reason] += 1
                 continue
             try:
-                rows.append(_row(values))
+                rows.append(_row(values, ran))
             except ValueError as error:
                 raise ValueError(f"{path}: line {line}: {error}") from None
     return rows, left_out
@@ -219,7 +228,39 @@ def _columns(values: dict[str, str]) -> tuple[int, int, int]:
     return _count(values, "tp_size"), _count(values, "attention_dp_size"), _count(values, "moe_ep_size")
 
 
-def _row(values: dict[str, str]) -> Row:
+def numbers_of(version: str) -> tuple[int, ...]:
+    """The numbers of a version, or of a preset's name; none in a nightly build's."""
+    found = re.search(r"\d+(\.\d+)+", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def _day(values: dict[str, str]) -> date | None:
+    """When a row was measured, where its source says."""
+    found = re.search(r"\bmeasured=(\d{4}-\d\d-\d\d)", values["silicon_data_source"])
+    return date.fromisoformat(found[1]) if found else None
+
+
+def _versions_by_day(lines: Iterable[dict[str, str]]) -> dict[str, list[tuple[date, tuple[int, ...], str]]]:
+    """By engine: the days on which versions with numbers were measured."""
+    found: dict[str, set[tuple[date, tuple[int, ...], str]]] = {}
+    for values in lines:
+        day, numbers = _day(values), numbers_of(values["backend_version"])
+        if day is not None and numbers and not values["backend_version"].startswith(NIGHTLY):
+            found.setdefault(values["backend"], set()).add((day, numbers, values["backend_version"]))
+    return {engine: sorted(days) for engine, days in found.items()}
+
+
+def _taken_for(values: dict[str, str], ran: dict[str, list[tuple[date, tuple[int, ...], str]]]) -> str:
+    """The version measured nearest to a row, the newer of two that are as near; the newest of all where it has no day."""
+    days, day = ran.get(values["backend"], []), _day(values)
+    if not days:
+        return ""
+    if day is None:
+        return max(days, key=lambda each: each[1])[2]
+    return min(days, key=lambda each: (abs((each[0] - day).days), [-number for number in each[1]]))[2]
+
+
+def _row(values: dict[str, str], ran: dict[str, list[tuple[date, tuple[int, ...], str]]]) -> Row:
     prefill = decode = None
     if values["mode"] == "disagg":
         prefill, decode = _side(values, "prefill"), _side(values, "decode")
@@ -246,6 +287,8 @@ def _row(values: dict[str, str]) -> Row:
         configuration="|".join(values[name] for name in CONFIGURATION),
         prefill=prefill,
         decode=decode,
+        taken_for=_taken_for(values, ran),
+        generated=GENERATED in values["silicon_data_source"],
     )
 
 
