@@ -33,6 +33,10 @@ NOT_RUN = {
     "workbench route --worker http://127.0.0.1:8001 --worker http://127.0.0.1:8002 --router cache_aware": "the same",
     "workbench route --worker URL --worker URL --router cache_aware": "the same",
     "workbench serve MODEL --tool-parser hermes --reasoning-parser qwen3": "tests/serving/test_tools.py",
+    "workbench serve MODEL --tp 8 --pp 2 --nodes 2 --node-rank 0 --rendezvous 10.0.0.1:29500": "two machines: "
+    "tests/serving/test_nodes.py",
+    "workbench serve MODEL --tp 8 --pp 2 --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29500": "two machines: "
+    "tests/serving/test_nodes.py",
     "workbench serve MODEL-FP8": "a checkpoint in FP8: tests/torch/test_fp8.py",
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
     "workbench calibrate --links --backend cpu|cuda --out here.toml [--ranks N]": "tests/live/test_calibrate_links.py",

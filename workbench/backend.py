@@ -23,6 +23,10 @@ def no_wait(value: object) -> TypeError:
     return TypeError(f"{value!r} is nothing to wait for that the backend or the inbox gave")
 
 
+class BackendDied(RuntimeError):
+    """The end of what runs batches, which names it and says why, in one line."""
+
+
 class Forward(Protocol):
     """A launched batch."""
 

@@ -192,23 +192,29 @@ class TorchBackend:
             self.workers.close()
 
 
-def start_workers(options: RunnerOptions) -> Workers:
-    """Load the model, find the KV capacity, and be ready to run batches.
-
-    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, or ValueError for a device that is not there.
-    """
+def check_device(options: RunnerOptions) -> None:
+    """Raise ValueError, in one line, for a device that is not there."""
     device = torch.device(options.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("device: cuda was asked for and torch sees no GPU")
-        if torch.cuda.device_count() < options.tp * options.pp:
-            raise ValueError(
-                f"tp {options.tp} x pp {options.pp} needs {options.tp * options.pp} GPUs, there are "
-                f"{torch.cuda.device_count()}"
-            )
+        needed = len(options.ranks_here)
+        if torch.cuda.device_count() < needed:
+            spread = "" if options.place is None else f" over {options.place.count} nodes"
+            here = f"{torch.cuda.device_count()}" + ("" if options.place is None else " on this one")
+            raise ValueError(f"tp {options.tp} x pp {options.pp}{spread} needs {needed} GPUs, there are {here}")
+
+
+def start_workers(options: RunnerOptions) -> Workers:
+    """Load the model, find the KV capacity, and be ready to run batches.
+
+    Raises ModelNotFound, UnsupportedModel, BadCheckpoint, NoRoomForKV, ValueError for a device that is not there, or
+    WorkerDied for a rank that ends, or does not come.
+    """
+    check_device(options)
     if options.tp * options.pp > 1:
         return ManyWorkers(options)
-    return CudaWorker(options) if device.type == "cuda" else CpuWorker(options)
+    return CudaWorker(options) if options.device == "cuda" else CpuWorker(options)
 
 
 def make_backend(

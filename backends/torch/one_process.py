@@ -53,6 +53,12 @@ class _OneProcess:
         with self._reading:
             self.runner.kv_pages.write(layers, heads, pages, block)
 
+    def failure(self) -> str | None:
+        return None
+
+    def end_asked(self) -> str | None:
+        return None
+
 
 class CpuWorker(_OneProcess):
     """A thread that computes while the scheduler's thread goes on: torch lets the interpreter go meanwhile."""

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from backends.node_place import NodePlace
 from backends.torch.loader import load_model
 from backends.torch.ops import load_ops
 from backends.torch.parallel import Parallel
 from backends.torch.runner import ModelRunner, NoRoomForKV
 from backends.torch.sampler import DeviceLogprobs
+from workbench.backend import BackendDied
 from workbench.scheduler.batch import Logprobs, ModelWorkerBatch, StepOutput
 
 
@@ -27,7 +29,7 @@ class RunnerOptions:
 
     model: str
     device: str = "cpu"
-    """``cpu`` or ``cuda``; rank r of several takes GPU r."""
+    """``cpu`` or ``cuda``; each rank of a machine takes a GPU of it, in order."""
     dtype: str | None = None
     """Of weights and activations, as torch calls it; None: as saved."""
     fp8: bool = False
@@ -50,6 +52,19 @@ class RunnerOptions:
     seed: int = 0
     cpu_kv_bytes: int = 4 * 2**30
     """On a CPU: bytes of KV unless ``kv_tokens`` says how many tokens."""
+    place: NodePlace | None = None
+    """This machine's among several that hold the model; None: it holds all of it."""
+
+    @property
+    def node(self) -> int:
+        """Number of this machine among those that hold the model."""
+        return 0 if self.place is None else self.place.rank
+
+    @property
+    def ranks_here(self) -> range:
+        """The ranks that are on this machine: as many on each, in order."""
+        here = self.tp * self.pp // (1 if self.place is None else self.place.count)
+        return range(self.node * here, (self.node + 1) * here)
 
 
 class Result(NamedTuple):
@@ -103,12 +118,20 @@ class Workers(Protocol):
         """``time.monotonic()`` when the rank that is silent longest was last heard of."""
         ...
 
+    def failure(self) -> str | None:
+        """What has ended while nobody waited for it, in one line; None while nothing has."""
+        ...
+
+    def end_asked(self) -> str | None:
+        """Who, beside the server's own process, was told to end it, in words."""
+        ...
+
     def close(self, patience_s: float = 5.0) -> None:
         """End the ranks. One that runs a profile writes it, if it takes no longer than ``patience_s``."""
         ...
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(BackendDied):
     """A rank's process ended or failed; the message says which and why, in one line."""
 
 

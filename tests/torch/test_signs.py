@@ -50,7 +50,7 @@ def test_the_clock_of_a_thread_moves_while_it_computes_and_stands_while_it_waits
 def test_a_rank_that_is_frozen_is_silent_until_it_goes_on(tmp_path):
     make("LlamaForCausalLM", tmp_path)
     workers = start_workers(RunnerOptions(str(tmp_path), tp=2, rows=4, kv_tokens=64, dtype="float32"))
-    signs = workers._signs
+    signs = workers._ranks.signs
     try:
 
         def both_go_on() -> bool:
@@ -59,7 +59,7 @@ def test_a_rank_that_is_frozen_is_silent_until_it_goes_on(tmp_path):
             return workers.heard_s() == min(signs._heard_s)
 
         until(both_go_on, "both are heard of")
-        frozen = workers._processes[1].pid
+        frozen = workers._ranks.processes[1].pid
         os.kill(frozen, signal.SIGSTOP)
         until(lambda: Path(f"/proc/{frozen}/stat").read_text().rpartition(")")[2].split()[0] == "T", "stopped")
         silent_since_s = signs._heard_s[1]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIMULATED_ONLY = {"engine", "dp", "pool", "ep", "router"}
 """Settings of what a real run has not, beside those that do nothing there: a model of the CPU, instances behind a router."""
 Command = command_with(
-    RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY, idle=("real", "live")), TraceFlags()
+    RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY, idle=("real", "live", "replayed")), TraceFlags()
 )
 
 
@@ -68,7 +68,7 @@ def _run(
         from workbench.settings.real import check_device_effects, device_defaults, live_notes
 
         device = choose_device(backend)
-        say([*check_device_effects(flags, config, device), *live_notes(config, "live")])
+        say([*check_device_effects(flags, config, device), *live_notes(config, "live", "replayed")])
         settings = settings_from(config, flags, defaults=device_defaults(device))
         say(check_effects(settings, flags, config))
         for name in settings.loops:

@@ -75,7 +75,7 @@ def _run(
     say(notes)
     say(check_effects(run, flags, config))
     settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
-    say(backend.check(settings.run, settings.loop))  # before anything is loaded
+    say(settings.spec.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)
 
 

@@ -13,6 +13,7 @@ from workbench.scheduler.policy import load_policy
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
+    from backends.node_place import NodePlace
     from backends.torch.workers import RunnerOptions
 
 TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": None}
@@ -35,8 +36,10 @@ def choose_device(backend: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if backend == "auto" else backend
 
 
-def runner_options(settings: RunSettings, loop: str, device: str, load_format: str = "auto") -> RunnerOptions:
-    """Return what the runner has to know to run ``settings`` under ``loop``.
+def runner_options(
+    settings: RunSettings, loop: str, device: str, load_format: str = "auto", place: NodePlace | None = None
+) -> RunnerOptions:
+    """Return what the runner has to know to run ``settings`` under ``loop``; ``place`` is this machine's among several.
 
     Raises ConfigError for what a real runner does not do, and for a loop or policy of one's own that is none: both are known
     before a model is loaded.
@@ -60,6 +63,8 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
     if settings.kv_dtype != "bf16":
         raise ConfigError(f"kv_dtype: {settings.kv_dtype!r}: a real runner keeps KV in the dtype of the weights")
     tp, pp = settings.layout(loop)
+    if place is not None and tp * pp % place.count:
+        raise ConfigError(f"nodes: {place.count} nodes, and tp {tp} x pp {pp} does not spread evenly over them")
     slots = settings.slots(loop)
     graphs = settings.cuda_graphs and device == "cuda" and pp == 1
     return RunnerOptions(
@@ -78,6 +83,7 @@ def runner_options(settings: RunSettings, loop: str, device: str, load_format: s
         step_tokens=largest_step(settings),
         capture_sizes=tuple(default_capture_sizes(settings.running_per_slot(slots))) if graphs else (),
         seed=settings.seed,
+        place=place,
     )
 
 

@@ -23,8 +23,8 @@ RUN, SCHEDULER, HARDWARE, TRACE, RULES = GROUPS = (
     "Rules of engines",
 )
 """Groups of settings, in the order of ``--help``."""
-Place = Literal["real", "live", "served"]
-"""Where a run may be another than a simulation's: on a real device, in real time, on a server."""
+Place = Literal["real", "live", "served", "replayed"]
+"""Where a run may be another than a simulation's: on a real device, in real time, on a server, a trace on a real model."""
 _DECLARED = "setting"
 UNRECORDED = "unrecorded"
 """In the metadata of a field that is no setting and stands in no record."""

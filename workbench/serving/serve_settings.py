@@ -12,6 +12,7 @@ from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
 from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
+from workbench.serving.node_settings import NodeSettings
 from workbench.serving.outputs.reasoning import REASONING
 from workbench.serving.outputs.tool_formats import AUTO, FORMATS, NONE
 from workbench.settings.run_settings import RunnerSettings, RunSettings
@@ -24,7 +25,7 @@ PEERS, MODELLED = "Prefill and decode apart", "Simulated backend"
 
 
 @dataclass(frozen=True)
-class ServeSettings(RunnerSettings, ListenSettings):
+class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
     """Everything beside the scheduler's own settings, which are in ``run`` under the names ``simulate`` has for them.
 
     Raises ConfigError for what cannot work.
@@ -77,8 +78,8 @@ class ServeSettings(RunnerSettings, ListenSettings):
         above=0,
         group=SERVER,
         flag="stuck-after",
-        help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails. "
-        "Default {default}.",
+        help="Seconds without a sign of life, or with work pending and nothing computed, after which /health fails; a node "
+        "that is silent for so long ends the server. Default {default}.",
     )
     role: Role = setting(
         "both",
@@ -98,7 +99,8 @@ class ServeSettings(RunnerSettings, ListenSettings):
         None,
         group=PEERS,
         envvar="WORKBENCH_PEER_KEY",
-        help="Key that both sides of a connection have to have. Default: none, and peers are on this machine.",
+        help="Key that both sides of a connection between instances, or nodes, have to have. Default: none, and the other "
+        "side is on this machine; nodes then have one that only you can read.",
     )
     peer_timeout_s: float = setting(
         15.0,
@@ -139,6 +141,7 @@ class ServeSettings(RunnerSettings, ListenSettings):
         if self.served_model_name == "":
             raise ConfigError("served_model_name: is empty")
         check_api_key("api_key", self.api_key)
+        self.check_nodes(self.nodes, modelled=not self._backend.has_weights)
         spec = self.spec
         for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
             if folder is not None and not spec.has_weights:
@@ -152,7 +155,6 @@ class ServeSettings(RunnerSettings, ListenSettings):
             )
         if len(self.run.loops) != 1:
             raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
-
         if self.run.max_tokens is None:  # there is no trace that would say what a request writes
             object.__setattr__(self, "run", dataclasses.replace(self.run, max_tokens=DEFAULT_MAX_NEW_TOKENS))
 
@@ -162,6 +164,8 @@ class ServeSettings(RunnerSettings, ListenSettings):
                 if getattr(self, name) != settings_of(ServeSettings)[name].default:
                     raise ConfigError(f"{name}: has no effect here: it needs role prefill or decode")
             return
+        if self.nodes > 1:
+            raise ConfigError(f"nodes: {self.nodes}; an instance of role {self.role} is on one machine")
         object.__setattr__(self, "run", self.run.as_role(self.role))
         if self.run.first_token == "prefill":
             raise ConfigError("first_token: prefill is for simulation; a live decode instance sends the first token")
@@ -180,7 +184,19 @@ class ServeSettings(RunnerSettings, ListenSettings):
     @property
     def spec(self) -> BackendSpec:
         """Specification of the backend. Raises ConfigError for what is said of the other kind of backend."""
+        if self.nodes == 1:
+            return self._backend
+        loading = {"backend": self.backend, "load_format": self.load_format}
+        return self._backend.at(self.place(self.run, self.nodes, loading, self.peer_key, self.stuck_after_s))
+
+    @property
+    def _backend(self) -> BackendSpec:
         return backend_spec(**{name: getattr(self, name) for name in BACKEND_SETTINGS})
+
+    @property
+    def nodes(self) -> int:
+        """How many machines hold the model; modelled ones are all here."""
+        return self.run.nodes or 1 if self._backend.has_weights else 1
 
     @property
     def max_tokens(self) -> int:

@@ -27,6 +27,7 @@ from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
 from workbench.serving.http.request_ids import RequestIds
 from workbench.serving.metrics import Metrics
+from workbench.serving.node import serve_node
 from workbench.serving.refusals import Refusal
 from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.service import Service
@@ -51,10 +52,13 @@ class ServerFailed(Exception):
 
 
 def serve(settings: ServeSettings, force: bool = False) -> int:
-    """Run a server to its end and return the exit code: 0 drained, 1 a process died or would not end.
+    """Run a server to its end and return the exit code: 0 drained, 1 a process died or would not end. On a node beside
+    node 0, run its share of one.
 
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
+    if settings.node_rank > 0:
+        return serve_node(settings)
     raise_open_files()
     listener = listen(settings.host, settings.port)
     access = Access.of(settings, listener.getsockname()[0])
@@ -84,6 +88,8 @@ class _Supervisor:
         self._listener = listener
         self._addresses = Addresses.within(folder)
         self._children: list[BaseProcess] = []
+        self._told = False
+        """This process itself was told to end."""
         self._signalled = asyncio.Event()
         self._said: asyncio.Task[None]
         self._ending = False
@@ -95,6 +101,7 @@ class _Supervisor:
             loop.add_signal_handler(number, self._on_signal, number)
         metrics = Metrics(self._settings.model_name)
         engine = EngineClient(self._addresses, metrics, self._settings.max_queue)
+        engine.end_asked = self._on_end_asked
         reader = asyncio.create_task(engine.run())
         try:
             starting = asyncio.create_task(self._start_children(engine))
@@ -121,11 +128,16 @@ class _Supervisor:
             engine.destroy()
 
     def _on_signal(self, number: int) -> None:
-        if self._signalled.is_set():
+        if self._told:
             for child in self._children:
                 child.kill()
             shutil.rmtree(Path(self._addresses.http.removeprefix("ipc://")).parent, ignore_errors=True)
             os._exit(128 + number)
+        self._told = True
+        self._signalled.set()
+
+    def _on_end_asked(self, who: str) -> None:
+        print(f"note: {who}, and the server with it", file=sys.stderr)
         self._signalled.set()
 
     async def _start_children(self, engine: EngineClient) -> asyncio.Future[BaseProcess | None]:

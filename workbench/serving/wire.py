@@ -129,6 +129,12 @@ class Shutdown(msgspec.Struct, tag="shutdown", array_like=True):
     """Finish at once and in order."""
 
 
+class Broken(msgspec.Struct, tag="broken", array_like=True):
+    """Word of the scheduler process to itself, from a thread: what runs its batches has ended."""
+
+    line: str
+
+
 class StopFound(msgspec.Struct, tag="stop_found", array_like=True):
     """Word that the text of a sequence holds one of its stop strings."""
 
@@ -150,6 +156,7 @@ ToScheduler = (
     | StartProfile
     | StopProfile
     | Shutdown
+    | Broken
     | StopFound
 )
 
@@ -312,7 +319,13 @@ class Failed(msgspec.Struct, tag="failed", array_like=True):
     """The settings are at fault, not the program."""
 
 
-ToHttp = Chunks | Ready | Beat | Pulse | Done | Failed
+class EndAsked(msgspec.Struct, tag="end_asked", array_like=True):
+    """Another machine of the server was told to end: it ends as if this one had been."""
+
+    who: str
+
+
+ToHttp = Chunks | Ready | Beat | Pulse | Done | Failed | EndAsked
 
 encode: Any = msgspec.msgpack.Encoder().encode
 decode_to_scheduler: Any = msgspec.msgpack.Decoder(ToScheduler).decode

@@ -95,6 +95,8 @@ def _ours(settings: RunSettings, loop: str) -> Deployed:
                 found.lacks(name, declared.idle["real"])
         elif not (name in MODEL_ONLY or name in LINKS):
             found.add(name, *declared.written(value))
+    if (settings.nodes or 1) > 1:
+        found.lacks("node_rank", f"start it on each of {settings.nodes} machines, with --node-rank and --rendezvous")
     _instances(found, settings)
     return found
 

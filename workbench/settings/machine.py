@@ -22,14 +22,14 @@ def _together(settings: Any, loop: str) -> bool:
     return bool(settings.tp * settings.pp > 1 or settings.ep > 1)
 
 
-_of_links = partial(
+_of_several = partial(
     setting,
     None,
     group=HARDWARE,
     needs="GPUs that work together: tp, pp or ep of 2 or more",
     acts=_together,
-    idle={"real": "the links are the machine's"},
 )
+_of_links = partial(_of_several, idle={"real": "the links are the machine's"})
 """Declares a setting of the links between GPUs that work together. None: as the GPU's entry says."""
 
 
@@ -75,9 +75,11 @@ class MachineSettings:
         least=1,
         help="GPUs of a machine. Default: the GPU's.",
     )
-    nodes: int | None = _of_links(
+    nodes: int | None = _of_several(
         least=1,
-        help="Machines over which GPUs that work together spread evenly. Default: as few as hold them.",
+        help="Machines over which GPUs that work together spread evenly. Default: as few as hold them; of a real model "
+        "one.",
+        idle={"replayed": "it runs on one machine"},
     )
     node_link: str | None = _of_links(
         help="The same of one GPU to those of other machines: 50GB/s, 400Gbit/s. Default: the GPU's.",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from backends.node_place import NodePlace
 from workbench.backend import Backend
 from workbench.handover.kv_shares import KVMemory
 from workbench.instance import Recipe
@@ -78,6 +79,10 @@ class LiveBackend:
     """To be called at the end."""
     kv: LiveKV | None = None
     """For instances that prefill or decode alone."""
+    failure: Callable[[], str | None] = lambda: None
+    """What has ended while nobody waited for it, in one line; None while nothing has."""
+    end_asked: Callable[[], str | None] = lambda: None
+    """Who, beside the server's own process, was told to end it, in words."""
     cost_notes: Callable[[], list[str]] | None = None
     """What a cost model had to say of its predictions so far; None: times are measured."""
 
@@ -102,6 +107,10 @@ class BackendSpec(Protocol):
 
     def here(self) -> BackendSpec:
         """Return it for this machine. Raises ConfigError where it cannot run here."""
+        ...
+
+    def at(self, place: NodePlace) -> BackendSpec:
+        """Return it for one of several machines that hold its model."""
         ...
 
     def defaults(self) -> dict[str, Any]:

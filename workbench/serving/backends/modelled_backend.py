@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from backends.node_place import NodePlace
 from traces.requests.lengths import parse_lengths
 from workbench.handover.kv_shares import RanksKV
 from workbench.phase_log import LogIteration
@@ -39,6 +40,10 @@ class ModelledBackendSpec:
     def here(self) -> ModelledBackendSpec:
         """Return it: it runs everywhere."""
         return self
+
+    def at(self, place: NodePlace) -> ModelledBackendSpec:
+        """Fail: its machines are modelled, too."""
+        raise AssertionError("a modelled backend has no machines of its own")
 
     def defaults(self) -> dict[str, Any]:
         """Return nothing: its defaults are those of a simulation."""

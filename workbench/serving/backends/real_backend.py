@@ -20,7 +20,9 @@ from workbench.settings.real import check_device_effects, device_defaults
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
+    from backends.node_place import NodePlace
     from backends.torch.backend import TorchBackend
+    from backends.torch.workers import RunnerOptions
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class RealBackendSpec:
 
     name: str = "auto"
     load_format: str = "auto"
+    place: NodePlace | None = None
+    """This machine's among several that hold the model."""
     needs_text: ClassVar[bool] = False
     has_weights: ClassVar[bool] = True
 
@@ -36,6 +40,10 @@ class RealBackendSpec:
         """Return it on the device that it will run on. Raises ConfigError for a GPU that is not there, ModuleNotFoundError
         without torch."""
         return dataclasses.replace(self, name=choose_device(self.name))
+
+    def at(self, place: NodePlace) -> RealBackendSpec:
+        """Return it for one of several machines."""
+        return dataclasses.replace(self, place=place)
 
     def defaults(self) -> dict[str, Any]:
         """Return the settings of a run on the device that are neither given nor those of a simulation."""
@@ -47,8 +55,12 @@ class RealBackendSpec:
 
     def check(self, run: RunSettings, loop: str) -> list[str]:
         """Raise ConfigError for what the runner does not do, before anything is loaded. It assumes nothing."""
-        runner_options(run, loop, self.name, self.load_format)
+        self.options(run, loop)
         return []
+
+    def options(self, run: RunSettings, loop: str) -> RunnerOptions:
+        """Return what the runner has to know. Raises ConfigError for what it does not do."""
+        return runner_options(run, loop, choose_device(self.name), self.load_format, self.place)
 
     def tokenizer(self, model: str) -> str | None:
         """Return the model's: only one without weights need not have one."""
@@ -67,8 +79,9 @@ class RealBackendSpec:
             from backends.torch.backend import make_backend
         except ImportError as error:
             raise ConfigError(f"backend: {self.name} cannot run here: {error}") from error
-        device = choose_device(self.name)
-        backend = make_backend(runner_options(run, loop, device, self.load_format), log_iteration, began_s=epoch_s)
+        options = self.options(run, loop)
+        device = options.device
+        backend = make_backend(options, log_iteration, began_s=epoch_s)
         tp, pp = run.layout(loop)
         return LiveBackend(
             backend=backend,
@@ -96,6 +109,8 @@ class RealBackendSpec:
             control=backend,
             worked_s=backend.workers.worked_s,
             heard_s=backend.workers.heard_s,
+            failure=backend.workers.failure,
+            end_asked=backend.workers.end_asked,
             close=backend.close,
         )
 

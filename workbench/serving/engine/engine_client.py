@@ -29,6 +29,7 @@ from workbench.serving.wire import (
     Chunks,
     Control,
     Done,
+    EndAsked,
     Failed,
     LoadWeights,
     Pulse,
@@ -86,6 +87,8 @@ class EngineClient:
         self.failure: Failed | None = None
         """What the scheduler process said before it ended."""
         self.failed = asyncio.Event()
+        self.end_asked: Callable[[str], None] = lambda who: None
+        """Called when somebody else was told to end the server."""
         self._refusal: Refusal | None = None
         self.refusing = asyncio.Event()
         """Set from when no request is taken any more."""
@@ -116,6 +119,8 @@ class EngineClient:
             elif isinstance(message, Ready):
                 self._metrics.ready = message
                 self.beat = self._metrics.beat = message.beat
+            elif isinstance(message, EndAsked):
+                self.end_asked(message.who)
             else:
                 self.failure = message
                 self.failed.set()

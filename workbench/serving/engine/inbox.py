@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from workbench.backend import Wait
+from workbench.backend import BackendDied, Wait
 from workbench.scheduler.messages import (
     Abort,
     CloseSession,
@@ -29,6 +29,7 @@ from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.vitals import Vitals
 from workbench.serving.wire import (
     Ask,
+    Broken,
     Cancel,
     Change,
     Compiled,
@@ -89,7 +90,8 @@ class LiveInbox:
         """Sequences whose grammars are not there yet, and what has come for them since."""
 
     def drain(self) -> list[object]:
-        """Everything that has come. Raises :class:`Ending` when that includes a :class:`Shutdown`."""
+        """Everything that has come. Raises :class:`Ending` when that includes a :class:`Shutdown`, and BackendDied when what
+        runs batches has ended."""
         self._vitals.moved()
         self.confirm()
         found: list[object] = []
@@ -134,6 +136,8 @@ class LiveInbox:
                 found.append(self._load_weights(message))
             elif isinstance(message, StartProfile | StopProfile):
                 found.append(self._profile(message))
+            elif isinstance(message, Broken):
+                raise BackendDied(message.line)
             else:
                 assert isinstance(message, Shutdown)
                 raise Ending(found)

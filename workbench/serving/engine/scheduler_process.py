@@ -11,6 +11,7 @@ from typing import Any
 import zmq
 
 from reports.record.run_record import RecordError
+from workbench.backend import BackendDied
 from workbench.instance import start
 from workbench.loops import LOOPS
 from workbench.loops.drive import drive
@@ -65,6 +66,9 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
     except ValueError as error:  # every error of bad input is one
         http.send(encode(Failed(str(error), True)))
         raise _Failure from error
+    except BackendDied as error:
+        http.send(encode(Failed(str(error), False)))
+        raise _Failure from error
     try:
         _serve(settings, addresses, built, log, epoch_s, context, http)
     finally:
@@ -105,7 +109,7 @@ def _serve(
     peer = None if wire is None else wire.address
     http.send(encode(_ready(settings, built, vitals, instance_id, peer)))
     try:
-        with heartbeat(vitals, context, addresses):
+        with heartbeat(vitals, context, addresses, built.failure, built.end_asked):
             drive(instance.loop, built.rested)
     except Ending as ending:
         scheduler.receive(ending.messages)  # requests that were cut off with the server end as such
@@ -114,8 +118,11 @@ def _serve(
         _close(record, http)
     except Exception as error:
         # Said before the record is written: clients wait.
-        traceback.print_exc(file=sys.stderr)
-        http.send(encode(Failed(f"the scheduler process failed: {type(error).__name__}: {error}", False)))
+        line = str(error)
+        if not isinstance(error, BackendDied):
+            traceback.print_exc(file=sys.stderr)
+            line = f"the scheduler process failed: {type(error).__name__}: {error}"
+        http.send(encode(Failed(line, False)))
         _close(record, http)
         raise _Failure from error
     finally:

@@ -13,7 +13,7 @@ import zmq
 from workbench.phase_log import IterationRow
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.engine.grammar_costs import Spent
-from workbench.serving.wire import Addresses, Beat, Pulse, encode, push_socket
+from workbench.serving.wire import Addresses, Beat, Broken, EndAsked, Pulse, encode, push_socket
 
 BEAT_EVERY_S = 0.1
 BEATS_WAITING = 100
@@ -95,12 +95,21 @@ class Vitals:
 
 
 @contextmanager
-def heartbeat(vitals: Vitals, context: zmq.Context[Any], addresses: Addresses) -> Iterator[None]:
+def heartbeat(
+    vitals: Vitals,
+    context: zmq.Context[Any],
+    addresses: Addresses,
+    failure: Callable[[], str | None] = lambda: None,
+    end_asked: Callable[[], str | None] = lambda: None,
+) -> Iterator[None]:
     """Send a :class:`Beat` to the HTTP process and a :class:`Pulse` on the way of answers, every tenth of a second while the
-    body runs."""
+    body runs; and once each, when there is something to tell, ``failure`` to the loop, which may be waiting for a message,
+    and ``end_asked`` to the HTTP process. Both are those of ``LiveBackend``."""
     over = threading.Event()
 
     def run() -> None:
+        scheduler = push_socket(context, addresses.scheduler, BEATS_WAITING)
+        broken = asked = False
         # A frozen process reads nothing: what it has not heard by then it need not hear.
         http = push_socket(context, addresses.http, BEATS_WAITING)
         detokenizer = push_socket(context, addresses.detokenizer, BEATS_WAITING)
@@ -109,6 +118,13 @@ def heartbeat(vitals: Vitals, context: zmq.Context[Any], addresses: Addresses) -
             for socket, message in ((http, beat), (detokenizer, Pulse(beat.sent_s, time.process_time()))):
                 with suppress(zmq.Again):
                     socket.send(encode(message), zmq.NOBLOCK)
+            if not broken and (line := failure()) is not None:
+                broken = True
+                scheduler.send(encode(Broken(line)))
+            if not asked and (who := end_asked()) is not None:
+                asked = True
+                http.send(encode(EndAsked(who)))
+        scheduler.close(0)
         http.close(0)
         detokenizer.close(0)
 
