@@ -323,9 +323,11 @@ def routed(
     test: Callable[[Client], Coroutine[Any, Any, None]],
     *workers: FakeWorker,
     down: tuple[int, ...] = (),
+    prefills: int = 0,
     **settings: Any,
 ) -> None:
-    """Run a test with a client of a router before these workers; those of ``down`` are stopped before it starts."""
+    """Run a test with a client of a router before these workers; those of ``down`` are stopped before it starts. The first
+    ``prefills`` are of role prefill, and the others then of role decode."""
 
     async def run() -> None:
         clock, said = Clock(), []
@@ -333,7 +335,9 @@ def routed(
             for worker in workers:
                 await worker.start()
                 stack.push_async_callback(worker.stop)
-            given = settings if "prefill" in settings else {"worker": tuple(w.url for w in workers), **settings}
+            urls = tuple(worker.url for worker in workers)
+            roles = {"prefill": urls[:prefills], "decode": urls[prefills:]} if prefills else {"worker": urls}
+            given = {**roles, **settings}
             given.setdefault("connect_timeout_s", PATIENCE_S)
             for number in down:
                 await workers[number].stop()

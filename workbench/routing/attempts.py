@@ -1,7 +1,8 @@
-"""One try of a request at a worker, from its sending to the end of the answer."""
+"""One attempt at a request, from its sending to the end of the answer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,13 +37,20 @@ class AttemptFailed(Exception):
 
 
 class Attempt(Protocol):
-    """One try, of a worker or a pair."""
+    """One at a worker, or at a pair."""
 
-    answerer: Worker
-    """Whose answer it is."""
-    reply: Reply
-    first: bytes
-    """First piece of the answer's body; empty where there is none."""
+    @property
+    def answerer(self) -> Worker:
+        """Whose answer it is."""
+        ...
+
+    @property
+    def reply(self) -> Reply: ...
+
+    @property
+    def first(self) -> bytes:
+        """First piece of the answer's body; empty where there is none."""
+        ...
 
     async def begin(self) -> None:
         """Send, and wait for the first byte. Raises AttemptFailed."""
@@ -57,15 +65,20 @@ class Attempt(Protocol):
         ...
 
 
-class PlainAttempt:
-    """A try at one worker that serves whole requests."""
+Told = Callable[[Worker, int | None], None]
+"""Told of a worker and the status of its answer, or None where it gave none."""
 
-    def __init__(self, sending: Sending, passed: Passed) -> None:
+
+class PlainAttempt:
+    """One at a worker that serves whole requests, or the half of a pair that answers the client."""
+
+    def __init__(self, sending: Sending, passed: Passed, told: Told) -> None:
         self.answerer = sending.worker
         self.reply: Reply
         self.first = b""
         self._sending = sending
         self._passed = passed
+        self._told = told
         self._open: Reply | None = None
 
     async def begin(self) -> None:
@@ -74,9 +87,9 @@ class PlainAttempt:
         try:
             self._open, self.first = await worker.upstream.begin(passed.method, passed.target, headers, passed.body)
         except WorkerFailed as error:
-            self._sending.ended(False)
-            raise AttemptFailed(worker, str(error)) from error
+            raise self._failed(error) from error
         self.reply = self._open
+        self._told(worker, self.reply.status)
         self._sending.answered()
         if not self.first:
             self._sending.ended(well(self.reply.status))
@@ -85,8 +98,7 @@ class PlainAttempt:
         try:
             piece = await self.reply.next()
         except WorkerFailed as error:
-            self._sending.ended(False)
-            raise AttemptFailed(self.answerer, str(error)) from error
+            raise self._failed(error) from error
         if not piece:
             self._sending.ended(well(self.reply.status))
         return piece
@@ -95,6 +107,11 @@ class PlainAttempt:
         self._sending.ended(None if self._open is None else well(self.reply.status, whole=False))
         if self._open is not None:
             self._open.close()
+
+    def _failed(self, error: WorkerFailed) -> AttemptFailed:
+        self._sending.ended(False)
+        self._told(self.answerer, None)
+        return AttemptFailed(self.answerer, str(error))
 
 
 def well(status: int, whole: bool = True) -> bool | None:

@@ -70,10 +70,9 @@ class Dispatch:
         there is no other; ``lost``: the pair that lost it; ``again``: it has waited before. Raises Refusal or ApiError."""
         return await self.room.enter(lambda: self._choose(asked, failed, lost), first=again)
 
-    def has_other(self, sent: tuple[Sending, ...], failed: Collection[int]) -> bool:
-        """Whether a request could be sent to others than those that failed it and where it is."""
-        tried = {*failed, *(each.worker.number for each in sent)}
-        return all(any(w.number not in tried for w in self._roster.usable(each.worker.role)) for each in sent)
+    def has_other(self, worker: Worker, failed: Collection[int]) -> bool:
+        """Whether in place of a worker there is another one, beside those that failed a request."""
+        return any(w is not worker and w.number not in failed for w in self._roster.usable(worker.role))
 
     def _choose(
         self, asked: Asked, failed: Collection[int], lost: tuple[int, int] | None

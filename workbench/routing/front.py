@@ -20,6 +20,7 @@ from workbench.routing.clocks import Clocks
 from workbench.routing.dispatch import Dispatch
 from workbench.routing.headers import to_worker
 from workbench.routing.health import Health, why_not
+from workbench.routing.pair_attempt import Rooms
 from workbench.routing.passing import Means, Passing, session_in
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
@@ -38,6 +39,8 @@ PASSED_ON = (
     *("/pooling", "/classify", "/score", "/rerank", "/encode"),
 )
 """Paths beside /v1 that servers have for what one worker answers; others are of one server, and are asked there."""
+BY_PAIRS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/generate")
+"""What a pair answers. It keeps no sessions."""
 
 
 def _say(line: str) -> None:
@@ -65,7 +68,7 @@ class Front:
         self.health = Health(settings, self.roster, say, clocks.sleep)
         self.dispatch = Dispatch(settings, self.roster, clocks.within)
         self.metrics.shows(self.roster, self.dispatch)
-        self._means = Means(self.dispatch, self.metrics, settings.retries, clocks.now_s, self.health.doubt)
+        self._means = Means(self.dispatch, self.metrics, settings.retries, Rooms(), clocks.now_s, self.health.doubt)
         self._admin = Admin(settings, self.roster, self.health, self.dispatch.room.look, address)
         self._leaving: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -135,9 +138,10 @@ class Front:
             *(route(f"/{name}", admin.of_all(name), "POST") for name in TO_ALL),
             route("/v1/models", self.models, "GET"),
             route("/v1/models/{model:path}", self.model, "GET"),
-            route("/v1/{path:path}", self.passed_on, "GET", "POST", "DELETE"),
-            *(route(path, self.passed_on, "POST") for path in PASSED_ON),
+            *(route(path, self.passed_on, "POST") for path in (BY_PAIRS if self._settings.paired else PASSED_ON)),
         ]
+        if not self._settings.paired:
+            routes.append(route("/v1/{path:path}", self.passed_on, "GET", "POST", "DELETE"))
         return Starlette(routes=routes, exception_handlers=error_handlers(self.metrics.refused))
 
     def _check_key(self, request: Request) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from workbench.cluster.pairs import RETRIED
 from workbench.routing.asked import Asked
-from workbench.routing.attempts import Attempt, AttemptFailed, Passed, PlainAttempt
+from workbench.routing.attempts import OVERLOADED, Attempt, AttemptFailed, Passed, PlainAttempt
 from workbench.routing.dispatch import Dispatch, Sending
 from workbench.routing.headers import to_client
+from workbench.routing.pair_attempt import PairAttempt, Rooms
 from workbench.routing.router_metrics import RouterMetrics
 from workbench.routing.worker import Worker
 from workbench.serving.http.errors import ApiError, error_event
@@ -31,9 +34,19 @@ class Means:
     dispatch: Dispatch
     metrics: RouterMetrics
     retries: int
+    rooms: Rooms
     clock: Callable[[], float]
     doubt: Callable[[Worker], None]
     """Told of a worker that failed a request."""
+
+
+class _Again(Exception):
+    """A request is to be sent again; ``blamed``: not to this worker, if there is another."""
+
+    def __init__(self, worker: Worker, blamed: bool) -> None:
+        super().__init__()
+        self.worker = worker
+        self.blamed = blamed
 
 
 class Passing:
@@ -52,6 +65,7 @@ class Passing:
         self._passed = passed
         self._answered = answered
         self._arrived_s = means.clock()
+        self._lost_once = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work, gone = asyncio.create_task(self._pass(send)), asyncio.create_task(_gone(receive))
@@ -69,48 +83,62 @@ class Passing:
     async def _pass(self, send: Send) -> None:
         means = self._means
         failed: set[int] = set()
+        lost: tuple[int, int] | None = None
         for left in range(means.retries, -1, -1):
-            sent = await means.dispatch.send(self._asked, failed, again=left < means.retries)
+            sent = await means.dispatch.send(self._asked, failed, lost, again=left < means.retries)
             attempt = self._attempt(sent)
             try:
-                if await self._once(attempt, sent, failed, left, send):
-                    return
+                held = await self._begin(attempt, sent, failed, left)
+                return await self._answer(attempt, sent, held, send)
+            except _Again as again:
+                means.metrics.retried(again.worker)
+                if again.blamed:
+                    failed.add(again.worker.number)
+                if len(sent) == 2:
+                    lost = sent[0].worker.number, sent[1].worker.number
             finally:
                 await attempt.end()
-            means.metrics.retried(attempt.answerer)
 
-    def _attempt(self, sent: tuple[Sending, ...]) -> Attempt:
-        return PlainAttempt(sent[0], self._passed)
-
-    async def _once(self, attempt: Attempt, sent: tuple[Sending, ...], failed: set[int], left: int, send: Send) -> bool:
-        """Try once; tells whether the request is answered, else it may be sent again. Raises ApiError."""
-        means = self._means
+    async def _begin(self, attempt: Attempt, sent: tuple[Sending, ...], failed: set[int], left: int) -> bytes:
+        """Wait for an answer that the client gets, and return what is held back of it. Raises _Again where the request is to
+        be sent again, which it can be ``left`` times, and ApiError where that is no more."""
         try:
             await attempt.begin()
-            worker, status = attempt.answerer, attempt.reply.status
-            retried = status in RETRIED_STATUSES and left > 0 and means.dispatch.has_other(sent, failed)
-            held = b"" if retried else await _held(attempt)
+            held = await _held(attempt)
         except AttemptFailed as error:
-            means.metrics.answered(error.worker, None)
-            means.doubt(error.worker)
-            failed.add(error.worker.number)
             if left > 0:
-                return False
-            raise ApiError(
-                502, f"worker {error.worker.number}: {error}", code="worker_failed", type="server_error"
-            ) from error
-        means.metrics.answered(worker, status)
-        if retried:
-            failed.add(worker.number)
-            return False
+                raise _Again(error.worker, True) from error
+            said = f"worker {error.worker.number}: {error}"
+            raise ApiError(502, said, code="worker_failed", type="server_error") from error
+        worker, status = attempt.answerer, attempt.reply.status
+        code = _code_in(held) if len(sent) == 2 and status == OVERLOADED else None
+        if code in RETRIED:
+            # The pair has lost it: as in a simulation it is sent once more, to another pair if there is one.
+            if left > 0 and not self._lost_once:
+                self._lost_once = True
+                gone = next((each.worker for each in sent if code == f"{each.worker.role}_gone"), None)
+                if gone is not None:
+                    self._means.doubt(gone)
+                raise _Again(gone or worker, gone is not None)
+        elif status in RETRIED_STATUSES and left > 0 and self._means.dispatch.has_other(worker, failed):
+            raise _Again(worker, True)
+        return held
+
+    def _attempt(self, sent: tuple[Sending, ...]) -> Attempt:
+        if len(sent) == 2:
+            return PairAttempt(*sent, self._passed, self._means.rooms, self._told)
+        return PlainAttempt(sent[0], self._passed, self._told)
+
+    def _told(self, worker: Worker, status: int | None) -> None:
+        self._means.metrics.answered(worker, status)
+        if status is None:
+            self._means.doubt(worker)
+
+    async def _answer(self, attempt: Attempt, sent: tuple[Sending, ...], held: bytes, send: Send) -> None:
+        means, reply = self._means, attempt.reply
         means.metrics.first_byte_s.observe(means.clock() - self._arrived_s)
         if self._answered is not None:
-            self._answered(status, held, tuple(each.worker for each in sent))
-        await self._answer(attempt, held, send)
-        return True
-
-    async def _answer(self, attempt: Attempt, held: bytes, send: Send) -> None:
-        reply = attempt.reply
+            self._answered(reply.status, held, tuple(each.worker for each in sent))
         await send({"type": "http.response.start", "status": reply.status, "headers": to_client(reply.headers)})
         piece, ended = held, True
         try:
@@ -119,8 +147,7 @@ class Passing:
                 ended = piece.endswith(b"\n\n")
                 piece = await attempt.next()
         except AttemptFailed as error:
-            self._means.metrics.cut_off(error.worker)
-            self._means.doubt(error.worker)
+            means.metrics.cut_off(error.worker)
             if not _takes_events(attempt):
                 return  # the connection is closed before the answer's end, which is all that can be said
             said = f"worker {error.worker.number} ended in the middle of its answer: {error}"
@@ -153,8 +180,20 @@ async def _gone(receive: Receive) -> None:
 
 def session_in(body: bytes) -> str | None:
     """The session that an answer of ``/open_session`` names."""
+    found = _object_in(body).get("session_id")
+    return found if isinstance(found, str) else None
+
+
+def _code_in(body: bytes) -> str | None:
+    """The code of an error."""
+    error = _object_in(body).get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _object_in(body: bytes) -> dict[str, Any]:
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         found = msgspec.json.decode(body)
-        if isinstance(found, dict) and isinstance(found.get("session_id"), str):
-            return str(found["session_id"])
-    return None
+        if isinstance(found, dict):
+            return found
+    return {}

@@ -21,8 +21,6 @@ FLUSH_S = 5.0
 
 def route(settings: RouteSettings) -> int:
     """Run a router to its end, and return the exit code. Raises ConfigError for what cannot work."""
-    if settings.paired:
-        raise ConfigError("prefill: pairs are not routed yet")
     raise_open_files()
     listener = listen(settings.host, settings.port)
     try:
