@@ -31,6 +31,10 @@ NOT_RUN = {
     "workbench serve llama-3.1-8b --backend simulated --port 8001": "before a router: tests/routing/test_route_command.py",
     "workbench serve llama-3.1-8b --backend simulated --port 8002": "the same",
     "workbench route --worker http://127.0.0.1:8001 --worker http://127.0.0.1:8002 --router cache_aware": "the same",
+    "workbench serve llama-3.1-8b --backend simulated --role prefill --port 8003": "the same",
+    "workbench serve llama-3.1-8b --backend simulated --role decode --port 8004": "the same",
+    "workbench route --prefill http://127.0.0.1:8003 --decode http://127.0.0.1:8004 --router cache_aware "
+    "--decode-router least_requests": "the same",
     "workbench route --worker URL --worker URL --router cache_aware": "the same",
     "workbench serve MODEL --tool-parser hermes --reasoning-parser qwen3": "tests/serving/test_tools.py",
     "workbench serve MODEL --tp 8 --pp 2 --nodes 2 --node-rank 0 --rendezvous 10.0.0.1:29500": "two machines: "

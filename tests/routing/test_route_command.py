@@ -114,6 +114,40 @@ def test_a_router_that_is_told_to_end_finishes_its_streams(servers):
 
 
 @pytest.mark.server
+def test_a_real_client_in_front_of_real_pairs():
+    halves = [Server("--role", role, WORKBENCH_PEER_KEY="k" * 32) for role in ("prefill", "decode", "decode")]
+    urls = [server.url for server in halves]
+    words = ["--decode-router", "least_requests", "--router", "cache_aware"]
+    router = RouterServer("--prefill", urls[0], "--decode", urls[1], "--decode", urls[2], *words)
+    try:
+        assert "(cache_aware and least_requests; 1 prefill worker, 2 decode workers; 3 well)" in router.first_line
+        client = router.openai()
+        for number in range(6):
+            prompt = f"prompt {number} " * 40
+            pieces = client.completions.create(model=MODEL, prompt=prompt, max_tokens=20, stream=number % 2 == 0)
+            text = "".join(p.choices[0].text for p in pieces) if number % 2 == 0 else pieces.choices[0].text
+            assert text == answer(prompt, 20)
+        chosen = client.completions.create(model=MODEL, prompt="three", max_tokens=5, n=3).choices
+        assert [choice.text for choice in chosen] == [answer("three", 5)] * 3
+        refused = router.http.post("/v1/completions", json={"model": MODEL, "prompt": "x", "bad": 1})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "bad")
+        assert router.metric("router_answers_total", worker=urls[0], role="prefill", status="200") == 7
+        decoded = [router.metric("router_answers_total", worker=url, role="decode", status="200") for url in urls[1:]]
+        assert sum(decoded) == 7 and min(decoded) >= 3
+        for server in halves:
+            server.await_rest()
+        assert router.stop() == (0, "")
+        mixed = CliRunner().invoke(app, ["route", "--port", "0", "--prefill", urls[1], "--decode", urls[2]])
+        assert (mixed.exit_code, mixed.stderr) == (
+            2,
+            f"error: prefill: {urls[1]} has the role decode, and was given as --prefill\n",
+        )
+    finally:
+        for each in (router, *halves):
+            each.kill()
+
+
+@pytest.mark.server
 def test_many_streams_at_once_get_each_its_own_answer(servers):
     urls = [word for server in servers for word in ("--worker", server.url)]
     router = RouterServer(*urls, "--worker-api-key", "workers", "--router", "cache_aware")

@@ -116,7 +116,8 @@ class Health:
         status, body = await self._get(worker, "/server_info")
         worker.about = _object_in(body) if status == 200 else {}
         refused = why_not(worker, self._roster.workers.values())
-        if refused and refused != worker.refused:
+        # Who starts or adds a worker is told by the refusal itself.
+        if refused and refused != worker.refused and worker.healthy is not None:
             self._say(f"warning: worker {worker.url} cannot be used: {refused}")
         worker.refused = refused
 

@@ -94,10 +94,11 @@ def _announce(front: Front, settings: RouteSettings, listener: socket.socket) ->
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     well = sum(worker.usable for worker in front.roster.workers.values())
-    counts = ", ".join(f"{len(front.roster.of(role))} {_plural(role)}" for role in front.roster.sides)
+    counts = ", ".join(_counted(len(front.roster.of(role)), role) for role in front.roster.sides)
     kinds = " and ".join(dict.fromkeys(settings.router_of(role) for role in front.roster.sides))
     print(f"routing on http://{shown}:{port} ({kinds}; {counts}; {well} well)", flush=True)
 
 
-def _plural(role: str) -> str:
-    return "workers" if role == "both" else f"{role} workers"
+def _counted(workers: int, role: str) -> str:
+    kind = "" if role == "both" else f"{role} "
+    return f"{workers} {kind}worker{'' if workers == 1 else 's'}"
