@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
+from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import jsonschema
+import msgspec
 import pydantic
 import pytest
 
 from tests.event_loop import in_a_loop
-from tests.patience import PATIENCE_S
 from tests.serving.server import Server
+from workbench.serving.bounded import run_worker
+from workbench.serving.refusals import Refusal
 from workbench.serving.structured import compiler
 from workbench.serving.structured.formats import MAX_CHOICES, OutputFormat
 
@@ -150,6 +153,27 @@ def test_the_openai_client_parses_what_it_asked_for(server):
         ("", {"guided_json": {"$schema": 5}}, "guided_json", "guided_json.$schema: 5 is not of type"),
         ("", {"guided_json": {"$schema": ["x"]}}, "guided_json", "guided_json.$schema: ['x'] is not of type"),
         ("", {"guided_json": {"$ref": "#"}}, "guided_json", "nothing can be written by it"),
+        ("", {"guided_json": {"const": 1 << 63}}, "guided_json", "guided_json.const: a number of more than 64 bits"),
+        (
+            "",
+            {"guided_json": {"items": {"enum": [{"a": [1e30]}]}}},
+            "guided_json",
+            "guided_json.items.enum: a number of",
+        ),
+        (
+            "",
+            {"guided_json": {"type": "integer", "minimum": 10**30}},
+            "guided_json",
+            "guided_json.minimum: a number of",
+        ),
+        (
+            "",
+            {"guided_json": {"properties": {"default": {"exclusiveMinimum": 2, "maximum": 2.5}}}},
+            "guided_json",
+            "guided_json.properties.default.exclusiveMinimum: is not held",
+        ),
+        ("", {"guided_json": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "guided_json", "anyOf takes them"),
+        ("", {"guided_regex": "a?" * 2000}, "guided_regex", "too many expressions"),
         ("", {"guided_regex": "(a"}, "guided_regex", "unclosed group"),
         ("", {"guided_regex": r"[^\s\S]"}, "guided_regex", "nothing can be written by it"),
         ("", {"guided_regex": "a{1000000}"}, "guided_regex", "too many expressions"),
@@ -257,34 +281,96 @@ def test_forms_hold_in_the_other_loops(loop):
         found.kill()
 
 
-def test_forms_that_take_too_long_keep_their_turns_and_those_after_them_are_told_to_come_again(monkeypatch):
-    go_on, begun, ended = threading.Event(), [], []
+def too_slow(connection: Connection) -> None:
+    """Run the checker of forms on forms that say how long they take: ``for ever``, or not at all."""
 
-    def slow(asked: OutputFormat) -> str:
-        begun.append(asked.value)
-        assert go_on.wait(PATIENCE_S)
-        ended.append(asked.value)
-        return f"grammar {asked.value}"
+    def do(asked: OutputFormat) -> bytes:
+        while asked.value == "for ever":
+            pass
+        return msgspec.msgpack.encode((f"grammar {asked.value}", "", ""))
 
-    monkeypatch.setattr(compiler, "checked_grammar", slow)
-    monkeypatch.setattr(compiler, "COMPILE_S", 0.05)
+    run_worker(connection, do, 1 << 30)
 
-    async def ask_all() -> list[str]:
+
+def regex(value: str) -> OutputFormat:
+    return OutputFormat("regex", value, "regex")
+
+
+def compiled(scenario: Callable[[compiler.GrammarCompiler], Awaitable[Any]]) -> Any:
+    async def whole() -> Any:
         made = compiler.GrammarCompiler()
-        left = asyncio.ensure_future(made.grammar(OutputFormat("regex", "left", "regex")))
-        while not begun:
-            await asyncio.sleep(0)
-        left.cancel()
-        asked = [OutputFormat("regex", value, "regex") for value in ("late", "later", "last")]
-        found = await asyncio.gather(*map(made.grammar, asked), return_exceptions=True)
-        assert [str(refusal) for refusal in found] == [
-            "regex: takes more than 0.05 s to compile",
-            *["overloaded: other forms are being compiled"] * 2,
-        ]
-        assert begun == ["left", "late"], "no more at once than there are turns, though nobody waits for these"
-        monkeypatch.setattr(compiler, "COMPILE_S", PATIENCE_S)
-        go_on.set()
-        return [await made.grammar(each) for each in asked[1:]]
+        try:
+            return await scenario(made)
+        finally:
+            made.close()
 
-    assert in_a_loop(ask_all()) == ["grammar later", "grammar last"]
-    assert sorted(ended) == ["last", "late", "later", "left"]
+    return in_a_loop(whole())
+
+
+def test_a_form_that_takes_too_long_is_ended_and_others_are_compiled(monkeypatch):
+    monkeypatch.setattr(compiler, "run_checker", too_slow)
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.2)
+
+    async def ask(made: compiler.GrammarCompiler) -> Any:
+        found = await asyncio.gather(*(made.grammar(regex("for ever")) for _ in range(4)), return_exceptions=True)
+        return {str(refusal) for refusal in found}, await made.grammar(regex("quick"))
+
+    said, grammar = compiled(ask)
+    assert said == {"regex: takes more than 0.2 s to compile"} and grammar == "grammar quick"
+
+
+def test_those_who_wait_too_long_for_their_turn_are_told_to_come_again(monkeypatch):
+    monkeypatch.setattr(compiler, "run_checker", too_slow)
+    monkeypatch.setattr(compiler, "COMPILE_S", 0.2)
+    monkeypatch.setattr(compiler, "AT_ONCE", 1)
+    monkeypatch.setattr(compiler, "TURN_S", 0.05)
+
+    async def ask(made: compiler.GrammarCompiler) -> Refusal:
+        working = asyncio.ensure_future(made.grammar(regex("for ever")))
+        await asyncio.sleep(0)  # it has the turn
+        with pytest.raises(Refusal) as caught:
+            await made.grammar(regex("quick"))
+        await asyncio.wait((working,))
+        return caught.value
+
+    refused = compiled(ask)
+    assert (refused.kind, str(refused)) == ("overloaded", "overloaded: other forms are being compiled")
+
+
+def test_a_form_that_many_ask_for_at_once_is_compiled_once(monkeypatch):
+    monkeypatch.setattr(compiler, "run_checker", too_slow)
+
+    async def ask(made: compiler.GrammarCompiler) -> tuple[set[str], int]:
+        asked = [asyncio.ensure_future(made.grammar(regex("same"))) for _ in range(50)]
+        await asyncio.sleep(0)
+        waiting = made.compiling
+        asked[0].cancel()
+        return set(await asyncio.gather(*asked[1:])), waiting
+
+    assert compiled(ask) == ({"grammar same"}, 1)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"guided_grammar": "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(9000)) + 'a9000: "x"'},
+        {"guided_grammar": "start: A0\n" + "".join(f'A{i}: A{i + 1} "y"\n' for i in range(9000)) + 'A9000: "x"'},
+        {"guided_regex": "a?" * 100_000},
+        {"guided_json": {"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(5000)}}},
+    ],
+    ids=["rules", "terminals", "regex", "references"],
+)
+def test_what_would_take_all_stack_or_memory_is_refused_and_the_server_goes_on(server, asked):
+    answer = server.http.post("/v1/completions", json={"prompt": "go", **asked})
+    (name,) = asked
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, name) and len(error["message"]) < 400, error
+    assert written(server, guided_regex="ab") == "ab"
+
+
+@pytest.mark.server
+def test_a_form_as_deep_as_any_that_is_taken_is_followed(server):
+    deep = "start: a0\n" + "".join(f'a{i}: "y" a{i + 1} | "x"\n' for i in range(1200)) + 'a1200: "x"'
+    answer = server.http.post("/v1/completions", json={"prompt": "go", "guided_grammar": deep, "n": 3, "max_tokens": 9})
+    assert [re.fullmatch("y*x?", choice["text"]) is not None for choice in answer.json()["choices"]] == [True] * 3

@@ -23,7 +23,7 @@ from workbench.scheduler.request import SamplingParams  # noqa: E402
 from workbench.serving.engine.grammar_costs import Spent  # noqa: E402
 from workbench.serving.engine.matchers import Matchers  # noqa: E402
 from workbench.serving.structured.byte_vocabulary import ByteVocabulary  # noqa: E402
-from workbench.serving.structured.compiler import checked_grammar  # noqa: E402
+from workbench.serving.structured.checking import checked_grammar  # noqa: E402
 from workbench.serving.structured.formats import OutputFormat  # noqa: E402
 
 EOS, VOCAB = 256, 300
@@ -53,8 +53,8 @@ def requests(matchers: Matchers, wanted: list[Schema], constrained: bool = True,
     found = []
     for i, schema in enumerate(wanted):
         text = checked_grammar(OutputFormat("json", schema, "guided_json"))
-        matchers._compile(text, "")
-        grammar = matchers.take(text)
+        matchers._compile(text, f"r{i}")
+        grammar = matchers.take(f"r{i}")
         assert not isinstance(grammar, str), grammar
         params = SamplingParams(MOST, seed=i, **more)
         found.append(Generate(f"r{i}", PROMPT[: 20 + i % 30], params, grammar=grammar if constrained else None))

@@ -148,7 +148,7 @@ class LiveInbox:
 
     def _constrained(self, message: Submit) -> Generate:
         """A request whose grammar is there. One that cannot be followed is a request that can never be served."""
-        grammar = self._matchers_for(message).take(message.grammar)
+        grammar = self._matchers_for(message).take(message.sequence_id)
         return self._submit(message, grammar)
 
     def _submit(self, message: Submit, grammar: Matcher | str | None = None) -> Generate:

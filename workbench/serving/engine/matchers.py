@@ -18,18 +18,22 @@ from workbench.serving.engine.grammar_costs import Spent
 from workbench.serving.structured.byte_vocabulary import ByteVocabulary
 from workbench.serving.wire import Addresses, Compiled, encode, push_socket
 
-MOST_KEPT = 256
-"""Compiled grammars that are kept for the next request with the same."""
+MOST_KEPT = 64
+"""Compiled grammars that are kept for the next request with the same: each may have some 100 MiB."""
+STACK_BYTES = 64 << 20
+"""Of the thread that compiles, which recurses as deep as a grammar does: more than those have that passed it before."""
 
 
 class Matcher:
     """How far one request has got in its grammar."""
 
-    __slots__ = ("_dead", "_matcher", "_pool", "_spent", "_width", "words")
+    __slots__ = ("_dead", "_matcher", "_pool", "_spent", "_vocab", "_width", "words")
 
-    def __init__(self, matcher: Any, width: int, words: int, pool: Any, spent: Spent) -> None:
-        """``width``: words of a mask over the tokenizer's vocabulary; ``words``: over the model's, which may be larger."""
-        self._matcher, self._width, self.words, self._pool, self._spent = matcher, width, words, pool, spent
+    def __init__(self, matcher: Any, width: int, vocab: int, pool: Any, spent: Spent) -> None:
+        """``width``: words of a mask over the tokenizer's vocabulary; ``vocab``: the model's, which may be larger, or
+        smaller by an end that it cannot write."""
+        self._matcher, self._width, self._vocab, self._pool, self._spent = matcher, width, vocab, pool, spent
+        self.words = -(-vocab // 32)
         self._dead = False
 
     def accept(self, token: int) -> bool:
@@ -52,8 +56,10 @@ class Matcher:
             entries = [(one._matcher, place) for place, (one, _) in enumerate(found)]
             self._pool.unsafe_compute_mask_ptr(entries, made.ctypes.data, self._width * 4, len(found))
         width = min(self._width, self.words)
+        if self._vocab % 32 and self._width >= self.words:
+            made[:, self.words - 1] &= (1 << self._vocab % 32) - 1
         for (one, row), mask in zip(found, made, strict=True):
-            if one._matcher.is_error() or not mask.any():
+            if one._matcher.is_error() or not mask[:width].any():
                 one._dead = True  # a row has to sample something
                 continue
             masks[row, width:] = 0
@@ -80,6 +86,8 @@ class Matchers:
         self._tokenizer: Any = None
         self._kept: OrderedDict[str, Any] = OrderedDict()
         """Compiled matchers at their beginning, or why there is none, least recently asked for first."""
+        self._found: dict[str, Any] = {}
+        """Those of sequences that have not taken theirs."""
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._pool: Any = None
@@ -91,38 +99,39 @@ class Matchers:
 
     def begin(self, text: str, sequence_id: str) -> bool:
         """Return whether the grammar is there. Otherwise ``tell`` is called with ``sequence_id`` when it is."""
-        with self._lock:
-            if text in self._kept:
-                return True
+        if self._there(text, sequence_id):
+            return True
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+            self._thread = _thread_of(STACK_BYTES)
         self._thread.submit(self._compile, text, sequence_id)
         return False
 
-    def take(self, text: str) -> Matcher | str:
-        """Return a grammar that is there, at its beginning, or why it cannot be followed."""
+    def _there(self, text: str, sequence_id: str) -> bool:
         with self._lock:
             found = self._kept.get(text)
-            if found is not None:
-                self._kept.move_to_end(text)
-        if found is None:
-            return "too many grammars at once"
+            if found is None:
+                return False
+            self._kept.move_to_end(text)
+            self._found[sequence_id] = found
+            return True
+
+    def take(self, sequence_id: str) -> Matcher | str:
+        """Return a grammar that is there, at its beginning, or why it cannot be followed. Each is taken once."""
+        with self._lock:
+            found = self._found.pop(sequence_id)
         if isinstance(found, str):
             return found
-        words = -(-self._vocab // 32)
-        return Matcher(found.deep_copy(), -(-self._tokenizer.vocab_size // 32), words, self._pool, self.spent)
+        return Matcher(found.deep_copy(), -(-self._tokenizer.vocab_size // 32), self._vocab, self._pool, self.spent)
 
     def _compile(self, text: str, sequence_id: str) -> None:
         began_s = time.perf_counter()
-        with self._lock:
-            there = text in self._kept
-        if not there:
+        if not self._there(text, sequence_id):
             try:
                 found = self._compiled(text)
             except Exception as error:  # a loop that waits for it must hear of it
                 found = f"{type(error).__name__}: {error}"
             with self._lock:
-                self._kept[text] = found
+                self._kept[text] = self._found[sequence_id] = found
                 while len(self._kept) > MOST_KEPT:
                     self._kept.popitem(last=False)
             self.spent.compiled += 1
@@ -144,6 +153,17 @@ class Matchers:
         """Leave what is being compiled behind."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _thread_of(stack_bytes: int) -> ThreadPoolExecutor:
+    """Return a thread with a stack of its own size."""
+    made = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+    before = threading.stack_size(stack_bytes)
+    try:
+        made.submit(int)  # with its first work it starts
+    finally:
+        threading.stack_size(before)
+    return made
 
 
 def teller(context: zmq.Context[Any], addresses: Addresses) -> Callable[[str], None]:

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 
 from workbench.serving.refusals import bad_value
-from workbench.serving.structured.compiler import as_text
-from workbench.serving.structured.formats import ANY_OBJECT, OutputFormat
+from workbench.serving.structured.formats import ANY_OBJECT, OutputFormat, as_text
 
 _KINDS = {
     "guided_json": "json",

@@ -1,166 +1,92 @@
-"""Grammars of outputs: checked beside the event loop, kept, and refused where they are wrong."""
+"""Grammars of outputs: asked for, kept, and refused where they are wrong."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
-import llguidance
-import msgspec
-import numpy as np
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
-from jsonschema.validators import validator_for
-
+from workbench.serving.bounded import Lane, WorkerEnded
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.structured.byte_vocabulary import ByteVocabulary
-from workbench.serving.structured.formats import OutputFormat, check_depth, grammar_of, one_line
-from workbench.serving.threads import in_thread
+from workbench.serving.structured.checking import grammar_in, run_checker
+from workbench.serving.structured.formats import OutputFormat
 
 MOST_KEPT = 1024
+MOST_CHARACTERS_KEPT = 16 << 20
 COMPILE_S = 10.0
-"""How long a schema may take to be compiled."""
+"""Processor time that a form may take to be compiled."""
+TURN_S = 10.0
+"""How long one may wait for its turn."""
 AT_ONCE = 2
-"""Schemas that are compiled at a time: each takes a core."""
-_NOTHING = "NoExtensionBias"
-"""How llguidance says that no output has the form."""
-MOST_LOOKS = 200
-"""Parts of a schema that are tried to find which of them is wrong."""
+"""Forms that are compiled at a time: each takes a core."""
 
 
 class GrammarCompiler:
     """Maker of the grammars of a server's requests. The model's tokens play no part yet: those the scheduler process has."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, str | Refusal] = OrderedDict()
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._lane = Lane(AT_ONCE, run_checker, "grammar", [run_checker.__module__])
+        self._kept: OrderedDict[bytes, str | Refusal] = OrderedDict()
+        self._characters = 0
+        """Of all that is kept."""
+        self._making: dict[bytes, asyncio.Task[str | Refusal]] = {}
+
+    @property
+    def compiling(self) -> int:
+        """Forms that are being compiled, or wait for their turn."""
+        return len(self._making)
 
     async def grammar(self, asked: OutputFormat) -> str:
-        """Return the grammar of an output. Raises Refusal that says where it is wrong, that it takes too long, or that
-        others do."""
-        key = repr((asked.kind, asked.parameter, asked.inner, asked.whitespace, asked.value))
+        """Return the grammar of an output. Raises Refusal that says where it is wrong, or what takes too much."""
+        key = _key(asked)
         found = self._kept.get(key)
         if found is None:
-            found = await self._made(asked)
-            self._kept[key] = found
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            making = self._making.get(key)
+            if making is None:
+                making = self._making[key] = asyncio.ensure_future(self._made(key, asked))
+                making.add_done_callback(lambda made: self._ended(key, made))
+            found = await asyncio.shield(making)
         else:
             self._kept.move_to_end(key)
         if isinstance(found, Refusal):
             raise Refusal(found.kind, str(found), found.parameter)
         return found
 
-    async def _made(self, asked: OutputFormat) -> str | Refusal:
+    async def _made(self, key: bytes, asked: OutputFormat) -> str | Refusal:
         try:
-            await asyncio.wait_for(self._turns.acquire(), COMPILE_S)
+            answer = await self._lane.ask(asked, COMPILE_S, TURN_S)
         except TimeoutError:
             raise Refusal("overloaded", "overloaded: other forms are being compiled", retry_after_s=5) from None
-        working = asyncio.ensure_future(in_thread(checked_grammar, asked))
-        working.add_done_callback(self._ended)
-        try:
-            return await asyncio.wait_for(asyncio.shield(working), COMPILE_S)
-        except Refusal as refusal:
-            return refusal
-        except TimeoutError:
-            return bad_value(asked.parameter, f"takes more than {COMPILE_S:g} s to compile")
+        except RecursionError:
+            found: str | Refusal = bad_value(asked.parameter, "is nested too deeply")
+        except WorkerEnded:
+            found = bad_value(asked.parameter, "is nested too deeply, or needs too much memory, to be compiled")
+        else:
+            slow = bad_value(asked.parameter, f"takes more than {COMPILE_S:g} s to compile")
+            found = slow if answer is None else grammar_in(answer)
+        self._keep(key, found)
+        return found
 
-    def _ended(self, working: asyncio.Future[str]) -> None:
-        """Give the turn on: a thread keeps its core, and so its turn, when nobody waits for it any more."""
-        self._turns.release()
-        if not working.cancelled():
-            working.exception()  # whoever waited has it; where nobody did, it is nobody's fault
+    def _keep(self, key: bytes, found: str | Refusal) -> None:
+        self._kept[key] = found
+        self._characters += len(str(found))
+        while len(self._kept) > MOST_KEPT or self._characters > MOST_CHARACTERS_KEPT:
+            self._characters -= len(str(self._kept.popitem(last=False)[1]))
 
+    def _ended(self, key: bytes, made: asyncio.Task[str | Refusal]) -> None:
+        del self._making[key]
+        if not made.cancelled():
+            made.exception()  # whoever waited has it; where nobody did, it is nobody's fault
 
-def checked_grammar(asked: OutputFormat) -> str:
-    """Return the grammar of an output. Raises Refusal that says where it is wrong."""
-    if asked.kind == "json" and isinstance(asked.value, dict):
-        _check_schema(asked)
-    grammar = grammar_of(asked)
-    fault = _fault(grammar)
-    if fault:
-        is_schema = asked.kind == "json" and isinstance(asked.value, dict)
-        name, where = asked.named(_path_of(asked, fault) if is_schema else ())
-        raise Refusal("invalid_value", f"{where}: {one_line(fault)}", name)
-    return grammar
+    def close(self) -> None:
+        """End what is being compiled."""
+        self._lane.close()
 
 
-def _check_schema(asked: OutputFormat) -> None:
-    check_depth(asked.value, asked.parameter)
-    named = isinstance(asked.value.get("$schema"), str)
-    kind = validator_for(asked.value, default=Draft202012Validator) if named else Draft202012Validator
+def _key(asked: OutputFormat) -> bytes:
+    """Return what tells a form from others, however large it is. Raises Refusal."""
+    said = (asked.kind, asked.parameter, asked.inner, asked.whitespace, asked.value)
     try:
-        error = best_match(kind(kind.META_SCHEMA).iter_errors(asked.value))
+        return hashlib.blake2b(repr(said).encode()).digest()
     except RecursionError:
         raise bad_value(asked.parameter, "is nested too deeply") from None
-    if error is not None:
-        name, where = asked.named(list(error.absolute_path))
-        raise Refusal("invalid_value", f"{where}: {one_line(error.message)}", name)
-
-
-def _fault(grammar: str) -> str:
-    """Return what is wrong with a grammar, nothing where it is right: read, and followed for one byte, which shows what is
-    too complex and what nothing can be written by."""
-    matcher = llguidance.LLMatcher(_bytes(), grammar, log_level=0)
-    if not matcher.is_error():
-        mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        if matcher.get_error().startswith(_NOTHING):
-            return "nothing can be written by it"
-        matcher.consume_token(int(mask.argmax()))
-    if not matcher.is_error():
-        return ""
-    fault = str(matcher.get_error()).partition("\n<state>")[0].removeprefix("Parser Error: ")
-    return fault or "is no grammar"
-
-
-@cache
-def _bytes() -> Any:
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(ByteVocabulary()))
-
-
-def _path_of(asked: OutputFormat, fault: str) -> list[str | int]:
-    """Return the path of the smallest part of a schema that is wrong by itself, in the same way."""
-    root = asked.value
-    shared = {name: root[name] for name in ("$schema", "$defs", "definitions") if name in root}
-    path: list[str | int] = []
-    part: Any = root
-    looks = 0
-    while True:
-        for step, child in _parts(part):
-            looks += 1
-            if looks > MOST_LOOKS:
-                return path
-            alone = OutputFormat("json", {**child, **shared}, asked.parameter)
-            if _fault(grammar_of(alone)) == fault:
-                path, part = [*path, *step], child
-                break
-        else:
-            return path
-
-
-def _parts(schema: dict[str, Any]) -> Iterator[tuple[list[str | int], dict[str, Any]]]:
-    """Yield the schemas inside a schema, and where each is: first those that others refer to, as a fault is theirs."""
-    for name, value in sorted(schema.items(), key=lambda item: item[0] not in ("$defs", "definitions")):
-        if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
-            for key, each in value.items():
-                if isinstance(each, dict):
-                    yield [name, key], each
-        elif name in ("items", "additionalProperties") and isinstance(value, dict):
-            yield [name], value
-        elif name in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
-            for i, each in enumerate(value):
-                if isinstance(each, dict):
-                    yield [name, i], each
-
-
-def as_text(value: Any, parameter: str) -> Any:
-    """Return a schema that may come as JSON text. Raises Refusal for text that is none."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_value(parameter, f"is not JSON: {one_line(error)}") from error

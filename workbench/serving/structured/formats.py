@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from workbench.serving.refusals import bad_value
 
 Kind = Literal["json", "regex", "choice", "grammar"]
@@ -125,3 +127,13 @@ def one_line(what: object) -> str:
     lines = [line.strip() for line in str(what).splitlines()]
     said = " ".join(line for line in lines if line.strip("^ ") and " | " not in f" {line} "[:8])
     return said if len(said) <= 300 else said[:297] + "..."
+
+
+def as_text(value: Any, parameter: str) -> Any:
+    """Return a schema that may come as JSON text. Raises Refusal for text that is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_value(parameter, f"is not JSON: {one_line(error)}") from error

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import pickle
-import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from multiprocessing.context import ForkServerProcess
 from typing import Any
 
+from workbench.serving.bounded import Lane, WorkerEnded
 from workbench.serving.refusals import Refusal, bad_value
-from workbench.serving.text.chat_worker import Rendering, TemplateRefused, run_worker, text_of
+from workbench.serving.text.chat_worker import Rendering, TemplateRefused, run_renderer, text_of
 from workbench.serving.text.tokenizer import Tokenizer
 from workbench.serving.threads import in_thread
 
@@ -23,8 +20,6 @@ CPU_S = 2.0
 QUICK_WORKERS, SLOW_WORKERS = 2, 1
 MAX_SLOW = 16
 """Slow renderings that may wait; the next is refused."""
-SILENT_S = 120.0
-"""A worker that has not answered for so long does not run."""
 
 
 @cache
@@ -58,8 +53,11 @@ class ChatTemplates:
         self._tokenizer = tokenizer
         self._bounds = bounds
         self._trust_requests = trust_requests
-        self._quick = _Lane(QUICK_WORKERS)
-        self._slow = _Lane(SLOW_WORKERS)
+        rendered = tokenizer.chat_template is not None or trust_requests
+        preload = (run_renderer.__module__, *(["transformers.utils.chat_template_utils"] if rendered else []))
+        self._quick, self._slow = (
+            Lane(size, run_renderer, "chat-template", preload) for size in (QUICK_WORKERS, SLOW_WORKERS)
+        )
 
     async def warm(self) -> None:
         """Start what the first chat would otherwise wait for."""
@@ -138,119 +136,22 @@ class ChatTemplates:
         tools: list[dict[str, Any]] | None,
     ) -> str:
         bounds = self._bounds
-        rendering = Rendering(
-            template,
-            messages,
-            variables,
-            dict(self._tokenizer.special_tokens),
-            bounds.max_characters,
-            bounds.quick_cpu_s,
-            tools,
-        )
-        text = await self._quick.render(rendering)
-        if text is None:
-            if self.slow_renderings >= MAX_SLOW:
-                raise Refusal(
-                    "overloaded",
-                    f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
-                    retry_after_s=5,
-                )
-            text = await self._slow.render(replace(rendering, cpu_s=bounds.cpu_s))
-        if text is None:
+        special_tokens = dict(self._tokenizer.special_tokens)
+        rendering = Rendering(template, messages, variables, special_tokens, bounds.max_characters, tools)
+        try:
+            answer = await self._quick.ask(rendering, bounds.quick_cpu_s)
+            if answer is None:
+                if self.slow_renderings >= MAX_SLOW:
+                    raise Refusal(
+                        "overloaded",
+                        f"overloaded: {self.slow_renderings} chats whose templates take long are being rendered",
+                        retry_after_s=5,
+                    )
+                answer = await self._slow.ask(rendering, bounds.cpu_s)
+        except RecursionError:
+            raise TemplateRefused("gets variables that are nested too deeply") from None
+        except WorkerEnded:
+            raise TemplateRefused("cannot be rendered") from None
+        if answer is None:
             raise TemplateRefused(f"takes more than {bounds.cpu_s:g} s of processor time to render")
-        return text
-
-
-class _Worker:
-    """One process, and the pipe to it."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        # Imported once, in the process that the workers are copies of.
-        context.set_forkserver_preload(
-            ["__main__", "workbench.serving.text.chat_worker", "transformers.utils.chat_template_utils"]
-        )
-        self._connection, theirs = context.Pipe()
-        self._process: ForkServerProcess = context.Process(
-            target=run_worker, args=(theirs,), name="chat-template", daemon=True
-        )
-        self._process.start()
-        theirs.close()
-
-    def ask(self, rendering: bytes) -> bytes | None:
-        """Its answer; None when the time was over. Raises TemplateRefused when it ends in another way."""
-        try:
-            self._connection.send_bytes(rendering)
-            if self._connection.poll(SILENT_S):
-                return self._connection.recv_bytes()
-        except (EOFError, OSError):
-            self._process.join(SILENT_S)
-        if self._process.exitcode == -signal.SIGPROF:
-            return None
-        raise TemplateRefused("cannot be rendered")
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
-class _Lane:
-    """Workers that take turns, started when they are needed, and those who wait for them."""
-
-    def __init__(self, size: int) -> None:
-        self._turns = asyncio.Semaphore(size)
-        self._idle: list[_Worker] = []
-        self._all: set[_Worker] = set()
-        self._closed = False
-        self.waiting = 0
-        """Renderings that wait or run."""
-
-    async def warm(self) -> None:
-        async with self._turns:
-            self._idle.append(await self._start())
-
-    async def _start(self) -> _Worker:
-        starting = asyncio.ensure_future(in_thread(_Worker))
-        starting.add_done_callback(self._started)
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(lambda started: self._idle.append(started.result()))  # for the next
-            raise
-
-    def _started(self, starting: asyncio.Future[_Worker]) -> None:
-        worker = starting.result()
-        self._all.add(worker)
-        if self._closed:
-            self._discard(worker)
-
-    async def render(self, rendering: Rendering) -> str | None:
-        """The text; None when it takes longer than it may. Raises TemplateRefused."""
-        self.waiting += 1
-        try:
-            async with self._turns:
-                worker = self._idle.pop() if self._idle else await self._start()
-                try:
-                    asked = pickle.dumps(rendering)
-                    answer = await in_thread(worker.ask, asked)
-                except RecursionError:
-                    self._idle.append(worker)
-                    raise TemplateRefused("gets variables that are nested too deeply") from None
-                except BaseException:
-                    self._discard(worker)
-                    raise
-                if answer is None:
-                    self._discard(worker)
-                    return None
-                self._idle.append(worker)
-                return text_of(answer)
-        finally:
-            self.waiting -= 1
-
-    def _discard(self, worker: _Worker) -> None:
-        worker.kill()
-        self._all.discard(worker)
-
-    def close(self) -> None:
-        self._closed = True
-        for worker in list(self._all):
-            self._discard(worker)
+        return text_of(answer)

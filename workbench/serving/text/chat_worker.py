@@ -1,21 +1,16 @@
 """The process that renders chat templates: one at a time, within a processor time and a memory that it cannot exceed.
 
-A template is a program. A loop in one cannot be interrupted from another thread, nor can what it builds be kept from
-growing, so the bounds are the kernel's, and whoever waits for a rendering may end it by ending the process. The environment
-is that of transformers: a template renders here as it does everywhere else.
+A template is a program: :mod:`workbench.serving.bounded` says how it is held. The environment is that of transformers: a
+template renders here as it does everywhere else.
 """
 
 from __future__ import annotations
 
-import pickle
-import resource
-import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from workbench.serving.child import begin_child
+from workbench.serving.bounded import run_worker
 
 MEMORY_BYTES = 256 << 20
 """Memory beyond the worker's own that a rendering may take, and for each byte that it is given, MEMORY_FACTOR more."""
@@ -25,14 +20,13 @@ _TEXT, _REFUSED = b"t", b"r"
 
 @dataclass(frozen=True)
 class Rendering:
-    """A chat to be rendered, and the bounds."""
+    """A chat to be rendered, and how long it may become."""
 
     template: str
     messages: list[dict[str, Any]]
     variables: dict[str, Any]
     special_tokens: dict[str, str]
     max_characters: int
-    cpu_s: float
     tools: list[Any] | None = None
 
 
@@ -40,31 +34,20 @@ class TemplateRefused(ValueError):
     """Reason for which there is no text, in one line that goes on after the template's name."""
 
 
-def run_worker(connection: Connection) -> None:
-    """Run the process: answer each pickled Rendering with what :func:`text_of` reads, until nobody asks any more."""
-    begin_child()
-    for number in (signal.SIGTERM, signal.SIGPROF):  # nothing is lost with it
-        signal.signal(number, signal.SIG_DFL)
-    own_bytes = _address_space_bytes()
-    while True:
-        try:
-            asked = connection.recv_bytes()
-        except EOFError:
-            return
-        if own_bytes is not None:
-            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (own_bytes + MEMORY_BYTES + MEMORY_FACTOR * len(asked), hard))
-        rendering: Rendering = pickle.loads(asked)
-        signal.setitimer(signal.ITIMER_PROF, rendering.cpu_s)  # its signal ends the process
-        try:
-            answer = _TEXT + _render(rendering).encode()
-        except UnicodeEncodeError:
-            answer = _REFUSED + b"writes what is not text"
-        except TemplateRefused as refusal:
-            answer = _REFUSED + str(refusal).encode("utf-8", "replace")
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send_bytes(answer)
+def run_renderer(connection: Connection) -> None:
+    """Run the process. Its tasks are Renderings, its answers what :func:`text_of` reads."""
+    import transformers.utils.chat_template_utils  # noqa: F401  (no part of any rendering)
+
+    run_worker(connection, _answer, MEMORY_BYTES, MEMORY_FACTOR)
+
+
+def _answer(rendering: Rendering) -> bytes:
+    try:
+        return _TEXT + _render(rendering).encode()
+    except UnicodeEncodeError:
+        return _REFUSED + b"writes what is not text"
+    except TemplateRefused as refusal:
+        return _REFUSED + str(refusal).encode("utf-8", "replace")
 
 
 def text_of(answer: bytes) -> str:
@@ -73,15 +56,6 @@ def text_of(answer: bytes) -> str:
     if answer[:1] != _TEXT:
         raise TemplateRefused(text)
     return text
-
-
-def _address_space_bytes() -> int | None:
-    """Read the size of the address space; None where the kernel does not say, which is where it does not bound it either."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return None
-    return pages * resource.getpagesize()
 
 
 def _render(rendering: Rendering) -> str:
