@@ -70,6 +70,70 @@ CASES = {
         "",
         CALL,
     ),
+    "hermes-no-end": (
+        "hermes",
+        f'<tool_call>{{"name": "weather", "arguments": {ARGS}}}<tool_call>{{"name": "search", "arguments": {{}}}} so.',
+        " so.",
+        "",
+        TWO,
+    ),
+    "hermes-two-in-one": (
+        "hermes",
+        f'<tool_call>{{"name": "weather", "arguments": {ARGS}}}\n{{"name": "search"}}}}</tool_call>so.',
+        "so.",
+        "",
+        TWO,
+    ),
+    "hermes-null": (
+        "hermes",
+        '<tool_call>{"name": "search", "arguments": null}</tool_call>',
+        "",
+        "",
+        [("search", "{}")],
+    ),
+    "llama3-comma": (
+        "llama3",
+        f'{{"name": "weather", "parameters": {ARGS}}}, {{"name": "search", "parameters": {{}}}}',
+        "",
+        "",
+        TWO,
+    ),
+    "llama3-tags": (
+        "llama3",
+        f'<|python_tag|>{{"name": "weather", "parameters": {ARGS}}}<|python_tag|>{{"name": "search"}}',
+        "",
+        "",
+        TWO,
+    ),
+    "llama3-rest": ("llama3", f'{{"name": "weather", "parameters": {ARGS}}}, {{it', ", {it", "", CALL),
+    "mistral-object": ("mistral", f'[TOOL_CALLS]{{"name": "weather", "arguments": {ARGS}}}', "", "", CALL),
+    "mistral-no-call": ("mistral", '[TOOL_CALLS][{"x": 1}]', '[TOOL_CALLS][{"x": 1}]', "", []),
+    "mistral-no-name": ("mistral", "[TOOL_CALLS] [ARGS]{}", "[TOOL_CALLS] [ARGS]{}", "", []),
+    "deepseek-no-end": (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+        + ARGS
+        + "<｜tool▁call▁begin｜>search<｜tool▁sep｜><｜tool▁calls▁end｜>so.",
+        "so.",
+        "",
+        TWO,
+    ),
+    "deepseek-again": (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>```json\n"
+        + ARGS
+        + "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>so.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>search<｜tool▁sep｜>{}",
+        "so.",
+        "",
+        TWO,
+    ),
+    "deepseek-no-call": (
+        "deepseek",
+        "<｜tool▁calls▁begin｜>no.<｜tool▁call▁begin｜>weath",
+        "no.<｜tool▁call▁begin｜>weath",
+        "",
+        [],
+    ),
     "gpt-oss": (
         "gpt-oss",
         "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
@@ -130,6 +194,51 @@ def test_calls_are_found_wherever_the_text_is_cut(case, at):
     assert whole == (content, reasoning, calls)
     assert parts(OutputParser(FORMATS[form].parser, NAMES), list(text)) == whole
     assert parts(OutputParser(FORMATS[form].parser, NAMES), cut(text, at)) == whole
+
+
+MARKS = {
+    "hermes": ["<tool_call>", "</tool_call>"],
+    "llama3": ["<|python_tag|>", ";"],
+    "mistral": ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[", "]", "weather"],
+    "deepseek": [
+        *(
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁sep｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁calls▁end｜>",
+        ),
+        *("function", "weather", "```json\n", "\n```", "```"),
+    ],
+    "gpt-oss": [
+        *("<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|start|>assistant", "analysis", "commentary", "final"),
+        " to=functions.weather",
+    ],
+}
+BITS = [
+    *('{"name": "weather", "arguments": {"a": 1}}', '{"name": "x", "parameters": {}}', '{"name": "weather"}'),
+    *(
+        '{"arguments": {"x": "}"}, "name": "search"}',
+        '{"name": "weather", "arguments": "{}"}',
+        '{"name": "weather", "a',
+    ),
+    *("{", "}", " ", "\n", "text", '"', "\\", '{"a": ["é🙂"]}', ",", ":", "<", "[", "<think>", "</think>"),
+]
+
+
+@pytest.mark.parametrize("form", MARKS)
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_whatever_a_model_writes_is_read_the_same_wherever_it_is_cut(form, data):
+    text = "".join(data.draw(st.lists(st.sampled_from(MARKS[form] * 2 + BITS), max_size=8)))
+    at = data.draw(st.lists(st.integers(0, 10_000), max_size=8))
+    parser = FORMATS[form].parser
+    if data.draw(st.booleans()):
+        parser = thinking(REASONING["qwen3"], False, parser)
+    whole = parts(OutputParser(parser, NAMES), [text])
+    assert parts(OutputParser(parser, NAMES), list(text)) == whole
+    assert parts(OutputParser(parser, NAMES), cut(text, at)) == whole
+    assert all(name and "｜" not in name and "`" not in name for name, _ in whole[2])
 
 
 @pytest.mark.parametrize("form", ["hermes", "llama3", "mistral", "deepseek"])

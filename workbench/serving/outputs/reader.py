@@ -204,7 +204,7 @@ def call_object(
         return "".join(taken)
     reader.begin(name)
     text = "".join(arguments)
-    reader.arguments((_text(text) or text) or "{}")
+    reader.arguments("{}" if text in ("", "null") else _text(text) or text)
     return None
 
 

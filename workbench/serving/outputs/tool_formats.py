@@ -28,36 +28,47 @@ class ToolFormat:
 
 def hermes(reader: Reader, names: Collection[str]) -> Reading:
     """``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them between text: Hermes, Qwen."""
-    while (yield from reader.until("<tool_call>", to=reader.content)):
-        before = yield from reader.space()
+    begin, end = "<tool_call>", "</tool_call>"
+    while (yield from reader.until(begin, to=reader.content)):
+        before = begin + (yield from reader.space())
         if reader.text[:1] != "{":
-            reader.content("<tool_call>" + before)
+            reader.content(before)
             continue
-        no_call = yield from call_object(reader, ("arguments", "parameters"))
-        if no_call is not None:
-            reader.content("<tool_call>" + before + no_call)
-            continue
-        yield from reader.until("</tool_call>", to=_nothing)
-        yield from _space_before(reader, "<tool_call>")
+        while reader.text[:1] == "{":
+            no_call = yield from call_object(reader, ("arguments", "parameters"))
+            if no_call is not None:
+                reader.content(before + no_call)
+                break
+            before = yield from reader.space()
+        else:
+            rest: list[str] = []
+            mark = yield from reader.until(end, begin, to=rest.append)
+            if mark == end:  # a brace too many, say, is part of nothing
+                yield from _space_before(reader, begin)
+            else:
+                reader.content(before + "".join(rest))
+                reader.text = mark + reader.text
 
 
 def llama3(reader: Reader, names: Collection[str]) -> Reading:
     """``{"name": ..., "parameters": {...}}``, several of them with ``;`` between, all of the answer, after
     ``<|python_tag|>`` or not: Llama 3."""
     before = yield from reader.space()
-    if (yield from reader.begins_with("<|python_tag|>")):
-        reader.take(len("<|python_tag|>"))
-        before += yield from reader.space()
-    while reader.text[:1] == "{":
+    while True:
+        if (yield from reader.begins_with("<|python_tag|>")):
+            reader.take(len("<|python_tag|>"))
+            before += yield from reader.space()
+        if reader.text[:1] != "{":
+            break
         no_call = yield from call_object(reader, ("parameters", "arguments"), names.__contains__)
         if no_call is not None:
             reader.content(before + no_call)
             before = ""
             break
         before = yield from reader.space()
-        if reader.text[:1] == ";":
-            reader.take(1)
-            before = yield from reader.space()
+        if reader.text[:1] in (";", ","):
+            before += reader.take(1)
+            before += yield from reader.space()
     if reader.text or not reader.calls:
         reader.content(before)
     yield from reader.until("<|python_tag|>", to=reader.content)
@@ -66,62 +77,92 @@ def llama3(reader: Reader, names: Collection[str]) -> Reading:
 def mistral(reader: Reader, names: Collection[str]) -> Reading:
     """``[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]``, or since version 11 of its tokenizer
     ``[TOOL_CALLS]NAME[ARGS]{...}`` for each: Mistral."""
-    while (yield from reader.until("[TOOL_CALLS]", to=reader.content)):
-        yield from reader.space()
-        if reader.text[:1] == "[":
-            reader.take(1)
-            while True:
-                yield from reader.space()
-                if reader.text[:1] == ",":
-                    reader.take(1)
-                elif reader.text[:1] == "{":
-                    no_call = yield from call_object(reader, ("arguments", "parameters"))
-                    if no_call is not None:
-                        reader.content(no_call)
-                        break
-                else:
-                    if reader.text[:1] == "]":
-                        reader.take(1)
-                    break
+    begin = "[TOOL_CALLS]"
+    while (yield from reader.until(begin, to=reader.content)):
+        before = begin + (yield from reader.space())
+        if reader.text[:1] in ("[", "{"):
+            yield from _mistral_list(reader, before)
             continue
         if reader.closed and not reader.text:
             continue
-        name: list[str] = []
-        found = yield from reader.until("[ARGS]", "{", to=name.append)
-        if not found:
-            reader.content("[TOOL_CALLS]" + "".join(name))
+        head: list[str] = []
+        found = yield from reader.until("[ARGS]", "{", to=head.append)
+        name = "".join(head).partition("[CALL_ID]")[0].strip()
+        if not found or not name:
+            reader.content(before + "".join(head) + found)
             continue
         if found == "{":
             reader.text = "{" + reader.text
-        reader.begin("".join(name).partition("[CALL_ID]")[0].strip())
+        reader.begin(name)
         yield from reader.space()
         yield from reader.value(reader.arguments)
+
+
+def _mistral_list(reader: Reader, before: str) -> Reading:
+    """Read the calls of a list, or one that is in none."""
+    if reader.text[:1] == "[":
+        before += reader.take(1)
+    while True:
+        before += yield from reader.space()
+        if reader.text[:1] == "{":
+            no_call = yield from call_object(reader, ("arguments", "parameters"))
+            if no_call is not None:
+                reader.content(before + no_call)
+                return
+            before = ""
+        elif reader.text[:1] == ",":
+            reader.take(1)
+        else:
+            if reader.text[:1] == "]":
+                reader.take(1)
+            else:
+                reader.content(before)
+            return
 
 
 def deepseek(reader: Reader, names: Collection[str]) -> Reading:
     """``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`` since V3.1, before it with a type first and the
     arguments fenced: DeepSeek."""
-    begin, end = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
-    if not (yield from reader.until("<｜tool▁calls▁begin｜>", to=reader.content)):
-        return
-    while (yield from reader.until(begin, "<｜tool▁calls▁end｜>", to=_nothing)) == begin:
-        head: list[str] = []
-        if not (yield from reader.until("<｜tool▁sep｜>", to=head.append)):
-            return
+    begin, end, last = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
+    while (yield from reader.until("<｜tool▁calls▁begin｜>", to=reader.content)):
+        while True:
+            between: list[str] = []
+            mark = yield from reader.until(begin, last, to=between.append)
+            if "".join(between).strip():
+                reader.content("".join(between))
+            if mark != begin:
+                break
+            head: list[str] = []
+            mark = yield from reader.until("<｜tool▁sep｜>", end, last, to=head.append)
+            if mark != "<｜tool▁sep｜>":
+                reader.content(begin + "".join(head) + mark)
+                continue
+            yield from _deepseek_call(reader, "".join(head).strip(), (end, begin, last))
+
+
+def _deepseek_call(reader: Reader, first: str, ends: tuple[str, ...]) -> Reading:
+    """Read a call after its first words, which are its name or, before V3.1, the type of it."""
+    yield from reader.space()
+    name = first
+    if not (yield from reader.begins_with("{", "```", *ends)):
+        named: list[str] = []
+        mark = yield from reader.until("\n", "{", "```", *ends, to=named.append)
+        reader.text = mark.strip() + reader.text
+        name = "".join(named).strip() or first
         yield from reader.space()
-        name = "".join(head).strip()
-        if (yield from reader.begins_with("{")) != "{":
-            named: list[str] = []
-            yield from reader.until("\n", to=named.append)
-            name = "".join(named).strip()
-            yield from reader.until("```", to=_nothing)
-            if (yield from reader.begins_with("json")):
-                reader.take(len("json"))
-            yield from reader.space()
-        reader.begin(name)
+    if (yield from reader.begins_with("```")):
+        reader.take(3)
+        if (yield from reader.begins_with("json")):
+            reader.take(len("json"))
+        yield from reader.space()
+    reader.begin(name)
+    if reader.text[:1] == "{":
         yield from reader.value(reader.arguments)
-        yield from reader.until(end, to=_nothing)
-    yield from reader.until(begin, to=reader.content)
+    elif reader.text:
+        reader.arguments("{}")
+    mark = yield from reader.until(*ends, to=_nothing)
+    if mark != ends[0]:
+        reader.text = mark + reader.text
 
 
 def harmony(reader: Reader, names: Collection[str]) -> Reading:
