@@ -38,6 +38,23 @@ DEEP: dict[str, Any] = {
     "type": "function",
     "function": {"name": "f", "parameters": reduce(lambda inner, _: {"items": inner}, range(400), {})},
 }
+
+
+def tool(name: str, parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def properties(needed: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The schema of an object that has these and nothing else."""
+    return {
+        "type": "object",
+        "properties": needed,
+        "required": list(needed),
+        "additionalProperties": False,
+        **more,
+    }
+
+
 ASKED: list[dict[str, Any]] = [{"role": "user", "content": "go"}]
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in (WEATHER, CLOCK)}
 
@@ -106,6 +123,34 @@ def test_streamed_arguments_are_together_those_of_the_whole_answer(server, choic
 
 
 @pytest.mark.server
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        properties({"$schema": {"const": 1}, "$ref": {"const": 2}, "$id": {"const": 3}}),
+        properties({"a": {"enum": [{"$ref": "#/x", "$schema": 1}]}}),
+        properties({"a": {"$ref": "#b"}}, **{"$defs": {"x": {"$anchor": "b", "const": 1}}}),
+        properties({"a": {"$ref": "#/$defs/x"}}, **{"$id": "https://example.org/same", "$defs": {"x": {"const": 1}}}),
+        properties({"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}),
+        {},
+        {"anyOf": [{"type": "integer"}, {"type": "object"}]},
+        None,
+    ],
+    ids=["names-of-keywords", "values", "anchor", "id", "recursive", "any", "type-in-parts", "none"],
+)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_arguments_are_an_object_of_the_tools_own_schema_whatever_is_in_it(server, parameters, choice):
+    other = tool("g", properties({"a": {"const": "other"}}, **{"$id": "https://example.org/same"}))
+    answer = chat(server, tools=[tool("f", parameters), other], tool_choice=choice, max_tokens=1000)
+    for call in answer["message"]["tool_calls"]:
+        arguments = json.loads(call["function"]["arguments"])
+        assert isinstance(arguments, dict) and (
+            parameters is not None or call["function"]["name"] == "g" or not arguments
+        )
+        schema = (parameters or {}) if call["function"]["name"] == "f" else other["function"]["parameters"]
+        jsonschema.validate(arguments, schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.server
 def test_a_model_that_calls_nothing_answers_with_content_and_none_calls_nothing(server):
     for choice in ("auto", "none", None):
         answer = chat(server, tool_choice=choice, max_tokens=20)
@@ -143,6 +188,11 @@ def test_calls_and_their_results_go_through_the_template(server):
             "none of the tools",
         ),
         ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
+        ({"tools": [CLOCK], "tool_choice": "required", "n": 10**9}, "n", "more than 256"),
+        *(
+            ({"tools": [tool("f", {"type": kind})]}, "tools[0].function.parameters", "is not 'object'")
+            for kind in ("string", ["object", "null"])
+        ),
         ({"tools": [CLOCK], "response_format": {"type": "json_object"}}, "tools", "do not go with response_format"),
         ({"tools": [CLOCK], "guided_regex": "a"}, "tools", "do not go with guided_regex"),
         (
@@ -172,6 +222,11 @@ def test_calls_and_their_results_go_through_the_template(server):
         *(
             ({"tools": [DEEP], "tool_choice": choice}, "tools[0].function.parameters", "more than 64 deep")
             for choice in ("required", {"type": "function", "function": {"name": "f"}})
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": {}}]},
+            "messages[0].tool_calls",
+            "must be a list",
         ),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "is not one of"),
         (

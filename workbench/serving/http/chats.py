@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from workbench.serving.outputs.tools import MAX_TOOLS, Tool, ToolUse
-from workbench.serving.refusals import bad_value
+from workbench.serving.refusals import Refusal, bad_value
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -42,7 +42,7 @@ def message_for_template(message: dict[str, Any], where: str) -> dict[str, Any]:
     calls = message.get("tool_calls") if role == "assistant" else None
     content = message.get("content")
     made["content"] = "" if calls and content in (None, []) else plain_text(content, f"{where}.content")
-    if calls:
+    if calls not in (None, []):
         made["tool_calls"] = assistant_calls(calls, f"{where}.tool_calls")
     thoughts = (message.get("reasoning_content") or message.get("reasoning")) if role == "assistant" else None
     if thoughts:
@@ -148,7 +148,12 @@ def _tool(tool: Any, where: str, inside: str) -> Tool:
         raise bad_value(f"{inside}.description", "must be text", "invalid_type")
     parameters = function.get("parameters")
     if parameters is None:
-        parameters = {"type": "object", "properties": {}}
+        parameters = {"additionalProperties": False}
     if not isinstance(parameters, dict):
         raise bad_value(f"{inside}.parameters", "must be a JSON schema", "invalid_type")
-    return Tool(name, tool, parameters, inside)
+    if parameters.get("type", "object") != "object":
+        where = f"{inside}.parameters"
+        raise Refusal(
+            "invalid_value", f"{where}.type: {parameters['type']!r} is not 'object', which arguments are", where
+        )
+    return Tool(name, tool, {"type": "object", **parameters}, inside)

@@ -18,7 +18,7 @@ class Tool:
     definition: dict[str, Any]
     """As the client has written it, for the chat template."""
     parameters: dict[str, Any]
-    """JSON schema of its arguments."""
+    """JSON schema of its arguments, which are an object."""
     where: str
     """What the client calls the function."""
 
@@ -61,19 +61,11 @@ class ToolUse:
             "type": "array",
             "minItems": 1,
             "items": {"anyOf": calls},
-            "$defs": {str(i): _inside(tool.parameters, f"#/$defs/{i}") for i, tool in enumerate(self.tools)},
+            "$defs": {str(i): _resource(tool.parameters, f"tool-{i}") for i, tool in enumerate(self.tools)},
         }
         return OutputFormat("json", schema if self.parallel else {**schema, "maxItems": 1}, "tools", inner=places)
 
 
-def _inside(value: Any, where: str) -> Any:
-    """Return a schema whose references are to itself, for a place inside another."""
-    if isinstance(value, list):
-        return [_inside(each, where) for each in value]
-    if not isinstance(value, dict):
-        return value
-    found = {name: _inside(each, where) for name, each in value.items() if name != "$schema"}
-    reference = value.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        found["$ref"] = where + reference[1:]
-    return found
+def _resource(parameters: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a schema as one of several in another, where what it refers to is in itself still."""
+    return {**{key: value for key, value in parameters.items() if key != "$schema"}, "$id": name}
