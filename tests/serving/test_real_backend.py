@@ -244,6 +244,8 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_its_own_tokens(model, pla
                 assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
                 assert len(told["token_logprobs"]) == len(told["tokens"]) == len(told["text_offset"])
                 assert len(told["tokens"]) == len(tokens) + max_tokens
+                before = [TOKENIZER.decode(tokens[:k]).rstrip("\N{REPLACEMENT CHARACTER}") for k in range(len(tokens))]
+                assert told["text_offset"][: len(tokens)] == [len(text) for text in before]
                 assert told["token_logprobs"][1 : len(tokens)] == pytest.approx(wanted, abs=1e-3)
                 best = log.max(-1).values.tolist()
                 for value, top in zip(best, told["top_logprobs"][1 : len(tokens)], strict=False):
@@ -256,8 +258,9 @@ def test_an_echo_without_log_probabilities_is_the_text_before_the_answer(plain_s
         completion(plain_server, "abc", max_tokens=5, echo=True),
     )
     assert echoed["text"] == "abc" + plain["text"] and echoed["logprobs"] is None
-    refused = plain_server.http.post("/v1/completions", json={"prompt": "abc", "echo": True, "stream": True})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "echo")
+    for asked, param in (({"stream": True}, "echo"), ({"prompt": ""}, "prompt"), ({"prompt": [10**6]}, "prompt")):
+        refused = plain_server.http.post("/v1/completions", json={"prompt": "abc", "echo": True, **asked})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
 def test_random_weights_write_the_form_that_they_are_asked_for(plain_server):

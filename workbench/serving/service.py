@@ -28,8 +28,9 @@ from workbench.serving.serve_settings import ServeSettings
 from workbench.serving.structured.compiler import GrammarCompiler
 from workbench.serving.structured.formats import OutputFormat
 from workbench.serving.text.chat_templates import Bounds, ChatTemplates
-from workbench.serving.text.prompts import Prompts
+from workbench.serving.text.prompts import Prompts, SpelledPrompt, spell
 from workbench.serving.text.tokenizer import Decoder, Tokenizer, load_decoder
+from workbench.serving.threads import in_thread
 
 PROMPT_END = 100
 """Characters of a conversation that tell whether its answer goes on with reasoning."""
@@ -73,10 +74,9 @@ class Service:
                 "model_not_found", f"the model {name!r} does not exist; this server has {self.model_name!r}", "model"
             )
 
-    def prompt_text(self, prompt: list[int]) -> tuple[str, list[tuple[str, bytes]]]:
-        """Return token ids as text, and each of them alone, as text and bytes."""
-        stream = self._decoder.stream(False)
-        return stream.push(prompt) + stream.finish(), [self._decoder.token(token) for token in prompt]
+    async def spelled(self, prompts: list[list[int]], bos_tokens: int) -> list[SpelledPrompt]:
+        """Return prompts as text. ``bos_tokens`` at the beginning of each are not part of it."""
+        return await in_thread(lambda: [spell(self._decoder, prompt, bos_tokens) for prompt in prompts])
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -103,7 +103,7 @@ class Service:
         return await self.prompts.chat(text, max_new_tokens, parameter), text[-PROMPT_END:]
 
     async def grammar(self, asked: OutputFormat) -> str:
-        """Return the grammar of an output, which is compiled beside the event loop. Raises Refusal that says where it is
+        """Return the grammar of an output, which is compiled in a process of its own. Raises Refusal that says where it is
         wrong."""
         if self._ready.no_grammars:
             raise bad_value(asked.parameter, self._ready.no_grammars, "unsupported_parameter")
@@ -210,3 +210,4 @@ class Service:
     def close(self) -> None:
         """End what would outlive the server."""
         self.chats.close()
+        self._grammars.close()

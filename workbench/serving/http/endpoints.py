@@ -162,12 +162,13 @@ class Api:
         wanted = dataclasses.replace(
             wanted, params=dataclasses.replace(wanted.params, prompt_logprobs=wanted.params.logprobs)
         )
-        echoes = [self._echo(one, ids) for one, ids in zip(given, prompts, strict=True)]
+        wanted.check(self._service.limits)
+        spelled = await self._while_wanted(request, self._service.spelled(prompts, bos_tokens))
+        echoes = [
+            Echo(one if isinstance(one, str) else told.text, told.offsets, prompt[0], *told.first)
+            for one, prompt, told in zip(given, prompts, spelled, strict=True)
+        ]
         return self._answer(asked, wanted, partial(CompletionShape, echoes=echoes), "cmpl-")
-
-    def _echo(self, given: str | list[int], prompt: list[int]) -> Echo:
-        text, tokens = self._service.prompt_text(prompt)
-        return Echo(given if isinstance(given, str) else text, prompt[0], *tokens[0])
 
     async def chat(self, request: Request) -> Answer:
         asked: bodies.ChatRequest = await self._parse(request, bodies.ChatRequest)
@@ -178,6 +179,8 @@ class Api:
                 "a chat has its whole conversation in messages; /v1/completions and /generate continue sessions",
                 "unsupported_parameter",
             )
+        n = _choices(asked)
+        check_choices(n, 1)
         messages = chat_messages(asked.messages)
         use, form = tool_use(asked.tools, asked.tool_choice, asked.parallel_tool_calls), output_format(asked)
         if use is not None and form is not None:
@@ -192,7 +195,6 @@ class Api:
         writing = self._service.writing
         reads = writing.reads(use, asked.separate_reasoning is not False, form is not None)
         form = form or (use.forced() if use is not None else None)
-        n = _choices(asked)
         wanted = await self._wanted(request, asked, asked, counts, [prompt], n, "messages", form)
         apart = None
         if reads.parser is not None:

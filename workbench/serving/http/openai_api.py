@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -140,6 +139,8 @@ class Echo:
     """A prompt that comes before its answers."""
 
     text: str
+    offsets: list[int]
+    """Of its tokens."""
     first_id: int
     first: str
     """Its first token, of which nothing is known, as text and bytes."""
@@ -203,13 +204,11 @@ class CompletionShape(Shape):
             return own
         echo = self._echoes[index // self.request.n]
         prompt = self._logprobs([item for _, item in sorted(self.prompt_logprobs[index].items())])
-        lengths = [len(echo.first), *(len(item.token) for _, item in sorted(self.prompt_logprobs[index].items()))]
-        offsets = list(accumulate(lengths, initial=0))[:-1]
         return {
             "tokens": [self._name(echo.first_id, echo.first, echo.first_bytes), *prompt["tokens"], *own["tokens"]],
             "token_logprobs": [None, *prompt["token_logprobs"], *own["token_logprobs"]],
             "top_logprobs": [None, *prompt["top_logprobs"], *own["top_logprobs"]],
-            "text_offset": [*offsets, *(len(echo.text) + offset for offset in own["text_offset"])],
+            "text_offset": [*echo.offsets, *(len(echo.text) + offset for offset in own["text_offset"])],
         }
 
     def _logprobs(self, found: list[LogprobText]) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from workbench.serving.refusals import bad_value
 from workbench.serving.requests import MAX_SEQUENCES, Limits, check_length
-from workbench.serving.text.tokenizer import Tokenizer
+from workbench.serving.text.tokenizer import Decoder, Tokenizer
 from workbench.serving.threads import in_thread
 
 LONG_TEXT = 4000
@@ -78,3 +79,25 @@ def _shaped(prompt: Any) -> list[str | list[int]]:
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class SpelledPrompt:
+    """A prompt as text."""
+
+    text: str
+    offsets: list[int]
+    """Characters of the text before each token; see :meth:`TextStream.offset`."""
+    first: tuple[str, bytes]
+    """Its first token alone, as text and bytes."""
+
+
+def spell(decoder: Decoder, prompt: list[int], bos_tokens: int) -> SpelledPrompt:
+    """Return token ids as text, special tokens included but for ``bos_tokens`` at the beginning."""
+    stream = decoder.stream(False)
+    pieces: list[str] = []
+    offsets = [0] * bos_tokens
+    for token in prompt[bos_tokens:]:
+        offsets.append(stream.offset(token))
+        pieces.append(stream.push((token,)))
+    return SpelledPrompt("".join(pieces) + stream.finish(), offsets, decoder.token(prompt[0]))
