@@ -14,6 +14,7 @@ from workbench.serving.http.bodies import ChatRequest, CompletionRequest
 from workbench.serving.http.errors import api_error
 from workbench.serving.http.fields import TABLE, as_markdown
 from workbench.serving.http.native import GenerateRequest, GenerateSampling
+from workbench.serving.http.output_format import StructuredOutputs
 from workbench.serving.http.responses_api import ResponsesRequest
 from workbench.serving.refusals import Refusal
 
@@ -194,6 +195,8 @@ def body_of(where: str, name: str, value: object) -> tuple[dict, type]:
         return {**LEAST["generate"], "sampling_params": {name: value}}, GenerateRequest
     if where == "stream_options":
         return {**LEAST["chat"], "stream": True, "stream_options": {name: value}}, ChatRequest
+    if where == "structured_outputs":
+        return {**LEAST["chat"], "structured_outputs": {"regex": "a", name: value}}, ChatRequest
     return {**LEAST[where], name: value}, KINDS[where]
 
 
@@ -220,10 +223,28 @@ def test_the_table_says_each_field_once_and_names_nothing_that_a_request_has():
     assert len(names) == len(set(names))
     own = {where: set(kind.__struct_fields__) for where, kind in KINDS.items()}
     own |= {"sampling_params": set(GenerateSampling.__struct_fields__), "stream_options": set()}
+    own["structured_outputs"] = set(StructuredOutputs.__struct_fields__)
     assert {(where, name) for where, name in names if name in own[where]} == {
         ("completions", "logprobs"),
         ("sampling_params", "logprobs"),
     }, "false for a number"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "taken"),
+    [
+        ({"effort": None}, True),
+        ({"effort": "medium", "summary": None, "generate_summary": None}, True),
+        ({"effort": None, "summary": "auto"}, False),
+    ],
+)
+def test_null_asks_for_nothing_in_an_object_as_well(reasoning, taken):
+    body = json.dumps({"input": "hi", "reasoning": reasoning}).encode()
+    if taken:
+        bodies.parse(body, ResponsesRequest)
+        return
+    with pytest.raises(Refusal, match="reasoning: not supported"):
+        bodies.parse(body, ResponsesRequest)
 
 
 def test_the_docs_have_the_table():

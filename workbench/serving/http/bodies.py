@@ -28,7 +28,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 class OpenAISampling(Sampling, kw_only=True, forbid_unknown_fields=True):
     """Fields that both OpenAI endpoints share."""
 
-    parts: ClassVar[dict[str, Any]] = {"stream_options": StreamOptions}
+    parts: ClassVar[dict[str, Any]] = {"stream_options": StreamOptions, "structured_outputs": StructuredOutputs}
     model: str | None = None
     n: int | None = None
     stream: bool | None = None

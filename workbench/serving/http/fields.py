@@ -39,6 +39,8 @@ class Neutral:
         """Return whether ``value`` asks for nothing of a request of ``n`` choices."""
         if self.values is _ANY or value is None:
             return True
+        if isinstance(value, dict):  # null asks for nothing in it, too
+            value = {name: each for name, each in value.items() if each is not None}
         return _like(value, n) if self.names == ("best_of",) else any(_like(value, each) for each in self.values)
 
 
@@ -94,7 +96,7 @@ TABLE = (
     Neutral(("include",), ([],), "nothing more", "openai, openai-agents", ("responses",)),
     Neutral(
         ("reasoning",),
-        ({}, {"effort": "medium"}, {"effort": None, "summary": None}),
+        ({}, {"effort": "medium"}),
         "the default",
         "openai, openai-agents",
         ("responses",),
@@ -105,8 +107,6 @@ TABLE = (
             "conversation",
             "prompt",
             "max_tool_calls",
-            "top_logprobs",
-            "stream_options",
             "context_management",
         ),
         (),
@@ -114,7 +114,17 @@ TABLE = (
         "openai's SDK with null",
         ("responses",),
     ),
+    Neutral(("top_logprobs",), (0,), "none", "openai", ("responses",)),
+    Neutral(("stream_options",), ({}, {"include_obfuscation": False}), "nothing is padded", "openai", ("responses",)),
     # Of vLLM
+    Neutral(
+        ("disable_fallback", "disable_any_whitespace", "disable_additional_properties"),
+        (False,),
+        "the default",
+        "vLLM",
+        ("structured_outputs",),
+    ),
+    Neutral(("structural_tag",), (), "", "vLLM", ("structured_outputs",)),
     Neutral(("use_beam_search", "early_stopping"), (False,), "the default", "vLLM's bench, LangChain"),
     Neutral(("length_penalty",), (1.0,), "only beams have one", "vLLM's bench, LangChain"),
     Neutral(
