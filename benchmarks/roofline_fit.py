@@ -2,12 +2,13 @@
 
     python benchmarks/roofline_fit.py [GPU...] [--write]
 
-For each kind of operator, the few numbers with the least mean error (of logarithms) in the roofline's form: matrix products
-by precision, attention of decodes and of prompts (grouped, with a KV head for each head, latent), and routed experts by
-precision. They are fitted to one half of the tables' shapes, and the errors that are printed are those on the other
-(``board/halves.py``). The tables are those that the package ``aiconfigurator-core`` carries (the extra ``profiles``), the
-newest version of SGLang and of vLLM, which count the same; of TensorRT-LLM where these two have none. ``--write`` writes
-the file and the table of docs/cost-model.md anew, for all GPUs. Whole steps are compared by ``whole_steps.py``.
+For each kind of operator, the few numbers with the least mean error (of logarithms) in the roofline's form: matrix
+products by precision, attention of decodes and of prompts (grouped, with a KV head for each head, latent), routed experts
+by precision, and collectives. They are fitted to one half of the tables' shapes, and the errors that are printed are
+those on the other (``board/halves.py``). The tables are those that the package ``aiconfigurator-core`` carries (the extra
+``profiles``), the newest version of SGLang and of vLLM, which count the same; of TensorRT-LLM where these two have none.
+``--write`` writes the file and the table of docs/cost-model.md anew, for all GPUs. Whole steps are compared by
+``whole_steps.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backends.simulated.catalogue.gpu_specs import EFFICIENCIES, GPU, load_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.tables.published_package import find_tables
+from benchmarks.board.collective_kinds import ring, shots
 from benchmarks.board.operator_fit import Fit
 from benchmarks.board.operator_kinds import (
     BF16,
@@ -77,7 +79,8 @@ class GPUFits:
 def fit_gpu(name: str) -> GPUFits:
     """All kinds of operators that a GPU has tables of; the later ones rest on the numbers of the earlier. Raises CostError
     where there are none."""
-    defaults = {field.name: field.default for field in fields(GPU) if field.name.endswith(("_efficiency", "_s"))}
+    ends = ("_efficiency", "_s", "_most_bytes")
+    defaults = {field.name: field.default for field in fields(GPU) if field.name.endswith(ends)}
     gpu = replace(load_gpu(name), **{k: v for k, v in defaults.items() if not k.startswith("link")})
     system = find_tables(gpu, ENGINES[0]).system
     together = []
@@ -129,6 +132,8 @@ def _kinds(tables: Tables, gpu: GPU) -> Iterator[Fit]:
         lambda g: prompts(tables, g, False),
         lambda g: latent_decodes(tables, g),
         lambda g: latent_prompts(tables, g),
+        lambda g: ring(tables, g),
+        lambda g: shots(tables, g),
     ]
     if tables.engine is not None and gpu.fp8_flops:
         # Not every engine was measured with experts by tensor: one that was has both.

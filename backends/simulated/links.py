@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from backends.simulated.catalogue.gpu_specs import GPU
+from backends.simulated.cost.models.communication import reached_link
 from ground.errors import InputError
 from ground.link import Link, parse_latency, parse_rate, written_rate, written_time
 
@@ -57,11 +58,12 @@ def link_notes(gpu: GPU, layout: str, together: int, said: Mapping[str, str | No
     """What is assumed of the links of ``together`` GPUs, a sentence each; ``layout`` says why they work together."""
     notes = []
     nodes = -(-together // gpu.gpus_per_node)
-    if gpu.pcie_link and gpu.gpus_per_node > 1 and (assumed := _assumed(gpu.link, "link", said)):
+    if gpu.pcie_link and gpu.gpus_per_node > 1 and (assumed := _assumed(reached_link(together, gpu), "link", said)):
+        where = ", as on the machine that published tables were measured on" if gpu.kernels_known else ""
         notes.append(
-            f"{LINKS}{gpu.name} GPUs are taken to reach each other over PCIe, without NVLink, at {assumed}, which every "
-            f"step of {layout} waits for; machines with the same card differ by three times: --link and --link-latency say "
-            "yours, calibrate --links measures it"
+            f"{LINKS}{gpu.name} GPUs are taken to reach each other over PCIe, without NVLink, at {assumed}{where}, which "
+            f"every step of {layout} waits for; machines with the same card differ by three times: --link and "
+            "--link-latency say yours, calibrate --links measures it"
         )
     if nodes > 1 and (assumed := _assumed(gpu.node_link, "node_link", said)):
         notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ from backends.simulated.catalogue.gpu_specs import GPU
 from benchmarks.board.table_rows import Measured, engine_rows
 
 DIGITS = 3
-NEGLIGIBLE_S = {"each_overhead_s": 1e-9, "head_overhead_s": 1e-10, "overhead_s": 1e-7, "depth_s": 1e-11}
+NEGLIGIBLE_S = {
+    "each_overhead_s": 1e-9,
+    "head_overhead_s": 1e-10,
+    "peer_overhead_s": 1e-9,
+    "overhead_s": 1e-7,
+    "depth_s": 1e-11,
+}
 """What is written as 0 below these."""
 Seconds = np.ndarray
 Model = Callable[..., Seconds]
@@ -44,8 +50,17 @@ class Fit:
         )
 
 
-def fit(what: str, measured: Measured, fields: Sequence[str], start: GPU, model: Callable[[Measured], Model]) -> Fit:
-    """The numbers of ``fields`` that come nearest: one at a time, by ever smaller steps, from those of ``start``."""
+def fit(
+    what: str,
+    measured: Measured,
+    fields: Sequence[str],
+    start: GPU,
+    model: Callable[[Measured], Model],
+    choices: Mapping[str, Sequence[float]] | None = None,
+) -> Fit:
+    """The numbers of ``fields`` that come nearest: one at a time, by ever smaller steps, from those of ``start``; of
+    ``choices`` one of those given."""
+    of = choices or {}
     scores = measured.rows.scores.to_numpy(bool)
     learned, kept = measured.part(~scores), measured.part(scores)
     seconds, weight, predict = np.log(learned.seconds), learned.weight / learned.weight.sum(), model(learned)
@@ -59,16 +74,16 @@ def fit(what: str, measured: Measured, fields: Sequence[str], start: GPU, model:
     while step > 1.005:
         moved = False
         for i, name in enumerate(fields):
-            for factor in (step, 1 / step):
+            for value in of.get(name, (values[i] * step, values[i] / step)):
                 tried = values.copy()
-                tried[i] *= factor
+                tried[i] = value
                 if name.endswith("_efficiency"):
                     tried[i] = min(tried[i], 1.0)
                 if (found := error(tried)) < best - 1e-7:
                     best, values, moved = found, tried, True
         if not moved:
             step = step**0.5
-    values = [_rounded(name, value) for name, value in zip(fields, values, strict=True)]
+    values = [value if name in of else _rounded(name, value) for name, value in zip(fields, values, strict=True)]
     off = model(kept)(*values) / kept.seconds - 1
     by_engine = {
         str(name): (float(np.abs(off[of]).mean()), float(off[of].mean()))

@@ -58,6 +58,8 @@ def test_where_both_directions_share_the_way_through_the_host_the_traffic_of_all
     row = HIDDEN * 4 + 8 * 8
     one, even = (seconds("allgather-reducescatter", tokens, gpu=host) for tokens in ([1000, 0], [500, 500]))
     assert one == pytest.approx(even) == pytest.approx(2 * 20e-6 + 500 * row / 16e9)
+    peers = peers.with_links(54.4e9, 15e-6)
+    assert not peers.shares_directions
     alone = seconds("allgather-reducescatter", [1000, 0], gpu=peers)
     assert alone == pytest.approx(2 * 15e-6 + 1000 * row / 54.4e9)
 

@@ -275,7 +275,7 @@ def test_a_gpu_beside_its_machines_file_is_found(tmp_path):
     [
         ({"gpu": "l40s"}, []),
         ({"gpu": "h100", "tp": 2}, []),
-        ({"gpu": "l40s", "tp": 2}, ["at 27.2GB/s and 15us, which every step of tp 2 waits for"]),
+        ({"gpu": "l40s", "tp": 2}, ["at 18.9GB/s and 5.31us, as on the machine", "every step of tp 2 waits for"]),
         ({"gpu": "l40s", "tp": 2, "link": "16GB/s"}, ["at 15us, which every step of tp 2 waits for"]),
         ({"gpu": "l40s", "tp": 2, "link": "16GB/s", "link_latency": "20us"}, []),
         ({"gpu": "l40s", "tp": 2, "nodes": 2}, ["over 2 nodes of 1 GPUs", "at 50GB/s and 10us each"]),
@@ -283,7 +283,7 @@ def test_a_gpu_beside_its_machines_file_is_found(tmp_path):
         ({"gpu": "h100", "tp": 8, "pp": 2, "node_link": "90GB/s"}, ["at 10us each"]),
         (
             {"gpu": "l40s", "dp": 2, "ep": 2, "model": "Qwen/Qwen3-30B-A3B"},
-            ["at 27.2GB/s and 15us, which every step of dp 2, ep 2 waits for"],
+            ["at 18.9GB/s and 5.31us, as on the machine", "every step of dp 2, ep 2 waits for"],
         ),
         ({"gpu": "l40s", "dp": 2}, []),
     ],
@@ -301,7 +301,7 @@ def test_the_note_on_links_is_on_the_terminal_and_on_the_page(tmp_path):
     flags = ["--gpu", "l40s", "--tp", "2", "--requests", "5", "--out", str(out)]
     done = CliRunner().invoke(app, ["simulate", str(SAMPLE), *flags])
     assert done.exit_code == 0, done.output
-    said = "without NVLink, at 27.2GB/s and 15us"
+    said = "without NVLink, at 18.9GB/s and 5.31us"
     assert said in " ".join(done.stdout.split()) and said in (out / "report.html").read_text()
 
 

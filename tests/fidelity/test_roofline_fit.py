@@ -11,6 +11,7 @@ import pytest
 from backends.simulated.catalogue.gpu_specs import GPU, load_gpu
 from backends.simulated.cost.models.expert_loads import distinct_experts
 from backends.simulated.cost.tables.published_package import at_hand, find_tables
+from benchmarks.board.collective_kinds import ring, shots
 from benchmarks.board.operator_fit import Fit
 from benchmarks.board.operator_kinds import (
     BF16,
@@ -84,3 +85,27 @@ def test_times_of_uneven_experts_follow_how_many_have_tokens(tables):
     for tokens in (4, 8, 16, 32, 64, 128):
         less = mean[tokens, "power_law_1.01"] / mean[tokens, "balanced"]
         assert less == pytest.approx(distinct_experts(128, 8, tokens, 1.01) / min(tokens * 8, 128), abs=0.06)
+
+
+def test_collectives_have_the_numbers_that_the_tables_give(tables):
+    gpu = load_gpu("h100")
+    of_ring, of_shots = ring(tables, gpu), shots(tables, gpu)
+    assert of_ring is not None and of_ring.error < 0.11
+    for found in (of_ring, of_shots):
+        assert found is not None
+        assert found.values == pytest.approx({name: getattr(gpu, name) for name in found.values}, rel=0.05, abs=2e-8)
+    own = shots(Tables(tables.system, "sglang"), gpu)
+    assert own is not None and own.gained > OWN_GAIN and own.error < 0.09
+    sglang = gpu.under("sglang-0.5.14")
+    assert own.values == pytest.approx({name: getattr(sglang, name) for name in own.values}, rel=0.05, abs=2e-8)
+    assert ring(Tables(tables.system, "sglang"), gpu) is None, "NCCL is no engine's"
+
+
+@pytest.mark.parametrize("name", ["l40s", "rtx-pro-6000"])
+def test_all_reduces_of_pairs_over_pcie_are_within_a_twentieth(name):
+    gpu = load_gpu(name)
+    if not at_hand(name, "sglang"):
+        pytest.skip("aiconfigurator-core is not installed")
+    found = shots(Tables(find_tables(gpu, "sglang").system), gpu)
+    assert found is not None and found.error < 0.05
+    assert found.values == pytest.approx({name: getattr(gpu, name) for name in found.values}, rel=0.05, abs=2e-8)

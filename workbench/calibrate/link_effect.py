@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from backends.simulated.cost.models.communication import reached_link
 from ground.link import Link, parse_latency, parse_rate, written_rate, written_time
 from reports.record.run_record import RunRecord
 from workbench.cluster.pools import SimulatedPool
@@ -27,7 +28,7 @@ def link_effect(
     if together == 1 or settings.pool or split(settings.cost)[0] in ("fitted", "module:Class"):
         return {}
     apart = together > recipe.gpu.gpus_per_node
-    name, link = ("node_link", recipe.gpu.node_link) if apart else ("link", recipe.gpu.link)
+    name, link = ("node_link", recipe.gpu.node_link) if apart else ("link", reached_link(together, recipe.gpu))
     said = getattr(settings, name) is not None and getattr(settings, f"{name}_latency") is not None
     where = "link between nodes" if apart else "link between GPUs"
     theirs = _said_by(a, name, link)

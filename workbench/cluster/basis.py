@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from backends.simulated.catalogue.gpu_specs import GPU, achieved_from
+from backends.simulated.cost.models.communication import reached_link
 from ground.link import Link, written_rate, written_time
 from workbench.settings.accuracy import Case, engine_of, layout_text
 from workbench.settings.engines import Engine
@@ -63,7 +64,7 @@ def _links(settings: RunSettings, gpu: GPU, together: int, measured: bool) -> st
     nodes = -(-together // gpu.gpus_per_node)
     parts = []
     if gpu.gpus_per_node > 1:
-        parts.append(_link(gpu, gpu.link, settings.link, settings.link_latency, "between GPUs"))
+        parts.append(_link(gpu, reached_link(together, gpu), settings.link, settings.link_latency, "between GPUs"))
     if nodes > 1:
         parts.append(_link(gpu, gpu.node_link, settings.node_link, settings.node_link_latency, "between nodes"))
     return "; ".join(parts)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from backends.simulated.catalogue.gpu_specs import power_w, renamed_in_gpu
+from backends.simulated.catalogue.gpu_specs import renamed_in_gpu
+from backends.simulated.catalogue.power import power_w
 from backends.simulated.links import LINKS
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve

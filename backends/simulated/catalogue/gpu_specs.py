@@ -219,6 +219,37 @@ class GPU:
     """Latency of a collective or a transfer, whatever its size."""
     link_efficiency: float = 1.0
     """Share of the link bandwidth achieved by collectives."""
+    plain_links: bool = False
+    """Whether the two above were said of a machine, so that they hold for its collectives in place of what follows."""
+    pair_efficiency: float = 0.0
+    """Share of the link bandwidth achieved by an all-reduce of two GPUs that read each other's message."""
+    one_shot_efficiency: float = 0.0
+    """The same of more, each of which reads the messages of all others."""
+    two_shot_efficiency: float = 0.0
+    """The same of those that add up a part each and then read the other parts."""
+    one_shot_overhead_s: float = 0.0
+    two_shot_overhead_s: float = 0.0
+    """Start and end of these."""
+    peer_overhead_s: float = 0.0
+    """Seconds of them for each other GPU."""
+    one_shot_most_bytes: float = 262144.0
+    """Messages from which parts are added up between more than four GPUs; between fewer twice as many."""
+    shots_most_bytes: float = 0.0
+    """Messages from which all-reduces go through NCCL's ring."""
+    ring_efficiency: float = 0.0
+    """Share of the link bandwidth achieved by NCCL's ring of two GPUs with large messages; 0: nobody knows, collectives take
+    ``link_latency_s`` and their bytes."""
+    ring4_efficiency: float = 0.0
+    """The same of four."""
+    ring8_efficiency: float = 0.0
+    """The same of eight; 0: as of four."""
+    ring_small_efficiency: float = 1.0
+    """Share of these achieved with small messages."""
+    ring_overhead_s: float = 0.0
+    ring_large_overhead_s: float = 0.0
+    """Start and end of the ring with small and with large messages."""
+    ring_hop_overhead_s: float = 0.0
+    """Seconds of the ring for each hop."""
     host_bandwidth: float = 64e9
     """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
@@ -287,6 +318,11 @@ class GPU:
         """What a collective between GPUs of a node achieves."""
         return Link(self.link_bandwidth * self.link_efficiency, self.link_latency_s)
 
+    @property
+    def kernels_known(self) -> bool:
+        """Whether it is known what kernels of collectives achieve between GPUs of a node, and nobody said otherwise."""
+        return self.ring_efficiency > 0 and not self.plain_links
+
     @cached_property
     def node_link(self) -> Link:
         """What a collective between GPUs of several nodes achieves."""
@@ -315,24 +351,12 @@ class GPU:
             "link_bandwidth": link,
             "link_efficiency": None if link is None else 1.0,
             "link_latency_s": link_latency_s,
+            "plain_links": True if link is not None or link_latency_s is not None else None,
             "node_link_bandwidth": node_link,
             "node_link_latency_s": node_link_latency_s,
             "gpus_per_node": gpus_per_node,
         }
         return dataclasses.replace(self, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
-
-
-POWER_SHARES = {"idle": 0.12, "prefill": 0.9, "decode": 0.6}
-"""Shares of the TDP that are assumed where a GPU's file does not say what it draws: large products need nearly all of it,
-steps that stream weights and KV leave the matrix units waiting."""
-
-
-def power_w(gpu: GPU) -> dict[str, float] | None:
-    """What a GPU draws, W, by what it does; None where neither its TDP nor all of that is known."""
-    said = {what: float(getattr(gpu, f"{what}_w")) for what in POWER_SHARES}
-    if not gpu.tdp_w and not all(said.values()):
-        return None
-    return {what: said[what] or round(share * gpu.tdp_w, 3) for what, share in POWER_SHARES.items()}
 
 
 def load_gpu(name: str) -> GPU:
@@ -386,6 +410,8 @@ def gpu_names() -> list[str]:
 def _gpu(values: dict[str, Any], where: str) -> GPU:
     known = {one.name: one for one in dataclasses.fields(GPU)}
     values = _without_units(values, where)
+    if {"link_efficiency", "link_latency_s"} & values.keys() and "ring_efficiency" not in values:
+        values = {"plain_links": True} | values
     if FORMER_LIKE in values and LIKE in values:
         raise CatalogueError(f"{where}: {FORMER_LIKE}: given twice; it is called {LIKE}")
     for key in {LIKE, FORMER_LIKE} & values.keys():
@@ -428,7 +454,7 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
 def _check_numbers(values: Mapping[str, Any], where: str) -> None:
     """Raise :class:`CatalogueError` for a field of a GPU that is not of its kind."""
     for name, value in values.items():
-        if name == "pcie_link":
+        if name in ("pcie_link", "plain_links"):
             if not isinstance(value, bool):
                 raise CatalogueError(f"{where}: {name}: {value!r} is not true or false")
             continue
@@ -458,7 +484,10 @@ def _without_units(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _is_achieved(field: str) -> bool:
     """Tell whether a field is what operators achieve on a GPU, as against a figure of its datasheet."""
-    return field.endswith(("_efficiency", "_overhead_s", "_depth_s")) or field == "link_latency_s"
+    return field.endswith(("_efficiency", "_overhead_s", "_depth_s", "_most_bytes")) or field in (
+        "link_latency_s",
+        "plain_links",
+    )
 
 
 @cache

@@ -1,4 +1,7 @@
-"""Collectives between GPUs, as latency plus bytes over the links: inside a node and, beyond its GPUs, between nodes.
+"""Collectives between GPUs: inside a node and, beyond its GPUs, between nodes.
+
+Inside a node they are the kernels of ``collective_kernels.py`` where these were measured (:attr:`GPU.kernels_known`); over
+links that were said, and between nodes, a latency and the bytes over the link.
 
 GPUs are numbered node by node, the ranks of a tensor-parallel group next to each other. Where a group is larger than a node,
 it has as many GPUs on each, and collectives are hierarchical: the nodes' own links carry the message between the GPUs of a
@@ -11,14 +14,18 @@ from collections.abc import Callable, Sequence
 
 from backends.checkpoint.layer_kinds import Attention, Mixer
 from backends.simulated.catalogue.gpu_specs import GPU
+from backends.simulated.cost.models.collective_kernels import all_reduce_kernel_s, gather_kernel_s
+from ground.link import Link
 
 ACTIVATION_BYTES = 2
 """Of one element of a hidden state: activations are in 16 bits, whatever the weights are in."""
+LARGE_BYTES = 2**26
+"""A message that takes its bytes alone."""
 
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
-    """Seconds of an all-reduce. Ring volume, 2 (n-1)/n of the message through each link (Thakur et al. 2005), and one
-    latency: the engines use one-shot kernels where the ring's many latencies would count.
+    """Seconds of an all-reduce. Over links that were said: 2 (n-1)/n of the message through each (Thakur et al. 2005), and
+    one latency.
 
     Over nodes: reduce-scatter in each, ring all-reduce of each GPU's part between them, all-gather in each (the hierarchical
     scheme of Horovod and NCCL).
@@ -26,12 +33,26 @@ def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     if gpus == 1:
         return 0.0
     inside, nodes = _spread(gpus, gpu)
+    if nodes == 1 and gpu.kernels_known:
+        return all_reduce_kernel_s(message_bytes, gpus, gpu)
     seconds = 0.0
     if inside > 1:
-        seconds += gpu.link_latency_s + 2 * (inside - 1) / inside * message_bytes / gpu.link.bandwidth
+        part = (inside - 1) / inside * message_bytes
+        seconds += 2 * gather_kernel_s(part, inside, gpu) if gpu.kernels_known else gpu.link.seconds(2 * part)
     if nodes > 1:
         seconds += gpu.node_link.seconds(2 * (nodes - 1) / nodes * message_bytes / inside)
     return seconds
+
+
+def reached_link(gpus: int, gpu: GPU) -> Link:
+    """The link that an all-reduce between so many GPUs of a node behaves like: its time without a byte, and the bandwidth
+    of the ring's volume of a large message (the bus bandwidth that nccl-tests print), to three digits."""
+    inside, _ = _spread(gpus, gpu)
+    if inside == 1 or not gpu.kernels_known:
+        return gpu.link
+    latency_s = all_reduce_kernel_s(0, inside, gpu)
+    large_s = all_reduce_kernel_s(LARGE_BYTES, inside, gpu) - latency_s
+    return Link(float(f"{2 * (inside - 1) / inside * LARGE_BYTES / large_s:.3g}"), float(f"{latency_s:.3g}"))
 
 
 def all_gather_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
@@ -44,7 +65,7 @@ def all_gather_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     if nodes > 1:
         seconds += gpu.node_link.seconds((nodes - 1) / nodes * message_bytes / inside)
     if inside > 1:
-        seconds += gpu.link.seconds((inside - 1) / inside * message_bytes)
+        seconds += _taken_in_s((inside - 1) / inside * message_bytes, inside, gpu)
     return seconds
 
 
@@ -61,7 +82,7 @@ def uneven_all_gather_s(parts_bytes: Sequence[float], gpu: GPU) -> float:
     if gpus > gpu.gpus_per_node:
         return all_gather_s(max(parts_bytes) * gpus, gpus, gpu)
     share = whole / gpus if gpu.shares_directions else min(parts_bytes)
-    return gpu.link.seconds(whole - share)
+    return _taken_in_s(whole - share, gpus, gpu)
 
 
 def all_to_all_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
@@ -96,6 +117,11 @@ def next_stage_s(tokens: int, hidden: int, tp: int, gpu: GPU, stage: int = 0) ->
     message_bytes = 2 * tokens * hidden * ACTIVATION_BYTES / tp
     apart = stage * tp // gpu.gpus_per_node != (stage + 1) * tp // gpu.gpus_per_node
     return (gpu.node_link if apart else gpu.link).seconds(message_bytes)
+
+
+def _taken_in_s(taken_in: float, gpus: int, gpu: GPU) -> float:
+    """Seconds of an all-gather in a node in which a GPU takes in so many bytes, or of a reduce-scatter."""
+    return gather_kernel_s(taken_in, gpus, gpu) if gpu.kernels_known else gpu.link.seconds(taken_in)
 
 
 def _spread(gpus: int, gpu: GPU) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from backends.simulated.cost.models.exchange import Exchange, ExchangeRule
 from backends.simulated.cost.models.expert_loads import distinct_experts, imbalance
 from backends.simulated.cost.models.group_tokens import group_tokens
 from backends.simulated.cost.models.operator_tables import Curve, Grid, OperatorTables
-from backends.simulated.cost.models.roofline import RooflineCost, RooflineStage
+from backends.simulated.cost.models.roofline import MOST_EXCHANGES, RooflineCost, RooflineStage
 from backends.simulated.cost.models.sequence_splits import cut_at, first_uncut
 from workbench.scheduler.batch import ModelWorkerBatch
 
@@ -97,6 +97,7 @@ class ProfileCost:
         """Sentences about where times are from, and about look-ups outside the measured range, each once."""
         self._noted: set[str] = set()
         self._reduce_each: dict[float, float] = {}
+        self._exchanges: dict[tuple[int, ...], float] = {}
         self._uneven_parts: dict[tuple[int, int], Grid] = {}
         for kind in tables.mixers.values():
             kind.tell(partial(self._note, how="in proportion"))
@@ -336,7 +337,14 @@ class ProfileCost:
     def exchange_s(self, tokens: Sequence[int], prompts: bool = False) -> float:
         """Sending a layer's tokens to experts of other ranks, and the results back; ``prompts``: whether any has some."""
         assert self.model.routed is not None
-        return self.exchange.seconds(self.model.routed, self.model.hidden, tokens, prompts)
+        key = (*tokens, prompts)
+        seconds = self._exchanges.get(key)
+        if seconds is None:
+            if len(self._exchanges) >= MOST_EXCHANGES:
+                self._exchanges.clear()
+            seconds = self.exchange.seconds(self.model.routed, self.model.hidden, tokens, prompts)
+            self._exchanges[key] = seconds
+        return seconds
 
     def _uneven_beside(self, grid: Grid, chunk: int, cached: float) -> Grid:
         """Look up what uneven decodes cost beside the measured prompt nearest to this one.
