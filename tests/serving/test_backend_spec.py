@@ -74,7 +74,7 @@ def test_a_modelled_server_says_what_it_assumes_of_links():
     spec = backend_spec("simulated")
     (said,) = spec.check(RunSettings(gpu="l40s", tp=2), "overlap")
     assert said.startswith(
-        "links: l40s GPUs are taken to reach each other over PCIe, without NVLink, at 27.2GB/s and 15us"
+        "links: l40s GPUs are taken to reach each other over PCIe, without NVLink, at 18.9GB/s and 5.31us"
     )
     assert spec.check(RunSettings(gpu="l40s", tp=2, link="16GB/s", link_latency="20us"), "overlap") == []
     with pytest.raises(ConfigError, match="tp: 3 does not divide"):
