@@ -102,6 +102,29 @@ def test_the_answer_streams_while_the_other_half_is_open():
     paired(test, [half("prefill")], [half("decode")])
 
 
+def test_a_prefill_half_that_says_so_last_is_waited_for():
+    async def test(client: Client) -> None:
+        one, two = client.workers
+        go = asyncio.Event()
+
+        async def last(call: Call) -> None:
+            await go.wait()
+            await call.answer(HANDED_OVER)
+
+        one.does = last
+        answer = client.ask(body={"prompt": "x"})
+        await answer.until(lambda: answer.whole)
+        answer.leave()  # as every client does whose answer is whole
+        assert answer.json == {"by": two.name}
+        assert await client.metric("running", one) == 1
+        go.set()
+        await answer.end()
+        assert await client.metric("answers_total", one, status="200") == 1
+        assert await client.metric("running", one) == await client.metric("clients_gone_total") == 0
+
+    paired(test, [half("prefill")], [half("decode")])
+
+
 @pytest.mark.parametrize(("status", "code"), [(400, "invalid_value"), (404, "model_not_found"), (503, "overloaded")])
 def test_an_error_of_the_prefill_half_is_the_answer_and_ends_the_other(status, code):
     async def test(client: Client) -> None:

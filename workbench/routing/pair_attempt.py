@@ -46,6 +46,7 @@ class PairAttempt:
         self._prefilling: asyncio.Task[bytes] | None = None
         self._refused: bytes | None = None
         """The body of the prefill worker's error, when that is the answer."""
+        self._whole = False
 
     @property
     def _answers(self) -> PlainAttempt:
@@ -78,10 +79,16 @@ class PairAttempt:
             await _ended(decoding)
 
     async def next(self) -> bytes:
-        return await self._decode.next() if self._refused is None else b""
+        if self._refused is not None:
+            return b""
+        piece = await self._decode.next()
+        self._whole = not piece
+        return piece
 
     async def end(self) -> None:
         if self._prefilling is not None:
+            if self._whole and self._decode.reply.status < 400:
+                await asyncio.wait((self._prefilling,))  # it has done its work, and is about to say so
             await _ended(self._prefilling)
         await self._prefill.end()
         await self._decode.end()

@@ -66,15 +66,17 @@ class Passing:
         self._answered = answered
         self._arrived_s = means.clock()
         self._lost_once = False
+        self._over = False
+        """The answer has been sent to its end: that the client goes then is as it should be."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work, gone = asyncio.create_task(self._pass(send)), asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-            else:
+            if not work.done() and not self._over:
                 self._means.metrics.client_gone()
+            else:
+                await work
         finally:
             for task in (work, gone):
                 task.cancel()
@@ -153,6 +155,7 @@ class Passing:
             said = f"worker {error.worker.number} ended in the middle of its answer: {error}"
             event = error_event(ApiError(502, said, code="worker_failed", type="server_error"))
             piece = event if ended else b"\n\n" + event
+        self._over = True
         await send({"type": "http.response.body", "body": piece})
 
 
