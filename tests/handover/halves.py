@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from workbench.scheduler.config import Role
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.engine import scheduler_process
@@ -117,6 +117,23 @@ class Half:
 
     def cancel(self, number: int) -> None:
         self._in.send(encode(Cancel(f"r{number}", "client")))
+
+    def beat(self) -> Beat:
+        """A sign of life that was made after this was asked for."""
+        self.state()
+        found = None
+        while found is None or self._http.poll(0):
+            found = self._await(Beat)
+        return found
+
+    def await_rest(self) -> None:
+        """Until nothing of any request is left."""
+
+        def rests() -> bool:
+            beat = self._await(Beat)
+            return not (beat.waiting or beat.running or beat.kv_used_tokens)
+
+        until(rests, "the half comes to rest")
 
     def state(self) -> dict[str, Any]:
         """How the scheduler stands."""

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from tests.handover.halves import Pair
+from tests.handover.halves import Answer, Pair
 from tests.torch import live
 from tests.torch.live import greedy
 
@@ -47,16 +47,80 @@ def colocated(model: Path, asked: list[list[int]], tokens: int, **options: Any) 
     return [run.outputs[f"r{i}"] for i in range(len(asked))]
 
 
-@pytest.mark.parametrize("loop", ["normal", "overlap"])
-def test_a_pair_writes_what_one_instance_does(model: Path, loop: str) -> None:
-    asked = prompts(5)
-    pair = Pair({"model": str(model), "kv_tokens": 1024, "page_size": 4, "max_context": 200, "loop": loop, "chunk": 24})
+TIGHT: dict[str, Any] = {
+    "page_size": 4,
+    "max_context": 200,
+    "chunk": 24,
+    "max_running": 12,
+}
+DECODES: dict[str, Any] = {"kv_tokens": 320, "reserved_decode_tokens": 8}
+"""Too little for as many as may run: some are retracted."""
+
+
+def run_pair(
+    model: Path,
+    asked: list[list[int]],
+    tokens: int,
+    prefill: dict[str, Any] | None = None,
+    decode: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[list[Answer], list[Answer], int]:
+    """What the two write, and how often a request lost its KV where it was decoded. Nothing may be left of any."""
+    run = {"model": str(model), "kv_tokens": 512, **TIGHT, **settings.pop("run", {})}
+    pair = Pair(run, prefill=prefill, decode={**DECODES, **(decode or {})}, **settings)
     try:
-        numbers = [pair.submit(prompt, greedy(12)) for prompt in asked]
+        numbers = [pair.submit(prompt, greedy(tokens)) for prompt in asked]
         found = pair.decode.read(*(decode for _, decode in numbers))
         handed = pair.prefill.read(*(prefill for prefill, _ in numbers))
+        for half in pair.halves:
+            half.await_rest()
+        return found, handed, pair.decode.beat().retractions
     finally:
         pair.close()
+
+
+@pytest.fixture(scope="module")
+def sixty(model: Path) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompts, and what one instance that does both writes."""
+    asked = prompts(60)
+    return asked, colocated(model, asked, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("loop", "transfer", "prefill_tp", "decode_tp"),
+    [
+        ("normal", "tcp", 1, 1),
+        ("overlap", "shm", 1, 1),
+        ("overlap", "tcp", 1, 2),
+        ("normal", "shm", 2, 1),
+    ],
+)
+def test_sixty_requests_with_chunks_prefixes_and_retractions_are_written_as_by_one_instance(
+    model: Path, sixty: Any, loop: str, transfer: str, prefill_tp: int, decode_tp: int
+) -> None:
+    asked, wanted = sixty
+    found, handed, retractions = run_pair(
+        model,
+        asked,
+        40,
+        prefill={"tp": prefill_tp},
+        decode={"tp": decode_tp},
+        run={"loop": loop},
+        kv_transfer=transfer,
+    )
+    assert [answer.tokens for answer in found] == wanted
+    assert {answer.kind for answer in found} == {"length"}
+    assert {(answer.kind, *answer.tokens) for answer in handed} == {("handed_over",)}
+    assert any(answer.cached_tokens for answer in found), "no prefix was found"
+    assert any(len(prompt) > 24 for prompt in asked), "no chunks"
+    assert retractions, "nobody was retracted"
+
+
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+def test_a_pair_writes_what_one_instance_does(model: Path, loop: str) -> None:
+    asked = prompts(6)
+    found, handed, _ = run_pair(model, asked, 12, run={"loop": loop})
     assert [answer.tokens for answer in found] == colocated(model, asked, 12)
-    assert [answer.kind for answer in found] == ["length"] * 5
-    assert [(answer.kind, answer.tokens) for answer in handed] == [("handed_over", [])] * 5
+    assert [answer.kind for answer in found] == ["length"] * 6
+    assert [(answer.kind, answer.tokens) for answer in handed] == [("handed_over", [])] * 6

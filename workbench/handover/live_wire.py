@@ -210,19 +210,21 @@ class LiveWire:
     def close(self) -> None:
         """Take leave of all peers."""
         self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # a close alone wakes nobody who waits there
         self._listener.close()
         for peer in self._peers:
             if peer.thread is not None:
                 peer.orders.put(None)
             with peer.lock:
                 link, incoming, carrier = peer.link, peer.incoming, peer.carrier
-            if link is not None:
-                link.limit(1.0)
+            links = [one for one in (link, incoming) if one is not None]
+            for one in links:
+                one.limit(1.0)
                 with contextlib.suppress(LinkLost):
-                    link.send_if_free(said.encode(said.Bye()))
-                link.close()
-            if incoming is not None:
-                incoming.close()
+                    one.send_if_free(said.encode(said.Bye()))
+            for one in links:
+                one.close()
             if carrier is not None:
                 carrier.close()
 
@@ -362,6 +364,9 @@ class LiveWire:
                         carrier = peer.carrier
                         if carrier is not None:
                             carrier.freed(place)
+                    case said.Bye():
+                        self._lose(peer, "", link)
+                        return
                     case said.Fault(line):
                         raise LinkLost(f"it says: {line[:300]}")
         except LinkLost as lost:

@@ -1,4 +1,5 @@
-"""What two instances say to each other. Whoever has connected sends all but the last four; those are answers."""
+"""What two instances say to each other. Whoever has connected sends all but the last four; those are answers, and so may
+the end be."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ class Fault(msgspec.Struct, tag="fault", array_like=True, frozen=True):
 
 
 Said = SetAside | Withdraw | Ended | Block | Again | Sent | Ping | Bye
-Answered = Pong | Received | Taken | Fault
+Answered = Pong | Received | Taken | Fault | Bye
 
 encode = msgspec.msgpack.Encoder().encode
 said_decoder = msgspec.msgpack.Decoder(Said)
