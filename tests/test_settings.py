@@ -49,7 +49,7 @@ print(json.dumps(answers))
 """
 
 
-HELPS = [[command, "--help"] for command in ("simulate", "serve", "replay", "sweep", "plan")]
+HELPS = [[command, "--help"] for command in ("simulate", "serve", "route", "replay", "sweep", "plan")]
 
 
 @pytest.fixture(scope="module")

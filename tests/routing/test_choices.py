@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,21 +22,24 @@ from workbench.routing.asked import Asked, asked_in
 
 DETERMINISTIC = settings(derandomize=True, deadline=None, max_examples=60)
 INSTANCES = 3
+REQUESTS = 150
 
 
 @dataclass
 class Event:
-    """What happened at the simulated router, and when."""
+    """What happened at a simulated router, and when."""
 
     what: str
+    among: int
+    """How many instances the router has: of a pair the prefill router has fewer."""
     instance: int
     prompt: list[int]
     namespace: str
     now_s: float
 
 
-def simulated(kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """All that a simulation's router was asked and told. Every prompt has a length of its own, by which it is known."""
+def simulated(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Event]:
+    """All that a simulation's routers were asked and told. Every prompt has a length of its own, by which it is known."""
     events: list[Event] = []
     prompts: dict[int, tuple[list[int], str]] = {}
 
@@ -42,16 +47,19 @@ def simulated(kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
         def choose(self, prompt: np.ndarray, namespace: str = "") -> int:
             chosen = super().choose(prompt, namespace)
             prompts[len(prompt)] = prompt.tolist(), namespace
-            events.append(Event("sent", chosen, prompt.tolist(), namespace, self.clock()))
+            self.heard("sent", chosen, len(prompt))
             return chosen
 
         def answered(self, instance: int, prompt_tokens: int) -> None:
             super().answered(instance, prompt_tokens)
-            events.append(Event("answered", instance, *prompts[prompt_tokens], self.clock()))
+            self.heard("answered", instance, prompt_tokens)
 
         def ended(self, instance: int, prompt_tokens: int) -> None:
             super().ended(instance, prompt_tokens)
-            events.append(Event("ended", instance, *prompts[prompt_tokens], self.clock()))
+            self.heard("ended", instance, prompt_tokens)
+
+        def heard(self, what: str, instance: int, tokens: int) -> None:
+            events.append(Event(what, self.instances, instance, *prompts[tokens], self.clock()))
 
     monkeypatch.setattr("workbench.cluster.router.Router", Heard)
     trace = [
@@ -63,9 +71,10 @@ def simulated(kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
             content=TokenIds(np.array(prompt, np.int32), None, "the test"),
             adapter=["x", "y", None][number % 3],
         )
-        for number, prompt in enumerate(conversations(150))
+        for number, prompt in enumerate(conversations(REQUESTS))
     ]
-    workbench.simulate(trace, dp=INSTANCES, router=kind, gpu="l40s", model="llama-3.1-8b", max_running=6)
+    workbench.simulate(trace, gpu="l40s", model="llama-3.1-8b", max_running=6, **settings)
+    monkeypatch.undo()
     return events
 
 
@@ -81,45 +90,107 @@ def conversations(count: int) -> list[list[int]]:
     return made
 
 
+class Held:
+    """Requests that came to workers and wait for a test to answer them."""
+
+    def __init__(self, client: Client) -> None:
+        self._came: asyncio.Queue[tuple[int, Call]] = asyncio.Queue()
+        self._over: dict[int, asyncio.Event] = {}
+        for number, worker in enumerate(client.workers):
+            worker.does = partial(self._hold, number)
+
+    async def _hold(self, number: int, call: Call) -> None:
+        over = self._over[id(call)] = asyncio.Event()
+        self._came.put_nowait((number, call))
+        await over.wait()
+
+    async def come(self) -> tuple[int, Call]:
+        return await self._came.get()
+
+    def done(self, call: Call) -> None:
+        self._over[id(call)].set()
+
+
+def body_of(event: Event) -> dict[str, Any]:
+    return {"prompt": event.prompt, **({"cache_salt": event.namespace} if event.namespace else {})}
+
+
+async def write(call: Call, answer: Answer) -> None:
+    """The first token, if it is not there yet."""
+    if not answer.status:
+        await call.begin()
+        await call.piece(b"data: 1\n\n")
+        await answer.until(lambda: bool(answer.pieces))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ROUTERS)
 def test_the_router_chooses_live_what_the_simulators_chooses(kind, monkeypatch):
-    events = simulated(kind, monkeypatch)
-    monkeypatch.undo()
+    events = simulated(monkeypatch, dp=INSTANCES, router=kind)
     assert len({event.instance for event in events}) == INSTANCES
 
     async def test(client: Client) -> None:
-        came: asyncio.Queue[tuple[int, Call]] = asyncio.Queue()
+        held = Held(client)
         open_: dict[int, tuple[Answer, Call]] = {}
-        for number, worker in enumerate(client.workers):
-
-            async def held(call: Call, number: int = number) -> None:
-                call.over = asyncio.Event()  # type: ignore[attr-defined]
-                came.put_nowait((number, call))
-                await call.over.wait()  # type: ignore[attr-defined]
-
-            worker.does = held
         for at, event in enumerate(events):
             client.clock.now = event.now_s
             if event.what == "sent":
-                body = {"prompt": event.prompt, **({"cache_salt": event.namespace} if event.namespace else {})}
-                answer = client.ask(body=body)
-                chosen, call = await came.get()
+                answer = client.ask(body=body_of(event))
+                chosen, call = await held.come()
                 assert chosen == event.instance, f"event {at}"
                 open_[len(event.prompt)] = answer, call
                 continue
             answer, call = open_[len(event.prompt)]
-            if not answer.status:
-                await call.begin()
-                await call.piece(b"data: 1\n\n")
-                await answer.until(lambda answer=answer: bool(answer.pieces))
+            await write(call, answer)
             if event.what == "ended":
                 await call.end()
-                call.over.set()  # type: ignore[attr-defined]
+                held.done(call)
                 await answer.end()
-        assert len(open_) == 150
+        assert len(open_) == REQUESTS
 
     routed(test, *(FakeWorker() for _ in range(INSTANCES)), router=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_pairs_are_chosen_live_as_in_a_simulation(kind, monkeypatch):
+    pools = [{"role": "prefill", "count": 2}, {"role": "decode", "count": 3}]
+    events = simulated(monkeypatch, pool=pools, router="least_tokens", decode_router=kind)
+
+    async def test(client: Client) -> None:
+        held = Held(client)
+        open_: dict[int, tuple[Answer, Call, Call]] = {}
+        workers = client.front.roster.workers
+        for at, event in enumerate(events):
+            client.clock.now = event.now_s
+            if event.what == "sent" and event.among == 3:
+                prefill = events[at + 1]
+                assert (prefill.what, prefill.among, prefill.prompt) == ("sent", 2, event.prompt)
+                answer = client.ask(body=body_of(event))
+                (first, one), (second, two) = sorted([await held.come(), await held.come()], key=itemgetter(0))
+                assert (first, second) == (prefill.instance, 2 + event.instance), f"event {at}"
+                open_[len(event.prompt)] = answer, one, two
+                continue
+            answer, one, two = open_[len(event.prompt)]
+            if event.among == 2 and event.what == "ended":
+                running = workers[event.instance].running
+                await one.answer({"object": "handover", "status": "handed_over"})
+                held.done(one)
+                while workers[event.instance].running == running:
+                    await asyncio.sleep(0)
+            elif event.among == 3:
+                await write(two, answer)
+                if event.what == "ended":
+                    await two.end()
+                    held.done(two)
+                    await answer.end()
+        assert len(open_) == REQUESTS
+
+    halves = []
+    for role in ("prefill", "prefill", "decode", "decode", "decode"):
+        halves.append(FakeWorker())
+        halves[-1].info = {"role": role, "peer": "127.0.0.1:7"}
+    routed(test, *halves, prefills=2, router="least_tokens", decode_router=kind)
 
 
 def read(body: Any, **headers: str) -> Asked:
