@@ -80,9 +80,9 @@ class NotingWire:
 
 
 def plain(order: Any) -> Any:
-    """An order with lists in the place of arrays, which compare."""
+    """An order with lists in the place of arrays, which compare, and without its token: who was cut off has told nobody."""
     if isinstance(order, SendPages):
-        return order._replace(pages=order.pages.tolist(), target_pages=order.target_pages.tolist())  # type: ignore[arg-type]
+        return order._replace(pages=order.pages.tolist(), target_pages=order.target_pages.tolist(), token=None)  # type: ignore[arg-type]
     if isinstance(order, Letter) and hasattr(order.message, "pages"):
         message: Any = order.message
         return order.to, message.room, message.cached_tokens, message.pages.tolist()
