@@ -27,6 +27,8 @@ NOT_RUN = {
     "workbench serve MODEL --backend auto|cpu|cuda|simulated": "a server for good: tests/serving",
     "workbench serve llama-3.1-8b --backend simulated --gpu h100 --port 8000": "the server of the tests below",
     "workbench serve llama-3.1-8b --backend simulated --record runs/monday --no-record-content": "tests/serving",
+    "workbench serve llama-3.1-8b --backend simulated --engine vllm-0.24 --policy priority": "tests/search",
+    "workbench serve --like runs/found/overlap --backend simulated": "tests/search/test_both_ends.py",
     "workbench simulate runs/monday/trace.jsonl --loop normal,overlap": "tests/serving/test_record.py",
     "workbench serve llama-3.1-8b --backend simulated --port 8001": "before a router: tests/routing/test_route_command.py",
     "workbench serve llama-3.1-8b --backend simulated --port 8002": "the same",

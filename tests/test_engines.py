@@ -19,6 +19,7 @@ from workbench.cluster.resolve import resolve
 from workbench.scheduler.config import ConfigError
 from workbench.settings.engines import Hardware, engine_names, load_engine, short_names
 from workbench.settings.loading import SETTINGS, settings_from
+from workbench.settings.offers import not_offered
 from workbench.settings.run_settings import RunSettings
 
 
@@ -193,9 +194,74 @@ def test_a_preset_run_with_what_its_engine_does_not_have_says_so(tmp_path):
     assert page_notes[0].startswith("policy: vllm-0.33.0 has no lpm, but")
 
 
+@pytest.mark.parametrize(
+    ("engine", "asked", "said"),
+    [
+        ("vllm-0.12", {"batching": "prefill-first"}, "batching: vllm-0.12.0 has no prefill-first, but mixed"),
+        ("vllm-0.12", {"kv_dtype": "fp16"}, "kv_dtype: vllm-0.12.0 has no fp16, but auto, bf16, fp8"),
+        ("vllm-0.19", {"kv_dtype": "fp16"}, None),
+        ("vllm-0.12", {"expert_exchange": "naive", "ep": 2, "tp": 2}, None),
+        (
+            "vllm-0.33",
+            {"expert_exchange": "naive", "ep": 2, "tp": 2},
+            "expert_exchange: vllm-0.33.0 has no naive, but ",
+        ),
+        (
+            "vllm-0.14",
+            {"expert_exchange": "sum-or-max", "ep": 2, "tp": 2},
+            "expert_exchange: vllm-0.14.0 has no sum-or-",
+        ),
+        ("vllm-0.14", {"page_size": 1}, "page_size: vllm-0.14.0 has no 1, but 16, 32, 64, 128, 256"),
+        ("vllm-0.14", {"ep": 2, "tp": 2, "dp": 2}, "ep: vllm-0.14.0 has no 2, but 4"),
+        ("vllm-0.14", {"ep": 4, "tp": 2, "dp": 2}, None),
+        ("vllm-0.33", {"queue_timeout": 3.0}, "queue_timeout: vllm-0.33.0 has no such setting"),
+        ("vllm-0.33", {"overlap_prefills": False}, "overlap_prefills: vllm-0.33.0 has no such setting"),
+        ("vllm-0.33", {"admit_for": "chunk"}, "rules: not those of vllm-0.33.0: admit_for is prompt there, not chunk"),
+        ("vllm-0.33", {"long_prefill_tokens": 4000}, None),
+        ("sglang-0.4.10", {"evict": "lfu"}, "evict: sglang-0.4.10.post2 has no lfu, but lru"),
+        ("sglang-0.4.10", {"request_timeout": 3.0}, "request_timeout: sglang-0.4.10.post2 has no such setting"),
+        ("sglang-0.5.23", {"request_timeout": 3.0}, None),
+        ("sglang-0.4.10", {"batching": "mixed"}, "batching: sglang-0.4.10.post2 has no mixed, but prefill-first"),
+        ("sglang-0.5.23", {"evict": "fifo"}, "evict: sglang-0.5.23 has no fifo, but lru, lfu"),
+        ("sglang-0.5.23", {"charge": "tokens"}, "rules: not those of sglang-0.5.23: charge is pages there, not tokens"),
+        ("sglang-0.5.23", {"retract_ahead": 7}, None),
+        (
+            "sglang-0.5.23",
+            {"round_reserve": True},
+            "rules: not those of sglang-0.5.23: round_reserve is off there, not on",
+        ),
+        ("mini-sglang", {"pp": 2}, "pp: mini-sglang-20fcd7f has no such setting"),
+        ("mini-sglang", {"policy": "priority"}, "policy: mini-sglang-20fcd7f has no priority, but fcfs"),
+        ("workbench", {"charge": "pages", "queue_timeout": 3.0}, None),
+    ],
+)
+def test_what_an_engine_of_a_version_has_not_is_said_and_nothing_else(engine, asked, said):
+    settings = settings_from(None, {"engine": engine, "model": "Qwen/Qwen3-30B-A3B", **asked})
+    notes = list(not_offered(settings, settings.loops[0]))
+    assert len(notes) == (said is not None)
+    assert said is None or (notes[0].startswith(said) and "all the same" in notes[0])
+
+
+@pytest.mark.parametrize("engine", engine_names())
+def test_a_preset_as_it_is_has_nothing_that_its_engine_has_not(engine):
+    for more in ({}, {"gpu": "b200"}, {"cache": "none"}, {"max_running": 7, "kv_tokens": 4000}):
+        settings = settings_from(None, {"engine": engine, **more})
+        assert list(not_offered(settings, settings.loops[0])) == []
+
+
+def test_several_stages_take_the_pipeline_loop_whatever_loop_the_preset_has():
+    assert settings_from(None, {"engine": "vllm", "pp": 2}).loops == ["pipeline"]
+    assert settings_from(None, {"engine": "vllm", "pp": 1}).loops == ["overlap"]
+    with pytest.raises(ConfigError, match="loop: 'overlap' runs one stage, but pp is 2; use pipeline"):
+        settings_from(None, {"engine": "vllm", "pp": 2, "loop": "overlap"})
+
+
 def test_settings_of_what_engines_have_are_settings():
     for name in engine_names():
         for setting, values in load_engine(name).offers.items():
+            if setting == "ep":
+                assert set(values) <= {"all", "tp"}
+                continue
             assert not SETTINGS[setting].choices or set(values) <= set(SETTINGS[setting].choices), (name, setting)
             own = load_engine(name).settings.get(setting)
             assert own is None or not values or own in values or own == 0, (name, setting)

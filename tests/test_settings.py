@@ -129,14 +129,14 @@ def page_of(command: str) -> dict[str, str]:
         ("plan", {"rate"}),  # its own: the rate to carry
         (
             "replay",
-            {"engine", "dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_skew", "exact"}
+            {"dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_skew", "exact"}
             | {"front_end", "fail", "autoscale"}
             | set(FACTS)
             | {"machine", "nodes", "expert_exchange"},
         ),
         (
             "serve",
-            {"model", "engine", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
+            {"model", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
             | {"front_end", "fail", "autoscale"},
         ),
     ],

@@ -163,3 +163,18 @@ def test_ctrl_c_keeps_what_was_replayed(ranks: int, model: Path, tmp_path: Path)
     table = pd.read_csv(tmp_path / "o/overlap/requests.csv")
     assert 0 < len(table) < 501
     assert json.loads((tmp_path / "o/overlap/meta.json").read_text())["interrupted"] is True
+
+
+@pytest.mark.slow
+def test_a_preset_of_an_engine_replays_with_its_rules_and_says_what_is_for_simulation(
+    model: Path, trace: Path, tmp_path: Path
+) -> None:
+    words = ["replay", trace, "--model", model, "--backend", "cpu", "--engine", "vllm-0.12", "--kv-tokens", "512"]
+    done = workbench(*words, "--max-context", "64", "--evict-amount", "all", "--out", tmp_path, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = read_meta(tmp_path / "normal")["settings"]
+    assert (settings["engine"], settings["batching"], settings["cache"]) == ("vllm-0.12.0", "mixed", "blocks")
+    assert (settings["page_size"], settings["max_batch_tokens"]) == (16, 8192), "on a CPU, those without a GPU"
+    first, second = done.stderr.splitlines()
+    assert first.startswith("note: engine: rules, loop and limits are those of vllm-0.12.0; its CPU phases, graphs, ")
+    assert second.startswith("note: rules: not those of vllm-0.12.0: evict_amount is missing there, not all; ")

@@ -14,6 +14,7 @@ from tests.search.run import SAMPLE
 from traces import open_trace
 from traces.in_memory import in_memory
 from workbench.cli.app import app
+from workbench.cluster.device import hardware_on, runner_options
 from workbench.cluster.pools import resolve_pools
 from workbench.scheduler.config import SchedulerSettings
 from workbench.scheduler.settings import settings_of
@@ -201,16 +202,105 @@ def served(monkeypatch, *words: str) -> RunSettings:
     return seen[0]
 
 
-def test_our_own_command_starts_the_scheduler_of_the_plan(monkeypatch):
-    settings = settings_from(None, {"engine": "sglang", "max_running": 64, "chunk": 4096, "tp": 2})
-    (ours, *_) = deploy_commands(settings, "overlap", 100_000, False)
+OURS: list[dict[str, Any]] = [
+    {"engine": "sglang", "max_running": 64, "chunk": 4096, "tp": 2},
+    {"engine": "vllm", "gpu": "b200", "policy": "priority", "max_context": 3000},
+    {"engine": "vllm-0.12", "gpu": "a100", "kv_tokens": 9000, "page_size": 32},
+    {"engine": "vllm-0.24", "max_batch_tokens": 512, "cache": "none"},
+    {"engine": "vllm-0.14", "pp": 2, "cuda_graphs": False},
+    {"engine": "sglang-0.4.10", "gpu": "l40s", "chunk": 0, "evict": "lfu"},
+    {"engine": "sglang-0.5.23", "batching": "mixed", "admit_for": "prompt", "charge": "tokens"},
+    {"engine": "mini-sglang", "loop": "normal", "retract_ahead": 3},
+    {"policy": "lpm", "max_passed_over": 0, "max_prefill_streak": 4, "mixed_chunk": True},
+    {"batching": "mixed", "max_running": 3, "overlap": False, "queue_timeout": 2.5},
+    {"model": "Qwen/Qwen3-30B-A3B", "tp": 2, "ep": 2, "dtype": "int4", "kv_dtype": "fp8", "link": "16GB/s"},
+    {"cost": "measured", "front_end": "vllm", "dp": 3, "router": "cache_aware", "seed": 9, "kv_windows": "exact"},
+]
+
+
+@pytest.mark.parametrize("flags", OURS)
+def test_our_own_command_starts_the_scheduler_of_the_plan(flags, monkeypatch):
+    settings = settings_from(None, flags)
+    (loop,) = settings.loops
+    (ours, *_) = deploy_commands(settings, loop, 100_000, False)
     assert ours.words[:2] == ["workbench", "serve"]
-    run = served(monkeypatch, *shlex.split(ours.command)[2:])
+    run = served(monkeypatch, *shlex.split(ours.command)[2:], "--gpu", settings.gpu)
     # All that acts there: what does nothing needs no flag.
-    names = [name for name in settings_of(SchedulerSettings) if acts(settings, "overlap", name)]
-    assert len(names) > 30
+    names = [name for name in settings_of(SchedulerSettings) if acts(settings, loop, name)]
+    assert len(names) > 15
     assert {name: getattr(run, name) for name in names} == {name: getattr(settings, name) for name in names}
-    assert run.tp == 2 and run.loops == ["overlap"]
+    assert (run.engine, run.tp, run.pp, run.loops) == (settings.engine, settings.tp, settings.pp, [loop])
+    # On another GPU the limits that the preset has by the GPU are the plan's still.
+    other = served(
+        monkeypatch, *shlex.split(ours.command)[2:], "--gpu", "rtx-4090" if flags.get("kv_tokens") else "h200"
+    )
+    assert {name: getattr(other, name) for name in names} == {name: getattr(settings, name) for name in names}
+    # Nothing is said that the real runner would refuse.
+    runner_options(run, loop, "cuda")
+
+
+def test_what_our_runner_has_not_is_named_and_no_flag():
+    ours = commands(model="Qwen/Qwen3-30B-A3B", tp=2, ep=2, dtype="int4", kv_dtype="fp8")["workbench"]
+    assert ours.command == "workbench serve Qwen/Qwen3-30B-A3B --loop overlap --tp 2"
+    assert sorted(line.partition(":")[0] for line in ours.without) == ["dtype", "ep", "kv_dtype"]
+    together = commands(model="Qwen/Qwen3-30B-A3B", dp=2, ep=2)["workbench"]
+    assert together.command == "" and together.without[0].startswith("ep: instances that share their experts")
+
+
+def test_every_command_that_a_plan_prints_for_us_is_one_that_serve_takes(monkeypatch):
+    found = plan("--engine", "vllm-0.24", "--vary", "max_running=8,32", "--vary", "policy=fcfs,priority")
+    printed = [each["command"] for each in found["deploy"] if each["engine"] == "workbench"]
+    assert printed and printed[0].startswith("workbench serve meta-llama/Llama-3.1-8B --engine vllm-0.24.0 ")
+    for command in printed:
+        assert served(monkeypatch, *shlex.split(command)[2:]).engine == "vllm-0.24.0"
+
+
+def test_a_server_like_a_record_has_the_rules_of_its_preset_and_says_what_is_for_simulation(monkeypatch, tmp_path):
+    from workbench.serving import supervisor
+
+    said = f"simulate {SAMPLE} --requests 3 --engine vllm-0.12 --gpu a100 --front-end vllm --out {tmp_path / 'out'}"
+    assert CliRunner().invoke(app, said).exit_code == 0
+    seen: list[RunSettings] = []
+    monkeypatch.setattr(supervisor, "serve", lambda settings, force: seen.append(settings.run) or 0)
+
+    def serve(*words: str) -> str:
+        done = CliRunner().invoke(app, ["serve", *words, "--backend", "simulated"])
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    alone = (
+        "note: engine: rules, loop and limits are those of vllm-0.12.0; its CPU phases and front end are for "
+        "simulation alone\n"
+    )
+    assert serve("--like", str(tmp_path / "out/normal")) == alone
+    assert serve("llama-3.1-8b", "--engine", "vllm-0.12", "--gpu", "a100") == alone
+    like, asked = seen
+    names = settings_of(SchedulerSettings)
+    assert {name: getattr(like, name) for name in names} == {name: getattr(asked, name) for name in names}
+    assert (asked.engine, asked.max_batch_tokens, asked.loops, like.front_end) == (
+        "vllm-0.12.0",
+        2048,
+        ["normal"],
+        "none",
+    )
+    assert "note: policy: vllm-0.12.0 has no lpm, but fcfs, priority" in serve(
+        "llama-3.1-8b", "--engine", "vllm-0.12", "--policy", "lpm"
+    )
+    assert serve("llama-3.1-8b", "--policy", "lpm") == ""
+
+
+def test_limits_of_a_preset_go_by_the_device_that_is_there(monkeypatch):
+    class Found:
+        name, total_memory = "NVIDIA H200", 141 * 2**30
+
+    def settings(device: str) -> RunSettings:
+        return settings_from(None, {"engine": "vllm-0.24"}, hardware=hardware_on(device))
+
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: Found)
+    assert (settings("cuda").max_running, settings("cpu").max_running) == (1024, 256)
+    Found.name = "NVIDIA A100-SXM4-80GB"
+    assert (settings("cuda").max_running, settings("cuda").max_batch_tokens) == (256, 2048)
 
 
 def test_a_server_like_a_record_has_its_settings(monkeypatch, tmp_path):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from workbench.settings.run_settings import RunSettings
 
 
-SIMULATED_ONLY = {"engine", "dp", "pool", "ep", "router"}
-"""Settings of what a real run has not, beside those that do nothing there: a model of the CPU, instances behind a router."""
+SIMULATED_ONLY = {"dp", "pool", "ep", "router"}
+"""Settings of what a real run has not, beside those that do nothing there: instances behind a router."""
 Command = command_with(
     RUNNER_FLAGS, SettingFlags(RUN_SETTINGS, without=SIMULATED_ONLY, idle=("real", "live", "replayed")), TraceFlags()
 )
@@ -63,14 +63,15 @@ def _run(
     from workbench.settings.loading import settings_from
 
     try:
-        from workbench.cluster.device import choose_device, runner_options
+        from workbench.cluster.device import choose_device, hardware_on, runner_options
         from workbench.cluster.replay import replay_loop
-        from workbench.settings.real import check_device_effects, device_defaults, live_notes
+        from workbench.settings.real import check_device_effects, device_defaults, live_notes, preset_notes
 
         device = choose_device(backend)
         say([*check_device_effects(flags, config, device), *live_notes(config, "live", "replayed")])
-        settings = settings_from(config, flags, defaults=device_defaults(device))
+        settings = settings_from(config, flags, defaults=device_defaults(device), hardware=hardware_on(device))
         say(check_effects(settings, flags, config))
+        say([*dict.fromkeys(note for name in settings.loops for note in preset_notes(settings, name))])
         for name in settings.loops:
             runner_options(settings, name, device, load_format)
     except ModuleNotFoundError as error:

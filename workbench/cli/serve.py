@@ -51,7 +51,7 @@ def _run(
     from workbench.scheduler.config import ConfigError
     from workbench.settings.idle import check_effects
     from workbench.settings.loading import settings_from
-    from workbench.settings.real import live_notes, without_idle
+    from workbench.settings.real import live_notes, preset_notes, without_idle
 
     if like is None and flags["model"] is None:
         raise ConfigError("model: say which, or --like RECORD, which has one")
@@ -69,12 +69,13 @@ def _run(
     if force and "record" not in server:
         raise ConfigError("force: there is no --record whose folder could be replaced")
     say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
-    run = settings_from(config, flags, like, defaults=backend.defaults())
+    run = settings_from(config, flags, like, backend.defaults(), backend.hardware())
     run, notes = _one_instance(run)
     run = run.as_role(check_role(server.get("role", "both")))
     say(notes)
     say(check_effects(run, flags, config))
     settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
+    say(preset_notes(settings.run, settings.loop, simulated=not backend.has_weights))
     say(settings.spec.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)
 

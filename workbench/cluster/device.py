@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from backends.capture_sizes import default_capture_sizes
 from backends.checkpoint.precision import BY_FLAG
 from workbench.loops import find_loop
 from workbench.scheduler.config import ConfigError, largest_step
 from workbench.scheduler.policy import load_policy
+from workbench.settings.engines import Hardware
+from workbench.settings.loading import HardwareOf, hardware_with
+from workbench.settings.real import TORCH_DTYPES
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from backends.node_place import NodePlace
     from backends.torch.workers import RunnerOptions
 
-TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": None}
-"""``auto``: as the model was saved. ``fp8``: the projections; everything else as saved."""
 DTYPE_NAMES = {theirs: ours for ours, theirs in TORCH_DTYPES.items() if theirs is not None} | {"fp8": "fp8"}
 """What torch calls a dtype, in our words."""
 
@@ -90,6 +92,20 @@ def runner_options(
 def held_weights(dtype: str, settings: RunSettings) -> dict[str, str]:
     """Say for a record what a real runner's weights are in: torch's ``dtype`` in our words, and who said it."""
     return {"dtype": DTYPE_NAMES[dtype], "said_by": "the checkpoint" if settings.dtype == "auto" else BY_FLAG}
+
+
+def hardware_on(device: str) -> HardwareOf:
+    """Find what ``device`` is to an engine whose defaults go by the GPU: a CPU is none."""
+
+    def found(values: Mapping[str, Any]) -> Hardware | None:
+        if device != "cuda":
+            return None
+        import torch
+
+        gpu = torch.cuda.get_device_properties(0)
+        return hardware_with(values, gpu.name.lower(), gpu.total_memory)
+
+    return found
 
 
 def device_name(device: str) -> str:

@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.scheduler.settings import HARDWARE, RULES, SCHEDULER
-from workbench.settings.engines import load_engine
+from workbench.settings.engines import GPU_KEYS, load_engine
 from workbench.settings.idle import acts
 from workbench.settings.loading import SETTINGS
 from workbench.settings.one_server import NOT_OF_A_SERVER
+from workbench.settings.real import TORCH_DTYPES
 from workbench.settings.run_settings import RunSettings
 
 MODEL_ONLY = frozenset({"model", "engine", "gpu", "machine", "cost", "front_end", "role", "expert_skew", "kv_windows"})
 """Settings that say what is simulated, not what an engine is told."""
+OURS_NOT: dict[str, tuple[Any, ...]] = {"dtype": tuple(TORCH_DTYPES), "ep": (1,)}
+"""Settings that our runner has other values of than the simulator, with those."""
 LINKS = frozenset({"link", "link_latency", "node_link", "node_link_latency", "gpus_per_node"})
 CLUSTER = frozenset({"dp", "pool", "router", "decode_router", "autoscale", "fail"})
 PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-BLOCKS = (16, 32, 64, 128)
-"""Sizes of a page that vLLM's attention takes."""
 
 
 @dataclass
@@ -83,22 +84,44 @@ def _ours(settings: RunSettings, loop: str) -> Deployed:
         found = Deployed("workbench", [])
         found.lacks("role", f"{settings.role}; our server's instances serve whole requests")
         return found
+    if settings.ep > settings.tp:
+        found = Deployed("workbench", [])
+        found.lacks("ep", "instances that share their experts step together; our server is one")
+        return found
     found = Deployed("workbench", ["workbench", "serve", settings.model])
+    if settings.engine != SETTINGS["engine"].default:
+        found.add("engine", *SETTINGS["engine"].written(settings.engine))
+    usual = _implied(settings.engine)  # the loop, which is named where it is not the preset's, says overlap
     for name, declared in SETTINGS.items():
         value = loop if name == "loop" else getattr(settings, name)
-        if name in NOT_OF_A_SERVER or {"live", "served"} & declared.idle.keys() or not acts(settings, loop, name):
+        if (
+            name in (*NOT_OF_A_SERVER, "engine", "overlap")
+            or {"live", "served"} & declared.idle.keys()
+            or not acts(settings, loop, name)
+        ):
             continue
-        if value == declared.default:
+        if name in usual and value == usual[name]:
             continue
-        if "real" in declared.idle:
+        if name in OURS_NOT and value not in (declared.default, *OURS_NOT[name]):
+            found.lacks(name, f"{value}; our runner has {' or '.join(map(str, OURS_NOT[name]))}")
+        elif "real" in declared.idle:
             if name not in MODEL_ONLY:
                 found.lacks(name, declared.idle["real"])
         elif not (name in MODEL_ONLY or name in LINKS):
-            found.add(name, *declared.written(value))
+            words = declared.written(value)
+            found.add(name, *words) if words else found.lacks(name, "none, which no flag says")
     if (settings.nodes or 1) > 1:
         found.lacks("node_rank", f"start it on each of {settings.nodes} machines, with --node-rank and --rendezvous")
     _instances(found, settings)
     return found
+
+
+def _implied(engine: str) -> dict[str, Any]:
+    """Settings that a server with the preset of ``engine`` has without being told, whatever its GPU."""
+    preset = load_engine(engine)
+    by_gpu = {name for case in preset.gpus for name in case.keys() - GPU_KEYS}
+    said = {name: SETTINGS[name].meant(value) for name, value in preset.settings.items()}
+    return {name: said.get(name, declared.default) for name, declared in SETTINGS.items() if name not in by_gpu}
 
 
 def _instances(found: Deployed, settings: RunSettings) -> None:
@@ -133,10 +156,7 @@ def _vllm(settings: RunSettings, loop: str, experts: bool) -> Deployed:
         blocks = settings.kv_tokens // settings.page_size
         found.add("kv_tokens", "--num-gpu-blocks-override", blocks)
     found.add("mem_fraction", "--gpu-memory-utilization", settings.mem_fraction)
-    if settings.page_size in BLOCKS:
-        found.add("page_size", "--block-size", settings.page_size)
-    else:
-        found.lacks("page_size", f"{settings.page_size}; vLLM has {', '.join(map(str, BLOCKS))}")
+    _choice(found, settings, "page_size", "--block-size", "vllm")
     _choice(found, settings, "policy", "--scheduling-policy", "vllm")
     if settings.cache == "none":
         found.add("cache", "--no-enable-prefix-caching")
@@ -182,7 +202,7 @@ def _sglang(settings: RunSettings, loop: str, kv_tokens: int) -> Deployed:
         found.lacks("mem_fraction", "SGLang's counts weights and KV alone; --max-total-tokens says how much KV it left")
     found.add("page_size", "--page-size", settings.page_size)
     _choice(found, settings, "policy", "--schedule-policy", "sglang")
-    if settings.cache == "radix" and settings.evict in load_engine("sglang").offers.get("evict", ("lru", "lfu")):
+    if settings.cache == "radix" and settings.evict in load_engine("sglang").offers["evict"]:
         found.add("evict", "--radix-eviction-policy", settings.evict)
     if settings.cache == "none":
         found.add("cache", "--disable-radix-cache")

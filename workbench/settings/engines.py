@@ -59,6 +59,8 @@ class Engine:
     """Settings and graphs that go by the GPU, the first of which holds that fits."""
     offers: dict[str, list[Any]] = field(default_factory=dict)
     """Of settings that it has not, or has fewer values of, those that it has."""
+    tunable: tuple[str, ...] = ()
+    """Rules of engines that it can be told otherwise."""
 
     def on(self, hardware: Hardware) -> Engine:
         """The preset as the engine resolves its defaults on this hardware."""
@@ -105,6 +107,8 @@ def load_engine(name: str) -> Engine:
     own = {part: values.pop(part) for part in _PARTS if part in values}
     if "gpus" in own:
         own["gpus"] = tuple(own["gpus"])
+    if "tunable" in own:
+        own["tunable"] = tuple(own["tunable"])
     if "offers" in own:
         own["offers"] = {**above.offers, **own["offers"]}
     return replace(above, name=exact, settings={**above.settings, **values}, **own)

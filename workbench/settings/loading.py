@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,26 @@ from workbench.settings.run_settings import RUN_WIDE, RunSettings, pool_value
 
 SETTINGS = settings_of(RunSettings)
 """Every setting of a run by its name in files, records and flags."""
+HardwareOf = Callable[[Mapping[str, Any]], Hardware | None]
+"""Finds what a run with these settings is to an engine whose defaults go by the GPU; None: no GPU that is known."""
 FORMER = {alias: name for name, declared in SETTINGS.items() for alias in declared.aliases}
 """Names that settings had, and those that they have."""
+
+
+def modelled_hardware(values: Mapping[str, Any]) -> Hardware | None:
+    """What the GPU of a simulated run is to an engine. None: it cannot be looked up, which is told where it is used."""
+    from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu  # only engines that go by the GPU ask
+
+    try:
+        gpu = load_gpu(values.get("gpu", RunSettings.gpu))
+    except CatalogueError:
+        return None
+    return hardware_with(values, gpu.name, gpu.memory_bytes)
+
+
+def hardware_with(values: Mapping[str, Any], gpu: str, memory_bytes: float) -> Hardware:
+    """A run's settings on so large a GPU, as an engine's defaults go by it."""
+    return Hardware(gpu, memory_bytes, values.get("tp", RunSettings.tp), values.get("ep", RunSettings.ep))
 
 
 def settings_from(
@@ -28,9 +46,10 @@ def settings_from(
     flags: Mapping[str, Any],
     like: Path | None = None,
     defaults: Mapping[str, Any] | None = None,
+    hardware: HardwareOf = modelled_hardware,
 ) -> RunSettings:
     """Settings of a TOML file, with ``flags`` (those given; None otherwise) over them. Below both come the settings of the
-    run record ``like``, the model and GPU that a profile is of, the engine's preset, and ``defaults``.
+    run record ``like``, the model and GPU that a profile is of, the engine's preset on its ``hardware``, and ``defaults``.
 
     Raises ConfigError for a file that cannot be read and for unknown or mistyped settings, RecordError for a bad record.
     """
@@ -40,7 +59,7 @@ def settings_from(
     if like is not None:
         values = _over(_recorded(like), values)
     profiled = _profiled(values)
-    preset = _of_engine({**profiled, **values})
+    preset = _of_engine({**profiled, **values}, hardware)
     if values.get("pool"):
         pools = parse_pools(values["pool"])
         if any(name == "engine" for pool in pools for name, _ in pool.given):
@@ -57,31 +76,21 @@ def _on_machine(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**read_machine(values["machine"]), **values} if values.get("machine") else dict(values)
 
 
-def _of_engine(values: Mapping[str, Any]) -> dict[str, Any]:
+def _of_engine(values: Mapping[str, Any], hardware: HardwareOf = modelled_hardware) -> dict[str, Any]:
     """The settings of the preset of the engine of these, on their GPU, with None for a 0 that stands for it.
 
     Raises ConfigError.
     """
     engine = load_engine(values.get("engine", RunSettings.engine))
-    if engine.gpus and (hardware := _hardware(values)) is not None:
-        engine = engine.on(hardware)
+    if engine.gpus and (found := hardware(values)) is not None:
+        engine = engine.on(found)
     settings = {name: SETTINGS[name].meant(value) for name, value in engine.settings.items()}
+    if values.get("pp", RunSettings.pp) > 1 and values.get("loop") is None:
+        settings.pop("loop", None)  # of one stage; of several it is the pipeline's
     if engine.gpus and "max_running" in settings and (budget := values.get("max_batch_tokens")) is not None:
         # As vLLM: of a budget that is asked for, no more may run than it has tokens (engine/arg_utils.py).
         settings["max_running"] = min(settings["max_running"], budget)
     return settings
-
-
-def _hardware(values: Mapping[str, Any]) -> Hardware | None:
-    """What the run's GPU is to an engine; None for one that cannot be looked up, which is told where it is used."""
-    from backends.simulated.catalogue.gpu_specs import CatalogueError, load_gpu  # only engines that go by the GPU ask
-
-    try:
-        gpu = load_gpu(values.get("gpu", RunSettings.gpu))
-    except CatalogueError:
-        return None
-    tp, ep = values.get("tp", RunSettings.tp), values.get("ep", RunSettings.ep)
-    return Hardware(gpu.name, gpu.memory_bytes, tp, ep)
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

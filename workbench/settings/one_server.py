@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-NOT_OF_A_SERVER = frozenset({"model", "engine", "dp", "pool", "router"})
-"""Beside those that do nothing there: instances behind a router, presets, whose settings it has, and its argument."""
+NOT_OF_A_SERVER = frozenset({"model", "dp", "pool", "router"})
+"""Beside those that do nothing there: instances behind a router, and its argument."""

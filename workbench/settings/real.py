@@ -9,9 +9,14 @@ from typing import Any
 
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import Place
+from workbench.settings.engines import load_engine
 from workbench.settings.loading import SETTINGS, read_settings_file
+from workbench.settings.offers import not_offered
 from workbench.settings.run_settings import RunSettings
 
+TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": None}
+"""What weights can be in on a real runner, as torch calls it. ``auto``: as the model was saved. ``fp8``: the projections;
+everything else as saved."""
 CPU_STEP_TOKENS = 512
 """Prompt tokens of a step on a CPU unless told otherwise: it then takes seconds, not minutes, so that decodes, timeouts and
 clients that leave do not wait for the whole of a long prompt."""
@@ -42,6 +47,17 @@ def live_notes(config: Path | None, *places: Place) -> list[str]:
     """Notes on settings of the file ``config`` that do nothing in ``places``, where there are no flags for them."""
     said = {name: f"{name}: has no effect here: {why}" for name, why in idle_in_places(*places).items()}
     return _noted(said, {}, config)
+
+
+def preset_notes(settings: RunSettings, loop: str, simulated: bool = False) -> list[str]:
+    """Say what of an engine's preset acts in real time, over a real or a ``simulated`` GPU, and what the run has that
+    the engine has not."""
+    engine = load_engine(settings.engine)
+    if not engine.settings:
+        return []
+    alone = "CPU phases and front end are" if simulated else "CPU phases, graphs, exchange of experts and front end are"
+    acts = f"engine: rules, loop and limits are those of {engine.name}; its {alone} for simulation alone"
+    return [acts, *not_offered(settings, loop)]
 
 
 def without_idle(settings: RunSettings, *places: Place) -> RunSettings:

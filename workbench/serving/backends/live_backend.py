@@ -15,6 +15,7 @@ from workbench.handover.kv_shares import KVMemory
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
 from workbench.serving.backends.backend_control import BackendControl
+from workbench.settings.loading import HardwareOf
 from workbench.settings.run_settings import RunSettings
 
 
@@ -115,6 +116,10 @@ class BackendSpec(Protocol):
 
     def defaults(self) -> dict[str, Any]:
         """Return the settings of a run on it that are neither given nor those of a simulation."""
+        ...
+
+    def hardware(self) -> HardwareOf:
+        """Return how to find what it runs on to an engine whose defaults go by the GPU."""
         ...
 
     def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:

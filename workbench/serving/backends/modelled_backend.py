@@ -18,7 +18,7 @@ from workbench.handover.kv_shares import RanksKV
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend, LiveKV, SyntheticText, own_tokenizer
-from workbench.settings.loading import settings_from
+from workbench.settings.loading import HardwareOf, modelled_hardware, settings_from
 from workbench.settings.run_settings import RunSettings
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class ModelledBackendSpec:
     def defaults(self) -> dict[str, Any]:
         """Return nothing: its defaults are those of a simulation."""
         return {}
+
+    def hardware(self) -> HardwareOf:
+        """Return how to find what the modelled GPU is to an engine whose defaults go by it."""
+        return modelled_hardware
 
     def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
         """Return notes on keys of the GPU's file that are called otherwise now: it has a use for all settings.

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, held_weights, runner_options
+from workbench.cluster.device import DTYPE_NAMES, choose_device, device_name, hardware_on, held_weights, runner_options
 from workbench.handover.kv_shares import RanksKV
 from workbench.instance import Recipe
 from workbench.phase_log import LogIteration
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend, LiveKV, SyntheticText, own_tokenizer
+from workbench.settings.loading import HardwareOf
 from workbench.settings.loop_spec import loop_spec
 from workbench.settings.real import check_device_effects, device_defaults
 from workbench.settings.run_settings import RunSettings
@@ -48,6 +49,10 @@ class RealBackendSpec:
     def defaults(self) -> dict[str, Any]:
         """Return the settings of a run on the device that are neither given nor those of a simulation."""
         return device_defaults(self.name)
+
+    def hardware(self) -> HardwareOf:
+        """Return how to find what the device is to an engine whose defaults go by the GPU."""
+        return hardware_on(self.name)
 
     def check_flags(self, flags: Mapping[str, Any], config: Path | None) -> list[str]:
         """Return notes on settings of the file ``config`` that do nothing here. Raises ConfigError for such a flag."""
