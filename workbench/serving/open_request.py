@@ -115,5 +115,8 @@ class OpenRequest:
 
 def _held_bytes(chunk: Chunk) -> int:
     """Return about how much memory a chunk takes while it waits."""
-    told = [*(chunk.logprobs or ()), *(chunk.prompt_logprobs or ())]
-    return 400 + 2 * len(chunk.text) + sum(300 * (1 + len(item.top)) for item in told)
+    held_bytes = 400 + 2 * len(chunk.text)
+    for told in (chunk.logprobs, chunk.prompt_logprobs):
+        if told is not None:
+            held_bytes += sum(300 * (1 + len(item.top)) for item in told)
+    return held_bytes

@@ -172,17 +172,18 @@ class CompletionShape(Shape):
         end: Chunk,
         whole: bool = False,
     ) -> dict[str, Any]:
-        begins = whole or self._written[index] == len(tokens)
-        prompt = {"prompt_token_ids": self.prompt_ids[index // self.request.n]} if self.prompt_ids and begins else {}
-        return {
+        choice: dict[str, Any] = {
             "index": index,
             "text": text if self._echoes is None else self._echoes[index // self.request.n].text + text,
             "logprobs": self._all_logprobs(index, logprobs) if logprobs or (whole and self.logprobs) else None,
             "finish_reason": finish_reason(end),
             "stop_reason": end.stop_reason,
-            **self._id_field(tokens),
-            **prompt,
         }
+        if self.prompt_ids is not None:
+            choice["token_ids"] = tokens
+            if whole or self._written[index] == len(tokens):
+                choice["prompt_token_ids"] = self.prompt_ids[index // self.request.n]
+        return choice
 
     def _whole(
         self, texts: list[str], tokens: list[list[int]], logprobs: list[list[LogprobText]], ends: list[Chunk]
