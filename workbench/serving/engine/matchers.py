@@ -20,6 +20,8 @@ from workbench.serving.wire import Addresses, Compiled, encode, push_socket
 
 MOST_KEPT = 64
 """Compiled grammars that are kept for the next request with the same: each may have some 100 MiB."""
+NO_END = "<|the end of a sequence, to grammars alone|>"
+"""Of a model that has none."""
 STACK_BYTES = 64 << 20
 """Of the thread that compiles, which recurses as deep as a grammar does: more than those have that passed it before."""
 
@@ -186,6 +188,11 @@ def _tokenizer(serialised: str | None, vocab: int, eos: list[int]) -> Any:
     own = tokenizers.Tokenizer.from_str(serialised)
     own.no_padding()
     own.no_truncation()
-    # A model without an end of sequence gets one that it cannot write: a grammar then ends where nothing may follow.
-    n_vocab, ends = (vocab, eos) if eos else (vocab + 1, [vocab])
-    return llguidance.LLTokenizer(own.to_str(), n_vocab=n_vocab, eos_token=ends)
+    # Whatever else a token that ends a sequence is written as: within an output it would end it there.
+    ending = [text for token in eos if (text := own.id_to_token(token)) is not None]
+    own.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False) for text in ending])
+    if not eos:
+        # One that means nothing to the model, which may not have it at all: a grammar then ends where nothing may follow.
+        own.add_special_tokens([NO_END])
+        eos = [own.token_to_id(NO_END)]
+    return llguidance.LLTokenizer(own.to_str(), n_vocab=max(vocab, own.get_vocab_size()), eos_token=eos)
