@@ -82,7 +82,9 @@ class Half:
 
     def _await(self, kind: type) -> Any:
         while True:
-            assert self._http.poll(PATIENCE_S * 1000), f"no {kind.__name__} came"
+            until(lambda: self._http.poll(100) or not self.thread.is_alive(), f"a {kind.__name__} comes")
+            if not self._http.poll(0):
+                raise RuntimeError(f"{self.thread.name} has ended") from self._failure
             message = decode_to_http(self._http.recv())
             if isinstance(message, Failed):
                 raise RuntimeError(message.line)
@@ -193,7 +195,8 @@ class Pair:
         decode: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        """``run``: settings of both, ``prefill`` and ``decode`` those of one alone, ``settings`` those of their servers."""
+        """``run``: settings of both, ``prefill`` and ``decode`` those of one alone, ``settings`` those of their
+        servers, or what makes one of them of a role."""
         self.context = zmq.Context()
         self.halves: list[Half] = []
         try:
@@ -205,7 +208,8 @@ class Pair:
         self._rooms = 0
 
     def _start(self, role: Role, run: dict[str, Any], text: Any, settings: dict[str, Any]) -> Half:
-        half = Half(self.context, RunSettings(**run), role, text, **settings)
+        own = {name: value(role) if callable(value) else value for name, value in settings.items()}
+        half = Half(self.context, RunSettings(**run), role, text, **own)
         self.halves.append(half)
         return half
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from tests.patience import until
 from workbench.handover import peer_messages as said
-from workbench.handover.handshake import connect, introduce, join_address
+from workbench.handover.addresses import join_address
+from workbench.handover.handshake import connect, introduce
 from workbench.handover.identity import VERSION, Identity
 from workbench.handover.kv_shares import RanksKV
 from workbench.handover.live_wire import LiveWire, WireSettings

@@ -6,15 +6,13 @@ is one more pair of these classes: its offer is a registered region, its ``place
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 
 from workbench.handover.peer_link import Link
 from workbench.handover.peer_messages import Block, encode
 
-CarrierName = Literal["auto", "tcp", "shm"]
-CARRIERS: tuple[CarrierName, ...] = get_args(CarrierName)
 BLOCK_BYTES = 4 << 20
 """How much is sent at a time, or a page, if that is more."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from workbench.handover.addresses import split_address
 from workbench.handover.identity import VERSION, Identity
 from workbench.handover.peer_link import Link, LinkLost
 
@@ -114,19 +115,6 @@ def connect(address: str) -> Link:
         return Link(socket.create_connection((host, port), timeout=HANDSHAKE_S))
     except OSError as error:
         raise LinkLost(f"cannot be reached: {error.strerror or error}") from None
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``, the host in brackets where it is an IPv6 address. Raises ValueError."""
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"{address[:80]!r} is not host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """Return ``host:port``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _receive(link: Link, kind: Any) -> Any:

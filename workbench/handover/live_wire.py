@@ -16,7 +16,9 @@ from itertools import count
 import numpy as np
 
 from workbench.handover import peer_messages as said
-from workbench.handover.carriers import BLOCK_BYTES, CarrierName, Incoming, Outgoing, TcpIncoming, TcpOutgoing
+from workbench.handover.addresses import is_loopback, split_address
+from workbench.handover.carrier_names import CarrierName
+from workbench.handover.carriers import BLOCK_BYTES, Incoming, Outgoing, TcpIncoming, TcpOutgoing
 from workbench.handover.handshake import Refused, accept, connect, introduce
 from workbench.handover.identity import Identity
 from workbench.handover.kv_shares import KVMemory
@@ -88,6 +90,8 @@ class LiveWire:
         self._tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.alarm_s = math.inf
         """When the scheduler is to be woken, on its clock."""
+        self.on_first_pages: Callable[[str], None] = lambda request_id: None
+        """Is told of requests whose first pages are posted."""
         self._mail: deque[tuple[int, object]] = deque()
         self._peers: list[Peer] = []
         self._by_address: dict[str, Peer] = {}
@@ -158,6 +162,8 @@ class LiveWire:
                         self._put(peer, order)
                 case SendPages(room=room, to=to):
                     self._to[room] = self._peers[to - 1]
+                    if order.first:
+                        self.on_first_pages(order.request_id)
                     self._put(self._to[room], order)
                 case StopSending(room):
                     if (sender := self._to.pop(room, None)) is not None:
@@ -334,7 +340,7 @@ class LiveWire:
         return link
 
     def _check_reach(self, peer: Peer) -> None:
-        if self._settings.loopback_only and not _is_loopback(peer.address):
+        if self._settings.loopback_only and not _is_here(peer.address):
             raise Refused("without --peer-key, peers are on this machine")
 
     def _carriers(self) -> list[Outgoing]:
@@ -396,7 +402,7 @@ class LiveWire:
             other, chosen = accept(
                 link, self._settings.key, self.identity, lambda offers: self._choose(offers, carriers)
             )
-            if self._settings.loopback_only and not _is_loopback(other.address):
+            if self._settings.loopback_only and not _is_here(other.address):
                 raise Refused("without --peer-key, peers are on this machine")
         except (Refused, LinkLost) as error:
             link.close()
@@ -556,6 +562,9 @@ class LiveWire:
             self._say(f"peer {peer.address}: {why}")
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0]
-    return host in ("localhost", "[::1]") or host.startswith("127.")
+def _is_here(address: str) -> bool:
+    """Tell whether a peer is on this machine."""
+    try:
+        return is_loopback(split_address(address)[0])
+    except ValueError:
+        return False

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import re
 import stat
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -17,9 +15,7 @@ import numpy as np
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.peer_messages import Block, encode
 
-FOLDER = Path("/dev/shm")
 PLACES = 4
-_NAME = re.compile(r"workbench-kv-[0-9a-f]{32}")
 _MARK_BYTES = 64
 """At the beginning: a random number that shows that both have mapped the same memory."""
 WAIT_S = 60.0
@@ -27,7 +23,9 @@ WAIT_S = 60.0
 
 
 class _Offer(msgspec.Struct, array_like=True):
-    name: str
+    process: int
+    descriptor: int
+    """By which that process has it open: the memory has no name, so that nothing is left of it however both end."""
     place_bytes: int
     places: int
     mark: bytes
@@ -50,18 +48,17 @@ class ShmOutgoing:
 
     def __init__(self, place_bytes: int) -> None:
         self._mark = os.urandom(_MARK_BYTES)
-        self._path = FOLDER / f"workbench-kv-{os.urandom(16).hex()}"
         size = _MARK_BYTES + PLACES * place_bytes
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memory that two processes open")
+        self._descriptor: int | None = os.memfd_create("workbench-kv", os.MFD_CLOEXEC)
         try:
             # Taken now: memory that is not there would end the process when it is written.
-            os.posix_fallocate(descriptor, 0, size)
-            self._memory = _Mapped(mmap.mmap(descriptor, size), place_bytes, PLACES)
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._memory = _Mapped(mmap.mmap(self._descriptor, size), place_bytes, PLACES)
         except BaseException:
-            self._path.unlink(missing_ok=True)
+            self.begin()
             raise
-        finally:
-            os.close(descriptor)
         self._memory.file[:_MARK_BYTES] = self._mark
         self._free = threading.Condition()
         self._places = list(range(PLACES))
@@ -69,10 +66,14 @@ class ShmOutgoing:
 
     def offer(self) -> bytes:
         memory = self._memory
-        return msgspec.msgpack.encode(_Offer(self._path.name, memory.place_bytes, memory.places, self._mark))
+        assert self._descriptor is not None, "it is offered before it is chosen"
+        offer = _Offer(os.getpid(), self._descriptor, memory.place_bytes, memory.places, self._mark)
+        return msgspec.msgpack.encode(offer)
 
     def begin(self) -> None:
-        self._path.unlink(missing_ok=True)  # both have it mapped: nothing is left, however they end
+        if self._descriptor is not None:
+            os.close(self._descriptor)  # both have it mapped
+            self._descriptor = None
 
     def send(self, link: Link, block: Block, data: np.ndarray) -> None:
         with self._free:
@@ -90,7 +91,7 @@ class ShmOutgoing:
             self._free.notify()
 
     def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+        self.begin()
         with self._free:
             self._over = True
             self._free.notify_all()
@@ -102,15 +103,17 @@ class ShmIncoming:
     answers = True
 
     def __init__(self, offer: bytes) -> None:
-        """Raises ValueError or OSError where this is another machine, or the offer is none."""
+        """Raises ValueError or OSError where this is another machine or user, or the offer is none."""
         try:
             said = msgspec.msgpack.decode(offer, type=_Offer)
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from None
         size = _MARK_BYTES + said.places * said.place_bytes
-        if not _NAME.fullmatch(said.name) or said.places < 1 or said.place_bytes < 1 or size > 1 << 40:
+        if min(said.process, said.descriptor) < 0 or said.places < 1 or said.place_bytes < 1 or size > 1 << 40:
             raise ValueError("no shared memory of an instance")
-        descriptor = os.open(FOLDER / said.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Of another kind it may be, on another machine: opening that must not wait for anybody.
+        path = f"/proc/{said.process}/fd/{said.descriptor}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_size != size:

@@ -32,11 +32,15 @@ class HalfNotes:
 
     def prefill_drained(self, messages: list[object]) -> None:
         """A prefill instance has taken messages out of its inbox."""
-        now = self._recorder.now_s()
         self._recorder.queued([message for message in messages if isinstance(message, Generate)])
         for message in messages:
-            if isinstance(message, PagesSetAside) and (times := self._times(message.request_id)) is not None:
-                times.bootstrap_s = now
+            if isinstance(message, PagesSetAside):
+                self.pages_known(message.request_id)
+
+    def pages_known(self, request_id: str) -> None:
+        """A prefill instance has been told of pages for a request."""
+        if (times := self._times(request_id)) is not None:
+            times.bootstrap_s = self._recorder.now_s()
 
     def transfer_started(self, request_id: str) -> None:
         if (times := self._times(request_id)) is not None:

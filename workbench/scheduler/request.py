@@ -60,8 +60,10 @@ class Finish:
 
     @property
     def status(self) -> str:
-        """The word of the run record: ``finished``, or ``aborted``/``rejected`` and why."""
-        return "finished" if self.kind in ("length", "stop") else f"{self.kind}:{self.detail}"
+        """The word of the run record: ``finished``, ``handed_over``, or ``aborted``/``rejected`` and why."""
+        if self.kind in ("length", "stop"):
+            return "finished"
+        return self.kind if self.kind == "handed_over" else f"{self.kind}:{self.detail}"
 
 
 class Pair(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from workbench.serving.chunks import Chunk
@@ -19,7 +19,7 @@ class ClientGone(Exception):
 class OpenSequence:
     """One sequence of a request: the answer to one of its prompts, one of ``n``."""
 
-    __slots__ = ("index", "last_s", "number", "request", "room", "sequence_id", "tokens")
+    __slots__ = ("index", "last_s", "number", "request", "rooms", "sequence_id", "tokens")
 
     def __init__(self, request: OpenRequest, index: int, number: int, sequence_id: str) -> None:
         self.request = request
@@ -28,8 +28,8 @@ class OpenSequence:
         self.sequence_id = sequence_id
         self.tokens = 0
         self.last_s = 0.0
-        self.room: tuple[str, int] | None = None
-        """(router, number) of what it shares with another instance."""
+        self.rooms: Sequence[tuple[str, int]] = ()
+        """What no other has meanwhile, where it shares its request with another instance."""
 
 
 class Engine(Protocol):

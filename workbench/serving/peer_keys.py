@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import secrets
 import stat
 from pathlib import Path
 
+from workbench.handover.addresses import is_loopback
 from workbench.scheduler.config import ConfigError
 
 
@@ -31,15 +31,6 @@ def shared_key(said: str | None, host: str) -> bytes:
         return _kept(file)
     except OSError as error:
         raise ConfigError(f"peer_key: {file}: {error.strerror or error}; say one with --peer-key") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address, or its name, is of this machine alone."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    return False
 
 
 def _kept(file: Path) -> bytes:

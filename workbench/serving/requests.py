@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.handover.handshake import split_address
+from workbench.handover.addresses import split_address
 from workbench.scheduler.capacity import Capacity
 from workbench.scheduler.config import Role
 from workbench.scheduler.request import SamplingParams

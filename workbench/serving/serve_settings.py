@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.handover.carriers import CarrierName
+from workbench.handover.addresses import is_loopback
+from workbench.handover.carrier_names import CarrierName
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
@@ -171,14 +172,12 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
             raise ConfigError("first_token: prefill is for simulation; a live decode instance sends the first token")
         if self.run.decode_retraction == "prefill":
             raise ConfigError("decode_retraction: prefill is for simulation; a live decode instance goes by host")
-        if self.record is not None:
-            raise ConfigError(f"record: an instance of role {self.role} keeps no record of its own yet")
         if self.peer_key is not None and not self.peer_key:
             raise ConfigError("peer_key: is empty")
         host = self.peer_host
         if host in ("0.0.0.0", "::", ""):
             raise ConfigError(f"peer_host: {host!r} is no address to connect to; say the one that peers reach")
-        if self.peer_key is None and not (host in ("localhost", "::1") or host.startswith("127.")):
+        if self.peer_key is None and not is_loopback(host):
             raise ConfigError(f"peer_host: {host} is reached from elsewhere; that needs a --peer-key on both sides")
 
     @property

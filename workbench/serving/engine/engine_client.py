@@ -139,7 +139,7 @@ class EngineClient:
             raise bad_value("request_id", f"{request_id!r} is being served already")
         shared = asked.shared
         if shared is not None:
-            self._take_rooms(shared, count)
+            self._take_rooms(shared, count, asked.request_id or asked.label or request_id)
         request = OpenRequest(self, request_id, asked)
         submits: list[tuple[OpenSequence, bytes]] = []
         named = asked.request_id or asked.label
@@ -147,6 +147,8 @@ class EngineClient:
             number = next(self._numbers)
             # The number makes it the scheduler's only one, also when a client uses an id again.
             sequence_id = f"{named or request_id}-{number}" if named or count > 1 else request_id
+            if shared is not None:  # the same on both instances
+                sequence_id = f"{named or request_id}-{shared.room + index}"
             params = asked.params
             if params.seed is not None and index % asked.n:
                 params = dataclasses.replace(params, seed=params.seed + index % asked.n)
@@ -170,7 +172,9 @@ class EngineClient:
             )
             sequence = OpenSequence(request, index, number, sequence_id)
             if shared is not None:
-                sequence.room = shared.router, shared.room + index
+                sequence.rooms = [
+                    (who, shared.room + index) for who in (f"router {shared.router}", named or request_id)
+                ]
             submits.append((sequence, encode(submit)))
         if asked.grammar and not self._vocabulary_sent:
             self._vocabulary_sent = True
@@ -185,9 +189,9 @@ class EngineClient:
         self._metrics.open_sequences = len(self._sequences)
         return request
 
-    def _take_rooms(self, shared: Shared, count: int) -> None:
-        """Note the rooms of a request. Raises Refusal where one of them is another's."""
-        rooms = [(shared.router, shared.room + index) for index in range(count)]
+    def _take_rooms(self, shared: Shared, count: int, name: str) -> None:
+        """Note the rooms of a request, and what its sequences are called by them. Raises Refusal where one is another's."""
+        rooms = [(who, shared.room + index) for who in (f"router {shared.router}", name) for index in range(count)]
         if not self._rooms.isdisjoint(rooms):
             raise bad_value("x-workbench-room", f"{shared.room >> ROOM_BITS} is being served already")
         self._rooms.update(rooms)
@@ -270,8 +274,7 @@ class EngineClient:
                 self._ended(sequence, chunk, now)
 
     def _ended(self, sequence: OpenSequence, end: Chunk, now: float) -> None:
-        if sequence.room is not None:
-            self._rooms.discard(sequence.room)
+        self._rooms.difference_update(sequence.rooms)
         metrics = self._metrics
         metrics.finished(end.kind)
         metrics.e2e_s.observe(now - sequence.request.arrival_s)

@@ -52,12 +52,19 @@ class LiveRecord:
         self._built = built
         self._folder = settings.record
         self._recorder = Recorder(now_s)
-        self._outbox = RecordingOutbox(self._recorder, scheduler.kv.table.rows, on_end=lambda request: None)
+        self._outbox = self._make_outbox(self._recorder, scheduler.kv.table.rows)
         self._tokens = RequestTokens(scheduler)
         self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
         self._salts: dict[str, str] = {"": ""}
         self._notes: list[str] = []
         self.now_s = now_s
+
+    def _make_outbox(self, recorder: Recorder, rows: int) -> RecordingOutbox:
+        return RecordingOutbox(recorder, rows, on_end=lambda request: None)
+
+    def _tokens_of(self, req: Req, result: StepResult) -> np.ndarray:
+        """Return int32: the prompt and output of a request that ends with a result."""
+        return self._tokens.ended(req)
 
     def arrived(self, message: Generate, slo_ttft_s: float | None = None, slo_tpot_s: float | None = None) -> None:
         """Note a request that has reached the scheduler, with objectives of its own if any.
@@ -98,7 +105,7 @@ class LiveRecord:
         for req in result.ended:
             request = self._recorder.by_id[req.rid].request
             assert request is not None
-            tokens = self._tokens.ended(req)
+            tokens = self._tokens_of(req, result)
             if not req.scheduled:
                 self._taken(req)
             # One that could never be served, or gave nothing, is no load that a simulation could repeat.

@@ -27,6 +27,7 @@ from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Finish, Pair
 from workbench.serving.engine.inbox import LiveInbox
 from workbench.serving.engine.matchers import Matcher
+from workbench.serving.engine.paired_record import PairedRecord
 from workbench.serving.refusals import KINDS
 from workbench.serving.wire import Submit
 
@@ -65,13 +66,21 @@ class PairedInbox(LiveInbox):
     """
 
     def __init__(
-        self, *args: Any, wire: LiveWire, alarm: Alarm, config: SchedulerConfig, vocab: int, now_s: Callable[[], float]
+        self,
+        *args: Any,
+        wire: LiveWire,
+        alarm: Alarm,
+        config: SchedulerConfig,
+        vocab: int,
+        now_s: Callable[[], float],
+        record: PairedRecord | None,
     ) -> None:
         super().__init__(*args)
+        self._record = record
         self._wire, self._alarm, self._now_s = wire, alarm, now_s
         self._config, self._vocab = config, vocab
-        self._opened: OrderedDict[Room, int] = OrderedDict()
-        """Rooms of requests that have come, by the tokens of their prompts."""
+        self._opened: OrderedDict[Room, tuple[str, int]] = OrderedDict()
+        """Rooms of requests that have come: their ids, and the tokens of their prompts."""
         self._early: OrderedDict[Room, tuple[int, object]] = OrderedDict()
         """The last letter, and who sent it, about each request that has not come."""
         self._due: list[object] = []
@@ -98,7 +107,7 @@ class PairedInbox(LiveInbox):
             return dataclasses.replace(generate, refused="duplicate_room")
         if room in self._opened:
             return dataclasses.replace(generate, refused="duplicate_room")
-        _remember(self._opened, room, len(generate.prompt))
+        _remember(self._opened, room, (generate.rid, len(generate.prompt)))
         peer = self._wire.number(message.peer)
         early = self._early.pop(room, None)
         if early is not None and (found := self._checked(*early)) is not None:
@@ -120,7 +129,7 @@ class PairedInbox(LiveInbox):
         """Return a letter that can be true; None, with its peer given up, for one that cannot."""
         match message:
             case PagesSetAside(room=room, cached_tokens=cached, pages=pages):
-                size, tokens = self._config.page_size, self._opened[room]
+                size, (_, tokens) = self._config.page_size, self._opened[room]
                 if cached % size or not len(pages) or cached // size + len(pages) != -(-tokens // size):
                     told = f"it set {len(pages)} pages aside beyond {cached} tokens for a prompt of {tokens}"
                     self._wire.accuse(peer, told)
@@ -129,9 +138,12 @@ class PairedInbox(LiveInbox):
                 if token is not None and not 0 <= token < self._vocab:
                     self._wire.accuse(peer, f"it sent a token that there is not: {token}")
                     return None
-                return dataclasses.replace(message, cached_tokens=min(cached, self._opened[room]))
+                message = dataclasses.replace(message, cached_tokens=min(cached, self._opened[room][1]))
             case HandoverEnded(room=room, finish=finish) if finish.kind == "rejected" and finish.detail not in KINDS:
                 return HandoverEnded(room, Finish("aborted", finish.detail))
+        about = self._opened.get(getattr(message, "room", (-1, 0)))
+        if self._record is not None and about is not None:
+            self._record.told(message, about[0])
         return message
 
     def _wait(self) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from workbench.handover.handshake import join_address
+from workbench.handover.addresses import join_address
 from workbench.handover.identity import VERSION, Identity
 from workbench.handover.live_wire import LiveWire, WireSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend
+from workbench.serving.peer_keys import shared_key
 from workbench.serving.serve_settings import ServeSettings
 
 
@@ -34,7 +35,7 @@ def listen_to_peers(settings: ServeSettings) -> socket.socket:
 def wire_of(
     settings: ServeSettings, built: LiveBackend, instance_id: str, listener: socket.socket, wake: Callable[[], None]
 ) -> LiveWire:
-    """Return the wire of an instance that prefills or decodes alone."""
+    """Return the wire of an instance that prefills or decodes alone. Raises ConfigError where its key cannot be had."""
     kv, config = built.kv, built.recipe.scheduler
     assert kv is not None
     identity = Identity(
@@ -50,11 +51,10 @@ def wire_of(
         kv_heads=kv.kv_heads,
         head_dim=kv.head_dim,
     )
-    key = settings.peer_key
     asked = WireSettings(
-        key=(key or "").encode(),
+        key=shared_key(settings.peer_key, settings.peer_host),
         carrier=settings.kv_transfer,
         timeout_s=settings.peer_timeout_s,
-        loopback_only=key is None,
+        loopback_only=settings.peer_key is None,
     )
     return LiveWire(identity, kv.memory, listener, wake, asked)

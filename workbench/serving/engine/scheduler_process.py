@@ -18,7 +18,7 @@ from workbench.loops.drive import drive
 from workbench.loops.intake import report_ended
 from workbench.phase_log import IterationRow
 from workbench.scheduler.capacity import Capacity
-from workbench.scheduler.config import Role
+from workbench.scheduler.config import ConfigError, Role
 from workbench.scheduler.scheduler import Scheduler
 from workbench.serving.backends.live_backend import LiveBackend, SyntheticText
 from workbench.serving.child import begin_child
@@ -28,6 +28,7 @@ from workbench.serving.engine.matchers import Matchers, teller
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.engine.paired_inbox import Alarm, PairedInbox
 from workbench.serving.engine.paired_outbox import DecodeLiveOutbox, PrefillLiveOutbox
+from workbench.serving.engine.paired_record import DecodeRecord, PairedRecord, PrefillRecord
 from workbench.serving.engine.peers import listen_to_peers, wire_of
 from workbench.serving.engine.vitals import Vitals, heartbeat
 from workbench.serving.serve_settings import ServeSettings
@@ -38,6 +39,7 @@ OUTBOXES: dict[Role, type[LiveOutbox]] = {
     "prefill": PrefillLiveOutbox,
     "decode": DecodeLiveOutbox,
 }
+RECORDS: dict[Role, type[LiveRecord]] = {"both": LiveRecord, "prefill": PrefillRecord, "decode": DecodeRecord}
 
 
 class _Failure(Exception):
@@ -71,6 +73,9 @@ def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | No
         raise _Failure from error
     try:
         _serve(settings, addresses, built, log, epoch_s, context, http)
+    except ConfigError as error:  # of the address for peers
+        http.send(encode(Failed(str(error), True)))
+        raise _Failure from error
     finally:
         built.close()
 
@@ -88,7 +93,9 @@ def _serve(
         return time.monotonic() - epoch_s
 
     def mailboxes(scheduler: Scheduler) -> tuple[LiveInbox, LiveOutbox]:
-        record = LiveRecord(settings, built, scheduler, now_s) if settings.record is not None else None
+        record = None
+        if settings.record is not None:
+            record = RECORDS[built.recipe.role](settings, built, scheduler, now_s)
         vitals = Vitals(scheduler, built.worked_s, built.heard_s)
         log.vitals, log.record = vitals, record
         outbox = OUTBOXES[built.recipe.role](scheduler, detokenizer, vitals, record)
@@ -97,8 +104,12 @@ def _serve(
         own = socket, outbox, http, vitals, built.control, epoch_s, settings.run.slo_ttft, matchers
         if wire is None:
             return LiveInbox(*own), outbox
+        assert record is None or isinstance(record, PairedRecord)
+        if isinstance(record, PrefillRecord):
+            wire.on_first_pages = record.send_begins
         config = built.recipe.scheduler
-        return PairedInbox(*own, wire=wire, alarm=alarm, config=config, vocab=built.vocab, now_s=now_s), outbox
+        inbox = PairedInbox(*own, wire=wire, alarm=alarm, config=config, vocab=built.vocab, now_s=now_s, record=record)
+        return inbox, outbox
 
     detokenizer = push_socket(context, addresses.detokenizer)
     instance_id, alarm = uuid.uuid4().hex, Alarm()
