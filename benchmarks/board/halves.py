@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from backends.simulated.cost.tables.attention_kernels import ATTENTION
 from backends.simulated.cost.tables.table_kinds import OPTIONAL
 
 NO_SIZES = ("latency", "beam_width", "tp_size")
 """Columns of numbers of published operator tables that are no sizes of what was computed."""
-ATTENTION = ("context_attention", "generation_attention")
 
 
 def scores(joined: str) -> bool:

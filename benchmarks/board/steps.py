@@ -28,6 +28,7 @@ from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.operator_tables import NotMeasured, OperatorTables, ProfileError, Provenance
 from backends.simulated.cost.models.profile import ProfileCost
 from backends.simulated.cost.models.roofline import RooflineCost
+from backends.simulated.cost.tables.attention_kernels import ATTENTION, of_one_kernel
 from backends.simulated.cost.tables.measured_operators import MEASURED_SKEW, OperatorReader
 from backends.simulated.cost.tables.product_shapes import around_mixer, of_mlp
 from backends.simulated.cost.tables.published_package import ENGINES, PublishedTables, at_hand, find_tables
@@ -313,4 +314,5 @@ def _rows(tables: PublishedTables, kind: str, wanted: Mapping[str, int | str]) -
 @lru_cache(maxsize=16)
 def _frame(file: Path, kind: str) -> pd.DataFrame:
     rows = pd.read_parquet(file)
-    return rows.assign(scores=rows_score(kind, rows))
+    rows = rows.assign(scores=rows_score(kind, rows))
+    return rows[of_one_kernel(rows)] if kind in ATTENTION else rows

@@ -11,6 +11,7 @@ import pandas as pd
 
 from backends.simulated.cost.models.operator_tables import NotMeasured
 from backends.simulated.cost.tables import published_package
+from backends.simulated.cost.tables.attention_kernels import ATTENTION, of_one_kernel
 from backends.simulated.cost.tables.published_package import PublishedTables
 from backends.simulated.cost.tables.table_kinds import OPTIONAL
 from benchmarks.board.halves import rows_score
@@ -70,6 +71,7 @@ class Tables:
             except NotMeasured:
                 continue
             table["scores"] = rows_score(kind, table)
+            table = table[of_one_kernel(table)] if kind in ATTENTION else table
             table = table.assign(**{name: value for name, value in OPTIONAL.items() if name not in table})
             chosen = table[of(table)]
             if len(chosen):

@@ -19,6 +19,7 @@ from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.measured_mixers import MeasuredDecodes, MeasuredPrompts, Seen
 from backends.simulated.cost.models.operator_tables import Grid, ProfileError
 from backends.simulated.cost.models.profile import ProfileCost
+from backends.simulated.cost.tables.attention_kernels import of_one_kernel
 from backends.simulated.cost.tables.measured_operators import read_measured
 from backends.simulated.cost.tables.profiles import read_profile
 from backends.simulated.cost.tables.published_package import PACKAGE, find_tables
@@ -157,6 +158,32 @@ def test_as_many_query_heads_a_kv_head_are_more_or_fewer_requests(package, heads
     # 64 requests of 8 KV heads are 32 of 16.
     assert attention_ms(cost, batch([1024] * 64)) == pytest.approx(28 * decode_ms(64 / times, 1024))
     assert f"(as more requests of {kv_heads} KV heads)" in cost.notes[0]
+
+
+def test_attention_is_of_one_kernel_and_heads_measured_under_another_are_made_of_its(package):
+    def rows(kind, kernel, factor, heads):
+        some = ({**row, "kernel_source": kernel, "num_heads": count} for row in rows_of(kind) for count in heads)
+        return [{**row, "latency": row["latency"] * row["num_heads"] / 16 * factor} for row in some]
+
+    for kind in ATTENTION:
+        # The slower one's half of the sizes that both have is the shortest at no other.
+        both = rows(kind, "fast", 1, (8, 32)) + rows(kind, "slow", 30, (8, 16))
+        parquet.write_table(pyarrow.Table.from_pylist(both), write_table(package, kind))
+    step = batch([1024] * 64)
+    found = attention_ms(measured(), step)
+    assert found == pytest.approx(28 * decode_ms(64, 1024), rel=0.2), "16 heads lie between 8 and 32"
+    assert any("16 heads between 8 and 32" in note for note in measured().notes)
+
+
+def test_kernels_that_share_the_sizes_of_the_same_heads_are_one_backends(package):
+    for kind in ATTENTION:
+        usual = rows_of(kind)
+        parted = [{**row, "kernel_source": "short" if row["batch_size"] == 1 else "long"} for row in usual]
+        assert of_one_kernel({name: [row[name] for row in parted] for name in parted[0]}).all()
+        twice = parted + [{**row, "kernel_source": "other"} for row in usual]
+        kept = of_one_kernel({name: [row[name] for row in twice] for name in twice[0]})
+        assert kept.sum() == len(usual) and kept[len(usual) :].all(), "the one with most rows"
+    assert of_one_kernel({name: [row[name] for row in usual] for name in usual[0]}).all(), "a table of no kernels"
 
 
 def test_heads_of_a_size_between_two_measured_ones_are_between_their_times(package):

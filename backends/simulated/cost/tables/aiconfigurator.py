@@ -17,6 +17,7 @@ from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.catalogue.model_specs import ModelSpec
 from backends.simulated.cost.cost_request import CostRequest
 from backends.simulated.cost.models.operator_tables import OperatorTables, ProfileError, Provenance
+from backends.simulated.cost.tables.attention_kernels import ATTENTION, KERNEL, of_one_kernel
 from backends.simulated.cost.tables.csv_table import find_table, read_table
 from backends.simulated.cost.tables.measured_operators import OperatorReader
 from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Tables
@@ -96,5 +97,7 @@ def read(
 @lru_cache(maxsize=4)
 def _read(base: Path, kind: str) -> Columns:
     text, numbers = KINDS[kind].text, KINDS[kind].numbers
-    columns = read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers, OPTIONAL)
-    return {name: np.asarray(values) for name, values in columns.items()}
+    optional = {**OPTIONAL, KERNEL: ""} if kind in ATTENTION else OPTIONAL
+    columns = read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers, optional)
+    of = of_one_kernel(columns) if kind in ATTENTION else slice(None)
+    return {name: np.asarray(values)[of] for name, values in columns.items()}

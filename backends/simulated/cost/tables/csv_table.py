@@ -39,10 +39,10 @@ def find_table(folder: Path, name: str, *, missing_ok: bool = False) -> Any:
 
 
 def read_table(
-    path: Path, text: tuple[str, ...], numbers: tuple[str, ...], optional: Mapping[str, float] | None = None
+    path: Path, text: tuple[str, ...], numbers: tuple[str, ...], optional: Mapping[str, float | str] | None = None
 ) -> dict[str, Any]:
-    """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays, and so the ``optional`` ones, each with the
-    value it has where a table lacks it. Other columns are ignored.
+    """Columns of a table: ``text`` as lists of str, ``numbers`` as float arrays, and the ``optional`` ones as either, each
+    with the value it has where a table lacks it. Other columns are ignored.
 
     Raises :class:`ProfileError` with file, line and column for what is missing or is not a number of 0 or more.
     """
@@ -63,13 +63,14 @@ def read_table(
         if len(row) != len(header):
             raise ProfileError(f"{path}: line {line}: {len(row)} fields where the header has {len(header)}")
     columns: dict[str, Any] = {}
-    for name in text:
+    lacking = {name: value for name, value in (optional or {}).items() if name not in header}
+    words = [name for name, value in (optional or {}).items() if isinstance(value, str)]
+    for name in (*text, *(name for name in words if name not in lacking)):
         at = header.index(name)
         columns[name] = [row[at] for row in body]
-    for name in (*numbers, *(optional or ())):
-        if name not in header:
-            columns[name] = np.full(len(body), (optional or {})[name])
-            continue
+    for name, value in lacking.items():
+        columns[name] = [value] * len(body) if name in words else np.full(len(body), value)
+    for name in (*numbers, *(name for name in optional or () if name not in words and name not in lacking)):
         at = header.index(name)
         try:
             columns[name] = np.array([row[at] for row in body], np.float64)

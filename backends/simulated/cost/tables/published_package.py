@@ -19,6 +19,7 @@ import numpy as np
 from backends.simulated.catalogue.gpu_specs import GPU, same_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.models.operator_tables import NotMeasured, ProfileError
+from backends.simulated.cost.tables.attention_kernels import ATTENTION, KERNEL, of_one_kernel
 from backends.simulated.cost.tables.csv_table import first_unfit
 from backends.simulated.cost.tables.table_kinds import KINDS, OPTIONAL, Columns, Keep, Tables
 
@@ -165,14 +166,15 @@ def _data_folder() -> Path | None:
 
 @lru_cache(maxsize=16)
 def _kept(file: Path, changed_ns: int, kind: str, keep: Keep | None) -> Columns:
-    """Columns of the rows of a file that may be read."""
+    """Columns of the rows of a file that may be read: those of the kernel that an engine takes."""
     columns = _read(file, changed_ns, kind)
-    if keep is None:
-        return columns
-    from pyarrow import parquet
+    of = of_one_kernel(columns) if kind in ATTENTION else None
+    if keep is not None:
+        from pyarrow import parquet
 
-    of = keep(kind, parquet.read_table(file, partitioning=None).to_pandas())
-    return {name: values[of] for name, values in columns.items()}
+        kept = keep(kind, parquet.read_table(file, partitioning=None).to_pandas())
+        of = kept if of is None else kept & of
+    return columns if of is None or of.all() else {name: values[of] for name, values in columns.items()}
 
 
 @lru_cache(maxsize=16)
@@ -187,9 +189,11 @@ def _read(file: Path, changed_ns: int, kind: str) -> Columns:
         for name in (*text, *numbers):
             if name not in there:
                 raise ProfileError(f"{file}: no column {name!r}")
-        asked = [name for name in (*text, *numbers, *OPTIONAL) if name in there]
+        asked = [name for name in dict.fromkeys((*text, KERNEL, *numbers, *OPTIONAL)) if name in there]
         found = parquet.read_table(file, columns=asked, partitioning=None)
-        columns: dict[str, Any] = {name: found[name].to_numpy().astype(str) for name in text}
+        columns: dict[str, Any] = {
+            name: found[name].to_numpy().astype(str) for name in asked if name in (*text, KERNEL)
+        }
         for name in (*numbers, *OPTIONAL):
             columns[name] = (
                 found[name].cast(pyarrow.float64()).to_numpy()
