@@ -1,8 +1,9 @@
 """Which rows of a published table of attention are of the kernel that an engine takes.
 
 An engine attends with one kernel, of its backend for the GPU. Some tables hold another one's times as well: of the same
-shapes, or of head counts that were measured under it alone, up to 35 times slower (SGLang's Triton beside TensorRT-LLM's on
-B200). A look-up that took the shortest of both, or one's for a shape and the other's for the next, would be of no engine.
+shapes, or of head counts that were measured under it alone, up to 35 times slower: SGLang's Triton beside
+TensorRT-LLM's on B200, which it takes by default (github.com/sgl-project/sglang/pull/19030). A look-up that took the
+shortest of both, or one's for a shape and the other's for the next, would be of no engine.
 """
 
 from __future__ import annotations
