@@ -3,8 +3,8 @@
     python benchmarks/host_fit.py [GROUP ...] [--rows FILE] [--every N] [--rounds N]
 
 Fits numbers of ``workbench/settings/engines.toml`` to rows of AIConfigurator's silicon_sample.csv that belong to fitting
-(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones, whose steps the roofline has
-within a few per cent, so that what is left is the host's. For each group it prints the rows that it used by configuration,
+(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones where there are any, whose steps
+the roofline has within a few per cent, so that what is left is the host's. For each group it prints the rows that it used by configuration,
 what it began and ended with, and the errors then. Nothing is written: the numbers go into the file by hand, with their
 source.
 """
@@ -32,8 +32,7 @@ from benchmarks.board.silicon import Row, find_rows, read_rows
 from workbench.settings import engines
 
 DENSE = ("Qwen/Qwen3-32B", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-Instruct")
-"""Not their rows in FP8 under vLLM 0.12: up to three quarters of the GPUs' peak go into prompts there, beside decoding, so
-most of the prompts must have been cached."""
+"""Not their rows in FP8 under vLLM 0.12, which ran otherwise (benchmarks/board/launched.py)."""
 STEP = 0.25
 """Of a number, to find its derivative."""
 SMALLEST_STEP_S = 20e-6
@@ -62,6 +61,13 @@ def _dense(row: Row, engine: str, *versions: str) -> bool:
     return row.engine == engine and row.model in DENSE and row.version in versions and not cached
 
 
+def _with_experts(row: Row) -> bool:
+    """Rows of asynchronous versions, of which there are no dense ones, with experts on as many GPUs as attention, and few
+    requests: there the host weighs most."""
+    known = row.engine == "vllm" and row.version[:4] in ("0.15", "0.16", "0.17", "0.18", "0.19")
+    return known and row.dp == row.ep == 1 and row.concurrency <= 16
+
+
 GROUPS = {
     # A synchronous engine shows its host in every step, one that overlaps what does not.
     "vllm-host": Group(
@@ -75,7 +81,7 @@ GROUPS = {
         "vllm-0.14.0",
         "host",
         ("gap_rank_s",),
-        lambda row: _dense(row, "vllm", ""),
+        lambda row: (_dense(row, "vllm", "") and row.concurrency <= 16) or _with_experts(row),
         "tpot",
     ),
     "vllm-front-end": Group(
@@ -90,6 +96,13 @@ GROUPS = {
         "host",
         ("gap_s", "gap_request_s"),
         lambda row: _dense(row, "sglang", "0.5.1.post1"),
+        "tpot",
+    ),
+    "sglang-0.5.6-host": Group(
+        "sglang-0.5.6.post2",
+        "host",
+        ("gap_s", "gap_request_s"),
+        lambda row: _dense(row, "sglang", "0.5.6.post2") and row.concurrency <= 256,
         "tpot",
     ),
     # There are no dense ones of later versions.
