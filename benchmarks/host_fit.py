@@ -3,10 +3,10 @@
     python benchmarks/host_fit.py [GROUP ...] [--rows FILE] [--every N] [--rounds N]
 
 Fits numbers of ``workbench/settings/engines.toml`` to rows of AIConfigurator's silicon_sample.csv that belong to fitting
-(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones where there are any, whose steps
-the roofline has within a few per cent, so that what is left is the host's. For each group it prints the rows that it used by configuration,
-what it began and ended with, and the errors then. Nothing is written: the numbers go into the file by hand, with their
-source.
+(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones where there are any, whose
+steps the roofline has within a few per cent, so that what is left is the host's. For each group it prints the rows that it
+used by configuration, what it began and ended with, and the errors then. Nothing is written: the numbers go into the file
+by hand, with their source.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ def _dense(row: Row, engine: str, *versions: str) -> bool:
     return row.engine == engine and row.model in DENSE and row.version in versions and not cached
 
 
+def _of(row: Row, version: str, model: str) -> bool:
+    return row.engine == "sglang" and row.version == version and model in row.model
+
+
 def _with_experts(row: Row) -> bool:
     """Rows of asynchronous versions, of which there are no dense ones, with experts on as many GPUs as attention, and few
     requests: there the host weighs most."""
@@ -111,6 +115,21 @@ GROUPS = {
         "host",
         ("gap_s", "gap_request_s"),
         lambda row: row.engine == "sglang" and row.version == "0.5.9" and row.concurrency <= 64,
+        "tpot",
+    ),
+    # Its models with recurrences and with sparse attention take longer than their operators.
+    "sglang-0.5.9-recurrent": Group(
+        "sglang-0.5.9",
+        "host",
+        ("gap_recurrent_s",),
+        lambda row: _of(row, "0.5.9", "Qwen3.5") and row.ep == 1 and row.concurrency <= 64,
+        "tpot",
+    ),
+    "sglang-0.5.9-sparse": Group(
+        "sglang-0.5.9",
+        "host",
+        ("gap_sparse_s",),
+        lambda row: _of(row, "glm5-hopper", "GLM-5") and row.concurrency <= 64,
         "tpot",
     ),
     "sglang-chunks": Group(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
-GAPS = ("gap_s", "gap_request_s", "gap_rank_s")
+GAPS = ("gap_s", "gap_request_s", "gap_rank_s", "gap_recurrent_s", "gap_sparse_s")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class HostModel:
     gap_request_s: float = 0.0
     gap_rank_s: float = 0.0
     """Per GPU beside the first."""
+    gap_recurrent_s: float = 0.0
+    """Per layer with a recurrence: small kernels of that version, which hold neither the roofline nor tables."""
+    gap_sparse_s: float = 0.0
+    """Likewise, per layer that attends to chosen tokens."""
     mask_s: float = 50e-6
     """Per row that samples under a grammar: its mask, and following what it has sampled. Other batches have none."""
     graph_max_batch: int = 256

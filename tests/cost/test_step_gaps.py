@@ -1,4 +1,4 @@
-"""What a GPU waits between steps whatever overlaps: fixed, per request, per GPU of the group."""
+"""What a GPU waits between steps whatever overlaps: fixed, per request, per GPU of the group, per layer of a kind."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def test_a_step_is_longer_by_the_gap_of_its_requests_and_of_the_group(gaps):
         assert behind.forward(step) - before.forward(step) == pytest.approx(1e-3 + 7 * 2e-5 + (tp - 1) * 3e-4)
         assert behind.decodes(step, 5)[0] == behind.forward(step)
         assert behind.transfer_s(step) == before.transfer_s(step)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("Qwen/Qwen3.5-397B-A17B", {"gap_recurrent_s": 45}),
+        ("zai-org/GLM-5", {"gap_sparse_s": 78}),
+        ("llama-3.1-8b", {}),
+    ],
+)
+def test_a_step_is_longer_by_the_gap_of_its_layers_of_a_kind(gaps, model, layers):
+    numbers = {"gap_recurrent_s": 3e-5, "gap_sparse_s": 4e-5}
+    step = batch([100] * 7)
+    gaps("sglang-0.5.9")
+    before = cost("sglang-0.5.9", model=model, gpu="b200", tp=8).forward(step)
+    gaps("sglang-0.5.9", **numbers)
+    behind = cost("sglang-0.5.9", model=model, gpu="b200", tp=8).forward(step)
+    assert behind - before == pytest.approx(sum(numbers[name] * count for name, count in layers.items()))
 
 
 def test_costs_made_of_operator_tables_have_what_runs_beside_the_model_already(gaps, tmp_path):

@@ -143,6 +143,16 @@ class ModelSpec:
         return 0 if self.routed is None else self.routed.width
 
     @cached_property
+    def recurrent_layers(self) -> int:
+        """How many layers have a recurrence."""
+        return sum(isinstance(each.mixer, Recurrent) for each in self.stack)
+
+    @cached_property
+    def sparse_layers(self) -> int:
+        """How many layers attend to chosen tokens."""
+        return sum(isinstance(each.mixer, Latent) and each.mixer.topk is not None for each in self.stack)
+
+    @cached_property
     def beyond_tables(self) -> str | None:
         """What its layers have that no profile holds, in words; None where all have one kind of attention to all tokens."""
         mixers = {each.mixer for each in self.stack}
