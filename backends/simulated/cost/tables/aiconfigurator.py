@@ -97,7 +97,7 @@ def read(
 @lru_cache(maxsize=4)
 def _read(base: Path, kind: str) -> Columns:
     text, numbers = KINDS[kind].text, KINDS[kind].numbers
-    optional = {**OPTIONAL, KERNEL: ""} if kind in ATTENTION else OPTIONAL
+    optional: dict[str, float | str] = {**OPTIONAL, **({KERNEL: ""} if kind in ATTENTION else {})}
     columns = read_table(find_table(base.parent, f"{base.name}_{kind}"), text, numbers, optional)
     of = of_one_kernel(columns) if kind in ATTENTION else slice(None)
     return {name: np.asarray(values)[of] for name, values in columns.items()}
