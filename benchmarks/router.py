@@ -1,6 +1,6 @@
 """What a router costs: seconds to the first token and streamed tokens a second, direct, through `workbench route`, nginx.
 
-    .venv/bin/python benchmarks/router.py [--streams 200] [--rounds 5] [--time-scale 1]
+    .venv/bin/python benchmarks/router.py [--streams 200] [--rounds 5] [--over 0] [--tokens 64] [--time-scale 1]
 
 Bursts of streams go the three ways in turns, round by round, to the same two simulated servers; what is added is compared
 round by round. Without nginx there is no third way.
@@ -77,12 +77,14 @@ class Stream(asyncio.Protocol):
             self.done.set_exception(RuntimeError(f"a stream was cut off: {error}"))
 
 
-async def burst(urls: list[str], prompts: list[str], tokens: int) -> tuple[np.ndarray, float]:
-    """All prompts at once, in turns to these addresses: seconds to each first token, and tokens a second of them all."""
+async def burst(urls: list[str], prompts: list[str], tokens: int, over_s: float = 0.0) -> tuple[np.ndarray, float]:
+    """All prompts, begun evenly over so many seconds, in turns to these addresses: seconds to each first token, and tokens a
+    second of them all."""
     loop = asyncio.get_running_loop()
     began_s = time.perf_counter()
 
     async def one(number: int, prompt: str) -> Stream:
+        await asyncio.sleep(over_s * number / len(prompts))
         at = urlsplit(urls[number % len(urls)])
         body = json.dumps({"prompt": prompt, "max_tokens": tokens, "stream": True}).encode()
         lines = ("POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json")
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--over", type=float, default=0.0, help="seconds over which the streams begin")
     parser.add_argument("--time-scale", default="1")
     parser.add_argument("--router", default="round_robin")
     given = parser.parse_args()
@@ -169,12 +172,15 @@ def report(ways: dict[str, list[str]], given: argparse.Namespace) -> None:
         prompts = [f"round {number} stream {stream} " * 8 for stream in range(given.streams)]
         for way in names:
             # Its own prompts, so that none finds in a prefix cache what another way has left there.
-            took_s, rate = asyncio.run(burst(ways[way], [f"{way} {prompt}" for prompt in prompts], given.tokens))
+            took_s, rate = asyncio.run(
+                burst(ways[way], [f"{way} {prompt}" for prompt in prompts], given.tokens, given.over)
+            )
             if number:  # the first warms up
                 first_s[way].append(took_s)
                 rates[way].append(rate)
+    begun = f"begun over {given.over:g} s" if given.over else "at once"
     print(
-        f"{given.streams} streams at once of {given.tokens} tokens, {given.rounds} rounds, time scale {given.time_scale}"
+        f"{given.streams} streams {begun} of {given.tokens} tokens, {given.rounds} rounds, time scale {given.time_scale}"
     )
     for way in ways:
         mine = np.concatenate(first_s[way])

@@ -68,19 +68,29 @@ class Passing:
         self._lost_once = False
         self._over = False
         """The answer has been sent to its end: that the client goes then is as it should be."""
+        self._left = False
+        """The client has gone before that."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work, gone = asyncio.create_task(self._pass(send)), asyncio.create_task(_gone(receive))
+        task = asyncio.current_task()
+        assert task is not None
+        watching = asyncio.create_task(self._watch(receive, task))
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not self._over:
-                self._means.metrics.client_gone()
-            else:
-                await work
+            await self._pass(send)
+        except asyncio.CancelledError:
+            if not self._left:
+                raise
+            task.uncancel()
+            self._means.metrics.client_gone()
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            watching.cancel()
+
+    async def _watch(self, receive: Receive, task: asyncio.Task[Any]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self._over:
+            self._left = True
+            task.cancel()
 
     async def _pass(self, send: Send) -> None:
         means = self._means
@@ -174,11 +184,6 @@ def _takes_events(attempt: Attempt) -> bool:
     """Whether an event can follow what has been sent."""
     kind = attempt.reply.header(b"content-type").partition(b";")[0].strip().lower()
     return kind == b"text/event-stream" and attempt.reply.header(b"content-encoding") in (b"", b"identity")
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def session_in(body: bytes) -> str | None:
