@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
@@ -65,6 +67,16 @@ class Call:
         """Close the connection as it is."""
         self._writer.transport.abort()
 
+    def close(self) -> None:
+        """Close it when all is written."""
+        self._writer.close()
+
+    def reset(self) -> None:
+        """Close it so that the other side gets an error."""
+        peer = self._writer.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
     async def gone(self) -> None:
         """Until the router has closed the connection."""
         while await self._reader.read(1 << 16):
@@ -86,6 +98,7 @@ class FakeWorker:
         self.hangs = False
         """Looks at its health get no answer."""
         self.info: dict[str, Any] | None = None
+        self.info_status = 200
         self.calls: list[Call] = []
         self.looks = 0
         self._server: asyncio.Server | None = None
@@ -151,7 +164,7 @@ class FakeWorker:
         elif call.path == "/v1/models" and call.method == "GET":
             await call.answer({"object": "list", "data": [{"id": m, "object": "model"} for m in self.models]})
         elif call.path == "/server_info":
-            await call.answer(self.info or {}, 200 if self.info else 404)
+            await call.answer(self.info or {}, self.info_status if self.info else 404)
         else:
             self.calls.append(call)
             await self.does(call)

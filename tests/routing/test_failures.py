@@ -186,6 +186,26 @@ def test_an_answer_of_another_kind_whose_worker_dies_is_left_without_its_end():
     routed(test, FakeWorker())
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_answer_without_a_length_ends_where_the_connection_is_closed_and_not_where_it_is_cut(cut):
+    async def test(client: Client) -> None:
+        async def old(call: Call) -> None:
+            await call.raw(b"HTTP/1.0 200 OK\r\ncontent-type: text/plain\r\n\r\nhello")
+            answer = answers[-1]
+            await answer.until(lambda: bool(answer.pieces))
+            if cut:
+                call.reset()
+            else:
+                call.close()
+
+        client.workers[0].does = old
+        answers = [client.ask(body={"prompt": "x"})]
+        answer = await answers[0].end()
+        assert answer.body == b"hello" and answer.whole is not cut
+
+    routed(test, FakeWorker())
+
+
 def test_a_silent_stream_is_given_up():
     async def test(client: Client) -> None:
         async def falls_silent(call: Call) -> None:

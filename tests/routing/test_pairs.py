@@ -339,6 +339,39 @@ def test_half_a_pair_that_is_added_is_held_to_the_others():
     paired(test, [half("prefill")], [half("decode")])
 
 
+def test_one_that_comes_late_and_is_another_does_not_turn_the_others_out():
+    async def test(client: Client) -> None:
+        late, *others = client.workers
+        await late.start()
+        await client.look()
+        assert (await client.state_of(late))["state"] == "refused"
+        assert (await client.post()).status == 200 and late.calls == []
+        for worker in others:  # all become what the late one is, one after the other
+            worker.info = {**(worker.info or {}), "model": "n"}
+            await client.look()
+            await client.look()
+        assert {each["state"] for each in (await client.get("/workers")).json["workers"]} == {"healthy"}
+        for _ in range(2):
+            assert (await client.post()).status == 200
+        assert len(late.calls) == 1
+
+    paired(test, [half("prefill", model="n"), half("prefill")], [half("decode")], down=(0,))
+
+
+def test_a_worker_that_does_not_say_what_it_is_is_not_well():
+    async def test(client: Client) -> None:
+        worker = client.workers[1]
+        worker.info_status = 401
+        await client.look()
+        state = await client.state_of(worker)
+        assert (state["state"], state["why"]) == ("unhealthy", "/server_info answers 401")
+        worker.info_status = 200
+        await client.look()
+        assert (await client.post()).status == 200
+
+    paired(test, [half("prefill")], [half("decode")], health_failures=1)
+
+
 def test_one_that_comes_back_as_something_else_gets_nothing():
     async def test(client: Client) -> None:
         worker = client.workers[1]

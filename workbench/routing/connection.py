@@ -43,9 +43,9 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self._over:
-            self._over = True
-            self._h11.receive_data(b"")
+        if not self._over and error is None:
+            self._h11.receive_data(b"")  # which ends an answer that has no length
+        self._over = True
         self._wake()
 
     def _wake(self) -> None:

@@ -84,6 +84,10 @@ class Front:
         await self.health.first_looks()
         workers = self.roster.workers.values()
         for worker in workers:
+            worker.accepted = None  # one after the other now, so that the first says what the others have to be
+        for worker in workers:
+            if not worker.healthy:
+                continue
             worker.refused = why_not(worker, workers)
             if worker.refused:
                 name = "worker" if worker.role == "both" else worker.role

@@ -114,6 +114,8 @@ class Health:
         status, body = await self._get(worker, "/v1/models")
         worker.models = models_in(body) if status == 200 else {}
         status, body = await self._get(worker, "/server_info")
+        if worker.role != "both" and status not in (200, 404, 405):
+            raise WorkerFailed(f"/server_info answers {status}")
         worker.about = _object_in(body) if status == 200 else {}
         refused = why_not(worker, self._roster.workers.values())
         # Who starts or adds a worker is told by the refusal itself.
@@ -126,7 +128,7 @@ class Health:
 
 
 def why_not(worker: Worker, others: Iterable[Worker]) -> str:
-    """Why a worker can never do what it is there for, beside others; empty where it can."""
+    """Why a worker cannot do what it is there for, beside others that do it already; empty where it can."""
     about = worker.about
     role = about.get("role")
     if role not in ("both", "prefill", "decode"):
@@ -135,11 +137,16 @@ def why_not(worker: Worker, others: Iterable[Worker]) -> str:
         wanted = "does both halves of a request" if role == "both" else f"has the role {role}"
         return f"{wanted}, and was given as --{'worker' if worker.role == 'both' else worker.role}"
     if role != "both":
-        for other in others:
-            if other.number < worker.number and other.about and not other.refused:
-                for name in ALIKE:
-                    if other.about.get(name) != about.get(name):
-                        return f"{name} is {about.get(name)!r}, and {other.about.get(name)!r} at {other.url}"
+        mine = tuple(about.get(name) for name in ALIKE)
+        if mine != worker.accepted:
+            worker.accepted = None
+            for other in others:
+                if other is worker or other.accepted is None or not other.healthy or other.draining:
+                    continue
+                for name, its, their in zip(ALIKE, mine, other.accepted, strict=True):
+                    if its != their:
+                        return f"{name} is {its!r}, and {their!r} at {other.url}"
+            worker.accepted = mine
     return ""
 
 

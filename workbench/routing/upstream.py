@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -158,5 +159,6 @@ class Upstream:
         except TimeoutError:
             raise WorkerFailed(f"no connection within {self._timeouts.connect_s:g} s") from None
         except OSError as error:
-            raise WorkerFailed(f"cannot be reached ({error.strerror or error})") from error
+            why = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else error.strerror
+            raise WorkerFailed(f"cannot be reached ({why or error})") from error
         return made

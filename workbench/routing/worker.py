@@ -27,6 +27,8 @@ class Worker:
     """In a row."""
     why: str = ""
     """What is wrong with it, in a few words."""
+    accepted: tuple[Any, ...] | None = None
+    """What of it has to be alike in a pair, when it was last found to go with the others."""
     refused: str = ""
     """Why it can never be used here; empty: it can."""
     draining: bool = False
