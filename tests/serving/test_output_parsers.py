@@ -13,6 +13,8 @@ from workbench.serving.outputs.parser import OutputParser
 from workbench.serving.outputs.pieces import Arguments, CallBegun, Content, Reasoning
 from workbench.serving.outputs.reasoning import REASONING, thinking
 from workbench.serving.outputs.tool_formats import FORMATS, format_of_template, listed_calls, no_tools, one_call
+from workbench.serving.outputs.tools import Tool, ToolUse
+from workbench.serving.outputs.writing import Writing
 
 NAMES = {"weather", "search"}
 ARGS = '{"city": "Köln \\"}] 🙂", "n": [1, {"a": null}]}'
@@ -265,6 +267,15 @@ def test_what_names_no_tool_as_text_is_content(form, name):
 def test_a_message_of_harmony_to_no_function_is_content():
     text = "<|channel|>commentary to=functions.<|message|>{}<|call|>"
     assert parts(OutputParser(FORMATS["gpt-oss"].parser, NAMES), list(text)) == ("{}", "", [])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_reasoning_that_is_not_to_be_apart_is_content_beside_calls_too(wanted):
+    tool = Tool("weather", {}, {}, "tools[0].function")
+    use = ToolUse((tool,), "auto")
+    parser = Writing.of("gpt-oss", "gpt-oss", None).reads(use, wanted, False).parser_for(use, "")
+    text = CASES["gpt-oss"][1]
+    assert parts(parser, list(text)) == (("", "think", CALL) if wanted else ("think", "", CALL))
 
 
 @pytest.mark.parametrize("name", ["deepseek-r1", "qwen3", "mistral"])

@@ -12,8 +12,9 @@ from workbench.serving.outputs.tool_formats import Parser
 class OutputParser:
     """The parts of one output. However its text is cut into pieces, they are together the same."""
 
-    def __init__(self, parser: Parser, names: Collection[str] = ()) -> None:
-        self._reader = Reader()
+    def __init__(self, parser: Parser, names: Collection[str] = (), apart: bool = True) -> None:
+        """``names``: of the tools; ``apart``: reasoning is no content."""
+        self._reader = Reader(apart)
         self._reading: Reading | None = parser(self._reader, names)
 
     @property

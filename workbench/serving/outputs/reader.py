@@ -18,7 +18,9 @@ MAX_HELD = 1 << 16
 class Reader:
     """Text so far that nobody has taken, and the parts that were made of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: bool = True) -> None:
+        """``apart``: reasoning is no content."""
+        self._apart = apart
         self.text = ""
         self.closed = False
         self.calls = 0
@@ -40,7 +42,7 @@ class Reader:
 
     def reasoning(self, text: str) -> None:
         if text:
-            self._parts.append(Reasoning(text))
+            self._parts.append(Reasoning(text) if self._apart else Content(text))
 
     def begin(self, name: str) -> None:
         self._parts.append(CallBegun(self.calls, name))

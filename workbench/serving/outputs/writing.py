@@ -56,7 +56,7 @@ class Writing:
         special = calls and self.tools is not None and FORMATS[self.tools].special
         thinks = REASONING[self.reasoning] if reasoning and self.reasoning and not channels else None
         if thinks is None:
-            return Reads(found, special=special)
+            return Reads(found, special=special, apart=reasoning)
         return Reads(found or no_tools, self.reasoning, special or thinks.special)
 
 
@@ -69,6 +69,8 @@ class Reads:
     reasoning: str | None = None
     special: bool = False
     """The text needs its special tokens for it."""
+    apart: bool = True
+    """Reasoning is no content."""
 
     def parser_for(self, use: ToolUse | None, prompt: str) -> OutputParser | None:
         """Return the parser of one output, which goes on after ``prompt``, a rendered conversation or its end."""
@@ -76,4 +78,4 @@ class Reads:
             return None
         thinks = REASONING[self.reasoning] if self.reasoning else None
         parser = self.parser if thinks is None else thinking(thinks, thinks.begun(prompt), self.parser)
-        return OutputParser(parser, use.names if use is not None else ())
+        return OutputParser(parser, use.names if use is not None else (), self.apart)
