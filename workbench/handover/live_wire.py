@@ -166,9 +166,8 @@ class LiveWire:
                         self.on_first_pages(order.request_id)
                     self._put(self._to[room], order)
                 case StopSending(room):
-                    if (sender := self._to.pop(room, None)) is not None:
+                    if (sender := self._to.pop(room, None)) is not None and self._put(sender, order):
                         sender.stopped.add(room)
-                        self._put(sender, order)
 
     def _post_letter(self, peer: Peer, order: Letter, message: object) -> None:
         if isinstance(message, HandoverEnded):
@@ -182,13 +181,15 @@ class LiveWire:
                 self._rooms.open(message.room, peer.number, message.pages)
         self._put(peer, order)
 
-    def _put(self, peer: Peer, order: Order) -> None:
+    def _put(self, peer: Peer, order: Order) -> bool:
+        """Have an order followed; tells whether anybody is there to follow it for."""
         if peer.gone or peer.untold:
-            return
+            return False
         if peer.thread is None:
             peer.thread = threading.Thread(target=self._send_all, args=(peer,), name=f"to {peer.address}", daemon=True)
             peer.thread.start()
-        peer.orders.put(order)
+        peer.orders.put((peer.losses, order))
+        return True
 
     def wake_at(self, moment_s: float) -> None:
         self.alarm_s = moment_s
@@ -249,19 +250,20 @@ class LiveWire:
     # -- out ----------------------------------------------------------------------------------------------------------------
 
     def _send_all(self, peer: Peer) -> None:
-        while (order := peer.orders.get()) is not None:
+        while (entry := peer.orders.get()) is not None:
+            losses, order = entry
             if isinstance(order, StopSending):
                 peer.stopped.discard(order.room)
                 peer.sent.pop(order.room, None)
                 continue
-            if peer.gone or peer.untold:
-                continue
+            if losses != peer.losses or peer.gone or peer.untold:
+                continue  # it belongs to what was
             try:
                 self._send(peer, order)
-            except Refused as refused:
-                self._lose(peer, str(refused))
-            except LinkLost as lost:
+            except (Refused, LinkLost) as lost:
                 self._lose(peer, str(lost))
+            except Exception as error:  # of the memory, which may end before its instance does
+                self._lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}")
 
     def _send(self, peer: Peer, order: Order) -> None:
         link = peer.link or self._connect(peer)
@@ -444,7 +446,7 @@ class LiveWire:
             while True:
                 match link.receive(said.said_decoder):
                     case said.Ping():
-                        link.send(said.encode(said.Pong()))
+                        pass
                     case said.Bye():
                         self._lose(peer, "", link)
                         return
@@ -471,6 +473,8 @@ class LiveWire:
                 link.limit(1.0)
                 link.send_if_free(said.encode(said.Fault(str(lost))))
             self._lose(peer, str(lost), link)
+        except Exception as error:  # of the memory, which may end before its instance does
+            self._lose(peer, f"KV of it cannot be written: {type(error).__name__}: {error}", link)
         finally:
             link.close()
             carrier.close()
@@ -532,11 +536,13 @@ class LiveWire:
                 for one in (link, incoming):
                     if one is not None and time.monotonic() - one.heard_s > limit_s:
                         self._lose(peer, f"it has been silent for {limit_s:g} s", one)
-                if link is not None:
-                    try:
-                        link.send_if_free(said.encode(said.Ping()))
-                    except LinkLost as lost:
-                        self._lose(peer, str(lost), link)
+                # Both sides say something by themselves: whoever sends pages says nothing else for long.
+                for one, sign in ((link, said.Ping()), (incoming, said.Pong())):
+                    if one is not None:
+                        try:
+                            one.send_if_free(said.encode(sign))
+                        except LinkLost as lost:
+                            self._lose(peer, str(lost), one)
 
     def _lose(self, peer: Peer, why: str, link: Link | None = None) -> None:
         """A connection of a peer is lost, or all are (None): so is everything that is shared with it. ``why`` is empty where
@@ -548,6 +554,7 @@ class LiveWire:
             peer.link = peer.incoming = peer.carrier = None
             peer.instance_id = ""
             peer.gone = True
+            peer.losses += 1
             peer.untold += 1
         for one in links:
             one.close()

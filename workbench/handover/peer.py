@@ -17,8 +17,9 @@ class Peer:
 
     number: int
     address: str
-    orders: SimpleQueue[Order | None] = field(default_factory=SimpleQueue)
-    """None: the end."""
+    orders: SimpleQueue[tuple[int, Order] | None] = field(default_factory=SimpleQueue)
+    """With how often it had been lost by then; None: the end."""
+    losses: int = 0
     thread: threading.Thread | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Of the links below."""

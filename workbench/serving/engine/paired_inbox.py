@@ -116,11 +116,14 @@ class PairedInbox(LiveInbox):
 
     def _letter(self, peer: int, message: object, found: list[object]) -> None:
         """Take a letter in, or keep it for the request that it is about."""
-        room = getattr(message, "room", None)
+        room, size = getattr(message, "room", None), self._config.page_size
         if room is not None and room not in self._opened:
             if isinstance(message, Withdrawn):
                 # It is not here, and when it comes it ends at once: nothing will ever be sent of it.
                 self._wire.post([Letter(peer, HandoverEnded(room, Finish("aborted", "withdrawn")))])
+            if isinstance(message, PagesSetAside) and len(message.pages) * size > self._config.max_context + size:
+                self._wire.accuse(peer, f"it set {len(message.pages)} pages aside, more than any prompt has")
+                return
             _remember(self._early, room, (peer, message))
         elif (checked := self._checked(peer, message)) is not None:
             found.append(checked)
