@@ -88,16 +88,17 @@ def sixty(model: Path) -> tuple[list[list[int]], list[list[int]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("loop", "transfer", "prefill_tp", "decode_tp"),
+    ("loop", "transfer", "prefill_tp", "decode_tp", "retraction"),
     [
-        ("normal", "tcp", 1, 1),
-        ("overlap", "shm", 1, 1),
-        ("overlap", "tcp", 1, 2),
-        ("normal", "shm", 2, 1),
+        ("normal", "tcp", 1, 1, "prefill"),
+        ("overlap", "shm", 1, 1, "host"),
+        ("overlap", "tcp", 1, 2, "host"),
+        ("normal", "shm", 2, 1, "host"),
+        ("overlap", "shm", 1, 1, "prefill"),
     ],
 )
 def test_sixty_requests_with_chunks_prefixes_and_retractions_are_written_as_by_one_instance(
-    model: Path, sixty: Any, loop: str, transfer: str, prefill_tp: int, decode_tp: int
+    model: Path, sixty: Any, loop: str, transfer: str, prefill_tp: int, decode_tp: int, retraction: str
 ) -> None:
     asked, wanted = sixty
     found, handed, retractions = run_pair(
@@ -105,7 +106,7 @@ def test_sixty_requests_with_chunks_prefixes_and_retractions_are_written_as_by_o
         asked,
         40,
         prefill={"tp": prefill_tp},
-        decode={"tp": decode_tp},
+        decode={"tp": decode_tp, "decode_retraction": retraction},
         run={"loop": loop},
         kv_transfer=transfer,
     )
@@ -117,10 +118,10 @@ def test_sixty_requests_with_chunks_prefixes_and_retractions_are_written_as_by_o
     assert retractions, "nobody was retracted"
 
 
-@pytest.mark.parametrize("loop", ["normal", "overlap"])
-def test_a_pair_writes_what_one_instance_does(model: Path, loop: str) -> None:
+@pytest.mark.parametrize(("loop", "cache"), [("normal", False), ("overlap", True)])
+def test_a_pair_writes_what_one_instance_does(model: Path, loop: str, cache: bool) -> None:
     asked = prompts(6)
-    found, handed, _ = run_pair(model, asked, 12, run={"loop": loop})
+    found, handed, _ = run_pair(model, asked, 12, decode={"decode_cache": cache}, run={"loop": loop})
     assert [answer.tokens for answer in found] == colocated(model, asked, 12)
     assert [answer.kind for answer in found] == ["length"] * 6
     assert [(answer.kind, answer.tokens) for answer in handed] == [("handed_over", [])] * 6

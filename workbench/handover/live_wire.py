@@ -42,8 +42,11 @@ from workbench.scheduler.disaggregated.letters import (
     TokenLogprobs,
     Withdrawn,
 )
-from workbench.scheduler.request import Finish
+from workbench.scheduler.messages import Generate
+from workbench.scheduler.request import Finish, Pair
 
+HERE = 0
+"""Number of an instance in its own letters; those of peers begin at 1."""
 NUMBER_BITS = 56
 """Of a handover's number at its router."""
 MOST_ROUTERS = 1 << 16
@@ -283,6 +286,10 @@ class LiveWire:
                 return said.Withdraw(self._name(room))
             case HandoverEnded(room, finish):
                 return said.Ended(self._name(room), finish.kind, finish.detail)
+            case Generate(rid=rid, prompt=tokens, params=params, pair=pair):
+                assert pair is not None
+                data = tokens.astype(np.int32).tobytes()
+                return said.Prefill(self._name(pair.room), rid, data, params, message.priority, message.namespace)
         raise TypeError(f"a letter of type {type(message).__name__} goes to no peer")
 
     def _send_pages(self, peer: Peer, link: Link, order: SendPages) -> None:
@@ -452,6 +459,8 @@ class LiveWire:
                         return
                     case said.SetAside(name, request_id, cached_tokens, pages) if not decodes:
                         self._set_aside(peer, self._room_of(name), request_id, cached_tokens, pages)
+                    case said.Prefill() as again if not decodes:
+                        self._put_mail(peer, self._again(peer, again))
                     case said.Withdraw(name) if not decodes:
                         self._put_mail(peer, Withdrawn(self._room_of(name)))
                     case said.Block() as block if decodes:
@@ -486,6 +495,20 @@ class LiveWire:
             self.post([Letter(peer.number, HandoverEnded(room, self._ended[room]))])
             return
         self._put_mail(peer, PagesSetAside(room, request_id[:200], cached_tokens, np.frombuffer(pages, np.int32)))
+
+    def _again(self, peer: Peer, again: said.Prefill) -> Generate:
+        """A request of a peer that has lost its KV there."""
+        room = self._room_of(again.room)
+        if not room[1] or not again.tokens or len(again.tokens) % 4:
+            raise LinkLost("it asked for a prompt again that cannot be")
+        return Generate(
+            f"{again.request_id[:300]}~{room[1]}",  # beside the first one, which may not have ended here
+            np.frombuffer(again.tokens, np.int32),
+            again.params,
+            priority=again.priority,
+            namespace=again.namespace,
+            pair=Pair(room, peer.number, HERE),
+        )
 
     def _take_block(self, peer: Peer, link: Link, carrier: Incoming, block: said.Block) -> None:
         room = self._room_of(block.room)

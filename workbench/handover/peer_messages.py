@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
+from workbench.scheduler.request import SamplingParams
+
 RoomName = tuple[str, int, int]
 """(router, number there, how often the request went back): the name of a handover on both sides."""
 
@@ -17,6 +19,18 @@ class SetAside(msgspec.Struct, tag="set_aside", array_like=True, frozen=True):
     cached_tokens: int
     pages: bytes
     """int32."""
+
+
+class Prefill(msgspec.Struct, tag="prefill", array_like=True, frozen=True):
+    """``Generate``: a request has lost its KV, and its prompt and output so far are to be prefilled again."""
+
+    room: RoomName
+    request_id: str
+    tokens: bytes
+    """int32."""
+    params: SamplingParams
+    priority: int
+    namespace: str
 
 
 class Withdraw(msgspec.Struct, tag="withdraw", array_like=True, frozen=True):
@@ -95,7 +109,7 @@ class Fault(msgspec.Struct, tag="fault", array_like=True, frozen=True):
     line: str
 
 
-Said = SetAside | Withdraw | Ended | Block | Again | Sent | Ping | Bye
+Said = SetAside | Prefill | Withdraw | Ended | Block | Again | Sent | Ping | Bye
 Answered = Pong | Received | Taken | Fault | Bye
 
 encode = msgspec.msgpack.Encoder().encode

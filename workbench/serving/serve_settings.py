@@ -170,8 +170,6 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
         object.__setattr__(self, "run", self.run.as_role(self.role))
         if self.run.first_token == "prefill":
             raise ConfigError("first_token: prefill is for simulation; a live decode instance sends the first token")
-        if self.run.decode_retraction == "prefill":
-            raise ConfigError("decode_retraction: prefill is for simulation; a live decode instance goes by host")
         if self.peer_key is not None and not self.peer_key:
             raise ConfigError("peer_key: is empty")
         host = self.peer_host

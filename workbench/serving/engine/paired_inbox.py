@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from workbench.handover.live_wire import LiveWire
+from workbench.handover.live_wire import HERE, LiveWire
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
@@ -31,8 +31,6 @@ from workbench.serving.engine.paired_record import PairedRecord
 from workbench.serving.refusals import KINDS
 from workbench.serving.wire import Submit
 
-HERE = 0
-"""Number of this instance in its own letters; those of peers begin at 1."""
 REMEMBERED = 1 << 16
 """Rooms of the past, and letters for rooms to come, that are kept."""
 
@@ -116,8 +114,11 @@ class PairedInbox(LiveInbox):
 
     def _letter(self, peer: int, message: object, found: list[object]) -> None:
         """Take a letter in, or keep it for the request that it is about."""
+        if isinstance(message, Generate):
+            self._prefill_again(peer, message, found)
+            return
         room, size = getattr(message, "room", None), self._config.page_size
-        if room is not None and room not in self._opened:
+        if room is not None and self._about(room) is None:
             if isinstance(message, Withdrawn):
                 # It is not here, and when it comes it ends at once: nothing will ever be sent of it.
                 self._wire.post([Letter(peer, HandoverEnded(room, Finish("aborted", "withdrawn")))])
@@ -127,6 +128,21 @@ class PairedInbox(LiveInbox):
             _remember(self._early, room, (peer, message))
         elif (checked := self._checked(peer, message)) is not None:
             found.append(checked)
+
+    def _about(self, room: Room) -> tuple[str, int] | None:
+        """Return the id of the request of a room, and the tokens of its prompt; None for one that has not come. Where it is
+        decoded, it is the same one whenever it goes through a prefill instance again."""
+        number, again = room
+        return self._opened.get((number, 0) if self._config.role == "decode" else (number, again))
+
+    def _prefill_again(self, peer: int, message: Generate, found: list[object]) -> None:
+        """Take in what a decode instance has lost the KV of."""
+        assert message.pair is not None
+        if message.prompt.min() < 0 or message.prompt.max() >= self._vocab:
+            self._wire.accuse(peer, "it asked for a prompt with tokens that there are not")
+            return
+        _remember(self._opened, message.pair.room, (message.rid, len(message.prompt)))
+        found.append(dataclasses.replace(message, arrival_s=self._now_s()))
 
     def _checked(self, peer: int, message: object) -> object:
         """Return a letter that can be true; None, with its peer given up, for one that cannot."""
@@ -141,10 +157,10 @@ class PairedInbox(LiveInbox):
                 if token is not None and not 0 <= token < self._vocab:
                     self._wire.accuse(peer, f"it sent a token that there is not: {token}")
                     return None
-                message = dataclasses.replace(message, cached_tokens=min(cached, self._opened[room][1]))
+                message = dataclasses.replace(message, cached_tokens=min(cached, self._opened[room[0], 0][1]))
             case HandoverEnded(room=room, finish=finish) if finish.kind == "rejected" and finish.detail not in KINDS:
                 return HandoverEnded(room, Finish("aborted", finish.detail))
-        about = self._opened.get(getattr(message, "room", (-1, 0)))
+        about = self._about(getattr(message, "room", (-1, 0)))
         if self._record is not None and about is not None:
             self._record.told(message, about[0])
         return message

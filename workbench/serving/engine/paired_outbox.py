@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from workbench.scheduler.disaggregated.letters import TokenLogprobs
+from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
 from workbench.serving.engine.outbox import LiveOutbox
 from workbench.serving.wire import TokenLogprob
@@ -13,8 +16,15 @@ from workbench.serving.wire import TokenLogprob
 class PrefillLiveOutbox(LiveOutbox):
     """:class:`LiveOutbox` that says when requests have been handed over, and sends no token: the other half does."""
 
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        self._vitals.retractions += len(batch.retracted)
+        if self._record is not None:
+            self._record.scheduled(batch)
+
     def send(self, result: StepResult) -> None:
-        self._send_step(b"", b"", 0, None, result)
+        # Nobody here waits for what a decode instance has had prefilled again.
+        clients = [req for req in result.ended if req.rid in self._sequences]
+        self._send_step(b"", b"", 0, None, dataclasses.replace(result, ended=clients))
         for req in result.ended:
             if req.finish is not None and req.finish.kind == "handed_over":
                 self._vitals.prompt_tokens += req.input_len

@@ -11,6 +11,7 @@ from workbench.recording.recorder import Recorder, RecordingOutbox
 from workbench.scheduler.disaggregated.letters import KVArrived, PagesSetAside
 from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Req
+from workbench.scheduler.schedule_batch import ScheduleBatch
 from workbench.scheduler.scheduler import StepResult
 from workbench.serving.engine.live_record import LiveRecord
 
@@ -50,6 +51,12 @@ class PrefillRecord(PairedRecord):
     def send_begins(self, request_id: str) -> None:
         """Note that the first pages of a request are sent from now on."""
         self.notes.transfer_started(request_id)
+
+    def scheduled(self, batch: ScheduleBatch) -> None:
+        self._outbox.scheduled(batch)
+        for part in batch.prefill:
+            if part.req.rid in self._recorder.by_id:  # not of what a decode instance has had prefilled again
+                self._taken(part.req)
 
     def send(self, result: StepResult, at_s: float) -> None:
         self._outbox.send(result)
