@@ -168,7 +168,10 @@ ARROWS = {
     ),
     "workbench.api": ("workbench.api", *RUN, *UNDER_RUN),
     "workbench.routing": (
-        *(f"workbench.{name}" for name in ("routing", "serving", "cluster", "clients", "settings", "scheduler")),
+        *(
+            f"workbench.{name}"
+            for name in ("routing", "serving", "handover", "cluster", "clients", "settings", "scheduler")
+        ),
         "ground",
     ),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workbench.handover.addresses import is_loopback
 from workbench.routing.connection import WorkerFailed
 from workbench.routing.headers import to_worker, with_key_of
 from workbench.routing.health import Health
@@ -53,7 +53,7 @@ class Admin:
         self._roster = roster
         self._health = health
         self._changed = changed
-        self._local = ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        self._local = is_loopback(address)
 
     def check_key(self, request: Request) -> None:
         """Raise ApiError for who may not ask about workers. A worker sees what clients write, so it takes more than a
