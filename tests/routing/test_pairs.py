@@ -256,6 +256,23 @@ def test_without_a_worker_of_either_role_nothing_is_sent():
     paired(test, [half("prefill")], [half("decode")], health_failures=1)
 
 
+def test_a_session_stays_with_its_pair_until_that_loses_it():
+    async def test(client: Client) -> None:
+        async def turn() -> Answer:
+            return await client.post(x_session_id="talk")
+
+        first = await turn()
+        for _ in range(3):
+            assert (await turn()).json == first.json
+        used = [worker for worker in client.workers if worker.calls]
+        assert [len(worker.calls) for worker in used] == [4, 4]
+        used[1].does = rejects(503, "transfer_failed")
+        assert (await turn()).json != first.json
+        assert (await turn()).json != first.json and len(used[1].calls) == 5
+
+    paired(test, [half("prefill"), half("prefill")], [half("decode"), half("decode")])
+
+
 def test_what_no_pair_answers_is_refused():
     async def test(client: Client) -> None:
         for path in ("/open_session", "/tokenize", "/v1/embeddings"):

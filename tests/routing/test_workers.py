@@ -139,6 +139,24 @@ def test_a_router_of_ones_own_takes_as_many_workers_as_it_was_made_for():
     routed(test, FakeWorker(), FakeWorker(), router="tests.routing.test_workers:Own")
 
 
+class Lost(Own):
+    """A router of one's own with a fault."""
+
+    def choose(self, prompt: object, namespace: str = "") -> int:
+        return self.instances if len(prompt) % 2 else 1 // 0  # type: ignore[arg-type]
+
+
+def test_what_fails_in_a_router_of_ones_own_is_an_error_that_says_so():
+    async def test(client: Client) -> None:
+        for prompt, said in ((b"[1]", "which is none of the instances 0 to 1"), (b"[1, 2]", "ZeroDivisionError")):
+            answer = await client.post(body=b'{"prompt": ' + prompt + b"}")
+            assert (answer.status, answer.error["code"]) == (500, "router_failed")
+            assert said in answer.error["message"] and "\n" not in answer.error["message"]
+        assert all(worker.calls == [] for worker in client.workers)
+
+    routed(test, FakeWorker(), FakeWorker(), router="tests.routing.test_workers:Lost")
+
+
 def test_who_may_add_workers():
     async def test(client: Client) -> None:
         for sent in ({}, {"authorization": "Bearer client"}):

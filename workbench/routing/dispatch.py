@@ -15,6 +15,8 @@ from workbench.routing.sticky import Sticky
 from workbench.routing.waiting_room import WaitingRoom
 from workbench.routing.worker import Worker
 from workbench.scheduler.config import Role
+from workbench.scheduler.own_code import failure
+from workbench.scheduler.settings import ConfigError
 from workbench.serving.http.errors import ApiError
 
 
@@ -45,11 +47,13 @@ class Sending:
         if self._ended:
             return
         self._ended = True
-        self.answered()
-        self.side.left(self.worker.number, self.tokens)
         self.worker.circuit.end(self.begun, well)
         self.worker.running -= 1
-        self.ended_there(self.worker)
+        try:
+            self.answered()
+            self.side.left(self.worker.number, self.tokens)
+        finally:  # a router of one's own may fail
+            self.ended_there(self.worker)
 
 
 class Dispatch:
@@ -77,17 +81,23 @@ class Dispatch:
     def _choose(
         self, asked: Asked, failed: Collection[int], lost: tuple[int, int] | None
     ) -> tuple[Sending, ...] | None:
-        pinned = self.sticky.workers(asked.session)
+        pinned = () if lost else self.sticky.workers(asked.session)
         for role, side in self._roster.sides.items():
             allowed = {worker.number for worker in self._allowed(role, asked, failed, pinned)}
             if not allowed:
                 return None
             side.gone = {number for number in side.numbers if number not in allowed}
         sides = self._roster.sides
-        if "both" in sides:
-            chosen: tuple[int, ...] = (sides["both"].choose(asked),)
-        else:
-            chosen = choose_pair(sides["prefill"], sides["decode"], asked, lost)
+        try:
+            if "both" in sides:
+                chosen: tuple[int, ...] = (sides["both"].choose(asked),)
+            else:
+                chosen = choose_pair(sides["prefill"], sides["decode"], asked, lost)
+        except Exception as error:
+            said = str(error) if isinstance(error, ConfigError) else failure(error)
+            if said is None:
+                raise
+            raise ApiError(500, said, code="router_failed", type="server_error") from error
         self.sticky.went(asked.session, *chosen)
         return tuple(
             Sending(self._roster.workers[number], side, len(asked.prompt), self._ended)

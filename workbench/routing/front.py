@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -167,11 +168,11 @@ class Front:
         asked = asked_in(body, request.headers, self._settings.session_header.lower())
         headers = to_worker(request.scope["headers"], id_of(request.scope), self._settings.api_key is not None)
         passed = Passed(request.method, _target(request), headers, body)
-        sessions = None
+        sessions: Callable[[int, bytes, tuple[Worker, ...]], None] | None = None
         if path == "/open_session":
             sessions = self._session_opened
         elif path == "/close_session":
-            sessions = lambda status, answer, workers: self.dispatch.sticky.forget(asked.session)  # noqa: E731
+            sessions = partial(self._session_closed, asked.session)
         passing = Passing(self._means, asked, passed, sessions)
 
         async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -190,6 +191,9 @@ class Front:
     def _session_opened(self, status: int, answer: bytes, workers: tuple[Worker, ...]) -> None:
         if status < 400:
             self.dispatch.sticky.went(session_in(answer), *(worker.number for worker in workers))
+
+    def _session_closed(self, session: str | None, status: int, answer: bytes, workers: tuple[Worker, ...]) -> None:
+        self.dispatch.sticky.forget(session)
 
     def _models(self) -> dict[str, dict[str, Any]]:
         """The models that there are, each as the first worker shows it that has it; what fits is what fits them all."""
