@@ -125,3 +125,46 @@ def test_a_pair_writes_what_one_instance_does(model: Path, loop: str, cache: boo
     assert [answer.tokens for answer in found] == colocated(model, asked, 12)
     assert [answer.kind for answer in found] == ["length"] * 6
     assert [(answer.kind, answer.tokens) for answer in handed] == [("handed_over", [])] * 6
+
+
+def test_log_probabilities_come_with_every_token_the_first_included(model: Path) -> None:
+    asked, params = prompts(3), greedy(5, logprobs=3)
+    backend = live.backend_of(str(model), rows=16, kv_tokens=1024, page_size=4)
+    try:
+        wanted = live.serve(backend, [live.messages(asked, params)], page_size=4).logprobs
+    finally:
+        backend.close()
+    pair = Pair({"model": str(model), "kv_tokens": 512, **TIGHT})
+    try:
+        numbers = [pair.submit(prompt, params) for prompt in asked]
+        found = pair.decode.read(*(decode for _, decode in numbers))
+        pair.prefill.read(*(prefill for prefill, _ in numbers))
+    finally:
+        pair.close()
+    for i, answer in enumerate(found):
+        assert len(answer.logprobs) == len(answer.tokens) == 5
+        for told, (sampled, top, ids) in zip(answer.logprobs, wanted[f"r{i}"], strict=True):
+            assert told.top_ids == ids
+            assert [told.logprob, *told.top_logprobs] == pytest.approx([sampled, *top], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": 1}, "the weights there and here differ"),
+        ({"dtype": "bf16"}, "kv_dtype is fp32 there and bf16 here"),
+        ({"page_size": 8}, "page_size is 4 there and 8 here"),
+    ],
+)
+def test_a_model_that_is_not_the_same_is_told_apart(
+    model: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], line: str
+) -> None:
+    run = {"model": str(model / "config.json"), "kv_tokens": 512, "dtype": "fp32", **TIGHT}
+    pair = Pair(run, decode=changes, load_format="dummy")
+    try:
+        (answer,) = pair.decode.read(pair.decode.submit([5, 6, 7], greedy(4), 1, pair.prefill))
+        pair.decode.await_rest()
+    finally:
+        pair.close()
+    assert (answer.kind, answer.detail) == ("aborted", "prefill_gone")
+    assert [told for told in capfd.readouterr().err.splitlines() if line in told]

@@ -10,15 +10,15 @@ VERSION = 1
 SAID = {
     "version": "the protocol",
     "role": "the role",
-    "model": "the model",
-    "weights": "the weights",
     "page_size": "page_size",
     "kv_dtype": "kv_dtype",
     "layers": "the number of layers",
     "kv_heads": "the number of KV heads",
     "head_dim": "the size of a head",
+    "model": "the model",
+    "weights": "the weights",
 }
-"""What has to agree, and how it is called."""
+"""What has to agree, what says most first, and how it is called."""
 
 
 class Identity(msgspec.Struct, frozen=True):

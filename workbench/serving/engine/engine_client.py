@@ -193,7 +193,11 @@ class EngineClient:
         """Note the rooms of a request, and what its sequences are called by them. Raises Refusal where one is another's."""
         rooms = [(who, shared.room + index) for who in (f"router {shared.router}", name) for index in range(count)]
         if not self._rooms.isdisjoint(rooms):
-            raise bad_value("x-workbench-room", f"{shared.room >> ROOM_BITS} is being served already")
+            raise Refusal(
+                "duplicate_room",
+                f"x-workbench-room: {shared.room >> ROOM_BITS} is being served already",
+                "x-workbench-room",
+            )
         self._rooms.update(rooms)
 
     def _admit(self, count: int) -> None:
