@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backends.simulated.catalogue.gpu_specs import EFFICIENCIES, GPU, load_gpu
 from backends.simulated.cost.cost_request import CostError
 from backends.simulated.cost.tables.published_package import find_tables
-from benchmarks.board.collective_kinds import ring, shots
+from benchmarks.board.collective_kinds import far, ring, shots
 from benchmarks.board.operator_fit import Fit
 from benchmarks.board.operator_kinds import (
     BF16,
@@ -134,6 +134,7 @@ def _kinds(tables: Tables, gpu: GPU) -> Iterator[Fit]:
         lambda g: latent_prompts(tables, g),
         lambda g: ring(tables, g),
         lambda g: shots(tables, g),
+        lambda g: far(tables, g),
     ]
     if tables.engine is not None and gpu.fp8_flops:
         # Not every engine was measured with experts by tensor: one that was has both.

@@ -1,4 +1,4 @@
-"""The kinds of collectives that are fitted: NCCL's ring, and all-reduces in kernels over peers' memory."""
+"""The kinds of collectives that are fitted: NCCL's ring, all-reduces in kernels over peers' memory, and over nodes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 from backends.simulated.catalogue.gpu_specs import GPU
-from backends.simulated.cost.models.collective_kernels import Ring, Shots, takes_shots
+from backends.simulated.cost.models.collective_kernels import FAR_GPUS, Ring, Shots, far_all_reduce_s, takes_shots
 from backends.simulated.cost.tables.table_kinds import ELEMENT_BYTES
 from benchmarks.board.operator_fit import Fit, Model, fit
 from benchmarks.board.table_rows import ENGINES, Measured, Tables
 
 RING, SHOTS = "collectives through NCCL's ring", "all-reduces in engines' kernels"
+FAR = "all-reduces over nodes that NVLink joins"
 GRAPH = "_graph"
 """End of the names of kernels that a captured graph replayed."""
 MOST_BYTES = 2**28
@@ -91,6 +92,36 @@ def shots(tables: Tables, gpu: GPU) -> Fit | None:
         return seconds
 
     return fit(SHOTS, rows, names, start, model, THRESHOLDS)
+
+
+def far(tables: Tables, gpu: GPU) -> Fit | None:
+    """All-reduces of engines over several nodes that NVLink joins."""
+    rows = tables.rows(
+        "custom_allreduce",
+        lambda t: (
+            t.kernel_source.str.endswith(GRAPH)
+            & t.num_gpus.gt(gpu.gpus_per_node)
+            & t.num_gpus.le(FAR_GPUS)
+            & (t.message_size * ELEMENT_BYTES).le(MOST_BYTES)
+        ),
+        SIZES,
+        ENGINES if tables.engine is None else (tables.engine,),
+    )
+    if rows is None:
+        return None
+    names = ["far_efficiency", "far_overhead_s"]
+    start = gpu if gpu.far_efficiency else replace(gpu, far_efficiency=0.6, far_overhead_s=20e-6)
+
+    def model(at: Measured) -> Model:
+        def seconds(*values: float) -> np.ndarray:
+            found: np.ndarray = far_all_reduce_s(
+                at.message_size * ELEMENT_BYTES, at.num_gpus, _with(start, names, values)
+            )
+            return found
+
+        return seconds
+
+    return fit(FAR, rows, names, start, model)
 
 
 def takes(rows: Measured, gpu: GPU) -> np.ndarray:

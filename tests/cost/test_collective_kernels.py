@@ -97,6 +97,24 @@ def test_a_file_that_says_its_link_has_no_kernels_of_a_relative(tmp_path):
         load_gpu(str(path))
 
 
+def test_nodes_that_nvlink_joins_reduce_at_once_unless_their_link_was_said(tmp_path):
+    joined = replace(ROUND, gpus_per_node=4, far_efficiency=0.5, far_overhead_s=15e-6)
+    assert all_reduce_s(MIB, 8, joined) == pytest.approx(15e-6 + 2 * 7 / 8 * MIB / 50e9)
+    apart = replace(joined, far_efficiency=0.0)
+    inside = 2 * (20e-6 + 3e-6 + 3 / 4 * MIB / 40e9)
+    between = apart.node_link.seconds(2 * 1 / 2 * MIB / 4)
+    assert all_reduce_s(MIB, 8, apart) == pytest.approx(inside + between), (
+        "the ring in each node, the link between them"
+    )
+    said = joined.with_links(node_link=10e9)
+    assert all_reduce_s(MIB, 8, said) == pytest.approx(inside + said.node_link.seconds(MIB / 4))
+    assert all_reduce_s(MIB, 16, joined) > all_reduce_s(MIB, 8, joined), "of more GPUs nobody knows"
+    path = tmp_path / "mine.toml"
+    for own, known in (("", True), ('node_link = "50GB/s"\n', False)):
+        path.write_text(FACTS + 'link_bandwidth = 9e11\nefficiency_like = "gb300"\n' + own)
+        assert (load_gpu(str(path)).under("vllm-0.24.0").far_efficiency > 0) is known
+
+
 @pytest.mark.parametrize(
     ("gpu", "engine", "gpus", "microseconds"),
     [
@@ -111,6 +129,13 @@ def test_a_file_that_says_its_link_has_no_kernels_of_a_relative(tmp_path):
         ("a100", "vllm-0.14.0", 2, {256: 4.9, 64 * KIB: 5.5, 256 * KIB: 6.6, MIB: 10.7, 4 * MIB: 25.2, 64 * MIB: 389}),
         ("rtx-pro-6000", "vllm-0.24.0", 8, {256: 23.6, 64 * KIB: 31.2, 256 * KIB: 84.3, MIB: 133.5, 4 * MIB: 346.9}),
         ("rtx-pro-6000", "sglang-0.5.14", 2, {256: 4.5, 64 * KIB: 6.2, 256 * KIB: 11.1, MIB: 30.2, 4 * MIB: 106}),
+        (
+            "gb300",
+            "vllm-0.27.0",
+            8,
+            {256: 13.2, 64 * KIB: 14.0, 256 * KIB: 14.8, MIB: 17.2, 4 * MIB: 26.6, 64 * MIB: 226},
+        ),
+        ("gb300", "sglang-0.5.14", 8, {256: 26.9, 64 * KIB: 30.1, MIB: 30.5, 4 * MIB: 46.5, 64 * MIB: 252}),
         ("l40s", "vllm-0.22.0", 4, {256: 13.3, 64 * KIB: 36.9, 256 * KIB: 116, MIB: 361, 4 * MIB: 1649}),
     ],
 )

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from backends.simulated.catalogue.product_rates import ProductRates
 from ground.errors import InputError
 from ground.link import Link, parse_latency, parse_rate
 from ground.value_file import read_toml
@@ -23,6 +24,7 @@ WITH_UNITS: dict[str, tuple[str, Callable[[object], float]]] = {
     "node_link_latency": ("node_link_latency_s", parse_latency),
 }
 """Keys of a GPU's file that say a field as a flag does, with a unit; ``link`` is what collectives achieve."""
+NODE_LINK = {"node_link_bandwidth", "node_link_latency_s"}
 EFFICIENCIES = CATALOGUE.with_name("efficiencies.toml")
 """What operators achieve on GPUs that published tables were measured on, written by ``benchmarks/roofline_fit.py``."""
 LIKE, FORMER_LIKE = "efficiency_like", "reaches_like"
@@ -31,32 +33,6 @@ LIKE, FORMER_LIKE = "efficiency_like", "reaches_like"
 
 class CatalogueError(InputError):
     """A GPU or model that is in no catalogue, or a file that cannot be read as one, in one line."""
-
-
-@dataclass(frozen=True)
-class ProductRates:
-    """What matrix products in one format achieve."""
-
-    flops: float
-    """FLOP/s."""
-    bandwidth: float
-    """Bytes/s."""
-    overhead_s: float
-    """Seconds of a product."""
-    depth_s: float
-    """Seconds of a row of its weights."""
-    expert_flops: float
-    """FLOP/s of the grouped products of routed experts."""
-    expert_bandwidth: float
-    """Bytes/s of their weights."""
-    expert_activation_bandwidth: float
-    """Bytes/s of what goes in and out of them."""
-    expert_overhead_s: float
-    """Seconds of a layer's."""
-    expert_depth_s: float
-    """Seconds of a row of an expert's weights."""
-    expert_each_s: float
-    """Seconds of an expert that has tokens."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +226,11 @@ class GPU:
     """Start and end of the ring with small and with large messages."""
     ring_hop_overhead_s: float = 0.0
     """Seconds of the ring for each hop."""
+    far_efficiency: float = 0.0
+    """Share of the link bandwidth achieved by all-reduces of up to eight GPUs of several nodes that NVLink joins; 0: nobody
+    knows, or not joined: they go through ``node_link_bandwidth``."""
+    far_overhead_s: float = 0.0
+    """Start and end of these."""
     host_bandwidth: float = 64e9
     """Bytes/s from the host's memory, one direction; the default is PCIe 5.0 x16."""
     gpus_per_node: int = 8
@@ -354,6 +335,7 @@ class GPU:
             "plain_links": True if link is not None or link_latency_s is not None else None,
             "node_link_bandwidth": node_link,
             "node_link_latency_s": node_link_latency_s,
+            "far_efficiency": None if node_link is node_link_latency_s is None else 0.0,
             "gpus_per_node": gpus_per_node,
         }
         return dataclasses.replace(self, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
@@ -419,13 +401,14 @@ def _gpu(values: dict[str, Any], where: str) -> GPU:
         if not isinstance(relative, str) or relative not in _catalogue():
             raise CatalogueError(f"{where}: {key}: {relative!r} is not a GPU of the catalogue")
         like = load_gpu(relative)
+        own = {*values, *(("far_efficiency",) if NODE_LINK & values.keys() else ())}
         achieved: dict[str, Any] = {
             name: getattr(like, name)
             for name, one in known.items()
-            if _is_achieved(name) and getattr(like, name) != one.default
+            if _is_achieved(name) and getattr(like, name) != one.default and name not in own
         }
         achieved["engines"] = {
-            engine: {name: value for name, value in of.items() if name not in values}
+            engine: {name: value for name, value in of.items() if name not in own}
             for engine, of in like.engines.items()
         }
         values = achieved | {name: value for name, value in values.items() if name != key}

@@ -28,6 +28,9 @@ from backends.simulated.catalogue.gpu_specs import GPU
 
 Some = Any
 """A float or an array of floats."""
+FAR_GPUS = 8
+"""Most GPUs of several nodes whose all-reduces were measured to be of one start: kernels over symmetric memory (vLLM: up to
+eight, ``symm_mem.py``), or NCCL's (SGLang)."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def all_reduce_kernel_s(message: float, gpus: int, gpu: GPU) -> float:
     if takes_shots(gpus, gpu) and message < gpu.shots_most_bytes:
         return float(Shots.of(gpu).seconds(message, gpus))
     return float(Ring.of(gpu).seconds(2 * (gpus - 1) / gpus * message, 2 * (gpus - 1), gpus))
+
+
+def far_all_reduce_s(message: Some, gpus: Some, gpu: GPU) -> Some:
+    """Seconds of an all-reduce of GPUs of several nodes that NVLink joins: a start, and 2 (n-1)/n of the message."""
+    return gpu.far_overhead_s + 2 * (gpus - 1) / gpus * message / (gpu.link_bandwidth * gpu.far_efficiency)
 
 
 def gather_kernel_s(taken_in: float, gpus: int, gpu: GPU) -> float:

@@ -14,7 +14,12 @@ from collections.abc import Callable, Sequence
 
 from backends.checkpoint.layer_kinds import Attention, Mixer
 from backends.simulated.catalogue.gpu_specs import GPU
-from backends.simulated.cost.models.collective_kernels import all_reduce_kernel_s, gather_kernel_s
+from backends.simulated.cost.models.collective_kernels import (
+    FAR_GPUS,
+    all_reduce_kernel_s,
+    far_all_reduce_s,
+    gather_kernel_s,
+)
 from ground.link import Link
 
 ACTIVATION_BYTES = 2
@@ -35,6 +40,8 @@ def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
     inside, nodes = _spread(gpus, gpu)
     if nodes == 1 and gpu.kernels_known:
         return all_reduce_kernel_s(message_bytes, gpus, gpu)
+    if gpu.far_efficiency and gpus <= FAR_GPUS and not gpu.plain_links:
+        return far_all_reduce_s(message_bytes, gpus, gpu)
     seconds = 0.0
     if inside > 1:
         part = (inside - 1) / inside * message_bytes
