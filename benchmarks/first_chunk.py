@@ -4,7 +4,8 @@
 
 InferenceMAX's rows of SGLang that belong to fitting, at up to 16 requests at a time: how many TPOT lie between the first
 token as predicted and the measured TTFT. Prints each configuration that it used, its rows, their median, and the median
-over the rows of each model. A row that belongs to scoring stops it. Nothing is written.
+over the rows of each model, on all GPUs and on each. Rows of more than 60 tokens waited for something else and are left
+out. A row that belongs to scoring stops it. Nothing is written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from benchmarks.board.launched import FIRST_CHUNK_TOKENS, first_chunk_tokens
 from benchmarks.board.predict import predict
 from benchmarks.board.silicon import Row, find_rows, read_rows
 
+MOST_TOKENS = 60
+
 
 def main(
     every: Annotated[int, typer.Option(min=1, help="Only every Nth row.")] = 4,
@@ -39,16 +42,18 @@ def main(
     with ProcessPoolExecutor(jobs) as pool:
         found = list(pool.map(tokens_later, rows, chunksize=4))
     by: dict[str, list[float]] = {}
-    models: dict[str, list[float]] = {name: [] for name in FIRST_CHUNK_TOKENS}
+    models: dict[tuple[str, str], list[float]] = {}
     for row, tokens in zip(rows, found, strict=True):
         by.setdefault(f"{row.configuration.strip('|')} {row.precision}", []).append(tokens)
-        models[next(name for name in models if name in row.model)].append(tokens)
+        if tokens <= MOST_TOKENS:
+            model = next(name for name, _ in FIRST_CHUNK_TOKENS if name in row.model)
+            for system in ("", row.system):
+                models.setdefault((model, system), []).append(tokens)
     for name, tokens_of in sorted(by.items()):
         print(f"{len(tokens_of):3} rows of {name}: {np.median(tokens_of):.1f} tokens")
-    for name, tokens_of in models.items():
-        print(
-            f"{name}: {np.median(tokens_of):.1f} of {len(tokens_of)} rows; launched.py has {FIRST_CHUNK_TOKENS[name]}"
-        )
+    for (model, system), tokens_of in sorted(models.items()):
+        taken = FIRST_CHUNK_TOKENS.get((model, system), "nothing")
+        print(f"{model} {system}: {np.median(tokens_of):.1f} of {len(tokens_of)} rows; launched.py has {taken}")
 
 
 def _is_low(row: Row) -> bool:

@@ -36,6 +36,9 @@ DENSE = ("Qwen/Qwen3-32B", "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-8B-
 STEP = 0.25
 """Of a number, to find its derivative."""
 SMALLEST_STEP_S = 20e-6
+TOKEN = "_token_s"
+SMALLEST_TOKEN_STEP_S = 50e-9
+"""The same of numbers that are of a token, as their names end."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ GROUPS = {
         ("gap_rank_s",),
         lambda row: (_dense(row, "vllm", "") and row.concurrency <= 16) or _with_experts(row),
         "tpot",
+    ),
+    # Prompts of models with experts take longer than their operators.
+    "vllm-experts": Group(
+        "vllm-0.14.0",
+        "host",
+        ("gap_expert_token_s",),
+        _with_experts,
+        "ttft",
     ),
     "vllm-front-end": Group(
         "vllm-0.12.0",
@@ -199,7 +210,8 @@ def fit(group: Group, rows: Sequence[Row], rounds: int, jobs: int) -> np.ndarray
         now = errors(values)
         _say("begins with", group, values, now)
         for _ in range(rounds):
-            steps = np.maximum(values * STEP, SMALLEST_STEP_S)
+            least = [SMALLEST_TOKEN_STEP_S if name.endswith(TOKEN) else SMALLEST_STEP_S for name in group.names]
+            steps = np.maximum(values * STEP, least)
             slopes = np.stack(
                 [
                     (errors(values + step * place) - now) / step
@@ -234,7 +246,10 @@ def _error(asked: tuple[Row, str, str, dict[str, float], str]) -> float:
 
 
 def _say(when: str, group: Group, values: np.ndarray, errors: np.ndarray) -> None:
-    numbers = ", ".join(f"{name} {value * 1e6:.1f} us" for name, value in zip(group.names, values, strict=True))
+    numbers = ", ".join(
+        f"{name} {value * 1e6:.{3 if name.endswith(TOKEN) else 1}f} us"
+        for name, value in zip(group.names, values, strict=True)
+    )
     size = np.abs(errors)
     print(
         f"  {when}: {numbers}; {group.of} off by {np.median(size):.1%} (median), {size.mean():.1%} (mean), "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from workbench.scheduler.batch import ModelWorkerBatch
 
-GAPS = ("gap_s", "gap_request_s", "gap_rank_s", "gap_recurrent_s", "gap_sparse_s")
+GAPS = ("gap_s", "gap_request_s", "gap_rank_s", "gap_recurrent_s", "gap_sparse_s", "gap_expert_token_s")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class HostModel:
     """Per layer with a recurrence: small kernels of that version, which hold neither the roofline nor tables."""
     gap_sparse_s: float = 0.0
     """Likewise, per layer that attends to chosen tokens."""
+    gap_expert_token_s: float = 0.0
+    """Likewise, per prompt token and layer with experts: choosing, sorting and gathering, which every GPU does for all."""
     mask_s: float = 50e-6
     """Per row that samples under a grammar: its mask, and following what it has sampled. Other batches have none."""
     graph_max_batch: int = 256

@@ -63,10 +63,18 @@ SCRIPTS = (
     Script("GLM-5", "b200_sxm", "", 32768),
 )
 """The first that fits holds."""
-FIRST_CHUNK_TOKENS = {"DeepSeek": 16, "Qwen3.5": 25, "GLM-5": 16}
+FIRST_CHUNK_TOKENS = {
+    ("DeepSeek", "h200_sxm"): 10,
+    ("DeepSeek", ""): 12,
+    ("Qwen3.5", "b200_sxm"): 23,
+    ("Qwen3.5", "b300_sxm"): 13,
+    ("Qwen3.5", ""): 20,
+    ("GLM-5", ""): 13,
+}
 """Tokens after the first one at which SGLang's clients see the chunk that they count as the first, by a part of the model's
-name: medians of the fitting half (benchmarks/first_chunk.py). Scripts ask for one every 10, 30 or 50 tokens
-(``--stream-interval``), and which of them a script asks for is not to be seen in its rows."""
+name and the GPU, or any: medians of the fitting half (benchmarks/first_chunk.py). Scripts ask for one every 10, 30 or 50
+tokens (``--stream-interval``), and which of them a script asks for is not to be seen in its rows. The first that fits
+holds."""
 RECIPES = ("b200_sxm", "gb200", "gb300")
 """GPUs of the disaggregated rows of SGLang that recipes were read for; those of the GB300 are taken to be the GB200's."""
 
@@ -119,7 +127,8 @@ def first_chunk_tokens(row: Row) -> int:
     """How many tokens after the first one clients see the first chunk that they count."""
     if row.engine != "sglang" or row.mode != "agg" or not is_inferencemax(row):
         return 0
-    return next((tokens for name, tokens in FIRST_CHUNK_TOKENS.items() if name in row.model), 0)
+    of = (n for (model, system), n in FIRST_CHUNK_TOKENS.items() if model in row.model and system in ("", row.system))
+    return next(of, 0)
 
 
 def steps_unseen(row: Row) -> float:

@@ -64,6 +64,17 @@ def test_a_step_is_longer_by_the_gap_of_its_layers_of_a_kind(gaps, model, layers
     assert behind - before == pytest.approx(sum(numbers[name] * count for name, count in layers.items()))
 
 
+def test_a_prompt_of_a_model_with_experts_takes_longer_by_the_gap_of_its_tokens(gaps):
+    prompts, decodes = batch([1000, 500, 100], (300, 200)), batch([1000, 500, 100])
+    for model, layers in (("Qwen/Qwen3-30B-A3B", 48), ("llama-3.1-8b", 0)):
+        gaps("vllm-0.19.0")
+        before = cost("vllm-0.19.0", model=model)
+        gaps("vllm-0.19.0", gap_expert_token_s=1e-7)
+        behind = cost("vllm-0.19.0", model=model)
+        assert behind.forward(prompts) - before.forward(prompts) == pytest.approx(500 * layers * 1e-7)
+        assert behind.forward(decodes) == before.forward(decodes)
+
+
 def test_costs_made_of_operator_tables_have_what_runs_beside_the_model_already(gaps, tmp_path):
     folder = linear_profile(tmp_path / "p")
     beside_s = load_engine("sglang-0.5.23").gpu_step_s

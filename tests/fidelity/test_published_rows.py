@@ -242,8 +242,10 @@ def test_what_launch_scripts_say_is_taken_for_rows_of_their_benchmark_alone():
         {"engine": "vllm"},
     )
     rows = [row(**{**sglang, **more}) for more in cases]
-    model, another = FIRST_CHUNK_TOKENS["DeepSeek"], FIRST_CHUNK_TOKENS["Qwen3.5"]
-    assert [first_chunk_tokens(each) for each in rows] == [model, model, model, another, 0, 0]
+    any_gpu, h200, other_model = (
+        FIRST_CHUNK_TOKENS[of] for of in (("DeepSeek", ""), ("DeepSeek", "h200_sxm"), ("Qwen3.5", ""))
+    )
+    assert [first_chunk_tokens(each) for each in rows] == [any_gpu, any_gpu, h200, other_model, 0, 0]
     assert [steps_unseen(each) for each in rows] == [4.5, 14.5, 0, 0, 0, 0]
     assert [settings_of(each).get("chunk") for each in rows] == [32768, 16384, 32768, 16384, None, None]
     mxfp4 = {"shortest": 0.8, "model": "openai/gpt-oss-120b", "precision": "nvfp4"}

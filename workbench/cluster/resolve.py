@@ -214,7 +214,7 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     beside_s = engine.gpu_step_s if kind in ("profile", "measured") else 0.0
     gap_s = max(host.gap_s - beside_s, 0.0) + host.gap_rank_s * (tp - 1)
     gap_s += (host.gap_recurrent_s * model.recurrent_layers + host.gap_sparse_s * model.sparse_layers) / pp
-    cost = with_gaps(cost, gap_s, host.gap_request_s)
+    cost = with_gaps(cost, gap_s, host.gap_request_s, host.gap_expert_token_s * sum(model.moe_layers) / pp)
     return SimulatedRecipe(
         loop=loop_spec(settings, loop),
         scheduler=scheduler,
