@@ -156,13 +156,12 @@ async def chaos(site: Site) -> list[Outcome]:
     await traffic.more(8)
     await site.kill(prefill)
     await traffic.more(8)
-    await site.start_again(prefill)
 
     await until(lambda: site.running(decode) >= 2, "requests at the decode instance")
     await site.kill(decode)
     await until(lambda: site.changes(decode, "open") >= 1, "the breaker opens")
     await traffic.more(4)
-    await site.start_again(decode)
+    await asyncio.gather(site.start_again(prefill), site.start_again(decode))
     await until(lambda: site.changes(decode, "closed") >= 1, "the breaker closes")
 
     await until(lambda: site.running(decode) >= 4 and site.running(other) >= 2, "requests at both")
