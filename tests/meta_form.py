@@ -63,6 +63,10 @@ def check_meta(meta: dict[str, Any], kind: str) -> None:
     own = OWN[kind]
     if kind == "served" and meta["hardware"]["simulated"]:
         own = own | {"cost_notes"}
+    if (
+        kind == "served" and "pools" in meta
+    ):  # of a fleet: what pools differ in stands with them, a lost instance in fleet
+        own = (own | {"pools"} | {"fleet"} & set(meta)) - set(meta["pools"][0])
     if meta["settings"].get("engine") == "workbench":
         own = own - {"parity"}
     if meta["settings"].get("front_end", "none") == "none":

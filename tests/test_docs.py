@@ -43,6 +43,8 @@ NOT_RUN = {
     "tests/serving/test_nodes.py",
     "workbench serve MODEL --tp 8 --pp 2 --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29500": "two machines: "
     "tests/serving/test_nodes.py",
+    "workbench serve llama-3.1-8b --backend simulated --pool both:1 --pool small=both:2,gpu=l40s --router least_requests "
+    "--record runs/fleet": "several servers: tests/fleet/test_fleet_server.py",
     "workbench serve MODEL-FP8": "a checkpoint in FP8: tests/torch/test_fp8.py",
     "workbench serve MODEL --dtype fp8": "a real model: tests/torch/test_fp8.py",
     "workbench calibrate --links --backend cpu|cuda --out here.toml [--ranks N]": "tests/live/test_calibrate_links.py",

@@ -174,6 +174,10 @@ ARROWS = {
         ),
         "ground",
     ),
+    "workbench.fleet": (
+        *(f"workbench.{name}" for name in ("fleet", "routing", "serving", "recording", "settings", "scheduler")),
+        "reports",
+    ),
     "workbench.search": ("workbench.search", *RUN, "ground", "traces", "reports"),
 }
 
@@ -227,7 +231,9 @@ def test_only_the_command_line_the_server_and_the_run_put_pieces_together():
     assert [
         name
         for name in sorted(builders)
-        if not under(name, "workbench.cli", "workbench.api", "workbench.serving", "workbench.search", *RUN)
+        if not under(
+            name, "workbench.cli", "workbench.api", "workbench.serving", "workbench.fleet", "workbench.search", *RUN
+        )
     ] == []
     assert builders, "nothing puts the pieces together: this test looks at the wrong names"
 

@@ -130,14 +130,14 @@ def page_of(command: str) -> dict[str, str]:
         (
             "replay",
             {"dp", "pool", "ep", "router", "kv_dtype", "kv_windows", "cost", "expert_skew", "exact"}
-            | {"front_end", "fail", "autoscale"}
+            | {"front_end", "fail", "autoscale", "kv_link", "kv_link_latency", "kv_link_per"}
             | set(FACTS)
             | {"machine", "nodes", "expert_exchange"},
         ),
         (
             "serve",
-            {"model", "dp", "pool", "router", "exact", "requests", "rate", "speedup", "concurrency"}
-            | {"front_end", "fail", "autoscale"},
+            {"model", "exact", "requests", "rate", "speedup", "concurrency", "front_end", "fail", "autoscale"}
+            | {"kv_link", "kv_link_latency", "kv_link_per"},
         ),
     ],
 )

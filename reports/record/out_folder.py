@@ -9,7 +9,15 @@ from ground.errors import InputError
 from ground.json_file import read_json
 from ground.whole_file import PARTIAL
 from reports.record.errors import RecordError
-from reports.record.schema import FORMAT, META_FILE, PAGE_FILE, RECORD_FILES, TRACE_FILE, TRACE_PARTIAL
+from reports.record.schema import (
+    FORMAT,
+    INSTANCES_PARTIAL,
+    META_FILE,
+    PAGE_FILE,
+    RECORD_FILES,
+    TRACE_FILE,
+    TRACE_PARTIAL,
+)
 
 PAGE_MARK = b'<meta name="generator" content="workbench'
 """Stands near the top of every page we write: how we know one again."""
@@ -53,9 +61,15 @@ def _strangers(folder: Path, entries: list[Path]) -> list[Path]:
     for path in entries:
         if _is_run(path):
             strangers += [child for child in sorted(path.iterdir()) if not (_is_record_file(child) or _is_page(child))]
+        elif path.name == INSTANCES_PARTIAL and path.is_dir() and not path.is_symlink():
+            strangers += [stranger for of in sorted(path.iterdir()) for stranger in _strangers_below(of)]
         elif not (_is_page(path) or _is_leftover(path) or _is_recorded_trace(path)):
             strangers.append(path)
     return strangers
+
+
+def _strangers_below(path: Path) -> list[Path]:
+    return [path] if path.is_symlink() or not path.is_dir() else _strangers(path, sorted(path.iterdir()))
 
 
 def _is_run(folder: Path) -> bool:

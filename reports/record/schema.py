@@ -18,6 +18,8 @@ PAGE_FILE = "report.html"
 TRACE_FILE = "trace.jsonl"
 """Beside the run of a server: what came, as a trace."""
 TRACE_PARTIAL = ".trace.partial"
+INSTANCES_PARTIAL = ".instances.partial"
+"""Folder of what the instances of a fleet leave, until it is one record."""
 """That trace while the server runs: one line for each request that has ended."""
 
 MODES = ("prefill", "decode", "mixed")

@@ -16,13 +16,14 @@ from traces.in_memory import in_memory
 from workbench.cli.app import app
 from workbench.cluster.device import hardware_on, runner_options
 from workbench.cluster.pools import resolve_pools
+from workbench.fleet.planned import FleetSettings
 from workbench.scheduler.config import SchedulerSettings
 from workbench.scheduler.settings import settings_of
 from workbench.search.both_ends import both_ends
 from workbench.search.rate import simulator
 from workbench.search.slo import measured_s, parse_slo
 from workbench.settings import accuracy
-from workbench.settings.deploy import Deployed, deploy_commands
+from workbench.settings.deploy import Deployed, deploy_commands, our_command
 from workbench.settings.idle import acts
 from workbench.settings.loading import settings_from
 from workbench.settings.run_settings import RunSettings
@@ -161,34 +162,67 @@ def test_sglang_is_told_what_it_has_flags_for():
 
 def test_each_of_several_pools_has_commands_with_its_own_settings_and_role():
     found = plan("--pool", "fast=both:1,gpu=h200", "--pool", "cheap=both:2,chunk=512")["deploy"]
+    ours, *found = found
+    assert ours["command"].endswith(" --pool fast=both:1 --pool cheap=both:2,chunk=512") and ours["without"] == []
     assert [(each["engine"], each["pool"]) for each in found] == [
-        (engine, pool) for engine in ("workbench", "vllm", "sglang") for pool in ("fast", "cheap")
+        (engine, pool) for engine in ("vllm", "sglang") for pool in ("fast", "cheap")
     ]
-    ours = [each for each in found if each["engine"] == "workbench"]
-    assert "--chunk" not in ours[0]["command"] and "--chunk 512" in ours[1]["command"]
-    assert ours[0]["without"] == ["router: round_robin, one before all pools"]
-    assert ours[1]["without"] == ["dp: start 2 of these, with a router before them", *ours[0]["without"]]
     sglang = {each["pool"]: each["command"] for each in found if each["engine"] == "sglang"}
     kv = {pool: int(command.split("--max-total-tokens ")[1].split()[0]) for pool, command in sglang.items()}
     assert kv["fast"] > kv["cheap"], "each has the KV of its own GPU"
 
 
-def test_pools_that_prefill_and_decode_are_deployed_as_such_or_not_at_all():
+def test_pools_that_prefill_and_decode_are_deployed_as_such():
     found = plan("--no-both-in-one", "--pool", "prefill:1", "--pool", "decode:2")
-    of = {(each["engine"], each["pool"]): each for each in found["deploy"]}
+    ours, *others = found["deploy"]
+    assert ours["command"].endswith(" --pool prefill:1 --pool decode:2") and ours["without"] == []
+    of = {(each["engine"], each["pool"]): each for each in others}
     for role in ("prefill", "decode"):
         assert f"--disaggregation-mode {role} " in of["sglang", role]["command"]
         assert of["vllm", role]["without"][0].startswith(f"role: {role}; --kv-transfer-config")
-        # A server of ours would serve whole requests.
-        assert of["workbench", role]["command"] == ""
-        assert of["workbench", role]["without"] == [f"role: {role}; our server's instances serve whole requests"]
     assert any("start 2 of these" in line for line in of["sglang", "decode"]["without"])
     # What does nothing on instances that decode alone is not named as lacking.
     named = [{line.partition(":")[0] for line in of["sglang", role]["without"]} for role in ("prefill", "decode")]
     assert "split_at_prompt" in named[0] - named[1] and "charge" in named[0] - named[1]
     page = plan_page_html(found, ["pools"])
-    assert "To deploy pool decode with workbench: there is no command for it." in page
+    assert "To deploy it with workbench:" in page
     assert "To deploy pool decode with sglang:" in page and ">prefill:1, decode:2<" in page
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dp": 3, "router": "least_requests", "gpu": "l40s", "chunk": 512},
+        {"pool": ("fast=both:1,max-running=8", "cheap=both:2,chunk=512"), "router": "cache_aware", "policy": "lpm"},
+        {"pool": ("prefill:1,tp=2,pp=2", "decode:2,overlap=false"), "decode_router": "least_requests", "page_size": 16},
+        {"engine": "sglang", "pool": ("prefill:1", "decode:2,engine=sglang,max-running=4")},
+    ],
+)
+def test_our_one_command_starts_the_same_fleet(monkeypatch, flags):
+    settings = settings_from(None, flags)
+    words = our_command(settings.pools(settings.loops[0])).words
+    fleet = started(monkeypatch, *words[2:], "--gpu", "l40s")
+    assert (fleet.run.router, fleet.run.decode_router) == (settings.router, settings.decode_router)
+    ours, theirs = fleet.run.pools(fleet.loop), settings.pools(settings.loops[0])
+    assert [(pool.name, pool.role, pool.count, pool.loop) for pool in ours] == [
+        (pool.name, pool.role, pool.count, pool.loop) for pool in theirs
+    ]
+    for one, other in zip(ours, theirs, strict=True):
+        names = [name for name in settings_of(SchedulerSettings) if acts(other.settings, other.loop, name)]
+        assert {name: getattr(one.settings, name) for name in names} == {
+            name: getattr(other.settings, name) for name in names
+        }
+
+
+def started(monkeypatch, *words: str) -> FleetSettings:
+    """What a fleet would be started with."""
+    from workbench.fleet import launcher
+
+    seen: list[FleetSettings] = []
+    monkeypatch.setattr(launcher, "run_fleet", lambda fleet, *more, **named: seen.append(fleet) or 0)
+    done = CliRunner().invoke(app, ["serve", *words, "--backend", "simulated"])
+    assert done.exit_code == 0, done.output
+    return seen[0]
 
 
 def served(monkeypatch, *words: str) -> RunSettings:
@@ -307,13 +341,15 @@ def test_a_server_like_a_record_has_its_settings(monkeypatch, tmp_path):
     said = f"simulate {SAMPLE} --requests 3 --engine sglang --max-running 32 --dp 2 --concurrency 2 --out {tmp_path / 'out'}"
     assert CliRunner().invoke(app, said).exit_code == 0
     record = tmp_path / "out" / "overlap"
-    run = served(monkeypatch, "--like", str(record))
-    assert (run.model, run.max_running, run.dp, run.concurrency) == ("meta-llama/Llama-3.1-8B", 32, 1, None)
+    run = started(monkeypatch, "--like", str(record)).run
+    assert (run.model, run.max_running, run.dp, run.concurrency) == ("meta-llama/Llama-3.1-8B", 32, 2, None)
     (pool,) = resolve_pools(settings_from(None, {}, record), "overlap")
     assert run.scheduler(1000, 100, 1) == settings_from(None, {}, record).scheduler(1000, 100, 1)
     assert pool.recipe.scheduler.kv_tokens == run.kv_tokens
     # What is said beside it wins.
-    assert served(monkeypatch, "Qwen/Qwen3-8B", "--like", str(record), "--max-running", "8").max_running == 8
+    assert (
+        served(monkeypatch, "Qwen/Qwen3-8B", "--like", str(record), "--max-running", "8", "--dp", "1").max_running == 8
+    )
     refused = CliRunner().invoke(app, ["serve", "--backend", "simulated"])
     assert refused.exit_code == 2 and refused.stderr == "error: model: say which, or --like RECORD, which has one\n"
 

@@ -215,9 +215,9 @@ def test_block_ids_tell_prefixes_apart_and_cannot_be_recomputed():
     tokens = np.arange(100, dtype=np.int32)
     other = tokens.copy()
     other[40] = 7
-    hashes = BlockHash()
+    hashes = BlockHash(b"one key")
     assert len(hashes.ids(tokens)) == 100 // BLOCK_TOKENS
     same = hashes.ids(tokens) == hashes.ids(other)
     assert same.tolist() == [True, True, False, False, False, False]
-    assert not set(hashes.ids(tokens)) & set(BlockHash().ids(tokens)), "another run, other ids"
+    assert not set(hashes.ids(tokens)) & set(BlockHash(b"another").ids(tokens)), "another run, other ids"
     assert (hashes.ids(tokens) >= 0).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -34,6 +34,15 @@ def one_line_errors() -> Iterator[None]:
         if (said := failure(error)) is None:
             raise
         _fail(said)
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Call ``run`` and return its exit code, or that of an error, which is said in one line."""
+    try:
+        with one_line_errors():
+            return run()
+    except typer.Exit as ended:
+        return ended.exit_code
 
 
 def _fail(line: str) -> None:

@@ -17,7 +17,12 @@ def option(*names: str, help: str, panel: str) -> Any:
 
 Config = Annotated[Optional[Path], option("--config", help="TOML file of settings; flags win.", panel=RUN)]
 Like = Annotated[
-    Optional[Path], option("--like", help="Run record whose settings to take; --config and flags win.", panel=RUN)
+    Optional[Path],
+    option(
+        "--like",
+        help="Run record, or output folder with one, whose settings to take; --config and flags win.",
+        panel=RUN,
+    ),
 ]
 Out = Annotated[
     Optional[Path], option("--out", help="Output folder. Default: runs/<trace>, numbered if taken.", panel=RUN)

@@ -46,6 +46,7 @@ def serve(
 def _run(
     config: Path | None, flags: dict[str, Any], server: dict[str, Any], force: bool, like: Path | None = None
 ) -> int:
+    from workbench.cli.errors import exit_code_of
     from workbench.cli.runs import command_line, say
     from workbench.roles import check_role
     from workbench.scheduler.config import ConfigError
@@ -70,28 +71,33 @@ def _run(
         raise ConfigError("force: there is no --record whose folder could be replaced")
     say([*backend.check_flags(flags, config), *live_notes(config, "live", "served")])
     run = settings_from(config, flags, like, backend.defaults(), backend.hardware())
-    run, notes = _one_instance(run)
-    run = run.as_role(check_role(server.get("role", "both")))
-    say(notes)
+    if not run.pool:
+        run = run.as_role(check_role(server.get("role", "both")))
     say(check_effects(run, flags, config))
-    settings = ServeSettings(without_idle(run, "live", "served"), command=command_line(), **server)
+    say(_of_record(run) if like is not None else [])
+    run = without_idle(run, "live", "served")
+    if run.pool or run.dp > 1:
+        from workbench.fleet.launcher import run_fleet
+        from workbench.fleet.planned import FleetSettings
+
+        fleet = FleetSettings(run, server, command_line())
+        for pool in run.pools(fleet.loop):
+            say(preset_notes(pool.settings, pool.loop, simulated=not backend.has_weights))
+        say(backend.check(run, fleet.loop))
+        return run_fleet(fleet, force, exit_code_of, gpus=backend.on_gpus)
+    settings = ServeSettings(run, command=command_line(), **server)
     say(preset_notes(settings.run, settings.loop, simulated=not backend.has_weights))
     say(settings.spec.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)
 
 
-def _one_instance(run: RunSettings) -> tuple[RunSettings, list[str]]:
-    """The settings of one instance of a recorded cluster, and what to know of the others. Raises ConfigError where they are of
-    several kinds."""
-    import dataclasses
+def _of_record(run: RunSettings) -> list[str]:
+    """Notes on what the instances of a record did, and those of a server do not."""
+    from workbench.settings.loading import SETTINGS
 
-    from workbench.scheduler.config import ConfigError
-
-    if run.pool:
-        raise ConfigError("pool: the record has several kinds of instances, and a server is one; say with flags which")
-    if run.ep > run.tp:
-        raise ConfigError(f"ep: the record's instances share experts (ep {run.ep}) and step together; a server is one")
-    if run.dp == 1:
-        return run, []
-    note = f"dp: this is one of the record's {run.dp} instances; start as many, with a router before them"
-    return dataclasses.replace(run, dp=1, router="round_robin"), [note]
+    given = {"fail": run.fail, "autoscale": run.autoscale}
+    return [
+        f"{name}: {SETTINGS[name].idle['live']}: as many as there were at the beginning"
+        for name in given
+        if given[name]
+    ]

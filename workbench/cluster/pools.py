@@ -11,6 +11,7 @@ from backends.simulated.catalogue.power import power_w
 from backends.simulated.links import LINKS
 from reports.record.meta import PoolMeta
 from workbench.cluster.resolve import SimulatedRecipe, resolve
+from workbench.recording.of_pools import common, settings_of_all
 from workbench.scheduler.config import ConfigError
 from workbench.settings.accuracy import accuracy_of
 from workbench.settings.fleet_spec import Scaling
@@ -121,13 +122,6 @@ def assumed_links(pools: Sequence[SimulatedPool]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for pool in pools for note in pool.recipe.notes if note.startswith(LINKS)))
 
 
-def gpus_in_words(gpus: Mapping[str, int]) -> str:
-    """The name of the GPU; of several, how many there are of each."""
-    if len(gpus) == 1:
-        return next(iter(gpus))
-    return f"GPUs ({', '.join(f'{number} {name}' for name, number in gpus.items())})"
-
-
 def used(recipe: SimulatedRecipe) -> dict[str, Any]:
     """Settings as an instance uses them in the end."""
     return {
@@ -145,23 +139,18 @@ def settings_found(pools: Sequence[SimulatedPool]) -> dict[str, Any]:
 
     A setting that every pool has of its own, and not the same, is None: that of the run had no effect.
     """
-    found = _common(
-        [
-            {**used(pool.recipe), "kv_dtype": pool.recipe.kv_dtype, "max_running": pool.recipe.scheduler.max_running}
-            for pool in pools
-        ]
-    )
-    for name in pools[0].given:
-        if all(name in pool.given for pool in pools):
-            found.setdefault(name, pools[0].given[name] if len({pool.given[name] for pool in pools}) == 1 else None)
-    return found
+    found = [
+        {**used(pool.recipe), "kv_dtype": pool.recipe.kv_dtype, "max_running": pool.recipe.scheduler.max_running}
+        for pool in pools
+    ]
+    return settings_of_all(found, [pool.given for pool in pools])
 
 
 def modelled(pools: Sequence[SimulatedPool]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Say for a record how instances were modelled: of all of them, and of each pool what is not the same in all."""
     each = [_modelled(pool.recipe) for pool in pools]
-    common = _common(each)
-    return common, [{name: value for name, value in one.items() if name not in common} for one in each]
+    same = common(each)
+    return same, [{name: value for name, value in one.items() if name not in same} for one in each]
 
 
 def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
@@ -176,7 +165,3 @@ def _modelled(recipe: SimulatedRecipe) -> dict[str, Any]:
         "rests_on": recipe.rests_on,
         "accuracy": accuracy_of(recipe.case, recipe.settings, recipe.loop.name),
     }
-
-
-def _common(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in each[0].items() if all(other[name] == value for other in each)}

@@ -10,10 +10,11 @@ from reports.record.meta import HardwareMeta, RunMeta, Totals
 from reports.record.run_record import RunRecord
 from traces import Trace
 from workbench.clients.bounds import counted
-from workbench.cluster.pools import SimulatedPool, gpus_in_words, gpus_of, modelled, resolve_pools, settings_found
+from workbench.cluster.pools import SimulatedPool, gpus_of, modelled, resolve_pools, settings_found
 from workbench.cluster.progress import Progress
 from workbench.cluster.simulated_world import SimulatedWorld, Watch
 from workbench.recording.meta_parts import settings_used, trace_meta, versions
+from workbench.recording.of_pools import gpus_in_words
 from workbench.recording.recorder import decisions_file
 from workbench.recording.trace_notes import trace_notes
 from workbench.settings.run_settings import RunSettings

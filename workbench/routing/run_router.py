@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from workbench.routing.front import Front
 from workbench.routing.route_settings import RouteSettings
@@ -43,11 +44,18 @@ async def _until_signalled(settings: RouteSettings, listener: socket.socket) -> 
     return 0
 
 
-async def serve_router(settings: RouteSettings, listener: socket.socket, ends: asyncio.Event) -> None:
-    """Route on a bound socket until ``ends`` is set and what is under way has finished. Raises ConfigError."""
+async def serve_router(
+    settings: RouteSettings,
+    listener: socket.socket,
+    ends: asyncio.Event,
+    began: Callable[[Front], None] = lambda front: None,
+) -> None:
+    """Route on a bound socket until ``ends`` is set and what is under way has finished. ``began`` is told of the router
+    before it takes anything. Raises ConfigError."""
     address = listener.getsockname()[0]
     access = Access.of(settings, address)
     front = Front(settings, address)
+    began(front)
     try:
         starting, ended = asyncio.ensure_future(front.start()), asyncio.ensure_future(ends.wait())
         await asyncio.wait((starting, ended), return_when=asyncio.FIRST_COMPLETED)

@@ -18,7 +18,8 @@ from reports.metrics.how_sure import sure_lines
 from reports.metrics.labels import percent
 from reports.page.plan_page import write_plan_page
 from traces.reshape import reshape
-from workbench.cluster.pools import assumed_links, gpus_in_words, gpus_of, resolve_pools
+from workbench.cluster.pools import assumed_links, gpus_of, resolve_pools
+from workbench.recording.of_pools import gpus_in_words
 from workbench.search.both_in_one import Offer, Span, cheaper_spans, layout
 from workbench.search.candidate import Candidate, Load
 from workbench.search.executor import open_executor

@@ -11,7 +11,8 @@ from workbench.cluster.pools import SimulatedPool, modelled
 from workbench.search.both_ends import BothEnds, both_ends
 from workbench.search.rate import HighestRate, Simulate
 from workbench.search.slo import Limit
-from workbench.settings.deploy import Deployed, deploy_commands
+from workbench.settings.deploy import Deployed, deploy_commands, our_command
+from workbench.settings.run_settings import PoolSettings
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,23 @@ def how_sure(
     """Say it of a configuration that was searched. Runs a simulation or two, at the ends of the band."""
     said = sure_parts(pools)
     accuracy = said.get("accuracy") or {}
-    commands = [_commands(pool, pool.name if len(pools) > 1 else "") for pool in pools]
+    several = len(pools) > 1
+    commands = [_commands(pool, pool.name if several else "") for pool in pools]
+    ours = [_our_command(pools)] if several else []
     lost = found.refused is not None and found.refused.everything
     ends = None if lost else both_ends(simulate, limits, target, bool(found.target_kept), accuracy)
-    return Sureness(said, ends, tuple(chain(*zip(*commands, strict=True))))
+    return Sureness(said, ends, (*ours, *chain(*zip(*commands, strict=True))))
+
+
+def _our_command(pools: Sequence[SimulatedPool]) -> Deployed:
+    """The one command that starts all pools with us."""
+    each = [
+        PoolSettings(
+            pool.name, pool.recipe.role, pool.begins or pool.count, pool.recipe.settings, pool.recipe.loop.name
+        )
+        for pool in pools
+    ]
+    return our_command(each)
 
 
 def _commands(pool: SimulatedPool, name: str) -> list[Deployed]:

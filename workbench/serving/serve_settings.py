@@ -12,6 +12,7 @@ from workbench.handover.carrier_names import CarrierName
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role
 from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
+from workbench.serving.fleet_part import FleetPart
 from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
 from workbench.serving.node_settings import NodeSettings
 from workbench.serving.outputs.reasoning import REASONING
@@ -134,6 +135,8 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
         "at max_tokens.",
     )
     command: str = ""
+    part: FleetPart | None = None
+    """Of a server whose record is to be a part of its fleet's."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -148,12 +151,7 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
             if folder is not None and not spec.has_weights:
                 raise ConfigError(f"{name}: a {spec.name} model has neither a profile nor weights")
         self._check_role()
-        if self.run.pool:
-            raise ConfigError("pool: a server is one instance, so start one for each and a router before them")
-        if self.run.dp != 1:
-            raise ConfigError(
-                f"dp: {self.run.dp}; a server is one instance, so start one for each and a router before them"
-            )
+        assert not self.run.pool and self.run.dp == 1, "a fleet starts a server for each of its instances"
         if len(self.run.loops) != 1:
             raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
         if self.run.max_tokens is None:  # there is no trace that would say what a request writes

@@ -18,6 +18,7 @@ from typing import Any
 from reports.record.run_record import prepare_out
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import SyntheticText
+from workbench.serving.child import how_it_ended
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.scheduler_process import run_engine
 from workbench.serving.folders import with_folders
@@ -51,16 +52,16 @@ class ServerFailed(Exception):
     """The end of a process by itself, in one line."""
 
 
-def serve(settings: ServeSettings, force: bool = False) -> int:
+def serve(settings: ServeSettings, force: bool = False, listener: socket.socket | None = None) -> int:
     """Run a server to its end and return the exit code: 0 drained, 1 a process died or would not end. On a node beside
-    node 0, run its share of one.
+    node 0, run its share of one. ``listener`` takes the place of the address in the settings.
 
     Raises ValueError, RecordError or OSError for settings that cannot be served.
     """
     if settings.node_rank > 0:
         return serve_node(settings)
     raise_open_files()
-    listener = listen(settings.host, settings.port)
+    listener = listener or listen(settings.host, settings.port)
     access = Access.of(settings, listener.getsockname()[0])
     settings = with_folders(settings)
     if settings.record is not None:
@@ -285,10 +286,7 @@ class _Supervisor:
             await asyncio.sleep(0.01)
         assert child is not None
         child.join()
-        code = child.exitcode or 0
-        if code < 0:
-            return f"the {child.name} process was killed by signal {-code} ({signal.Signals(-code).name})"
-        return f"the {child.name} process ended with exit code {code}"
+        return f"the {child.name} process {how_it_ended(child.exitcode)}"
 
     def _announce(self, ready: Ready) -> None:
         host, port = self._listener.getsockname()[:2]

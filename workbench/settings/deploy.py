@@ -7,7 +7,7 @@ named. Ours are by the source of vLLM 0.33 (engine/arg_utils.py) and SGLang 0.5 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ from workbench.settings.engines import GPU_KEYS, load_engine
 from workbench.settings.idle import acts
 from workbench.settings.loading import SETTINGS
 from workbench.settings.one_server import NOT_OF_A_SERVER
+from workbench.settings.pool_spec import PoolSpec
 from workbench.settings.real import TORCH_DTYPES
-from workbench.settings.run_settings import RunSettings
+from workbench.settings.run_settings import RUN_WIDE, PoolSettings, RunSettings
 
 MODEL_ONLY = frozenset({"model", "engine", "gpu", "machine", "cost", "front_end", "role", "expert_skew", "kv_windows"})
 """Settings that say what is simulated, not what an engine is told."""
@@ -55,6 +56,11 @@ class Deployed:
         self.without.append(f"{name}: {why}")
         self.said.add(name)
 
+    def lacks_once(self, name: str, why: str) -> None:
+        """Name a setting that there is no flag for, however many pools have it."""
+        if f"{name}: {why}" not in self.without:
+            self.lacks(name, why)
+
     def to_json(self) -> dict[str, Any]:
         """Give it as JSON holds it."""
         pool = {"pool": self.pool} if self.pool else {}
@@ -63,39 +69,60 @@ class Deployed:
 
 def deploy_commands(settings: RunSettings, loop: str, kv_tokens: int, experts: bool, pool: str = "") -> list[Deployed]:
     """The commands that start one instance, or all where the engine itself has several, with these settings: a run's, or
-    those of the one of its pools that is called ``pool``.
+    those of the one of its pools that is called ``pool``: ours (:func:`our_command`) starts all pools at once.
 
     ``kv_tokens`` is the KV capacity that was found, ``experts`` whether the model has any.
     """
-    found = [
-        _ours(settings, loop),
-        _vllm(settings, loop, experts),
-        _sglang(settings, loop, kv_tokens),
-    ]
-    for each in found if pool else ():
+    found = [_vllm(settings, loop, experts), _sglang(settings, loop, kv_tokens)]
+    if not pool:
+        return [our_command([PoolSettings("both", settings.role, settings.dp, settings, loop)]), *found]
+    for each in found:
         each.pool = pool
         if each.words:
             each.lacks("router", f"{settings.router}, one before all pools")
     return found
 
 
-def _ours(settings: RunSettings, loop: str) -> Deployed:
-    if settings.role != "both":
+def our_command(pools: Sequence[PoolSettings]) -> Deployed:
+    """The command of ours that starts these pools, and the router before them, at once."""
+    if any(pool.settings.ep > pool.settings.tp for pool in pools):
         found = Deployed("workbench", [])
-        found.lacks("role", f"{settings.role}; our server's instances serve whole requests")
+        found.lacks("ep", "instances that share their experts step together; those of our servers do not")
         return found
-    if settings.ep > settings.tp:
-        found = Deployed("workbench", [])
-        found.lacks("ep", "instances that share their experts step together; our server is one")
-        return found
-    found = Deployed("workbench", ["workbench", "serve", settings.model])
+    found = Deployed("workbench", ["workbench", "serve", pools[0].settings.model])
+    told = [_told(found, pool.settings, pool.loop) for pool in pools]
+    if len({pool.loop for pool in pools}) > 1:
+        # Several stages have their own loop; which of the others a pool has, overlap says.
+        for own, pool in zip(told, pools, strict=True):
+            own.pop("loop", None)
+            if pool.loop in ("normal", "overlap"):
+                own["overlap"] = pool.loop == "overlap"
+    several = len(pools) > 1 or pools[0].role != "both"
+    for name in dict.fromkeys(name for own in told for name in own):
+        values = [own[name] for own in told if name in own]
+        if name in RUN_WIDE or (len(values) == len(pools) and all(value == values[0] for value in values)):
+            words = SETTINGS[name].written(values[0])
+            found.add(name, *words) if words else found.lacks(name, "none, which no flag says")
+            for own in told:
+                own.pop(name, None)
+    for own, pool in zip(told, pools, strict=True) if several else ():
+        given = tuple((name, _as_key(value)) for name, value in own.items())
+        found.add("pool", "--pool", PoolSpec(pool.name, pool.role, pool.count, given).text)
+    if not several and pools[0].count > 1:
+        found.add("dp", "--dp", pools[0].count)
+    return found
+
+
+def _told(found: Deployed, settings: RunSettings, loop: str) -> dict[str, Any]:
+    """Settings of a pool that our server is to be told; what it cannot be goes to ``found``."""
+    told: dict[str, Any] = {}
     if settings.engine != SETTINGS["engine"].default:
-        found.add("engine", *SETTINGS["engine"].written(settings.engine))
+        told["engine"] = settings.engine
     usual = _implied(settings.engine)  # the loop, which is named where it is not the preset's, says overlap
     for name, declared in SETTINGS.items():
         value = loop if name == "loop" else getattr(settings, name)
         if (
-            name in (*NOT_OF_A_SERVER, "engine", "overlap")
+            name in NOT_OF_A_SERVER | {"dp", "pool", "engine", "overlap"}
             or {"live", "served"} & declared.idle.keys()
             or not acts(settings, loop, name)
         ):
@@ -103,17 +130,27 @@ def _ours(settings: RunSettings, loop: str) -> Deployed:
         if name in usual and value == usual[name]:
             continue
         if name in OURS_NOT and value not in (declared.default, *OURS_NOT[name]):
-            found.lacks(name, f"{value}; our runner has {' or '.join(map(str, OURS_NOT[name]))}")
+            found.lacks_once(name, f"{value}; our runner has {' or '.join(map(str, OURS_NOT[name]))}")
         elif "real" in declared.idle:
             if name not in MODEL_ONLY:
-                found.lacks(name, declared.idle["real"])
+                found.lacks_once(name, declared.idle["real"])
         elif not (name in MODEL_ONLY or name in LINKS):
-            words = declared.written(value)
-            found.add(name, *words) if words else found.lacks(name, "none, which no flag says")
+            told[name] = value
     if (settings.nodes or 1) > 1:
-        found.lacks("node_rank", f"start it on each of {settings.nodes} machines, with --node-rank and --rendezvous")
-    _instances(found, settings)
-    return found
+        found.lacks_once(
+            "node_rank", f"start it on each of {settings.nodes} machines, with --node-rank and --rendezvous"
+        )
+    if told.get("first_token") == "prefill":
+        found.lacks_once("first_token", "prefill; a live decode instance sends the first token")
+        del told["first_token"]
+    return told
+
+
+def _as_key(value: object) -> str:
+    """A value as a pool says it."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _implied(engine: str) -> dict[str, Any]:

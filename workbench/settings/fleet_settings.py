@@ -13,7 +13,7 @@ from workbench.settings.fleet_spec import (
     texts_of,
 )
 
-_ONE_INSTANCE: dict[Place, str] = {"live": "one real instance is run"}
+_ONE_INSTANCE: dict[Place, str] = {"live": "instances that come and go are simulated"}
 
 
 @dataclass(frozen=True, kw_only=True)

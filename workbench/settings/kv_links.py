@@ -7,8 +7,10 @@ from typing import Literal
 
 from ground.link import parse_latency, parse_rate
 from workbench.scheduler.handover_settings import PAIRS, paired
-from workbench.scheduler.settings import HARDWARE, setting
+from workbench.scheduler.settings import HARDWARE, Place, setting
 from workbench.settings.machine import with_unit
+
+_REAL_LINKS: dict[Place, str] = {"live": "KV goes over the links that there are"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,7 @@ class KvLinkSettings:
         read=with_unit("kv_link", parse_rate),
         needs=PAIRS,
         acts=paired,
+        idle=_REAL_LINKS,
     )
     kv_link_latency: str = setting(
         "20us",
@@ -30,6 +33,7 @@ class KvLinkSettings:
         read=with_unit("kv_link_latency", parse_latency),
         needs=PAIRS,
         acts=paired,
+        idle=_REAL_LINKS,
     )
     kv_link_per: Literal["gpu", "instance"] = setting(
         "gpu",
@@ -37,4 +41,5 @@ class KvLinkSettings:
         help="What has such a link of its own: {choices}. Default {default}.",
         needs=PAIRS,
         acts=paired,
+        idle=_REAL_LINKS,
     )

@@ -227,10 +227,13 @@ def recorded_settings(meta: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """The settings of a run record."""
+    """The settings of a run record, or of the only one in an output folder."""
     from reports.record.run_record import read_meta
     from reports.record.schema import META_FILE
 
+    runs = list(folder.glob(f"*/{META_FILE}"))
+    if len(runs) == 1 and not (folder / META_FILE).exists():
+        folder = runs[0].parent
     return recorded_settings(read_meta(folder), str(folder / META_FILE))
 
 

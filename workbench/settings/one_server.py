@@ -1,6 +1,6 @@
-"""Settings of a cluster that one server of ours has not."""
+"""Settings of a run that a server of ours is not told by flags."""
 
 from __future__ import annotations
 
-NOT_OF_A_SERVER = frozenset({"model", "dp", "pool", "router"})
-"""Beside those that do nothing there: instances behind a router, and its argument."""
+NOT_OF_A_SERVER = frozenset({"model"})
+"""Beside those that do nothing there: its argument."""

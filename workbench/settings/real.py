@@ -12,6 +12,7 @@ from workbench.scheduler.settings import Place
 from workbench.settings.engines import load_engine
 from workbench.settings.loading import SETTINGS, read_settings_file
 from workbench.settings.offers import not_offered
+from workbench.settings.pool_spec import parse_pools
 from workbench.settings.run_settings import RunSettings
 
 TORCH_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": None}
@@ -40,6 +41,10 @@ def check_device_effects(flags: Mapping[str, Any], config: Path | None, device: 
     for name in said:
         if flags.get(name):
             raise ConfigError(said[name])
+    for spec in parse_pools(flags.get("pool") or ()):
+        for name, _ in spec.given:
+            if name in said:
+                raise ConfigError(f"pool {spec.name}: {said[name]}")
     return _noted(said, flags, config)
 
 
@@ -72,8 +77,12 @@ def idle_in_places(*places: Place) -> dict[str, str]:
 
 def _noted(said: Mapping[str, str], flags: Mapping[str, Any], config: Path | None) -> list[str]:
     written = read_settings_file(config) if config is not None else {}
+    pools = [] if flags.get("pool") or flags.get("dp") else parse_pools(written.get("pool") or ())
     return [
-        f"{config}: {said[name]}"
-        for name, value in written.items()
-        if name in said and value and flags.get(name) is None
+        *(
+            f"{config}: {said[name]}"
+            for name, value in written.items()
+            if name in said and value and not flags.get(name)
+        ),
+        *(f"{config}: pool {pool.name}: {said[name]}" for pool in pools for name, _ in pool.given if name in said),
     ]

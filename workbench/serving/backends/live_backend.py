@@ -102,6 +102,11 @@ class BackendSpec(Protocol):
         ...
 
     @property
+    def on_gpus(self) -> bool:
+        """Each instance takes GPUs of its own, of those that there are."""
+        ...
+
+    @property
     def has_weights(self) -> bool:
         """There are weights to replace, and a device to profile."""
         ...

@@ -31,6 +31,7 @@ class ModelledBackendSpec:
 
     name: ClassVar[str] = "simulated"
     needs_text: ClassVar[bool] = True
+    on_gpus: ClassVar[bool] = False
     has_weights: ClassVar[bool] = False
     time_scale: float = 1.0
     """Real seconds per modelled second."""

@@ -59,9 +59,18 @@ class RealBackendSpec:
         return check_device_effects(flags, config, self.name)
 
     def check(self, run: RunSettings, loop: str) -> list[str]:
-        """Raise ConfigError for what the runner does not do, before anything is loaded. It assumes nothing."""
-        self.options(run, loop)
+        """Raise ConfigError for what the runner does not do, in any pool, before anything is loaded. It assumes nothing."""
+        for pool in run.pools(loop):
+            try:
+                self.options(dataclasses.replace(pool.settings, dp=1), pool.loop)
+            except ConfigError as error:
+                raise ConfigError(f"pool {pool.name}: {error}" if run.pool else str(error)) from None
         return []
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether each instance takes GPUs of its own."""
+        return self.name == "cuda"
 
     def options(self, run: RunSettings, loop: str) -> RunnerOptions:
         """Return what the runner has to know. Raises ConfigError for what it does not do."""

@@ -54,7 +54,10 @@ class LiveRecord:
         self._recorder = Recorder(now_s)
         self._outbox = self._make_outbox(self._recorder, scheduler.kv.table.rows)
         self._tokens = RequestTokens(scheduler)
-        self._spool = TraceSpool(self._folder / TRACE_PARTIAL, settings.record_content)
+        key = None if settings.record_content else secrets.token_bytes(32)
+        if key is not None and settings.part is not None:
+            key = settings.part.hash_key
+        self._spool = TraceSpool(self._folder / TRACE_PARTIAL, key)
         self._salts: dict[str, str] = {"": ""}
         self._notes: list[str] = []
         self.now_s = now_s
@@ -114,22 +117,26 @@ class LiveRecord:
         self._outbox.send(result, at_s)
 
     def close(self) -> None:
-        """Write everything. Nothing was served: nothing is written, and that is said.
+        """Write everything. Nothing was served: nothing is written, and that is said; but a part of a fleet's record always
+        is, with times as they are and without a page.
 
         Raises RecordError for what cannot be written.
         """
-        if not self._recorder.rows:
+        alone = self._settings.part is None
+        if not self._recorder.rows and alone:
             self._spool.discard()
             print(f"record: no request came, so {self._folder} stays empty", file=sys.stderr)
             return
         trace = self._folder / TRACE_FILE
         try:
-            requests = self._spool.close(trace)
+            requests = self._spool.close(trace, from_zero=alone)
         except OSError as error:
             raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
         loop = self._settings.loop
         record = self._recorder.record(self._meta(trace, requests))
         write_record(record, run_folder(self._folder, loop))
+        if not alone:
+            return
         if len(self._recorder.iterations):
             self._write_page(record)
         print(f"record: {run_folder(self._folder, loop)}, {requests} requests in {trace}", file=sys.stderr)
@@ -205,10 +212,11 @@ class RequestTokens:
 class TraceSpool:
     """Trace lines as requests end, put into order of arrival at the close."""
 
-    def __init__(self, path: Path, content: bool) -> None:
+    def __init__(self, path: Path, hash_key: bytes | None) -> None:
+        """Content is kept, or under ``hash_key`` hashes of blocks."""
         self._path = path
         self._file: IO[bytes] = path.open("w+b")
-        self._hash = None if content else BlockHash()
+        self._hash = None if hash_key is None else BlockHash(hash_key)
         self._lines: list[tuple[float, int, int, int]] = []
         """(arrival, number, offset in the file, length)."""
         self._encode = msgspec.json.Encoder().encode
@@ -228,10 +236,10 @@ class TraceSpool:
         at = self._file.tell()
         self._lines.append((arrival.arrival_s, number, at, self._file.write(self._encode(record_of(request)))))
 
-    def close(self, path: Path) -> int:
-        """Write the trace, its first request at 0, and return how many requests it has."""
+    def close(self, path: Path, from_zero: bool = True) -> int:
+        """Write the trace, its first request at 0 unless times are to be as they are, and return how many it has."""
         self._lines.sort()
-        begin_s = self._lines[0][0] if self._lines else 0.0
+        begin_s = self._lines[0][0] if self._lines and from_zero else 0.0
         with path.open("wb") as out:
             for arrival_s, _, offset, length in self._lines:
                 self._file.seek(offset)
@@ -249,11 +257,11 @@ class TraceSpool:
 class BlockHash:
     """Ids for the whole blocks of a token sequence, equal where everything up to the block's end is equal.
 
-    Keyed with a secret that is kept nowhere, so that a prompt cannot be guessed from a trace by hashing candidates.
+    Keyed with 32 bytes that are kept nowhere, so that a prompt cannot be guessed from a trace by hashing candidates.
     """
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    def __init__(self, key: bytes) -> None:
+        self._key = key
 
     def ids(self, tokens: np.ndarray) -> np.ndarray:
         """Return int64, one for each whole block of ``tokens`` int32."""

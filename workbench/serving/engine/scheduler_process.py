@@ -61,7 +61,7 @@ def run_engine(settings: ServeSettings, addresses: Addresses, text: SyntheticTex
 
 
 def _run(settings: ServeSettings, addresses: Addresses, text: SyntheticText | None, context: Any, http: Any) -> None:
-    epoch_s = time.monotonic()
+    epoch_s = time.monotonic() if settings.part is None else settings.part.epoch_s
     log = _IterationTee()
     try:
         built = settings.spec.build(settings.run, settings.loop, text, log, epoch_s)

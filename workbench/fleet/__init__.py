@@ -1,0 +1,1 @@
+"""Several instances and a router before them, started in one command."""
