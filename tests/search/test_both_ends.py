@@ -192,7 +192,7 @@ def test_pools_that_prefill_and_decode_are_deployed_as_such():
 @pytest.mark.parametrize(
     "flags",
     [
-        {"dp": 3, "router": "least_requests", "gpu": "l40s", "chunk": 512},
+        {"dp": 3, "router": "cache_aware", "gpu": "l40s", "chunk": 512, "cost": "measured", "seed": 9},
         {"pool": ("fast=both:1,max-running=8", "cheap=both:2,chunk=512"), "router": "cache_aware", "policy": "lpm"},
         {"pool": ("prefill:1,tp=2,pp=2", "decode:2,overlap=false"), "decode_router": "least_requests", "page_size": 16},
         {"engine": "sglang", "pool": ("prefill:1", "decode:2,engine=sglang,max-running=4")},
@@ -248,7 +248,7 @@ OURS: list[dict[str, Any]] = [
     {"policy": "lpm", "max_passed_over": 0, "max_prefill_streak": 4, "mixed_chunk": True},
     {"batching": "mixed", "max_running": 3, "overlap": False, "queue_timeout": 2.5},
     {"model": "Qwen/Qwen3-30B-A3B", "tp": 2, "ep": 2, "dtype": "int4", "kv_dtype": "fp8", "link": "16GB/s"},
-    {"cost": "measured", "front_end": "vllm", "dp": 3, "router": "cache_aware", "seed": 9, "kv_windows": "exact"},
+    {"cost": "measured", "front_end": "vllm", "seed": 9, "kv_windows": "exact"},
 ]
 
 
