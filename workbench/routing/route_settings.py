@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from workbench.scheduler.config import Role
@@ -159,10 +159,6 @@ class RouteSettings(ListenSettings):
     def router_of(self, role: Role) -> str:
         """The kind of router among workers of a role."""
         return self.decode_router or self.router if role == "decode" else self.router
-
-    def with_workers(self, *urls: str) -> RouteSettings:
-        """These settings before other workers, of role both."""
-        return replace(self, worker=urls, prefill=(), decode=())
 
 
 def parse_url(name: str, given: str) -> str:
