@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.torch.tiny import make
 from workbench.calibrate import measure, points
+from workbench.calibrate.doubts import doubts
 from workbench.cli.app import app
 
 
@@ -128,6 +129,23 @@ def test_a_record_gives_costs_of_whole_steps_and_no_profile(tmp_path):
     assert not (tmp_path / "profile").exists()
     done = CliRunner().invoke(app, [*words, str(tmp_path / "costs.json")])
     assert done.exit_code == 0 and (tmp_path / "costs.json").is_file(), done.output
+    phases = [line.split() for line in done.stdout.partition("CPU phase")[2].splitlines()[1:-1]]
+    shown = [" ".join(words[:-1]) for words in phases if words[0] != "note:"]
+    assert shown[:3] == ["receive step", "receive new request", "schedule step"], (
+        "in their order, each with what it is of"
+    )
+    assert {"prepare request", "process sampled token", "process request that ends"} <= set(shown)
+    nothing = CliRunner().invoke(app, ["calibrate", "--out", str(tmp_path / "x")])
+    assert nothing.stderr == "error: say what: a MODEL to measure or --from FOLDER to fit; or --links, or --front-end\n"
+
+
+def test_a_measurement_that_others_disturbed_or_that_fits_badly_says_so():
+    assert doubts(0.02, 0.1) == [] == doubts(None, 0.1)
+    (busy,) = doubts(0.4, 0.1)
+    assert busy.startswith("others used this machine: 40% of its time a process waited for a core. Times are longer")
+    (far,) = doubts(None, 1.1)
+    assert far.startswith("off by 110% on average is far")
+    assert doubts(0.4, 0.1, "CPU times hold")[0].endswith("CPU times hold") and len(doubts(0.4, 1.1)) == 2
 
 
 @pytest.mark.slow

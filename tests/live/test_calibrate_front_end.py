@@ -250,4 +250,4 @@ def test_what_is_found_is_shown_with_how_well_it_fits(tmp_path, monkeypatch):
     assert "note: others used this machine: 30% of its time a process waited for a core" in shown
     assert "a prompt token was a byte" in notes(found)[1]
     assert notes(replace(found, busy=0.01, tokenizer="x")) == []
-    assert "Others used the machine: 30%" in file.read_text()
+    assert "# Others used this machine: 30% of its time a process waited for a core." in file.read_text()

@@ -144,14 +144,6 @@ async def _send(url: str, load: Load, number: int) -> list[Answered]:
         return list(await asyncio.gather(*(ask(place, asked) for place, asked in enumerate(load.asked))))
 
 
-def waiting_share(seconds: float = 0.05) -> float:
-    """The share of its time that a busy loop waits for a core now: others use the machine."""
-    began_s, spent_s = time.perf_counter(), time.thread_time()
-    while time.perf_counter() - began_s < seconds:
-        pass
-    return max(1 - (time.thread_time() - spent_s) / (time.perf_counter() - began_s), 0.0)
-
-
 def mean(values: Sequence[float]) -> float:
     """Mean of those that are numbers."""
     return float(np.nanmean(values))

@@ -25,6 +25,7 @@ from ground.errors import InputError
 from reports.record.run_record import read_record
 from traces import TraceRequest
 from traces.given import trace_of
+from workbench.calibrate.doubts import waiting_share
 from workbench.calibrate.front_end_fit import (
     ProcessFit,
     Spent,
@@ -33,7 +34,7 @@ from workbench.calibrate.front_end_fit import (
     latency_beside,
     medians,
 )
-from workbench.calibrate.front_end_loads import AT_REST, Answered, Load, held_out, loads, mean, send, waiting_share
+from workbench.calibrate.front_end_loads import AT_REST, Answered, Load, held_out, loads, mean, send
 from workbench.cluster.pools import SimulatedPool, resolve_pools
 from workbench.cluster.resolve import FrontEndOf
 from workbench.cluster.simulate import simulate_loop
@@ -43,8 +44,6 @@ MODEL, GPU = "llama-3.1-8b", "l40s"
 """What the server models: a step takes 20 ms, so that neither it nor the client that measures is the bottleneck."""
 ROUNDS = 5
 """Beside a first one, in which caches are filled."""
-BUSY = 0.1
-"""From such a share of waiting on, others use the machine so much that it is said."""
 END_S = 120.0
 Progress = Callable[[int, int, str], None]
 """Called with loads done, loads in all, and the one that is next."""

@@ -130,6 +130,7 @@ def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | Non
         import torch
 
         from backends.torch.link_times import all_reduce_times
+        from workbench.calibrate.doubts import waiting_share
         from workbench.calibrate.link_fit import fit_link, write_machine
         from workbench.cluster.device import choose_device
 
@@ -145,6 +146,7 @@ def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | Non
     except RuntimeError as error:
         raise ConfigError(f"links: {error}") from error
     write_machine(out, fit, count, device)
+    busy = waiting_share()
     if as_json:
         found = {"bandwidth_bytes_per_s": fit.link.bandwidth, "latency_s": fit.link.latency_s, "ranks": count}
         times = [{"bytes": size, "seconds": seconds} for size, seconds in fit.measured]
@@ -158,6 +160,7 @@ def _links(out: Path, force: bool, as_json: bool, backend: str, ranks: int | Non
         f"{fit.measured[0][0]:,} to {fit.measured[-1][0]:,} bytes",
         soft_wrap=True,
     )
+    _doubts(console, busy, fit.mean_error)
     console.print(f"simulate with: --machine {out}", soft_wrap=True)
 
 
@@ -167,17 +170,19 @@ def _calibrate(
     from backends.simulated.cost.tables.own_profile import is_own
     from ground.json_file import json_text
     from reports.record.run_record import RecordError, read_record
+    from workbench.calibrate.doubts import waiting_share
     from workbench.calibrate.fit import fit_record
     from workbench.calibrate.measure import wants_file
     from workbench.calibrate.operator_profile import write_operators
     from workbench.calibrate.points import fit_points, is_points
 
     if (folder is None) == (flags["model"] is None):
-        raise RecordError("give either a MODEL to measure or --from FOLDER to fit")
+        raise RecordError("say what: a MODEL to measure or --from FOLDER to fit; or --links, or --front-end")
     if out.exists() and not force:
         raise RecordError(f"{out}: exists; --force replaces it")
     if out.is_dir() and (wants_file(out) or not is_own(out)):
         raise RecordError(f"{out}: a folder that is no profile; nothing replaces it")
+    busy = None
     if folder is not None and is_points(folder):
         found = (fit_points if wants_file(out) else write_operators)(folder, out)
     elif folder is not None:
@@ -186,6 +191,7 @@ def _calibrate(
         found = fit_record(read_record(folder), folder, out)
     else:
         found = _measure(out, force, as_json, backend, load_format, flags)
+        busy = waiting_share()
     if as_json:
         print(json_text(found))
         return
@@ -195,16 +201,17 @@ def _calibrate(
     if "stages" in found:
         _stages(console, found)
         _phases(console, found)
+        _doubts(console, busy, max(stage["mean_error"] for stage in found["stages"]))
         console.print(f"simulate with: --cost fitted:{out}", soft_wrap=True)
     else:
         timed = found["operators"]
         console.print(
-            f"{timed['steps']} steps timed by operator. Steps of real runs: {timed['factor']:.3g} times their operators, "
-            f"{_us(timed['step_s'])} us a step more; "
-            f"off by {timed['mean_error']:.1%} on average",
+            f"{timed['steps']} steps timed by operator. A step of a real run takes {timed['factor']:.3g} times its operators "
+            f"and {_us(timed['step_s'])} us more; off by {timed['mean_error']:.1%} on average",
             soft_wrap=True,
         )
         _phases(console, found)
+        _doubts(console, busy, timed["mean_error"])
         console.print(f"what was timed: workbench profile show {out}", soft_wrap=True)
         console.print(f"simulate with: --cost profile:{out}", soft_wrap=True)
 
@@ -273,15 +280,41 @@ def _measure(
             raise typer.Exit(130) from None
 
 
+PER = {
+    "rank": "GPU beside the first",
+    "prefill": "prompt",
+    "token": "prompt token",
+    "message": "new request",
+    "ended": "request that ends",
+}
+"""What phases are of that are not of a step, where their names do not say it."""
+
+
 def _phases(console: Any, found: dict[str, Any]) -> None:
+    """Show the CPU phases in their order: what a step takes, and so much for each of other things."""
+    from dataclasses import fields
+
     from rich.table import Table
 
+    from backends.simulated.host import HostModel
+
     table = Table(box=None, pad_edge=False)
-    table.add_column("CPU phase")
-    table.add_column("us", justify="right")
-    for name, value in found["host"].items():
-        table.add_row(name.removesuffix("_s").replace("_", " "), _us(value))
+    for name in ("CPU phase", "for each", "us"):
+        table.add_column(name, justify="right" if name == "us" else "left")
+    for field in fields(HostModel):
+        if field.name not in found["host"]:
+            continue
+        phase, _, of = field.name.removesuffix("_s").partition("_")
+        of = "sampled token" if (phase, of) == ("process", "token") else PER.get(of, of or "step")
+        table.add_row(phase, of, _us(found["host"][field.name]))
     console.print(table)
+
+
+def _doubts(console: Any, busy: float | None, mean_error: float) -> None:
+    from workbench.calibrate.doubts import doubts
+
+    for note in doubts(busy, mean_error):
+        console.print(f"note: {note}", highlight=False, style="dim", soft_wrap=True)
 
 
 def _us(seconds: float) -> str:

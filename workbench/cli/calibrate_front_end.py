@@ -77,11 +77,7 @@ def about(found: Found) -> list[str]:
         f"CPU time of the HTTP process, off by {found.http.mean_error:.1%} on average over {len(found.http.loads)} loads. Of a "
         f"held-out load: TTFT {_ms(check.measured['ttft_s'])} ms, predicted "
         f"{_ms(check.predicted['ttft_s'])}.",
-        *(
-            [f"Others used the machine: {found.busy:.0%} of its time a process waited for a core."]
-            if _crowded(found)
-            else []
-        ),
+        *(note[0].upper() + note[1:] + "." for note in notes(found)),
     ]
 
 
@@ -92,12 +88,6 @@ def _cpu() -> str:
     except OSError:
         return "CPU"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-def _crowded(found: Found) -> bool:
-    from workbench.calibrate.measured_front_end import BUSY
-
-    return found.busy > BUSY
 
 
 def _print(found: Found, out: Path) -> None:
@@ -142,12 +132,10 @@ def _print(found: Found, out: Path) -> None:
 
 def notes(found: Found) -> list[str]:
     """Say what to know of what was measured."""
-    said = []
-    if _crowded(found):
-        said.append(
-            f"others used this machine: {found.busy:.0%} of its time a process waited for a core. CPU times hold; the latency "
-            "and what the held-out load took are longer for it"
-        )
+    from workbench.calibrate.doubts import doubts
+
+    holds = "CPU times hold; the latency and what the held-out load took are longer for it"
+    said = doubts(found.busy, found.http.mean_error, holds)
     if found.tokenizer == "built-in bytes":
         said.append("a prompt token was a byte; what one takes a model's tokenizer is measured with --tokenizer FOLDER")
     return said

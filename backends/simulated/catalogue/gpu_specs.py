@@ -354,7 +354,9 @@ def load_gpu(name: str) -> GPU:
     key = name.lower()
     if key not in catalogue:
         near = difflib.get_close_matches(key, catalogue, 3, 0.4)
-        hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(catalogue)}"
+        hint = (
+            f"nearest: {', '.join(near)}" if near else f"workbench catalogue lists the {len(catalogue)} that there are"
+        )
         raise CatalogueError(f"unknown GPU {name!r}; {hint} (or a TOML file)")
     return _gpu({"name": key, **catalogue[key]}, CATALOGUE.name)
 

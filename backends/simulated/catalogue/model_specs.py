@@ -291,7 +291,9 @@ def load_model(name: str) -> ModelSpec:
         return from_config(_catalogue()[short[0]], short[0], CATALOGUE.name)
     near = difflib.get_close_matches(wanted, {known.lower(): 0 for known in _catalogue()}, 3, 0.4)
     names = [known for known in _catalogue() if known.lower() in near]
-    hint = f"nearest: {', '.join(names)}" if names else f"known: {', '.join(_catalogue())}"
+    hint = (
+        f"nearest: {', '.join(names)}" if names else f"workbench catalogue lists the {len(_catalogue())} that there are"
+    )
     raise CatalogueError(f"unknown model {name!r}; {hint} (or a folder or config.json)")
 
 
