@@ -220,7 +220,7 @@ class ModelRunner:
             assert self._saved is not None
             self._saved.make(batch.kv_copies)
         self._write_pages(batch)
-        if batch.new_requests and batch.decodes:
+        if batch.new_requests and batch.decodes and known is None:
             self._continue(batch)
         if known is not None and len(known):
             rows = to_device(batch.rows[batch.num_prefill :], self.device)
