@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -112,6 +113,43 @@ def test_a_fleet_goes_on_without_an_instance_and_leaves_one_record_of_all(start,
     assert [pool["name"] for pool in again.meta["pools"]] == ["both", "small"]
     assert again.meta["totals"]["ended"] == 8
     assert CliRunner().invoke(app, ["report", str(out), "--out", str(tmp_path / "page.html")]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_pairs_leave_one_line_a_request_with_the_moments_of_both_halves(start, tmp_path):
+    out = tmp_path / "record"
+    server = start("--pool", "prefill:2", "--pool", "decode:1,max-running=4", "--chunk", "32", "--record", str(out))
+    assert "2 prefill workers, 1 decode worker; 3 well" in server.first_line
+    texts = [f"number {i}, and a prompt that takes several chunks of its own" * 2 for i in range(4)]
+    for text in texts:
+        assert complete(server, text) == answer(text, 6)
+    os.kill(instances(server)[0], signal.SIGKILL)
+    until(lambda: len(server.http.get("/workers").json()["workers"]) == 2, "the router has dropped it")
+    for text in texts:
+        assert complete(server, text) == answer(text, 6)
+    code, said = server.stop()
+    assert code == 0 and "warning: prefill.0: was killed by signal 9 (SIGKILL); prefill.1 goes on\n" in said, said
+
+    record = read_record(out / "overlap")
+    check_meta(record.meta, "served")
+    columns = record.requests
+    assert sorted(columns["request_id"]) == [f"same-{i}" for i in range(1, 9)]
+    assert set(columns["instance"].tolist()) == {2} and set(columns["decode_instance"].tolist()) == {2.0}
+    known = columns["prefill_instance"] == 1
+    assert known.sum() == 6, "two were prefilled by the one that was killed"
+    stages = ("arrival_s", "bootstrap_s", "prefill_start_s", "prefill_end_s", "decode_admission_s", "finish_s")
+    moments = np.array([columns[name][known] for name in stages])
+    assert (np.diff(moments, axis=0) >= 0).all(), moments
+    assert (columns["transfer_start_s"][known] <= columns["transfer_end_s"][known]).all()
+    assert set(record.iterations["instance"].tolist()) == {1, 2}
+    assert [(pool["name"], pool["role"], pool["count"]) for pool in record.meta["pools"]] == [
+        ("prefill", "prefill", 2),
+        ("decode", "decode", 1),
+    ]
+    said = ["simulate", str(out / "trace.jsonl"), "--like", str(out), "--out", str(tmp_path / "again")]
+    ran = CliRunner().invoke(app, said)
+    assert ran.exit_code == 0, ran.output
+    assert read_record(tmp_path / "again" / "overlap").meta["totals"]["ended"] == 8
 
 
 @pytest.mark.slow

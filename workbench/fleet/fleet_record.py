@@ -76,16 +76,17 @@ class FleetRecord:
                     f"record: no instance of pool {pool} has left its part, so there is no whole one; what there is stays "
                     f"in {self._parts}"
                 )
+        roles = {number: each.role for number, each in enumerate(self.planned)}
+        named = names(parts, roles)
+        record = merged({"name": self._settings.loop, "settings": {}}, parts, roles, named)
         trace = self._out / TRACE_FILE
-        requests = self._merge_traces(parts, trace)
+        requests = self._merge_traces(record, named, roles, trace)
         notes = [
             *(f"{self.planned[number].name}: {note}" for number, part in parts.items() for note in _notes(part)),
             *(f"{name} was lost ({lost[name]}) and left no part: its requests are missing" for name in missing),
             *(f"{name} was lost: {why}" for name, why in lost.items() if name not in missing),
         ]
-        meta = self._meta(parts, trace, requests, notes, self._spans(spans) if lost else None)
-        roles = {number: each.role for number, each in enumerate(self.planned)}
-        record = merged(meta.to_json(), parts, roles)
+        record.meta = self._meta(parts, record, trace, requests, notes, self._spans(spans) if lost else None).to_json()
         write_record(record, run_folder(self._out, self._settings.loop))
         if len(record.iterations["iteration"]):
             self._write_page(record)
@@ -95,13 +96,17 @@ class FleetRecord:
         folder = run_folder(self._out, self._settings.loop)
         print(f"record: {folder}, {requests} requests in {trace}", file=sys.stderr)
 
-    def _merge_traces(self, parts: Mapping[int, RunRecord], trace: Path) -> int:
-        whole = {number: part for number, part in parts.items() if self.planned[number].role != "prefill"}
-        named = names({number: part.requests["request_id"] for number, part in whole.items()})
+    def _merge_traces(
+        self, record: RunRecord, named: Mapping[int, Mapping[str, str]], roles: Mapping[int, str], trace: Path
+    ) -> int:
+        arrivals_s = dict(zip(record.requests["request_id"], record.requests["arrival_s"].tolist(), strict=True))
+        traces = {
+            number: self._parts / self.planned[number].name / TRACE_FILE
+            for number in named
+            if roles[number] != "prefill"
+        }
         try:
-            return merge_traces(
-                {number: self._parts / self.planned[number].name / TRACE_FILE for number in whole}, named, trace
-            )
+            return merge_traces(traces, named, arrivals_s, trace)
         except OSError as error:
             raise RecordError(f"{trace}: cannot be written: {error.strerror or error}") from error
 
@@ -125,6 +130,7 @@ class FleetRecord:
     def _meta(
         self,
         parts: Mapping[int, RunRecord],
+        record: RunRecord,
         trace: Path,
         requests: int,
         notes: Sequence[str],
@@ -152,7 +158,7 @@ class FleetRecord:
             versions=first["versions"],
             interrupted=any(meta["interrupted"] for meta in metas.values()),
             totals=Totals(
-                requests=_requests_in(parts, {n: each.role for n, each in enumerate(self.planned)}),
+                requests=len(record.requests["request_id"]),
                 ended=sum(m["totals"]["ended"] for n, m in metas.items() if self.planned[n].role != "prefill"),
                 iterations=sum(meta["totals"]["iterations"] for meta in metas.values()),
                 traced=requests,
@@ -195,11 +201,6 @@ class FleetRecord:
             )
             first += pool.count
         return found
-
-
-def _requests_in(parts: Mapping[int, RunRecord], roles: Mapping[int, str]) -> int:
-    """Count the requests of a fleet: those of two halves once."""
-    return sum(len(part.requests["request_id"]) for number, part in parts.items() if roles[number] != "prefill")
 
 
 def _notes(part: RunRecord) -> list[str]:

@@ -124,7 +124,8 @@ class _Fleet:
         if not left:
             self._fail(f"{instance.name}: {why}; there is nobody left of role {role}", 1)
             return
-        print(f"warning: {instance.name}: {why}; {', '.join(each.name for each in left)} go on", file=sys.stderr)
+        others = ", ".join(each.name for each in left) + (" goes on" if len(left) == 1 else " go on")
+        print(f"warning: {instance.name}: {why}; {others}", file=sys.stderr)
         if self._front is not None and (worker := self._front.roster.find(instance.url)) is not None:
             self._front.roster.drain(worker)
 
