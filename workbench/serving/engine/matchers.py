@@ -194,5 +194,7 @@ def _tokenizer(serialised: str | None, vocab: int, eos: list[int]) -> Any:
     if not eos:
         # One that means nothing to the model, which may not have it at all: a grammar then ends where nothing may follow.
         own.add_special_tokens([NO_END])
-        eos = [own.token_to_id(NO_END)]
+        end = own.token_to_id(NO_END)
+        assert end is not None, "it has just been added"
+        eos = [end]
     return llguidance.LLTokenizer(own.to_str(), n_vocab=max(vocab, own.get_vocab_size()), eos_token=eos)
