@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,3 +159,38 @@ def test_instances_of_other_models_are_told_apart_in_one_line(pairs: Any, capfd:
     told = capfd.readouterr().err.splitlines()
     assert f"peer {pair.prefill.ready.peer}: page_size is 32 there and 16 here" in told
     assert "peer: a connection from 127.0.0.1 was refused: page_size is 16 there and 32 here" in told
+
+
+@pytest.mark.parametrize("retraction", ["host", "prefill"])
+@pytest.mark.parametrize("loop", ["normal", "overlap"])
+def test_every_half_ends_once_and_nothing_is_left_whoever_cancels(pairs: Any, loop: str, retraction: str) -> None:
+    tight = {"kv_tokens": 640, "reserved_decode_tokens": 16, "decode_retraction": retraction}
+    pair = pairs(run={"loop": loop, "chunk": 32}, decode=tight)
+    draw = random.Random(2)
+    made: dict[int, tuple[list[int], int]] = {}
+    numbers = []
+    for i in range(80):
+        prompt = [*range(40, 50 + draw.randrange(60)), i]
+        tokens = draw.randint(1, 120)
+        params, room = SamplingParams(tokens, ignore_eos=True), 256 * (i + 1)
+        first, second = draw.sample(["prefill", "decode"], 2)
+        at = {}
+        at[first] = getattr(pair, first).submit(prompt, params, room, getattr(pair, second))
+        if draw.random() < 0.2:
+            getattr(pair, first).cancel(at[first])
+        at[second] = getattr(pair, second).submit(prompt, params, room, getattr(pair, first))
+        if draw.random() < 0.1:
+            getattr(pair, second).cancel(at[second])
+        numbers.append(at)
+        made[at["decode"]] = prompt, tokens
+        if draw.random() < 0.2:
+            pair.decode.read(draw.choice(numbers)["decode"])
+    found = pair.decode.read(*made)
+    pair.prefill.read(*(at["prefill"] for at in numbers))
+    for answer, (prompt, tokens) in zip(found, made.values(), strict=True):
+        assert answer.tokens == written(prompt, tokens)[: len(answer.tokens)]
+        assert answer.kind == "aborted" or len(answer.tokens) == tokens
+    assert sum(answer.kind == "length" for answer in found) > 40
+    for half in pair.halves:
+        half.await_rest()
+    assert pair.decode.beat().retractions, "nobody was retracted: the test shows less than it should"

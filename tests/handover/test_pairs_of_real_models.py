@@ -127,6 +127,13 @@ def test_a_pair_writes_what_one_instance_does(model: Path, loop: str, cache: boo
     assert [(answer.kind, answer.tokens) for answer in handed] == [("handed_over", [])] * 6
 
 
+@pytest.mark.slow
+def test_stages_of_a_prefill_instance_each_send_their_layers(model: Path) -> None:
+    asked = prompts(6)
+    found, _, _ = run_pair(model, asked, 12, prefill={"pp": 2})
+    assert [answer.tokens for answer in found] == colocated(model, asked, 12)
+
+
 def test_log_probabilities_come_with_every_token_the_first_included(model: Path) -> None:
     asked, params = prompts(3), greedy(5, logprobs=3)
     backend = live.backend_of(str(model), rows=16, kv_tokens=1024, page_size=4)

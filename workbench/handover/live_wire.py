@@ -289,7 +289,8 @@ class LiveWire:
             case Generate(rid=rid, prompt=tokens, params=params, pair=pair):
                 assert pair is not None
                 data = tokens.astype(np.int32).tobytes()
-                return said.Prefill(self._name(pair.room), rid, data, params, message.priority, message.namespace)
+                more = message.written_tokens, params, message.priority, message.namespace
+                return said.Prefill(self._name(pair.room), rid, data, *more)
         raise TypeError(f"a letter of type {type(message).__name__} goes to no peer")
 
     def _send_pages(self, peer: Peer, link: Link, order: SendPages) -> None:
@@ -499,7 +500,7 @@ class LiveWire:
     def _again(self, peer: Peer, again: said.Prefill) -> Generate:
         """A request of a peer that has lost its KV there."""
         room = self._room_of(again.room)
-        if not room[1] or not again.tokens or len(again.tokens) % 4:
+        if not room[1] or len(again.tokens) % 4 or not 0 <= again.written_tokens < len(again.tokens) // 4:
             raise LinkLost("it asked for a prompt again that cannot be")
         return Generate(
             f"{again.request_id[:300]}~{room[1]}",  # beside the first one, which may not have ended here
@@ -508,6 +509,7 @@ class LiveWire:
             priority=again.priority,
             namespace=again.namespace,
             pair=Pair(room, peer.number, HERE),
+            written_tokens=again.written_tokens,
         )
 
     def _take_block(self, peer: Peer, link: Link, carrier: Incoming, block: said.Block) -> None:

@@ -28,6 +28,8 @@ class Prefill(msgspec.Struct, tag="prefill", array_like=True, frozen=True):
     request_id: str
     tokens: bytes
     """int32."""
+    written_tokens: int
+    """How many of them are output."""
     params: SamplingParams
     priority: int
     namespace: str

@@ -34,6 +34,8 @@ class Generate:
     """Why it cannot be served, as whoever sends it has found out; empty: nothing is known against it."""
     pair: Pair | None = None
     """The instance that does the other half of it, where instances prefill or decode alone."""
+    written_tokens: int = 0
+    """How many of ``prompt``, the last ones, are its output so far: it has lost its KV where it is decoded."""
 
 
 @dataclass(frozen=True, slots=True)

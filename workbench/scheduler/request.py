@@ -159,6 +159,8 @@ class Req:
     """What it may write, and how far it has got; None: anything."""
     pair: Pair | None = None
     """Where its other half is, on instances that prefill or decode alone."""
+    written_tokens: int = 0
+    """Tokens at the end of ``prompt`` that are output, on an instance that prefills it again for another one."""
     given_back: bool = False
     """Its KV has been given back while a batch in flight holds it; its row comes back with that batch."""
     finish: Finish | None = None

@@ -132,6 +132,7 @@ class Scheduler:
             overrun=self._overrun if max_new else 0,
             grammar=message.grammar,
             pair=message.pair,
+            written_tokens=message.written_tokens,
         )
         self._seq += 1
         reason = None

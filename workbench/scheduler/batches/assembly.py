@@ -67,7 +67,8 @@ class Assembly:
             prefill_tokens += row.end - row.start
             inputs.append(req.tokens[row.start : row.end])
             if row.start == row.cached:
-                starting.append(NewRequest(req.row, req.rid, req.input_len, req.tokens, req.params))
+                prompt = req.input_len - req.written_tokens
+                starting.append(NewRequest(req.row, req.rid, prompt, req.tokens, req.params))
             if not row.samples:
                 silent.append(i)
             if row.last:

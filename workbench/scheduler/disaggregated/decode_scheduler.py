@@ -297,7 +297,11 @@ class DecodeScheduler(Scheduler):
             room = (req.pair.room[0], req.pair.room[1] + 1)
             _, peer, here = req.pair
             req.pair, other = Pair(room, peer, here), Pair(room, here, peer)
-            again = Generate(req.rid, req.tokens, req.params, req.arrival_s, req.priority, req.namespace, pair=other)
+            again = Generate(
+                *(req.rid, req.tokens, req.params, req.arrival_s, req.priority, req.namespace),
+                pair=other,
+                written_tokens=len(req.tokens) - req.input_len,
+            )
             self._orders.append(Letter(peer, again))
             insort(self.preallocation, req, key=lambda one: (not one.retractions, one.seq))
 
