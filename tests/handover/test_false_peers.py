@@ -16,7 +16,8 @@ from tests.handover.test_pairs import PARAMS, PROMPT, RUN, TEXT
 from tests.patience import until
 from workbench.handover.addresses import join_address
 from workbench.handover.kv_shares import RanksKV
-from workbench.handover.live_wire import LiveWire, WireSettings
+from workbench.handover.live_wire import LiveWire
+from workbench.handover.shared_state import WireSettings
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     HandsShaken,

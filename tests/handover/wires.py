@@ -14,8 +14,9 @@ from workbench.handover.addresses import join_address
 from workbench.handover.handshake import connect, introduce
 from workbench.handover.identity import VERSION, Identity
 from workbench.handover.kv_shares import RanksKV
-from workbench.handover.live_wire import LiveWire, WireSettings
+from workbench.handover.live_wire import LiveWire
 from workbench.handover.peer_link import Link
+from workbench.handover.shared_state import WireSettings
 from workbench.scheduler.disaggregated.letters import Letter, PagesSetAside, Room
 
 HERE = WireSettings(loopback_only=True)

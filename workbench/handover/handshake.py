@@ -99,6 +99,8 @@ def accept(link: Link, key: bytes, own: Identity, choose: Any) -> tuple[Identity
         raise Refused("it does not say who it is")
     fault = own.fault(other.identity)
     chosen = "" if fault else choose(other.carriers)
+    if not fault and not chosen:
+        fault = f"KV has no way to come that is offered ({', '.join(other.carriers)[:100]}; --kv-transfer)"
     said = _Introduction(own, fault or "", {chosen: b""}, b"")
     said.proof = _proof(key, b"introduces", both, _content(said))
     link.send(_encode(said))

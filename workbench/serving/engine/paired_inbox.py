@@ -12,7 +12,8 @@ from typing import Any
 
 import zmq
 
-from workbench.handover.live_wire import HERE, LiveWire
+from workbench.handover.live_wire import LiveWire
+from workbench.handover.shared_state import HERE
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,

@@ -1,0 +1,184 @@
+"""What goes out to peers: letters and pages, in order, from a thread for each of them."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from workbench.handover import peer_messages as said
+from workbench.handover.carriers import BLOCK_BYTES, Outgoing, TcpOutgoing
+from workbench.handover.handshake import Refused, connect, introduce
+from workbench.handover.peer import Peer
+from workbench.handover.peer_link import Link, LinkLost
+from workbench.handover.shared_memory import ShmOutgoing
+from workbench.handover.shared_state import Exchange
+from workbench.scheduler.disaggregated.letters import (
+    HandoverEnded,
+    HandsShaken,
+    KVSent,
+    Letter,
+    Order,
+    PagesSetAside,
+    SendPages,
+    Shake,
+    StopSending,
+    Withdrawn,
+)
+from workbench.scheduler.messages import Generate
+
+
+class Departures:
+    """The connections that this side makes, and what it says there."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def put(self, peer: Peer, order: Order) -> bool:
+        """Have an order followed; tells whether anybody is there to follow it for."""
+        if peer.gone or peer.untold:
+            return False
+        if peer.thread is None:
+            peer.thread = threading.Thread(target=self._send_all, args=(peer,), name=f"to {peer.address}", daemon=True)
+            peer.thread.start()
+        peer.orders.put((peer.losses, order))
+        return True
+
+    def _send_all(self, peer: Peer) -> None:
+        while (entry := peer.orders.get()) is not None:
+            losses, order = entry
+            if isinstance(order, StopSending):
+                peer.stopped.discard(order.room)
+                peer.sent.pop(order.room, None)
+                continue
+            if losses != peer.losses or peer.gone or peer.untold:
+                continue  # it belongs to what was
+            try:
+                self._send(peer, order)
+            except (Refused, LinkLost) as lost:
+                self._exchange.lose(peer, str(lost))
+            except Exception as error:  # of the memory, which may end before its instance does
+                self._exchange.lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}")
+
+    def _send(self, peer: Peer, order: Order) -> None:
+        link = peer.link or self._connect(peer)
+        match order:
+            case Shake(number):
+                self._exchange.put_mail(peer, HandsShaken(number))
+            case SendPages():
+                self._send_pages(peer, link, order)
+            case Letter(_, message):
+                link.send(said.encode(self._written(message)))
+
+    def _written(self, message: object) -> said.Said:
+        match message:
+            case PagesSetAside(room, request_id, cached_tokens, pages):
+                return said.SetAside(
+                    self._exchange.name(room), request_id, cached_tokens, pages.astype(np.int32).tobytes()
+                )
+            case Withdrawn(room):
+                return said.Withdraw(self._exchange.name(room))
+            case HandoverEnded(room, finish):
+                return said.Ended(self._exchange.name(room), finish.kind, finish.detail)
+            case Generate(rid=rid, prompt=tokens, params=params, pair=pair):
+                assert pair is not None
+                data = tokens.astype(np.int32).tobytes()
+                more = message.written_tokens, params, message.priority, message.namespace
+                return said.Prefill(self._exchange.name(pair.room), rid, data, *more)
+        raise TypeError(f"a letter of type {type(message).__name__} goes to no peer")
+
+    def _send_pages(self, peer: Peer, link: Link, order: SendPages) -> None:
+        room, carrier, memory = order.room, peer.carrier, self._exchange.memory
+        assert carrier is not None
+        if len(order.pages) != len(order.target_pages):
+            raise LinkLost(
+                f"it set aside {len(order.target_pages)} pages where a prompt goes on for {len(order.pages)}"
+            )
+        name = self._exchange.name(room)
+        if order.first:
+            peer.sent[room] = 0
+            link.send(said.encode(said.Again(name)))
+        first = peer.sent.get(room, 0)
+        step = self._pages_at_a_time()
+        for at in range(0, len(order.pages), step):
+            pages, target = order.pages[at : at + step], order.target_pages[at : at + step].astype(np.int32)
+            for box in memory.sources:
+                if room in peer.stopped:
+                    return
+                data = memory.read(box, pages)
+                block = said.Block(name, (*box,), first + at, target.tobytes(), data.nbytes)
+                carrier.send(link, block, data)
+        peer.sent[room] = first + len(order.pages)
+        if order.last and room not in peer.stopped:
+            peer.sent.pop(room, None)
+            link.send(said.encode(said.Sent(name, order.token, order.cached_tokens, order.logprobs)))
+
+    def _pages_at_a_time(self) -> int:
+        shape = self._exchange.memory.shape
+        return max(BLOCK_BYTES // max(shape.block_bytes(box, 1) for box in self._exchange.memory.sources), 1)
+
+    def _connect(self, peer: Peer) -> Link:
+        self._exchange.check_reach(peer.address)
+        link = connect(peer.address)
+        offered = self._carriers()
+        chosen: Outgoing | None = None
+        try:
+            other, name = introduce(
+                link,
+                self._exchange.settings.key,
+                self._exchange.identity,
+                {each.name: each.offer() for each in offered},
+            )
+            chosen = next((each for each in offered if each.name == name), None)
+            if chosen is None:
+                raise Refused(f"it takes KV no way that is offered ({', '.join(each.name for each in offered)})")
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            for each in offered:
+                each.close() if each is not chosen else each.begin()
+        with peer.lock:
+            if peer.incoming is not None and peer.instance_id not in ("", other.instance_id):
+                link.close()
+                raise LinkLost("it is another instance than before")
+            peer.link, peer.carrier, peer.instance_id = link, chosen, other.instance_id
+        threading.Thread(target=self._read_answers, args=(peer, link), name=f"from {peer.address}", daemon=True).start()
+        return link
+
+    def _carriers(self) -> list[Outgoing]:
+        """The ways to offer, the best first."""
+        asked = self._exchange.settings.carrier
+        found: list[Outgoing] = []
+        if asked in ("auto", "shm"):
+            step = self._pages_at_a_time()
+            try:
+                found.append(
+                    ShmOutgoing(
+                        max(self._exchange.memory.shape.block_bytes(box, step) for box in self._exchange.memory.sources)
+                    )
+                )
+            except OSError as error:
+                if asked == "shm":
+                    raise Refused(f"no shared memory: {error.strerror or error}") from None
+        if asked in ("auto", "tcp"):
+            found.append(TcpOutgoing())
+        return found
+
+    def _read_answers(self, peer: Peer, link: Link) -> None:
+        try:
+            while True:
+                match link.receive(said.answer_decoder):
+                    case said.Received(room):
+                        self._exchange.put_mail(peer, KVSent(self._exchange.room_of(room)))
+                    case said.Taken(place):
+                        carrier = peer.carrier
+                        if carrier is not None:
+                            carrier.freed(place)
+                    case said.Bye():
+                        self._exchange.lose(peer, "", link)
+                        return
+                    case said.Fault(line):
+                        raise LinkLost(f"it says: {line[:300]}")
+        except LinkLost as lost:
+            self._exchange.lose(peer, str(lost), link)
