@@ -211,6 +211,7 @@ def test_a_preset_run_with_what_its_engine_does_not_have_says_so(tmp_path):
             {"expert_exchange": "sum-or-max", "ep": 2, "tp": 2},
             "expert_exchange: vllm-0.14.0 has no sum-or-",
         ),
+        ("vllm-0.14", {"expert_exchange": "sum-or-max"}, None),  # there is nobody to exchange with
         ("vllm-0.14", {"page_size": 1}, "page_size: vllm-0.14.0 has no 1, but 16, 32, 64, 128, 256"),
         ("vllm-0.14", {"ep": 2, "tp": 2, "dp": 2}, "ep: vllm-0.14.0 has no 2, but 4"),
         ("vllm-0.14", {"ep": 4, "tp": 2, "dp": 2}, None),

@@ -18,7 +18,7 @@ def not_offered(settings: RunSettings, loop: str) -> Iterator[str]:
     preset = load_engine(settings.engine)
     for name, offered in preset.offers.items():
         value = getattr(settings, name)
-        if value is None or value == _usual(preset, name):
+        if value is None or value == _usual(preset, name) or not acts(settings, loop, name):
             continue
         if not offered:
             yield f"{name}: {preset.name} has no such setting; the run has it all the same"
