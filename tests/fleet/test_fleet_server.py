@@ -181,15 +181,28 @@ def test_a_fleet_without_anybody_ends_and_a_second_signal_ends_one_at_once(start
     asking.join(PATIENCE_S)
 
 
-def test_an_instance_that_cannot_start_is_one_line_and_nothing_is_left(tmp_path):
-    flags = ("--pool", "both:2", "--pool", "bad=both:1,chunk=512,kv-tokens=0")
-    for given, says in (
-        (flags, "error: pool bad: kv_tokens: 0 "),
-        (("--dp", "2", "--tokenizer", str(tmp_path / "none")), "error: both."),
+@pytest.mark.slow
+def test_instances_that_cannot_start_are_one_line_of_the_first_that_says_so(tmp_path):
+    missing = ("--dp", "2", "--tokenizer", str(tmp_path / "none"))
+    ran = subprocess.run(command(*missing), capture_output=True, text=True, env=environment(), timeout=PATIENCE_S)
+    assert (ran.returncode, ran.stdout) == (2, ""), ran
+    assert ran.stderr.startswith("error: both.") and ran.stderr.count("\n") == 1 and "none" in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("--pool", "both:2", "--pool", "bad=both:1,kv-tokens=0"), "error: pool bad: kv_tokens: 0 "),
         (("--dp", "2", "--role", "decode"), "error: role: is of one server, and this starts 2 behind a router"),
         (("--router", "least_tokens"), "error: router: has no effect here"),
         (("--dp", "2", "--pool", "both:2"), "error: dp: is short for --pool both:N"),
-    ):
-        ran = subprocess.run(command(*given), capture_output=True, text=True, env=environment(), timeout=PATIENCE_S)
-        assert (ran.returncode, ran.stdout) == (2, ""), ran
-        assert ran.stderr.startswith(says) and ran.stderr.count("\n") == 1, ran.stderr
+        (("--pool", "prefill:2"), "error: pool prefill: role prefill needs a pool of role decode beside it"),
+        (("--pool", "both:2", "--kv-link", "1GB/s"), "No such option: --kv-link"),
+        (("--dp", "2", "--backend", "cpu", "--load-format", "zip"), "error: load_format: 'zip' is not one of"),
+    ],
+)
+def test_settings_of_a_fleet_that_cannot_work_are_one_line(given, says):
+    backend = () if "--backend" in given else ("--backend", "simulated")
+    ran = CliRunner().invoke(app, ["serve", MODEL, *backend, *given])
+    assert ran.exit_code == 2 and says in ran.stderr, ran.output
+    assert says.startswith("No such") or ran.stderr.count("\n") == 1

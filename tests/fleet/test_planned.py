@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench.fleet.fleet_record import FleetRecord
 from workbench.fleet.planned import FleetSettings, with_gpus
 from workbench.scheduler.config import ConfigError
 from workbench.settings.loading import settings_from
@@ -75,12 +76,22 @@ def test_the_router_listens_where_the_user_says_and_instances_want_a_key_of_thei
             "nodes: 2; instances that are started together are on this machine",
         ),
         ({"served_model_name": ""}, {"dp": 2}, "served_model_name: is empty"),
+        ({"record_content": False}, {"dp": 2}, "record_content: there is no --record whose trace could go without"),
     ],
 )
 def test_what_several_servers_cannot_have_is_refused_in_one_line(server, flags, says):
     with pytest.raises(ConfigError) as caught:
         fleet(server, **flags).instances()
     assert str(caught.value).startswith(says)
+
+
+def test_each_instance_leaves_its_part_of_the_record_as_the_user_wants_it(tmp_path):
+    made = fleet({"record": tmp_path, "record_content": False}, dp=2)
+    parts = [each.settings for each in FleetRecord(made, made.instances()).planned]
+    assert [each.record for each in parts] == [tmp_path / ".instances.partial" / f"both.{i}" for i in (0, 1)]
+    assert [each.record_content for each in parts] == [False, False]
+    (part,) = {each.part for each in parts}
+    assert part is not None and len(part.hash_key) == 32
 
 
 def test_gpus_are_dealt_out_in_order_and_never_twice():

@@ -41,13 +41,15 @@ class FleetRecord:
         self._out = settings.record
         self._parts = self._out / INSTANCES_PARTIAL
         self._part = FleetPart(time.monotonic(), secrets.token_bytes(32))
-        self.planned = [
-            dataclasses.replace(
-                each, settings=dataclasses.replace(each.settings, record=self._parts / each.name, part=self._part)
-            )
-            for each in planned
-        ]
+        content = settings.server.get("record_content", True)
+        self.planned = [self._leaving(each, content) for each in planned]
         """The instances, told to leave their parts."""
+
+    def _leaving(self, planned: Planned, content: bool) -> Planned:
+        settings = dataclasses.replace(
+            planned.settings, record=self._parts / planned.name, record_content=content, part=self._part
+        )
+        return dataclasses.replace(planned, settings=settings)
 
     def close(self, spans: Mapping[str, tuple[float, float]], lost: Mapping[str, str]) -> int:
         """Make the record of what there is, and return the exit code. ``spans`` say from when to when instances served, on

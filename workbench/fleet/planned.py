@@ -110,7 +110,8 @@ class FleetSettings:
         own |= {"host": LOOPBACK, "port": 0, "api_key": secrets.token_hex(16), "command": self.command}
         own |= {name: self.server[name] for name in ("max_body_bytes", "drain_timeout_s") if name in self.server}
         own["peer_key"] = self.server.get("peer_key") or secrets.token_hex(16)
-        own.pop("record", None)
+        for name in ("record", "record_content") if self.record is not None else ():
+            own.pop(name, None)  # each leaves a part
         found: list[Planned] = []
         for pool in self.run.pools(self.loop):
             alone = dataclasses.replace(
