@@ -97,6 +97,14 @@ def test_a_file_that_says_its_link_has_no_kernels_of_a_relative(tmp_path):
         load_gpu(str(path))
 
 
+def test_a_file_may_know_the_ring_alone(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(FACTS + "link_bandwidth = 1e11\nring_efficiency = 0.5\nshots_most_bytes = 1e6\n")
+    gpu = load_gpu(str(path))
+    for gpus in (2, 4, 8):
+        assert all_reduce_s(MIB / 4, gpus, gpu) == pytest.approx(2 * (gpus - 1) / gpus * MIB / 4 / 50e9)
+
+
 def test_nodes_that_nvlink_joins_reduce_at_once_unless_their_link_was_said(tmp_path):
     joined = replace(ROUND, gpus_per_node=4, far_efficiency=0.5, far_overhead_s=15e-6)
     assert all_reduce_s(MIB, 8, joined) == pytest.approx(15e-6 + 2 * 7 / 8 * MIB / 50e9)

@@ -216,7 +216,7 @@ class GPU:
     """Share of the link bandwidth achieved by NCCL's ring of two GPUs with large messages; 0: nobody knows, collectives take
     ``link_latency_s`` and their bytes."""
     ring4_efficiency: float = 0.0
-    """The same of four."""
+    """The same of four; 0: as of two."""
     ring8_efficiency: float = 0.0
     """The same of eight; 0: as of four."""
     ring_small_efficiency: float = 1.0

@@ -90,7 +90,7 @@ class Ring:
     @classmethod
     def of(cls, gpu: GPU) -> Ring:
         """Return that of a GPU."""
-        link, four = gpu.link_bandwidth, gpu.ring4_efficiency
+        link, four = gpu.link_bandwidth, gpu.ring4_efficiency or gpu.ring_efficiency
         return cls(
             link * gpu.ring_efficiency,
             link * four,
@@ -114,7 +114,8 @@ class Ring:
 
 def all_reduce_kernel_s(message: float, gpus: int, gpu: GPU) -> float:
     """Seconds of an all-reduce inside a node, by the kernel that engines choose."""
-    if takes_shots(gpus, gpu) and message < gpu.shots_most_bytes:
+    known = gpu.pair_efficiency if gpus == 2 else min(gpu.one_shot_efficiency, gpu.two_shot_efficiency)
+    if known and takes_shots(gpus, gpu) and message < gpu.shots_most_bytes:
         return float(Shots.of(gpu).seconds(message, gpus))
     return float(Ring.of(gpu).seconds(2 * (gpus - 1) / gpus * message, 2 * (gpus - 1), gpus))
 
