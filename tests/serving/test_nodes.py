@@ -73,12 +73,15 @@ def test_a_node_that_is_told_to_end_has_the_whole_server_drain_with_its_record_w
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_ends_the_server_with_one_line_that_names_it(start):
-    server, node = start()
+def test_a_node_that_is_killed_ends_the_server_with_one_line_that_names_it(start, tmp_path):
+    server, node = start("--record", str(tmp_path / "record"))
+    assert server.http.post("/v1/completions", json={"prompt": "hello", "max_tokens": 2}).is_success
+    server.await_rest()
     node.kill()
     code, said = server.wait()
-    assert code == 1
-    assert [line for line in said.splitlines() if not line.startswith("note: ")] == [
+    assert code == 1 and "record: " in said
+    assert read_record(tmp_path / "record" / "overlap").requests["status"] == ["finished"]
+    assert [line for line in said.splitlines() if not line.startswith(("note: ", "record: "))] == [
         "error: node 1 (127.0.0.1) is gone"
     ]
 

@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +23,20 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from backends.node_place import NodePlace  # noqa: E402
+from backends.torch import node_host  # noqa: E402
 from backends.torch.backend import make_backend, start_workers  # noqa: E402
 from backends.torch.node_host import host_ranks  # noqa: E402
-from backends.torch.node_link import Beat, Hello, NodesFailed, Refused, Tick, Welcome, connected  # noqa: E402
+from backends.torch.node_link import (  # noqa: E402
+    Beat,
+    End,
+    Hello,
+    Lost,
+    NodesFailed,
+    Refused,
+    Tick,
+    Welcome,
+    connected,
+)
 from backends.torch.nodes import Nodes, _Node  # noqa: E402
 from backends.torch.workers import RunnerOptions, WorkerDied  # noqa: E402
 from tests.patience import PATIENCE_S, until  # noqa: E402
@@ -259,6 +273,67 @@ def test_a_node_that_is_silent_or_hangs_up_is_lost_and_the_others_are_told(gathe
     mine.close()
     until(lambda: bool(found) and found[0].failure is not None, "lost")
     assert found[0].failure == "node 1 (127.0.0.1) is gone"
+
+
+class Ranks:
+    """Ranks of a node, as far as it watches them."""
+
+    def __init__(self) -> None:
+        self.signs = SimpleNamespace(heard_s=time.monotonic, worked_s=lambda: 4.0)
+        self.sentinels: list[Any] = []
+
+    def ended(self, sentinel: Any) -> tuple[int, int]:
+        return 1, -9
+
+
+def hosting(silent_s: float = PATIENCE_S, ranks: Any = None, told: bool = False) -> tuple[Any, list[Any]]:
+    """(node 0's end of a node's connection, what that node has ended with)."""
+    ours, theirs = Pipe()
+    ended: list[Any] = []
+    options = RunnerOptions("m", tp=2, place=place(1, 29500, silent_s=silent_s))
+
+    def run() -> None:
+        try:
+            ended.append(node_host._serve(theirs, ranks or Ranks(), options, lambda: told, lambda line: None))
+        except NodesFailed as error:
+            ended.append(str(error))
+
+    threading.Thread(target=run, daemon=True).start()
+    return ours, ended
+
+
+def test_a_node_ends_with_node_0_and_says_why() -> None:
+    ours, ended = hosting()
+    ours.send(Tick(1.0))
+    beat = ours.recv()
+    assert (beat.tick_s, beat.worked_s) == (1.0, 4.0)
+    ours.send(End(None, 3.0))
+    until(lambda: bool(ended), "ended")
+    assert ended == [3.0], "in order, with so much time for its ranks"
+    ours, ended = hosting()
+    ours.send(End("node 2 (10.0.0.3) is gone", 0.0))
+    until(lambda: bool(ended), "ended")
+    assert ended == ["node 0 has ended the server: node 2 (10.0.0.3) is gone"]
+    ours, ended = hosting()
+    ours.close()
+    until(lambda: bool(ended), "ended")
+    assert ended == ["node 0 (127.0.0.1:29500) is gone"]
+    ours, ended = hosting(silent_s=0.3)
+    until(lambda: bool(ended), "ended")
+    assert ended == ["node 0 (127.0.0.1:29500) has not been heard of for 0.3 s"]
+
+
+def test_a_node_says_when_a_rank_of_it_has_died_or_it_is_told_to_end() -> None:
+    ranks = Ranks()
+    dead, other = Pipe()
+    other.close()
+    ranks.sentinels = [dead]
+    ours, ended = hosting(ranks=ranks)
+    assert ours.recv() == Lost("rank 1 of the model ended with exit code -9")
+    until(lambda: ended == ["rank 1 of the model ended with exit code -9"], "ended")
+    ours, ended = hosting(told=True)
+    assert ours.recv() == Lost("it was told to end"), "nobody is served yet"
+    until(lambda: ended == [0.0], "ended")
 
 
 def test_the_clock_of_another_machine_is_told_from_its_signs_of_life(gather: Any) -> None:
