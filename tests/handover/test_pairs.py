@@ -12,8 +12,11 @@ import pytest
 from backends.simulated.synthetic import content_key, synthetic_output
 from tests.handover.halves import Pair
 from tests.patience import until
+from workbench.instance import Instance, Recipe, start
+from workbench.scheduler.batch import ModelWorkerBatch
 from workbench.scheduler.request import SamplingParams
 from workbench.serving.backends.live_backend import SyntheticText
+from workbench.serving.engine import scheduler_process
 from workbench.serving.text.tokenizer import ByteTokenizer, closing_ids
 
 TEXT = SyntheticText(ByteTokenizer().writable_ids(), ByteTokenizer().eos_token_id, closing_ids(ByteTokenizer()))
@@ -194,3 +197,32 @@ def test_every_half_ends_once_and_nothing_is_left_whoever_cancels(pairs: Any, lo
     for half in pair.halves:
         half.await_rest()
     assert pair.decode.beat().retractions, "nobody was retracted: the test shows less than it should"
+
+
+def test_the_hosts_memory_keeps_nothing_of_who_was_cut_off_there(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Instance] = []
+    held: set[str] = set()
+
+    def noting(recipe: Recipe, backend: Any, *more: Any) -> Instance:
+        launch = backend.launch
+
+        def noted(batch: ModelWorkerBatch) -> Any:
+            for copy in batch.kv_copies:
+                held.add(copy.name) if copy.direction == "save" else held.discard(copy.name)
+            return launch(batch)
+
+        backend.launch = noted
+        started.append(start(recipe, backend, *more))
+        return started[-1]
+
+    monkeypatch.setattr(scheduler_process, "start", noting)
+    pair = pairs(decode={"kv_tokens": 1024, "reserved_decode_tokens": 0, "max_running": 8})
+    numbers = [pair.submit(PROMPT, SamplingParams(800, ignore_eos=True))[1] for _ in range(8)]
+    until(lambda: bool(held), "somebody's KV goes to the host")
+    for number in numbers:
+        pair.decode.cancel(number)
+    pair.decode.read(*numbers)
+    for half in pair.halves:
+        half.await_rest()
+    to_come = {copy.name for copy in started[1].scheduler.assembly.copies if copy.direction == "forget"}
+    assert held <= to_come

@@ -79,11 +79,15 @@ class Memory(Verifier):
     def sample(self, batch: ModelWorkerBatch, steps: int = 1) -> StepOutput:
         assert steps == 1
         for direction, pages, name, first in batch.kv_copies:
+            if direction == "forget":
+                self.host = {at: page for at, page in self.host.items() if at[0] != name}
             for place, page in enumerate(pages.tolist(), start=first):
                 if direction == "save":
                     self.host[name, place] = self._kv[page].copy()
                 else:
                     self._kv[page] = self.host[name, place]
+            if direction == "load":  # the last of its pages were among them, and those before are in the cache
+                self.host = {at: page for at, page in self.host.items() if at[0] != name}
         size = self._page_size
         for new in batch.new_requests:
             self._ids[new.row], self._said[new.row] = new.request_id, new.tokens.astype(np.int64)

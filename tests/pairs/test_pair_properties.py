@@ -140,6 +140,9 @@ def check_the_end(world: PairWorld) -> None:
         assert kv.available_pages == kv.pool.total and kv.table.free_rows == kv.table.rows
         assert not scheduler.lifecycle.by_id and not scheduler.flights and not scheduler.slots.partial
         assert not scheduler.queue.waiting and not scheduler.queue.elsewhere
+        if half.memory is not None:
+            to_come = {copy.name for copy in scheduler.assembly.copies if copy.direction == "forget"}
+            assert {name for name, _ in half.memory.host} <= to_come, "the host's memory keeps what nobody will load"
         rooms = [req.pair.room for req in half.ended if req.pair is not None]
         assert len(set(rooms)) == len(rooms), "a half of a request ended twice"
     for job in world.jobs.values():

@@ -126,6 +126,14 @@ class Recorder:
         row.finish_s, row.status, row.output_tokens, row.request = self.now_s(), status, output_tokens, None
         self.done += 1
 
+    def half_ended(self, req: Req) -> None:
+        """A request has ended on its prefill instance, and of its other half nothing is recorded here."""
+        row = self.by_id.pop(req.rid)
+        assert req.finish is not None
+        row.finish_s, row.status, row.request = self.now_s(), req.finish.status, None
+        row.cached_tokens, row.retractions = req.cached_tokens, req.retractions
+        self.done += 1
+
     @property
     def over_s(self) -> float:
         """When the last request ended."""

@@ -69,12 +69,7 @@ class _EndsHere(PrefillOutbox):
         super().__init__(recorder, notes, self._ended, None, 0)
 
     def _ended(self, req: Req) -> None:
-        recorder = self._recorder
-        row = recorder.by_id.pop(req.rid)
-        assert req.finish is not None
-        row.finish_s, row.status, row.request = recorder.now_s(), req.finish.status, None
-        row.cached_tokens, row.retractions = req.cached_tokens, req.retractions
-        recorder.done += 1
+        self._recorder.half_ended(req)
 
 
 class DecodeRecord(PairedRecord):
