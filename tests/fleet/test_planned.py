@@ -46,14 +46,13 @@ def test_pairs_have_their_roles_their_loops_and_one_key():
     assert {each.settings.kv_transfer for each in planned} == {"tcp"}
 
 
-def test_the_router_listens_where_the_user_says_and_instances_want_a_key_of_their_own():
+def test_the_router_listens_where_the_user_says_and_instances_want_the_same_key():
     made = fleet({"api_key": "hush", "host": "0.0.0.0", "port": 9000}, dp=2, router="least_requests")
-    keys = {each.settings.api_key for each in made.instances()}
-    assert "hush" not in keys and len(keys) == 1
-    route = made.route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []}, "inner")
-    assert (route.host, route.port, route.api_key, route.worker_api_key) == ("0.0.0.0", 9000, "hush", "inner")
+    assert {(each.settings.api_key, each.settings.host) for each in made.instances()} == {("hush", "127.0.0.1")}
+    route = made.route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []})
+    assert (route.host, route.port, route.api_key, route.worker_api_key) == ("0.0.0.0", 9000, "hush", "hush")
     assert route.router == "least_requests"
-    assert fleet(dp=2).route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []}, "k").port == 8000
+    assert fleet(dp=2).route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []}).port == 8000
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,7 @@ def test_the_router_listens_where_the_user_says_and_instances_want_a_key_of_thei
         ({"role": "prefill"}, {"dp": 2}, "role: is of one server, and this starts 2 behind a router"),
         ({"node_rank": 1}, {"dp": 2}, "node_rank: is of one server, and this starts 2 behind a router"),
         ({"node_wait_s": 1.0}, {"dp": 2}, "node-wait: is of one server"),
-        ({"profile_dir": Path("x")}, {"pool": ("both:2",)}, "profile_dir: is of one server"),
+        ({"profile_dir": Path("x")}, {"pool": ("both:2",)}, "profile_dir: a simulated model has neither"),
         ({}, {"dp": 2, "loop": "normal,overlap"}, "loop: a server runs one loop, not 'normal,overlap'"),
         ({}, {"dp": 2, "ep": 2, "model": "Qwen/Qwen3-30B-A3B"}, "ep: instances that share experts step together"),
         (

@@ -140,13 +140,11 @@ class _Fleet:
         for instance in self._instances:
             urls[instance.planned.role].append(instance.url)
             print(f"{instance.name}: {instance.announced}", file=sys.stderr)
-        key = self._planned[0].settings.api_key
-        assert key is not None
 
         def began(front: Front) -> None:
             self._front = front
 
-        await serve_router(self._settings.route(urls, key), self._listener, self._ends, began)
+        await serve_router(self._settings.route(urls), self._listener, self._ends, began)
 
     async def _end(self) -> None:
         """End the instances, which have nothing under way any more, or what outlasted the time to drain."""

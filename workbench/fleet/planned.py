@@ -18,8 +18,8 @@ from workbench.serving.listen_settings import ListenSettings
 from workbench.serving.serve_settings import ServeSettings
 from workbench.settings.run_settings import RunSettings
 
-OF_ONE = ("role", "peer_host", "peer_port", "rendezvous", "node_rank", "node_wait_s", "profile_dir", "weights_dir")
-"""Settings of a server that several on one machine cannot share, or that reach nothing behind a router."""
+OF_ONE = ("role", "peer_host", "peer_port", "rendezvous", "node_rank", "node_wait_s")
+"""Settings of a server that several on one machine cannot share."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -89,14 +89,14 @@ class FleetSettings:
         found = {name: value for name, value in self.server.items() if name in settings_of(ListenSettings)}
         return {"port": ServeSettings.port, **found}
 
-    def route(self, urls: Mapping[Role, Sequence[str]], worker_key: str) -> RouteSettings:
-        """Return the settings of the router before instances at these URLs, which take ``worker_key``."""
+    def route(self, urls: Mapping[Role, Sequence[str]]) -> RouteSettings:
+        """Return the settings of the router before instances at these URLs."""
         return RouteSettings(
             **self.listens,
             worker=tuple(urls["both"]),
             prefill=tuple(urls["prefill"]),
             decode=tuple(urls["decode"]),
-            worker_api_key=worker_key,
+            worker_api_key=self.server.get("api_key"),
             router=self.run.router,
             decode_router=self.run.decode_router,
         )
@@ -107,8 +107,10 @@ class FleetSettings:
         Raises ConfigError, which names a pool, for what a server cannot run.
         """
         own = {name: value for name, value in self.server.items() if name not in settings_of(ListenSettings)}
-        own |= {"host": LOOPBACK, "port": 0, "api_key": secrets.token_hex(16), "command": self.command}
-        own |= {name: self.server[name] for name in ("max_body_bytes", "drain_timeout_s") if name in self.server}
+        own |= {"host": LOOPBACK, "port": 0, "command": self.command}
+        # What is one server's business is asked there, with the key that the router has.
+        shared = ("api_key", "max_body_bytes", "drain_timeout_s")
+        own |= {name: self.server[name] for name in shared if name in self.server}
         own["peer_key"] = self.server.get("peer_key") or secrets.token_hex(16)
         for name in ("record", "record_content") if self.record is not None else ():
             own.pop(name, None)  # each leaves a part
@@ -123,7 +125,9 @@ class FleetSettings:
             try:
                 settings = ServeSettings(alone, role=pool.role, **given)
             except ConfigError as error:
-                raise ConfigError(f"pool {pool.name}: {error}" if self.run.pool else str(error)) from None
+                of_server = str(error).partition(":")[0] in settings_of(ServeSettings)
+                of_pool = "" if of_server or not self.run.pool else f"pool {pool.name}: "
+                raise ConfigError(f"{of_pool}{error}") from None
             found += [Planned(pool.name, number, settings) for number in range(pool.count)]
         return found
 
