@@ -26,3 +26,11 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     return False
+
+
+def is_here(address: str) -> bool:
+    """Tell whether ``host:port`` is on this machine, by its name alone."""
+    try:
+        return is_loopback(split_address(address)[0])
+    except ValueError:
+        return False

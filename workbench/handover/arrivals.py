@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -14,6 +15,7 @@ import numpy as np
 from workbench.handover import peer_messages as said
 from workbench.handover.carriers import Incoming, TcpIncoming
 from workbench.handover.handshake import Refused, accept
+from workbench.handover.identity import Identity
 from workbench.handover.peer import Peer
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.shared_memory import ShmIncoming
@@ -32,7 +34,8 @@ from workbench.scheduler.messages import Generate
 from workbench.scheduler.request import Finish, Pair
 
 MOST_STRANGERS = 64
-"""Connections at a time that have not shaken hands yet."""
+"""Connections at a time that have not shaken hands yet: the oldest makes way for the next, so that whoever says nothing
+holds up nobody."""
 
 
 class Arrivals:
@@ -40,7 +43,9 @@ class Arrivals:
 
     def __init__(self, exchange: Exchange, listener: socket.socket, post: Callable[[Sequence[Order]], None]) -> None:
         self._exchange, self._listener, self._post = exchange, listener, post
-        self._strangers = threading.BoundedSemaphore(MOST_STRANGERS)
+        self._strangers: OrderedDict[Link, None] = OrderedDict()
+        self._lock = threading.Lock()
+        """Of the strangers."""
         threading.Thread(target=self._accept_all, name="peers", daemon=True).start()
 
     def close(self) -> None:
@@ -48,6 +53,10 @@ class Arrivals:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # a close alone wakes nobody who waits there
         self._listener.close()
+        with self._lock:
+            strangers = list(self._strangers)
+        for link in strangers:
+            link.close()
 
     def _accept_all(self) -> None:
         for number in count():
@@ -58,15 +67,17 @@ class Arrivals:
                     return
                 time.sleep(0.1)  # out of files, say: it may pass
                 continue
-            if not self._strangers.acquire(blocking=False):
-                connection.close()
-                continue
-            threading.Thread(
-                target=self._shake, args=(Link(connection), origin[0]), name=f"peer-{number}", daemon=True
-            ).start()
+            link = Link(connection)
+            with self._lock:
+                oldest = self._strangers.popitem(last=False)[0] if len(self._strangers) == MOST_STRANGERS else None
+                self._strangers[link] = None
+            if oldest is not None:
+                oldest.close()
+            threading.Thread(target=self._shake, args=(link, origin[0]), name=f"peer-{number}", daemon=True).start()
 
     def _shake(self, link: Link, origin: str) -> None:
         carriers: dict[str, Incoming] = {}
+        why = ""
         try:
             other, chosen = accept(
                 link,
@@ -76,23 +87,32 @@ class Arrivals:
             )
             self._exchange.check_reach(other.address)
         except (Refused, LinkLost) as error:
+            why = str(error)
+        with self._lock:
+            if self._strangers.pop(link, link) is not None:
+                why = f"{MOST_STRANGERS} others came while it did not shake hands"
+        if why:
             link.close()
+            for carrier in carriers.values():
+                carrier.close()
             if not self._exchange.closing.is_set():
-                self._exchange.say(f"peer: a connection from {origin} was refused: {error}")
+                self._exchange.say(f"peer: a connection from {origin} was refused: {why}")
             return
-        finally:
-            self._strangers.release()
         peer = self._exchange.peer(other.address)
-        with peer.lock:
-            anew = peer.incoming is not None or (
-                peer.link is not None and peer.instance_id not in ("", other.instance_id)
-            )
-        if anew:
+        while not self._takes(peer, link, other):
             self._exchange.lose(peer, "it has begun anew")
+        if self._exchange.closing.is_set():
+            link.close()
+        self._read(peer, link, carriers[chosen])
+
+    def _takes(self, peer: Peer, link: Link, other: Identity) -> bool:
+        """Have a connection be a peer's, unless it has one already, or is somebody else's by that name."""
         with peer.lock:
+            if peer.incoming is not None or (peer.link is not None and peer.instance_id not in ("", other.instance_id)):
+                return False
             peer.incoming, peer.instance_id = link, other.instance_id
             peer.gone = False
-        self._read(peer, link, carriers[chosen])
+            return True
 
     def _choose(self, offers: dict[str, bytes], made: dict[str, Incoming]) -> str:
         """Pick a way for KV to come, of those that are offered; empty: none will do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from queue import Empty
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from workbench.scheduler.disaggregated.letters import (
 )
 from workbench.scheduler.messages import Generate
 
+IDLE_S = 30.0
+"""How long a thread waits for something to send to a peer that is gone."""
+
 
 class Departures:
     """The connections that this side makes, and what it says there."""
@@ -38,33 +42,51 @@ class Departures:
         """Have an order followed; tells whether anybody is there to follow it for."""
         if peer.gone or peer.untold:
             return False
-        if peer.thread is None:
-            peer.thread = threading.Thread(target=self._send_all, args=(peer,), name=f"to {peer.address}", daemon=True)
-            peer.thread.start()
-        peer.orders.put((peer.losses, order))
+        with peer.lock:
+            peer.orders.put((peer.losses, order))
+            if peer.thread is None:
+                peer.thread = threading.Thread(
+                    target=self._send_all, args=(peer,), name=f"to {peer.address[:80]}", daemon=True
+                )
+                peer.thread.start()
         return True
 
     def _send_all(self, peer: Peer) -> None:
-        while (entry := peer.orders.get()) is not None:
+        while (entry := self._next(peer)) is not None:
             losses, order = entry
             if isinstance(order, StopSending):
-                peer.stopped.discard(order.room)
+                peer.stop_reached(order.room)
                 peer.sent.pop(order.room, None)
                 continue
             if losses != peer.losses or peer.gone or peer.untold:
                 continue  # it belongs to what was
+            link = peer.link
             try:
-                self._send(peer, order)
+                link = link or self._connect(peer)
+                if link is not None:
+                    self._send(peer, link, order)
             except (Refused, LinkLost) as lost:
-                self._exchange.lose(peer, str(lost))
+                self._exchange.lose(peer, str(lost), link)
             except Exception as error:  # of the memory, which may end before its instance does
-                self._exchange.lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}")
+                self._exchange.lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}", link)
 
-    def _send(self, peer: Peer, order: Order) -> None:
-        link = peer.link or self._connect(peer)
+    def _next(self, peer: Peer) -> tuple[int, Order] | None:
+        """The next order for a peer; None: the thread that asks is needed no more."""
+        while True:
+            try:
+                return peer.orders.get(timeout=IDLE_S)
+            except Empty:
+                with peer.lock:
+                    if peer.link is None and peer.orders.empty():
+                        peer.thread = None
+                        return None
+
+    def _send(self, peer: Peer, link: Link, order: Order) -> None:
         match order:
             case Shake(number):
-                self._exchange.put_mail(peer, HandsShaken(number))
+                with peer.lock:  # if it was lost since, word of that comes alone
+                    if peer.link is link:
+                        self._exchange.put_mail(peer, HandsShaken(number))
             case SendPages():
                 self._send_pages(peer, link, order)
             case Letter(_, message):
@@ -103,21 +125,23 @@ class Departures:
         for at in range(0, len(order.pages), step):
             pages, target = order.pages[at : at + step], order.target_pages[at : at + step].astype(np.int32)
             for box in memory.sources:
-                if room in peer.stopped:
+                if peer.stopped(room):
                     return
                 data = memory.read(box, pages)
                 block = said.Block(name, (*box,), first + at, target.tobytes(), data.nbytes)
                 carrier.send(link, block, data)
         peer.sent[room] = first + len(order.pages)
-        if order.last and room not in peer.stopped:
+        if order.last and not peer.stopped(room):
             peer.sent.pop(room, None)
+            peer.delivered.add(room)
             link.send(said.encode(said.Sent(name, order.token, order.cached_tokens, order.logprobs)))
 
     def _pages_at_a_time(self) -> int:
         shape = self._exchange.memory.shape
         return max(BLOCK_BYTES // max(shape.block_bytes(box, 1) for box in self._exchange.memory.sources), 1)
 
-    def _connect(self, peer: Peer) -> Link:
+    def _connect(self, peer: Peer) -> Link | None:
+        """Shake hands with a peer. None: it was lost meanwhile, the other way round. Raises Refused or LinkLost."""
         self._exchange.check_reach(peer.address)
         link = connect(peer.address)
         offered = self._carriers()
@@ -142,6 +166,10 @@ class Departures:
             if peer.incoming is not None and peer.instance_id not in ("", other.instance_id):
                 link.close()
                 raise LinkLost("it is another instance than before")
+            if peer.gone or peer.untold:
+                link.close()
+                chosen.close()
+                return None
             peer.link, peer.carrier, peer.instance_id = link, chosen, other.instance_id
         threading.Thread(target=self._read_answers, args=(peer, link), name=f"from {peer.address}", daemon=True).start()
         return link
@@ -169,8 +197,12 @@ class Departures:
         try:
             while True:
                 match link.receive(said.answer_decoder):
-                    case said.Received(room):
-                        self._exchange.put_mail(peer, KVSent(self._exchange.room_of(room)))
+                    case said.Received(name):
+                        room = self._exchange.room_of(name)
+                        if room not in peer.delivered:
+                            raise LinkLost("it says that it has a handover that was not sent to its end")
+                        peer.delivered.discard(room)
+                        self._exchange.put_mail(peer, KVSent(room))
                     case said.Taken(place):
                         carrier = peer.carrier
                         if carrier is not None:

@@ -27,7 +27,7 @@ HELLO = b"workbench handover\n"
 _NONCE_BYTES = 32
 _MOST_BYTES = 1 << 16
 HANDSHAKE_S = 10.0
-"""How long one may take."""
+"""How long one may take, all in all."""
 
 
 class Refused(Exception):
@@ -112,11 +112,12 @@ def accept(link: Link, key: bytes, own: Identity, choose: Any) -> tuple[Identity
 
 def connect(address: str) -> Link:
     """Return a connection to ``host:port``. Raises LinkLost."""
-    host, port = split_address(address)
     try:
-        return Link(socket.create_connection((host, port), timeout=HANDSHAKE_S))
+        return Link(socket.create_connection(split_address(address), timeout=HANDSHAKE_S))
     except OSError as error:
         raise LinkLost(f"cannot be reached: {error.strerror or error}") from None
+    except ValueError:  # no address, or no name of a host
+        raise LinkLost("cannot be reached: it is not host:port") from None
 
 
 def _receive(link: Link, kind: Any) -> Any:

@@ -92,8 +92,10 @@ class LiveWire:
                         self.on_first_pages(order.request_id)
                     self._departures.put(self._to[room], order)
                 case StopSending(room):
-                    if (sender := self._to.pop(room, None)) is not None and self._departures.put(sender, order):
-                        sender.stopped.add(room)
+                    if (sender := self._to.pop(room, None)) is not None:
+                        sender.stop(room)  # before it is among the orders, where it may be reached at once
+                        if not self._departures.put(sender, order):
+                            sender.stop_reached(room)
 
     def _post_letter(self, peer: Peer, order: Letter, message: object) -> None:
         if isinstance(message, HandoverEnded):

@@ -37,5 +37,23 @@ class Peer:
     """How often it was lost since the scheduler was last told: what that posts belongs to what was."""
     sent: dict[Room, int] = field(default_factory=dict)
     """Pages sent of each handover. Of the thread alone."""
-    stopped: set[Room] = field(default_factory=set)
-    """Handovers of which nothing more is to be sent."""
+    delivered: set[Room] = field(default_factory=set)
+    """Handovers of which all was sent and that the other side has not acknowledged."""
+    _stops: dict[Room, int] = field(default_factory=dict)
+    """How many orders to send no more of a handover are still among :attr:`orders`."""
+
+    def stop(self, room: Room) -> None:
+        """Nothing that is ordered already of a handover is to be sent."""
+        with self.lock:
+            self._stops[room] = self._stops.get(room, 0) + 1
+
+    def stop_reached(self, room: Room) -> None:
+        """What comes of a handover now was ordered after it had been stopped."""
+        with self.lock:
+            if self._stops.get(room, 0) > 1:
+                self._stops[room] -= 1
+            else:
+                self._stops.pop(room, None)
+
+    def stopped(self, room: Room) -> bool:
+        return room in self._stops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -28,13 +29,17 @@ class Link:
         self._sending = threading.Lock()
         self.heard_s = time.monotonic()
         """When something last came."""
+        self._due_s: float | None = None
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def limit(self, timeout_s: float | None) -> None:
-        """Let nothing take longer than so many seconds; None: as long as it takes."""
-        with contextlib.suppress(OSError):
-            self._socket.settimeout(timeout_s)
+        """Let all that is said from now on take no longer than so many seconds, however little comes at a time; None: as
+        long as it takes."""
+        self._due_s = None if timeout_s is None else time.monotonic() + timeout_s
+        if timeout_s is None:
+            with contextlib.suppress(OSError):
+                self._socket.settimeout(None)
 
     def send(self, frame: bytes, payload: memoryview | None = None) -> None:
         """Send a frame, and bytes behind it that the frame says the length of."""
@@ -42,15 +47,34 @@ class Link:
             self._send(frame, payload)
 
     def send_if_free(self, frame: bytes) -> None:
-        """Send a frame unless another one is on its way."""
+        """Send a short frame unless another one is on its way, or the other side does not read. Never waits."""
         if self._sending.acquire(blocking=False):
             try:
-                self._send(frame, None)
+                if self._takes_more():
+                    self._send(frame, None)
             finally:
                 self._sending.release()
 
+    def _takes_more(self) -> bool:
+        """Whether what is short can be sent without waiting."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, select.POLLOUT)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True  # closed: sending says so
+
+    def _hurry(self) -> None:
+        """Have the next call to the socket end in time, where there is a limit. Raises TimeoutError when it is over."""
+        if self._due_s is not None:
+            left_s = self._due_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
+
     def _send(self, frame: bytes, payload: memoryview | None) -> None:
         try:
+            self._hurry()
             self._socket.sendall(_LENGTH.pack(len(frame)) + frame)
             if payload is not None:
                 self._socket.sendall(payload)
@@ -73,6 +97,7 @@ class Link:
         at = 0
         while at < len(buffer):
             try:
+                self._hurry()
                 count = self._socket.recv_into(buffer[at:])
             except OSError as error:
                 raise LinkLost(_why(error)) from None
@@ -85,6 +110,7 @@ class Link:
         found = bytearray()
         while len(found) < count:
             try:
+                self._hurry()
                 piece = self._socket.recv(count - len(found))
             except OSError as error:
                 raise LinkLost(_why(error)) from None

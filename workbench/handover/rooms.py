@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from workbench.handover.carriers import BLOCK_BYTES
 from workbench.handover.kv_shares import Box, KVMemory
 from workbench.handover.peer_link import LinkLost
 from workbench.handover.peer_messages import Block
@@ -75,6 +76,8 @@ class Rooms:
             raise LinkLost(
                 f"it sent {block.size} bytes for {len(pages)} pages, which have {shape.block_bytes(box, len(pages))}"
             )
+        if block.size > BLOCK_BYTES and len(pages) > 1:
+            raise LinkLost(f"it sent {block.size} bytes at a time, more than the {BLOCK_BYTES} that a block may have")
         if not begun and any(box.overlap(other) is not None for other in aside.written):
             raise LinkLost("it sent layers or heads of a handover twice")
         return box, pages

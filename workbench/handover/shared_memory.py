@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import stat
@@ -16,6 +17,8 @@ from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.peer_messages import Block, encode
 
 PLACES = 4
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""Memory that lost its end would end the process that reads there."""
 _MARK_BYTES = 64
 """At the beginning: a random number that shows that both have mapped the same memory."""
 WAIT_S = 60.0
@@ -51,10 +54,11 @@ class ShmOutgoing:
         size = _MARK_BYTES + PLACES * place_bytes
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memory that two processes open")
-        self._descriptor: int | None = os.memfd_create("workbench-kv", os.MFD_CLOEXEC)
+        self._descriptor: int | None = os.memfd_create("workbench-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # Taken now: memory that is not there would end the process when it is written.
             os.posix_fallocate(self._descriptor, 0, size)
+            fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
             self._memory = _Mapped(mmap.mmap(self._descriptor, size), place_bytes, PLACES)
         except BaseException:
             self.begin()
@@ -118,6 +122,8 @@ class ShmIncoming:
             about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode) or about.st_uid != os.getuid() or about.st_size != size:
                 raise ValueError("no shared memory of an instance of this user")
+            if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:  # and of a file, OSError
+                raise ValueError("memory whose size may change")
             self._memory = _Mapped(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), said.place_bytes, said.places)
         finally:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workbench.handover.addresses import is_loopback, split_address
+from workbench.handover.addresses import is_here
 from workbench.handover.carrier_names import CarrierName
 from workbench.handover.handshake import Refused
 from workbench.handover.identity import Identity
@@ -27,9 +27,10 @@ HERE = 0
 """Number of an instance in its own letters; those of peers begin at 1."""
 NUMBER_BITS = 56
 """Of a handover's number at its router."""
-MOST_ROUTERS = 1 << 16
 REMEMBERED = 1 << 16
 """Handovers that ended here, of which a peer that has not heard is told again."""
+MOST_LINE = 500
+"""Characters of a line about a peer, who may have made it up."""
 SAID_AGAIN_S = 10.0
 """How long a line is not repeated."""
 
@@ -65,8 +66,6 @@ class Exchange:
         self.peers: list[Peer] = []
         self._by_address: dict[str, Peer] = {}
         self._naming = threading.Lock()
-        self._routers: dict[str, int] = {}
-        self._router_names: list[str] = []
         self.rooms = Rooms(memory)
         self._ended: OrderedDict[Room, Finish] = OrderedDict()
         self._lines: dict[str, float] = {}
@@ -88,19 +87,15 @@ class Exchange:
         """The room of a handover by its name. Raises ValueError for one that is none."""
         if not (0 <= number < 1 << NUMBER_BITS and 0 <= again < 1 << 31 and 0 < len(router) <= 200):
             raise ValueError("not the name of a handover")
-        with self._naming:
-            index = self._routers.get(router)
-            if index is None:
-                if len(self._routers) == MOST_ROUTERS:
-                    raise ValueError("there are too many routers")
-                index = self._routers[router] = len(self._router_names)
-                self._router_names.append(router)
-        return (index << NUMBER_BITS) | number, again
+        # The router's name as a number, behind a 1 that keeps its first zeros: no table of them has to be kept.
+        return int.from_bytes(b"\1" + router.encode(), "big") << NUMBER_BITS | number, again
 
     def name(self, room: Room) -> RoomName:
         """The name of a room, which peers know, too."""
         number, again = room
-        return self._router_names[number >> NUMBER_BITS], number & ((1 << NUMBER_BITS) - 1), again
+        router = number >> NUMBER_BITS
+        name = router.to_bytes((router.bit_length() + 7) // 8, "big")[1:].decode()
+        return name, number & ((1 << NUMBER_BITS) - 1), again
 
     def room_of(self, name: RoomName) -> Room:
         """The room that a peer has named. Raises LinkLost."""
@@ -111,7 +106,7 @@ class Exchange:
 
     def check_reach(self, address: str) -> None:
         """Raise Refused for a peer that is elsewhere, where all have to be here."""
-        if self.settings.loopback_only and not _is_here(address):
+        if self.settings.loopback_only and not is_here(address):
             raise Refused("without --peer-key, peers are on this machine")
 
     # -- handovers that have ended here -------------------------------------------------------------------------------------
@@ -135,6 +130,7 @@ class Exchange:
 
     def say(self, line: str) -> None:
         """Tell whoever runs the instance, unless it has just been said."""
+        line = "".join(c if c.isprintable() else " " for c in line[:MOST_LINE])
         now_s = time.monotonic()
         if now_s - self._lines.get(line, -math.inf) > SAID_AGAIN_S:
             if len(self._lines) > 1000:
@@ -153,6 +149,7 @@ class Exchange:
             links, carrier = [one for one in (peer.link, peer.incoming) if one is not None], peer.carrier
             peer.link = peer.incoming = peer.carrier = None
             peer.instance_id = ""
+            peer.delivered.clear()
             peer.gone = True
             peer.losses += 1
             peer.untold += 1
@@ -171,11 +168,3 @@ class Exchange:
         if why:
             self.say(f"peer {peer.address}: {why}")
         self.put_mail(peer, PeerGone(peer.number))
-
-
-def _is_here(address: str) -> bool:
-    """Tell whether a peer is on this machine."""
-    try:
-        return is_loopback(split_address(address)[0])
-    except ValueError:
-        return False

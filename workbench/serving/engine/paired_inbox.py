@@ -8,6 +8,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -20,6 +21,7 @@ from workbench.scheduler.disaggregated.letters import (
     KVArrived,
     Letter,
     PagesSetAside,
+    PeerGone,
     Room,
     TimeIsUp,
     Withdrawn,
@@ -32,6 +34,8 @@ from workbench.serving.engine.paired_record import PairedRecord
 from workbench.serving.refusals import KINDS
 from workbench.serving.wire import Submit
 
+MOST_LOGPROB = 0.01
+"""It is 0, but for rounding."""
 REMEMBERED = 1 << 16
 """Rooms of the past, and letters for rooms to come, that are kept."""
 
@@ -58,6 +62,18 @@ class Alarm:
                 pass
 
 
+@dataclass(slots=True)
+class _Opened:
+    """A request that has come, as far as letters about it have to go with it."""
+
+    request_id: str
+    peer: int
+    prompt_tokens: int
+    logprobs: int | None
+    wants_token: bool
+    pages_known: bool = False
+
+
 class PairedInbox(LiveInbox):
     """:class:`LiveInbox` that has the letters of peers, too, and is over at a moment of its wire's.
 
@@ -78,8 +94,8 @@ class PairedInbox(LiveInbox):
         self._record = record
         self._wire, self._alarm, self._now_s = wire, alarm, now_s
         self._config, self._vocab = config, vocab
-        self._opened: OrderedDict[Room, tuple[str, int]] = OrderedDict()
-        """Rooms of requests that have come: their ids, and the tokens of their prompts."""
+        self._opened: OrderedDict[Room, _Opened] = OrderedDict()
+        """Rooms of requests that have come."""
         self._early: OrderedDict[Room, tuple[int, object]] = OrderedDict()
         """The last letter, and who sent it, about each request that has not come."""
         self._due: list[object] = []
@@ -106,8 +122,9 @@ class PairedInbox(LiveInbox):
             return dataclasses.replace(generate, refused="duplicate_room")
         if room in self._opened:
             return dataclasses.replace(generate, refused="duplicate_room")
-        _remember(self._opened, room, (generate.rid, len(generate.prompt)))
-        peer = self._wire.number(message.peer)
+        peer, params = self._wire.number(message.peer), generate.params
+        opened = _Opened(generate.rid, peer, len(generate.prompt), params.logprobs, params.max_new_tokens > 0)
+        _remember(self._opened, room, opened)
         early = self._early.pop(room, None)
         if early is not None and (found := self._checked(*early)) is not None:
             self._due.append(found)
@@ -118,6 +135,10 @@ class PairedInbox(LiveInbox):
         if isinstance(message, Generate):
             self._prefill_again(peer, message, found)
             return
+        if isinstance(message, PeerGone):
+            # What it has said of requests to come is void, and nobody would end these.
+            for void in [room for room, (sender, _) in self._early.items() if sender == peer]:
+                del self._early[void]
         room, size = getattr(message, "room", None), self._config.page_size
         if room is not None and self._about(room) is None:
             if isinstance(message, Withdrawn):
@@ -130,8 +151,8 @@ class PairedInbox(LiveInbox):
         elif (checked := self._checked(peer, message)) is not None:
             found.append(checked)
 
-    def _about(self, room: Room) -> tuple[str, int] | None:
-        """Return the id of the request of a room, and the tokens of its prompt; None for one that has not come. Where it is
+    def _about(self, room: Room) -> _Opened | None:
+        """Return what is known of the request of a room; None for one that has not come. Where it is
         decoded, it is the same one whenever it goes through a prefill instance again."""
         number, again = room
         return self._opened.get((number, 0) if self._config.role == "decode" else (number, again))
@@ -142,29 +163,62 @@ class PairedInbox(LiveInbox):
         if message.prompt.min() < 0 or message.prompt.max() >= self._vocab:
             self._wire.accuse(peer, "it asked for a prompt with tokens that there are not")
             return
-        _remember(self._opened, message.pair.room, (message.rid, len(message.prompt)))
+        room = message.pair.room
+        first = self._opened.get((room[0], 0))
+        if room in self._opened or (first is not None and first.peer != peer):
+            self._wire.accuse(peer, "it asked again for a prompt that it has no part in, or has asked for")
+            return
+        _remember(self._opened, room, _Opened(message.rid, peer, len(message.prompt), None, False))
         found.append(dataclasses.replace(message, arrival_s=self._now_s()))
 
     def _checked(self, peer: int, message: object) -> object:
         """Return a letter that can be true; None, with its peer given up, for one that cannot."""
+        about = self._about(getattr(message, "room", (-1, 0)))
+        if about is None:
+            return message  # it is about a peer
+        if about.peer != peer:
+            self._wire.accuse(peer, "it speaks of a handover that it has no part in")
+            return None
         match message:
-            case PagesSetAside(room=room, cached_tokens=cached, pages=pages):
-                size, (_, tokens) = self._config.page_size, self._opened[room]
+            case PagesSetAside(cached_tokens=cached, pages=pages):
+                size, tokens = self._config.page_size, about.prompt_tokens
+                if about.pages_known:
+                    self._wire.accuse(peer, "it set pages aside for a handover twice")
+                    return None
                 if cached % size or not len(pages) or cached // size + len(pages) != -(-tokens // size):
                     told = f"it set {len(pages)} pages aside beyond {cached} tokens for a prompt of {tokens}"
                     self._wire.accuse(peer, told)
                     return None
-            case KVArrived(room=room, token=token, cached_tokens=cached):
-                if token is not None and not 0 <= token < self._vocab:
-                    self._wire.accuse(peer, f"it sent a token that there is not: {token}")
+                about.pages_known = True
+            case KVArrived() as arrived:
+                if (fault := self._fault(arrived, about)) is not None:
+                    self._wire.accuse(peer, fault)
                     return None
-                message = dataclasses.replace(message, cached_tokens=min(cached, self._opened[room[0], 0][1]))
+                probabilities = None if arrived.token is None or about.logprobs is None else arrived.logprobs
+                found = min(arrived.cached_tokens, about.prompt_tokens)
+                token = arrived.token if about.wants_token else None
+                message = dataclasses.replace(arrived, token=token, cached_tokens=found, logprobs=probabilities)
             case HandoverEnded(room=room, finish=finish) if finish.kind == "rejected" and finish.detail not in KINDS:
                 return HandoverEnded(room, Finish("aborted", finish.detail))
-        about = self._about(getattr(message, "room", (-1, 0)))
-        if self._record is not None and about is not None:
-            self._record.told(message, about[0])
+        if self._record is not None:
+            self._record.told(message, about.request_id)
         return message
+
+    def _fault(self, arrived: KVArrived, about: _Opened) -> str | None:
+        """Return what cannot be of a token that came with KV, in one line; None where it can."""
+        if arrived.token is None:
+            return None
+        found = arrived.logprobs
+        for token in (arrived.token, *(found.top_ids if found is not None else ())):
+            if not 0 <= token < self._vocab:
+                return f"it sent a token that there is not: {token}"
+        if about.logprobs is None:
+            return None
+        if found is None or not len(found.top) == len(found.top_ids) <= about.logprobs:
+            return "it sent a token without the log probabilities that were asked for"
+        if not all(value <= MOST_LOGPROB for value in (found.sampled, *found.top)):
+            return "it sent what are no log probabilities"
+        return None
 
     def _wait(self) -> None:
         self._vitals.resting()
