@@ -92,7 +92,10 @@ def accept(link: Link, key: bytes, own: Identity, choose: Any) -> tuple[Identity
     nonce = os.urandom(_NONCE_BYTES)
     both = begin.nonce + nonce
     link.send(_encode(_Proof(nonce, _proof(key, b"accepts", both, b""))))
-    other = _receive(link, _Introduction)
+    try:
+        other = _receive(link, _Introduction)
+    except LinkLost as lost:
+        raise Refused(f"{lost}, at this side's proof: the peer keys may differ (--peer-key)") from None
     if not hmac.compare_digest(other.proof, _proof(key, b"connects", both, _content(other))):
         raise Refused("the peer keys differ (--peer-key)")
     if other.identity is None:
