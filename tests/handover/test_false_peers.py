@@ -25,6 +25,7 @@ from workbench.scheduler.disaggregated.letters import (
     KVSent,
     Letter,
     PagesSetAside,
+    PeerGone,
     SendPages,
     Shake,
 )
@@ -82,6 +83,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         wires.append(peer.wire)
         return made[-1], peer
 
+    make.wires = wires  # type: ignore[attr-defined]
     yield make
     for one in wires:
         one.close()
@@ -145,6 +147,33 @@ def test_a_decode_half_is_not_taken_in_by_pages_that_cannot_be(
     assert (answer.kind, answer.detail) == ("aborted", "prefill_gone")
     half.await_rest()
     assert [one for one in capfd.readouterr().err.splitlines() if line in one]
+
+
+def test_nobody_speaks_of_a_handover_of_somebody_else(halves: Any, capfd: Any) -> None:
+    half, peer = halves("prefill")
+    number = half.submit(PROMPT, PARAMS, 1, peer="127.0.0.1:9")
+    told = PagesSetAside(peer.wire.room(ROUTER, 1), "r", 0, np.arange(PAGES, dtype=np.int32))
+    peer.wire.post([Letter(peer.number, told)])
+    peer.waits_for(PeerGone)
+    assert "it speaks of a handover that it has no part in" in capfd.readouterr().err
+    half.cancel(number)
+    assert half.read(number)[0].detail == "client"
+    half.await_rest()
+
+
+def test_pages_of_a_peer_that_has_gone_since_are_not_waited_for(halves: Any) -> None:
+    half, peer = halves("prefill")
+    told = PagesSetAside(peer.wire.room(ROUTER, 1), "r", 0, np.arange(PAGES, dtype=np.int32))
+    peer.wire.post([Letter(peer.number, told), Shake(peer.number)])
+    peer.waits_for(HandsShaken)
+    peer.wire.close()
+    half.state()
+    until(lambda: not halves.wires[0]._exchange.peers[0].untold, "the half hears that it is gone")
+    number = half.submit(PROMPT, PARAMS, 1, peer=peer.address)
+    until(lambda: half.beat().waiting, "it waits for pages")
+    half.cancel(number)
+    assert half.read(number)[0].detail == "client"
+    half.await_rest()
 
 
 def test_a_refusal_that_nobody_knows_ends_a_request_as_aborted(halves: Any) -> None:
