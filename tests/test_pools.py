@@ -380,11 +380,13 @@ def test_one_cost_fit_of_different_pools_is_refused(tmp_path):
     assert not (tmp_path / "costs.json").exists()
 
 
-def test_a_real_run_and_a_server_refuse_pools(tmp_path):
-    from workbench.serving.serve_settings import ServeSettings
-
-    with pytest.raises(ValueError, match="pool: a server is one instance"):
-        ServeSettings(settings_from(None, {"pool": ["both:2"]}))
+def test_a_replay_refuses_pools(tmp_path):
+    (tmp_path / "two.toml").write_text('pool = ["both:2"]\n')
+    ran = workbench("replay", SAMPLE, "--model", "any", "--backend", "cpu", "--config", tmp_path / "two.toml")
+    assert (ran.exit_code, ran.stderr) == (
+        2,
+        "error: pool: is for simulation; a real runner is one instance without it\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -269,8 +269,8 @@ def test_simulate_imports_neither_torch_nor_transformers():
 def test_the_commands_of_the_readme_run(tmp_path):
     readme = (ROOT / "README.md").read_text()
     commands = [line.strip() for line in readme.splitlines() if line.startswith("    workbench ")]
-    # Those with capitals for what the reader has are run with real names in tests/live and tests/serving.
-    commands = [command for command in commands if not {"TRACE", "MODEL"} & set(command.split())]
+    # Those with capitals for what the reader has are run with real names in tests/live, tests/serving and tests/routing.
+    commands = [command for command in commands if not {"TRACE", "MODEL", "URL"} & set(command.split())]
     assert len(commands) >= 10
     for command in commands:
         words = [word.replace("traces/samples", str(SAMPLE.parent)) for word in command.split()[1:]]
