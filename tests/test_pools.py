@@ -389,6 +389,14 @@ def test_a_replay_refuses_pools(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("name", "value"), [("pool", ["both:2"]), ("dp", 2)])
+def test_one_server_is_one_instance(name, value):
+    from workbench.serving.serve_settings import ServeSettings
+
+    with pytest.raises(ValueError, match=f"^{name}: a server is one instance; a fleet starts one for each$"):
+        ServeSettings(settings_from(None, {name: value}))
+
+
 @pytest.mark.parametrize(
     ("vary", "message"),
     [

@@ -151,7 +151,10 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
             if folder is not None and not spec.has_weights:
                 raise ConfigError(f"{name}: a {spec.name} model has neither a profile nor weights")
         self._check_role()
-        assert not self.run.pool and self.run.dp == 1, "a fleet starts a server for each of its instances"
+        if self.run.pool or self.run.dp > 1:
+            raise ConfigError(
+                f"{'pool' if self.run.pool else 'dp'}: a server is one instance; a fleet starts one for each"
+            )
         if len(self.run.loops) != 1:
             raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
         if self.run.max_tokens is None:  # there is no trace that would say what a request writes
