@@ -30,7 +30,8 @@ def half(role: str, **info: Any) -> FakeWorker:
         await call.answer({"by": worker.name})
 
     worker = FakeWorker(prefills if role == "prefill" else decodes)
-    worker.info = {"role": role, "model": "m", "page_size": 16, "kv_dtype": "bf16", **info}
+    alike = {"model": "m", "page_size": 16, "kv_dtype": "bf16"}
+    worker.info = {"role": role, "peer": "127.0.0.1:7099", **alike, **info}
     return worker
 
 

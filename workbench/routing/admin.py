@@ -23,6 +23,7 @@ from workbench.serving.http import bodies
 from workbench.serving.http.doors import check_key, read_body
 from workbench.serving.http.errors import ApiError, json_response
 from workbench.serving.http.request_ids import id_of
+from workbench.serving.listen_settings import check_api_key
 
 TO_ALL = ("abort", "flush_cache", "pause", "resume")
 """Endpoints of a server that a router passes on to all its workers."""
@@ -69,10 +70,17 @@ class Admin:
     async def add(self, request: Request) -> Response:
         asked: AddWorker = bodies.parse(await read_body(request, self._settings.max_body_bytes), AddWorker)
         try:
+            check_api_key("api_key", asked.api_key)
             worker = self._roster.add(asked.url, asked.role, asked.api_key)
         except ConfigError as error:
             raise ApiError(400, str(error), code="invalid_value", param=str(error).partition(":")[0]) from error
-        await self._health.look(worker)
+        try:
+            await self._health.look(worker)
+        except BaseException:
+            self._roster.drain(worker)
+            raise
+        if worker.draining:
+            raise ApiError(409, f"{worker.url} was removed while it was looked at", code="worker_removed", param="url")
         if worker.refused:
             self._roster.drain(worker)
             raise ApiError(400, f"{worker.url} {worker.refused}", code="invalid_value", param="url")

@@ -12,10 +12,15 @@ Header = tuple[bytes, bytes]
 READ_AHEAD_BYTES = 1 << 16
 """No more is read from a worker while so much waits for the client."""
 MOST_HEADER_BYTES = 1 << 16
+LAST_STATUS = 599
 
 
 class WorkerFailed(Exception):
     """A worker did not answer, or not to the end, in a few words."""
+
+
+class NotSendable(Exception):
+    """A request that HTTP cannot carry, in a few words: no fault of a worker."""
 
 
 class Connection(asyncio.Protocol):
@@ -60,13 +65,13 @@ class Connection(asyncio.Protocol):
         return not self._over and self._h11.our_state is h11.IDLE and not self._unread
 
     def send(self, method: str, target: bytes, headers: Sequence[Header], body: bytes) -> None:
-        """Send a request, whose ``headers`` say how long its body is."""
+        """Send a request, whose ``headers`` say how long its body is. Raises NotSendable."""
         try:
             said = self._h11.send(h11.Request(method=method, target=target, headers=list(headers))) or b""
             said += (self._h11.send(h11.Data(data=body)) or b"") if body else b""
             said += self._h11.send(h11.EndOfMessage()) or b""
         except h11.LocalProtocolError as error:
-            raise WorkerFailed(f"the request cannot be sent: {error}") from error
+            raise NotSendable(f"the request cannot be sent: {error}") from error
         self._transport.write(said)
 
     async def answer(self) -> h11.Response:
@@ -74,6 +79,8 @@ class Connection(asyncio.Protocol):
         while True:
             event = self._next_event()
             if isinstance(event, h11.Response):
+                if event.status_code > LAST_STATUS:
+                    raise WorkerFailed(f"its answer is not HTTP: status {event.status_code}")
                 return event
             if event is h11.NEED_DATA:
                 await self._more()

@@ -157,17 +157,20 @@ class Front:
         if self._draining:
             raise api_error(Refusal("draining", "the router is shutting down", retry_after_s=1))
         given_id(request.headers)
+        path: str = request.scope["path"]
+        if not {".", ".."}.isdisjoint(path.replace("\\", "/").split("/")):
+            # What stands before a worker may take it for a path that no client is let through to.
+            raise ApiError(400, "the path has . or .. in it")
         self._open += 1
         self.idle.clear()
         try:
             body = await read_body(request, self._settings.max_body_bytes)
+            asked = asked_in(body, request.headers, self._settings.session_header.lower())
+            headers = to_worker(request.scope["headers"], id_of(request.scope), self._settings.api_key is not None)
+            passed = Passed(request.method, _target(request), headers, body)
         except BaseException:
             self._ended()
             raise
-        path: str = request.scope["path"]
-        asked = asked_in(body, request.headers, self._settings.session_header.lower())
-        headers = to_worker(request.scope["headers"], id_of(request.scope), self._settings.api_key is not None)
-        passed = Passed(request.method, _target(request), headers, body)
         sessions: Callable[[int, bytes, tuple[Worker, ...]], None] | None = None
         if path == "/open_session":
             sessions = self._session_opened

@@ -41,6 +41,8 @@ def to_client(given: Iterable[Header]) -> list[Header]:
     """The headers of an answer as the client gets them."""
     lowered = [(k.lower(), v) for k, v in given]
     dropped = _NOT_TO_CLIENTS | _named_by_connection(lowered)
+    if any(k == b"transfer-encoding" for k, _ in lowered):
+        dropped |= {b"content-length"}  # which means nothing beside it
     return [(k, v) for k, v in lowered if k not in dropped and not k.startswith(_FAMILIES_NOT_TO_CLIENTS)]
 
 

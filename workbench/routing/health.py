@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from workbench.handover.addresses import split_address
 from workbench.routing.connection import WorkerFailed
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
@@ -137,6 +138,8 @@ def why_not(worker: Worker, others: Iterable[Worker]) -> str:
         wanted = "does both halves of a request" if role == "both" else f"has the role {role}"
         return f"{wanted}, and was given as --{'worker' if worker.role == 'both' else worker.role}"
     if role != "both":
+        if not _is_address(about.get("peer")):
+            return "does not say where it takes its peers' connections"
         mine = tuple(about.get(name) for name in ALIKE)
         if mine != worker.accepted:
             worker.accepted = None
@@ -148,6 +151,14 @@ def why_not(worker: Worker, others: Iterable[Worker]) -> str:
                         return f"{name} is {its!r}, and {their!r} at {other.url}"
             worker.accepted = mine
     return ""
+
+
+def _is_address(said: Any) -> bool:
+    """Whether a worker has said an address, which goes on to others in a header."""
+    try:
+        return isinstance(said, str) and said.isascii() and said.isprintable() and bool(split_address(said))
+    except ValueError:
+        return False
 
 
 def models_in(body: bytes) -> dict[str, dict[str, Any]]:

@@ -86,12 +86,14 @@ class PairAttempt:
         return piece
 
     async def end(self) -> None:
-        if self._prefilling is not None:
-            if self._whole and self._decode.reply.status < 400:
-                await asyncio.wait((self._prefilling,))  # it has done its work, and is about to say so
-            await _ended(self._prefilling)
-        await self._prefill.end()
-        await self._decode.end()
+        try:
+            if self._prefilling is not None:
+                if self._whole and self._decode.reply.status < 400:
+                    await asyncio.wait((self._prefilling,))  # it has done its work, and is about to say so
+                await _ended(self._prefilling)
+        finally:
+            await self._prefill.end()
+            await self._decode.end()
 
 
 async def _whole(half: PlainAttempt) -> bytes:

@@ -170,6 +170,8 @@ def parse_url(name: str, given: str) -> str:
         raise ConfigError(f"{name}: {given!r} is not a URL such as http://127.0.0.1:8000") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not given.isascii() or " " in given:
         raise ConfigError(f"{name}: {given!r} is not a URL such as http://127.0.0.1:8000")
+    if any(not 0 < len(label) < 64 for label in parts.hostname.rstrip(".").split(".")) or not parts.path.isprintable():
+        raise ConfigError(f"{name}: {given[:80]!r}: there is no such host or path")
     if parts.query or parts.fragment or parts.username is not None or parts.password is not None or port == 0:
         raise ConfigError(f"{name}: {given!r}: a scheme, a name, perhaps a port and a path, and nothing else")
     path = parts.path.rstrip("/").removesuffix("/v1")

@@ -161,4 +161,6 @@ class Upstream:
         except OSError as error:
             why = os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else error.strerror
             raise WorkerFailed(f"cannot be reached ({why or error})") from error
+        except UnicodeError as error:  # of a name that is none
+            raise WorkerFailed("cannot be reached (there is no such name)") from error
         return made
