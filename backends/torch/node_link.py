@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
@@ -162,12 +163,14 @@ def connected(place: NodePlace) -> Connection:
 
 
 def _greeted(raw: socket.socket, key: bytes, first: bool) -> Connection:
-    """Show each other that both know the key. Raises AuthenticationError or OSError."""
+    """Show each other that both know the key, within :data:`HANDSHAKE_S` in all. Raises AuthenticationError or OSError."""
     raw.settimeout(None)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    _limit_waits(raw, HANDSHAKE_S)
     connection = Connection(raw.detach())
+    late = threading.Timer(HANDSHAKE_S, cut, (connection,))
+    late.daemon = True
+    late.start()
     try:
         for deliver in (first, not first):
             (deliver_challenge if deliver else answer_challenge)(connection, key)
@@ -177,16 +180,9 @@ def _greeted(raw: socket.socket, key: bytes, first: bool) -> Connection:
     except (OSError, EOFError, AssertionError) as error:  # it is silent, has gone, or says something else
         connection.close()
         raise ConnectionError(str(error) or type(error).__name__) from error
-    with _socket(connection) as same:
-        _limit_waits(same, 0.0)
+    finally:
+        late.cancel()
     return connection
-
-
-def _limit_waits(of: socket.socket, seconds: float) -> None:
-    """Have reads and writes fail that take longer; 0: have them wait."""
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        of.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def _socket(connection: Connection) -> socket.socket:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from backends.node_place import NodePlace  # noqa: E402
-from backends.torch import node_host  # noqa: E402
+from backends.torch import node_host, node_link  # noqa: E402
 from backends.torch.backend import make_backend, start_workers  # noqa: E402
 from backends.torch.node_host import host_ranks  # noqa: E402
 from backends.torch.node_link import (  # noqa: E402
@@ -219,6 +220,22 @@ def test_whoever_has_another_key_or_none_is_turned_away_and_the_others_are_let_i
         silent.close()
     assert isinstance(found[0], Nodes)
     assert "has another key (--peer-key) and was turned away" in capfd.readouterr().err
+
+
+def test_a_stranger_that_dribbles_has_its_time_in_all_and_no_more(monkeypatch: Any, gather: Any, capfd: Any) -> None:
+    monkeypatch.setattr(node_link, "HANDSHAKE_S", 0.3)
+    port, _ = gather()
+    until(lambda: _open(port), "listening")
+    with socket.create_connection(("127.0.0.1", port)) as stranger:
+
+        def cut_off() -> bool:
+            with suppress(OSError):
+                stranger.sendall(b"\0")  # the length of a message that never comes
+                return False
+            return True
+
+        until(cut_off, "cut off")
+    until(lambda: "did not show a key" in capfd.readouterr().err, "noted")
 
 
 def _open(port: int) -> bool:
