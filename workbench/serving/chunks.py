@@ -29,7 +29,7 @@ class Chunk(msgspec.Struct, array_like=True):
     text: str
     token_ids: list[int]
     kind: str = ""
-    """Why it ended: ``length``, ``stop``, ``aborted`` or ``rejected``; empty while it goes on."""
+    """Why it ended: ``length``, ``stop``, ``aborted``, ``rejected`` or ``handed_over``; empty while it goes on."""
     detail: str = ""
     stop_reason: str | int | None = None
     """The stop string or stop token that ended it."""

@@ -195,7 +195,7 @@ class Ended(msgspec.Struct, array_like=True):
 
     sequence: int
     kind: str
-    """``length``, ``stop``, ``aborted`` or ``rejected``."""
+    """``length``, ``stop``, ``aborted``, ``rejected`` or ``handed_over``."""
     detail: str
     prompt_tokens: int = 0
     """Those of its session included."""
