@@ -183,10 +183,11 @@ def test_a_fleet_without_anybody_ends_and_a_second_signal_ends_one_at_once(start
 
 @pytest.mark.slow
 def test_instances_that_cannot_start_are_one_line_of_the_first_that_says_so(tmp_path):
-    missing = ("--dp", "2", "--tokenizer", str(tmp_path / "none"))
+    missing = ("--dp", "2", "--tokenizer", str(tmp_path / "none"), "--record", str(tmp_path / "record"))
     ran = subprocess.run(command(*missing), capture_output=True, text=True, env=environment(), timeout=PATIENCE_S)
     assert (ran.returncode, ran.stdout) == (2, ""), ran
     assert ran.stderr.startswith("error: both.") and ran.stderr.count("\n") == 1 and "none" in ran.stderr, ran.stderr
+    assert list((tmp_path / "record").iterdir()) == []
 
 
 @pytest.mark.parametrize(

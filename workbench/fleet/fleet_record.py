@@ -51,6 +51,10 @@ class FleetRecord:
         )
         return dataclasses.replace(planned, settings=settings)
 
+    def discard(self) -> None:
+        """Remove what instances have begun to leave."""
+        shutil.rmtree(self._parts, ignore_errors=True)
+
     def close(self, spans: Mapping[str, tuple[float, float]], lost: Mapping[str, str]) -> int:
         """Make the record of what there is, and return the exit code. ``spans`` say from when to when instances served, on
         the monotonic clock, and ``lost`` which did not end with the others, and why."""
@@ -69,7 +73,7 @@ class FleetRecord:
         }
         missing = [each.name for number, each in enumerate(self.planned) if number not in parts]
         if not any(len(part.requests["request_id"]) for part in parts.values()):
-            shutil.rmtree(self._parts, ignore_errors=True)
+            self.discard()
             print(f"record: no request came, so {self._out} stays empty", file=sys.stderr)
             return
         for pool in {each.pool for each in self.planned}:
@@ -92,7 +96,7 @@ class FleetRecord:
         write_record(record, run_folder(self._out, self._settings.loop))
         if len(record.iterations["iteration"]):
             self._write_page(record)
-        shutil.rmtree(self._parts, ignore_errors=True)
+        self.discard()
         for line in notes[len(notes) - len(missing) :] if missing else ():
             print(f"warning: record: {line}", file=sys.stderr)
         folder = run_folder(self._out, self._settings.loop)

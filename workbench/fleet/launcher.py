@@ -45,8 +45,10 @@ def run_fleet(settings: FleetSettings, force: bool, guard: Guard, gpus: bool) ->
             planned = record.planned
         fleet = _Fleet(settings, planned, listener, guard)
         code = asyncio.run(fleet.run())
-        if record is not None:
+        if record is not None and fleet.spans:
             code = max(code, record.close(fleet.spans, fleet.lost))
+        elif record is not None:
+            record.discard()  # nothing was ever served
         return code
     finally:
         listener.close()
@@ -110,6 +112,7 @@ class _Fleet:
 
     def _on_ended(self, instance: FleetInstance) -> None:
         asyncio.get_running_loop().remove_reader(instance.process.sentinel)
+        instance.kill()  # whatever of it is left
         if instance.name in self.spans:
             self.spans[instance.name] = (self.spans[instance.name][0], time.monotonic())
         if self._ending:

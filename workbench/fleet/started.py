@@ -31,6 +31,7 @@ class FleetInstance:
         """What it said when it began to serve."""
         self._served = served
         self._error = ""
+        self._buried = False
         listener = listen(LOOPBACK, 0)
         self.url = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
         spawn = multiprocessing.get_context("spawn")
@@ -64,11 +65,13 @@ class FleetInstance:
             self._send(number)
 
     def kill(self) -> None:
-        """End it with all that it has started."""
-        if self.process.pid is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self._send(signal.SIGKILL)  # it may have had no group of its own yet
+        """End it with all that it has started. Once it has ended, the next time is nothing: its number may be another's."""
+        if self._buried or self.process.pid is None:
+            return
+        self._buried = not self.process.is_alive()
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._send(signal.SIGKILL)  # it may have had no group of its own yet
 
     def _send(self, number: int) -> None:
         if self.process.pid is not None and self.process.is_alive():
@@ -78,7 +81,7 @@ class FleetInstance:
     def how_it_ended(self) -> str:
         """Say in words how it has ended, and why where it has said so."""
         self.process.join()
-        self._relay.join(timeout=5)  # its children may hold the other end a little longer
+        self._relay.join(timeout=1)  # what it has said is on its way
         return self._error or how_it_ended(self.process.exitcode)
 
     def _hear(self, lines: IO[str]) -> None:
