@@ -75,6 +75,20 @@ def test_a_prompt_of_a_model_with_experts_takes_longer_by_the_gap_of_its_tokens(
         assert behind.forward(decodes) == before.forward(decodes)
 
 
+def test_layers_timed_as_they_ran_have_their_small_kernels_already(gaps, tmp_path):
+    model = "Qwen/Qwen3-30B-A3B"
+    folder = linear_profile(tmp_path / "p", model)
+    rows = ((tokens, used, 1e-5 + 1e-8 * tokens) for tokens in (1, 2048) for used in (1, 128))
+    table = "tokens,distinct_experts,seconds\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
+    (folder / "tp1/experts.csv").write_text(table)
+    prompts = batch([1000, 500], (300, 200))
+    took = []
+    for token_s in (0.0, 1e-7):
+        gaps("vllm-0.19.0", gap_expert_token_s=token_s)
+        took.append(cost("vllm-0.19.0", model=model, cost=f"profile:{folder}").forward(prompts))
+    assert took[0] == took[1]
+
+
 def test_costs_made_of_operator_tables_have_what_runs_beside_the_model_already(gaps, tmp_path):
     folder = linear_profile(tmp_path / "p")
     beside_s = load_engine("sglang-0.5.23").gpu_step_s

@@ -213,8 +213,11 @@ def resolve(settings: RunSettings, loop: str) -> SimulatedRecipe:
     # Costs made of operator tables have what a step runs beside the model already.
     beside_s = engine.gpu_step_s if kind in ("profile", "measured") else 0.0
     gap_s = max(host.gap_s - beside_s, 0.0) + host.gap_rank_s * (tp - 1)
-    gap_s += (host.gap_recurrent_s * model.recurrent_layers + host.gap_sparse_s * model.sparse_layers) / pp
-    cost = with_gaps(cost, gap_s, host.gap_request_s, host.gap_expert_token_s * sum(model.moe_layers) / pp)
+    token_s = 0.0
+    if not getattr(cost, "layers_timed", kind == "fitted"):  # what was timed as it ran has them
+        gap_s += (host.gap_recurrent_s * model.recurrent_layers + host.gap_sparse_s * model.sparse_layers) / pp
+        token_s = host.gap_expert_token_s * sum(model.moe_layers) / pp
+    cost = with_gaps(cost, gap_s, host.gap_request_s, token_s)
     return SimulatedRecipe(
         loop=loop_spec(settings, loop),
         scheduler=scheduler,

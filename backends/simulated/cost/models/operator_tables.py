@@ -279,6 +279,8 @@ class OperatorTables:
     kernels_per_layer: int = 0
     """Kernels that a layer launches, where the tables hold the kernels' own times: what lies between two of them is
     then to be added to steps that launch them one by one."""
+    layers_timed: bool = False
+    """They are of the layers of a model as it ran, with the small kernels around its operators, not of operators alone."""
     experts_over: int = 1
     """Over how many GPUs the experts were divided when they were measured."""
     kinds: Mapping[Layer, Mapping[str, Curve]] | None = None

@@ -103,6 +103,11 @@ class ProfileCost:
             kind.tell(partial(self._note, how="in proportion"))
 
     @property
+    def layers_timed(self) -> bool:
+        """Whether the tables are of whole layers as they ran."""
+        return self.tables.layers_timed
+
+    @property
     def collectives_measured(self) -> bool:
         """Whether every collective between its GPUs was measured, so that no link is assumed."""
         tables = self.tables

@@ -117,6 +117,7 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         notes=notes,
         missing=missing,
         kernels_per_layer=kernels,
+        layers_timed=True,
     )
 
 

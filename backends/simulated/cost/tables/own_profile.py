@@ -119,6 +119,7 @@ def read(path: Path, tp: int, model: ModelSpec) -> OperatorTables:
         attention_table(_stacked(columns), columns["seconds"], file, uneven, prompts=prompts),
         experts,
         reduce,
+        layers_timed=True,
     )
 
 
