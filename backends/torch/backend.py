@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from backends.torch.kv_pages import KVShare
+from backends.torch.kv_pages import KVShare, SavedKV
 from backends.torch.many_ranks import ManyWorkers
 from backends.torch.one_process import CpuWorker, CudaWorker
 from backends.torch.rank import Rank
@@ -95,10 +95,11 @@ class TorchBackend:
         """Launch a batch. Raises NotImplementedError where it asks for more than a model does here."""
         if batch.decode_tokens != batch.decodes:
             raise NotImplementedError("query_lens: the torch backend decodes one token a row and verifies no drafts")
-        unknown = {copy.direction for copy in batch.kv_copies} - {"save", "load", "forget"}
-        if unknown:
-            asked = ", ".join(sorted(unknown))
-            raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) with a batch")
+        if batch.kv_copies:
+            unknown = {copy.direction for copy in batch.kv_copies} - SavedKV.DIRECTIONS
+            if unknown:
+                asked = ", ".join(sorted(unknown))
+                raise NotImplementedError(f"kv_copies: the torch backend does not copy KV pages ({asked}) with a batch")
         try:
             wait = self.workers.submit(batch)
         except BaseException:

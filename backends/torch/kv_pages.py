@@ -109,6 +109,9 @@ class KVPages:
 class SavedKV:
     """KV of retracted requests in the host's memory, by their ids."""
 
+    DIRECTIONS = frozenset(("save", "load", "forget"))
+    """Of the copies that :meth:`make` makes."""
+
     def __init__(self, pages: KVPages) -> None:
         self._pages = pages
         self._saved: dict[str, Tensor] = {}
