@@ -8,6 +8,7 @@ import pytest
 
 from tests.routing.fakes import Call, Client, FakeWorker, routed
 from tests.routing.test_pairs import half
+from workbench.routing.admin import TO_ALL
 from workbench.routing.headers import to_client
 from workbench.routing.route_settings import parse_url
 from workbench.scheduler.settings import ConfigError
@@ -47,6 +48,17 @@ def test_what_http_cannot_carry_is_the_clients_fault_and_no_workers(value):
         assert (await client.post()).status == 200
 
     routed(test, FakeWorker(), breaker_failures=1)
+
+
+@pytest.mark.parametrize("name", TO_ALL)
+def test_nor_is_it_of_all_workers_where_all_are_asked(name):
+    async def test(client: Client) -> None:
+        answer = await client.ask(f"/{name}", {}, x_note="a\nb").end()
+        assert answer.status == 400 and "cannot be sent" in answer.error["message"]
+        assert not any(worker.calls for worker in client.workers)
+        assert (await client.post()).status == 200
+
+    routed(test, FakeWorker(), FakeWorker())
 
 
 def test_it_is_no_pairs_either_and_both_halves_are_free_again():

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from workbench.routing.connection import Header, NotSendable, WorkerFailed
+from workbench.routing.connection import Header, WorkerFailed
 from workbench.routing.dispatch import Sending
 from workbench.routing.headers import with_key_of
 from workbench.routing.upstream import Reply
 from workbench.routing.worker import Worker
-from workbench.serving.http.errors import ApiError
 
 FAULTS_FROM = 500
 OVERLOADED = 503
@@ -89,8 +88,6 @@ class PlainAttempt:
             self._open, self.first = await worker.upstream.begin(passed.method, passed.target, headers, passed.body)
         except WorkerFailed as error:
             raise self._failed(error) from error
-        except NotSendable as error:
-            raise ApiError(400, str(error)) from error
         self.reply = self._open
         self._told(worker, self.reply.status)
         self._sending.answered()

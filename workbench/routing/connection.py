@@ -8,6 +8,8 @@ from typing import cast
 
 import h11
 
+from workbench.serving.http.errors import ApiError
+
 Header = tuple[bytes, bytes]
 READ_AHEAD_BYTES = 1 << 16
 """No more is read from a worker while so much waits for the client."""
@@ -19,8 +21,11 @@ class WorkerFailed(Exception):
     """A worker did not answer, or not to the end, in a few words."""
 
 
-class NotSendable(Exception):
-    """A request that HTTP cannot carry, in a few words: no fault of a worker."""
+class NotSendable(ApiError):
+    """A request that HTTP cannot carry: the client's fault, and no worker's."""
+
+    def __init__(self, why: object) -> None:
+        super().__init__(400, f"the request cannot be sent: {why}")
 
 
 class Connection(asyncio.Protocol):
@@ -71,7 +76,7 @@ class Connection(asyncio.Protocol):
             said += (self._h11.send(h11.Data(data=body)) or b"") if body else b""
             said += self._h11.send(h11.EndOfMessage()) or b""
         except h11.LocalProtocolError as error:
-            raise NotSendable(f"the request cannot be sent: {error}") from error
+            raise NotSendable(error) from error
         self._transport.write(said)
 
     async def answer(self) -> h11.Response:
