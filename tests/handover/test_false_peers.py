@@ -204,3 +204,16 @@ def test_a_peer_that_is_given_up_and_comes_back_is_served(halves: Any) -> None:
     peer.waits_for(KVSent)
     half.await_rest()
     assert not any(isinstance(one, KVArrived) for one in peer._came)
+
+
+def test_pages_that_are_set_aside_twice_are_no_end_of_a_prefill_half(halves: Any, capfd: Any) -> None:
+    half, peer = halves("prefill")
+    number = half.submit(PROMPT, PARAMS, 1, peer=peer.address)
+    until(lambda: half.beat().waiting, "it waits for pages")
+    told = PagesSetAside(peer.wire.room(ROUTER, 1), "r", 0, np.arange(PAGES, dtype=np.int32))
+    peer.wire.post([Letter(peer.number, told)] * 2)
+    half.read(number)  # one way or the other, by which of both comes first
+    half.await_rest()
+    said = "it set pages aside for a handover twice"
+    until(lambda: said in capfd.readouterr().err, "a line says so")
+    half.await_rest()
