@@ -239,8 +239,7 @@ def fit(group: Group, rows: Sequence[Row], rounds: int, jobs: int) -> np.ndarray
 def _error(asked: tuple[Row, str, str, dict[str, float], str]) -> float:
     """The signed error of a row under these numbers."""
     row, preset, table, values, of = asked
-    whole = engines._presets()[preset].setdefault(table, dict(getattr(engines.load_engine(preset), table)))
-    whole.update(values)
+    engines._presets()[preset].setdefault(table, {}).update(values)
     found: Predicted = predict(row, engine=preset)
     return float(found.ttft_error if of == "ttft" else found.tpot_error)
 

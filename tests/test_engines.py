@@ -34,6 +34,18 @@ def test_every_preset_is_made_of_known_settings_and_phases(name):
     assert resolve(settings, settings.loops[0]).scheduler.batching == settings.batching
 
 
+def test_a_preset_has_in_every_table_what_it_does_not_say_from_the_one_it_extends():
+    above, below, synchronous = (load_engine(f"vllm-{version}.0") for version in ("0.24", "0.19", "0.12"))
+    own = {"schedule_request_s": 3.9e-6, "process_token_s": 2.2e-6}
+    assert below.host == {**above.host, **own} != above.host
+    assert below.exchange == {**above.exchange, "sends": "logits"}
+    assert synchronous.host["gap_rank_s"] == load_engine("vllm").host["gap_rank_s"] > 0
+    assert not synchronous.exchange["quantised"]
+    assert (
+        load_engine("sglang-0.5.1").host["gap_recurrent_s"] == 0 < load_engine("sglang-0.5.6").host["gap_recurrent_s"]
+    )
+
+
 def test_flags_and_files_win_over_the_preset(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text('engine = "vllm-0.19"\nmax_running = 100\npage_size = 32\n')

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import workbench
+from backends.simulated.host import GAPS
 from tests.cost.profiles import batch, linear_profile
 from traces import TraceRequest
 from workbench.cluster.resolve import resolve
@@ -22,8 +23,8 @@ def gaps(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def given(engine: str, **numbers: float) -> None:
         presets = {**engines._presets()}
-        host = {name: value for name, value in load_engine(engine).host.items() if not name.startswith("gap_")}
-        presets[engine] = {**presets[engine], "host": {**host, **numbers}}
+        host = {**presets[engine].get("host", {}), **dict.fromkeys(GAPS, 0.0), **numbers}
+        presets[engine] = {**presets[engine], "host": host}
         monkeypatch.setattr(engines, "_presets", lambda: presets)
 
     return given

@@ -105,12 +105,11 @@ def load_engine(name: str) -> Engine:
     values = dict(_presets()[exact])
     above = load_engine(values.pop("extends")) if "extends" in values else Engine(exact)
     own = {part: values.pop(part) for part in _PARTS if part in values}
-    if "gpus" in own:
-        own["gpus"] = tuple(own["gpus"])
-    if "tunable" in own:
-        own["tunable"] = tuple(own["tunable"])
-    if "offers" in own:
-        own["offers"] = {**above.offers, **own["offers"]}
+    for part, said in own.items():
+        if isinstance(said, list):
+            own[part] = tuple(said)
+        elif isinstance(said, dict):
+            own[part] = {**getattr(above, part), **said}
     return replace(above, name=exact, settings={**above.settings, **values}, **own)
 
 
