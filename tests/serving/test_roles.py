@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from typer.testing import CliRunner
 
 from tests.serving.server import Server, answer
 from workbench.cli.app import app
+from workbench.scheduler.config import ConfigError
+from workbench.serving.engine.peers import listen_to_peers
 
 ROOMS = count(1)
 HELLO = {"prompt": "hello", "max_tokens": 8}
@@ -181,3 +185,10 @@ def test_what_a_half_cannot_have_is_one_line(flags: list[str], line: str) -> Non
     assert ran.exit_code == 2
     (told,) = ran.stderr.strip().splitlines()
     assert line in told
+
+
+def test_an_address_for_peers_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        asked: Any = SimpleNamespace(peer_host="127.0.0.1", peer_port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match=r"^peer_host: cannot listen on 127.0.0.1:\d+: Address already in use$"):
+            listen_to_peers(asked)

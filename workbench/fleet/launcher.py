@@ -19,7 +19,8 @@ from workbench.fleet.started import FleetInstance
 from workbench.routing.front import Front
 from workbench.routing.run_router import serve_router
 from workbench.scheduler.config import Role
-from workbench.serving.http.connections import listen, raise_open_files
+from workbench.serving.http.connections import raise_open_files
+from workbench.serving.listening import listen
 
 LAST_S = 75.0
 """How long an instance may take to end once it has nothing under way: its record may be long."""

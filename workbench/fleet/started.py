@@ -15,7 +15,7 @@ from typing import IO, Any
 from workbench.fleet.instance_process import Guard, run_instance
 from workbench.fleet.planned import LOOPBACK, Planned
 from workbench.serving.child import how_it_ended
-from workbench.serving.http.connections import listen
+from workbench.serving.listening import listen
 
 ERROR = "error: "
 

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from workbench.routing.front import Front
 from workbench.routing.route_settings import RouteSettings
 from workbench.scheduler.settings import ConfigError
-from workbench.serving.http.connections import Crowded, Server, connection_room, listen, raise_open_files
+from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
 from workbench.serving.http.origins import Access, guarded
 from workbench.serving.http.request_ids import RequestIds
+from workbench.serving.listening import listen
 
 FLUSH_S = 5.0
 """How long answers may take to leave once nothing more will come."""

@@ -22,11 +22,12 @@ from workbench.serving.child import how_it_ended
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.scheduler_process import run_engine
 from workbench.serving.folders import with_folders
-from workbench.serving.http.connections import Crowded, Server, connection_room, listen, raise_open_files
+from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
 from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
 from workbench.serving.http.request_ids import RequestIds
+from workbench.serving.listening import listen
 from workbench.serving.metrics import Metrics
 from workbench.serving.node import serve_node
 from workbench.serving.refusals import Refusal

@@ -11,26 +11,17 @@ from workbench.handover.live_wire import LiveWire
 from workbench.handover.shared_state import WireSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend
+from workbench.serving.listening import listen
 from workbench.serving.peer_keys import shared_key
 from workbench.serving.serve_settings import ServeSettings
 
 
 def listen_to_peers(settings: ServeSettings) -> socket.socket:
     """Return a socket that listens for peers. Raises ConfigError."""
-    host, port = settings.peer_host, settings.peer_port
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(256)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(f"peer_host: cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
+        return listen(settings.peer_host, settings.peer_port, backlog=256)
+    except ConfigError as error:
+        raise ConfigError(f"peer_host: {error}") from error
 
 
 def wire_of(

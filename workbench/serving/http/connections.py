@@ -53,23 +53,6 @@ def connection_room() -> int:
     return room
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises ConfigError in one line when the address cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
-
-
 class Crowded:
     """The application for a connection beyond the room: /health and /metrics, else a 503; closed after its answer."""
 
