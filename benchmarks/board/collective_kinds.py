@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -54,9 +54,10 @@ def ring(tables: Tables, gpu: GPU) -> Fit | None:
     if engines is not None:
         rows = engines.rows[~takes(engines, gpu)]
         found.append(rows.assign(hops=2 * (rows.num_gpus - 1)))
-    together = pd.concat(each for each in found if each is not None)
-    if together.empty:
+    found = [each for each in found if each is not None and len(each)]
+    if not found:
         return None
+    together = pd.concat(found)
     rows = Measured(together.assign(through=together.hops / together.num_gpus * together.message_size * ELEMENT_BYTES))
     start = gpu if gpu.ring_efficiency else replace(gpu, **RING_START)
     names = [name for name in RING_START if name != "ring8_efficiency" or rows.num_gpus.max() > 4]
@@ -105,7 +106,6 @@ def far(tables: Tables, gpu: GPU) -> Fit | None:
             & (t.message_size * ELEMENT_BYTES).le(MOST_BYTES)
         ),
         SIZES,
-        ENGINES if tables.engine is None else (tables.engine,),
     )
     if rows is None:
         return None
@@ -134,7 +134,6 @@ def _of_engines(tables: Tables, gpu: GPU) -> Measured | None:
         "custom_allreduce",
         lambda t: t.kernel_source.str.endswith(GRAPH) & _fits(t, gpu),
         SIZES,
-        ENGINES if tables.engine is None else (tables.engine,),
     )
 
 
@@ -155,10 +154,6 @@ def _fits(table: pd.DataFrame, gpu: GPU) -> pd.Series:
     return table.num_gpus.le(gpu.gpus_per_node) & (table.message_size * ELEMENT_BYTES).le(MOST_BYTES)
 
 
-_KNOWN = {each.name for each in fields(GPU)}
-
-
 def _with(gpu: GPU, names: list[str], values: tuple[float, ...]) -> GPU:
     """The GPU with these numbers."""
-    assert _KNOWN.issuperset(names)
     return replace(gpu, **dict(zip(names, values, strict=True)))
