@@ -138,11 +138,10 @@ class EngineClient:
         if request_id in self._requests:
             raise bad_value("request_id", f"{request_id!r} is being served already")
         shared = asked.shared
-        if shared is not None:
-            self._take_rooms(shared, count, asked.request_id or asked.label or request_id)
+        named = asked.request_id or asked.label
+        rooms = [] if shared is None else self._rooms_of(shared, named or request_id, count)
         request = OpenRequest(self, request_id, asked)
         submits: list[tuple[OpenSequence, bytes]] = []
-        named = asked.request_id or asked.label
         for index in range(count):
             number = next(self._numbers)
             # The number makes it the scheduler's only one, also when a client uses an id again.
@@ -172,9 +171,7 @@ class EngineClient:
             )
             sequence = OpenSequence(request, index, number, sequence_id)
             if shared is not None:
-                sequence.rooms = [
-                    (who, shared.room + index) for who in (f"router {shared.router}", named or request_id)
-                ]
+                sequence.rooms = rooms[index]
             submits.append((sequence, encode(submit)))
         if asked.grammar and not self._vocabulary_sent:
             self._vocabulary_sent = True
@@ -184,21 +181,24 @@ class EngineClient:
         self.idle.clear()
         for sequence, message in submits:
             request.open[sequence.number] = self._sequences[sequence.number] = sequence
+            self._rooms.update(sequence.rooms)
             self._without_token += 1
             self._scheduler.send(message)
         self._metrics.open_sequences = len(self._sequences)
         return request
 
-    def _take_rooms(self, shared: Shared, count: int, name: str) -> None:
-        """Note the rooms of a request, and what its sequences are called by them. Raises Refusal where one is another's."""
-        rooms = [(who, shared.room + index) for who in (f"router {shared.router}", name) for index in range(count)]
-        if not self._rooms.isdisjoint(rooms):
+    def _rooms_of(self, shared: Shared, name: str, count: int) -> list[list[tuple[str, int]]]:
+        """Return what each of so many sequences has to have alone: its room, by its router's name and by its request's,
+        which is a part of its own. Raises Refusal where another sequence has one of them."""
+        numbers = range(shared.room, shared.room + count)
+        rooms = [[(f"router {shared.router}", number), (name, number)] for number in numbers]
+        if any(not self._rooms.isdisjoint(of_sequence) for of_sequence in rooms):
             raise Refusal(
                 "duplicate_room",
                 f"x-workbench-room: {shared.room >> ROOM_BITS} is being served already",
                 "x-workbench-room",
             )
-        self._rooms.update(rooms)
+        return rooms
 
     def _admit(self, count: int) -> None:
         if self._refusal is not None:
