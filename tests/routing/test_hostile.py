@@ -208,3 +208,29 @@ def test_a_body_of_any_kind_reaches_a_worker_as_it_is_and_nothing_stays_open(bod
         assert client.front.idle.is_set()
 
     routed(test, FakeWorker(), router=router)
+
+
+def test_who_waits_gets_a_worker_whose_breaker_is_half_open_by_now_though_nobody_else_comes_or_goes():
+    async def hangs(call: Call) -> None:
+        await call.gone()
+
+    async def breaks_once(call: Call) -> None:
+        await call.answer({}, 500 if len(broken.calls) == 1 else 200)
+
+    broken = FakeWorker(breaks_once)
+
+    async def test(client: Client) -> None:
+        first = client.ask(body={"prompt": "x"})  # fails there, and hangs at the other
+        while len(client.workers[1].calls) < 1:
+            await asyncio.sleep(0)
+        second = client.ask(body={"prompt": "y"})
+        while client.front.dispatch.room.waiting < 1:
+            await asyncio.sleep(0)
+        client.clock.goes_on(31)
+        await client.look()
+        assert (await second.end()).status == 200
+        assert len(broken.calls) == 2
+        first.leave()
+        await first.end()
+
+    routed(test, broken, FakeWorker(hangs), worker_requests=1, breaker_failures=1)

@@ -68,6 +68,7 @@ class Front:
         self.roster.left = self._left
         self.health = Health(settings, self.roster, say, clocks.sleep)
         self.dispatch = Dispatch(settings, self.roster, clocks.within)
+        self.health.looked = self.dispatch.room.look
         self.metrics.shows(self.roster, self.dispatch)
         self._means = Means(self.dispatch, self.metrics, settings.retries, Rooms(), clocks.now_s, self.health.doubt)
         self._admin = Admin(settings, self.roster, self.health, self.dispatch.room.look, address)

@@ -34,6 +34,8 @@ class Health:
         self._roster = roster
         self._say = say
         self._sleep = sleep
+        self.looked: Callable[[], None] = lambda: None
+        """Told after every look: a worker may be well again, or its breaker half open by now, and somebody wait for it."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._doubts: dict[int, asyncio.Event] = {}
 
@@ -89,6 +91,7 @@ class Health:
             self._well(worker)
         else:
             self._unwell(worker, why)
+        self.looked()
 
     def _well(self, worker: Worker) -> None:
         worker.failed_looks = 0
