@@ -5,7 +5,7 @@
 InferenceMAX's rows of SGLang that belong to fitting, at up to 16 requests at a time: how many TPOT lie between the first
 token as predicted and the measured TTFT. Prints each configuration that it used, its rows, their median, and the median
 over the rows of each model, on all GPUs and on each. Rows of more than 60 tokens waited for something else and are left
-out. A row that belongs to scoring stops it. Nothing is written.
+out. Nothing is written.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main(
     if path is None:
         print("error: silicon_sample.csv: not here; pip install aiconfigurator-core", file=sys.stderr)
         raise typer.Exit(2)
-    rows = [row for row in read_rows(path)[0] if not row.scores and first_chunk_tokens(row) and _is_low(row)][::every]
-    assert not any(row.scores for row in rows), "a row that belongs to scoring"
+    fitting = (row for row in read_rows(path)[0] if not row.scores and row.concurrency <= LOW_CONCURRENCY)
+    rows = [row for row in fitting if first_chunk_tokens(row)][::every]
     with ProcessPoolExecutor(jobs) as pool:
         found = list(pool.map(tokens_later, rows, chunksize=4))
     by: dict[str, list[float]] = {}
@@ -54,10 +54,6 @@ def main(
     for (model, system), tokens_of in sorted(models.items()):
         taken = FIRST_CHUNK_TOKENS.get((model, system), "nothing")
         print(f"{model} {system}: {np.median(tokens_of):.1f} of {len(tokens_of)} rows; launched.py has {taken}")
-
-
-def _is_low(row: Row) -> bool:
-    return row.concurrency <= LOW_CONCURRENCY and row.system != "gb200"
 
 
 def tokens_later(row: Row) -> float:

@@ -1,12 +1,13 @@
-"""What nobody could measure without the GPUs: the worker's part of an engine's host, and the way to its front end.
+"""What nobody could measure without the GPUs: the worker's part of an engine's host, what a step waits for or runs beside
+its operators, and the way to its front end.
 
     python benchmarks/host_fit.py [GROUP ...] [--rows FILE] [--every N] [--rounds N]
 
 Fits numbers of ``workbench/settings/engines.toml`` to rows of AIConfigurator's silicon_sample.csv that belong to fitting
-(benchmarks/board/silicon.py); a row that belongs to scoring stops it. Models are dense ones where there are any, whose
-steps the roofline has within a few per cent, so that what is left is the host's. For each group it prints the rows that it
-used by configuration, what it began and ended with, and the errors then. Nothing is written: the numbers go into the file
-by hand, with their source.
+(benchmarks/board/silicon.py); a row that belongs to scoring stops it. For hosts, models are dense ones where there are any,
+whose steps the roofline has within a few per cent, so that what is left is the host's. For each group it prints the rows
+that it used by configuration, what it began and ended with, and the errors then. Nothing is written: the numbers go into
+the file by hand, with their source.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Times to linearise.")] = 3,
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
 ) -> None:
-    """Fit the worker's part of hosts, and the way to front ends, to rows that belong to fitting."""
+    """Fit what hosts and front ends take, and what steps take beside their operators, to rows that belong to fitting."""
     path = rows or find_rows()
     if path is None:
         print("error: silicon_sample.csv: not here; pip install aiconfigurator-core, or --rows FILE", file=sys.stderr)
