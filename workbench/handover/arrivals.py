@@ -206,8 +206,8 @@ class Arrivals:
         with peer.writing:
             self._check_current(peer, link)
             logprobs = None if sent.logprobs is None else TokenLogprobs(*sent.logprobs)
-            arrived = KVArrived(room, sent.token, max(sent.cached_tokens, 0), logprobs)
-            self._exchange.rooms.complete(room, peer.number, lambda: self._exchange.put_mail(peer, arrived))
+            self._exchange.rooms.complete(room, peer.number)
+            self._exchange.put_mail(peer, KVArrived(room, sent.token, max(sent.cached_tokens, 0), logprobs))
         link.send(said.encode(said.Received(sent.room)))
 
     def _handover_ended(self, peer: Peer, link: Link, room: Room, kind: str, detail: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,20 +34,17 @@ class Rooms:
         """Let a peer write these pages, and nobody else."""
         self._asides[room] = _Aside(peer, np.array(pages, np.int32))
 
-    def close(self, room: Room, peer: int) -> bool:
-        """Let nothing more be written. Tells whether something might have been."""
+    def close(self, room: Room, peer: int) -> None:
+        """Let a peer write nothing more there, if it might."""
         aside = self._asides.get(room)
-        if aside is None or aside.peer != peer:
-            return False
-        del self._asides[room]
-        return True
-
-    def close_all(self, peer: int) -> int:
-        """Let a peer write nothing more; returns how many rooms it had."""
-        rooms = [room for room, aside in list(self._asides.items()) if aside.peer == peer]
-        for room in rooms:
+        if aside is not None and aside.peer == peer:
             del self._asides[room]
-        return len(rooms)
+
+    def close_all(self, peer: int) -> None:
+        """Let a peer write nothing more."""
+        for room, aside in list(self._asides.items()):
+            if aside.peer == peer:
+                del self._asides[room]
 
     def begin_again(self, room: Room, peer: int) -> None:
         """What was written there is void."""
@@ -89,8 +85,8 @@ class Rooms:
         aside = self._asides[room]
         aside.written[box] = block.first + len(pages)
 
-    def complete(self, room: Room, peer: int, tell: Callable[[], None]) -> None:
-        """All was sent, says a peer: see that it was, close the room and ``tell``."""
+    def complete(self, room: Room, peer: int) -> None:
+        """All was sent, says a peer: see that it was, and close the room."""
         aside, shape = self._of(room, peer), self._memory.shape
         if len(aside.pages):
             whole = shape.layers * shape.heads
@@ -100,7 +96,6 @@ class Rooms:
                 least = min(aside.written.values(), default=0)
                 raise LinkLost(f"it ended a handover of {len(aside.pages)} pages after {least}")
         del self._asides[room]
-        tell()
 
     def _of(self, room: Room, peer: int) -> _Aside:
         aside = self._asides.get(room)
