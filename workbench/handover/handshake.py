@@ -15,13 +15,14 @@ from __future__ import annotations
 import hmac
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from workbench.handover.addresses import split_address
 from workbench.handover.identity import VERSION, Identity
-from workbench.handover.peer_link import Link, LinkLost
+from workbench.handover.peer_link import Link, LinkLost, NotUnderstood
 
 HELLO = b"workbench handover\n"
 _NONCE_BYTES = 32
@@ -82,9 +83,10 @@ def introduce(link: Link, key: bytes, own: Identity, carriers: dict[str, bytes])
     return other.identity, next(iter(other.carriers), "")
 
 
-def accept(link: Link, key: bytes, own: Identity, choose: Any) -> tuple[Identity, str]:
-    """Shake hands over a connection that the other side has made; ``choose`` picks one of the carriers that are offered.
-    Returns who the other is, and that carrier's name. Raises Refused, once the other has been told why, or LinkLost."""
+def accept(link: Link, key: bytes, own: Identity, choose: Callable[[dict[str, bytes]], str]) -> tuple[Identity, str]:
+    """Shake hands over a connection that the other side has made; ``choose`` names one of the carriers that are offered, or
+    none that will do by nothing. Returns who the other is, and that carrier's name. Raises Refused, once the other has been
+    told why, or LinkLost."""
     link.limit(HANDSHAKE_S)
     begin = _receive(link, _Begin)
     if begin.hello != HELLO or len(begin.nonce) != _NONCE_BYTES:
@@ -126,10 +128,8 @@ def connect(address: str) -> Link:
 def _receive(link: Link, kind: Any) -> Any:
     try:
         return link.receive(msgspec.msgpack.Decoder(kind), _MOST_BYTES)
-    except LinkLost as lost:
-        if "no message" in str(lost) or "more than" in str(lost):
-            raise Refused("it is no instance of workbench") from None
-        raise
+    except NotUnderstood:
+        raise Refused("it is no instance of workbench") from None
 
 
 def _content(said: _Introduction) -> bytes:

@@ -21,6 +21,10 @@ class LinkLost(Exception):
     """A connection is of no use any more, and why, in one line."""
 
 
+class NotUnderstood(LinkLost):
+    """What has come is no message, or longer than one may be."""
+
+
 class Link:
     """One connection. Any thread may send; one receives. What cannot be done raises LinkLost."""
 
@@ -85,12 +89,12 @@ class Link:
         """Return the next frame, decoded."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size, begins=True))
         if length > most_bytes:
-            raise LinkLost(f"it sent a frame of {length} bytes, more than the {most_bytes} that one may have")
+            raise NotUnderstood(f"it sent a frame of {length} bytes, more than the {most_bytes} that one may have")
         data = self._exactly(length)
         try:
             return decoder.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise LinkLost(f"it sent what is no message: {str(error).splitlines()[0]}") from None
+            raise NotUnderstood(f"it sent what is no message: {str(error).splitlines()[0]}") from None
 
     def receive_into(self, buffer: memoryview) -> None:
         """Fill a buffer with what comes next."""
