@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = "llama-3.1-8b"
-_MAIN = "from workbench.cli.main import main; main()"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.token_streams import MODEL, Stream, started, stream
+
 NGINX = """daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
 events {{ worker_connections 4096; }}
 http {{
@@ -45,71 +43,18 @@ http {{
 """
 
 
-@dataclass
-class Stream(asyncio.Protocol):
-    """One request on a connection of its own, which counts what comes."""
-
-    request: bytes
-    sent_s: float = 0.0
-    first_s: float = float("nan")
-    tokens: int = 0
-    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    _tail: bytes = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self.sent_s = time.perf_counter()
-        transport.write(self.request)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        found = (self._tail + data).count(b"data: {")
-        if found and self.first_s != self.first_s:
-            self.first_s = time.perf_counter()
-        self.tokens += found
-        self._tail = data[-6:]
-        if b"data: [DONE]" in data:
-            self._transport.close()
-            if not self.done.done():
-                self.done.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(RuntimeError(f"a stream was cut off: {error}"))
-
-
 async def burst(urls: list[str], prompts: list[str], tokens: int, over_s: float = 0.0) -> tuple[np.ndarray, float]:
     """All prompts, begun evenly over so many seconds, in turns to these addresses: seconds to each first token, and tokens a
     second of them all."""
-    loop = asyncio.get_running_loop()
     began_s = time.perf_counter()
 
     async def one(number: int, prompt: str) -> Stream:
         await asyncio.sleep(over_s * number / len(prompts))
-        at = urlsplit(urls[number % len(urls)])
-        body = json.dumps({"prompt": prompt, "max_tokens": tokens, "stream": True}).encode()
-        lines = ("POST /v1/completions HTTP/1.1", "host: localhost", "content-type: application/json")
-        head = "\r\n".join((*lines, f"content-length: {len(body)}", "", ""))
-        _, stream = await loop.create_connection(lambda: Stream(head.encode() + body), at.hostname, at.port)
-        await stream.done
-        return stream
+        return await stream(urls[number % len(urls)], {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True})
 
     streams = await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
     took_s = time.perf_counter() - began_s
-    return np.array([s.first_s - s.sent_s for s in streams]), sum(s.tokens for s in streams) / took_s
-
-
-def started(*words: str) -> tuple[subprocess.Popen[str], str]:
-    """A command that says its address in its first line."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _MAIN, *words], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.search(r"on (http://\S+)", line)
-    if found is None:
-        raise SystemExit(f"it did not start: {' '.join(words)}: {line}")
-    return process, found[1]
+    return np.array([s.at_s[0] - s.sent_s for s in streams]), len(prompts) * tokens / took_s
 
 
 def with_nginx(folder: Path, urls: list[str], port: int) -> subprocess.Popen[bytes]:
@@ -120,8 +65,6 @@ def with_nginx(folder: Path, urls: list[str], port: int) -> subprocess.Popen[byt
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import astuple, dataclass, replace
@@ -24,13 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.token_streams import MODEL, started, stream
+
 STREAMS, TOKENS = 100, 800
 BURSTS = 3
 """Under each load: their medians count."""
-MARK = b"data: {"
 SATURATED, PACED = "0", "0.6"
 """Time scales: of an H100's steps."""
-MODEL = "llama-3.1-8b"
 
 
 @dataclass(frozen=True)
@@ -43,44 +42,13 @@ class Measured:
     """Of all processes of the server, over the streams."""
 
 
-class Reader(asyncio.Protocol):
-    """One stream, and when its events came."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._before = b""
-        """The end of what came, in which a mark may have begun."""
-        self.at_s: list[float] = []
-        self.ended = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        transport.write(head + b"Content-Length: %d\r\n\r\n" % len(self._body) + self._body)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._before + data
-        self.at_s += [time.perf_counter()] * data.count(MARK)
-        self._before = data[1 - len(MARK) :]
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.ended.set_result(error)
-
-
-async def read_all(port: int, streams: int, tokens: int) -> tuple[float, list[float]]:
+async def read_all(url: str, streams: int, tokens: int) -> tuple[float, np.ndarray]:
     """Return how long that many streams took, and all times between two tokens of one."""
-    loop = asyncio.get_running_loop()
-    asked = [{"prompt": [5 + i] * 40, "max_tokens": tokens, "ignore_eos": True, "stream": True} for i in range(streams)]
+    asked = [{"prompt": [5 + i] * 40, "max_tokens": tokens, "ignore_eos": True} for i in range(streams)]
     began_s = time.perf_counter()
-    readers = [
-        (await loop.create_connection(lambda one=one: Reader(json.dumps(one).encode()), "127.0.0.1", port))[1]
-        for one in asked
-    ]
-    await asyncio.gather(*(reader.ended for reader in readers))
+    found = await asyncio.gather(*(stream(url, each) for each in asked))
     took_s = time.perf_counter() - began_s
-    for reader in readers:
-        assert len(reader.at_s) == tokens, f"{len(reader.at_s)} tokens came"
-    return took_s, np.concatenate([np.diff(reader.at_s) for reader in readers]).tolist()
+    return took_s, np.concatenate([np.diff(each.at_s) for each in found])
 
 
 def cpu_s(pid: int) -> float:
@@ -93,27 +61,22 @@ def cpu_s(pid: int) -> float:
 
 def streamed(tree: Path, time_scale: str) -> Measured:
     """Serve from a checkout and stream."""
-    command = [sys.executable, "-c", "from workbench.cli.main import main; main()", "serve", MODEL]
-    command += ["--backend", "simulated", "--time-scale", time_scale, "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
+    server, url = started(
+        "serve", MODEL, "--backend", "simulated", "--time-scale", time_scale, "--port", "0", tree=tree
+    )
     try:
-        assert server.stdout is not None
-        found = re.search(r"on http://\S+?:(\d+)", server.stdout.readline())
-        assert found is not None, "the server did not start"
-        port = int(found[1])
-        asyncio.run(read_all(port, 20, 20))
-        found = [burst(server.pid, port) for _ in range(BURSTS)]
+        asyncio.run(read_all(url, 20, 20))
+        found = [burst(server.pid, url) for _ in range(BURSTS)]
     finally:
         server.terminate()
         server.wait()
     return Measured(*(statistics.median(values) for values in zip(*map(astuple, found), strict=True)))
 
 
-def burst(pid: int, port: int) -> Measured:
+def burst(pid: int, url: str) -> Measured:
     """Stream once."""
     before_s = cpu_s(pid)
-    took_s, gaps_s = asyncio.run(read_all(port, STREAMS, TOKENS))
+    took_s, gaps_s = asyncio.run(read_all(url, STREAMS, TOKENS))
     return Measured(STREAMS * TOKENS / took_s, float(np.percentile(gaps_s, 99)), cpu_s(pid) - before_s)
 
 
