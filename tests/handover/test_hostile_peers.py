@@ -24,7 +24,7 @@ from workbench.handover import arrivals, handshake
 from workbench.handover import peer_messages as said
 from workbench.handover.addresses import join_address, split_address
 from workbench.handover.handshake import HELLO, connect, introduce
-from workbench.handover.identity import SAID, VERSION
+from workbench.handover.identity import SAID
 from workbench.handover.live_wire import LiveWire
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.shared_memory import ShmIncoming
@@ -98,7 +98,7 @@ def test_neither_a_challenge_sent_back_nor_a_proof_of_before_lets_anybody_in(sid
 
     def began() -> tuple[Link, bytes, Any]:
         link, nonce = connect(decode.address), os.urandom(32)
-        link.send(encode(handshake._Begin(HELLO, VERSION, nonce)))
+        link.send(encode(handshake._Begin(HELLO, nonce)))
         return link, nonce, _answer(link, handshake._Proof)
 
     # Its own proof, as if it were this side's.

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from workbench.handover.addresses import split_address
-from workbench.handover.identity import VERSION, Identity
+from workbench.handover.identity import Identity
 from workbench.handover.peer_link import Link, LinkLost, NotUnderstood
 
 HELLO = b"workbench handover\n"
@@ -37,7 +37,6 @@ class Refused(Exception):
 
 class _Begin(msgspec.Struct, array_like=True):
     hello: bytes
-    version: int
     nonce: bytes
 
 
@@ -62,7 +61,7 @@ def introduce(link: Link, key: bytes, own: Identity, carriers: dict[str, bytes])
     Refused or LinkLost."""
     link.limit(HANDSHAKE_S)
     nonce = os.urandom(_NONCE_BYTES)
-    link.send(_encode(_Begin(HELLO, VERSION, nonce)))
+    link.send(_encode(_Begin(HELLO, nonce)))
     answer = _receive(link, _Proof)
     if len(answer.nonce) != _NONCE_BYTES:
         raise Refused("it is no instance of workbench")
