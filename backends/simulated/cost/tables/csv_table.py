@@ -62,16 +62,17 @@ def read_table(
     for line, row in enumerate(body, 2):
         if len(row) != len(header):
             raise ProfileError(f"{path}: line {line}: {len(row)} fields where the header has {len(header)}")
+    optional = optional or {}
+    words = {*text, *(name for name, value in optional.items() if isinstance(value, str))}
     columns: dict[str, Any] = {}
-    lacking = {name: value for name, value in (optional or {}).items() if name not in header}
-    words = [name for name, value in (optional or {}).items() if isinstance(value, str)]
-    for name in (*text, *(name for name in words if name not in lacking)):
+    for name in (*text, *numbers, *optional):
+        if name not in header:
+            columns[name] = [optional[name]] * len(body) if name in words else np.full(len(body), optional[name])
+            continue
         at = header.index(name)
-        columns[name] = [row[at] for row in body]
-    for name, value in lacking.items():
-        columns[name] = [value] * len(body) if name in words else np.full(len(body), value)
-    for name in (*numbers, *(name for name in optional or () if name not in words and name not in lacking)):
-        at = header.index(name)
+        if name in words:
+            columns[name] = [row[at] for row in body]
+            continue
         try:
             columns[name] = np.array([row[at] for row in body], np.float64)
         except ValueError:

@@ -189,11 +189,10 @@ def _read(file: Path, changed_ns: int, kind: str) -> Columns:
         for name in (*text, *numbers):
             if name not in there:
                 raise ProfileError(f"{file}: no column {name!r}")
-        asked = [name for name in dict.fromkeys((*text, KERNEL, *numbers, *OPTIONAL)) if name in there]
+        words = [*text, KERNEL] if kind in ATTENTION and KERNEL in there else text
+        asked = [name for name in (*words, *numbers, *OPTIONAL) if name in there]
         found = parquet.read_table(file, columns=asked, partitioning=None)
-        columns: dict[str, Any] = {
-            name: found[name].to_numpy().astype(str) for name in asked if name in (*text, KERNEL)
-        }
+        columns: dict[str, Any] = {name: found[name].to_numpy().astype(str) for name in words}
         for name in (*numbers, *OPTIONAL):
             columns[name] = (
                 found[name].cast(pyarrow.float64()).to_numpy()
