@@ -199,6 +199,11 @@ def test_instances_that_cannot_start_are_one_line_of_the_first_that_says_so(tmp_
         (("--dp", "2", "--pool", "both:2"), "error: dp: is short for --pool both:N"),
         (("--pool", "prefill:2"), "error: pool prefill: role prefill needs a pool of role decode beside it"),
         (("--pool", "both:2", "--kv-link", "1GB/s"), "No such option: --kv-link"),
+        (("--dp", "2", "--port", "70000"), "error: port: 70000 is not between 0 and 65535"),
+        (("--dp", "2", "--port", "0", "--allow-origin", "x"), "error: allow_origin: 'x' is not an origin"),
+        (("--dp", "2", "--port", "0", "--allow-host", "a/b"), "error: allow_host: 'a/b' is not a name"),
+        (("--dp", "2", "--peer-timeout", "3"), "error: peer_timeout: has no effect here"),
+        (("--pool", "both:2", "--kv-transfer", "tcp"), "error: kv_transfer: has no effect here"),
         (("--dp", "2", "--backend", "cpu", "--load-format", "zip"), "error: load_format: 'zip' is not one of"),
     ],
 )

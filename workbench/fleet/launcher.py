@@ -18,8 +18,9 @@ from workbench.fleet.planned import FleetSettings, Planned, visible_gpus, with_g
 from workbench.fleet.started import FleetInstance
 from workbench.routing.front import Front
 from workbench.routing.run_router import serve_router
-from workbench.scheduler.config import Role
+from workbench.scheduler.config import ConfigError, Role
 from workbench.serving.http.connections import raise_open_files
+from workbench.serving.http.origins import Access
 from workbench.serving.listening import listen
 
 LAST_S = 75.0
@@ -37,15 +38,21 @@ def run_fleet(settings: FleetSettings, force: bool, guard: Guard, gpus: bool) ->
     if gpus:
         planned = with_gpus(planned, visible_gpus())
     raise_open_files()
-    listener = listen(settings.listens.get("host", "127.0.0.1"), settings.listens["port"])
+    listener = listen(settings.listens.host, settings.listens.port)
     try:
+        access = Access.of(settings.listens, listener.getsockname()[0])
         record = None
         if settings.record is not None:
             prepare_out(settings.record, force)
             record = FleetRecord(settings, planned)
             planned = record.planned
-        fleet = _Fleet(settings, planned, listener, guard)
-        code = asyncio.run(fleet.run())
+        fleet = _Fleet(settings, planned, listener, access, guard)
+        try:
+            code = asyncio.run(fleet.run())
+        except ConfigError:
+            if record is not None:
+                record.discard()  # what could not be routed to has served nobody
+            raise
         if record is not None and fleet.spans:
             code = max(code, record.close(fleet.spans, fleet.lost))
         elif record is not None:
@@ -58,8 +65,11 @@ def run_fleet(settings: FleetSettings, force: bool, guard: Guard, gpus: bool) ->
 class _Fleet:
     """One fleet's life."""
 
-    def __init__(self, settings: FleetSettings, planned: list[Planned], listener: socket.socket, guard: Guard) -> None:
+    def __init__(
+        self, settings: FleetSettings, planned: list[Planned], listener: socket.socket, access: Access, guard: Guard
+    ) -> None:
         self._settings = settings
+        self._access = access
         self._planned = planned
         self._listener = listener
         self._guard = guard
@@ -89,6 +99,7 @@ class _Fleet:
                 await self._route()
             await self._end()
         finally:
+            self._ending = True
             for instance in self._instances:
                 instance.kill()
             for instance in self._instances:
@@ -148,7 +159,7 @@ class _Fleet:
         def began(front: Front) -> None:
             self._front = front
 
-        await serve_router(self._settings.route(urls), self._listener, self._ends, began)
+        await serve_router(self._settings.route(urls), self._access, self._listener, self._ends, began)
 
     async def _end(self) -> None:
         """End the instances, which have nothing under way any more, or what outlasted the time to drain."""

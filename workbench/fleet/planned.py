@@ -6,7 +6,7 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,17 @@ class FleetSettings:
     server: Mapping[str, Any]
     """What was said of a server, by the names of :class:`ServeSettings`; ``backend`` is one for this machine."""
     command: str = ""
+    listens: ListenSettings = field(init=False)
+    """What was said of what listens: the router's, not the instances'."""
 
     def __post_init__(self) -> None:
-        declared = settings_of(ServeSettings)
+        declared, of_listener = settings_of(ServeSettings), settings_of(ListenSettings)
+        said = {name: value for name, value in self.server.items() if name in of_listener}
+        object.__setattr__(self, "listens", ListenSettings(**said))
         for name in OF_ONE:
             if name in self.server and self.server[name] != declared[name].default:
-                said = declared[name].flag or name
-                raise ConfigError(f"{said}: is of one server, and this starts {self.run.instances} behind a router")
+                flag = declared[name].flag or name
+                raise ConfigError(f"{flag}: is of one server, and this starts {self.run.instances} behind a router")
         if len(self.run.loops) != 1:
             raise ConfigError(f"loop: a server runs one loop, not {self.run.loop!r}")
         real = backend_spec(**{name: self.server[name] for name in BACKEND_SETTINGS if name in self.server}).has_weights
@@ -78,25 +82,14 @@ class FleetSettings:
     def record(self) -> Path | None:
         return self.server.get("record")
 
-    @property
-    def drain_timeout_s(self) -> float:
-        """How long requests have to finish at the end."""
-        return float(self.server.get("drain_timeout_s", ServeSettings.drain_timeout_s))
-
-    @property
-    def listens(self) -> dict[str, Any]:
-        """What was said of what listens: the router's, not the instances'."""
-        found = {name: value for name, value in self.server.items() if name in settings_of(ListenSettings)}
-        return {"port": ServeSettings.port, **found}
-
     def route(self, urls: Mapping[Role, Sequence[str]]) -> RouteSettings:
         """Return the settings of the router before instances at these URLs."""
         return RouteSettings(
-            **self.listens,
+            **vars(self.listens),
             worker=tuple(urls["both"]),
             prefill=tuple(urls["prefill"]),
             decode=tuple(urls["decode"]),
-            worker_api_key=self.server.get("api_key"),
+            worker_api_key=self.listens.api_key,
             router=self.run.router,
             decode_router=self.run.decode_router,
         )
@@ -119,11 +112,8 @@ class FleetSettings:
             alone = dataclasses.replace(
                 pool.settings, dp=1, router=RunSettings.router, decode_router=RunSettings.decode_router, role="both"
             )
-            given = {name: value for name, value in own.items() if pool.role != "both" or not name.startswith("peer_")}
-            if pool.role == "both":
-                given.pop("kv_transfer", None)
             try:
-                settings = ServeSettings(alone, role=pool.role, **given)
+                settings = ServeSettings(alone, role=pool.role, **own)
             except ConfigError as error:
                 of_server = str(error).partition(":")[0] in settings_of(ServeSettings)
                 of_pool = "" if of_server or not self.run.pool else f"pool {pool.name}: "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from workbench.scheduler.config import Role
-from workbench.scheduler.settings import ConfigError, check_settings, setting, settings_of
+from workbench.scheduler.settings import ConfigError, setting, settings_of
 from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
 from workbench.settings.run_settings import RunSettings
 
@@ -117,10 +117,10 @@ class RouteSettings(ListenSettings):
     def __post_init__(self) -> None:
         for name in ("worker", "prefill", "decode"):
             object.__setattr__(self, name, tuple(parse_url(name, url) for url in getattr(self, name)))
-        check_settings(self)
+        super().__post_init__()
         for name in ("router", "decode_router"):
             settings_of(RunSettings)[name].check(getattr(self, name))
-        for name in ("api_key", "admin_key", "worker_api_key"):
+        for name in ("admin_key", "worker_api_key"):
             check_api_key(name, getattr(self, name))
         if self.worker and (self.prefill or self.decode):
             raise ConfigError("worker: serves whole requests and does not go with prefill and decode")

@@ -41,21 +41,20 @@ async def _until_signalled(settings: RouteSettings, listener: socket.socket) -> 
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    await serve_router(settings, listener, signalled)
+    await serve_router(settings, Access.of(settings, listener.getsockname()[0]), listener, signalled)
     return 0
 
 
 async def serve_router(
     settings: RouteSettings,
+    access: Access,
     listener: socket.socket,
     ends: asyncio.Event,
     began: Callable[[Front], None] = lambda front: None,
 ) -> None:
     """Route on a bound socket until ``ends`` is set and what is under way has finished. ``began`` is told of the router
     before it takes anything. Raises ConfigError."""
-    address = listener.getsockname()[0]
-    access = Access.of(settings, address)
-    front = Front(settings, address)
+    front = Front(settings, listener.getsockname()[0])
     began(front)
     try:
         starting, ended = asyncio.ensure_future(front.start()), asyncio.ensure_future(ends.wait())

@@ -161,12 +161,13 @@ class Setting:
             return
         if self.choices and value not in self.choices and not (self.own and is_own(str(value))):
             nor = f", nor {self.own}" if self.own else ""
-            raise ConfigError(f"{self._said}: {value!r} is not one of {', '.join(self.choices)}{nor}")
+            raise ConfigError(f"{self.said}: {value!r} is not one of {', '.join(self.choices)}{nor}")
         if (wrong := self._out_of_bounds(value)) is not None:
-            raise ConfigError(f"{self._said}: {value} {wrong}")
+            raise ConfigError(f"{self.said}: {value} {wrong}")
 
     @property
-    def _said(self) -> str:
+    def said(self) -> str:
+        """The name of the setting in errors."""
         return self.option[2:].replace("-", "_")
 
     def _out_of_bounds(self, value: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.scheduler.settings import ConfigError, setting
+from workbench.scheduler.settings import ConfigError, check_settings, setting
 
 SERVER = "Server"
 """Group of flags of what listens."""
@@ -13,7 +13,7 @@ BODY_MIB = 16
 
 @dataclass(frozen=True, kw_only=True)
 class ListenSettings:
-    """Where it listens, who may use it, and how it ends."""
+    """Where it listens, who may use it, and how it ends. Raises ConfigError for what cannot work."""
 
     host: str = setting("127.0.0.1", group=SERVER, help="Address to listen on. Default {default}: this machine only.")
     port: int = setting(8000, least=0, most=65535, group=SERVER, help="Port; 0 takes a free one. Default {default}.")
@@ -45,6 +45,10 @@ class ListenSettings:
         flag="drain-timeout",
         help="Seconds that requests have to finish after SIGTERM. Default {default}.",
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_api_key("api_key", self.api_key)
 
 
 def check_api_key(name: str, key: str | None) -> None:

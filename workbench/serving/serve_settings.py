@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from workbench.handover.addresses import is_loopback
 from workbench.handover.carrier_names import CarrierName
 from workbench.scheduler.config import DEFAULT_MAX_NEW_TOKENS, ConfigError, Role
-from workbench.scheduler.settings import RUN, check_settings, setting, settings_of
+from workbench.scheduler.settings import RUN, setting, settings_of
 from workbench.serving.backends.backend_spec import BACKEND_SETTINGS, BackendName, backend_spec
 from workbench.serving.fleet_part import FleetPart
-from workbench.serving.listen_settings import SERVER, ListenSettings, check_api_key
+from workbench.serving.listen_settings import SERVER, ListenSettings
 from workbench.serving.node_settings import NodeSettings
 from workbench.serving.outputs.reasoning import REASONING
 from workbench.serving.outputs.tool_formats import AUTO, FORMATS, NONE
@@ -139,12 +139,11 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
     """Of a server whose record is to be a part of its fleet's."""
 
     def __post_init__(self) -> None:
-        check_settings(self)
+        super().__post_init__()
         if not self.record_content and self.record is None:
             raise ConfigError("record_content: there is no --record whose trace could go without")
         if self.served_model_name == "":
             raise ConfigError("served_model_name: is empty")
-        check_api_key("api_key", self.api_key)
         self.check_nodes(self.nodes, modelled=not self._backend.has_weights)
         spec = self.spec
         for name, folder in (("profile_dir", self.profile_dir), ("weights_dir", self.weights_dir)):
@@ -163,8 +162,9 @@ class ServeSettings(RunnerSettings, ListenSettings, NodeSettings):
     def _check_role(self) -> None:
         if self.role == "both":
             for name in ("peer_host", "peer_port", "peer_timeout_s", "kv_transfer"):
-                if getattr(self, name) != settings_of(ServeSettings)[name].default:
-                    raise ConfigError(f"{name}: has no effect here: it needs role prefill or decode")
+                declared = settings_of(ServeSettings)[name]
+                if getattr(self, name) != declared.default:
+                    raise ConfigError(f"{declared.said}: has no effect here: it needs role prefill or decode")
             return
         if self.nodes > 1:
             raise ConfigError(f"nodes: {self.nodes}; an instance of role {self.role} is on one machine")
