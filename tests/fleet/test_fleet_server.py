@@ -212,3 +212,11 @@ def test_settings_of_a_fleet_that_cannot_work_are_one_line(given, says):
     ran = CliRunner().invoke(app, ["serve", MODEL, *backend, *given])
     assert ran.exit_code == 2 and says in ran.stderr, ran.output
     assert says.startswith("No such") or ran.stderr.count("\n") == 1
+
+
+def test_one_server_says_that_it_has_nothing_behind_an_admin_key():
+    said = ("--backend", "simulated", "--port", "0", "--admin-key", "k", "--allow-origin", "x")
+    ran = CliRunner().invoke(app, ["serve", MODEL, *said])
+    note, error = ran.stderr.splitlines()
+    assert note == "note: admin_key: has no effect here: one server has no /workers"
+    assert ran.exit_code == 2 and error.startswith("error: allow_origin: 'x'")

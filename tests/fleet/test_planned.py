@@ -52,6 +52,10 @@ def test_the_router_listens_where_the_user_says_and_instances_want_the_same_key(
     route = made.route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []})
     assert (route.host, route.port, route.api_key, route.worker_api_key) == ("0.0.0.0", 9000, "hush", "hush")
     assert route.router == "least_requests"
+    assert route.admin_key is None
+    made = fleet({"api_key": "hush", "admin_key": "admin"}, dp=2)
+    assert made.route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []}).admin_key == "admin"
+    assert {each.settings.admin_key for each in made.instances()} == {None}
     assert fleet(dp=2).route({"both": ["http://127.0.0.1:1"], "prefill": [], "decode": []}).port == 8000
 
 
@@ -75,6 +79,7 @@ def test_the_router_listens_where_the_user_says_and_instances_want_the_same_key(
             "nodes: 2; instances that are started together are on this machine",
         ),
         ({"served_model_name": ""}, {"dp": 2}, "served_model_name: is empty"),
+        ({"admin_key": " x"}, {"dp": 2}, "admin_key: is empty, not printable ASCII, or has a space around it"),
         ({"record_content": False}, {"dp": 2}, "record_content: there is no --record whose trace could go without"),
     ],
 )

@@ -86,6 +86,8 @@ def _run(
         say(backend.check(run, fleet.loop))
         return run_fleet(fleet, force, exit_code_of, gpus=backend.on_gpus)
     settings = ServeSettings(run, command=command_line(), **server)
+    if settings.admin_key is not None:  # perhaps of the router's own environment
+        say(["admin_key: has no effect here: one server has no /workers"])
     say(preset_notes(settings.run, settings.loop, simulated=not backend.has_weights))
     say(settings.spec.check(settings.run, settings.loop))  # before anything is loaded
     return run_server(settings, force)

@@ -19,12 +19,6 @@ class RouteSettings(ListenSettings):
     """Everything that ``workbench route`` is told. Raises ConfigError for what cannot work."""
 
     port: int = setting(8080, least=0, most=65535, group=SERVER, help="Port; 0 takes a free one. Default {default}.")
-    admin_key: str | None = setting(
-        None,
-        group=SERVER,
-        envvar="WORKBENCH_ADMIN_KEY",
-        help="Key that /workers wants. Default: none on the loopback without --api-key; elsewhere /workers is refused.",
-    )
     worker: tuple[str, ...] = setting((), group=WORKERS, help="URL of a server that serves whole requests; repeatable.")
     prefill: tuple[str, ...] = setting(
         (), group=WORKERS, help="URL of a server of role prefill; repeatable. Goes with --decode."
@@ -120,8 +114,7 @@ class RouteSettings(ListenSettings):
         super().__post_init__()
         for name in ("router", "decode_router"):
             settings_of(RunSettings)[name].check(getattr(self, name))
-        for name in ("admin_key", "worker_api_key"):
-            check_api_key(name, getattr(self, name))
+        check_api_key("worker_api_key", self.worker_api_key)
         if self.worker and (self.prefill or self.decode):
             raise ConfigError("worker: serves whole requests and does not go with prefill and decode")
         if bool(self.prefill) != bool(self.decode):

@@ -23,6 +23,13 @@ class ListenSettings:
         envvar="WORKBENCH_API_KEY",
         help="Key that clients must send as a bearer token.",
     )
+    admin_key: str | None = setting(
+        None,
+        group=SERVER,
+        envvar="WORKBENCH_ADMIN_KEY",
+        help="Key that /workers of a router wants. Default: none on the loopback without --api-key; elsewhere /workers is "
+        "refused.",
+    )
     allow_origin: tuple[str, ...] = setting(
         (),
         group=SERVER,
@@ -49,6 +56,7 @@ class ListenSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_api_key("api_key", self.api_key)
+        check_api_key("admin_key", self.admin_key)
 
 
 def check_api_key(name: str, key: str | None) -> None:
