@@ -60,7 +60,7 @@ def fit(
 ) -> Fit:
     """The numbers of ``fields`` that come nearest: one at a time, by ever smaller steps, from those of ``start``; of
     ``choices`` one of those given."""
-    of = choices or {}
+    choices = choices or {}
     scores = measured.rows.scores.to_numpy(bool)
     learned, kept = measured.part(~scores), measured.part(scores)
     seconds, weight, predict = np.log(learned.seconds), learned.weight / learned.weight.sum(), model(learned)
@@ -74,7 +74,7 @@ def fit(
     while step > 1.005:
         moved = False
         for i, name in enumerate(fields):
-            for value in of.get(name, (values[i] * step, values[i] / step)):
+            for value in choices.get(name, (values[i] * step, values[i] / step)):
                 tried = values.copy()
                 tried[i] = value
                 if name.endswith("_efficiency"):
@@ -83,7 +83,7 @@ def fit(
                     best, values, moved = found, tried, True
         if not moved:
             step = step**0.5
-    values = [value if name in of else _rounded(name, value) for name, value in zip(fields, values, strict=True)]
+    values = [value if name in choices else _rounded(name, value) for name, value in zip(fields, values, strict=True)]
     off = model(kept)(*values) / kept.seconds - 1
     by_engine = {
         str(name): (float(np.abs(off[of]).mean()), float(off[of].mean()))

@@ -22,7 +22,7 @@ from backends.simulated.cost.tables.measured_operators import ALWAYS, BY_ROOFLIN
 from backends.simulated.kv_memory import ModelDoesNotFit
 from benchmarks.board.launched import ROUNDS as ALL_ROUNDS
 from benchmarks.board.launched import distinct_prompts, first_chunk_tokens, is_inferencemax, steps_unseen, told
-from benchmarks.board.silicon import LARGEST_NODE, NIGHTLY, Row, Side, numbers_of
+from benchmarks.board.silicon import LARGEST_NODE, Row, Side, numbers_of
 from reports.record.run_record import RunRecord
 from traces import TraceRequest
 from traces.requests.content import unique
@@ -93,8 +93,7 @@ def settings_of(row: Row) -> dict[str, Any]:
     # gpt-oss has one checkpoint, in MXFP4, whatever the column calls its products.
     if "gpt-oss" in row.model or AS_SAVED.get(row.model) == dtype:
         dtype = "auto"
-    known = numbers_of(row.version) and not row.version.startswith(NIGHTLY)
-    preset = nearest_preset(row.engine, row.version if known else row.taken_for)
+    preset = nearest_preset(row.engine, row.version if numbers_of(row.version) else row.taken_for)
     return {
         **({"engine": preset} if preset else WITHOUT_PRESET),
         **(_pools(row.prefill, row.decode, gpu, row.concurrency) if row.prefill and row.decode else _layout(row)),

@@ -31,6 +31,8 @@ NIGHTLY = "nightly"
 """How builds that are of no version are called: what numbers their names have are dates and commits."""
 GENERATED = "aic-auto-gap-analysis/data/"
 """In the sources of rows that AIConfigurator's makers measured, of what it had generated."""
+VersionDays = dict[str, list[tuple[date, tuple[int, ...], str]]]
+"""By engine: days, the numbers of versions that were measured on them, and these versions."""
 SHORTEST = 0.8
 """``RANDOM_RANGE_RATIO`` of InferenceMAX, from whose runs most rows come (its README); others have one length."""
 
@@ -229,8 +231,8 @@ def _columns(values: dict[str, str]) -> tuple[int, int, int]:
 
 
 def numbers_of(version: str) -> tuple[int, ...]:
-    """The numbers of a version, or of a preset's name; none in a nightly build's."""
-    found = re.search(r"\d+(\.\d+)+", version)
+    """The numbers of a version, or of a preset's name; none of a nightly build."""
+    found = None if version.startswith(NIGHTLY) else re.search(r"\d+(\.\d+)+", version)
     return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
@@ -240,17 +242,17 @@ def _day(values: dict[str, str]) -> date | None:
     return date.fromisoformat(found[1]) if found else None
 
 
-def _versions_by_day(lines: Iterable[dict[str, str]]) -> dict[str, list[tuple[date, tuple[int, ...], str]]]:
-    """By engine: the days on which versions with numbers were measured."""
+def _versions_by_day(lines: Iterable[dict[str, str]]) -> VersionDays:
+    """The days on which versions with numbers were measured."""
     found: dict[str, set[tuple[date, tuple[int, ...], str]]] = {}
     for values in lines:
         day, numbers = _day(values), numbers_of(values["backend_version"])
-        if day is not None and numbers and not values["backend_version"].startswith(NIGHTLY):
+        if day is not None and numbers:
             found.setdefault(values["backend"], set()).add((day, numbers, values["backend_version"]))
     return {engine: sorted(days) for engine, days in found.items()}
 
 
-def _taken_for(values: dict[str, str], ran: dict[str, list[tuple[date, tuple[int, ...], str]]]) -> str:
+def _taken_for(values: dict[str, str], ran: VersionDays) -> str:
     """The version measured nearest to a row, the newer of two that are as near; the newest of all where it has no day."""
     days, day = ran.get(values["backend"], []), _day(values)
     if not days:
@@ -260,7 +262,7 @@ def _taken_for(values: dict[str, str], ran: dict[str, list[tuple[date, tuple[int
     return min(days, key=lambda each: (abs((each[0] - day).days), [-number for number in each[1]]))[2]
 
 
-def _row(values: dict[str, str], ran: dict[str, list[tuple[date, tuple[int, ...], str]]]) -> Row:
+def _row(values: dict[str, str], ran: VersionDays) -> Row:
     prefill = decode = None
     if values["mode"] == "disagg":
         prefill, decode = _side(values, "prefill"), _side(values, "decode")

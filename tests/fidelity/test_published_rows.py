@@ -197,6 +197,7 @@ def test_a_preset_is_the_newest_that_is_not_newer_than_the_version():
     assert nearest_preset("vllm", "0.20.1") == "vllm-0.19.0"
     assert nearest_preset("vllm", "0.1.0") == "vllm-0.12.0"
     assert nearest_preset("vllm", "") == "vllm-0.33.0"
+    assert nearest_preset("vllm", "nightly-2026.04.02") == "vllm-0.33.0"
     assert nearest_preset("trtllm", "1.0.0") is None
 
 
