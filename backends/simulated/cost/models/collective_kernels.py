@@ -26,7 +26,7 @@ import numpy as np
 
 from backends.simulated.catalogue.gpu_specs import GPU
 
-Some = Any
+Numbers = Any
 """A float or an array of floats."""
 FAR_GPUS = 8
 """Most GPUs of several nodes whose all-reduces were measured to be of one start: kernels over symmetric memory (vLLM: up to
@@ -37,16 +37,17 @@ eight, ``symm_mem.py``), or NCCL's (SGLang)."""
 class Shots:
     """What kernels over peers' memory reach."""
 
-    pair_bandwidth: Some
+    pair_bandwidth: float
     """Of one-shot between two GPUs."""
-    one_bandwidth: Some
-    two_bandwidth: Some
-    one_s: Some
-    two_s: Some
+    one_shot_bandwidth: float
+    """Of one-shot between more."""
+    two_shot_bandwidth: float
+    one_shot_s: float
+    two_shot_s: float
     """Start and end."""
-    peer_s: Some
-    """For each other GPU."""
-    one_most_bytes: Some
+    peer_s: float
+    """For each other GPU, of both."""
+    one_shot_most_bytes: float
     """From these on it is two-shot between more than four GPUs, from twice as many between three and four."""
 
     @classmethod
@@ -63,29 +64,31 @@ class Shots:
             gpu.one_shot_most_bytes,
         )
 
-    def seconds(self, message: Some, gpus: Some) -> Some:
+    def seconds(self, message: Numbers, gpus: Numbers) -> Numbers:
         """Seconds of an all-reduce of ``message`` bytes."""
         others = gpus - 1
-        one = self.one_s + others * (self.peer_s + message / _by_pair(gpus, self.pair_bandwidth, self.one_bandwidth))
-        two = self.two_s + others * (self.peer_s + 2 / gpus * message / self.two_bandwidth)
-        most = np.where(gpus > 4, self.one_most_bytes, 2 * self.one_most_bytes)
-        return np.where((gpus == 2) | (message < most), one, two)
+        pair = gpus == 2
+        reached = np.where(pair, self.pair_bandwidth, self.one_shot_bandwidth)
+        one_shot = self.one_shot_s + others * (self.peer_s + message / reached)
+        two_shot = self.two_shot_s + others * (self.peer_s + 2 / gpus * message / self.two_shot_bandwidth)
+        most = np.where(gpus > 4, self.one_shot_most_bytes, 2 * self.one_shot_most_bytes)
+        return np.where(pair | (message < most), one_shot, two_shot)
 
 
 @dataclass(frozen=True)
 class Ring:
     """What NCCL's ring reaches."""
 
-    pair_bandwidth: Some
+    pair_bandwidth: float
     """Of two GPUs, for large messages."""
-    four_bandwidth: Some
-    eight_bandwidth: Some
-    small_share: Some
+    four_bandwidth: float
+    eight_bandwidth: float
+    small_share: float
     """Of these in the protocols for small messages."""
-    small_s: Some
-    large_s: Some
+    small_s: float
+    large_s: float
     """Start and end, in the protocols for small messages and in that for large ones."""
-    hop_s: Some
+    hop_s: float
 
     @classmethod
     def of(cls, gpu: GPU) -> Ring:
@@ -101,7 +104,7 @@ class Ring:
             gpu.ring_hop_overhead_s,
         )
 
-    def seconds(self, through: Some, hops: Some, gpus: Some) -> Some:
+    def seconds(self, through: Numbers, hops: Numbers, gpus: Numbers) -> Numbers:
         """Seconds of ``hops`` one after the other, in which ``through`` bytes go through each link."""
         # Straight lines over the logarithm of the GPUs, between two and four and between four and eight.
         place = np.clip(np.log2(gpus), 1, 3)
@@ -120,7 +123,7 @@ def all_reduce_kernel_s(message: float, gpus: int, gpu: GPU) -> float:
     return float(Ring.of(gpu).seconds(2 * (gpus - 1) / gpus * message, 2 * (gpus - 1), gpus))
 
 
-def far_all_reduce_s(message: Some, gpus: Some, gpu: GPU) -> Some:
+def far_all_reduce_s(message: Numbers, gpus: Numbers, gpu: GPU) -> Numbers:
     """Seconds of an all-reduce of GPUs of several nodes that NVLink joins: a start, and 2 (n-1)/n of the message."""
     return gpu.far_overhead_s + 2 * (gpus - 1) / gpus * message / (gpu.link_bandwidth * gpu.far_efficiency)
 
@@ -133,7 +136,3 @@ def gather_kernel_s(taken_in: float, gpus: int, gpu: GPU) -> float:
 def takes_shots(gpus: int, gpu: GPU) -> bool:
     """Tell whether engines reduce in kernels over peers' memory between so many GPUs."""
     return gpus == 2 or not gpu.pcie_link
-
-
-def _by_pair(gpus: Some, of_two: Some, of_more: Some) -> Some:
-    return np.where(gpus == 2, of_two, of_more)

@@ -25,7 +25,7 @@ from ground.link import Link
 ACTIVATION_BYTES = 2
 """Of one element of a hidden state: activations are in 16 bits, whatever the weights are in."""
 LARGE_BYTES = 2**26
-"""A message that takes its bytes alone."""
+"""A message so large that how long a collective takes to start hardly counts."""
 
 
 def all_reduce_s(message_bytes: float, gpus: int, gpu: GPU) -> float:
