@@ -110,13 +110,12 @@ class Nodes:
         """Greet whoever comes; one that takes its time holds up nobody else."""
         while not self._over.is_set():
             try:
-                incoming, _ = self._door.accept()
+                incoming, (where, *_) = self._door.accept()
             except OSError:
                 return
-            threading.Thread(target=self._greet, args=(incoming,), name="nodes-greet", daemon=True).start()
+            threading.Thread(target=self._greet, args=(incoming, where), name="nodes-greet", daemon=True).start()
 
-    def _greet(self, incoming: socket.socket) -> None:
-        where = incoming.getpeername()[0]
+    def _greet(self, incoming: socket.socket, where: str) -> None:
         try:
             connection = accepted(incoming, self.place.key)
             self._come.put((connection, connection.recv()))

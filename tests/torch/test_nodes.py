@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -236,6 +237,21 @@ def test_a_stranger_that_dribbles_has_its_time_in_all_and_no_more(monkeypatch: A
 
         until(cut_off, "cut off")
     until(lambda: "did not show a key" in capfd.readouterr().err, "noted")
+
+
+def test_strangers_that_are_gone_before_they_are_greeted_are_a_line_each(gather: Any, capfd: Any) -> None:
+    port, _ = gather()
+    until(lambda: _open(port), "listening")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it is reset, not closed
+    said = []
+
+    def noted() -> bool:
+        said.append(capfd.readouterr().err)
+        return "".join(said).count("did not show a key") >= 20
+
+    until(noted, "a line for each")
 
 
 def _open(port: int) -> bool:
