@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.routing.fakes import Call, Client, FakeWorker, routed
+from tests.routing.fakes import JSON, Call, Client, FakeWorker, routed
 from tests.routing.test_pairs import half
 from workbench.routing.admin import TO_ALL
 from workbench.routing.headers import to_client
@@ -59,6 +59,19 @@ def test_nor_is_it_of_all_workers_where_all_are_asked(name):
         assert (await client.post()).status == 200
 
     routed(test, FakeWorker(), FakeWorker())
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
+def test_what_a_worker_answers_that_is_no_object_says_nothing(body):
+    async def answers(call: Call) -> None:
+        await call.begin(headers=[*JSON, ("content-length", str(len(body)))])
+        await call.piece(body)
+        await call.end()
+
+    async def test(client: Client) -> None:
+        assert (await client.post("/abort", {})).json == {"aborted": 0}
+
+    routed(test, FakeWorker(answers))
 
 
 def test_it_is_no_pairs_either_and_both_halves_are_free_again():

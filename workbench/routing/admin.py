@@ -16,6 +16,7 @@ from workbench.routing.headers import to_worker, with_key_of
 from workbench.routing.health import Health
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
+from workbench.routing.upstream import object_in
 from workbench.routing.worker import Worker
 from workbench.scheduler.config import Role
 from workbench.scheduler.settings import ConfigError
@@ -133,11 +134,7 @@ def of_all(name: str, asked: list[Worker], answers: list[tuple[int, bytes]]) -> 
 
 
 def _aborted(body: bytes) -> int:
-    try:
-        found: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return 0
-    count = found.get("aborted", 0) if isinstance(found, dict) else 0
+    count = object_in(body).get("aborted", 0)
     return count if isinstance(count, int) else 0
 
 

@@ -6,17 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import msgspec
-
 from workbench.handover.addresses import split_address
 from workbench.routing.connection import WorkerFailed
 from workbench.routing.roster import Roster
 from workbench.routing.route_settings import RouteSettings
+from workbench.routing.upstream import object_in
 from workbench.routing.worker import Worker
 
 ALIKE = ("model", "page_size", "kv_dtype")
 """What the workers of a pair have to have in common."""
-_decode = msgspec.json.decode
 
 
 class Health:
@@ -120,7 +118,7 @@ class Health:
         status, body = await self._get(worker, "/server_info")
         if worker.role != "both" and status not in (200, 404, 405):
             raise WorkerFailed(f"/server_info answers {status}")
-        worker.about = _object_in(body) if status == 200 else {}
+        worker.about = object_in(body) if status == 200 else {}
         refused = why_not(worker, self._roster.workers.values())
         # Who starts or adds a worker is told by the refusal itself.
         if refused and refused != worker.refused and worker.healthy is not None:
@@ -166,14 +164,6 @@ def _is_address(said: Any) -> bool:
 
 def models_in(body: bytes) -> dict[str, dict[str, Any]]:
     """The cards of a list of models by their ids; none where it is no such list."""
-    data = _object_in(body).get("data")
+    data = object_in(body).get("data")
     cards = data if isinstance(data, list) else []
     return {card["id"]: card for card in cards if isinstance(card, dict) and isinstance(card.get("id"), str)}
-
-
-def _object_in(body: bytes) -> dict[str, Any]:
-    try:
-        found = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}
-    return found if isinstance(found, dict) else {}

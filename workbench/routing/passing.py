@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from starlette.types import Receive, Scope, Send
 
 from workbench.cluster.pairs import RETRIED
@@ -18,6 +16,7 @@ from workbench.routing.dispatch import Dispatch, Sending
 from workbench.routing.headers import to_client
 from workbench.routing.pair_attempt import PairAttempt, Rooms
 from workbench.routing.router_metrics import RouterMetrics
+from workbench.routing.upstream import object_in
 from workbench.routing.worker import Worker
 from workbench.serving.http.errors import ApiError, error_event
 
@@ -188,20 +187,12 @@ def _takes_events(attempt: Attempt) -> bool:
 
 def session_in(body: bytes) -> str | None:
     """The session that an answer of ``/open_session`` names."""
-    found = _object_in(body).get("session_id")
+    found = object_in(body).get("session_id")
     return found if isinstance(found, str) else None
 
 
 def _code_in(body: bytes) -> str | None:
     """The code of an error."""
-    error = _object_in(body).get("error")
+    error = object_in(body).get("error")
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, str) else None
-
-
-def _object_in(body: bytes) -> dict[str, Any]:
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-        found = msgspec.json.decode(body)
-        if isinstance(found, dict):
-            return found
-    return {}

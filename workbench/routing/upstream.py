@@ -7,7 +7,10 @@ import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from workbench.routing.clocks import Within
 from workbench.routing.connection import Connection, Header, WorkerFailed
@@ -164,3 +167,12 @@ class Upstream:
         except UnicodeError as error:  # of a name that is none
             raise WorkerFailed("cannot be reached (there is no such name)") from error
         return made
+
+
+def object_in(body: bytes) -> dict[str, Any]:
+    """The object that an answer in JSON is; an empty one where it is none."""
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
