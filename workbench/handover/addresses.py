@@ -9,9 +9,10 @@ import ipaddress
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of ``host:port``, the host in brackets where it is an IPv6 address. Raises ValueError."""
     host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{address[:80]!r} is not host:port")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host, int(port)
 
 
 def join_address(host: str, port: int) -> str:

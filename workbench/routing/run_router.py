@@ -9,16 +9,14 @@ import socket
 import sys
 from collections.abc import Callable
 
+from workbench.handover.addresses import join_address
 from workbench.routing.front import Front
 from workbench.routing.route_settings import RouteSettings
 from workbench.scheduler.settings import ConfigError
-from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.connections import FLUSH_S, Crowded, Server, connection_room, raise_open_files
 from workbench.serving.http.origins import Access, guarded
 from workbench.serving.http.request_ids import RequestIds
 from workbench.serving.listening import listen
-
-FLUSH_S = 5.0
-"""How long answers may take to leave once nothing more will come."""
 
 
 def route(settings: RouteSettings) -> int:
@@ -99,12 +97,11 @@ async def _serve(
 
 
 def _announce(front: Front, settings: RouteSettings, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    address = join_address(*listener.getsockname()[:2])
     well = sum(worker.usable for worker in front.roster.workers.values())
     counts = ", ".join(_counted(len(front.roster.of(role)), role) for role in front.roster.sides)
     kinds = " and ".join(dict.fromkeys(settings.router_of(role) for role in front.roster.sides))
-    print(f"routing on http://{shown}:{port} ({kinds}; {counts}; {well} well)", flush=True)
+    print(f"routing on http://{address} ({kinds}; {counts}; {well} well)", flush=True)
 
 
 def _counted(workers: int, role: str) -> str:

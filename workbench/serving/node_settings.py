@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from backends.node_place import NodePlace
 from workbench import __version__
+from workbench.handover.addresses import split_address
 from workbench.scheduler.config import ConfigError
 from workbench.scheduler.settings import setting
 from workbench.serving.listen_settings import SERVER
@@ -85,10 +86,10 @@ class NodeSettings:
 
 def _host_and_port(rendezvous: str) -> tuple[str, int]:
     """Read HOST:PORT; an IPv6 address stands in brackets. Raises ConfigError."""
-    host, colon, port = rendezvous.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not bare or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ConfigError(f"rendezvous: {rendezvous!r} is not HOST:PORT")
-    if ":" in bare and bare == host:
+    try:
+        host, port = split_address(rendezvous)
+    except ValueError:
+        raise ConfigError(f"rendezvous: {rendezvous!r} is not HOST:PORT") from None
+    if ":" in host and not rendezvous.startswith("["):
         raise ConfigError(f"rendezvous: {rendezvous!r}: an IPv6 address stands in brackets, as in [::1]:29500")
-    return bare, int(port)
+    return host, port

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from reports.record.run_record import prepare_out
+from workbench.handover.addresses import join_address
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import SyntheticText
 from workbench.serving.child import how_it_ended
 from workbench.serving.engine.engine_client import EngineClient
 from workbench.serving.engine.scheduler_process import run_engine
 from workbench.serving.folders import with_folders
-from workbench.serving.http.connections import Crowded, Server, connection_room, raise_open_files
+from workbench.serving.http.connections import FLUSH_S, Crowded, Server, connection_room, raise_open_files
 from workbench.serving.http.endpoints import Api
 from workbench.serving.http.metrics_page import MetricsPage
 from workbench.serving.http.origins import Access, guarded
@@ -39,10 +40,8 @@ from workbench.serving.threads import end_process_if_busy, in_thread
 from workbench.serving.wire import Addresses, Ready
 from workbench.settings.run_settings import RunSettings
 
-FLUSH_S = 5.0
-"""How long answers may take to leave once nothing more will come."""
 LAST_WORDS_S = 1.0
-"""How long they may take when the time to drain is over."""
+"""How long answers may take to leave when the time to drain is over."""
 SCHEDULER_END_S = 60.0
 """How long the scheduler process may take to end in order: it may be inside a long step, or have a long record to write."""
 DETOKENIZER_END_S = 10.0
@@ -290,10 +289,9 @@ class _Supervisor:
         return f"the {child.name} process {how_it_ended(child.exitcode)}"
 
     def _announce(self, ready: Ready) -> None:
-        host, port = self._listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
+        address = join_address(*self._listener.getsockname()[:2])
         print(
-            f"serving {self._settings.model_name} on http://{shown}:{port} ({ready.backend} {ready.device}, "
+            f"serving {self._settings.model_name} on http://{address} ({ready.backend} {ready.device}, "
             f"{ready.loop} loop, {_prefill(self._settings.run)}, {ready.kv_tokens:,} KV tokens, "
             f"tokenizer: {self._tokenizer.name})",
             flush=True,

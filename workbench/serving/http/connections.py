@@ -30,6 +30,8 @@ CROWDED = 32
 """Connections beyond the room for them, which are answered and closed."""
 CROWDED_S = 1.0
 """How long one of those may take to say what it wants."""
+FLUSH_S = 5.0
+"""How long answers may take to leave once nothing more will come."""
 ACCEPTED_AT_ONCE = 64
 LOOK_AGAIN_S = 0.05
 ALWAYS_ANSWERED = ("/health", "/metrics")
