@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from backends.node_place import NodePlace
 from backends.torch.node_link import (
+    TRY_EVERY_S,
     Beat,
     End,
     EndAsked,
@@ -112,7 +113,10 @@ class Nodes:
             try:
                 incoming, (where, *_) = self._door.accept()
             except OSError:
-                return
+                if self._over.is_set() or self._door.fileno() < 0:
+                    return
+                time.sleep(TRY_EVERY_S)  # there was no room for one more
+                continue
             threading.Thread(target=self._greet, args=(incoming, where), name="nodes-greet", daemon=True).start()
 
     def _greet(self, incoming: socket.socket, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -252,6 +253,25 @@ def test_strangers_that_are_gone_before_they_are_greeted_are_a_line_each(gather:
         return "".join(said).count("did not show a key") >= 20
 
     until(noted, "a line for each")
+
+
+def test_a_moment_without_room_for_one_more_shuts_nobody_out(monkeypatch: Any, gather: Any) -> None:
+    class Full(socket.socket):
+        full = True
+
+        def accept(self) -> Any:
+            if Full.full:
+                Full.full = False
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr("backends.torch.nodes.listen", lambda at: Full(fileno=node_link.listen(at).detach()))
+    port, found = gather()
+    mine = connected(place(1, port))
+    mine.send(Hello(1, ()))
+    assert isinstance(mine.recv(), Welcome)
+    until(lambda: bool(found), "together")
+    assert not Full.full
 
 
 def _open(port: int) -> bool:
