@@ -22,8 +22,8 @@ from workbench.settings.run_settings import RUN_WIDE, PoolSettings, RunSettings
 
 MODEL_ONLY = frozenset({"model", "engine", "gpu", "machine", "cost", "front_end", "role", "expert_skew", "kv_windows"})
 """Settings that say what is simulated, not what an engine is told."""
-OURS_NOT: dict[str, tuple[Any, ...]] = {"dtype": tuple(TORCH_DTYPES), "ep": (1,)}
-"""Settings that our runner has other values of than the simulator, with those."""
+RUNNER_HAS: dict[str, tuple[Any, ...]] = {"dtype": tuple(TORCH_DTYPES), "ep": (1,)}
+"""Of settings that the simulator has more values of: those that our runner has, beside the default."""
 LINKS = frozenset({"link", "link_latency", "node_link", "node_link_latency", "gpus_per_node"})
 CLUSTER = frozenset({"dp", "pool", "router", "decode_router", "autoscale", "fail"})
 PLAIN = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -129,8 +129,8 @@ def _told(found: Deployed, settings: RunSettings, loop: str) -> dict[str, Any]:
             continue
         if name in usual and value == usual[name]:
             continue
-        if name in OURS_NOT and value not in (declared.default, *OURS_NOT[name]):
-            found.lacks_once(name, f"{value}; our runner has {' or '.join(map(str, OURS_NOT[name]))}")
+        if name in RUNNER_HAS and value not in (declared.default, *RUNNER_HAS[name]):
+            found.lacks_once(name, f"{value}; our runner has {' or '.join(map(str, RUNNER_HAS[name]))}")
         elif "real" in declared.idle:
             if name not in MODEL_ONLY:
                 found.lacks_once(name, declared.idle["real"])
