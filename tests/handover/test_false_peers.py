@@ -17,7 +17,7 @@ from tests.patience import until
 from workbench.handover.addresses import join_address
 from workbench.handover.kv_shares import RanksKV
 from workbench.handover.live_wire import LiveWire
-from workbench.handover.shared_state import WireSettings
+from workbench.handover.wire_state import WireSettings
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     HandsShaken,
@@ -168,7 +168,7 @@ def test_pages_of_a_peer_that_has_gone_since_are_not_waited_for(halves: Any) -> 
     peer.waits_for(HandsShaken)
     peer.wire.close()
     half.state()
-    until(lambda: not halves.wires[0]._exchange.peers[0].untold, "the half hears that it is gone")
+    until(lambda: not halves.wires[0]._state.peers[0].untold, "the half hears that it is gone")
     number = half.submit(PROMPT, PARAMS, 1, peer=peer.address)
     until(lambda: half.beat().waiting, "it waits for pages")
     half.cancel(number)

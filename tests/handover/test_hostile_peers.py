@@ -28,7 +28,7 @@ from workbench.handover.identity import SAID
 from workbench.handover.live_wire import LiveWire
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.shared_memory import ShmIncoming
-from workbench.handover.shared_state import WireSettings
+from workbench.handover.wire_state import WireSettings
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     KVArrived,
@@ -149,10 +149,10 @@ def test_nobody_says_that_it_has_what_was_not_sent_to_its_end(sides: Any) -> Non
     prefill.await_(PagesSetAside)
     prefill.wire.post([pages_of(prefill, decode, [1], [4], last=False, token=None)])
     until(
-        lambda: decode.memory.ranks[0] is not None and decode.wire._exchange.peers[0].incoming is not None,
+        lambda: decode.memory.ranks[0] is not None and decode.wire._state.peers[0].incoming is not None,
         "they are connected",
     )
-    link = decode.wire._exchange.peers[0].incoming
+    link = decode.wire._state.peers[0].incoming
     link.send(said.encode(said.Received(("router", 7, 0))))
     prefill.await_(PeerGone)
     prefill.await_line("it says that it has a handover that was not sent to its end")
@@ -346,7 +346,7 @@ class Impostor:
         self.address = address
         own = msgspec.structs.replace(wire.identity, role=other, address=address, instance_id="impostor")
         self.link = connect(wire.address)
-        introduce(self.link, wire._exchange.settings.key, own, {"tcp": b""})
+        introduce(self.link, wire._state.settings.key, own, {"tcp": b""})
 
     def say(self, message: Any, payload: bytes = b"") -> None:
         with contextlib.suppress(LinkLost):  # it has been turned out already
@@ -460,7 +460,7 @@ def test_pages_that_a_peer_set_aside_before_it_went_are_not_waited_for(pair: Any
     with contextlib.suppress(LinkLost):  # it may be gone already, for nobody listens at its address
         impostor.link.receive(said.answer_decoder)
     impostor.link.close()
-    peer = pair.wires["prefill"]._exchange.peer(impostor.address)
+    peer = pair.wires["prefill"]._state.peer(impostor.address)
     until(lambda: peer.gone and not peer.untold, "the scheduler is told")
     if number is None:
         number = pair.prefill.submit(PROMPT, PARAMS, 9, peer=impostor.address)
@@ -490,13 +490,13 @@ THERE_IS_NOT = "a token that there is not"
 def test_a_token_that_cannot_be_is_not_taken(pair: Any, capfd: Any, token: int, logprobs: Any, fault: str) -> None:
     wire = pair.wires["decode"]
     alike = {name: getattr(wire.identity, name) for name in SAID if name != "role"}
-    hears = Side("prefill", 1, wire._exchange.settings, instance_id="impostor", **alike)
+    hears = Side("prefill", 1, wire._state.settings, instance_id="impostor", **alike)
     try:
         asked = SamplingParams(6, ignore_eos=True, logprobs=None if fault == THERE_IS_NOT and not logprobs else 2)
         decode = pair.decode.submit(PROMPT, asked, 9, peer=hears.address)
         (told,) = hears.await_(PagesSetAside)
-        impostor, whole = Impostor(wire, hears.address), wire._exchange.memory.shape.whole
-        size = wire._exchange.memory.shape.block_bytes(whole, 1)
+        impostor, whole = Impostor(wire, hears.address), wire._state.memory.shape.whole
+        size = wire._state.memory.shape.block_bytes(whole, 1)
         for at, page in enumerate(told.pages):
             impostor.say(said.Block((ROUTER, 9, 0), (*whole,), at, page.tobytes(), size), bytes(size))
         impostor.say(said.Sent((ROUTER, 9, 0), token, 0, logprobs))

@@ -15,7 +15,7 @@ from tests.patience import until
 from workbench.handover import peer_messages as said
 from workbench.handover.addresses import split_address
 from workbench.handover.shared_memory import ShmIncoming, ShmOutgoing
-from workbench.handover.shared_state import WireSettings
+from workbench.handover.wire_state import WireSettings
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     HandsShaken,
@@ -328,7 +328,7 @@ def test_a_peer_that_is_silent_is_gone(sides: Any, lies_to: Any) -> None:
 def test_peers_that_have_nothing_to_say_stay(sides: Any) -> None:
     prefill, decode = sides("prefill"), sides("decode")
     shaken(prefill, decode)
-    link = decode.wire._exchange.peers[0].link
+    link = decode.wire._state.peers[0].link
     assert link is not None
     heard_s = link.heard_s
     until(lambda: link.heard_s > heard_s, "a sign of life comes")

@@ -16,7 +16,7 @@ from workbench.handover.identity import VERSION, Identity
 from workbench.handover.kv_shares import RanksKV
 from workbench.handover.live_wire import LiveWire
 from workbench.handover.peer_link import Link
-from workbench.handover.shared_state import WireSettings
+from workbench.handover.wire_state import WireSettings
 from workbench.scheduler.disaggregated.letters import Letter, PagesSetAside, Room
 
 HERE = WireSettings(loopback_only=True)

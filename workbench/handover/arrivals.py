@@ -19,7 +19,7 @@ from workbench.handover.identity import Identity
 from workbench.handover.peer import Peer
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.shared_memory import ShmIncoming
-from workbench.handover.shared_state import HERE, Exchange
+from workbench.handover.wire_state import HERE, WireState
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     KVArrived,
@@ -41,8 +41,8 @@ holds up nobody."""
 class Arrivals:
     """The connections that the other side makes, each with a thread that reads it. ``post`` follows orders."""
 
-    def __init__(self, exchange: Exchange, listener: socket.socket, post: Callable[[Sequence[Order]], None]) -> None:
-        self._exchange, self._listener, self._post = exchange, listener, post
+    def __init__(self, state: WireState, listener: socket.socket, post: Callable[[Sequence[Order]], None]) -> None:
+        self._state, self._listener, self._post = state, listener, post
         self._strangers: OrderedDict[Link, None] = OrderedDict()
         self._lock = threading.Lock()
         """Of the strangers."""
@@ -63,7 +63,7 @@ class Arrivals:
             try:
                 connection, origin = self._listener.accept()
             except OSError:
-                if self._exchange.closing.is_set():
+                if self._state.closing.is_set():
                     return
                 time.sleep(0.1)  # out of files, say: it may pass
                 continue
@@ -81,11 +81,11 @@ class Arrivals:
         try:
             other, chosen = accept(
                 link,
-                self._exchange.settings.key,
-                self._exchange.identity,
+                self._state.settings.key,
+                self._state.identity,
                 lambda offers: self._choose(offers, carriers),
             )
-            self._exchange.check_reach(other.address)
+            self._state.check_reach(other.address)
         except (Refused, LinkLost) as error:
             why = str(error)
         with self._lock:
@@ -95,13 +95,13 @@ class Arrivals:
             link.close()
             for carrier in carriers.values():
                 carrier.close()
-            if not self._exchange.closing.is_set():
-                self._exchange.say(f"peer: a connection from {origin} was refused: {why}")
+            if not self._state.closing.is_set():
+                self._state.say(f"peer: a connection from {origin} was refused: {why}")
             return
-        peer = self._exchange.peer(other.address)
+        peer = self._state.peer(other.address)
         while not self._takes(peer, link, other):
-            self._exchange.lose(peer, "it has begun anew")
-        if self._exchange.closing.is_set():
+            self._state.lose(peer, "it has begun anew")
+        if self._state.closing.is_set():
             link.close()
         self._read(peer, link, carriers[chosen])
 
@@ -116,7 +116,7 @@ class Arrivals:
 
     def _choose(self, offers: dict[str, bytes], made: dict[str, Incoming]) -> str:
         """Pick a way for KV to come, of those that are offered; empty: none will do."""
-        asked = self._exchange.settings.carrier
+        asked = self._state.settings.carrier
         if "shm" in offers and asked in ("auto", "shm"):
             try:
                 made["shm"] = ShmIncoming(offers["shm"])
@@ -129,7 +129,7 @@ class Arrivals:
         return ""
 
     def _read(self, peer: Peer, link: Link, carrier: Incoming) -> None:
-        role = self._exchange.identity.role
+        role = self._state.identity.role
         decodes = role == "decode"
         try:
             while True:
@@ -137,30 +137,30 @@ class Arrivals:
                     case said.Ping():
                         pass
                     case said.Bye():
-                        self._exchange.lose(peer, "", link)
+                        self._state.lose(peer, "", link)
                         return
                     case said.SetAside(name, request_id, cached_tokens, pages) if not decodes:
-                        self._set_aside(peer, self._exchange.room_of(name), request_id, cached_tokens, pages)
+                        self._set_aside(peer, self._state.room_of(name), request_id, cached_tokens, pages)
                     case said.Prefill() as again if not decodes:
-                        self._exchange.put_mail(peer, self._again(peer, again))
+                        self._state.put_mail(peer, self._again(peer, again))
                     case said.Withdraw(name) if not decodes:
-                        self._exchange.put_mail(peer, Withdrawn(self._exchange.room_of(name)))
+                        self._state.put_mail(peer, Withdrawn(self._state.room_of(name)))
                     case said.Block() as block if decodes:
                         self._take_block(peer, link, carrier, block)
                     case said.Again(name) if decodes:
                         with peer.writing:
                             self._check_current(peer, link)
-                            self._exchange.rooms.begin_again(self._exchange.room_of(name), peer.number)
+                            self._state.rooms.begin_again(self._state.room_of(name), peer.number)
                     case said.Sent() as sent if decodes:
                         self._complete(peer, link, sent)
                     case said.Ended(name, kind, detail) if decodes:
-                        self._handover_ended(peer, link, self._exchange.room_of(name), kind, detail)
+                        self._handover_ended(peer, link, self._state.room_of(name), kind, detail)
                     case message:
                         raise LinkLost(f"it sent a {type(message).__name__} to an instance that is there to {role}")
         except LinkLost as lost:
-            self._exchange.lose(peer, str(lost), link, said.encode(said.Fault(str(lost))))
+            self._state.lose(peer, str(lost), link, said.encode(said.Fault(str(lost))))
         except Exception as error:  # of the memory, which may end before its instance does
-            self._exchange.lose(peer, f"KV of it cannot be written: {type(error).__name__}: {error}", link)
+            self._state.lose(peer, f"KV of it cannot be written: {type(error).__name__}: {error}", link)
         finally:
             link.close()
             carrier.close()
@@ -168,16 +168,14 @@ class Arrivals:
     def _set_aside(self, peer: Peer, room: Room, request_id: str, cached_tokens: int, pages: bytes) -> None:
         if len(pages) % 4 or cached_tokens < 0:
             raise LinkLost("it set aside what are no pages")
-        if (finish := self._exchange.ended(room)) is not None:
+        if (finish := self._state.ended(room)) is not None:
             self._post([Letter(peer.number, HandoverEnded(room, finish))])
             return
-        self._exchange.put_mail(
-            peer, PagesSetAside(room, request_id[:200], cached_tokens, np.frombuffer(pages, np.int32))
-        )
+        self._state.put_mail(peer, PagesSetAside(room, request_id[:200], cached_tokens, np.frombuffer(pages, np.int32)))
 
     def _again(self, peer: Peer, again: said.Prefill) -> Generate:
         """A request of a peer that has lost its KV there."""
-        room = self._exchange.room_of(again.room)
+        room = self._state.room_of(again.room)
         if not room[1] or len(again.tokens) % 4 or not 0 <= again.written_tokens < len(again.tokens) // 4:
             raise LinkLost("it asked for a prompt again that cannot be")
         return Generate(
@@ -191,23 +189,23 @@ class Arrivals:
         )
 
     def _take_block(self, peer: Peer, link: Link, carrier: Incoming, block: said.Block) -> None:
-        room = self._exchange.room_of(block.room)
+        room = self._state.room_of(block.room)
         with peer.writing:
-            self._exchange.rooms.check(room, peer.number, block)
+            self._state.rooms.check(room, peer.number, block)
         data = carrier.take(link, block)
         with peer.writing:
             self._check_current(peer, link)
-            self._exchange.rooms.write(room, peer.number, block, data)
+            self._state.rooms.write(room, peer.number, block, data)
         if carrier.answers:
             link.send(said.encode(said.Taken(block.place)))
 
     def _complete(self, peer: Peer, link: Link, sent: said.Sent) -> None:
-        room = self._exchange.room_of(sent.room)
+        room = self._state.room_of(sent.room)
         with peer.writing:
             self._check_current(peer, link)
             logprobs = None if sent.logprobs is None else TokenLogprobs(*sent.logprobs)
-            self._exchange.rooms.complete(room, peer.number)
-            self._exchange.put_mail(peer, KVArrived(room, sent.token, max(sent.cached_tokens, 0), logprobs))
+            self._state.rooms.complete(room, peer.number)
+            self._state.put_mail(peer, KVArrived(room, sent.token, max(sent.cached_tokens, 0), logprobs))
         link.send(said.encode(said.Received(sent.room)))
 
     def _handover_ended(self, peer: Peer, link: Link, room: Room, kind: str, detail: str) -> None:
@@ -215,8 +213,8 @@ class Arrivals:
             raise LinkLost(f"it ended a handover as {kind[:40]!r}")
         with peer.writing:
             self._check_current(peer, link)
-            self._exchange.rooms.close(room, peer.number)
-            self._exchange.put_mail(peer, HandoverEnded(room, Finish(kind, detail[:100])))  # type: ignore[arg-type]
+            self._state.rooms.close(room, peer.number)
+            self._state.put_mail(peer, HandoverEnded(room, Finish(kind, detail[:100])))  # type: ignore[arg-type]
 
     def _check_current(self, peer: Peer, link: Link) -> None:
         if peer.incoming is not link:

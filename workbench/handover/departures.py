@@ -13,7 +13,7 @@ from workbench.handover.handshake import Refused, connect, introduce
 from workbench.handover.peer import Peer
 from workbench.handover.peer_link import Link, LinkLost
 from workbench.handover.shared_memory import ShmOutgoing
-from workbench.handover.shared_state import Exchange
+from workbench.handover.wire_state import WireState
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     HandsShaken,
@@ -35,8 +35,8 @@ IDLE_S = 30.0
 class Departures:
     """The connections that this side makes, and what it says there."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, state: WireState) -> None:
+        self._state = state
 
     def put(self, peer: Peer, order: Order) -> bool:
         """Have an order followed; tells whether anybody is there to follow it for."""
@@ -66,9 +66,9 @@ class Departures:
                 if link is not None:
                     self._send(peer, link, order)
             except (Refused, LinkLost) as lost:
-                self._exchange.lose(peer, str(lost), link)
+                self._state.lose(peer, str(lost), link)
             except Exception as error:  # of the memory, which may end before its instance does
-                self._exchange.lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}", link)
+                self._state.lose(peer, f"KV for it cannot be read: {type(error).__name__}: {error}", link)
 
     def _next(self, peer: Peer) -> tuple[int, Order] | None:
         """The next order for a peer; None: the thread that asks is needed no more."""
@@ -86,7 +86,7 @@ class Departures:
             case Shake(number):
                 with peer.lock:  # if it was lost since, word of that comes alone
                     if peer.link is link:
-                        self._exchange.put_mail(peer, HandsShaken(number))
+                        self._state.put_mail(peer, HandsShaken(number))
             case SendPages():
                 self._send_pages(peer, link, order)
             case Letter(_, message):
@@ -96,27 +96,27 @@ class Departures:
         match message:
             case PagesSetAside(room, request_id, cached_tokens, pages):
                 return said.SetAside(
-                    self._exchange.name(room), request_id, cached_tokens, pages.astype(np.int32).tobytes()
+                    self._state.name(room), request_id, cached_tokens, pages.astype(np.int32).tobytes()
                 )
             case Withdrawn(room):
-                return said.Withdraw(self._exchange.name(room))
+                return said.Withdraw(self._state.name(room))
             case HandoverEnded(room, finish):
-                return said.Ended(self._exchange.name(room), finish.kind, finish.detail)
+                return said.Ended(self._state.name(room), finish.kind, finish.detail)
             case Generate(rid=rid, prompt=tokens, params=params, pair=pair):
                 assert pair is not None
                 data = tokens.astype(np.int32).tobytes()
                 more = message.written_tokens, params, message.priority, message.namespace
-                return said.Prefill(self._exchange.name(pair.room), rid, data, *more)
+                return said.Prefill(self._state.name(pair.room), rid, data, *more)
         raise TypeError(f"a letter of type {type(message).__name__} goes to no peer")
 
     def _send_pages(self, peer: Peer, link: Link, order: SendPages) -> None:
-        room, carrier, memory = order.room, peer.carrier, self._exchange.memory
+        room, carrier, memory = order.room, peer.carrier, self._state.memory
         assert carrier is not None
         if len(order.pages) != len(order.target_pages):
             raise LinkLost(
                 f"it set aside {len(order.target_pages)} pages where a prompt goes on for {len(order.pages)}"
             )
-        name = self._exchange.name(room)
+        name = self._state.name(room)
         if order.first:
             peer.sent[room] = 0
             link.send(said.encode(said.Again(name)))
@@ -137,20 +137,20 @@ class Departures:
             link.send(said.encode(said.Sent(name, order.token, order.cached_tokens, order.logprobs)))
 
     def _pages_at_a_time(self) -> int:
-        shape = self._exchange.memory.shape
-        return max(BLOCK_BYTES // max(shape.block_bytes(box, 1) for box in self._exchange.memory.sources), 1)
+        shape = self._state.memory.shape
+        return max(BLOCK_BYTES // max(shape.block_bytes(box, 1) for box in self._state.memory.sources), 1)
 
     def _connect(self, peer: Peer) -> Link | None:
         """Shake hands with a peer. None: it was lost meanwhile, the other way round. Raises Refused or LinkLost."""
-        self._exchange.check_reach(peer.address)
+        self._state.check_reach(peer.address)
         link = connect(peer.address)
         offered = self._carriers()
         chosen: Outgoing | None = None
         try:
             other, name = introduce(
                 link,
-                self._exchange.settings.key,
-                self._exchange.identity,
+                self._state.settings.key,
+                self._state.identity,
                 {each.name: each.offer() for each in offered},
             )
             chosen = next((each for each in offered if each.name == name), None)
@@ -176,14 +176,14 @@ class Departures:
 
     def _carriers(self) -> list[Outgoing]:
         """The ways to offer, the best first."""
-        asked = self._exchange.settings.carrier
+        asked = self._state.settings.carrier
         found: list[Outgoing] = []
         if asked in ("auto", "shm"):
             step = self._pages_at_a_time()
             try:
                 found.append(
                     ShmOutgoing(
-                        max(self._exchange.memory.shape.block_bytes(box, step) for box in self._exchange.memory.sources)
+                        max(self._state.memory.shape.block_bytes(box, step) for box in self._state.memory.sources)
                     )
                 )
             except OSError as error:
@@ -198,19 +198,19 @@ class Departures:
             while True:
                 match link.receive(said.answer_decoder):
                     case said.Received(name):
-                        room = self._exchange.room_of(name)
+                        room = self._state.room_of(name)
                         if room not in peer.delivered:
                             raise LinkLost("it says that it has a handover that was not sent to its end")
                         peer.delivered.discard(room)
-                        self._exchange.put_mail(peer, KVSent(room))
+                        self._state.put_mail(peer, KVSent(room))
                     case said.Taken(place):
                         carrier = peer.carrier
                         if carrier is not None:
                             carrier.freed(place)
                     case said.Bye():
-                        self._exchange.lose(peer, "", link)
+                        self._state.lose(peer, "", link)
                         return
                     case said.Fault(line):
                         raise LinkLost(f"it says: {line[:300]}")
         except LinkLost as lost:
-            self._exchange.lose(peer, str(lost), link)
+            self._state.lose(peer, str(lost), link)

@@ -16,7 +16,7 @@ from workbench.handover.identity import Identity
 from workbench.handover.kv_shares import KVMemory
 from workbench.handover.peer import Peer
 from workbench.handover.peer_link import LinkLost
-from workbench.handover.shared_state import Exchange, WireSettings
+from workbench.handover.wire_state import WireSettings, WireState
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,
     KVSent,
@@ -49,9 +49,9 @@ class LiveWire:
         say: Callable[[str], None] | None = None,
     ) -> None:
         """``listener`` is bound and listens; ``say`` takes a line for whoever runs the instance."""
-        self._exchange = Exchange(identity, memory, wake, settings, say)
-        self._departures = Departures(self._exchange)
-        self._arrivals = Arrivals(self._exchange, listener, self.post)
+        self._state = WireState(identity, memory, wake, settings, say)
+        self._departures = Departures(self._state)
+        self._arrivals = Arrivals(self._state, listener, self.post)
         self.alarm_s = math.inf
         """When the scheduler is to be woken, on its clock."""
         self.on_first_pages: Callable[[str], None] = lambda request_id: None
@@ -62,7 +62,7 @@ class LiveWire:
 
     @property
     def identity(self) -> Identity:
-        return self._exchange.identity
+        return self._state.identity
 
     @property
     def address(self) -> str:
@@ -70,24 +70,24 @@ class LiveWire:
 
     def number(self, address: str) -> int:
         """The number of a peer in letters."""
-        return self._exchange.peer(address).number
+        return self._state.peer(address).number
 
     def room(self, router: str, number: int) -> Room:
         """The room of a handover by its name. Raises ValueError for one that is none."""
-        return self._exchange.room(router, number)
+        return self._state.room(router, number)
 
     def post(self, orders: Sequence[Order]) -> None:
         for order in orders:
             match order:
                 case Letter(to, message):
-                    self._post_letter(self._exchange.peers[to - 1], order, message)
+                    self._post_letter(self._state.peers[to - 1], order, message)
                 case Shake(number):
-                    peer = self._exchange.peers[number - 1]
+                    peer = self._state.peers[number - 1]
                     if not peer.untold:
                         peer.gone = False
                         self._departures.put(peer, order)
                 case SendPages(room=room, to=to):
-                    self._to[room] = self._exchange.peers[to - 1]
+                    self._to[room] = self._state.peers[to - 1]
                     if order.first:
                         self.on_first_pages(order.request_id)
                     self._departures.put(self._to[room], order)
@@ -99,12 +99,12 @@ class LiveWire:
 
     def _post_letter(self, peer: Peer, order: Letter, message: object) -> None:
         if isinstance(message, HandoverEnded):
-            self._exchange.note_ended(message.room, message.finish)
+            self._state.note_ended(message.room, message.finish)
         if isinstance(message, PagesSetAside):
             with peer.lock:
                 if peer.untold:
                     return  # word of it is on its way to the scheduler, who frees these pages
-                self._exchange.rooms.open(message.room, peer.number, message.pages)
+                self._state.rooms.open(message.room, peer.number, message.pages)
         self._departures.put(peer, order)
 
     def wake_at(self, moment_s: float) -> None:
@@ -113,10 +113,10 @@ class LiveWire:
     def take(self) -> list[tuple[int, object]]:
         """What has come since the last call, in order, and from which peer; never waits."""
         found: list[tuple[int, object]] = []
-        while self._exchange.mail:
-            number, message = self._exchange.mail.popleft()
+        while self._state.mail:
+            number, message = self._state.mail.popleft()
             if isinstance(message, PeerGone):
-                self._exchange.peers[number - 1].untold -= 1
+                self._state.peers[number - 1].untold -= 1
             elif isinstance(message, KVSent):
                 self._to.pop(message.room, None)
             found.append((number, message))
@@ -124,17 +124,17 @@ class LiveWire:
 
     @property
     def has_mail(self) -> bool:
-        return bool(self._exchange.mail)
+        return bool(self._state.mail)
 
     def accuse(self, number: int, why: str) -> None:
         """Have nothing to do any more with a peer that has said what cannot be."""
-        self._exchange.lose(self._exchange.peers[number - 1], why)
+        self._state.lose(self._state.peers[number - 1], why)
 
     def close(self) -> None:
         """Take leave of all peers."""
-        self._exchange.closing.set()
+        self._state.closing.set()
         self._arrivals.close()
-        for peer in self._exchange.peers:
+        for peer in self._state.peers:
             if peer.thread is not None:
                 peer.orders.put(None)
             with peer.lock:
@@ -150,18 +150,18 @@ class LiveWire:
                 carrier.close()
 
     def _watch(self) -> None:
-        limit_s = self._exchange.settings.timeout_s
-        while not self._exchange.closing.wait(min(limit_s / 4, 1.0)):
-            for peer in list(self._exchange.peers):
+        limit_s = self._state.settings.timeout_s
+        while not self._state.closing.wait(min(limit_s / 4, 1.0)):
+            for peer in list(self._state.peers):
                 with peer.lock:
                     link, incoming = peer.link, peer.incoming
                 for one in (link, incoming):
                     if one is not None and time.monotonic() - one.heard_s > limit_s:
-                        self._exchange.lose(peer, f"it has been silent for {limit_s:g} s", one)
+                        self._state.lose(peer, f"it has been silent for {limit_s:g} s", one)
                 # Both sides say something by themselves: whoever sends pages says nothing else for long.
                 for one, sign in ((link, said.Ping()), (incoming, said.Pong())):
                     if one is not None:
                         try:
                             one.send_if_free(said.encode(sign))
                         except LinkLost as lost:
-                            self._exchange.lose(peer, str(lost), one)
+                            self._state.lose(peer, str(lost), one)

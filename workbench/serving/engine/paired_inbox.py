@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from workbench.handover.live_wire import LiveWire
-from workbench.handover.shared_state import HERE
+from workbench.handover.wire_state import HERE
 from workbench.scheduler.config import SchedulerConfig
 from workbench.scheduler.disaggregated.letters import (
     HandoverEnded,

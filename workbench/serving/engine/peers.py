@@ -8,7 +8,7 @@ from collections.abc import Callable
 from workbench.handover.addresses import join_address
 from workbench.handover.identity import VERSION, Identity
 from workbench.handover.live_wire import LiveWire
-from workbench.handover.shared_state import WireSettings
+from workbench.handover.wire_state import WireSettings
 from workbench.scheduler.config import ConfigError
 from workbench.serving.backends.live_backend import LiveBackend
 from workbench.serving.listening import listen

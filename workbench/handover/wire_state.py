@@ -47,7 +47,7 @@ class WireSettings:
     """Whether peers elsewhere are refused: where there is no key."""
 
 
-class Exchange:
+class WireState:
     """Peers, rooms and mail of one instance. Its methods may be called from any thread."""
 
     def __init__(
