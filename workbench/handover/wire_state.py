@@ -60,7 +60,7 @@ class WireState:
     ) -> None:
         self.identity, self.memory, self.settings = identity, memory, settings
         self._wake = wake
-        self._tell = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._tell = say or _tell
         self.mail: deque[tuple[int, object]] = deque()
         """What has come, and from which peer."""
         self.peers: list[Peer] = []
@@ -168,3 +168,9 @@ class WireState:
         if why:
             self.say(f"peer {peer.address}: {why}")
         self.put_mail(peer, PeerGone(peer.number))
+
+
+def _tell(line: str) -> None:
+    """Tell whoever runs the instance, by one write, so that no other thread's line gets between it and its end."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
