@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +28,7 @@ TRACE_S = 40.0
 class TorchForward:
     """A batch that has been launched."""
 
-    __slots__ = ("_began_s", "_result", "_wait", "batch", "cpu_s", "launch_s")
+    __slots__ = ("_began_s", "_result", "_wait", "batch", "cpu_s", "launch_s", "number")
 
     def __init__(self, batch: ModelWorkerBatch, wait: Callable[[], Result], launch_s: float, began_s: float) -> None:
         """``began_s``: when the run began, in seconds of the monotonic clock; the other times count from there."""
@@ -36,6 +38,8 @@ class TorchForward:
         self._result: Result | None = None
         self.launch_s = launch_s
         self.cpu_s = (0.0, 0.0, 0.0)
+        self.number = 0
+        """In the order of launches, from 1 on."""
 
     def result(self) -> Result:
         """Return what came of it; blocks until it is there."""
@@ -83,6 +87,10 @@ class TorchBackend:
         self.began_s = time.monotonic() if began_s is None else began_s
         self.phases: MeasuredPhases[TorchForward] = MeasuredPhases(log_iteration, instance)
         self._profiled = False
+        self._launched = 0
+        self._landed: float = 0
+        """Number of the newest batch that has run; infinite once none will any more."""
+        self._landing = threading.Condition()
 
     def now_s(self) -> float:
         """Seconds since the run began."""
@@ -106,6 +114,8 @@ class TorchBackend:
             self.phases.abandon()
             raise
         self.phases.launching = forward = TorchForward(batch, wait, self.now_s(), self.began_s)
+        self._launched += 1
+        forward.number = self._launched
         return forward
 
     def sample(self, forward: TorchForward, masks: np.ndarray | None = None) -> None:
@@ -138,7 +148,23 @@ class TorchBackend:
             # Here as in the launch: a step that fails ends its loop, and nobody will process what is in flight. The next
             # loop must not take it for its own.
             self.phases.abandon()
+            self._have_landed(math.inf)
             raise
+        self._have_landed(forward.number)
+
+    def landed(self) -> Callable[[], object]:
+        """Return a wait, for any other thread, until the batches launched by now have run, or none will any more."""
+        return partial(self._await_landing, self._launched)
+
+    def _await_landing(self, number: int) -> None:
+        with self._landing:
+            self._landing.wait_for(lambda: self._landed >= number)
+
+    def _have_landed(self, number: float) -> None:
+        if number > self._landed:
+            with self._landing:
+                self._landed = number
+                self._landing.notify_all()
 
     def cpu(self) -> None:
         """CPU phases have passed when they are noted."""
@@ -187,6 +213,7 @@ class TorchBackend:
             self.rested()  # it belongs to no phase of an iteration
 
     def close(self) -> None:
+        self._have_landed(math.inf)
         if self._profiled:
             self.workers.close(TRACE_S)
         else:

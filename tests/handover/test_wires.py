@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,28 @@ def pages_of(prefill: Side, decode: Side, source: list[int], target: list[int], 
     room = prefill.wire.room("router", 7)
     asked = {"first": True, "last": True, "tokens": 40, "token": 5, "cached_tokens": 0, **more}
     return SendPages(room, "r", prefill.number(decode), np.array(source, np.int32), np.array(target, np.int32), **asked)
+
+
+def test_nothing_is_written_where_a_batch_in_flight_may_still_write(sides: Any) -> None:
+    prefill, decode = sides("prefill"), sides("decode")
+    prefill.memory.fill(1)
+    shaken(prefill, decode)
+    asked, landed = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        landed.wait()
+
+    decode.memory.kv.landed = lambda: wait
+    decode.set_aside(decode.number(prefill), [11, 3])
+    decode.memory.kv.landed = lambda: asked.set  # of batches launched later
+    prefill.await_(PagesSetAside)
+    prefill.wire.post([pages_of(prefill, decode, [5, 9], [11, 3])])
+    until(asked.is_set, "the block is there")
+    assert not decode.memory.ranks[0].any() and not [one for one in decode.take() if isinstance(one, KVArrived)]
+    landed.set()
+    decode.await_(KVArrived)
+    assert np.array_equal(decode.memory.whole(np.array([11, 3])), prefill.memory.whole(np.array([5, 9])))
 
 
 @pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(1, 1), (1, 2), (2, 1), (4, 2), (2, 4), (8, 2), (2, 8)])

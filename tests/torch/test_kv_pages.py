@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,8 +13,10 @@ pytest.importorskip("torch")
 
 import torch
 
+from backends.torch.backend import TorchBackend
 from backends.torch.forward_batch import KVPool
 from backends.torch.kv_pages import KVPages, SavedKV
+from tests.cost.profiles import batch
 from workbench.scheduler.batch import KVCopy
 
 LAYERS, PAGES, SIZE, HEADS, DIM = 3, 10, 4, 4, 8
@@ -62,3 +68,28 @@ def test_what_is_saved_comes_back_from_any_of_its_pages_on_and_is_kept_no_longer
     assert len(saved) == 0
     with pytest.raises(NotImplementedError, match="does not send pages in a batch"):
         saved.make([KVCopy("send", np.array([1], np.int32))])
+
+
+def test_whoever_writes_beside_batches_waits_for_those_launched_until_then() -> None:
+    facts = {"kv_tokens": 64, "max_context": 64, "eos_token_ids": (), "vocab": 8, "dtype": "fp32", "kv_dtype": "fp32"}
+    workers: Any = SimpleNamespace(**facts, submit=lambda batch: lambda: None, close=lambda: None)
+    backend = TorchBackend(workers, lambda row: None)
+    backend.landed()()
+    first, wait_for_first = backend.launch(batch([5])), backend.landed()
+    second, wait_for_both = backend.launch(batch([6])), backend.landed()
+    passed: list[str] = []
+    waits = [("first", wait_for_first), ("both", wait_for_both)]
+    threads = [threading.Thread(target=lambda name, wait: (wait(), passed.append(name)), args=pair) for pair in waits]
+    for thread in threads:
+        thread.start()
+    assert not passed
+    backend.done(first)()
+    threads[0].join()
+    assert passed == ["first"]
+    backend.done(second)()
+    threads[1].join()
+    assert passed == ["first", "both"]
+    backend.launch(batch([7]))
+    never = backend.landed()
+    backend.close()
+    never()

@@ -193,6 +193,7 @@ class Arrivals:
         with peer.writing:
             self._state.rooms.check(room, peer.number, block)
         data = carrier.take(link, block)
+        self._state.rooms.await_turn(room, peer.number)
         with peer.writing:
             self._check_current(peer, link)
             self._state.rooms.write(room, peer.number, block, data)

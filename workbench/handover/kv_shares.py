@@ -64,6 +64,10 @@ class KVShape:
         return box.layers * box.heads * pages * self.page_bytes
 
 
+Landed = Callable[[], object]
+"""Blocks until certain batches have run."""
+
+
 class KVMemory(Protocol):
     """Pages of an instance. Both methods block, and may be called from any thread while batches run."""
 
@@ -82,6 +86,10 @@ class KVMemory(Protocol):
         launched afterwards reads what was written."""
         ...
 
+    def landed(self) -> Landed:
+        """Return a wait for all batches that have been launched by now. Asked by who launches them; waited for by others."""
+        ...
+
 
 Read = Callable[[int, np.ndarray], np.ndarray]
 Write = Callable[[int, slice, slice, np.ndarray, np.ndarray], None]
@@ -91,8 +99,16 @@ class RanksKV:
     """:class:`KVMemory` of an instance whose ranks each hold a share. Heads are split and merged by what shares have in
     common with what is sent; where several hold the same heads, one is read and all are written."""
 
-    def __init__(self, shares: Sequence[tuple[int, int, int, int, int]], pages: int, read: Read, write: Write) -> None:
-        """``shares``: of each rank its layers and heads, and the bytes of a page; ``read`` and ``write`` do it on a rank."""
+    def __init__(
+        self,
+        shares: Sequence[tuple[int, int, int, int, int]],
+        pages: int,
+        read: Read,
+        write: Write,
+        landed: Callable[[], Landed] = lambda: _nothing_to_wait_for,
+    ) -> None:
+        """``shares``: of each rank its layers and heads, and the bytes of a page; ``read`` and ``write`` do it on a rank.
+        Without ``landed``, no batch touches what is in pages."""
         self._shares = [Box(*share[:4]) for share in shares]
         self.shape = KVShape(
             max(box.end_layer for box in self._shares), max(box.end_head for box in self._shares), shares[0][4]
@@ -100,6 +116,7 @@ class RanksKV:
         self.pages = pages
         self.sources: Sequence[Box] = list(dict.fromkeys(self._shares))
         self._read, self._write = read, write
+        self.landed = landed
 
     def read(self, box: Box, pages: np.ndarray) -> np.ndarray:
         return self._read(self._shares.index(box), pages)
@@ -109,3 +126,7 @@ class RanksKV:
             common = share.overlap(box)
             if common is not None:
                 self._write(rank, *common.within(share), pages, block[common.within(box)])
+
+
+def _nothing_to_wait_for() -> None:
+    """Return at once."""

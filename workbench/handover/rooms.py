@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.handover.carriers import BLOCK_BYTES
-from workbench.handover.kv_shares import Box, KVMemory
+from workbench.handover.kv_shares import Box, KVMemory, Landed
 from workbench.handover.peer_link import LinkLost
 from workbench.handover.peer_messages import Block
 from workbench.scheduler.disaggregated.letters import Room
@@ -18,6 +18,8 @@ class _Aside:
     peer: int
     pages: np.ndarray
     """int32, in the order of the prompt."""
+    landed: Landed
+    """For the batches before: whoever had these pages may be in one that still writes them, or saves them."""
     written: dict[Box, int] = field(default_factory=dict)
     """By part of the model, how many of them, from the first on."""
 
@@ -31,8 +33,12 @@ class Rooms:
         self._asides: dict[Room, _Aside] = {}
 
     def open(self, room: Room, peer: int, pages: np.ndarray) -> None:
-        """Let a peer write these pages, and nobody else."""
-        self._asides[room] = _Aside(peer, np.array(pages, np.int32))
+        """Let a peer write these pages, and nobody else, once the batches launched by now have run."""
+        self._asides[room] = _Aside(peer, np.array(pages, np.int32), self._memory.landed())
+
+    def await_turn(self, room: Room, peer: int) -> None:
+        """Wait until no batch touches the pages of a room any more. Under no lock: batches land while their loop goes on."""
+        self._of(room, peer).landed()
 
     def close(self, room: Room, peer: int) -> None:
         """Let a peer write nothing more there, if it might."""

@@ -131,7 +131,8 @@ class RealBackendSpec:
 
 def _kv(backend: TorchBackend, page_size: int) -> LiveKV:
     facts = backend.kv_facts()
-    memory = RanksKV(facts.shares, backend.kv_tokens // page_size, backend.workers.read_kv, backend.workers.write_kv)
+    workers, pages = backend.workers, backend.kv_tokens // page_size
+    memory = RanksKV(facts.shares, pages, workers.read_kv, workers.write_kv, backend.landed)
     return LiveKV(
         memory=memory,
         model=hashlib.sha256(facts.config.encode()).hexdigest(),
