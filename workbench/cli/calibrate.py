@@ -10,6 +10,7 @@ import typer
 from workbench.cli import options
 from workbench.cli.calibrate_front_end import calibrate_front_end
 from workbench.cli.flags import RUN_SETTINGS, RUNNER_FLAGS, SettingFlags, command_with, given, load_format
+from workbench.cli.measuring import measuring
 
 MEASURED = (
     "tp",
@@ -238,10 +239,6 @@ def _measure(
     out: Path, force: bool, quiet: bool, backend: str, load_format: str, flags: dict[str, Any]
 ) -> dict[str, Any]:
     import shutil
-    import sys
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from workbench.scheduler.config import ConfigError
     from workbench.settings.loading import settings_from
@@ -257,27 +254,9 @@ def _measure(
     points = points_folder(out)
     if force and (points / "conditions.json").is_file():
         shutil.rmtree(points)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("loading the model", total=None)
-
-        def update(done: int, total: int, name: str) -> None:
-            bar.update(task, completed=done, total=total, description=name)
-
-        try:
-            return measure(settings, device, load_format, out, update)
-        except KeyboardInterrupt:
-            print(
-                f"interrupted: what was measured is in {points}; the same command goes on from there", file=sys.stderr
-            )
-            raise typer.Exit(130) from None
+    kept = f"what was measured is in {points}; the same command goes on from there"
+    with measuring(quiet, "loading the model", kept) as update:
+        return measure(settings, device, load_format, out, update)
 
 
 PER = {

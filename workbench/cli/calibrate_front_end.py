@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from workbench.cli.measuring import measuring
 
 if TYPE_CHECKING:
     from workbench.calibrate.measured_front_end import Found
@@ -40,28 +39,10 @@ def calibrate_front_end(out: Path, force: bool, as_json: bool, tokenizer: str | 
 
 
 def _measured(quiet: bool, tokenizer: str | None) -> Found:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from workbench.calibrate.measured_front_end import measure_front_end
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("measuring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        try:
-            return measure_front_end(
-                tokenizer, lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
-            )
-        except KeyboardInterrupt:
-            print("interrupted: nothing was written", file=sys.stderr)
-            raise typer.Exit(130) from None
+    with measuring(quiet, "", "nothing was written") as update:
+        return measure_front_end(tokenizer, update)
 
 
 def about(found: Found) -> list[str]:
