@@ -167,8 +167,8 @@ def test_pages_of_a_peer_that_has_gone_since_are_not_waited_for(halves: Any) -> 
     peer.wire.post([Letter(peer.number, told), Shake(peer.number)])
     peer.waits_for(HandsShaken)
     peer.wire.close()
-    half.state()
-    until(lambda: not halves.wires[0]._state.peers[0].untold, "the half hears that it is gone")
+    there = halves.wires[0]._state.peers[0]
+    until(lambda: there.gone and not there.untold, "the half hears that it is gone")
     number = half.submit(PROMPT, PARAMS, 1, peer=peer.address)
     until(lambda: half.beat().waiting, "it waits for pages")
     half.cancel(number)
